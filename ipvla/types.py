@@ -1,0 +1,141 @@
+"""The vocabulary: records that cross the borders between rooms.
+
+Shape letters: B batch (lanes or waiting episodes), K window (policy steps), C chunk (actions), A action
+dimensions, P proprioception dimensions, V camera views, H and W pixels, L prompt tokens, N tokens,
+D width. Units: metres, radians, seconds; a control step is 1/20 s; one *policy step* is one call of the
+model, which happens every `execute` control steps. `t` always counts control steps since the reset, in
+training and in rollout alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+#: Memory is a value: named tensors, every one with a leading batch axis [B, ...].
+Memory = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy may see at one control step.
+
+    Attributes:
+        images: camera name -> uint8 [H, W, 3], upright RGB.
+        proprio: float32 [P]; LIBERO's layout `[position 3 (m), axis-angle 3 (rad), gripper joints 2 (m)]`.
+        instruction: the task in words.
+        t: control steps since the reset, 0 for the first.
+    """
+
+    images: Mapping[str, npt.NDArray[np.uint8]]
+    proprio: npt.NDArray[np.float32]
+    instruction: str
+    t: int
+
+
+@dataclass
+class ModelInputs:
+    """Observations as tensors, before the backbone; leading axes are free ([B] in rollout, [B, K] in training).
+
+    Attributes:
+        images: uint8 [..., V, H, W, 3].
+        proprio: float32 [..., P], normalised to about [-1, 1].
+        input_ids: int64 [..., L], the prompt, padded at the end.
+        attention_mask: bool [..., L], True on real tokens.
+    """
+
+    images: torch.Tensor
+    proprio: torch.Tensor
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+    def map(self, function: Any) -> Self:
+        """The same record with `function` applied to each tensor."""
+        return type(self)(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+    def flatten(self) -> Self:
+        """[B, K, ...] -> [B * K, ...]."""
+        return self.map(lambda x: x.flatten(0, 1))
+
+    def to(self, device: torch.device | str) -> Self:
+        return self.map(lambda x: x.to(device, non_blocking=True))
+
+
+@dataclass
+class StepBatch:
+    """One window of every lane: what a training step consumes.
+
+    Attributes:
+        inputs: ModelInputs with leading axes [B, K].
+        actions: float32 [B, K, C, A], normalised targets.
+        action_valid: bool [B, K, C], False past the episode's end.
+        is_first: bool [B, K], True on an episode's first policy step: the memory is reset there.
+        valid: bool [B, K], False where a lane is idle; an idle step carries the memory through unchanged.
+        t: int64 [B, K], control steps since the reset.
+        episode_key: int64 [B, K], the episode's index in its dataset, -1 where idle.
+    """
+
+    inputs: ModelInputs
+    actions: torch.Tensor
+    action_valid: torch.Tensor
+    is_first: torch.Tensor
+    valid: torch.Tensor
+    t: torch.Tensor
+    episode_key: torch.Tensor
+
+    def to(self, device: torch.device | str) -> StepBatch:
+        return StepBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """One episode to be run: the journal's key is all of it but `attempt`.
+
+    Attributes:
+        suite, task: names.
+        seed: decides the layout, the cue and everything else that is random in the episode.
+        trial: position in its task's list of held-out seeds, shared by every policy (for pairing).
+        attempt: 0 at first; one more each time something died underneath the episode.
+    """
+
+    suite: str
+    task: str
+    seed: int
+    trial: int
+    attempt: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.suite}/{self.task}/{self.trial}/{self.seed}"
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """What an episode came to.
+
+    Attributes:
+        outcome: "success", "failure" (the task's state machine said so) or "timeout" (horizon reached).
+        steps: control steps played.
+        policy_steps: calls of the policy.
+        wall_s, policy_s: seconds in all, and of them waiting for the policy.
+        video: path of the recording, if one was asked for.
+        details: small JSON values of the suite's own (which button, presses, ...).
+    """
+
+    spec: EpisodeSpec
+    outcome: str
+    steps: int
+    policy_steps: int
+    wall_s: float
+    policy_s: float
+    video: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def success(self) -> bool:
+        return self.outcome == "success"
