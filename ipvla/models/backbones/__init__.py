@@ -1,0 +1,7 @@
+"""Vision-language models behind one protocol: one file each, chosen by `backbone.type`."""
+
+from ipvla.models.backbones.paligemma import PaliGemmaConfig
+from ipvla.models.backbones.protocol import Backbone, BackboneConfig, BackboneOutput
+from ipvla.models.backbones.tiny import TinyConfig
+
+__all__ = ["Backbone", "BackboneConfig", "BackboneOutput", "PaliGemmaConfig", "TinyConfig"]

@@ -1,0 +1,37 @@
+"""The tiny backbone's tokenizer: whole words of the Recall suite, letters for every other word."""
+
+from __future__ import annotations
+
+import string
+from functools import cache
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+_WORDS = """
+a an and are arm at before block blue bottom bowl box button buttons by changed color colour count cube cup did
+do does down drop each finally first five flashed four from front go green gray grey gripper hand has hidden how
+how in inside into is it item lamp last later left light lit many more moved near no not object objects of off on
+once one open order orange over pick place plan press pressed purple push put red remember right robot said second
+see sequence shown six square table task that the them then there thing third three times tip to touch twice two
+under up wait was were what when where which white with yellow yes you zero
+""".split()
+_SPECIAL = ("<pad>", "<unk>", "<act>", "<eos>", "<sep>")
+
+
+@cache
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """WordPiece over about 250 entries; never unknown on lower-case ASCII. Id 0 pads."""
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    entries = [*_SPECIAL, *letters, *(f"##{c}" for c in letters), *sorted(set(_WORDS))]
+    vocabulary = {entry: i for i, entry in enumerate(dict.fromkeys(entries))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<eos>",
+        additional_special_tokens=["<act>", "<sep>"],
+    )

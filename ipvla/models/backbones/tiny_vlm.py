@@ -1,0 +1,195 @@
+"""A vision-language model small enough to learn the Recall suite on a CPU in minutes.
+
+A language-conditioned convolutional trunk (FiLM, Perez et al., arXiv 1709.07871) finds things; per-channel
+spatial centroids (Levine et al., arXiv 1504.00702) say where they are; these visual tokens, the
+proprioception and the prompt pass together through a pre-norm transformer (prefix attention, causal over an
+answer). It is a `PreTrainedModel`: save, load and PEFT adapters work as for any Hugging Face model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+class TinyVLMConfig(PreTrainedConfig):
+    """Sizes of the network; `image_size` is the side in pixels, `proprio_dim` the size of the proprioception."""
+
+    model_type = "ipvla_tiny"
+
+    def __init__(
+        self,
+        image_size: int = 64,
+        num_views: int = 1,
+        proprio_dim: int = 8,
+        hidden_size: int = 128,
+        num_hidden_layers: int = 6,
+        num_attention_heads: int = 4,
+        intermediate_size: int = 256,
+        trunk_channels: int = 64,
+        visual_tokens: int = 8,
+        max_text_tokens: int = 64,
+        vocab_size: int = 512,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.image_size = image_size
+        self.num_views = num_views
+        self.proprio_dim = proprio_dim
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.trunk_channels = trunk_channels
+        self.visual_tokens = visual_tokens
+        self.max_text_tokens = max_text_tokens
+        self.vocab_size = vocab_size
+
+
+class TinyTrunk(nn.Module):
+    """Images [B, V, H, W, 3] and a condition [B, D] -> a map [B, V * h * w, C + 2] and its centroids [B, V * C * 3].
+
+    h = H / 4. The last two channels of the map are the cell's coordinates in [-1, 1].
+    """
+
+    def __init__(self, config: TinyVLMConfig) -> None:
+        super().__init__()
+        channels = config.trunk_channels
+        self.conv1 = nn.Conv2d(3, channels // 2, 4, 2, 1)
+        self.conv2 = nn.Conv2d(channels // 2, channels, 3, 2, 1)
+        self.film = nn.Linear(config.hidden_size, 2 * channels)
+        self.mix = nn.Linear(channels, channels)
+        side = config.image_size // 4
+        line = (torch.arange(side) + 0.5) * 2 / side - 1
+        grid = torch.stack([line[None].expand(side, side), line[:, None].expand(side, side)], -1)
+        self.register_buffer("grid", grid.reshape(side * side, 2), persistent=False)
+        self.register_buffer("mean_image", torch.full((3, config.image_size, config.image_size), 127.5))
+
+    def forward(self, images: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        b, v = images.shape[:2]
+        x = images.flatten(0, 1).permute(0, 3, 1, 2)
+        x = ((x - self.mean_image) / 40).contiguous(memory_format=torch.channels_last)
+        x = F.relu(self.conv2(F.relu(self.conv1(x))))
+        x = x.flatten(2).transpose(1, 2).unflatten(0, (b, v)).flatten(1, 2)
+        scale, shift = self.film(condition)[:, None].chunk(2, -1)
+        x = F.relu(self.mix(x * (1 + 2 * scale)) + shift)
+        weight = x.float().square().unflatten(1, (v, -1))
+        mass = weight.sum(2)
+        centroid = weight.transpose(2, 3) @ self.grid / (mass[..., None] + 1e-2)
+        mass = (mass / weight.shape[2]).clamp(max=4)[..., None]
+        seen = torch.cat([x, self.grid.to(x.dtype).repeat(b, v, 1)], -1)
+        return seen, torch.cat([centroid, mass], -1).flatten(1)
+
+
+class TinyLayer(nn.Module):
+    """A pre-norm transformer layer: x + attention(norm(x)), then x + mlp(norm(x)); [B, N, D]."""
+
+    def __init__(self, config: TinyVLMConfig) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.attention_norm = nn.LayerNorm(d)
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d, d) for _ in range(4))
+        self.mlp_norm = nn.LayerNorm(d)
+        self.up_proj = nn.Linear(d, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, d)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        y = self.attention_norm(x)
+        q, k, v = (p(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        # in float32: the CPU kernel's bfloat16 backward pass is six times slower
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+        x = x + self.o_proj(y.transpose(1, 2).flatten(2))
+        return x + self.down_proj(F.gelu(self.up_proj(self.mlp_norm(x))))
+
+
+@dataclass
+class TinyOutput:
+    """hidden_states: embeddings and each layer's output, [B, N, D]; perception [B, Np, Dp]; text starts at token `text_start`."""
+
+    hidden_states: tuple[torch.Tensor, ...]
+    perception: torch.Tensor
+    text_start: int
+
+
+class TinyVLM(PreTrainedModel):
+    """The network; see the module's docstring."""
+
+    config_class = TinyVLMConfig
+    base_model_prefix = "tiny"
+
+    def __init__(self, config: TinyVLMConfig) -> None:
+        super().__init__(config)
+        d = config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, d, padding_idx=0)
+        self.positions = nn.Parameter(torch.randn(config.max_text_tokens, d) * 0.3)
+        self.language = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, d))
+        self.language_norm = nn.LayerNorm(d)
+        self.proprio = nn.Sequential(nn.Linear(config.proprio_dim, d), nn.GELU(), nn.Linear(d, d))
+        self.proprio_norm = nn.LayerNorm(d)
+        self.condition = nn.Linear(2 * d, d)
+        self.trunk = TinyTrunk(config)
+        self.visual = nn.Linear(3 * config.num_views * config.trunk_channels, config.visual_tokens * d)
+        self.visual_positions = nn.Parameter(torch.randn(config.visual_tokens + 1, d) * 0.3)
+        self.layers = nn.ModuleList(TinyLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(d)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """PyTorch's own initialisation stands."""
+
+    @property
+    def perception_size(self) -> int:
+        return self.config.trunk_channels + 2
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        proprio: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        suffix_mask: torch.Tensor | None = None,
+    ) -> TinyOutput:
+        """Runs images uint8 [B, V, H, W, 3], proprio [B, P] and a prompt [B, L] through every layer.
+
+        `suffix_mask` bool [B, L] marks answer tokens: they see the prefix and earlier answer tokens only, and
+        the prefix does not see them.
+        """
+        prefix = attention_mask if suffix_mask is None else attention_mask & ~suffix_mask
+        words = self.embed_tokens(input_ids) + self.positions[: input_ids.shape[1]]
+        said = self.language(words)
+        weight = prefix[..., None].to(said.dtype)
+        said = self.language_norm((said * weight).sum(1) / weight.sum(1).clamp(min=1))
+        body = self.proprio_norm(self.proprio(proprio))
+        seen, centroids = self.trunk(images, self.condition(torch.cat([said, body], -1)))
+        visual = self.visual(centroids.to(said.dtype)).unflatten(-1, (self.config.visual_tokens, -1))
+        x = torch.cat([torch.cat([visual, body[:, None]], 1) + self.visual_positions, words], 1)
+        start = self.config.visual_tokens + 1
+        mask = self._attention(prefix, attention_mask, suffix_mask, start)
+        hidden = [x]
+        for layer in self.layers:
+            x = layer(x, mask)
+            hidden.append(x)
+        return TinyOutput(tuple(hidden), seen, start)
+
+    def _attention(
+        self, prefix: torch.Tensor, valid: torch.Tensor, suffix: torch.Tensor | None, start: int
+    ) -> torch.Tensor:
+        """bool [B, 1, 1 or N, N]: which keys each query may read."""
+        keys = F.pad(prefix, (start, 0), value=True)[:, None, None]
+        if suffix is None:
+            return keys
+        answer = F.pad(suffix & valid, (start, 0), value=False)
+        n = answer.shape[1]
+        causal = torch.ones(n, n, dtype=torch.bool, device=valid.device).tril()
+        return keys | (answer[:, None, :, None] & answer[:, None, None] & causal)
+
+    def lm_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Last hidden states [..., D] -> vocabulary logits [..., vocab], tied to the embedding."""
+        return self.norm(hidden) @ self.embed_tokens.weight.T

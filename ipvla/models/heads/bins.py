@@ -1,0 +1,80 @@
+"""Actions as tokens: OpenVLA's 256 uniform bins (arXiv 2406.09246), decoded in parallel as in OpenVLA-OFT.
+
+`numpy.digitize(a, linspace(-1, 1, 256))` gives d in 1..256; the token is `vocab_size - d`; decoding reads the
+centre of the bin (there are 255), so a round trip errs by at most 1/255.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ipvla.models.features import Features
+from ipvla.models.heads.glimpse import Glimpse
+from ipvla.models.heads.protocol import HeadConfig, masked_mean
+
+NUM_BINS = 256
+
+
+def action_bins(actions: torch.Tensor) -> torch.Tensor:
+    """Normalised actions -> bin index int64 0..255; values outside [-1, 1] go to the outermost bins."""
+    edges = torch.linspace(-1, 1, NUM_BINS, device=actions.device, dtype=torch.float64)
+    return torch.bucketize(actions.double().clamp(-1, 1), edges, right=True) - 1
+
+
+def bin_centres(bins: torch.Tensor) -> torch.Tensor:
+    """Bin index int64 -> the bin's centre, float32 in (-1, 1); index 255 holds only 1.0 and reads as 254."""
+    return ((bins.clamp(0, NUM_BINS - 2).double() + 0.5) * 2 / (NUM_BINS - 1) - 1).float()
+
+
+def action_token_ids(bins: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Bin index -> token id at the vocabulary's tail (31999..31744 for a vocabulary of 32000)."""
+    return vocab_size - 1 - bins
+
+
+def bins_of_tokens(token_ids: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """The inverse of `action_token_ids`; ids that are no action tokens go to the nearest bin."""
+    return (vocab_size - 1 - token_ids).clamp(0, NUM_BINS - 1)
+
+
+@HeadConfig.register_subclass("bins")
+@dataclass(frozen=True)
+class BinsConfig(HeadConfig):
+    """hidden: width of the head; queries: how many places one glimpse looks at."""
+
+    hidden: int = 256
+    queries: int = 6
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1 or self.queries < 1:
+            raise ValueError(f"head.hidden {self.hidden} and head.queries {self.queries} must be at least 1")
+
+    def build(self, width: int, perception: int, proprio: int, chunk: int, action_dim: int) -> BinsHead:
+        return BinsHead(self, width, perception, proprio, chunk, action_dim)
+
+
+class BinsHead(nn.Module):
+    """The logits of all C x A action tokens in one pass; `sample` takes the likeliest bin of each."""
+
+    def __init__(
+        self, config: BinsConfig, width: int, perception: int, proprio: int, chunk: int, action_dim: int
+    ) -> None:
+        super().__init__()
+        self.shape = (chunk, action_dim, NUM_BINS)
+        self.glimpse = Glimpse(width, perception, proprio, config.hidden, config.queries)
+        self.logits = nn.Linear(config.hidden, chunk * action_dim * NUM_BINS)
+
+    def forward(self, features: Features) -> torch.Tensor:
+        """Logits float32 [B, C, A, 256]."""
+        logits: torch.Tensor = self.logits(self.glimpse(features)).float().unflatten(-1, self.shape)
+        return logits
+
+    def sample(self, features: Features) -> torch.Tensor:
+        return bin_centres(self(features).argmax(-1))
+
+    def loss(self, features: Features, actions: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        loss = F.cross_entropy(self(features).flatten(0, 2), action_bins(actions).flatten(), reduction="none")
+        return masked_mean(loss.view_as(actions), weight)

@@ -1,0 +1,37 @@
+"""The Head protocol: from memory-augmented features to a chunk of actions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import draccus
+import torch
+
+from ipvla.models.features import Features
+
+
+class Head(Protocol):
+    """`weight` bool [B, C, A] is True where an action exists and its dimension varies in the dataset."""
+
+    def loss(self, features: Features, actions: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Scalar loss of normalised actions [B, C, A], averaged over `weight`."""
+        ...
+
+    def sample(self, features: Features) -> torch.Tensor:
+        """Normalised actions float32 [B, C, A]."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeadConfig(draccus.ChoiceRegistry):  # type: ignore[misc]
+    """A choice by `type`: one of the heads of this folder."""
+
+    def build(self, width: int, perception: int, proprio: int, chunk: int, action_dim: int) -> Head:
+        """A head for cognition of size `width`, visual tokens of size `perception` and `proprio` dimensions."""
+        raise NotImplementedError
+
+
+def masked_mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Mean of `values` where `weight` is True; 0 where nothing is, so that an idle window has no gradient."""
+    return (values * weight).sum() / weight.sum().clamp(min=1)

@@ -1,0 +1,52 @@
+"""Continuous chunk regression with an L1 loss, as OpenVLA-OFT's head (arXiv 2502.19645)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ipvla.models.features import Features
+from ipvla.models.heads.glimpse import Glimpse
+from ipvla.models.heads.protocol import HeadConfig, masked_mean
+
+
+@HeadConfig.register_subclass("regression")
+@dataclass(frozen=True)
+class RegressionConfig(HeadConfig):
+    """hidden: width of the head; queries: how many places one glimpse looks at; loss: "l1" or "mse"."""
+
+    hidden: int = 256
+    queries: int = 6
+    loss: str = "l1"
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("l1", "mse"):
+            raise ValueError(f'head.loss is {self.loss!r}; choose "l1" or "mse"')
+        if self.hidden < 1 or self.queries < 1:
+            raise ValueError(f"head.hidden {self.hidden} and head.queries {self.queries} must be at least 1")
+
+    def build(self, width: int, perception: int, proprio: int, chunk: int, action_dim: int) -> RegressionHead:
+        return RegressionHead(self, width, perception, proprio, chunk, action_dim)
+
+
+class RegressionHead(nn.Module):
+    """The whole chunk in one pass: glimpse, then one linear layer to [C, A]."""
+
+    def __init__(
+        self, config: RegressionConfig, width: int, perception: int, proprio: int, chunk: int, action_dim: int
+    ) -> None:
+        super().__init__()
+        self.kind = config.loss
+        self.shape = (chunk, action_dim)
+        self.glimpse = Glimpse(width, perception, proprio, config.hidden, config.queries)
+        self.action = nn.Linear(config.hidden, chunk * action_dim)
+
+    def sample(self, features: Features) -> torch.Tensor:
+        actions: torch.Tensor = self.action(self.glimpse(features)).float().unflatten(-1, self.shape)
+        return actions
+
+    def loss(self, features: Features, actions: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        error = self.sample(features) - actions
+        return masked_mean(error.abs() if self.kind == "l1" else error.square(), weight)
