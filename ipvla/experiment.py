@@ -1,0 +1,142 @@
+"""An experiment: one tree of settings, and the order in which the parts are built from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import draccus
+import numpy as np
+import torch
+
+from ipvla.data.lanes import LaneConfig, LaneReader
+from ipvla.data.rlds import EpisodeDataset, dataset_directory
+from ipvla.data.transforms import Transforms
+from ipvla.models.vla import IPVLAConfig
+from ipvla.policy import Policy
+from ipvla.storage import StorageRoots
+from ipvla.training.loop import TrainingConfig
+from ipvla.training.optimizer import OptimizerConfig
+from ipvla.training.parallel import World
+from ipvla.training.state import TrainingState
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on.
+
+    Attributes:
+        dataset: name of an RLDS dataset under `data_root_dir`.
+        cameras: views in order.
+        image_size: side in pixels that the model sees.
+        proprio: columns of the recorded proprioception that the model sees; None for all.
+        cache_gib: memory for decoded frames, per worker.
+    """
+
+    dataset: str = "recall"
+    cameras: tuple[str, ...] = ("agentview",)
+    image_size: int = 64
+    proprio: tuple[int, ...] | None = None
+    cache_gib: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.cache_gib <= 0:
+            raise ValueError(f"data.cache_gib is {self.cache_gib}; it must be above 0")
+
+    def build(self, data_root: Path) -> EpisodeDataset:
+        """Opens the dataset. DatasetError if it is missing or damaged."""
+        return EpisodeDataset(dataset_directory(data_root, self.dataset), int(self.cache_gib * 2**30))
+
+
+@dataclass(frozen=True)
+class ExperimentConfig(StorageRoots):
+    """One training run.
+
+    Attributes:
+        name: the run's, unique in its study; its directory is `run_root_dir/study/name`.
+        study: the MLflow experiment that the run belongs to.
+        seed: of weights and data order.
+        num_workers: training workers; use_gpu: one GPU each.
+        parent_run_id: the MLflow run that this one is nested under, if any.
+    """
+
+    name: str = "train"
+    study: str = "recall"
+    seed: int = 0
+    num_workers: int = 1
+    use_gpu: bool = False
+    parent_run_id: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    lanes: LaneConfig = field(default_factory=LaneConfig)
+    model: IPVLAConfig = field(default_factory=IPVLAConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise ValueError(f"num_workers is {self.num_workers}; it must be at least 1")
+        if self.lanes.stride > self.model.chunk:
+            raise ValueError(
+                f"lanes.stride {self.lanes.stride} exceeds model.chunk {self.model.chunk}: "
+                "the policy would run out of actions; lower the stride or raise the chunk"
+            )
+
+    @property
+    def run_directory(self) -> Path:
+        return self.runs / self.study / self.name
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with a run that resumes from it."""
+        return {
+            "model": draccus.encode(self.model),
+            "data": draccus.encode(self.data),
+            "lanes": draccus.encode(self.lanes),
+            "seed": self.seed,
+        }
+
+    def build(self, world: World) -> Experiment:
+        """Dataset -> transforms -> policy -> optimizer -> lanes, seeded; the same on every worker."""
+        torch.manual_seed(self.seed)
+        dataset = self.data.build(self.datasets)
+        transforms = Transforms(
+            statistics=dataset.statistics(),
+            tokenize=lambda text: [],
+            max_prompt_tokens=1,
+            cameras=self.data.cameras,
+            image_size=self.data.image_size,
+            chunk=self.model.chunk,
+            proprio_index=self.data.proprio,
+        )
+        policy = Policy.build(self.model, transforms, self.lanes.stride)
+        policy.model.backbone.calibrate(_mean_image(dataset, policy.transforms))
+        model = policy.model.to(world.device)
+        state = TrainingState(
+            model=model,
+            trained=world.wrap(model),
+            optimizer=self.optimizer.build(model),
+            memory=model.initial_memory(self.lanes.lanes),
+        )
+        lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size)
+        return Experiment(policy, state, lanes)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a training worker works with."""
+
+    policy: Policy
+    state: TrainingState
+    lanes: LaneReader
+
+
+def _mean_image(dataset: EpisodeDataset, transforms: Transforms, samples: int = 500) -> torch.Tensor:
+    """float32 [3, H, W]: the mean of frames spread evenly over the dataset, in pixel values."""
+    episodes = np.linspace(0, len(dataset) - 1, samples).astype(int)
+    fraction = np.random.default_rng(0).random(samples)
+    steps = (fraction * dataset.lengths[episodes]).astype(int)
+    pairs = zip(episodes.tolist(), steps.tolist(), strict=True)
+    seen = [dataset.observation(e, t, transforms.cameras) for e, t in pairs]
+    images = transforms.inputs(seen).images.float()
+    return images.mean(dim=(0, 1)).permute(2, 0, 1)

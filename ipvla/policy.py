@@ -1,0 +1,166 @@
+"""Policy = transforms -> model -> denormalise: (observations, memory) -> (chunks, memory)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import draccus
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ipvla.data.transforms import Transforms
+from ipvla.models.vla import IPVLA, IPVLAConfig
+from ipvla.types import Memory, Observation
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, or of another model."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model with everything that stands between it and a simulator.
+
+    Attributes:
+        config: what `model` was built from.
+        model: on the device it is to run on.
+        transforms: the same that its training used.
+        execute: actions of a chunk that are played before the next policy step, 1 <= execute <= C.
+    """
+
+    config: IPVLAConfig
+    model: IPVLA
+    transforms: Transforms
+    execute: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.execute <= self.config.chunk:
+            raise ValueError(f"execute is {self.execute}; it must lie in 1..chunk, here 1..{self.config.chunk}")
+
+    def initial_memory(self, batch: int) -> Memory:
+        """Memory of episodes that have not begun, [batch, ...]."""
+        return self.model.initial_memory(batch)
+
+    def act(
+        self, observations: Sequence[Observation], memory: Memory
+    ) -> tuple[npt.NDArray[np.float32], Memory]:
+        """Chunks float32 [B, C, A] in the simulator's units, and the memories [B, ...] after this step."""
+        device = self.model.action_varies.device
+        inputs = self.transforms.inputs(observations).to(device)
+        t = torch.tensor([o.t for o in observations], device=device)
+        actions, memory = self.model.act(inputs, memory, t)
+        return self.transforms.denormalise(actions), memory
+
+    def describe(self) -> dict[str, str]:
+        """What a result says about the policy that made it."""
+        return {
+            "backbone": self.config.backbone.get_choice_name(type(self.config.backbone)),
+            "memory": self.config.memory.get_choice_name(type(self.config.memory)),
+            "head": self.config.head.get_choice_name(type(self.config.head)),
+            "parameters": str(sum(p.numel() for p in self.model.parameters())),
+            "chunk": str(self.config.chunk),
+            "execute": str(self.execute),
+        }
+
+    def save(self, directory: Path) -> None:
+        """Writes `policy.json` and `model.safetensors`; a directory that is there is replaced in one rename."""
+        partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        described = {
+            "format": FORMAT,
+            "model": draccus.encode(self.config),
+            "execute": self.execute,
+            "transforms": self.transforms.to_dict(),
+        }
+        (partial / "policy.json").write_text(json.dumps(described, indent=1))
+        save_file(state(self.model), partial / "model.safetensors")
+        if directory.exists():
+            old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+            directory.rename(old)
+            partial.rename(directory)
+            shutil.rmtree(old)
+        else:
+            partial.rename(directory)
+
+    @classmethod
+    def load(cls, directory: Path | str, device: str = "cpu") -> Self:
+        """The policy that `save` wrote, in evaluation mode. CheckpointError if it is missing or damaged."""
+        directory = Path(directory)
+        try:
+            described: dict[str, Any] = json.loads((directory / "policy.json").read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise CheckpointError(
+                f"no policy in {directory} ({error}); give a directory that ray_jobs.train wrote, e.g. runs/NAME/policy"
+            ) from None
+        config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
+        transforms = Transforms.from_dict(described["transforms"], tokenize=_no_words)
+        policy = cls.build(config, transforms, described["execute"])
+        load_weights(policy.model, directory / "model.safetensors")
+        policy.model.to(device).eval()
+        return policy
+
+    @classmethod
+    def build(cls, config: IPVLAConfig, transforms: Transforms, execute: int) -> Self:
+        """A policy with fresh weights for the data that `transforms` describes; its tokenizer is the backbone's."""
+        model = config.build(
+            action_varies=torch.from_numpy(~transforms.statistics.constant),
+            proprio_dim=transforms.proprio_dim,
+            num_views=len(transforms.cameras),
+            image_size=transforms.image_size,
+        )
+        backbone = model.backbone
+        transforms = replace(
+            transforms, tokenize=backbone.tokenize, max_prompt_tokens=backbone.max_prompt_tokens
+        )
+        return cls(config, model, transforms, execute)
+
+
+def _no_words(instruction: str) -> list[int]:
+    return []
+
+
+def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict as safetensors wants it: contiguous, and a shared tensor under its first name only."""
+    seen: set[int] = set()
+    kept = {}
+    for name, value in model.state_dict().items():
+        if value.data_ptr() not in seen or value.numel() == 0:
+            seen.add(value.data_ptr())
+            kept[name] = value.detach().cpu().contiguous()
+    return kept
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Loads what `state` saved. CheckpointError names the first tensor that is missing, unknown or of another shape."""
+    try:
+        saved = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); use an earlier checkpoint") from None
+    wanted = state(model)
+    wrong = [
+        f"{name} is {_shape(saved, name)} in the checkpoint and {_shape(wanted, name)} in the model"
+        for name in sorted(wanted.keys() | saved.keys())
+        if _shape(saved, name) != _shape(wanted, name)
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path} belongs to another model: {wrong[0]} ({len(wrong)} tensors differ); "
+            "use the configuration it was trained with, or another checkpoint"
+        )
+    model.load_state_dict(saved, strict=False)
+
+
+def _shape(tensors: dict[str, torch.Tensor], name: str) -> str:
+    return str(tuple(tensors[name].shape)) if name in tensors else "absent"

@@ -1,0 +1,94 @@
+"""The training loop: windows of whole episodes in order, with the memory carried from one to the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+from ipvla.data.lanes import LaneReader
+from ipvla.tracking import MetricSink
+from ipvla.training.optimizer import OptimizerConfig
+from ipvla.training.parallel import World
+from ipvla.training.state import TrainingState
+from ipvla.training.step import training_step
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long and how exactly to train.
+
+    Attributes:
+        steps: optimizer steps in all.
+        precision: "bf16" (autocast) or "fp32".
+        log_every, checkpoint_every: in steps.
+        threads: CPU threads of a worker's arithmetic.
+    """
+
+    steps: int = 1000
+    precision: str = "bf16"
+    log_every: int = 20
+    checkpoint_every: int = 200
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("bf16", "fp32"):
+            raise ValueError(f'training.precision is {self.precision!r}; choose "bf16" or "fp32"')
+        for name in ("steps", "log_every", "checkpoint_every", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def train(
+    state: TrainingState,
+    lanes: LaneReader,
+    config: TrainingConfig,
+    optimizer: OptimizerConfig,
+    world: World,
+    sink: MetricSink,
+    save: Callable[[], None],
+) -> None:
+    """Trains `state` from where it stands up to `config.steps`; `save` is called for every checkpoint."""
+    state.trained.train()
+    meter = Meter()
+    with closing(lanes.batches(state.position)) as batches:
+        while state.step < config.steps:
+            position, batch = next(batches)
+            lr = optimizer.learning_rate(state.step, config.steps)
+            autocast = config.precision == "bf16"
+            metrics = training_step(state, batch.to(world.device), lr, optimizer.max_grad_norm, autocast)
+            state.step += 1
+            state.position = lanes.after(position)
+            meter.add(metrics, frames=int(batch.valid.sum()) * world.size)
+            if state.step % config.log_every == 0 or state.step == config.steps:
+                sink.log({**meter.take(), "train/lr": lr, "train/epoch": position.epoch}, state.step)
+            if state.step % config.checkpoint_every == 0 or state.step == config.steps:
+                save()
+
+
+class Meter:
+    """Means since the last look, and frames per second."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._frames = 0
+        self._since = time.perf_counter()
+
+    def add(self, metrics: dict[str, float], frames: int) -> None:
+        self._count += 1
+        self._frames += frames
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def take(self) -> dict[str, float]:
+        """The means under `train/NAME`, `train/seconds` since the last look and `train/frames_per_s` in them."""
+        means = {f"train/{name}": total / self._count for name, total in self._sums.items()}
+        means["train/seconds"] = time.perf_counter() - self._since
+        means["train/frames_per_s"] = self._frames / means["train/seconds"]
+        self._reset()
+        return means

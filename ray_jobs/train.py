@@ -1,0 +1,181 @@
+"""`python -m ray_jobs.train`: trains one policy on whole episodes under Ray Train."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import draccus
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+
+from ipvla.experiment import ExperimentConfig
+from ipvla.policy import CheckpointError, Policy
+from ipvla.tracking import ConsoleSink, JsonlSink, MetricSink, MLflowSink, Sinks, read_jsonl
+from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
+from ipvla.training.loop import train
+from ipvla.training.parallel import World
+from ray_jobs.cli import run
+from ray_jobs.cluster import connect
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a finished run came to; `run_id` is MLflow's, None if no server was reached."""
+
+    policy: Path
+    steps: int
+    frames_per_s: float
+    wall_s: float
+    final_loss: float
+    run_id: str | None
+
+
+def train_worker(encoded: dict[str, Any]) -> None:
+    """What every Ray Train worker runs: build, resume from the last checkpoint if there is one, train, export."""
+    config: ExperimentConfig = draccus.decode(ExperimentConfig, encoded)
+    config.prepare()
+    torch.set_num_threads(config.training.threads)
+    world = World.current(get_device())
+    experiment = config.build(world)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as directory:
+            load_checkpoint(Path(directory), experiment.state, world, config.identity)
+    sink = _sink(config, experiment.state.step) if world.rank == 0 else Sinks()
+
+    def save() -> None:
+        step = experiment.state.step
+        with tempfile.TemporaryDirectory(dir=config.tmp) as directory:
+            save_checkpoint(Path(directory), experiment.state, experiment.policy, world, config.identity)
+            ray.train.report(
+                {"step": step},
+                checkpoint=Checkpoint.from_directory(directory),
+                checkpoint_dir_name=f"step_{step:06d}",
+            )
+
+    train(experiment.state, experiment.lanes, config.training, config.optimizer, world, sink, save)
+    if world.rank == 0:
+        experiment.policy.save(config.run_directory / "policy")
+    sink.close()
+
+
+def train_policy(config: ExperimentConfig) -> TrainSummary:
+    """Trains, or goes on where an interrupted run of the same name stopped; a finished run is returned at once.
+
+    Raises:
+        DatasetError: the dataset is missing or damaged.
+        CheckpointError: a run of this name was configured otherwise.
+        RuntimeError: the workers failed more often than Ray Train retries.
+    """
+    config.prepare()
+    config.data.build(config.datasets)  # a missing dataset is told here, not by a worker after a minute
+    directory = config.run_directory
+    _claim(directory, config)
+    if not (directory / "policy" / "policy.json").exists():
+        _fit(config)
+    return summarise(config)
+
+
+def _fit(config: ExperimentConfig) -> None:
+    resources = {"CPU": float(config.training.threads), **({"GPU": 1.0} if config.use_gpu else {})}
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=draccus.encode(config),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name="trainer",
+            storage_path=str(config.run_directory),
+            failure_config=FailureConfig(max_failures=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with connect(config):
+        try:
+            trainer.fit()
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+            raise RuntimeError(
+                f"training {config.run_directory} failed: {error}\n"
+                "Start it again to go on from its last checkpoint; if it cannot read its state, delete "
+                f"{config.run_directory / 'trainer' / 'checkpoint_manager_snapshot.json'} to begin anew."
+            ) from error
+
+
+def _claim(directory: Path, config: ExperimentConfig) -> None:
+    """Writes the run's settings at its first start; a run of the same name with other settings is refused."""
+    record = directory / "experiment.json"
+    encoded = draccus.encode(config)
+    if record.exists():
+        theirs = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
+        for name in ("identity", "optimizer", "training", "num_workers"):
+            if getattr(theirs, name) != getattr(config, name):
+                raise CheckpointError(
+                    f"{directory} holds a run with other settings ({name}: {getattr(theirs, name)}); "
+                    "give --name another value, or delete that directory"
+                )
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = record.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(encoded, indent=1))
+    partial.replace(record)
+
+
+def _sink(config: ExperimentConfig, step: int) -> MetricSink:
+    mlflow = mlflow_sink(config)
+    mlflow.log_params(_flat(draccus.encode(config)))
+    return Sinks((ConsoleSink(), JsonlSink(config.run_directory / "metrics.jsonl", step), mlflow))
+
+
+def mlflow_sink(config: ExperimentConfig) -> MLflowSink:
+    """The run's place in MLflow: training and evaluation write to the same one."""
+    return MLflowSink(
+        config.mlflow_uri,
+        experiment=config.study,
+        run_name=config.name,
+        run_key=str(config.run_directory),
+        parent_run_id=config.parent_run_id,
+    )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def summarise(config: ExperimentConfig) -> TrainSummary:
+    """Speed and final loss of a finished run, from its metrics."""
+    lines = [line for line in read_jsonl(config.run_directory / "metrics.jsonl") if "train/loss" in line]
+    wall_s = sum(line["train/seconds"] for line in lines)
+    return TrainSummary(
+        policy=config.run_directory / "policy",
+        steps=lines[-1]["step"],
+        frames_per_s=sum(line["train/frames_per_s"] * line["train/seconds"] for line in lines) / wall_s,
+        wall_s=wall_s,
+        final_loss=lines[-1]["train/loss"],
+        run_id=mlflow_sink(config).run_id,
+    )
+
+
+def main(config: ExperimentConfig) -> None:
+    """Trains, then says where the policy lies."""
+    summary = train_policy(config)
+    policy = Policy.load(summary.policy)
+    sizes = policy.describe()
+    print(
+        f"{summary.steps} steps at {summary.frames_per_s:.0f} frames/s, final loss {summary.final_loss:.4f}; "
+        f"{sizes['parameters']} parameters in {summary.policy}"
+    )
+
+
+if __name__ == "__main__":
+    run(ExperimentConfig, main, __doc__)
