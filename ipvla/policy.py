@@ -52,9 +52,7 @@ class Policy:
         """Memory of episodes that have not begun, [batch, ...]."""
         return self.model.initial_memory(batch)
 
-    def act(
-        self, observations: Sequence[Observation], memory: Memory
-    ) -> tuple[npt.NDArray[np.float32], Memory]:
+    def act(self, observations: Sequence[Observation], memory: Memory) -> tuple[npt.NDArray[np.float32], Memory]:
         """Chunks float32 [B, C, A] in the simulator's units, and the memories [B, ...] after this step."""
         device = self.model.action_varies.device
         inputs = self.transforms.inputs(observations).to(device)
@@ -102,7 +100,8 @@ class Policy:
             described: dict[str, Any] = json.loads((directory / "policy.json").read_text())
         except (OSError, json.JSONDecodeError) as error:
             raise CheckpointError(
-                f"no policy in {directory} ({error}); give a directory that ray_jobs.train wrote, e.g. runs/NAME/policy"
+                f"no policy in {directory} ({error}); give a directory that ray_jobs.train wrote, "
+                "e.g. runs/STUDY/NAME/policy"
             ) from None
         config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
         transforms = Transforms.from_dict(described["transforms"], tokenize=_no_words)
@@ -113,7 +112,7 @@ class Policy:
 
     @classmethod
     def build(cls, config: IPVLAConfig, transforms: Transforms, execute: int) -> Self:
-        """A policy with fresh weights for the data that `transforms` describes; its tokenizer is the backbone's."""
+        """A policy with fresh weights for the data `transforms` describes; the tokenizer is the backbone's."""
         model = config.build(
             action_varies=torch.from_numpy(~transforms.statistics.constant),
             proprio_dim=transforms.proprio_dim,
@@ -121,9 +120,7 @@ class Policy:
             image_size=transforms.image_size,
         )
         backbone = model.backbone
-        transforms = replace(
-            transforms, tokenize=backbone.tokenize, max_prompt_tokens=backbone.max_prompt_tokens
-        )
+        transforms = replace(transforms, tokenize=backbone.tokenize, max_prompt_tokens=backbone.max_prompt_tokens)
         return cls(config, model, transforms, execute)
 
 
@@ -143,7 +140,7 @@ def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Loads what `state` saved. CheckpointError names the first tensor that is missing, unknown or of another shape."""
+    """Loads what `state` saved. CheckpointError names the first tensor that is missing or of another shape."""
     try:
         saved = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -29,5 +29,9 @@ class Features:
         """The same record with `function` applied to each tensor."""
         return type(self)(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
 
+    def at(self, k: int) -> Self:
+        """The window's step `k`: [B, K, ...] -> [B, ...]."""
+        return self.map(lambda x: x[:, k])
+
     def with_cognition(self, cognition: torch.Tensor) -> Self:
         return replace(self, cognition=cognition)

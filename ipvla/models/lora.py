@@ -41,7 +41,9 @@ class LoRAConfig:
         """Regular expression over module names, as PEFT's `target_modules` takes it."""
         count = backbone.num_layers
         if self.last_layers > count:
-            raise ValueError(f"lora.last_layers is {self.last_layers}, but the backbone has {count} language layers")
+            raise ValueError(
+                f"lora.last_layers is {self.last_layers}, but the backbone has {count} language layers"
+            )
         layers = range(count - (self.last_layers or count), count)
         inside = backbone.layer_pattern.replace("{layers}", "|".join(map(str, layers)))
         choices = [rf"{inside}(.*\.)?({'|'.join(map(re.escape, self.modules))})"] if self.modules else []
@@ -56,7 +58,9 @@ class LoRAConfig:
         """
         names = [name for name, _ in backbone.vlm.named_modules()]
         pattern = self.target_pattern(backbone)
-        missing = [m for m in (*self.modules, *self.extra) if not any(n == m or n.endswith(f".{m}") for n in names)]
+        missing = [
+            m for m in (*self.modules, *self.extra) if not any(n == m or n.endswith(f".{m}") for n in names)
+        ]
         if missing:
             raise ValueError(f"lora names {missing}, which {type(backbone.vlm).__name__} does not have")
         backbone.vlm = peft.get_peft_model(

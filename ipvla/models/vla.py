@@ -51,9 +51,9 @@ class IPVLAConfig:
 class IPVLA(nn.Module):
     """See the module's docstring. Constant action dimensions carry no loss: data/transforms emits them exactly."""
 
-    def __init__(
-        self, backbone: Backbone, memory: MemoryModule, head: Head, action_varies: torch.Tensor
-    ) -> None:
+    action_varies: torch.Tensor
+
+    def __init__(self, backbone: Backbone, memory: MemoryModule, head: Head, action_varies: torch.Tensor) -> None:
         super().__init__()
         self.backbone = backbone
         self.memory = memory
@@ -80,6 +80,6 @@ class IPVLA(nn.Module):
 
     @torch.no_grad()
     def act(self, inputs: ModelInputs, memory: Memory, t: torch.Tensor) -> tuple[torch.Tensor, Memory]:
-        """One policy step of inputs [B, ...] at control steps t int64 [B]: normalised actions [B, C, A], memory."""
+        """One policy step of inputs [B, ...] at control steps t int64 [B]: normalised chunk, memory."""
         features, memory = self.memory.step(self.backbone(inputs).features, memory, t)
         return self.head.sample(features), memory

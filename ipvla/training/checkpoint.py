@@ -1,9 +1,9 @@
 """Training checkpoints: safetensors and JSON, no pickle, complete or not there.
 
-    training.json          step, plan position, world size, lanes, what the run was configured as
-    policy/                the policy, ready for rollout
-    optimizer.safetensors  one tensor per parameter and moment
-    lanes-RANK.safetensors each worker's memory and random state
+training.json          step, plan position, world size, lanes, what the run was configured as
+policy/                the policy, ready for rollout
+optimizer.safetensors  one tensor per parameter and moment
+lanes-RANK.safetensors each worker's memory and random state
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ def save_checkpoint(
     if world.rank == 0:
         policy.save(directory / "policy")
         save_file(_optimizer_tensors(state.optimizer), directory / "optimizer.safetensors")
-        written = {"step": state.step, "position": asdict(state.position), "world": world.size, "identity": identity}
+        written = {
+            "step": state.step,
+            "position": asdict(state.position),
+            "world": world.size,
+            "identity": identity,
+        }
         (directory / "training.json").write_text(json.dumps(written, indent=1))
 
 

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class World:
@@ -16,7 +18,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
 
     @classmethod
     def current(cls, device: torch.device) -> World:

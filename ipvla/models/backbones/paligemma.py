@@ -69,7 +69,7 @@ class PaliGemmaBackbone(Backbone):
 
     layer_pattern = r"language_model\.layers\.({layers})\."
 
-    def __init__(self, vlm: nn.Module, tokenizer: Any, config: PaliGemmaConfig, num_views: int) -> None:
+    def __init__(self, vlm: Any, tokenizer: Any, config: PaliGemmaConfig, num_views: int) -> None:
         super().__init__()
         self.vlm = vlm
         self.tokenizer = tokenizer
@@ -85,7 +85,7 @@ class PaliGemmaBackbone(Backbone):
         self.image_tokens = (vision.image_size // vision.patch_size) ** 2
 
     @property
-    def network(self) -> PaliGemmaForConditionalGeneration:
+    def network(self) -> Any:
         """The Hugging Face model, also when PEFT has wrapped it."""
         return self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm
 
@@ -132,7 +132,9 @@ class PaliGemmaBackbone(Backbone):
                 input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_new_tokens, do_sample=False,
             )  # fmt: skip
-            replies.append(cast(str, self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip())
+            replies.append(
+                cast(str, self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+            )
         return replies
 
     def _encode(self, text: str) -> list[int]:

@@ -39,7 +39,7 @@ class Backbone(nn.Module):
         max_prompt_tokens: longest prompt in tokens.
     """
 
-    vlm: nn.Module
+    vlm: Any  # a transformers.PreTrainedModel, whose classes are untyped
     width: int
     perception_size: int
     num_layers: int
@@ -71,7 +71,7 @@ class Backbone(nn.Module):
 
 
 @dataclass(frozen=True)
-class BackboneConfig(draccus.ChoiceRegistry):  # type: ignore[misc]
+class BackboneConfig(draccus.ChoiceRegistry):
     """A choice by `type`: one of the backbones of this folder."""
 
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> Backbone:

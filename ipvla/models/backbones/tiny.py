@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -63,13 +63,13 @@ class TinyConfig(BackboneConfig):
 
 
 class TinyBackbone(Backbone):
-    """Prompt: `<instruction> <act>`; cognition is the state of `<act>`. Question: `<question> <sep>`, answer, `<eos>`."""
+    """Prompt: `<instruction> <act>`, cognition the state of `<act>`. Question: `<question> <sep>`, answer, `<eos>`."""
 
     layer_pattern = r"layers\.({layers})\."
 
     def __init__(self, vlm: TinyVLM) -> None:
         super().__init__()
-        self.vlm: nn.Module = vlm
+        self.vlm = vlm
         self.width = vlm.config.hidden_size
         self.perception_size = vlm.perception_size
         self.num_layers = vlm.config.num_hidden_layers
@@ -77,9 +77,9 @@ class TinyBackbone(Backbone):
         self.tokenizer = tiny_tokenizer()
 
     @property
-    def network(self) -> TinyVLM:
+    def network(self) -> Any:
         """The TinyVLM, also when PEFT has wrapped it."""
-        return cast(TinyVLM, self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm)
+        return self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm
 
     def tokenize(self, instruction: str) -> list[int]:
         return cast(list[int], self.tokenizer.encode(f"{instruction} <act>"))
@@ -91,12 +91,15 @@ class TinyBackbone(Backbone):
         return list(self.network.layers)
 
     def forward(self, inputs: ModelInputs) -> BackboneOutput:
-        output: TinyOutput = self.vlm(inputs.images, inputs.proprio, inputs.input_ids, inputs.attention_mask)
-        last = inputs.attention_mask.sum(-1) - 1 + output.text_start
+        lengths = inputs.attention_mask.sum(-1)
+        longest = int(lengths.max())  # columns of padding alone cost time and say nothing
+        ids, valid = inputs.input_ids[:, :longest], inputs.attention_mask[:, :longest]
+        output: TinyOutput = self.vlm(inputs.images, inputs.proprio, ids, valid)
+        last = lengths - 1 + output.text_start
         rows = torch.arange(len(last), device=last.device)
         cognition = self.network.norm(output.hidden_states[-1][rows, last])
         act = self.tokenizer.convert_tokens_to_ids("<act>")
-        words = inputs.attention_mask & (inputs.input_ids != act)
+        words = valid & (ids != act)
         return BackboneOutput(
             Features(cognition, output.perception, inputs.proprio),
             output.hidden_states,

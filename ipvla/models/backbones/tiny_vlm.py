@@ -52,10 +52,13 @@ class TinyVLMConfig(PreTrainedConfig):
 
 
 class TinyTrunk(nn.Module):
-    """Images [B, V, H, W, 3] and a condition [B, D] -> a map [B, V * h * w, C + 2] and its centroids [B, V * C * 3].
+    """Images [B, V, H, W, 3], condition [B, D] -> map [B, V * h * w, C + 2] and its centroids [B, V * C * 3].
 
     h = H / 4. The last two channels of the map are the cell's coordinates in [-1, 1].
     """
+
+    grid: torch.Tensor
+    mean_image: torch.Tensor
 
     def __init__(self, config: TinyVLMConfig) -> None:
         super().__init__()
@@ -67,7 +70,7 @@ class TinyTrunk(nn.Module):
         side = config.image_size // 4
         line = (torch.arange(side) + 0.5) * 2 / side - 1
         grid = torch.stack([line[None].expand(side, side), line[:, None].expand(side, side)], -1)
-        self.register_buffer("grid", grid.reshape(side * side, 2), persistent=False)
+        self.register_buffer("grid", grid.reshape(side * side, 2))
         self.register_buffer("mean_image", torch.full((3, config.image_size, config.image_size), 127.5))
 
     def forward(self, images: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,10 +78,11 @@ class TinyTrunk(nn.Module):
         x = images.flatten(0, 1).permute(0, 3, 1, 2)
         x = ((x - self.mean_image) / 40).contiguous(memory_format=torch.channels_last)
         x = F.relu(self.conv2(F.relu(self.conv1(x))))
-        x = x.flatten(2).transpose(1, 2).unflatten(0, (b, v)).flatten(1, 2)
+        x = x.flatten(2).transpose(1, 2)
+        x = x.reshape(b, v * x.shape[1], -1)
         scale, shift = self.film(condition)[:, None].chunk(2, -1)
         x = F.relu(self.mix(x * (1 + 2 * scale)) + shift)
-        weight = x.float().square().unflatten(1, (v, -1))
+        weight = x.float().square().reshape(b, v, -1, x.shape[-1])
         mass = weight.sum(2)
         centroid = weight.transpose(2, 3) @ self.grid / (mass[..., None] + 1e-2)
         mass = (mass / weight.shape[2]).clamp(max=4)[..., None]
@@ -101,17 +105,20 @@ class TinyLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         y = self.attention_norm(x)
-        q, k, v = (p(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            p(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
         # in float32: the CPU kernel's bfloat16 backward pass is six times slower
         with torch.autocast(x.device.type, enabled=False):
             y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
         x = x + self.o_proj(y.transpose(1, 2).flatten(2))
-        return x + self.down_proj(F.gelu(self.up_proj(self.mlp_norm(x))))
+        out: torch.Tensor = x + self.down_proj(F.gelu(self.up_proj(self.mlp_norm(x))))
+        return out
 
 
 @dataclass
 class TinyOutput:
-    """hidden_states: embeddings and each layer's output, [B, N, D]; perception [B, Np, Dp]; text starts at token `text_start`."""
+    """Embeddings and each layer's output [B, N, D]; visual map [B, Np, Dp]; the token at which the text starts."""
 
     hidden_states: tuple[torch.Tensor, ...]
     perception: torch.Tensor
@@ -135,6 +142,7 @@ class TinyVLM(PreTrainedModel):
         self.proprio_norm = nn.LayerNorm(d)
         self.condition = nn.Linear(2 * d, d)
         self.trunk = TinyTrunk(config)
+        self.summary = nn.Linear(3 * config.num_views * config.trunk_channels, d)
         self.visual = nn.Linear(3 * config.num_views * config.trunk_channels, config.visual_tokens * d)
         self.visual_positions = nn.Parameter(torch.randn(config.visual_tokens + 1, d) * 0.3)
         self.layers = nn.ModuleList(TinyLayer(config) for _ in range(config.num_hidden_layers))
@@ -146,7 +154,7 @@ class TinyVLM(PreTrainedModel):
 
     @property
     def perception_size(self) -> int:
-        return self.config.trunk_channels + 2
+        return int(self.config.trunk_channels) + 2
 
     def forward(
         self,
@@ -169,6 +177,8 @@ class TinyVLM(PreTrainedModel):
         body = self.proprio_norm(self.proprio(proprio))
         seen, centroids = self.trunk(images, self.condition(torch.cat([said, body], -1)))
         visual = self.visual(centroids.to(said.dtype)).unflatten(-1, (self.config.visual_tokens, -1))
+        last = F.one_hot(prefix.sum(-1) - 1, input_ids.shape[1])[..., None].to(words.dtype)
+        words = words + last * (self.summary(centroids.to(said.dtype)) + body)[:, None]
         x = torch.cat([torch.cat([visual, body[:, None]], 1) + self.visual_positions, words], 1)
         start = self.config.visual_tokens + 1
         mask = self._attention(prefix, attention_mask, suffix_mask, start)
@@ -192,4 +202,5 @@ class TinyVLM(PreTrainedModel):
 
     def lm_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Last hidden states [..., D] -> vocabulary logits [..., vocab], tied to the embedding."""
-        return self.norm(hidden) @ self.embed_tokens.weight.T
+        logits: torch.Tensor = self.norm(hidden) @ self.embed_tokens.weight.T
+        return logits

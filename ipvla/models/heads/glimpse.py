@@ -15,7 +15,9 @@ class Glimpse(nn.Module):
     raw values (coordinates included) are read out, so a query can return a place.
     """
 
-    def __init__(self, width: int, perception: int, proprio: int, hidden: int, queries: int, key: int = 64) -> None:
+    def __init__(
+        self, width: int, perception: int, proprio: int, hidden: int, queries: int, key: int = 64
+    ) -> None:
         super().__init__()
         self.queries = queries
         self.key_size = key

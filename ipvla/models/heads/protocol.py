@@ -24,7 +24,7 @@ class Head(Protocol):
 
 
 @dataclass(frozen=True)
-class HeadConfig(draccus.ChoiceRegistry):  # type: ignore[misc]
+class HeadConfig(draccus.ChoiceRegistry):
     """A choice by `type`: one of the heads of this folder."""
 
     def build(self, width: int, perception: int, proprio: int, chunk: int, action_dim: int) -> Head:

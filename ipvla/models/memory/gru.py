@@ -38,6 +38,9 @@ class GRUMemory(MemoryModule):
         self.norm = nn.LayerNorm(width)
         self.cell = nn.GRUCell(width, hidden)
         self.out = nn.Linear(hidden, width)
+        with torch.no_grad():  # chrono initialisation: units that hold from 1 to 40 policy steps
+            self.cell.bias_hh[hidden : 2 * hidden] = 0
+            self.cell.bias_ih[hidden : 2 * hidden] = torch.empty(hidden).uniform_(1, 39).log()
 
     def initial(self, batch: int) -> Memory:
         return {"hidden": self.cell.bias_hh.new_zeros(batch, self.cell.hidden_size, dtype=torch.float32)}

@@ -21,7 +21,7 @@ def select(condition: torch.Tensor, yes: Memory, no: Memory) -> Memory:
 
 
 @dataclass(frozen=True)
-class MemoryConfig(draccus.ChoiceRegistry):  # type: ignore[misc]
+class MemoryConfig(draccus.ChoiceRegistry):
     """A choice by `type`: one of the mechanisms of this folder."""
 
     def build(self, width: int) -> MemoryModule:
@@ -48,7 +48,7 @@ class MemoryModule(nn.Module):
         fresh = {name: value.to(t.device) for name, value in fresh.items()}
         steps: list[Features] = []
         for k in range(is_first.shape[1]):
-            now = features.map(lambda x, k=k: x[:, k])  # type: ignore[misc]
+            now = features.at(k)
             enriched, after = self.step(now, select(is_first[:, k], fresh, memory), t[:, k])
             memory = select(valid[:, k], after, memory)
             steps.append(enriched)

@@ -1,0 +1,32 @@
+"""The success table on the console."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from evaluators.success_table import SuccessRow, SuccessTable
+
+
+def success_table(tables: Sequence[SuccessTable], title: str = "Success on held-out layouts") -> Table:
+    """Family x policy: k/n, rate, Wilson 95 % interval; chance in the last column."""
+    table = Table(title=title)
+    table.add_column("family")
+    for policy in tables:
+        table.add_column(policy.policy, justify="right")
+    table.add_column("chance", justify="right")
+    cells = [{row.name: row for row in policy.families} for policy in tables]
+    for family in dict.fromkeys(name for rows in cells for name in rows):
+        present = [rows.get(family) for rows in cells]
+        chance = next(row.chance for row in present if row)
+        table.add_row(family, *(success_cell(row) for row in present), f"{chance:.2f}")
+    return table
+
+
+def success_cell(row: SuccessRow | None) -> str:
+    """E.g. `47/50  0.94 (0.84-0.98)`; a dash for no episodes."""
+    if row is None:
+        return "-"
+    low, high = row.wilson95
+    return f"{row.k}/{row.n}  {row.rate:.2f} ({low:.2f}-{high:.2f})"

@@ -1,0 +1,70 @@
+"""`report.html`: the table, the comparison, the learning curves and links to the videos, in one file."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from evaluators.console import success_cell
+from evaluators.learning_curves import learning_curves
+from evaluators.paired import PairedComparison
+from evaluators.success import Video
+from evaluators.success_table import SuccessTable
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report shows.
+
+    Attributes:
+        title: headline.
+        note: one sentence under it, e.g. that this is a smoke run.
+        tables: one per policy.
+        comparisons: of pairs of policies.
+        curves: run name -> its JSONL metrics.
+        videos: linked relative to the report.
+    """
+
+    title: str
+    tables: Sequence[SuccessTable]
+    note: str = ""
+    comparisons: Sequence[PairedComparison] = ()
+    curves: Mapping[str, Path] = field(default_factory=dict)
+    videos: Sequence[Video] = ()
+
+    def write(self, path: Path) -> Path:
+        """Writes the HTML, all images inline; it appears whole or not at all."""
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+        )
+        png = learning_curves(self.curves)
+        html = environment.get_template("report.html.j2").render(
+            report=self,
+            sections=[("families", self._rows("families")), ("tasks", self._rows("tasks"))],
+            curves=base64.b64encode(png).decode() if png else None,
+            videos=[(video, os.path.relpath(video.path, path.parent)) for video in self.videos],
+            fingerprints={table.policy: table.fingerprint for table in self.tables},
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(html)
+        unfinished.replace(path)
+        return path
+
+    def _rows(self, kind: str) -> list[tuple[str, list[str], float]]:
+        """(name, a cell per policy, chance)."""
+        columns = [{row.name: row for row in getattr(table, kind)} for table in self.tables]
+        names = dict.fromkeys(name for column in columns for name in column)
+        return [
+            (
+                name,
+                [success_cell(column.get(name)) for column in columns],
+                next(column[name].chance for column in columns if name in column),
+            )
+            for name in names
+        ]

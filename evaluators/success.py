@@ -1,0 +1,200 @@
+"""Closed-loop success on held-out layouts, over a pool of simulators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from evaluators.success_table import SuccessTable, tabulate
+from ipvla.rollout.evaluation import SimPool, evaluate_episodes
+from ipvla.rollout.journal import Journal
+from ipvla.rollout.policy_actor import PolicyService, PolicySource
+from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators
+from ipvla.sim.fingerprint import fingerprint
+from ipvla.sim.simulator import Split, Task
+from ipvla.sim.suites import Suite, load_suite
+from ipvla.tracking import MetricSink, Sinks
+from ipvla.types import EpisodeResult, EpisodeSpec
+
+#: Changes whenever the same policy could be given other episodes or be judged otherwise.
+PROTOCOL = "held-out-1"
+_REPLAYS = 3
+_EPISODES = 50
+
+
+@dataclass(frozen=True)
+class SuccessConfig:
+    """What is evaluated; `build` opens it.
+
+    Attributes:
+        suite: by name.
+        episodes: task -> number; trial i plays held-out layout i, the same for every policy. Empty for 50 of
+            every task of the suite.
+        num_simulators: simulator actors.
+        camera_size: pixels, of the images that the policy sees.
+        max_attempts: runs of one episode before the evaluation gives up.
+        policy_threads: CPU threads of the policy's forward pass.
+        policy_resources: what the policy actor asks Ray for, such as {"num_gpus": 1}.
+    """
+
+    suite: str = "recall"
+    episodes: dict[str, int] = field(default_factory=dict)
+    num_simulators: int = 2
+    camera_size: int = 64
+    max_attempts: int = 3
+    policy_threads: int = 1
+    policy_resources: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("num_simulators", "camera_size", "max_attempts", "policy_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; pass {name} >= 1")
+        for task, count in self.episodes.items():
+            if count < 1:
+                raise ValueError(f"episodes.{task} is {count}; ask for 1 or more, or leave the task out")
+
+    def build(self, cache_dir: Path) -> SuccessEvaluation:
+        """Opens the suite; Ray is needed once episodes run. ValueError for an unknown suite or task."""
+        suite = load_suite(self.suite, cache_dir)
+        return SuccessEvaluation(self, suite, SuiteSimulators(cache_dir, self.camera_size))
+
+
+@dataclass(frozen=True)
+class Video:
+    """The recording of one episode; `outcome` is "success" or "failure" (which includes the timeout)."""
+
+    policy: str
+    task: str
+    outcome: str
+    path: Path
+
+
+class SuccessEvaluation:
+    """Evaluates one policy after another; the simulators stay loaded in between."""
+
+    def __init__(self, config: SuccessConfig, suite: Suite, make_simulator: MakeSimulator) -> None:
+        self._config, self._suite = config, suite
+        episodes = config.episodes or {task.name: _EPISODES for task in suite.tasks}
+        self.tasks: tuple[Task, ...] = tuple(suite.task(name) for name in episodes)
+        self.specs = [
+            EpisodeSpec(suite.name, task.name, Split.HELD_OUT.seed(trial), trial)
+            for task in self.tasks
+            for trial in range(episodes[task.name])
+        ]
+        self._pool = SimPool(make_simulator, config.num_simulators)
+        self._policy: PolicyService | None = None
+
+    def run(
+        self,
+        name: str,
+        source: PolicySource,
+        journal: Path,
+        *,
+        sink: MetricSink | None = None,
+        on_result: Callable[[EpisodeResult], None] = lambda result: None,
+    ) -> SuccessTable:
+        """Plays the episodes that `journal` lacks, and tabulates all of them.
+
+        Args:
+            name: the policy's, in tables.
+            sink: gets `success/<family>` and `success/task/<task>` with their intervals, and the fingerprint.
+            on_result: called for each new result (progress bars).
+
+        Raises:
+            JournalError: the journal is of another policy, suite, protocol or set of library versions.
+            JobFailedError: an episode failed in every attempt.
+        """
+        depends_on = self.fingerprint(source)
+        with Journal(journal, depends_on) as records:
+            results = evaluate_episodes(
+                self.specs,
+                self._pool,
+                self._serve(source),
+                records,
+                max_attempts=self._config.max_attempts,
+                on_result=on_result,
+            )
+        table = tabulate(name, self.tasks, results, depends_on)
+        sink = sink or Sinks()
+        sink.log_params({f"fingerprint.{key}": value for key, value in depends_on.items()})
+        sink.log(_metrics(table), step=0)
+        return table
+
+    def record(self, table: SuccessTable, source: PolicySource, directory: Path) -> list[Video]:
+        """Replays the first success and the first failure of each task with a camera; one mp4 each.
+
+        A replay need not end as the episode did (batches of another size round differently): then the next
+        episode of that outcome is tried, a few times. Videos that are in `directory` already are kept.
+        """
+        candidates: dict[tuple[str, str], list[EpisodeSpec]] = {}
+        for result in table.results:
+            candidates.setdefault((result.spec.task, _binary(result)), []).append(result.spec)
+        files = {(task, outcome): directory / f"{task}-{outcome}.mp4" for task, outcome in candidates}
+        for attempt in range(_REPLAYS):
+            wanted = [
+                (specs[attempt], files[key])
+                for key, specs in candidates.items()
+                if attempt < len(specs) and not files[key].exists()
+            ]
+            self._replay(wanted, source)
+        return [
+            Video(table.policy, task, outcome, path) for (task, outcome), path in files.items() if path.exists()
+        ]
+
+    def fingerprint(self, source: PolicySource) -> dict[str, str]:
+        """Everything that a result depends on but its episode's key."""
+        return {
+            "protocol": PROTOCOL,
+            "suite": self._suite.name,
+            "suite_version": self._suite.version,
+            "camera_size": str(self._config.camera_size),
+            "policy_sha256": source.sha256(),
+            **fingerprint(),
+        }
+
+    def close(self) -> None:
+        self._pool.close()
+        if self._policy is not None:
+            self._policy.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _serve(self, source: PolicySource) -> PolicyService:
+        if self._policy is None or self._policy.source != source:
+            if self._policy is not None:
+                self._policy.close()
+            self._policy = PolicyService(
+                source, threads=self._config.policy_threads, resources=self._config.policy_resources
+            )
+        return self._policy
+
+    def _replay(self, wanted: Sequence[tuple[EpisodeSpec, Path]], source: PolicySource) -> None:
+        unchecked = {spec.key: path.with_suffix(".replay.mp4") for spec, path in wanted}
+        final = {spec.key: path for spec, path in wanted}
+        specs = [spec for spec, _ in wanted]
+        for result in self._pool.run(specs, self._serve(source), videos=unchecked):
+            recorded, path = unchecked[result.spec.key], final[result.spec.key]
+            if path.stem.endswith(f"-{_binary(result)}"):
+                recorded.replace(path)
+            else:
+                recorded.unlink()
+
+
+def _binary(result: EpisodeResult) -> str:
+    return "success" if result.success else "failure"
+
+
+def _metrics(table: SuccessTable) -> Mapping[str, float]:
+    metrics: dict[str, float] = {}
+    for prefix, rows in (("success", table.families), ("success/task", table.tasks)):
+        for row in rows:
+            name, (low, high) = f"{prefix}/{row.name}", row.wilson95
+            metrics |= {name: row.rate, f"{name}/low": low, f"{name}/high": high}
+    steps = [result.steps for result in table.results if result.success]
+    return metrics | ({"success/steps": sum(steps) / len(steps)} if steps else {})

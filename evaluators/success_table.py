@@ -1,0 +1,87 @@
+"""Success rates of one policy, per task and per family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from evaluators.statistics import wilson_interval
+from ipvla.sim.simulator import Task
+from ipvla.types import EpisodeResult
+
+
+@dataclass(frozen=True)
+class SuccessRow:
+    """k successes in n episodes; `chance` is what a policy reaches that ignores what the family tests."""
+
+    name: str
+    k: int
+    n: int
+    chance: float
+
+    @property
+    def rate(self) -> float:
+        return self.k / self.n
+
+    @property
+    def wilson95(self) -> tuple[float, float]:
+        return wilson_interval(self.k, self.n)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values: k, n, rate, wilson95, chance."""
+        return {
+            "k": self.k,
+            "n": self.n,
+            "rate": self.rate,
+            "wilson95": list(self.wilson95),
+            "chance": self.chance,
+        }
+
+
+@dataclass(frozen=True)
+class SuccessTable:
+    """One policy's results.
+
+    Attributes:
+        policy: its name in reports.
+        tasks, families: rows in the suite's order; a task or family without results has none.
+        results: the episodes behind the rows.
+        fingerprint: what the results depend on (`evaluators.success`).
+    """
+
+    policy: str
+    tasks: tuple[SuccessRow, ...]
+    families: tuple[SuccessRow, ...]
+    results: tuple[EpisodeResult, ...]
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Family -> its row, as in `summary.json`."""
+        return {row.name: row.to_dict() for row in self.families}
+
+
+def tabulate(
+    policy: str, tasks: Sequence[Task], results: Sequence[EpisodeResult], fingerprint: Mapping[str, str]
+) -> SuccessTable:
+    """Counts `results` by task and by family; chance is averaged over a row's episodes."""
+    known = {task.name: task for task in tasks}
+
+    def rows(name: Callable[[Task], str]) -> tuple[SuccessRow, ...]:
+        groups: dict[str, list[EpisodeResult]] = {name(task): [] for task in tasks}
+        for result in results:
+            groups[name(known[result.spec.task])].append(result)
+        return tuple(
+            SuccessRow(
+                group,
+                k=sum(result.success for result in members),
+                n=len(members),
+                chance=sum(known[result.spec.task].chance for result in members) / len(members),
+            )
+            for group, members in groups.items()
+            if members
+        )
+
+    return SuccessTable(
+        policy, rows(lambda task: task.name), rows(lambda task: task.family), tuple(results), dict(fingerprint)
+    )

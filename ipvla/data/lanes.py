@@ -1,0 +1,124 @@
+"""Training batches: every lane's next window of whole episodes in order, a pure function of the position."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ipvla.data.plan import EpochPlan, PlanPosition, WindowPlan
+from ipvla.data.prefetch import prefetch
+from ipvla.data.rlds import EpisodeDataset
+from ipvla.data.transforms import Transforms
+from ipvla.types import StepBatch
+
+
+@dataclass(frozen=True)
+class LaneConfig:
+    """How episodes are laid onto lanes.
+
+    Attributes:
+        lanes: B, episodes that one worker trains on side by side.
+        window: K, policy steps per training step; gradients reach back this far.
+        stride: control steps per policy step, as many as rollout executes of each chunk.
+        seed: of the order of episodes and their offsets.
+    """
+
+    lanes: int = 16
+    window: int = 8
+    stride: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("lanes", "window", "stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; set it to at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; set it to 0 or more")
+
+    def build(
+        self, dataset: EpisodeDataset, transforms: Transforms, rank: int = 0, world_size: int = 1
+    ) -> LaneReader:
+        """The lanes of worker `rank` of `world_size`."""
+        return LaneReader(dataset, transforms, self, rank, world_size)
+
+
+class LaneReader:
+    """One worker's lanes. `batch(position)` depends on nothing but its argument and the constructor's."""
+
+    def __init__(
+        self,
+        dataset: EpisodeDataset,
+        transforms: Transforms,
+        config: LaneConfig,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is outside the {world_size} workers; use 0..{world_size - 1}")
+        self._dataset = dataset
+        self._transforms = transforms
+        self._config = config
+        self._rank = rank
+        self._world_size = world_size
+        self._plan: tuple[int, EpochPlan] | None = None
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """The plan of all workers' lanes."""
+        cached = self._plan
+        if cached is None or cached[0] != epoch:
+            c = self._config
+            lanes_total = c.lanes * self._world_size
+            plan = EpochPlan(
+                self._dataset.lengths, c.seed, epoch, lanes_total=lanes_total, window=c.window, stride=c.stride
+            )
+            self._plan = cached = (epoch, plan)
+        return cached[1]
+
+    def after(self, position: PlanPosition) -> PlanPosition:
+        """The position that follows: what a checkpoint taken after training on `position` stores."""
+        return position.next(self.plan(position.epoch).num_windows)
+
+    def batch(self, position: PlanPosition) -> StepBatch:
+        """The window at `position`: leading axes [B, K]. DatasetError if an episode turns out corrupt."""
+        first = self._rank * self._config.lanes
+        window = self.plan(position.epoch).window(position.window).lanes(first, first + self._config.lanes)
+        return self._read(window)
+
+    def batches(self, start: PlanPosition) -> Generator[tuple[PlanPosition, StepBatch], None, None]:
+        """From `start` on without end, prefetched in a background thread; close the generator to stop it."""
+        return prefetch(self._endless(start))
+
+    def _endless(self, position: PlanPosition) -> Iterator[tuple[PlanPosition, StepBatch]]:
+        while True:
+            yield position, self.batch(position)
+            position = self.after(position)
+
+    def _read(self, window: WindowPlan) -> StepBatch:
+        lanes, steps = window.episode.shape
+        valid = window.episode >= 0
+        # An idle place repeats the dataset's first observation: well-formed inputs, masked by `valid`.
+        observations = [
+            self._dataset.observation(max(episode, 0), t, self._transforms.cameras)
+            for episode, t in zip(window.episode.ravel().tolist(), window.t.ravel().tolist(), strict=True)
+        ]
+        inputs = self._transforms.inputs(observations)
+        actions = np.zeros((lanes, steps, self._transforms.chunk, self._transforms.action_dim), np.float32)
+        action_valid = np.zeros(actions.shape[:3], np.bool_)
+        for lane in range(lanes):
+            for episode in np.unique(window.episode[lane, valid[lane]]).tolist():
+                places = window.episode[lane] == episode
+                recorded = self._dataset.episode(episode).action
+                targets = self._transforms.chunk_targets(recorded, window.t[lane, places])
+                actions[lane, places], action_valid[lane, places] = targets
+        return StepBatch(
+            inputs=inputs.map(lambda x: x.reshape(lanes, steps, *x.shape[1:])),
+            actions=torch.from_numpy(actions),
+            action_valid=torch.from_numpy(action_valid),
+            is_first=torch.from_numpy(window.is_first),
+            valid=torch.from_numpy(valid),
+            t=torch.from_numpy(window.t),
+            episode_key=torch.from_numpy(window.episode),
+        )

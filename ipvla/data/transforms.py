@@ -1,0 +1,145 @@
+"""The transforms between environment and model units: one object, used by training and rollout alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from ipvla.data.statistics import Statistics
+from ipvla.types import ModelInputs, Observation
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """Observations to model inputs, actions to targets, and model outputs back to actions.
+
+    Attributes:
+        statistics: of the training data; all P proprioception and A action dimensions.
+        tokenize: an instruction to the prompt's token ids, without padding.
+        max_prompt_tokens: L; prompts are padded to it at the end, with id 0.
+        cameras: names, in the order of the view axis V.
+        image_size: height and width the model takes, pixels; other frames are resized (Lanczos, antialiased).
+        chunk: C, actions per target.
+        proprio_index: the proprioception columns the model sees, None for all.
+    """
+
+    statistics: Statistics
+    tokenize: Callable[[str], Sequence[int]]
+    max_prompt_tokens: int
+    cameras: tuple[str, ...]
+    image_size: int
+    chunk: int
+    proprio_index: tuple[int, ...] | None = None
+    _prompts: dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("max_prompt_tokens", "image_size", "chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; set it to at least 1")
+        if not self.cameras:
+            raise ValueError("cameras is empty; name at least one, e.g. ('agentview',)")
+        known = self.statistics.proprio.dim
+        if self.proprio_index is not None and not all(0 <= i < known for i in self.proprio_index):
+            raise ValueError(f"proprio_index {self.proprio_index} leaves the {known} columns; use 0..{known - 1}")
+
+    @property
+    def action_dim(self) -> int:
+        return self.statistics.action.dim
+
+    @property
+    def proprio_dim(self) -> int:
+        return self.statistics.proprio.dim if self.proprio_index is None else len(self.proprio_index)
+
+    def inputs(self, observations: Sequence[Observation]) -> ModelInputs:
+        """One row per observation: leading axis [B]. ValueError for a missing camera or too long a prompt."""
+        prompts = [self._prompt(o.instruction) for o in observations]
+        proprio = self.statistics.proprio.normalise(np.stack([o.proprio for o in observations]).astype(np.float32))
+        if self.proprio_index is not None:
+            proprio = proprio[:, list(self.proprio_index)]
+        images = np.stack([np.stack([self._image(o, camera) for camera in self.cameras]) for o in observations])
+        return ModelInputs(
+            images=torch.from_numpy(images),
+            proprio=torch.from_numpy(proprio),
+            input_ids=torch.from_numpy(np.stack([ids for ids, _ in prompts])),
+            attention_mask=torch.from_numpy(np.stack([mask for _, mask in prompts])),
+        )
+
+    def chunk_targets(
+        self, action: FloatArray, t: int | npt.NDArray[np.int64]
+    ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        """The next `chunk` actions from control step(s) `t` of one episode.
+
+        Args:
+            action: float32 [T, A], the episode's actions in environment units.
+            t: control steps, any shape [...], in [0, T).
+
+        Returns:
+            float32 [..., C, A], normalised; and bool [..., C], False past the end, where the last action repeats.
+        """
+        steps = np.asarray(t)[..., None] + np.arange(self.chunk)
+        target = self.statistics.action.normalise(action[np.minimum(steps, len(action) - 1)])
+        return target, steps < len(action)
+
+    def denormalise(self, actions: npt.NDArray[np.floating[Any]] | torch.Tensor) -> FloatArray:
+        """Model output [..., A] to environment units, float32: arm within [-1, 1], gripper exactly -1 or +1."""
+        y = actions.detach().float().cpu().numpy() if isinstance(actions, torch.Tensor) else actions
+        x = self.statistics.action.denormalise(np.asarray(y, np.float32)).clip(-1, 1)
+        x[..., -1] = np.where(x[..., -1] > 0, 1, -1)
+        return x
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the tokenizer, as JSON values."""
+        return {
+            "statistics": self.statistics.to_dict(),
+            "max_prompt_tokens": self.max_prompt_tokens,
+            "cameras": list(self.cameras),
+            "image_size": self.image_size,
+            "chunk": self.chunk,
+            "proprio_index": None if self.proprio_index is None else list(self.proprio_index),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], tokenize: Callable[[str], Sequence[int]]) -> Self:
+        """The inverse of `to_dict`."""
+        index = values["proprio_index"]
+        return cls(
+            statistics=Statistics.from_dict(values["statistics"]),
+            tokenize=tokenize,
+            max_prompt_tokens=values["max_prompt_tokens"],
+            cameras=tuple(values["cameras"]),
+            image_size=values["image_size"],
+            chunk=values["chunk"],
+            proprio_index=None if index is None else tuple(index),
+        )
+
+    def _image(self, observation: Observation, camera: str) -> npt.NDArray[np.uint8]:
+        if camera not in observation.images:
+            raise ValueError(f"no camera {camera!r} in the observation; it has {sorted(observation.images)}")
+        image = observation.images[camera]
+        size = (self.image_size, self.image_size)
+        if image.shape[:2] == size:
+            return image
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+
+    def _prompt(self, instruction: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        if instruction not in self._prompts:
+            ids = self.tokenize(instruction)
+            if len(ids) > self.max_prompt_tokens:
+                raise ValueError(
+                    f"the prompt for {instruction!r} has {len(ids)} tokens, more than "
+                    f"max_prompt_tokens {self.max_prompt_tokens}; raise it or shorten the instruction"
+                )
+            padded = np.zeros(self.max_prompt_tokens, np.int64)
+            padded[: len(ids)] = ids
+            self._prompts[instruction] = padded, np.arange(self.max_prompt_tokens) < len(ids)
+        return self._prompts[instruction]

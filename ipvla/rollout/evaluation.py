@@ -1,0 +1,96 @@
+"""Episodes against a policy, over a pool of simulators, into a journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from ipvla.rollout.journal import Journal
+from ipvla.rollout.policy_actor import PolicyService
+from ipvla.rollout.sim_pool import WorkerPool
+from ipvla.rollout.sim_worker import EpisodeJob, MakeSimulator, SimWorker, episode_id
+from ipvla.types import EpisodeResult, EpisodeSpec
+
+
+class SimPool:
+    """N simulator actors; they stay (with their simulators loaded) from one policy to the next.
+
+    Raises:
+        ValueError: fewer than one simulator.
+    """
+
+    def __init__(
+        self, make_simulator: MakeSimulator, num_simulators: int, *, cpus_per_simulator: float | None = None
+    ) -> None:
+        self._workers = WorkerPool(
+            partial(SimWorker, make_simulator), num_simulators, cpus_per_worker=cpus_per_simulator
+        )
+
+    def run(
+        self,
+        specs: Sequence[EpisodeSpec],
+        policy: PolicyService,
+        *,
+        videos: Mapping[str, Path] | None = None,
+        max_attempts: int = 3,
+    ) -> Iterator[EpisodeResult]:
+        """Yields results as episodes end. An episode whose simulator or policy died runs again from its seed.
+
+        Args:
+            videos: `spec.key` -> mp4 to record.
+
+        Raises:
+            JobFailedError: an episode failed `max_attempts` times.
+        """
+
+        def prepare(spec: EpisodeSpec, attempt: int) -> EpisodeJob:
+            client = policy.heal() if attempt else policy.client()
+            if attempt:
+                client.end(episode_id(replace(spec, attempt=attempt - 1)))
+            return EpisodeJob(replace(spec, attempt=attempt), client, (videos or {}).get(spec.key))
+
+        jobs = self._workers.run(
+            specs,
+            group=lambda spec: f"{spec.suite}/{spec.task}",
+            name=lambda spec: spec.key,
+            prepare=prepare,
+            max_attempts=max_attempts,
+        )
+        for _, result in jobs:
+            yield result
+
+    def close(self) -> None:
+        self._workers.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def evaluate_episodes(
+    specs: Sequence[EpisodeSpec],
+    pool: SimPool,
+    policy: PolicyService,
+    journal: Journal,
+    *,
+    max_attempts: int = 3,
+    on_result: Callable[[EpisodeResult], None] = lambda result: None,
+) -> list[EpisodeResult]:
+    """Runs those of `specs` that the journal lacks and returns the records of all of them, by task and trial.
+
+    Args:
+        on_result: called for every new record, after it is written.
+
+    Raises:
+        JobFailedError: an episode failed `max_attempts` times; what was recorded stays.
+    """
+    for result in pool.run(journal.missing(specs), policy, max_attempts=max_attempts):
+        if journal.record(result):
+            on_result(result)
+    wanted = {spec.key for spec in specs}
+    return [result for result in journal.results() if result.spec.key in wanted]

@@ -1,0 +1,112 @@
+"""A policy and the memory of every episode that is under way. Plain Python: no Ray, no queue, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ipvla.rollout.episode import Chunk
+from ipvla.types import Memory, Observation
+
+
+class Policy(Protocol):
+    """What a rollout needs of a policy; `ipvla.policy.Policy` in production."""
+
+    @property
+    def execute(self) -> int:
+        """Actions of a chunk that are played before the policy is asked again."""
+
+    def initial_memory(self, batch: int) -> Memory: ...
+
+    def act(self, observations: Sequence[Observation], memory: Memory) -> tuple[npt.NDArray[np.float32], Memory]:
+        """B observations and their memories -> float32 [B, C, A] in the simulator's units, next memories."""
+
+
+class StaleEpisodeError(RuntimeError):
+    """A request does not follow its episode's last one: answering it would corrupt the memory."""
+
+
+@dataclass
+class _Episode:
+    memory: Memory  # one row: [1, ...]
+    next_step: int = 0
+    waiting: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """An admitted observation of one episode."""
+
+    episode: _Episode
+    observation: Observation
+
+
+class PolicyServer:
+    """Batches requests of several episodes through one forward pass; each episode keeps its own memory row.
+
+    `admit` checks a request's place in its episode, `forward` answers admitted requests, `end` frees the row.
+    `admit` and `end` may run in another thread than `forward`: a forward touches only its own requests.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._episodes: dict[str, _Episode] = {}
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    def admit(self, episode_id: str, policy_step: int, observation: Observation) -> Request:
+        """Opens the episode at policy step 0, and takes the steps after it in order, one at a time.
+
+        Raises:
+            StaleEpisodeError: the episode is unknown, or the step is skipped, repeated, or still being answered.
+        """
+        episode = self._episodes.get(episode_id)
+        if episode is None and policy_step == 0:
+            episode = self._episodes[episode_id] = _Episode(self._policy.initial_memory(1))
+        if episode is None:
+            raise StaleEpisodeError(
+                f"{episode_id}: policy step {policy_step} of an episode with no memory here (ended, or the "
+                "policy was restarted); run the episode again from its seed as a new attempt"
+            )
+        if episode.waiting or policy_step != episode.next_step:
+            state = "is still being answered" if episode.waiting else "comes next"
+            raise StaleEpisodeError(
+                f"{episode_id}: got policy step {policy_step}, but step {episode.next_step} {state}; "
+                "run the episode again from its seed as a new attempt"
+            )
+        episode.waiting = True
+        return Request(episode, observation)
+
+    @torch.inference_mode()
+    def forward(self, requests: Sequence[Request]) -> list[Chunk]:
+        """One batched pass; float32 [execute, A] per request. If the policy raises, no memory has changed."""
+        episodes = [request.episode for request in requests]
+        try:
+            memory = _gather([episode.memory for episode in episodes])
+            actions, memory = self._policy.act([request.observation for request in requests], memory)
+            rows = _scatter(memory, len(episodes))
+            for episode, row in zip(episodes, rows, strict=True):
+                episode.memory, episode.next_step = row, episode.next_step + 1
+        finally:
+            for episode in episodes:
+                episode.waiting = False
+        return [chunk[: self._policy.execute] for chunk in actions]
+
+    def end(self, episode_id: str) -> None:
+        """Frees the episode's memory; an unknown episode has none to free."""
+        self._episodes.pop(episode_id, None)
+
+
+def _gather(rows: Sequence[Memory]) -> Memory:
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def _scatter(memory: Memory, batch: int) -> list[Memory]:
+    # A view would keep the whole batch's storage alive for as long as its slowest episode.
+    return [{name: tensor[i : i + 1].clone() for name, tensor in memory.items()} for i in range(batch)]

@@ -1,0 +1,202 @@
+"""Ray actors that run jobs (episodes, demonstrations); the dead are replaced and their jobs run again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import ray
+
+from ipvla.rollout.affinity_queue import AffinityQueue
+
+Job = TypeVar("Job")
+_POLL_S = 1.0
+_logger = logging.getLogger(__name__)
+
+
+class Worker(Protocol):
+    """What runs in each actor: a plain object. `run` gets what `prepare` made of the job."""
+
+    def run(self, job: Any) -> Any: ...
+
+
+class JobFailedError(RuntimeError):
+    """A job failed in every attempt."""
+
+
+class _Host:
+    """The actor: a worker's process."""
+
+    def __init__(self, make_worker: Callable[[], Worker]) -> None:
+        self._worker = make_worker()
+
+    def run(self, job: Any) -> Any:
+        return self._worker.run(job)
+
+
+@dataclass
+class _Slot:
+    """One place in the pool; its actor is replaced when it dies."""
+
+    actor: Any = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class _Running(Generic[Job]):
+    slot: _Slot
+    job: Job
+    attempt: int
+    started: float
+
+
+def simulator_environment() -> dict[str, str]:
+    """Environment of a process that renders on the CPU beside others: no GPU, one thread, OSMesa unless set."""
+    return {
+        "CUDA_VISIBLE_DEVICES": "",  # Ray does not hide GPUs from actors that ask for none
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MUJOCO_GL": os.environ.get("MUJOCO_GL", "osmesa"),
+        "PYOPENGL_PLATFORM": os.environ.get("PYOPENGL_PLATFORM", os.environ.get("MUJOCO_GL", "osmesa")),
+    }
+
+
+class WorkerPool:
+    """N actors that live as long as the pool, started when there is work for them.
+
+    Args:
+        make_worker: picklable; called once in each actor.
+        cpus_per_worker: what an actor asks Ray for. By default 1, or an equal share of the machine if the
+            cluster is a single machine with fewer cores than workers (it would wait for ever otherwise).
+        job_timeout_s: a job that takes longer counts as failed and its actor as hung.
+
+    Raises:
+        ValueError: fewer than one worker.
+    """
+
+    def __init__(
+        self,
+        make_worker: Callable[[], Worker],
+        num_workers: int,
+        *,
+        cpus_per_worker: float | None = None,
+        job_timeout_s: float = 900.0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        if num_workers < 1:
+            raise ValueError(f"a pool of {num_workers} simulators cannot run anything; pass num_simulators >= 1")
+        self._make_worker = make_worker
+        self._slots = [_Slot() for _ in range(num_workers)]
+        self._cpus = cpus_per_worker
+        self._job_timeout_s = job_timeout_s
+        self._environment = simulator_environment() | dict(environment or {})
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        *,
+        group: Callable[[Job], str] = lambda job: "",
+        name: Callable[[Job], str] = str,
+        prepare: Callable[[Job, int], Any] = lambda job, attempt: job,
+        max_attempts: int = 3,
+    ) -> Iterator[tuple[Job, Any]]:
+        """Yields (job, result) as they come.
+
+        Args:
+            group: a worker keeps to one group while it has work (its simulator is loaded).
+            name: what errors call a job; different for every job.
+            prepare: (job, attempt from 0) -> what the worker's `run` receives; called when the job is handed out,
+                so it may also mend what a failed attempt left behind.
+
+        Raises:
+            JobFailedError: a job failed `max_attempts` times; chained to the last failure.
+        """
+        queue = AffinityQueue(jobs, group)
+        attempts: dict[str, int] = {}
+        running: dict[ray.ObjectRef[Any], _Running[Job]] = {}
+        idle = list(self._slots)
+        try:
+            while queue or running:
+                while queue and idle:
+                    slot = idle.pop(0)
+                    job = queue.take(slot.group)
+                    slot.group = group(job)
+                    attempt = attempts.get(name(job), 0)
+                    running[self._submit(slot, prepare(job, attempt))] = _Running(
+                        slot, job, attempt, time.monotonic()
+                    )
+                for reference, overdue in self._finished(running):
+                    done = running.pop(reference)
+                    idle.append(done.slot)
+                    try:
+                        result = ray.get(reference, timeout=0 if overdue else None)
+                    except (ray.exceptions.RayError, TimeoutError) as error:
+                        self._after_failure(done, error)
+                        attempts[name(done.job)] = done.attempt + 1
+                        if done.attempt + 1 >= max_attempts:
+                            raise JobFailedError(
+                                f"{name(done.job)} failed {max_attempts} times; last: {_reason(error)}"
+                            ) from error
+                        _logger.warning("%s failed and runs again: %s", name(done.job), _reason(error))
+                        queue.put_back(done.job)
+                    else:
+                        yield done.job, result
+        finally:
+            for left in running.values():  # half-done work must not reach the next run
+                self._discard(left.slot)
+
+    def close(self) -> None:
+        for slot in self._slots:
+            self._discard(slot)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _submit(self, slot: _Slot, job: Any) -> ray.ObjectRef[Any]:
+        if slot.actor is None:
+            options = {"num_cpus": self._share(), "max_restarts": 0, "max_task_retries": 0}
+            host = ray.remote(_Host).options(runtime_env={"env_vars": self._environment}, **options)
+            slot.actor = host.remote(self._make_worker)
+        reference: ray.ObjectRef[Any] = slot.actor.run.remote(job)
+        return reference
+
+    def _share(self) -> float:
+        if self._cpus is not None:
+            return self._cpus
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        cores = sum(float(node["Resources"].get("CPU", 0)) for node in alive)
+        return min(1.0, cores / len(self._slots)) if len(alive) == 1 and cores else 1.0
+
+    def _finished(
+        self, running: Mapping[ray.ObjectRef[Any], _Running[Any]]
+    ) -> list[tuple[ray.ObjectRef[Any], bool]]:
+        """(job, whether its time is up) of those to be dealt with now; waits at most a second."""
+        ready, waiting = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
+        deadline = time.monotonic() - self._job_timeout_s
+        late = [reference for reference in waiting if running[reference].started < deadline]
+        return [(reference, False) for reference in ready] + [(reference, True) for reference in late]
+
+    def _after_failure(self, done: _Running[Any], error: Exception) -> None:
+        # An exception leaves the process sound (the worker has dropped its simulator); anything else does not.
+        if not isinstance(error, ray.exceptions.RayTaskError):
+            self._discard(done.slot)
+
+    def _discard(self, slot: _Slot) -> None:
+        if slot.actor is not None:
+            ray.kill(slot.actor)
+        slot.actor, slot.group = None, None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "it did not finish in time (no free CPU in the cluster, or the simulator hangs)"
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else ''}"

@@ -1,0 +1,98 @@
+"""One successful episode of an expert, and its file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """An episode with one record per control step (20 Hz): what was seen, and what the expert would do then.
+
+    Attributes:
+        task, family, instruction: in words.
+        seed: of the episode.
+        images: camera name -> uint8 [T, H, W, 3], upright RGB.
+        state: float32 [T, 8], LIBERO's proprioception.
+        action: float32 [T, 7] in [-1, 1]; the expert's label, without the noise that was played.
+    """
+
+    task: str
+    family: str
+    instruction: str
+    seed: int
+    images: dict[str, npt.NDArray[np.uint8]]
+    state: npt.NDArray[np.float32]
+    action: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        steps = {len(self.state), len(self.action), *map(len, self.images.values())}
+        if len(steps) != 1 or steps == {0}:
+            raise ValueError(
+                f"a demonstration's records have lengths {sorted(steps)}; they must be equal and not 0"
+            )
+
+    def __len__(self) -> int:
+        """Control steps."""
+        return len(self.action)
+
+    def save(self, path: Path) -> None:
+        """Writes one compressed npz; it appears complete or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {f"images/{camera}": pictures for camera, pictures in self.images.items()}
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".demonstration-") as directory:
+            partial = Path(directory) / "partial.npz"
+            np.savez_compressed(
+                partial,
+                task=np.array(self.task),
+                family=np.array(self.family),
+                instruction=np.array(self.instruction),
+                seed=np.array(self.seed, dtype=np.int64),
+                state=self.state,
+                action=self.action,
+                **arrays,  # type: ignore[arg-type]
+            )
+            os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Demonstration:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is truncated, corrupt, or no demonstration.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(
+                    task=str(file["task"]),
+                    family=str(file["family"]),
+                    instruction=str(file["instruction"]),
+                    seed=int(file["seed"]),
+                    images={name[7:]: file[name] for name in file.files if name.startswith("images/")},
+                    state=file["state"],
+                    action=file["action"],
+                )
+        except (FileNotFoundError, PermissionError):
+            raise
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            LookupError,
+            ValueError,
+            EOFError,
+            OSError,
+            RuntimeError,
+            SyntaxError,
+        ) as error:
+            raise ValueError(
+                f"{path} is not a complete demonstration ({error}); delete it and collect it again"
+            ) from error

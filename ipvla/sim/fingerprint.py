@@ -1,0 +1,39 @@
+"""What a result depends on besides code and seeds: versions of everything that changes physics or pixels."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+
+from ipvla.sim.recall.tasks import VERSION
+
+_PACKAGES = {
+    "mujoco": "mujoco",
+    "robosuite": "robosuite",
+    "libero": "hf-libero",
+    "torch": "torch",
+    "numpy": "numpy",
+}
+
+
+def fingerprint() -> dict[str, str]:
+    """Name -> version. Imports none of the packages, so it is cheap in a process that runs no simulator.
+
+    Keys: mujoco, robosuite, libero, torch, numpy, python, os, renderer (MuJoCo's GL back end), recall (the
+    embedded suite's version). A package that is not installed reads "absent".
+    """
+    return {
+        **{name: _version(package) for name, package in _PACKAGES.items()},
+        "python": platform.python_version(),
+        "os": platform.platform(),
+        "renderer": os.environ.get("MUJOCO_GL", "osmesa"),
+        "recall": VERSION,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"

@@ -1,0 +1,252 @@
+"""The only door to LIBERO, robosuite and MuJoCo: set-up, and a Simulator on one of their environments.
+
+Importing this file imports none of them; `configure` prepares their import.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ipvla.sim.simulator import StepOutcome, Task
+from ipvla.types import Observation
+
+CAMERA: Final = "agentview"
+ACTION_SIZE: Final = 7
+
+_DIRECTORIES = {
+    "benchmark_root": ".",
+    "bddl_files": "bddl_files",
+    "init_states": "init_states",
+    "datasets": "datasets",
+    "assets": "assets",
+}
+
+
+def configure(cache_dir: Path) -> Path:
+    """Prepares the import of LIBERO so that it asks nothing, downloads nothing and warns about nothing.
+
+    Environment variables that are already set win. Harmless when called again.
+
+    Returns:
+        The directory for LIBERO's files, `cache_dir/libero`.
+    """
+    root = cache_dir.expanduser().resolve() / "libero"
+    for name in _DIRECTORIES.values():
+        (root / name).mkdir(parents=True, exist_ok=True)
+    # Without this file LIBERO prompts on standard input when it is imported.
+    config_file = Path(os.environ.setdefault("LIBERO_CONFIG_PATH", str(root))) / "config.yaml"
+    if not config_file.exists():
+        write_atomically(config_file, "".join(f"{k}: {root / v}\n" for k, v in _DIRECTORIES.items()))
+    os.environ.setdefault("MUJOCO_GL", "osmesa")
+    # Simulators run in parallel as processes; their small matrices and pictures gain nothing from threads.
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+    if "robosuite" not in sys.modules:
+        # robosuite's own way to set macros: without such a module it warns and logs to /tmp/robosuite.log.
+        macros = ModuleType("robosuite.macros_private")
+        vars(macros).update(CONSOLE_LOGGING_LEVEL=None, FILE_LOGGING_LEVEL=None)
+        sys.modules["robosuite.macros_private"] = macros
+
+    import libero.libero
+
+    # LIBERO downloads its assets from the Hugging Face hub unless it believes that it has a path already.
+    if libero.libero._assets_path_cache is None:
+        libero.libero._assets_path_cache = str(root / "assets")
+    return root
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes the file by one rename, so that simulators starting at once never read half of it."""
+    if path.exists() and path.read_text() == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)
+
+
+class Problem(Protocol):
+    """What `LiberoSimulator` needs of a LIBERO environment beyond robosuite's own interface.
+
+    The environment is built with `hard_reset=False`, `ignore_done=True` and without camera observables.
+    """
+
+    sim: Any
+    robots: Any
+
+    @property
+    def instruction(self) -> str: ...
+    @property
+    def t(self) -> int: ...
+
+    def reset(self) -> Any: ...
+    def step(self, action: npt.NDArray[np.float64]) -> Any: ...
+    def close(self) -> None: ...
+    def begin(self, seed: int) -> None:
+        """Draws the episode and places its objects in qpos. Called on a neutral world."""
+
+    def outcome(self) -> StepOutcome: ...
+    def paint(self) -> None:
+        """Gives every geom the colour that it has now. Called before each picture."""
+
+    def episode_array(self) -> npt.NDArray[np.float64]: ...
+    def load_episode_array(self, array: npt.NDArray[np.float64]) -> None: ...
+    def details(self) -> Mapping[str, Any]: ...
+
+
+class LiberoSimulator:
+    """A Simulator on a robosuite environment with one arm under OSC_POSE control at 20 Hz.
+
+    Poses and pictures show the world after the last step. robosuite's own observables are sampled in the first
+    2 ms of a control step, so the pictures that its `step` returns are one control step older than these.
+
+    Args:
+        problem: the environment.
+        task: what it plays.
+        camera_size: height and width of the policy's picture, in pixels.
+    """
+
+    def __init__(self, problem: Problem, task: Task, camera_size: int = 64) -> None:
+        if camera_size < 1:
+            raise ValueError(f"camera_size {camera_size} is not positive; give the picture's side in pixels")
+        self.task = task
+        self.problem = problem
+        self.camera_size = camera_size
+        self._closed = False
+        self.reset(0)
+
+    def reset(self, seed: int) -> None:
+        """Starts the episode of this seed, bit for bit the same whatever ran before.
+
+        Raises:
+            ValueError: the seed is outside [0, 2^32).
+        """
+        self.problem.reset()
+        self.problem.begin(seed)
+        robot, data = self.problem.robots[0], self._data
+        # A soft reset keeps the gripper's integrated command, the controller's goal and the solver's warm start.
+        robot.gripper.current_action = np.zeros(len(robot.gripper.current_action))
+        for leftover in (data.ctrl, data.qfrc_applied, data.xfrc_applied, data.qacc_warmstart):
+            leftover[:] = 0
+        self.problem.sim.forward()
+        data.qacc_warmstart[:] = 0
+        robot._load_controller()
+
+    def step(self, action: npt.NDArray[np.floating[Any]]) -> StepOutcome:
+        """Plays one control step without rendering.
+
+        Args:
+            action: [7], position and rotation deltas in [-1, 1] and the gripper, -1 open, +1 close.
+
+        Raises:
+            ValueError: the action has another shape, or is not finite.
+        """
+        command = np.asarray(action, dtype=np.float64)
+        if command.shape != (ACTION_SIZE,) or not np.isfinite(command).all():
+            raise ValueError(f"action {action} is not {ACTION_SIZE} finite numbers; check the policy's statistics")
+        self.problem.step(command)
+        return self.problem.outcome()
+
+    def observe(self) -> Observation:
+        """Renders one picture and reads the arm; the world stays as it is."""
+        return Observation(
+            images={CAMERA: self.frame(self.camera_size)},
+            proprio=self._proprio(),
+            instruction=self.problem.instruction,
+            t=self.problem.t,
+        )
+
+    def frame(self, size: int = 256) -> npt.NDArray[np.uint8]:
+        """uint8 [size, size, 3], upright RGB."""
+        sim = self.problem.sim
+        # robosuite makes a context current only when it is built: another simulator may have been built since.
+        sim._render_context_offscreen.gl_ctx.make_current()
+        self.problem.paint()
+        picture: npt.NDArray[np.uint8] = sim.render(camera_name=CAMERA, width=size, height=size)
+        return np.ascontiguousarray(picture[::-1])  # OpenGL's first row is the lowest
+
+    def state(self) -> Mapping[str, npt.NDArray[np.float64]]:
+        """Everything that decides the future: physics, controller, gripper and the episode's own progress."""
+        import mujoco
+
+        model, robot = self.problem.sim.model._model, self.problem.robots[0]
+        spec = mujoco.mjtState.mjSTATE_INTEGRATION
+        physics = np.empty(mujoco.mj_stateSize(model, spec))
+        mujoco.mj_getState(model, self._data, physics, spec)
+        return {
+            "physics": physics,
+            "goal_position": np.array(robot.controller.goal_pos),
+            "goal_rotation": np.array(robot.controller.goal_ori),
+            "gripper": np.array(robot.gripper.current_action, dtype=np.float64),
+            "episode": self.problem.episode_array(),
+        }
+
+    def restore(self, state: Mapping[str, npt.NDArray[np.float64]]) -> None:
+        """Continues where `state` was called, in this process or another one with the same task.
+
+        Raises:
+            ValueError: the state is of another task.
+        """
+        import mujoco
+
+        model, robot = self.problem.sim.model._model, self.problem.robots[0]
+        spec = mujoco.mjtState.mjSTATE_INTEGRATION
+        size = mujoco.mj_stateSize(model, spec)
+        if state["physics"].shape != (size,):
+            raise ValueError(
+                f"a state of {state['physics'].size} numbers does not fit task {self.task.name} ({size}); "
+                "restore it in a simulator of the task that it was saved from"
+            )
+        self.problem.load_episode_array(state["episode"])
+        mujoco.mj_setState(model, self._data, state["physics"], spec)
+        mujoco.mj_forward(model, self._data)
+        mujoco.mj_setState(model, self._data, state["physics"], spec)  # the forward pass moved the warm start
+        robot.gripper.current_action = state["gripper"].copy()
+        robot.controller.goal_pos = state["goal_position"].copy()
+        robot.controller.goal_ori = state["goal_rotation"].copy()
+        robot.controller.new_update = True
+
+    def details(self) -> Mapping[str, Any]:
+        return self.problem.details()
+
+    def close(self) -> None:
+        """Frees the world and its GL context; harmless when called again."""
+        if not self._closed:
+            self._closed = True
+            self.problem.sim._render_context_offscreen.gl_ctx.make_current()
+            self.problem.close()
+
+    def __del__(self) -> None:
+        # Left to robosuite, the renderer would be freed in whichever GL context is current: another simulator's.
+        if hasattr(self, "_closed"):
+            self.close()
+
+    @property
+    def _data(self) -> Any:
+        return self.problem.sim.data._data
+
+    def _proprio(self) -> npt.NDArray[np.float32]:
+        """float32 [8], LIBERO's layout."""
+        sim, robot = self.problem.sim, self.problem.robots[0]
+        quaternion = sim.data.get_body_xquat(robot.robot_model.eef_name)
+        position = sim.data.site_xpos[robot.eef_site_id]
+        fingers = sim.data.qpos[robot._ref_gripper_joint_pos_indexes]
+        return np.concatenate([position, _axis_angle(quaternion), fingers]).astype(np.float32)
+
+
+def _axis_angle(wxyz: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Axis times angle in [0, 2 pi], as LIBERO computes it: no flip to the shorter way round."""
+    w = float(np.clip(wxyz[0], -1.0, 1.0))
+    sine = np.sqrt(1.0 - w * w)
+    if np.isclose(sine, 0.0):
+        return np.zeros(3)
+    return np.asarray(wxyz[1:] * 2.0 * np.arccos(w) / sine)

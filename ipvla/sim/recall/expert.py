@@ -1,0 +1,177 @@
+"""The scripted expert, which sees the true state, and the demonstrations that it gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ipvla.sim.demonstration import Demonstration
+from ipvla.sim.libero import LiberoSimulator
+from ipvla.sim.recall.episode import episode_rng
+from ipvla.sim.recall.scene import BUTTON_HEIGHT_M, TABLE_TOP_M
+from ipvla.sim.recall.tasks import RecallTask
+from ipvla.sim.simulator import Simulator
+
+if TYPE_CHECKING:
+    from ipvla.sim.recall.problem import RecallProblem
+
+Vector = npt.NDArray[np.float64]
+
+#: Noise levels of demonstrations; an episode draws one. The share of a task's family scales it.
+NOISE_LEVELS: Final = (0.0, 0.3, 0.6)
+_NOISE_SHARE = {"ground": 1.0, "recall": 1.0, "count": 1.0, "place": 0.6}
+_NOISE_DECAY = 0.7
+
+#: Action per metre of error: a full command from 2.5 cm on.
+_GAIN_PER_M = 40.0
+_OPEN, _CLOSE = -1.0, 1.0
+
+_BUTTON_TOP_M = TABLE_TOP_M + BUTTON_HEIGHT_M
+#: A press aims below the button's top, so that the fingers surely touch it.
+_PRESS_M = _BUTTON_TOP_M - 0.02
+_FUNNEL_RADIUS_M, _FUNNEL_SLOPE = 0.022, 3.0
+
+#: Place: how far above the table the cube's centre travels, and where it is let go.
+_CARRY_M = TABLE_TOP_M + 0.10
+_RELEASE_M = TABLE_TOP_M + 0.08
+
+
+class Expert:
+    """Solves a Recall task from the true state, one action at a time.
+
+    Args:
+        simulator: of a Recall task, at the start of an episode.
+        rng: where on a button to press, and how high to travel.
+
+    Raises:
+        ValueError: the task's family has no script.
+    """
+
+    def __init__(self, simulator: Simulator, rng: np.random.Generator) -> None:
+        scripts = {"ground": self._press, "recall": self._press, "count": self._press, "place": self._place}
+        self._problem = _recall_problem(simulator)
+        family = simulator.task.family
+        if family not in scripts:
+            raise ValueError(
+                f"no expert for family {family!r} of task {simulator.task.name!r}; "
+                f"choose a task of one of: {', '.join(scripts)}"
+            )
+        self._script = scripts[family]
+        self._spot_m = rng.normal(0.0, 0.006, size=2)
+        self._travel_m = TABLE_TOP_M + 0.10 + rng.uniform(-0.01, 0.015)
+        self._phase = 0
+        self._waited = 0
+
+    def act(self) -> Vector:
+        """float64 [7] in [-1, 1], the action for the state that the world is in now."""
+        return self._script()
+
+    def _press(self) -> Vector:
+        machine = self._problem.machine
+        hand = self._problem.fingertips_m()
+        if machine.locked:
+            return self._towards(hand, hand, _CLOSE)
+        if machine.success or not machine.armed:
+            return self._towards(hand, np.array([*hand[:2], self._travel_m]), _CLOSE)
+        target = self._problem.position_m(machine.program[machine.progress])[:2] + self._spot_m
+        # A funnel over the button: no lower than its distance allows, so that the fingers come from above.
+        distance = float(np.linalg.norm(target - hand[:2]))
+        height = min(_PRESS_M + _FUNNEL_SLOPE * max(distance - _FUNNEL_RADIUS_M, 0.0), self._travel_m)
+        return self._towards(hand, np.array([*target, height]), _CLOSE)
+
+    def _place(self) -> Vector:
+        hand, cube, bowl = self._problem.fingertips_m(), self._problem.position_m(0), self._problem.position_m(1)
+        return (self._reach, self._grasp, self._carry, self._drop)[self._phase](hand, cube, bowl)
+
+    def _reach(self, hand: Vector, cube: Vector, bowl: Vector) -> Vector:
+        distance = float(np.linalg.norm(cube[:2] - hand[:2]))
+        if distance < 0.012 and hand[2] < cube[2] + 0.012:
+            self._next(1)
+        height = min(cube[2] + 4.0 * max(distance - 0.012, 0.0), TABLE_TOP_M + 0.10)
+        return self._towards(hand, np.array([*cube[:2], height]), _OPEN)
+
+    def _grasp(self, hand: Vector, cube: Vector, bowl: Vector) -> Vector:
+        self._waited += 1
+        if self._waited > 5:
+            self._next(2)
+        return self._towards(hand, np.array([*cube[:2], hand[2]]), _CLOSE)
+
+    def _carry(self, hand: Vector, cube: Vector, bowl: Vector) -> Vector:
+        offset = bowl[:2] - cube[:2]
+        lifted = cube[2] > TABLE_TOP_M + 0.07
+        if lifted and np.linalg.norm(offset) < 0.02:
+            self._next(3)
+        elif cube[2] < TABLE_TOP_M + 0.03 and hand[2] > TABLE_TOP_M + 0.07:
+            self._next(0)  # the cube slipped
+        goal = hand[:2] + offset if lifted else hand[:2]
+        return self._towards(hand, np.array([*goal, _CARRY_M]), _CLOSE)
+
+    def _drop(self, hand: Vector, cube: Vector, bowl: Vector) -> Vector:
+        offset = bowl[:2] - cube[:2]
+        held = np.linalg.norm(cube - hand) < 0.03
+        if not held:
+            if np.linalg.norm(offset) > 0.05 and cube[2] < TABLE_TOP_M + 0.03:
+                self._next(0)  # it fell beside the bowl
+            return self._towards(hand, np.array([*hand[:2], TABLE_TOP_M + 0.14]), _OPEN)
+        self._waited += hand[2] < _RELEASE_M + 0.01
+        gripper = _OPEN if self._waited and np.linalg.norm(offset) < 0.03 else _CLOSE
+        return self._towards(hand, np.array([*(hand[:2] + offset), _RELEASE_M]), gripper)
+
+    def _next(self, phase: int) -> None:
+        self._phase, self._waited = phase, 0
+
+    @staticmethod
+    def _towards(hand: Vector, goal: Vector, gripper: float) -> Vector:
+        translation = np.clip((goal - hand) * _GAIN_PER_M, -1.0, 1.0)
+        return np.concatenate([translation, np.zeros(3), [gripper]])
+
+
+def _recall_problem(simulator: Simulator) -> RecallProblem:
+    if not isinstance(simulator, LiberoSimulator) or not isinstance(simulator.task, RecallTask):
+        raise ValueError(f"no expert for task {simulator.task.name!r}; choose a task of the suite 'recall'")
+    return cast("RecallProblem", simulator.problem)
+
+
+def demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
+    """One attempt of the expert at the episode of this seed; the same for the same task, seed and camera size.
+
+    Smooth noise is added to the motion that is played, never to the actions that are recorded (DART): the
+    demonstrations show how to come back from where a learner will stray.
+
+    Returns:
+        The demonstration, or None when the attempt failed or took longer than the task's horizon.
+
+    Raises:
+        ValueError: the task's family has no script.
+    """
+    task = _recall_problem(simulator).task
+    rng = episode_rng(task, seed, "expert")
+    simulator.reset(seed)
+    expert = Expert(simulator, rng)
+    level = float(rng.choice(NOISE_LEVELS)) * _NOISE_SHARE[task.family]
+    noise = np.zeros(3)
+    observations, actions = [], []
+    for _ in range(task.horizon):
+        action = expert.act()
+        observations.append(simulator.observe())
+        actions.append(action.astype(np.float32))
+        noise = _NOISE_DECAY * noise + rng.normal(0.0, 0.7 * level, size=3)
+        played = action.copy()
+        played[:3] = np.clip(played[:3] + noise, -1.0, 1.0)
+        outcome = simulator.step(played)
+        if outcome.failure:
+            return None
+        if outcome.success:
+            cameras = observations[0].images
+            return Demonstration(
+                task=task.name,
+                family=task.family,
+                instruction=observations[0].instruction,
+                seed=seed,
+                images={camera: np.stack([o.images[camera] for o in observations]) for camera in cameras},
+                state=np.stack([o.proprio for o in observations]),
+                action=np.stack(actions),
+            )
+    return None

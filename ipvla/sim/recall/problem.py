@@ -1,0 +1,208 @@
+"""The Recall suite's problem, registered with LIBERO: builds the scene and plays the task's state machine in it.
+
+Import only after `ipvla.sim.libero.configure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+import numpy.typing as npt
+from libero.libero.envs import robots as _mounted_robots  # noqa: F401  registers MountedPanda
+from libero.libero.envs.bddl_base_domain import BDDLBaseDomain, register_problem
+from libero.libero.envs.objects import get_object_fn
+from robosuite.controllers import load_controller_config
+from robosuite.models.arenas import Arena
+from robosuite.models.tasks import ManipulationTask
+
+import ipvla.sim.recall.objects as _objects  # noqa: F401  registers buttons, cubes and the bowl
+from ipvla.sim.recall.arena import table_size_m
+from ipvla.sim.recall.episode import Episode, draw_episode
+from ipvla.sim.recall.scene import (
+    BOWL_RADIUS_M,
+    BUTTON_HEIGHT_M,
+    CUE_RGBA,
+    FLASH_RGBA,
+    LAMP_OFF_RGBA,
+    LAMP_ON_RGBA,
+    TABLE_TOP_M,
+)
+from ipvla.sim.recall.state_machine import StateMachine
+from ipvla.sim.recall.tasks import RecallTask
+from ipvla.sim.simulator import StepOutcome
+
+#: The hand counts as raised above this height of the fingertips over the buttons.
+_RAISED_M = 0.035
+_HIDDEN_GROUP, _VISUAL_GROUP = 3, 1
+
+
+class RecallProblem(BDDLBaseDomain):
+    """A Panda at a table with the task's objects.
+
+    Args:
+        bddl_file_name: the task's BDDL file.
+        arena_file: the arena's MJCF file.
+        task: the same task as data; it also has the timing, which BDDL cannot say.
+    """
+
+    def __init__(self, bddl_file_name: Path, arena_file: Path, task: RecallTask) -> None:
+        self.task = task
+        self._arena_file = str(arena_file)
+        super().__init__(
+            str(bddl_file_name),
+            robots=["MountedPanda"],
+            controller_configs=load_controller_config(default_controller="OSC_POSE"),
+            initialization_noise=None,
+            use_camera_obs=False,
+            hard_reset=False,
+            ignore_done=True,
+            workspace_offset=(0.0, 0.0, TABLE_TOP_M),
+            scene_xml=self._arena_file,
+        )
+
+    def begin(self, seed: int) -> None:
+        self._start(draw_episode(self.task, seed))
+        for name, (x, y) in zip(self.task.names, self.episode.positions_m, strict=True):
+            thing = self.objects_dict[name]
+            if len(thing.joints) == 1:
+                pose = [x, y, TABLE_TOP_M + thing.base_height_m, 1.0, 0.0, 0.0, 0.0]
+                self.sim.data.set_joint_qpos(thing.joints[0], np.array(pose))
+            else:
+                for joint, value in zip(thing.joints, (x, y), strict=True):
+                    self.sim.data.set_joint_qpos(joint, value)
+
+    def _start(self, episode: Episode) -> None:
+        self.episode = episode
+        self.machine = StateMachine(self.task, cue=episode.cue)
+
+    @property
+    def instruction(self) -> str:
+        return self.episode.instruction
+
+    @property
+    def t(self) -> int:
+        return self.machine.t
+
+    def outcome(self) -> StepOutcome:
+        return StepOutcome(success=self.machine.success, failure=self.machine.failure)
+
+    def step(self, action: npt.NDArray[np.float64]) -> None:
+        """One control step, as robosuite's `step` does it but for what it repeats every 2 ms to no effect here:
+        a second forward pass, polling the sensors, and checks of the action's size. A quarter of the time."""
+        robot, gripper = self.robots[0], np.array(action[-1:])
+        model, data = self.sim.model._model, self.sim.data._data
+        robot.controller.set_goal(np.zeros(6) if self.machine.locked else action[:-1])
+        low, high = robot.torque_limits
+        for _ in range(round(self.control_timestep / self.model_timestep)):
+            data.ctrl[robot._ref_joint_actuator_indexes] = np.clip(robot.controller.run_controller(), low, high)
+            data.ctrl[self._finger_actuators] = (
+                self._finger_centre + self._finger_range * robot.gripper.format_action(gripper)
+            )
+            mujoco.mj_step(model, data)
+        # A physics step leaves the poses of 2 ms ago behind; everything below and every reader sees these.
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_camlight(model, data)
+        self._judge()
+
+    def paint(self) -> None:
+        colours = {i: self.objects_dict[name].rgba for i, name in enumerate(self.task.names)}
+        if self.machine.lit is not None:
+            colours[self.machine.lit] = CUE_RGBA
+        if self.machine.flashing is not None:
+            colours[self.machine.flashing] = FLASH_RGBA
+        for button, geom in self._caps.items():
+            self.sim.model.geom_rgba[geom] = colours[button]
+        self.sim.model.geom_rgba[self._lamp] = LAMP_OFF_RGBA if self.machine.locked else LAMP_ON_RGBA
+
+    def episode_array(self) -> npt.NDArray[np.float64]:
+        return np.concatenate([[float(self.episode.seed)], self.machine.to_array()])
+
+    def load_episode_array(self, array: npt.NDArray[np.float64]) -> None:
+        self._start(draw_episode(self.task, int(array[0])))
+        self.machine.load_array(array[1:])
+
+    def details(self) -> Mapping[str, Any]:
+        names = self.task.names
+        return {
+            "pressed": [names[button] for button in self.machine.pressed],
+            "cue": None if self.episode.cue is None else names[self.episode.cue],
+            "instruction": self.instruction,
+        }
+
+    def fingertips_m(self) -> npt.NDArray[np.float64]:
+        """float64 [3], the point between the fingertips, in world coordinates."""
+        return np.array(self.sim.data.site_xpos[self.robots[0].eef_site_id])
+
+    def position_m(self, index: int) -> npt.NDArray[np.float64]:
+        """float64 [3], the centre of the task's `index`-th object, in world coordinates."""
+        return np.array(self.sim.data.body_xpos[self.obj_body_id[self.task.names[index]]])
+
+    # ---- robosuite's hooks ----
+
+    def _load_model(self) -> None:
+        # BDDLBaseDomain would load LIBERO's own arena, which needs texture files.
+        super(BDDLBaseDomain, self)._load_model()
+        robot = self.robots[0].robot_model
+        robot.set_base_xpos(robot.base_xpos_offset["table"](table_size_m()[0]))
+        categories = self.parsed_problem["objects"].items()
+        self.objects_dict = {name: get_object_fn(c)(name=name) for c, names in categories for name in names}
+        self.objects = list(self.objects_dict.values())
+        self.model = ManipulationTask(Arena(self._arena_file), [robot], self.objects)
+
+    def _initialize_sim(self, xml_string: str | None = None) -> None:
+        super()._initialize_sim(xml_string)
+        model = self.sim.model
+        model.vis.quality.offsamples = 0
+        model.vis.quality.shadowsize = 0
+        # Drawing the arm's collision meshes instead of its 350 k visual vertices is the largest saving of all.
+        for geom in np.flatnonzero(model.geom_type == mujoco.mjtGeom.mjGEOM_MESH):
+            if model.geom_group[geom] == _VISUAL_GROUP:
+                model.geom_group[geom] = _HIDDEN_GROUP
+            else:
+                model.geom_group[geom] = _VISUAL_GROUP
+                shade = 0.35 if "finger" in model.geom_id2name(geom) else 0.9
+                model.geom_rgba[geom] = (shade, shade, shade, 1.0)
+
+    def _setup_references(self) -> None:
+        super()._setup_references()
+        model = self.sim.model
+        self._lamp = model.geom_name2id("go_lamp")
+        buttons = {i: n for i, n in enumerate(self.task.names) if f"{n}_cap" in model.geom_names}
+        self._caps = {i: model.geom_name2id(f"{name}_cap_visual") for i, name in buttons.items()}
+        self._button_of_geom = {model.geom_name2id(f"{name}_cap"): i for i, name in buttons.items()}
+        self._finger_actuators = [model.actuator_name2id(name) for name in self.robots[0].gripper.actuators]
+        low, high = model.actuator_ctrlrange[self._finger_actuators].T
+        self._finger_centre, self._finger_range = (high + low) / 2, (high - low) / 2
+        self._hand = {model.geom_name2id(name) for name in self.robots[0].gripper.contact_geoms}
+
+    def _setup_observables(self) -> dict[str, Any]:
+        return {}  # the simulator reads what it needs; robosuite would poll some thirty sensors every 2 ms
+
+    def _reset_internal(self) -> None:
+        super(BDDLBaseDomain, self)._reset_internal()  # objects are placed by `begin`
+
+    def _judge(self) -> None:
+        height = self.fingertips_m()[2] - TABLE_TOP_M - BUTTON_HEIGHT_M
+        self.machine.advance(self._touched_button(), raised=height > _RAISED_M, delivered=self._delivered())
+
+    def _touched_button(self) -> int | None:
+        for pair in self.sim.data._data.contact.geom.tolist():
+            for button, other in (pair, pair[::-1]):
+                if button in self._button_of_geom and other in self._hand:
+                    return self._button_of_geom[button]
+        return None
+
+    def _delivered(self) -> bool:
+        """Place: the first object lies in the second, and the hand has let go of it."""
+        if self.task.program or self.task.cue_steps:
+            return False
+        cargo, goal = self.position_m(0), self.position_m(1)
+        inside = np.linalg.norm(cargo[:2] - goal[:2]) < 0.75 * BOWL_RADIUS_M and cargo[2] < TABLE_TOP_M + 0.05
+        return bool(inside and np.linalg.norm(self.fingertips_m() - cargo) > 0.05)
+
+
+register_problem(RecallProblem)

@@ -1,0 +1,33 @@
+"""The Recall suite: lists its tasks at once, and imports the simulator only when one is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ipvla.sim.libero import LiberoSimulator, configure, write_atomically
+from ipvla.sim.recall.arena import arena_mjcf
+from ipvla.sim.recall.bddl import bddl_text
+from ipvla.sim.recall.tasks import TASKS, VERSION, RecallTask
+from ipvla.sim.suites import Suite
+
+
+def recall_suite(cache_dir: Path) -> Suite:
+    """The embedded suite. Its generated files go to `cache_dir/libero`."""
+
+    def build(name: str, camera_size: int) -> LiberoSimulator:
+        task = next(task for task in TASKS if task.name == name)
+        return build_simulator(task, cache_dir, camera_size)
+
+    return Suite("recall", VERSION, TASKS, build)
+
+
+def build_simulator(task: RecallTask, cache_dir: Path, camera_size: int = 64) -> LiberoSimulator:
+    """A simulator of any Recall task, listed in the suite or not."""
+    root = configure(cache_dir)
+    from ipvla.sim.recall.problem import RecallProblem
+
+    bddl_file = root / "bddl_files" / "recall" / f"{task.name}.bddl"
+    arena_file = root / "recall_arena.xml"
+    write_atomically(bddl_file, bddl_text(task))
+    write_atomically(arena_file, arena_mjcf())
+    return LiberoSimulator(RecallProblem(bddl_file, arena_file, task), task, camera_size)

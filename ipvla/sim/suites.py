@@ -1,0 +1,69 @@
+"""Suites by name. Listing tasks is cheap; only `Suite.simulator` imports the physics engine."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ipvla.sim.simulator import Simulator, Task
+
+SUITES: Final = ("recall",)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A set of tasks that share an engine and a version.
+
+    Attributes:
+        name: as in `SUITES`.
+        version: results of different versions are not comparable.
+        tasks: all of them, in the order of reports.
+        build: makes the simulator of a task's name at a camera size.
+    """
+
+    name: str
+    version: str
+    tasks: tuple[Task, ...]
+    build: Callable[[str, int], Simulator]
+
+    def task(self, name: str) -> Task:
+        """The task of this name.
+
+        Raises:
+            ValueError: the suite has no such task.
+        """
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise _unknown(f"task of suite {self.name}", name, [task.name for task in self.tasks])
+
+    def simulator(self, task_name: str, camera_size: int = 64) -> Simulator:
+        """A world of the task, at some episode; call `reset` for the one you want.
+
+        Raises:
+            ValueError: the suite has no such task.
+        """
+        return self.build(self.task(task_name).name, camera_size)
+
+
+def load_suite(name: str, cache_dir: Path) -> Suite:
+    """The suite of this name; the files that it generates go under `cache_dir`.
+
+    Raises:
+        ValueError: there is no such suite.
+    """
+    if name == "recall":
+        from ipvla.sim.recall.suite import recall_suite
+
+        return recall_suite(cache_dir)
+    raise _unknown("suite", name, SUITES)
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"Did you mean {close[0]!r}?" if close else f"Choose one of: {', '.join(known)}."
+    return ValueError(f"{name!r} is no {kind}. {hint}")

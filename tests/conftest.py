@@ -1,0 +1,36 @@
+"""Quiet, offline and small: settings that every test shares, and one local Ray cluster for those that need it."""
+
+import os
+import shutil
+import tempfile
+
+os.environ.update(
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_AUTH_MODE="disabled",  # or Ray writes a token into the home directory
+    HF_HUB_OFFLINE="1",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
+    OMP_NUM_THREADS="1",
+)
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A Ray cluster of this test session's own, with two CPUs."""
+    import ray
+
+    directory = tempfile.mkdtemp(prefix="ipvla-ray-")  # pytest's own directories are too long for Ray's sockets
+    ray.init(
+        address="local",
+        _node_ip_address="127.0.0.1",
+        include_dashboard=False,
+        num_cpus=2,
+        object_store_memory=200 * 2**20,
+        _temp_dir=directory,
+        log_to_driver=False,
+    )
+    yield ray
+    ray.shutdown()
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,136 @@
+"""Batches are the plan's steps with the dataset's content, whenever and wherever they are read."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from ipvla.data.lanes import LaneConfig, LaneReader
+from ipvla.data.plan import PlanPosition
+from ipvla.data.rlds import DatasetError, EpisodeDataset
+from ipvla.data.transforms import Transforms
+from ipvla.types import ModelInputs, StepBatch
+from tests.data.conftest import LENGTHS
+
+Make = Callable[..., Transforms]
+CONFIG = LaneConfig(lanes=3, window=4, stride=3, seed=11)
+
+
+@pytest.fixture
+def reader(dataset: EpisodeDataset, make_transforms: Make) -> LaneReader:
+    return CONFIG.build(dataset, make_transforms())
+
+
+def _tensors(batch: StepBatch) -> list[torch.Tensor]:
+    tensors: list[torch.Tensor] = []
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        nested = isinstance(value, ModelInputs)
+        tensors += [getattr(value, f.name) for f in fields(value)] if nested else [value]
+    return tensors
+
+
+def _equal(a: StepBatch, b: StepBatch) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(_tensors(a), _tensors(b), strict=True))
+
+
+def test_batches_are_the_plan_filled_from_the_dataset(
+    reader: LaneReader, dataset: EpisodeDataset, make_transforms: Make
+) -> None:
+    transforms, plan = make_transforms(), reader.plan(0)
+    for w in range(plan.num_windows):
+        window, batch = plan.window(w), reader.batch(PlanPosition(0, w))
+        np.testing.assert_array_equal(batch.episode_key, window.episode)
+        np.testing.assert_array_equal(batch.t, window.t)
+        np.testing.assert_array_equal(batch.is_first, window.is_first)
+        np.testing.assert_array_equal(batch.valid, window.episode >= 0)
+        for place in np.ndindex(window.episode.shape):
+            episode, t = int(window.episode[place]), int(window.t[place])
+            if episode < 0:
+                assert not batch.action_valid[place].any()
+                continue
+            target, valid = transforms.chunk_targets(dataset.episode(episode).action, t)
+            np.testing.assert_array_equal(batch.actions[place], target)
+            np.testing.assert_array_equal(batch.action_valid[place], valid)
+            single = transforms.inputs([dataset.observation(episode, t, ("agentview",))])
+            for name in ("images", "proprio", "input_ids", "attention_mask"):
+                assert torch.equal(getattr(batch.inputs, name)[place], getattr(single, name)[0])
+
+
+def test_every_tensor_has_the_declared_shape(reader: LaneReader) -> None:
+    batch = reader.batch(PlanPosition())
+    assert batch.actions.shape == (3, 4, 4, 7)
+    assert batch.action_valid.shape == (3, 4, 4)
+    assert {tuple(x.shape[:2]) for x in _tensors(batch)} == {(3, 4)}
+    assert batch.actions.dtype == torch.float32
+    assert {x.dtype for x in (batch.is_first, batch.valid, batch.action_valid)} == {torch.bool}
+    assert {x.dtype for x in (batch.t, batch.episode_key)} == {torch.int64}
+
+
+def test_workers_share_an_epoch_without_overlap(dataset: EpisodeDataset, make_transforms: Make) -> None:
+    readers = [CONFIG.build(dataset, make_transforms(), rank, 2) for rank in range(2)]
+    seen: list[tuple[int, int]] = []
+    for reader in readers:
+        for w in range(reader.plan(0).num_windows):
+            batch = reader.batch(PlanPosition(0, w))
+            seen += zip(batch.episode_key[batch.valid].tolist(), batch.t[batch.valid].tolist(), strict=True)
+    assert len(seen) == len(set(seen))
+    assert {episode for episode, _ in seen} == set(range(len(LENGTHS)))
+
+
+def test_resuming_mid_epoch_equals_never_having_stopped(
+    reader: LaneReader, dataset: EpisodeDataset, make_transforms: Make
+) -> None:
+    count = reader.plan(0).num_windows + reader.plan(1).num_windows + 2
+    with closing(reader.batches(PlanPosition())) as stream:
+        undisturbed = list(itertools.islice(stream, count))
+    stopped_after = undisturbed[1][0]
+    again = CONFIG.build(EpisodeDataset(dataset.directory, cache_bytes=0), make_transforms())
+    with closing(again.batches(again.after(stopped_after))) as stream:
+        resumed = list(itertools.islice(stream, count - 2))
+    assert resumed[-1][0] == PlanPosition(2, 1)
+    for (position, batch), (expected_position, expected) in zip(resumed, undisturbed[2:], strict=True):
+        assert position == expected_position
+        assert _equal(batch, expected)
+
+
+def test_closing_the_stream_ends_its_thread(reader: LaneReader) -> None:
+    before = threading.active_count()
+    stream = reader.batches(PlanPosition())
+    next(stream)
+    assert threading.active_count() == before + 1
+    stream.close()
+    assert threading.active_count() == before
+
+
+def test_a_corrupt_episode_is_raised_to_the_trainer(reader: LaneReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    def corrupt(index: int) -> None:
+        raise DatasetError(f"shard is corrupt at episode {index}")
+
+    monkeypatch.setattr(reader._dataset, "_read", corrupt)
+    with pytest.raises(DatasetError, match="corrupt at episode"):
+        next(reader.batches(PlanPosition()))
+
+
+def test_a_position_of_another_configuration_is_refused(reader: LaneReader) -> None:
+    with pytest.raises(ValueError, match="window 99 is outside this epoch's"):
+        reader.batch(PlanPosition(0, 99))
+
+
+@pytest.mark.parametrize("change", [{"lanes": 0}, {"window": 0}, {"stride": -1}, {"seed": -1}])
+def test_senseless_settings_are_refused(change: dict[str, int]) -> None:
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        LaneConfig(**change)
+
+
+def test_a_rank_outside_the_world_is_refused(dataset: EpisodeDataset, make_transforms: Make) -> None:
+    with pytest.raises(ValueError, match="rank 2 is outside the 2 workers"):
+        CONFIG.build(dataset, make_transforms(), rank=2, world_size=2)

@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import pytest
+
+from evaluators.paired import compare
+from evaluators.report import Report
+from evaluators.success import SuccessConfig, SuccessEvaluation, Video
+from ipvla.rollout.journal import JournalError
+from ipvla.rollout.policy_actor import PolicySource
+from ipvla.sim.simulator import Split
+from ipvla.sim.suites import Suite
+from ipvla.tracking import JsonlSink, read_jsonl
+from tests.rollout.point import Points, PointSimulator, load_fixed_left, load_point
+
+TASKS = tuple(PointSimulator(name).task for name in ("ground_go", "recall_go"))
+SUITE = Suite("point", "1", TASKS, lambda name, size: PointSimulator(name))
+
+
+def each(episodes: int, **settings) -> SuccessConfig:
+    return SuccessConfig(episodes={task.name: episodes for task in TASKS}, **settings)
+
+
+def policy(directory: Path, load) -> PolicySource:
+    directory.mkdir(exist_ok=True)
+    (directory / "model.txt").write_text(load.__name__)
+    return PolicySource(load, directory)
+
+
+@pytest.mark.parametrize("field", ["camera_size", "num_simulators", "max_attempts"])
+def test_a_configuration_that_can_run_nothing_is_refused(field):
+    with pytest.raises(ValueError, match=f"{field} is 0; pass {field} >= 1"):
+        SuccessConfig(**{field: 0})
+    with pytest.raises(ValueError, match=r"episodes\.recall is 0"):
+        SuccessConfig(episodes={"recall": 0})
+
+
+def test_an_unknown_suite_or_task_is_refused_with_what_was_meant(tmp_path):
+    with pytest.raises(ValueError, match="Did you mean 'recall'"):
+        SuccessConfig(suite="recal").build(tmp_path)
+    with pytest.raises(ValueError, match="Did you mean 'ground_go'"):
+        SuccessEvaluation(SuccessConfig(episodes={"ground_og": 3}), SUITE, Points())
+
+
+def test_a_longer_evaluation_contains_a_shorter_one():
+    short, long = (SuccessEvaluation(each(n), SUITE, Points()).specs for n in (2, 5))
+    assert {spec.key for spec in short} < {spec.key for spec in long}
+
+
+def test_every_policy_gets_the_same_held_out_layouts():
+    one, two = (SuccessEvaluation(each(3), SUITE, Points()) for _ in range(2))
+    assert one.specs == two.specs
+    assert [(s.task, s.trial, s.seed) for s in one.specs[:3]] == [
+        ("ground_go", trial, Split.HELD_OUT.seed(trial)) for trial in range(3)
+    ]
+
+
+@pytest.mark.slow
+def test_an_evaluation_from_simulators_to_report(tmp_path, ray_cluster):
+    remembers, left = policy(tmp_path / "gru", load_point), policy(tmp_path / "none", load_fixed_left)
+    journal, new = tmp_path / "gru.sqlite", []
+    with SuccessEvaluation(each(6, num_simulators=1), SUITE, Points()) as evaluation:
+        gru = evaluation.run("gru", remembers, journal, sink=JsonlSink(tmp_path / "gru.jsonl"))
+        assert [(row.name, row.k, row.n) for row in gru.families] == [("ground", 4, 6), ("recall", 4, 6)]
+        (logged,) = read_jsonl(tmp_path / "gru.jsonl")
+        assert logged["success/recall"] == logged["success/task/recall_go"] == pytest.approx(2 / 3)
+        assert gru.fingerprint["protocol"] == "held-out-1"
+
+        again = evaluation.run("gru", remembers, journal, on_result=new.append)
+        assert again.results == gru.results
+        assert new == [], "a finished evaluation plays nothing"
+        with pytest.raises(JournalError, match="policy_sha256"):
+            evaluation.run("none", left, journal)
+
+        none = evaluation.run("none", left, tmp_path / "none.sqlite")
+        comparisons = compare(none, gru, evaluation.tasks)
+        assert [(c.pairs, c.only_first, c.only_second) for c in comparisons] == [(6, 0, 2)] * 2
+
+        videos = evaluation.record(gru, remembers, tmp_path / "videos")
+        assert {(v.task, v.outcome) for v in videos} == {
+            (t.name, o) for t in TASKS for o in ("success", "failure")
+        }
+        assert sorted(p.name for p in (tmp_path / "videos").iterdir()) == sorted(v.path.name for v in videos)
+        written = [v.path.stat().st_mtime_ns for v in videos]
+        assert evaluation.record(gru, remembers, tmp_path / "videos") == videos
+        assert [v.path.stat().st_mtime_ns for v in videos] == written, "videos that are there are kept"
+
+    report = Report("Quickstart", [none, gru], comparisons=comparisons, videos=videos).write(
+        tmp_path / "report.html"
+    )
+    assert 'href="videos/recall_go-success.mp4"' in report.read_text()
+
+
+def test_a_report_is_one_self_contained_file(tmp_path):
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    for step in range(5):
+        sink.log({"loss": 1 / (step + 1)}, step)
+    video = Video("gru <b>", "recall_go", "failure", tmp_path / "videos" / "a b.mp4")
+    path = Report(
+        "Title & more", [], note="smoke run", curves={"gru": tmp_path / "metrics.jsonl"}, videos=[video]
+    ).write(tmp_path / "new" / "report.html")
+    html = path.read_text()
+    assert "Title &amp; more" in html
+    assert "smoke run" in html
+    assert "gru &lt;b&gt;" in html
+    assert 'src="data:image/png;base64,iVBOR' in html
+    assert 'href="../videos/a%20b.mp4"' in html
+    assert "http" not in html
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]

@@ -1,0 +1,72 @@
+import pytest
+from rich.console import Console
+
+from evaluators.console import success_table
+from evaluators.paired import compare
+from evaluators.success_table import tabulate
+from ipvla.sim.simulator import Task
+from ipvla.types import EpisodeResult, EpisodeSpec
+
+TASKS = [
+    Task("ground_a", "ground", ("a",), 10, chance=0.5),
+    Task("ground_b", "ground", ("b",), 10, chance=0.25),
+    Task("recall_a", "recall", ("c",), 10, chance=1 / 3),
+]
+
+
+def results(task: str, outcomes: str):
+    """One character per trial: s(uccess), f(ailure), t(imeout)."""
+    names = {"s": "success", "f": "failure", "t": "timeout"}
+    return [
+        EpisodeResult(EpisodeSpec("point", task, trial, trial), names[o], 5, 3, 1.0, 0.1)
+        for trial, o in enumerate(outcomes)
+    ]
+
+
+def table(name: str, **outcomes: str):
+    return tabulate(name, TASKS, [r for task, o in outcomes.items() for r in results(task, o)], {"protocol": "1"})
+
+
+def test_rows_count_successes_by_task_and_by_family():
+    made = table("gru", ground_a="ssft", ground_b="sf", recall_a="tttt")
+    assert [(r.name, r.k, r.n) for r in made.tasks] == [("ground_a", 2, 4), ("ground_b", 1, 2), ("recall_a", 0, 4)]
+    ground, recall = made.families
+    assert (ground.k, ground.n, ground.rate) == (3, 6, 0.5)
+    assert ground.chance == pytest.approx((4 * 0.5 + 2 * 0.25) / 6)
+    assert recall.to_dict() == {
+        "k": 0,
+        "n": 4,
+        "rate": 0.0,
+        "wilson95": pytest.approx([0.0, 0.4899], abs=1e-4),
+        "chance": pytest.approx(1 / 3),
+    }
+    assert list(made.to_dict()) == ["ground", "recall"]
+
+
+def test_a_family_without_episodes_has_no_row():
+    assert [row.name for row in table("gru", recall_a="s").families] == ["recall"]
+
+
+def test_policies_are_compared_on_shared_layouts_only():
+    none = table("none", ground_a="sf", recall_a="fsft")
+    gru = table("gru", recall_a="ssssss")
+    (comparison,) = compare(none, gru, TASKS)
+    assert (comparison.family, comparison.first, comparison.second) == ("recall", "none", "gru")
+    assert (comparison.pairs, comparison.only_first, comparison.only_second) == (4, 0, 3)
+    assert comparison.p_value == pytest.approx(0.25)
+
+
+def test_nothing_to_compare_is_refused():
+    with pytest.raises(ValueError, match="none and gru share no layout"):
+        compare(table("none", ground_a="s"), table("gru", recall_a="s"), TASKS)
+
+
+def test_the_console_shows_counts_rate_interval_and_chance():
+    console = Console(width=120, record=True)
+    console.print(success_table([table("none", recall_a="sfff"), table("gru", recall_a="ssss", ground_a="s")]))
+    shown = console.export_text()
+    recall = next(line for line in shown.splitlines() if "recall" in line)
+    assert "1/4  0.25 (0.05-0.70)" in recall
+    assert "4/4  1.00 (0.51-1.00)" in recall
+    assert "0.33" in recall
+    assert any("ground" in line and " - " in line for line in shown.splitlines())

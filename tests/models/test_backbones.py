@@ -1,0 +1,150 @@
+"""Every backbone: features, per-layer hidden states, instruction mask, answers, adapters, save and load."""
+
+from pathlib import Path
+
+import draccus
+import peft
+import pytest
+import torch
+
+from ipvla.models.backbones import Backbone, BackboneConfig, PaliGemmaConfig, TinyConfig
+from ipvla.models.backbones.tiny_vlm import TinyVLM
+from ipvla.models.lora import LoRAConfig
+from tests.models.conftest import inputs_for
+
+WORDS = ["press the red button", "press the blue button"]
+
+
+def test_features_and_one_hidden_state_per_layer(backbone: Backbone) -> None:
+    output = backbone(inputs_for(backbone, WORDS))
+    assert output.features.cognition.shape == (2, backbone.width)
+    assert output.features.perception.shape[::2] == (2, backbone.perception_size)
+    assert len(output.hidden_states) == backbone.num_layers + 1
+    tokens = output.instruction_mask.shape[1]
+    assert all(hidden.shape == (2, tokens, backbone.width) for hidden in output.hidden_states)
+
+
+def test_the_hidden_states_are_what_the_layers_emit(backbone: Backbone) -> None:
+    seen = []
+    layers = backbone.language_layers()
+    assert len(layers) == backbone.num_layers >= 6
+
+    def keep(module: torch.nn.Module, args: object, output: object) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = layers[-2].register_forward_hook(keep)
+    output = backbone(inputs_for(backbone, WORDS))
+    handle.remove()
+    torch.testing.assert_close(seen[0], output.hidden_states[-2])
+
+
+def test_the_instruction_mask_covers_the_instruction_alone(backbone: Backbone) -> None:
+    short, long = (
+        backbone(inputs_for(backbone, ["press", "press the red button"])).instruction_mask.sum(1).tolist()
+    )
+    assert long - short == 3
+
+
+def test_the_instruction_reaches_the_cognition(backbone: Backbone) -> None:
+    a = backbone(inputs_for(backbone, [WORDS[0]])).features.cognition
+    b = backbone(inputs_for(backbone, [WORDS[1]])).features.cognition
+    assert not torch.allclose(a, b)
+
+
+def test_a_row_does_not_depend_on_its_neighbours_nor_on_padding(backbone: Backbone) -> None:
+    both = inputs_for(backbone, ["press", "press the red button"])
+    alone = both.map(lambda x: x[:1])
+    torch.testing.assert_close(
+        backbone(both).features.cognition[:1], backbone(alone).features.cognition, atol=1e-5, rtol=1e-4
+    )
+
+
+def test_answers_can_be_learned_and_are_generated_token_by_token(backbone: Backbone) -> None:
+    inputs = inputs_for(backbone, WORDS)
+    questions, answers = ["which button is lit", "which button is red"], ["the red button", "blue"]
+    optimizer = torch.optim.Adam(backbone.parameters(), lr=3e-3)
+    backbone.train()
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = backbone.answer_loss(inputs, questions, answers)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.2
+    assert backbone.eval().answer(inputs, questions) == answers
+
+
+def test_an_answer_token_sees_no_later_one(backbone: Backbone) -> None:
+    """Then the loss of an answer's first token is the same whatever follows it."""
+    if not hasattr(backbone.vlm, "lm_logits"):
+        pytest.skip("PaliGemma's mask is transformers' own")
+    inputs, prompts = inputs_for(backbone, WORDS[:1]), [backbone._prompt("which is lit")]
+    first = backbone._run(inputs, prompts, [[40, 41]])[0][0, len(prompts[0])]
+    other = backbone._run(inputs, prompts, [[40, 99]])[0][0, len(prompts[0])]
+    torch.testing.assert_close(first, other)
+
+
+@pytest.mark.parametrize("last_layers", [0, 4])
+def test_lora_reaches_the_chosen_layers_and_nothing_else_trains(backbone: Backbone, last_layers: int) -> None:
+    before = backbone(inputs_for(backbone, WORDS)).features.cognition
+    LoRAConfig(rank=2, last_layers=last_layers, modules=("q_proj", "v_proj")).apply(backbone)
+    trainable = [name for name, p in backbone.named_parameters() if p.requires_grad]
+    assert all("lora_" in name for name in trainable)
+    assert len(trainable) == (last_layers or backbone.num_layers) * 2 * 2
+    assert any(f"layers.{backbone.num_layers - 1}." in name for name in trainable)
+    assert not any("vision" in name for name in trainable)
+    torch.testing.assert_close(backbone(inputs_for(backbone, WORDS)).features.cognition, before)
+
+
+def test_lora_reaches_the_tiny_trunk() -> None:
+    backbone = TinyConfig(width=32, heads=2, trunk_channels=8).build(5, 1, 28)
+    LoRAConfig(rank=2, modules=(), extra=("trunk.conv2", "trunk.mix")).apply(backbone)
+    inputs = inputs_for(backbone, WORDS)
+    backbone(inputs).features.cognition[0, 0].backward()
+    reached = {name for name, p in backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {name.split(".lora_B")[0][-5:] for name in reached} == {"conv2", "k.mix"}
+
+
+def test_adapters_are_saved_in_pefts_own_format(backbone: Backbone, tmp_path: Path) -> None:
+    LoRAConfig(rank=2, modules=("q_proj",)).apply(backbone)
+    for name, p in backbone.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p)
+    backbone.vlm.save_pretrained(tmp_path)
+    expected = backbone(inputs_for(backbone, WORDS)).features.cognition
+    backbone.vlm = backbone.vlm.unload()
+    assert not torch.allclose(backbone(inputs_for(backbone, WORDS)).features.cognition, expected)
+    backbone.vlm = peft.PeftModel.from_pretrained(backbone.vlm, tmp_path)
+    torch.testing.assert_close(backbone(inputs_for(backbone, WORDS)).features.cognition, expected)
+
+
+def test_tiny_is_saved_and_loaded_like_any_hugging_face_model(tmp_path: Path) -> None:
+    backbone = TinyConfig(width=32, heads=2, trunk_channels=8).build(5, 1, 28).eval()
+    backbone.calibrate(torch.rand(3, 28, 28) * 255)
+    backbone.vlm.save_pretrained(tmp_path)
+    loaded = TinyConfig(pretrained=tmp_path).build(5, 1, 28).eval()
+    assert isinstance(loaded.vlm, TinyVLM)
+    inputs = inputs_for(backbone, WORDS)
+    torch.testing.assert_close(loaded(inputs).features.cognition, backbone(inputs).features.cognition)
+
+
+def test_unknown_weights_and_modules_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"backbone\.pretrained .* cannot be loaded"):
+        PaliGemmaConfig(str(tmp_path / "nothing")).build(5, 1, 28)
+    with pytest.raises(ValueError, match="does not have"):
+        LoRAConfig(modules=("qq_proj",)).apply(TinyConfig().build(5, 1, 28))
+    with pytest.raises(ValueError, match="6 language layers"):
+        LoRAConfig(last_layers=9).apply(TinyConfig().build(5, 1, 28))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": 4}, "at least 6"),
+        ({"width": 30}, "multiple"),
+        ({"type": "paligemma", "prompt": "go"}, "instruction"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(draccus.utils.ParsingError) as refused:
+        draccus.decode(BackboneConfig, {"type": "tiny", **settings})
+    assert message in f"{refused.value} {refused.value.__cause__} {refused.value.__context__}"

@@ -1,0 +1,157 @@
+"""Training under Ray Train: the same weights as the plain loop, whatever is killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import draccus
+import psutil
+import pytest
+import torch
+
+from ipvla.data.rlds import DatasetError
+from ipvla.experiment import DataConfig, ExperimentConfig
+from ipvla.policy import CheckpointError, Policy
+from ipvla.storage import SOURCE_TREE
+from ipvla.tracking import Sinks, read_jsonl
+from ipvla.training.loop import TrainingConfig, train
+from ipvla.training.optimizer import OptimizerConfig
+from ipvla.training.parallel import World
+from ray_jobs.train import train_policy
+from tests.training.conftest import make_experiment, storage_root  # noqa: F401 (fixtures)
+
+Make = Callable[..., ExperimentConfig]
+STEPS = TrainingConfig(steps=300, precision="fp32", log_every=10, checkpoint_every=50)
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return Policy.load(directory).model.state_dict()
+
+
+def plain(config: ExperimentConfig) -> dict[str, torch.Tensor]:
+    """What the loop gives without Ray, undisturbed."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.training.threads)
+    experiment = config.build(World())
+    train(
+        experiment.state, experiment.lanes, config.training, config.optimizer, World(), Sinks(), save=lambda: None
+    )
+    torch.set_num_threads(threads)
+    return experiment.state.model.state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def steps_logged(config: ExperimentConfig) -> int:
+    path = config.run_directory / "metrics.jsonl"
+    lines = read_jsonl(path) if path.exists() else []
+    return lines[-1]["step"] if lines else 0
+
+
+def wait_for_step(config: ExperimentConfig, step: int, timeout_s: float = 90.0) -> None:
+    end = time.monotonic() + timeout_s
+    while steps_logged(config) < step:
+        assert time.monotonic() < end, f"training reached only step {steps_logged(config)}"
+        time.sleep(0.02)
+
+
+def training_worker() -> psutil.Process:
+    """The process in which this session's Ray runs the training loop."""
+    for process in psutil.Process().children(recursive=True):
+        if "RayTrainWorker" in " ".join(process.cmdline()):
+            return process
+    raise AssertionError("no training worker runs")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_killed_worker_costs_nothing(make_experiment: Make) -> None:  # noqa: F811
+    config = make_experiment(training=STEPS)
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_for_step(config, 120)
+        worker = training_worker()
+        worker.kill()
+        killed.append(worker.pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    summary = train_policy(config)
+    killer.join()
+    assert killed
+    assert summary.steps == 300
+    assert same(weights(summary.policy), plain(config))
+    logged = [line["step"] for line in read_jsonl(config.run_directory / "metrics.jsonl")]
+    assert logged == list(range(10, 301, 10)), "every step is logged once"
+    assert train_policy(config) == summary, "a finished run is not run again"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_killed_driver_costs_nothing(make_experiment: Make, tmp_path: Path) -> None:  # noqa: F811
+    config = make_experiment(training=STEPS)
+    settings = tmp_path / "experiment.yaml"
+    settings.write_text(json.dumps(draccus.encode(config)))  # JSON is YAML
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    job = subprocess.Popen(
+        [sys.executable, "-m", "ray_jobs.train", "--config_path", str(settings)],
+        cwd=SOURCE_TREE,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for_step(config, 120)
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+    assert not (config.run_directory / "policy").exists()
+    summary = train_policy(config)
+    assert summary.steps == 300
+    assert same(weights(summary.policy), plain(config))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_workers_train_one_model(make_experiment: Make) -> None:  # noqa: F811
+    """Two workers with two lanes each walk the same episodes as one with four, and see every frame once."""
+    short = TrainingConfig(steps=6, precision="fp32", log_every=1, checkpoint_every=3)
+    config = make_experiment(training=short, num_workers=2, name="two")
+    config = replace(config, lanes=replace(config.lanes, lanes=2), data=replace(config.data, cache_gib=0.1))
+    summary = train_policy(config)
+    one = replace(config, num_workers=1, lanes=replace(config.lanes, lanes=4), name="one")
+    frames = [line["train/loss"] for line in read_jsonl(config.run_directory / "metrics.jsonl")]
+    assert len(frames) == 6
+    reference = plain(one)
+    for name, value in weights(summary.policy).items():
+        torch.testing.assert_close(value, reference[name], atol=2e-3, rtol=1e-2, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_missing_dataset_is_told_before_anything_starts(make_experiment: Make) -> None:  # noqa: F811
+    config = make_experiment(data=DataConfig(dataset="nothing"))
+    with pytest.raises(DatasetError, match="nothing"):
+        train_policy(config)
+    assert not config.run_directory.exists()
+
+
+def test_a_run_with_other_settings_is_refused_and_left_alone(make_experiment: Make) -> None:  # noqa: F811
+    config = make_experiment()
+    config.run_directory.mkdir(parents=True)
+    record = config.run_directory / "experiment.json"
+    record.write_text(json.dumps(draccus.encode(config)))
+    with pytest.raises(CheckpointError, match=r"other settings \(optimizer"):
+        train_policy(replace(config, optimizer=OptimizerConfig(lr=0.5)))
+    assert json.loads(record.read_text()) == draccus.encode(config)

@@ -1,0 +1,107 @@
+"""Episodes over real Ray actors, with processes killed under them."""
+
+from dataclasses import replace
+
+import pytest
+
+from ipvla.rollout.evaluation import SimPool, evaluate_episodes
+from ipvla.rollout.journal import Journal
+from ipvla.rollout.policy_actor import PolicyService, PolicySource
+from ipvla.rollout.sim_pool import JobFailedError
+from ipvla.types import EpisodeSpec
+from tests.rollout.point import Points, load_buggy, load_dying, load_point
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+SPECS = [EpisodeSpec("point", task, seed, trial=seed) for task in ("ground_go", "recall_go") for seed in range(6)]
+
+
+@pytest.fixture(scope="module")
+def pool(ray_cluster):
+    """Simulators that outlive a policy, as in an evaluation of several."""
+    with SimPool(Points(broken="broken_go"), 2, cpus_per_simulator=0.5) as pool:
+        yield pool
+
+
+def evaluate(tmp_path, pool, load, specs=SPECS, on_result=lambda result: None):
+    policy = PolicyService(PolicySource(load, tmp_path))
+    try:
+        with Journal(tmp_path / "journal.sqlite", {}) as journal:
+            return evaluate_episodes(specs, pool, policy, journal, on_result=on_result), policy.stats()
+    finally:
+        policy.close()
+
+
+def essence(results):
+    """All that a result says but when and at which attempt."""
+    return [replace(r, spec=replace(r.spec, attempt=0), wall_s=0, policy_s=0) for r in results]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, pool):
+    results, stats = evaluate(tmp_path_factory.mktemp("undisturbed"), pool, load_point)
+    assert stats["episodes"] == 0, "every episode's memory is freed"
+    return results
+
+
+def test_every_episode_has_its_own_cue(undisturbed):
+    expected = ["success" if seed % 3 != 1 else "timeout" for seed in range(6)] * 2
+    assert [r.outcome for r in undisturbed] == expected
+    assert [r.spec for r in undisturbed] == SPECS
+
+
+def test_a_killed_simulator_loses_and_doubles_nothing(tmp_path, undisturbed):
+    with SimPool(Points(tmp_path / "killed", kill_at=2), 2, cpus_per_simulator=0.5) as mortal:
+        results, stats = evaluate(tmp_path, mortal, load_point)
+    assert (tmp_path / "killed").exists()
+    assert essence(results) == essence(undisturbed)
+    assert sum(r.spec.attempt for r in results) == 1
+    assert stats["episodes"] == 0, "the dead attempt's memory is freed too"
+
+
+def test_a_killed_policy_loses_and_doubles_nothing(tmp_path, pool, undisturbed):
+    results, stats = evaluate(tmp_path, pool, load_dying)
+    assert (tmp_path / "killed").exists()
+    assert essence(results) == essence(undisturbed)
+    assert 1 <= sum(r.spec.attempt for r in results) <= 2
+    assert stats["episodes"] == 0
+
+
+def test_a_rerun_fills_only_what_is_missing(tmp_path, pool, undisturbed):
+    evaluate(tmp_path, pool, load_point, specs=SPECS[:5])
+    ran = []
+    results, _ = evaluate(tmp_path, pool, load_point, on_result=ran.append)
+    assert essence(results) == essence(undisturbed)
+    assert sorted(r.spec.key for r in ran) == sorted(spec.key for spec in SPECS[5:])
+    _, stats = evaluate(tmp_path, pool, load_buggy)
+    assert stats == {}, "nothing missing: no policy is even loaded"
+
+
+def test_a_bug_in_the_model_ends_the_run_with_its_traceback(tmp_path, pool):
+    with pytest.raises(
+        JobFailedError, match=r"point/ground_go/0/0 failed 3 times; last: .*a bug in the model"
+    ) as caught:
+        evaluate(tmp_path, pool, load_buggy, specs=SPECS[:1])
+    assert "raise ZeroDivisionError" in str(caught.value.__cause__)
+
+
+def test_a_simulator_that_cannot_start_ends_the_run_and_keeps_what_was_recorded(tmp_path, pool):
+    broken = EpisodeSpec("point", "broken_go", 0, trial=0)
+    with pytest.raises(JobFailedError, match=r"point/broken_go/0/0 .* the scene does not compile"):
+        evaluate(tmp_path, pool, load_point, specs=[*SPECS[:3], broken])
+    with Journal(tmp_path / "journal.sqlite", {}) as journal:
+        assert {r.spec.task for r in journal.results()} == {"ground_go"}
+
+
+def test_videos_are_recorded_where_asked(tmp_path, pool):
+    policy = PolicyService(PolicySource(load_point, tmp_path))
+    video = tmp_path / "videos" / "one.mp4"
+    results = {r.spec.key: r for r in pool.run(SPECS[:2], policy, videos={SPECS[0].key: video})}
+    policy.close()
+    assert [results[spec.key].video for spec in SPECS[:2]] == [str(video), None]
+    assert video.stat().st_size > 500
+
+
+def test_no_simulators_is_refused():
+    with pytest.raises(ValueError, match="num_simulators >= 1"):
+        SimPool(Points(), 0)

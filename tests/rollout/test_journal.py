@@ -1,0 +1,90 @@
+import multiprocessing
+import os
+import signal
+import sqlite3
+import time
+
+import pytest
+
+from ipvla.rollout.journal import Journal, JournalError
+from ipvla.types import EpisodeResult, EpisodeSpec
+
+FINGERPRINT = {"protocol": "held-out-1", "policy": "abc", "suite_version": "1"}
+
+
+def result(trial: int, outcome: str = "success", attempt: int = 0) -> EpisodeResult:
+    spec = EpisodeSpec("recall", "ground_red", seed=1000 + trial, trial=trial, attempt=attempt)
+    return EpisodeResult(spec, outcome, 10, 5, 0.5, 0.1, details={"pressed": "red", "at": [1, 2]})
+
+
+def test_a_record_reads_back_as_it_was_written(tmp_path):
+    with Journal(tmp_path / "new" / "j.sqlite", FINGERPRINT) as journal:
+        assert journal.record(result(3))
+        assert journal.results() == [result(3)]
+
+
+def test_an_episode_has_one_record_whatever_the_attempt(tmp_path):
+    with Journal(tmp_path / "j.sqlite", FINGERPRINT) as journal:
+        assert journal.record(result(0, "success"))
+        assert not journal.record(result(0, "failure", attempt=1))
+        assert [r.outcome for r in journal.results()] == ["success"]
+
+
+def test_missing_keeps_order_and_survives_reopening(tmp_path):
+    specs = [result(trial).spec for trial in (4, 1, 3, 2)]
+    with Journal(tmp_path / "j.sqlite", FINGERPRINT) as journal:
+        journal.record(result(3))
+    with Journal(tmp_path / "j.sqlite", FINGERPRINT) as journal:
+        assert [spec.trial for spec in journal.missing(specs)] == [4, 1, 2]
+
+
+def test_another_study_is_refused_by_what_differs_and_left_alone(tmp_path):
+    path = tmp_path / "j.sqlite"
+    with Journal(path, FINGERPRINT) as journal:
+        journal.record(result(0))
+    with pytest.raises(JournalError, match=r"policy: journal has 'abc', this study 'def'.*another journal path"):
+        Journal(path, FINGERPRINT | {"policy": "def"})
+    with Journal(path, FINGERPRINT) as journal:
+        assert len(journal.results()) == 1
+
+
+def test_a_file_that_is_no_journal_is_refused(tmp_path):
+    path = tmp_path / "j.sqlite"
+    path.write_bytes(b"not a database, but long enough to look like one" * 10)
+    with pytest.raises(JournalError, match="not a readable journal"):
+        Journal(path, FINGERPRINT)
+    assert path.read_bytes().startswith(b"not a database")
+
+
+def _write_for_ever(path, acknowledged) -> None:
+    with Journal(path, FINGERPRINT) as journal:
+        for trial in range(100_000):
+            journal.record(result(trial))
+            acknowledged.value = trial + 1
+
+
+@pytest.mark.slow
+def test_a_killed_writer_loses_nothing_that_was_recorded(tmp_path):
+    path = tmp_path / "j.sqlite"
+    context = multiprocessing.get_context("spawn")
+    acknowledged = context.Value("i", 0)
+    writer = context.Process(target=_write_for_ever, args=(path, acknowledged))
+    writer.start()
+    deadline = time.monotonic() + 60
+    while acknowledged.value < 20 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join()
+    with Journal(path, FINGERPRINT) as journal:
+        trials = [r.spec.trial for r in journal.results()]
+        assert trials == list(range(len(trials)))
+        assert 20 <= acknowledged.value <= len(trials) <= acknowledged.value + 1
+    assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_two_connections_share_a_journal(tmp_path):
+    with Journal(tmp_path / "j.sqlite", FINGERPRINT) as one, Journal(tmp_path / "j.sqlite", FINGERPRINT) as two:
+        one.record(result(0))
+        two.record(result(1))
+        assert not two.record(result(0))
+        assert len(one.results()) == len(two.results()) == 2

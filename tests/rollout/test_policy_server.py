@@ -1,0 +1,173 @@
+import asyncio
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ipvla.rollout.policy_actor import PolicyActor, PolicySource
+from ipvla.rollout.policy_server import PolicyServer, StaleEpisodeError
+from ipvla.types import Observation
+from tests.rollout.point import PointPolicy, RecurrentPolicy, load_fixed_left, load_point
+
+
+def observation(episode: int, step: int) -> Observation:
+    values = np.random.default_rng([episode, step]).normal(size=2).astype(np.float32)
+    return Observation({}, values, "go", step)
+
+
+def alone(episode: int, steps: int) -> list[np.ndarray]:
+    """The episode's actions when nobody else is there."""
+    server = PolicyServer(RecurrentPolicy())
+    return [server.forward([server.admit("x", t, observation(episode, t))])[0] for t in range(steps)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=5, unique=True), min_size=1, max_size=12))
+def test_batched_in_any_company_equals_alone(batches):
+    """Each batch names the episodes that happen to wait together; they join and lag behind as they like."""
+    server, answers = PolicyServer(RecurrentPolicy()), {episode: [] for episode in range(5)}
+    for batch in batches:
+        requests = [server.admit(str(e), len(answers[e]), observation(e, len(answers[e]))) for e in batch]
+        for episode, chunk in zip(batch, server.forward(requests), strict=True):
+            answers[episode].append(chunk)
+    for episode, chunks in answers.items():
+        for chunk, expected in zip(chunks, alone(episode, len(chunks)), strict=True):
+            np.testing.assert_allclose(chunk, expected, atol=1e-6)
+
+
+def test_every_row_of_memory_belongs_to_its_episode():
+    server = PolicyServer(PointPolicy())
+    cues = {"a": -1.0, "b": 0.5, "c": 1.0}
+    server.forward(
+        [server.admit(e, 0, Observation({}, np.array([0, cue], np.float32), "", 0)) for e, cue in cues.items()]
+    )
+    blind = Observation({}, np.zeros(2, np.float32), "", 2)
+    for order in (["c", "a"], ["b"], ["a", "b", "c"]):
+        steps = {"a": {2: 1, 3: 2}, "b": {1: 1, 3: 2}, "c": {2: 1, 3: 2}}
+        chunks = server.forward([server.admit(e, steps[e][len(order)], blind) for e in order])
+        assert [chunk[0, 0] for chunk in chunks] == [cues[e] for e in order]
+
+
+def test_only_the_actions_to_be_executed_are_answered():
+    server = PolicyServer(PointPolicy())
+    (chunk,) = server.forward([server.admit("a", 0, observation(0, 0))])
+    assert chunk.shape == (2, 1)
+
+
+def test_a_policy_without_memory_is_served_too():
+    server = PolicyServer(load_fixed_left(None))
+    for step in range(3):
+        (chunk,) = server.forward([server.admit("a", step, observation(0, step))])
+        assert (chunk == -1).all()
+
+
+class TestStale:
+    @pytest.fixture
+    def server(self):
+        server = PolicyServer(RecurrentPolicy())
+        server.forward([server.admit("a", 0, observation(0, 0))])
+        return server
+
+    @pytest.mark.parametrize("step", [0, 2, 7])
+    def test_a_repeated_or_skipped_step_is_refused_and_changes_nothing(self, server, step):
+        with pytest.raises(StaleEpisodeError, match="step 1 comes next"):
+            server.admit("a", step, observation(0, step))
+        (chunk,) = server.forward([server.admit("a", 1, observation(0, 1))])
+        np.testing.assert_allclose(chunk, alone(0, 2)[1], atol=1e-6)
+
+    def test_an_unknown_episode_is_never_started_in_its_middle(self, server):
+        with pytest.raises(StaleEpisodeError, match="no memory here"):
+            server.admit("b", 3, observation(1, 3))
+        assert len(server) == 1
+
+    def test_an_ended_episode_is_unknown(self, server):
+        server.end("a")
+        assert len(server) == 0
+        with pytest.raises(StaleEpisodeError, match="no memory here"):
+            server.admit("a", 1, observation(0, 1))
+
+    def test_a_second_request_while_the_first_waits_is_refused(self, server):
+        server.admit("a", 1, observation(0, 1))
+        with pytest.raises(StaleEpisodeError, match="still being answered"):
+            server.admit("a", 1, observation(0, 1))
+
+    def test_an_episode_that_ends_while_it_waits_does_not_come_back(self, server):
+        request = server.admit("a", 1, observation(0, 1))
+        server.end("a")
+        server.forward([request])
+        assert len(server) == 0
+
+    def test_a_forward_that_raises_leaves_the_memory_as_it_was(self, server):
+        bad = Observation({}, np.zeros(3, np.float32), "", 2)
+        with pytest.raises(RuntimeError):
+            server.forward([server.admit("a", 1, bad)])
+        (chunk,) = server.forward([server.admit("a", 1, observation(0, 1))])
+        np.testing.assert_allclose(chunk, alone(0, 2)[1], atol=1e-6)
+
+
+class TestActor:
+    """The actor's class without Ray."""
+
+    @pytest.fixture(autouse=True)
+    def threads(self):
+        before = torch.get_num_threads()
+        yield
+        torch.set_num_threads(before)
+
+    @staticmethod
+    def slow(directory):
+        class Slow(RecurrentPolicy):
+            def act(self, observations, memory):
+                time.sleep(0.05)
+                return super().act(observations, memory)
+
+        return Slow()
+
+    def test_who_waits_while_the_model_is_busy_is_answered_together(self):
+        async def run():
+            actor = PolicyActor(PolicySource(self.slow, None), threads=1)
+            first = asyncio.create_task(actor.act("first", 0, observation(9, 0)))
+            await asyncio.sleep(0.01)
+            rest = await asyncio.gather(*(actor.act(str(e), 0, observation(e, 0)) for e in range(6)))
+            await first
+            return rest, await actor.stats()
+
+        rest, stats = asyncio.run(run())
+        assert (stats["forwards"], stats["requests"], stats["episodes"]) == (2, 7, 7)
+        assert 0 < stats["busy"] <= 1
+        for episode, chunk in enumerate(rest):
+            np.testing.assert_allclose(chunk, alone(episode, 1)[0], atol=1e-6)
+
+    def test_a_stale_caller_does_not_harm_the_others(self):
+        async def run():
+            actor = PolicyActor(PolicySource(load_point, None), threads=1)
+            calls = [actor.act("a", 0, observation(0, 0)), actor.act("b", 4, observation(1, 4))]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        good, refused = asyncio.run(run())
+        assert good.shape == (2, 1)
+        assert isinstance(refused, StaleEpisodeError)
+
+    def test_a_failing_model_tells_its_callers_and_serves_on(self):
+        async def run():
+            actor = PolicyActor(PolicySource(self.slow, None), threads=1)
+            with pytest.raises(RuntimeError):
+                await actor.act("a", 0, Observation({}, np.zeros(5, np.float32), "", 0))
+            return await actor.act("b", 0, observation(1, 0))
+
+        assert asyncio.run(run()).shape == (2, 1)
+
+
+def test_the_hash_of_a_policy_sees_names_and_content(tmp_path):
+    def hashed(**files):
+        directory = tmp_path / str(len(list(tmp_path.iterdir())))
+        (directory / "sub").mkdir(parents=True)
+        for name, text in files.items():
+            (directory / "sub" / name).write_text(text)
+        return PolicySource(load_point, directory).sha256()
+
+    assert hashed(a="1", b="2") == hashed(a="1", b="2")
+    assert len({hashed(a="1", b="2"), hashed(a="2", b="1"), hashed(a="12"), hashed(c="1", b="2")}) == 4

@@ -1,0 +1,55 @@
+"""The pool with work that is no episode: what collection relies on."""
+
+import itertools
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ipvla.rollout.sim_pool import WorkerPool
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+
+@dataclass
+class Squares:
+    """Squares numbers; hangs the first time that it meets `hangs_at`."""
+
+    marker: Path
+    hangs_at: int = -1
+
+    def run(self, job: int) -> tuple[int, int, dict[str, str | None]]:
+        if job == self.hangs_at and not self.marker.exists():
+            self.marker.touch()
+            time.sleep(3600)
+        names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MUJOCO_GL")
+        return job**2, os.getpid(), {name: os.environ.get(name) for name in names}
+
+
+def test_a_hanging_worker_is_replaced_and_its_job_runs_again(tmp_path):
+    make_worker = partial(Squares, tmp_path / "hung", hangs_at=3)
+    with WorkerPool(make_worker, 2, cpus_per_worker=0.5, job_timeout_s=6) as pool:
+        done = list(pool.run(range(8)))
+        assert sorted((job, result[0]) for job, result in done) == [(n, n**2) for n in range(8)]
+        assert len({result[1] for _, result in done}) >= 2
+        environment = done[0][1][2]
+        assert environment["CUDA_VISIBLE_DEVICES"] == ""
+        assert environment["OMP_NUM_THREADS"] == "1"
+        assert environment["MUJOCO_GL"]
+
+        processes = {result[1] for _, result in pool.run(range(20))}
+        assert len(processes) == 2, "the pool keeps its processes from one run to the next"
+
+
+def test_a_worker_keeps_to_its_group_while_it_lasts(tmp_path):
+    with WorkerPool(partial(Squares, tmp_path / "x"), 2, cpus_per_worker=0.5) as pool:
+        done = list(pool.run(range(20), group=lambda n: "even" if n % 2 == 0 else "odd"))
+    assert sorted(job for job, _ in done) == list(range(20))
+    switches = 0
+    for process in {result[1] for _, result in done}:
+        parities = [job % 2 for job, result in done if result[1] == process]
+        switches += sum(a != b for a, b in itertools.pairwise(parities))
+    assert switches <= 2
