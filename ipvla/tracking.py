@@ -216,11 +216,17 @@ class MLflowSink:
             if found is not None:
                 return str(found.experiment_id)
             try:
-                return str(self._client.create_experiment(self._experiment))
+                return str(self._client.create_experiment(self._experiment, self._artifact_location()))
             except Exception:
                 if not create:
                     raise
         raise AssertionError("unreachable")
+
+    def _artifact_location(self) -> str | None:
+        """Beside a SQLite file (MLflow's own default is the working directory); a server knows its own."""
+        if not self._uri.startswith("sqlite:"):
+            return None
+        return (Path(self._uri.removeprefix("sqlite:///")).parent / "mlartifacts" / self._experiment).as_uri()
 
     def _send(self) -> None:
         from mlflow.entities import Metric, Param

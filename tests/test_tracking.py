@@ -1,6 +1,7 @@
 import json
 import logging
 import time
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,19 @@ def client(uri):
 
 @pytest.mark.slow
 class TestMLflow:
+    def test_artifacts_of_a_sqlite_store_lie_beside_it(self, uri, client, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "report.html").write_text("a report")
+        sink = MLflowSink(uri, "beside", "a run", "runs/beside")
+        sink.log_artifact(tmp_path / "report.html")
+        sink.close()
+        database = Path(uri.removeprefix("sqlite:///"))
+        (stored,) = (database.parent / "mlartifacts").rglob("report.html")
+        assert stored.read_text() == "a report"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html"], (
+            "nothing in the working directory"
+        )
+
     def history(self, client, sink, name):
         return [(m.step, m.value) for m in client.get_metric_history(sink.run_id, name)]
 

@@ -1,0 +1,107 @@
+"""Evaluation as a job: exactly one record per episode, whoever is killed; the same records as undisturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import draccus
+import pytest
+from rich.console import Console
+
+from evaluators.success import SuccessConfig
+from ipvla.data.rlds import write_rlds
+from ipvla.experiment import DataConfig, ExperimentConfig
+from ipvla.models.backbones import TinyConfig
+from ipvla.models.vla import IPVLAConfig
+from ipvla.policy import CheckpointError
+from ipvla.storage import SOURCE_TREE
+from ipvla.training.parallel import World
+from ray_jobs.evaluate import EvaluateConfig, evaluate
+from tests.training.conftest import cue_episode
+
+EPISODES = {"ground_red": 4, "place": 2}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage root with an untrained policy under two names."""
+    root = tmp_path_factory.mktemp("storage")
+    write_rlds(root / "datasets", "cue", [cue_episode(seed) for seed in range(8)], 16)
+    config = ExperimentConfig(
+        storage_root=root,
+        data=DataConfig(dataset="cue", image_size=64),
+        model=IPVLAConfig(backbone=TinyConfig(width=32, heads=2, mlp=32, trunk_channels=8)),
+    )
+    policy = config.build(World()).policy
+    for name in ("gru", "again"):
+        policy.save(root / "runs" / "recall" / name / "policy")
+    return root
+
+
+def settings(root: Path, policy: str) -> EvaluateConfig:
+    return EvaluateConfig(
+        storage_root=root,
+        policies=(policy,),
+        videos=False,
+        success=SuccessConfig(episodes=EPISODES, num_simulators=2),
+    )
+
+
+def records(root: Path, policy: str) -> int:
+    """Rows in the journal so far."""
+    path = root / "runs" / "recall" / policy / "episodes.sqlite"
+    if not path.exists():
+        return 0
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as journal:
+        try:
+            return int(journal.execute("select count(*) from episodes").fetchone()[0])
+        except sqlite3.OperationalError:
+            return 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_killed_driver_loses_nothing_and_repeats_nothing(root: Path, tmp_path: Path) -> None:
+    undisturbed = evaluate(settings(root, "gru"), Console(quiet=True)).tables[0]
+
+    path = tmp_path / "evaluate.yaml"
+    path.write_text(json.dumps(draccus.encode(settings(root, "again"))))
+    job = subprocess.Popen(
+        [sys.executable, "-m", "ray_jobs.evaluate", "--config_path", str(path)],
+        cwd=SOURCE_TREE,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 120
+    while records(root, "again") < 2:
+        assert time.monotonic() < end
+        assert job.poll() is None
+        time.sleep(0.1)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    before = records(root, "again")
+    assert before < sum(EPISODES.values())
+
+    resumed = evaluate(settings(root, "again"), Console(quiet=True)).tables[0]
+    assert records(root, "again") == sum(EPISODES.values())
+
+    def outcomes(table: object) -> list[tuple[str, str, int]]:
+        return [(r.spec.key, r.outcome, r.steps) for r in table.results]  # type: ignore[attr-defined]
+
+    assert outcomes(resumed) == outcomes(undisturbed)
+
+
+def test_a_missing_policy_is_told_before_anything_starts(root: Path) -> None:
+    with pytest.raises(CheckpointError, match="no policy in .*gruu"):
+        evaluate(settings(root, "gruu"), Console(quiet=True))
+    with pytest.raises(ValueError, match="name trained runs"):
+        EvaluateConfig(storage_root=root)
