@@ -106,8 +106,8 @@ class Problem(Protocol):
 class LiberoSimulator:
     """A Simulator on a robosuite environment with one arm under OSC_POSE control at 20 Hz.
 
-    Poses and pictures show the world after the last step. robosuite's own observables are sampled in the first
-    2 ms of a control step, so the pictures that its `step` returns are one control step older than these.
+    Pictures are rendered from MuJoCo's data as the problem's `step` leaves it; that is what robosuite's own camera
+    observable shows at the end of a control step.
 
     Args:
         problem: the environment.
@@ -132,13 +132,10 @@ class LiberoSimulator:
         """
         self.problem.reset()
         self.problem.begin(seed)
-        robot, data = self.problem.robots[0], self._data
-        # A soft reset keeps the gripper's integrated command, the controller's goal and the solver's warm start.
+        robot = self.problem.robots[0]
+        # robosuite's soft reset clears MuJoCo's data but keeps the gripper's integrated command; and it builds the
+        # controller, which caches the arm's state, before the objects are in their places.
         robot.gripper.current_action = np.zeros(len(robot.gripper.current_action))
-        for leftover in (data.ctrl, data.qfrc_applied, data.xfrc_applied, data.qacc_warmstart):
-            leftover[:] = 0
-        self.problem.sim.forward()
-        data.qacc_warmstart[:] = 0
         robot._load_controller()
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> StepOutcome:
@@ -167,11 +164,8 @@ class LiberoSimulator:
 
     def frame(self, size: int = 256) -> npt.NDArray[np.uint8]:
         """uint8 [size, size, 3], upright RGB."""
-        sim = self.problem.sim
-        # robosuite makes a context current only when it is built: another simulator may have been built since.
-        sim._render_context_offscreen.gl_ctx.make_current()
         self.problem.paint()
-        picture: npt.NDArray[np.uint8] = sim.render(camera_name=CAMERA, width=size, height=size)
+        picture: npt.NDArray[np.uint8] = self.problem.sim.render(camera_name=CAMERA, width=size, height=size)
         return np.ascontiguousarray(picture[::-1])  # OpenGL's first row is the lowest
 
     def state(self) -> Mapping[str, npt.NDArray[np.float64]]:
@@ -222,13 +216,7 @@ class LiberoSimulator:
         """Frees the world and its GL context; harmless when called again."""
         if not self._closed:
             self._closed = True
-            self.problem.sim._render_context_offscreen.gl_ctx.make_current()
             self.problem.close()
-
-    def __del__(self) -> None:
-        # Left to robosuite, the renderer would be freed in whichever GL context is current: another simulator's.
-        if hasattr(self, "_closed"):
-            self.close()
 
     @property
     def _data(self) -> Any:

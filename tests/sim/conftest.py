@@ -40,5 +40,6 @@ def actions():
     """float64 [60, 7]: a wild but reproducible motion that goes down to the table."""
     rng = np.random.default_rng(0)
     motion = np.clip(rng.normal([0.3, 0.2, -0.5, 0, 0, 0, 0], 0.5, size=(60, 7)), -1, 1)
+    motion[30:, 3:6] = 0  # the controller then holds the orientation that it was last told
     motion[:, 6] = np.where(np.arange(60) % 20 < 10, -1.0, 1.0)
     return motion

@@ -34,11 +34,11 @@ assert not heavy, heavy
 
 
 def test_an_unknown_suite_or_task_is_refused_with_a_suggestion(suite, cache_dir):
-    with pytest.raises(ValueError, match="'recal' is no suite. Did you mean 'recall'"):
+    with pytest.raises(ValueError, match=r"'recal' is no suite\. Did you mean 'recall'"):
         load_suite("recal", cache_dir)
     with pytest.raises(ValueError, match="Choose one of: recall"):
         load_suite("zzz", cache_dir)
-    with pytest.raises(ValueError, match="'ground_rde' is no task of suite recall. Did you mean 'ground_red'"):
+    with pytest.raises(ValueError, match=r"'ground_rde' is no task of suite recall\. Did you mean 'ground_red'"):
         suite.simulator("ground_rde")
 
 

@@ -63,7 +63,7 @@ class TinyConfig(BackboneConfig):
 
 
 class TinyBackbone(Backbone):
-    """Prompt: `<instruction> <act>`, cognition the state of `<act>`. Question: `<question> <sep>`, answer, `<eos>`."""
+    """Prompt: `<instruction> <act>`, cognition: state of `<act>`. Question: `<question> <sep>` answer `<eos>`."""
 
     layer_pattern = r"layers\.({layers})\."
 

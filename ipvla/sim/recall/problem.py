@@ -22,6 +22,8 @@ from robosuite.models.tasks import ManipulationTask
 import ipvla.sim.recall.objects as _objects  # noqa: F401  registers buttons, cubes and the bowl
 from ipvla.sim.recall.arena import table_size_m
 from ipvla.sim.recall.episode import Episode, draw_episode
+from ipvla.sim.recall.light_robot import draw_collision_meshes
+from ipvla.sim.recall.render_context import RenderContext
 from ipvla.sim.recall.scene import (
     BOWL_RADIUS_M,
     BUTTON_HEIGHT_M,
@@ -37,7 +39,6 @@ from ipvla.sim.simulator import StepOutcome
 
 #: The hand counts as raised above this height of the fingertips over the buttons.
 _RAISED_M = 0.035
-_HIDDEN_GROUP, _VISUAL_GROUP = 3, 1
 
 
 class RecallProblem(BDDLBaseDomain):
@@ -103,7 +104,7 @@ class RecallProblem(BDDLBaseDomain):
                 self._finger_centre + self._finger_range * robot.gripper.format_action(gripper)
             )
             mujoco.mj_step(model, data)
-        # A physics step leaves the poses of 2 ms ago behind; everything below and every reader sees these.
+        # A physics step leaves poses that are 2 ms old; robosuite shows those, every reader here the new ones.
         mujoco.mj_kinematics(model, data)
         mujoco.mj_camlight(model, data)
         self._judge()
@@ -154,18 +155,11 @@ class RecallProblem(BDDLBaseDomain):
         self.model = ManipulationTask(Arena(self._arena_file), [robot], self.objects)
 
     def _initialize_sim(self, xml_string: str | None = None) -> None:
+        self.set_xml_processor(draw_collision_meshes)
         super()._initialize_sim(xml_string)
-        model = self.sim.model
-        model.vis.quality.offsamples = 0
-        model.vis.quality.shadowsize = 0
-        # Drawing the arm's collision meshes instead of its 350 k visual vertices is the largest saving of all.
-        for geom in np.flatnonzero(model.geom_type == mujoco.mjtGeom.mjGEOM_MESH):
-            if model.geom_group[geom] == _VISUAL_GROUP:
-                model.geom_group[geom] = _HIDDEN_GROUP
-            else:
-                model.geom_group[geom] = _VISUAL_GROUP
-                shade = 0.35 if "finger" in model.geom_id2name(geom) else 0.9
-                model.geom_rgba[geom] = (shade, shade, shade, 1.0)
+        self.sim.model.vis.quality.offsamples = 0
+        self.sim.model.vis.quality.shadowsize = 0
+        RenderContext(self.sim, device_id=self.render_gpu_device_id)  # makes itself known to the sim
 
     def _setup_references(self) -> None:
         super()._setup_references()
