@@ -101,7 +101,7 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(root: Path, tmp_path:
 
 
 def test_a_missing_policy_is_told_before_anything_starts(root: Path) -> None:
-    with pytest.raises(CheckpointError, match="no policy in .*gruu"):
+    with pytest.raises(CheckpointError, match=r"no policy in .*gruu"):
         evaluate(settings(root, "gruu"), Console(quiet=True))
     with pytest.raises(ValueError, match="name trained runs"):
         EvaluateConfig(storage_root=root)
