@@ -1,0 +1,53 @@
+# `make quickstart`, `make test`: each sets up what it needs first. Needs Debian or Ubuntu, git, make, Python 3.11.
+PYTHON ?= python3.11
+TIER ?= full
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet install
+APT := .ci/debian_packages
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint
+
+help:
+	@echo 'make quickstart             demonstrations, training, evaluation, report: at most 20 minutes on 2 cores'
+	@echo 'make quickstart TIER=smoke  the same with small numbers: at most 3 minutes'
+	@echo 'make test                   lint and all tests'
+	@echo 'make lint                   ruff, mypy, import-linter'
+	@echo 'make setup                  only .venv (4 GB) and the GL library; PYTHON=... picks the interpreter'
+
+quickstart: setup
+	$(BIN)/python -m ray_jobs.quickstart --tier $(TIER)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: setup $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy ipvla evaluators ray_jobs benchmarks
+	$(BIN)/lint-imports
+
+setup: $(VENV)/.ready
+	@test "$${MUJOCO_GL:-osmesa}" != osmesa || $(APT) libosmesa6 "rendering without a display" \
+	    $(BIN)/python -c 'import ctypes.util, sys; sys.exit(ctypes.util.find_library("OSMesa") is None)'
+
+# Stamps: written when an installation is complete, out of date when its requirements change.
+$(VENV)/.ready: requirements.txt requirements-libero.txt | $(BIN)/pip
+	@echo 'Installing Python packages into $(VENV): 2 minutes and 4 GB, more on a slow line.'
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps -r requirements-libero.txt
+	@touch $@
+
+$(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready
+	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(BIN)/pip:
+	@command -v $(PYTHON) > /dev/null || { \
+	    echo 'error: there is no $(PYTHON); install Python 3.11, or run make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and \
+	    "error: $(PYTHON) is Python %d.%d; the pinned packages are for 3.11, run make PYTHON=/path/to/python3.11" % v)'
+	@$(APT) python3.11-venv "Python's virtual environments" $(PYTHON) -c 'import ensurepip, venv'
+	$(PYTHON) -m venv $(VENV)

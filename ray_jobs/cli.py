@@ -1,0 +1,83 @@
+"""How every job starts: settings from the command line, one line for an expected error, `--help`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from ray_jobs.help import help_text
+from ray_jobs.settings import Config, parse
+
+_OURS = ("ipvla", "evaluators", "ray_jobs")
+
+
+def run(config_class: type[Config], main: Callable[[Config], int | None], description: str | None) -> NoReturn:
+    """Runs `main` with the configuration that the command line asks for, and exits.
+
+    An error of the user's making is one line on stderr and exit code 2; any other exception keeps its traceback.
+
+    Args:
+        main: returns the exit code, None for 0.
+        description: what the job does, for `--help`.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.stdout.write(help_text(config_class, _program(), description or "") + "\n")
+        sys.exit(0)
+    _configure_logging()
+    try:
+        sys.exit(main(parse(config_class, sys.argv[1:])))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; run the same command again to continue\n")
+        sys.exit(130)
+    except Exception as error:
+        expected = user_error(error)
+        if expected is None:
+            raise
+        sys.stderr.write(f"error: {' '.join(str(expected).split())}\n")
+        sys.exit(2)
+
+
+def user_error(error: BaseException) -> ValueError | None:
+    """The error to tell a user in one line, or None if the exception is a defect.
+
+    Users' errors are ValueErrors that this project raises, here or (behind Ray's `cause`) in a worker. A
+    ValueError from inside a library is a defect and deserves its traceback.
+    """
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        # The traceback stayed in the worker; only an error class of ours is surely meant for the user.
+        return cause if isinstance(cause, ValueError) and _is_ours(type(cause).__module__) else None
+    if not isinstance(error, ValueError):
+        return None
+    frames = list(traceback.walk_tb(error.__traceback__))
+    raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
+    return error if _is_ours(type(error).__module__) or _is_ours(raised_in) else None
+
+
+def _is_ours(module: str) -> bool:
+    return module == "__main__" or module.partition(".")[0] in _OURS
+
+
+def _program() -> str:
+    spec: Any = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec is not None else sys.argv[0]
+
+
+def _configure_logging() -> None:
+    """Our own log lines on stderr from INFO on, other libraries' from WARNING on."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(console=console, show_path=False, show_level=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    for name in _OURS:
+        logging.getLogger(name).setLevel(logging.INFO)

@@ -1,0 +1,139 @@
+"""The Ray cluster that a job runs on: the one it was submitted to, else one of its own on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from ipvla.storage import StorageRoots
+
+_logger = logging.getLogger(__name__)
+
+#: A UNIX socket's path has at most 107 bytes; what is left of them for Ray's temp dir.
+_LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+
+
+class ClusterError(ValueError):
+    """The cluster cannot be reached or started as it was asked for."""
+
+
+@contextmanager
+def connect(
+    roots: StorageRoots,
+    num_cpus: int | None = None,
+    *,
+    dashboard_port: int | None = None,
+    log_to_driver: bool = False,
+) -> Iterator[None]:
+    """Joins the cluster at `$RAY_ADDRESS` (set inside a submitted job), else starts one here and ends it at last.
+
+    Does nothing if this process is connected already, so that jobs can be run inside one another.
+
+    Args:
+        roots: a local cluster keeps its session files under `tmp_dir`, and removes them when it ends well.
+        num_cpus: of a local cluster; by default as many as the machine has.
+        dashboard_port: serves a local cluster's dashboard there; by default there is none.
+        log_to_driver: shows what workers print.
+
+    Raises:
+        ClusterError: no cluster answers at `$RAY_ADDRESS`, or the port is taken.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS", "local")
+    options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
+    if address == "local":
+        session = _start(roots, num_cpus, dashboard_port, options)
+        try:
+            yield
+        except BaseException:
+            ray.shutdown()  # the session's logs stay: they may tell why
+            raise
+        ray.shutdown()
+        shutil.rmtree(session, ignore_errors=True)
+    else:
+        _join(address, options)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def require_free_port(port: int, setting: str) -> None:
+    """Raises ClusterError if something listens on this port of 127.0.0.1 already."""
+    if not 0 < port < 2**16:
+        raise ClusterError(f"{setting}: {port} is not a port; choose one in 1024..65535")
+    if port_is_busy(port):
+        raise ClusterError(
+            f"{setting}: port {port} of 127.0.0.1 is in use; choose another, or end the process that has it"
+        )
+
+
+def port_is_busy(port: int) -> bool:
+    """Can nothing new listen on this port of 127.0.0.1?"""
+    with closing(socket.socket()) as candidate:
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            candidate.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def _start(roots: StorageRoots, num_cpus: int | None, dashboard_port: int | None, options: dict[str, Any]) -> Path:
+    """Starts a cluster; returns its session directory.
+
+    Ray makes a token that keeps other users out, and gives each worker as many OpenMP threads as it asks for CPUs.
+    """
+    if dashboard_port is not None:
+        require_free_port(dashboard_port, "dashboard_port")
+        options |= {"dashboard_host": "127.0.0.1", "dashboard_port": dashboard_port}
+    # Simulators ask for no GPU and hide it themselves; without this Ray warns at each of them.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    context = ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=dashboard_port is not None,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=str(_short_directory(roots.tmp / "ray")),
+        **options,
+    )
+    return Path(context.address_info["session_dir"])
+
+
+def _short_directory(wanted: Path) -> Path:
+    """`wanted`, or a place whose socket paths are short enough for the kernel."""
+    for directory in (wanted, Path(tempfile.gettempdir()) / f"ipvla-{os.getuid()}"):
+        if len(os.fsencode(directory)) <= _LONGEST:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if directory != wanted:
+                _logger.debug("%s is too long for Ray's sockets; its session files go to %s", wanted, directory)
+            return directory
+    raise ClusterError(
+        f"tmp_dir: {wanted} is too long for Ray's sockets; give one of at most {_LONGEST} characters"
+    )
+
+
+def _join(address: str, options: dict[str, Any]) -> None:
+    remedy = "correct it, or unset it to run on this machine"
+    host, colon, port = address.rpartition(":")
+    if colon and "/" not in address:  # Ray itself would try for minutes
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, ValueError) as error:
+            raise ClusterError(f"RAY_ADDRESS: nothing answers at {address!r} ({error}); {remedy}") from error
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError) as error:
+        raise ClusterError(f"RAY_ADDRESS: {address!r} is no Ray cluster ({error}); {remedy}") from error

@@ -1,0 +1,279 @@
+"""Collects demonstrations of a suite's scripted expert into an RLDS dataset.
+
+Each task gets exactly the number of successful demonstrations that was asked for: the first ones in the order of
+their seeds, whatever the number of simulators. An interrupted collection goes on where it stopped.
+
+    python -m ray_jobs.collect --config_path ray_jobs/experiments/collect_recall.yaml
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from ipvla.data.rlds import DatasetError, dataset_directory, write_rlds
+from ipvla.rollout.sim_pool import WorkerPool
+from ipvla.sim.demonstration import Demonstration
+from ipvla.sim.fingerprint import fingerprint
+from ipvla.sim.libero import write_atomically
+from ipvla.sim.simulator import Split
+from ipvla.sim.suites import Suite, load_suite
+from ipvla.storage import StorageRoots
+from ray_jobs.attempts import ATTEMPTS_PER_SEED, Attempt, Demonstrator, Outcome, Staging, next_attempts
+from ray_jobs.cli import run
+from ray_jobs.cluster import connect
+from ray_jobs.progress import CollectionDisplay, TaskProgress
+
+_SEEDS = Split.HELD_OUT.value // ATTEMPTS_PER_SEED
+
+
+@dataclass(frozen=True)
+class CollectConfig(StorageRoots):
+    """What to collect.
+
+    Attributes:
+        suite: whose tasks.
+        dataset: the name that the dataset gets under `data_root_dir`.
+        demonstrations: task -> number of successful demonstrations; tasks that are absent or 0 are left out.
+        seed: of the layouts; datasets of different seeds share none.
+        num_simulators: simulators run side by side; by default one per CPU of the cluster.
+        camera_size: side of the pictures in pixels.
+        dashboard_port: where to serve Ray's dashboard of a local cluster; by default there is none.
+    """
+
+    suite: str = "recall"
+    dataset: str = "recall"
+    demonstrations: dict[str, int] = field(default_factory=dict)
+    seed: int = 0
+    num_simulators: int | None = None
+    camera_size: int = 64
+    dashboard_port: int | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.dataset):
+            raise ValueError(
+                f"dataset: {self.dataset!r} is no name for a dataset; use lower case letters, digits and _"
+            )
+        for task, count in self.demonstrations.items():
+            if count < 0:
+                raise ValueError(f"demonstrations.{task}: {count} is negative; ask for 0 or more")
+        if not any(self.demonstrations.values()):
+            raise ValueError("demonstrations: none are asked for; give for example --demonstrations.recall 100")
+        if not 0 <= self.seed < _SEEDS:
+            raise ValueError(f"seed: {self.seed} is outside [0, {_SEEDS}); choose one inside")
+        if self.num_simulators is not None and self.num_simulators < 1:
+            raise ValueError(
+                f"num_simulators: {self.num_simulators} simulators cannot collect anything; give 1 or more"
+            )
+        if self.camera_size < 1:
+            raise ValueError(f"camera_size: {self.camera_size} is not positive; give the picture's side in pixels")
+
+    @property
+    def directory(self) -> Path:
+        """Of the dataset."""
+        return dataset_directory(self.datasets, self.dataset)
+
+    @property
+    def record(self) -> Path:
+        """How the dataset was made, beside it."""
+        return self.datasets / self.dataset / "collection.json"
+
+    @property
+    def staging(self) -> Path:
+        """Where attempts wait until there are enough."""
+        return self.runs / "collect" / self.dataset
+
+    def wanted(self, suite: Suite) -> dict[str, int]:
+        """Task -> number, in the suite's order. ValueError if the suite lacks a task."""
+        for task in self.demonstrations:
+            suite.task(task)
+        counts = {task.name: self.demonstrations.get(task.name, 0) for task in suite.tasks}
+        return {task: count for task, count in counts.items() if count}
+
+
+@dataclass(frozen=True)
+class CollectSummary:
+    """What a collection came to.
+
+    Attributes:
+        demos: in the dataset.
+        control_steps: played in all attempts, the failed ones too.
+        cpu_ms_per_step: CPU time of simulator, pictures and expert per control step, over all attempts.
+        wall_s: from start to finish of the run that wrote the dataset.
+        directory: the dataset's.
+    """
+
+    demos: int
+    control_steps: int
+    cpu_ms_per_step: float
+    wall_s: float
+    directory: Path
+
+
+OnProgress = Callable[[Sequence[TaskProgress]], None]
+
+
+def collect(config: CollectConfig, on_progress: OnProgress = lambda tasks: None) -> CollectSummary:
+    """Collects what is missing and writes the dataset; one that is complete already is returned at once.
+
+    Args:
+        on_progress: called after every attempt with one record per task.
+
+    Raises:
+        ValueError: the suite or a task does not exist.
+        DatasetError: a dataset of this name exists that was asked for in other words, or is being collected.
+        StorageError: a storage directory cannot be used.
+        JobFailedError: an attempt crashed its simulator again and again.
+    """
+    started = time.monotonic()
+    suite = load_suite(config.suite, config.cache)
+    wanted = config.wanted(suite)
+    request = _request(config, suite, wanted)
+    if config.directory.exists():
+        return _finished(config, request)
+    config.prepare()
+    with _alone(config.staging):
+        if config.directory.exists():  # by a process that has just finished
+            return _finished(config, request)
+        _refuse_other_attempts(config, request)
+        with connect(config, dashboard_port=config.dashboard_port):
+            write_atomically(config.staging / "request.json", json.dumps(request))
+            staging = Staging(config.staging / "attempts")
+            _attempt_all(config, staging, wanted, on_progress)
+        summary = _write(config, staging, wanted, request, started)
+        shutil.rmtree(config.staging)
+    return summary
+
+
+def _request(config: CollectConfig, suite: Suite, wanted: dict[str, int]) -> dict[str, Any]:
+    """Everything that decides the dataset's contents, as JSON has it."""
+    return {
+        "suite": suite.name,
+        "suite_version": suite.version,
+        "seed": config.seed,
+        "camera_size": config.camera_size,
+        "demonstrations": wanted,
+    }
+
+
+def _finished(config: CollectConfig, request: dict[str, Any]) -> CollectSummary:
+    if not config.record.exists():
+        raise DatasetError(
+            f"dataset: {config.directory} exists and was not made by ray_jobs.collect; "
+            "choose another --dataset, or delete that directory"
+        )
+    record = json.loads(config.record.read_text())
+    _refuse_difference(config.directory, record["request"], request)
+    return CollectSummary(**record["summary"], directory=config.directory)
+
+
+def _refuse_difference(directory: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise DatasetError(
+                f"{name}: {directory} was collected with {theirs[name]}, not {value}; "
+                "ask for the same, choose another --dataset, or delete that directory"
+            )
+
+
+@contextmanager
+def _alone(staging: Path) -> Iterator[None]:
+    """One collection of a dataset at a time; the kernel drops the lock when its holder dies."""
+    staging.parent.mkdir(parents=True, exist_ok=True)
+    with staging.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatasetError(
+                f"dataset: {staging.name!r} is being collected by another process; wait, or change --dataset"
+            ) from None
+        yield
+
+
+def _refuse_other_attempts(config: CollectConfig, request: dict[str, Any]) -> None:
+    """What an interrupted collection left must fit; only the numbers of demonstrations may have changed."""
+    path = config.staging / "request.json"
+    if path.exists():
+        ours = {name: value for name, value in request.items() if name != "demonstrations"}
+        _refuse_difference(config.staging, json.loads(path.read_text()), ours)
+
+
+def _attempt_all(config: CollectConfig, staging: Staging, wanted: dict[str, int], on_progress: OnProgress) -> None:
+    """Attempts in rounds, each as large as needed if all succeed at the rate so far, until there are enough."""
+    outcomes = {task: staging.outcomes(task, config.seed) for task in wanted}
+    jobs = next_attempts(wanted, outcomes, config.seed)
+    on_progress(_progress(wanted, outcomes))
+    if not jobs:
+        return
+    make = partial(Demonstrator, staging.directory, config.suite, config.cache, config.camera_size)
+    simulators = config.num_simulators or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    with WorkerPool(make, simulators, job_timeout_s=300.0) as pool:
+        while jobs:
+            for attempt, outcome in pool.run(jobs, group=lambda job: job.task):
+                outcomes[attempt.task][attempt.index] = outcome
+                on_progress(_progress(wanted, outcomes))
+            jobs = next_attempts(wanted, outcomes, config.seed)
+
+
+def _progress(wanted: dict[str, int], outcomes: dict[str, dict[int, Outcome]]) -> list[TaskProgress]:
+    found = {task: sum(outcome.success for outcome in outcomes[task].values()) for task in wanted}
+    return [TaskProgress(task, min(found[task], n), n, len(outcomes[task])) for task, n in wanted.items()]
+
+
+def _write(
+    config: CollectConfig, staging: Staging, wanted: dict[str, int], request: dict[str, Any], started: float
+) -> CollectSummary:
+    outcomes = {task: staging.outcomes(task, config.seed) for task in wanted}
+    every = [outcome for of_task in outcomes.values() for outcome in of_task.values()]
+    steps = sum(outcome.steps for outcome in every)
+    summary = CollectSummary(
+        demos=sum(wanted.values()),
+        control_steps=steps,
+        cpu_ms_per_step=1000 * sum(outcome.cpu_s for outcome in every) / steps,
+        wall_s=time.monotonic() - started,
+        directory=config.directory,
+    )
+
+    def demonstrations() -> Iterator[Demonstration]:
+        for task, count in wanted.items():
+            solved = [index for index, outcome in sorted(outcomes[task].items()) if outcome.success]
+            for index in solved[:count]:
+                yield staging.demonstration(Attempt(task, index, config.seed))
+
+    # Before the dataset: where it is, its record is too.
+    told = {name: value for name, value in asdict(summary).items() if name != "directory"}
+    record = {"request": request, "summary": told, "fingerprint": fingerprint()}
+    write_atomically(config.record, json.dumps(record, indent=1))
+    write_rlds(config.datasets, config.dataset, demonstrations(), config.camera_size)
+    return summary
+
+
+def main(config: CollectConfig) -> None:
+    """Collects, with progress on the terminal, and says what there is now."""
+    complete = config.directory.exists()
+    with CollectionDisplay() as display:
+        summary = collect(config, display.update)
+    console = Console()
+    if complete:
+        console.print(f"The dataset is complete: {summary.demos} demonstrations in {summary.directory}")
+        return
+    console.print(
+        f"{summary.demos} demonstrations in {summary.directory}: {summary.control_steps} control steps, "
+        f"{summary.cpu_ms_per_step:.2f} CPU-ms each, {summary.wall_s:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    run(CollectConfig, main, __doc__)

@@ -1,0 +1,293 @@
+"""Checks whether this machine can run the jobs, and says what to do where it cannot.
+
+Creates the storage directories if they are missing, and nothing else. Exits with 1 if a check fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from ipvla.storage import SOURCE_TREE, StorageRoots
+from ray_jobs.cli import run
+from ray_jobs.cluster import port_is_busy
+
+_GIB = 2**30
+_ENOUGH_DISK_GIB = 10
+_TOO_LITTLE_DISK_GIB = 1
+_LARGE_FILE_GIB = 1
+_NOT_OURS = {".git", ".venv"}
+_TIMEOUT_S = 120.0
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+_RENDER = """
+import mujoco
+model = mujoco.MjModel.from_xml_string(
+    '<mujoco><worldbody><light pos="0 0 3"/><geom size=".1" rgba="1 0 0 1"/></worldbody></mujoco>'
+)
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+with mujoco.Renderer(model, 32, 32) as renderer:
+    renderer.update_scene(data)
+    assert renderer.render().std() > 0, "the picture is empty"
+"""
+
+_RAY = """
+import sys
+from pathlib import Path
+import ray
+from ipvla.storage import StorageRoots
+from ray_jobs.cluster import connect
+with connect(StorageRoots(storage_root=Path(sys.argv[1]), tmp_dir=Path(sys.argv[2]))):
+    print(int(ray.cluster_resources()["CPU"]), "CPUs,", int(ray.cluster_resources().get("GPU", 0)), "GPUs")
+"""
+
+
+class Status(StrEnum):
+    """Whether jobs will run: yes, yes but, no."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found; `remedy` is empty where there is nothing to do."""
+
+    status: Status
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class DoctorConfig(StorageRoots):
+    """What to check.
+
+    Attributes:
+        json: print the findings as JSON instead of a table.
+        dashboard_port, mlflow_port: the ports that you mean to use for Ray's dashboard and MLflow's UI.
+    """
+
+    json: bool = False
+    dashboard_port: int = 8265
+    mlflow_port: int = 5000
+
+
+def check_python(config: DoctorConfig) -> Finding:
+    """The interpreter that the pins were tested with."""
+    version = platform.python_version()
+    if sys.version_info[:2] == (3, 11):
+        return Finding(Status.OK, version)
+    return Finding(Status.WARN, f"{version}; the pinned packages are tested with 3.11", "make PYTHON=python3.11")
+
+
+def check_storage(config: DoctorConfig) -> Finding:
+    """The storage roots: outside the sources, writable."""
+    try:
+        config.prepare()
+    except ValueError as error:
+        detail, _, remedy = str(error).partition("; ")
+        return Finding(Status.FAIL, detail, remedy)
+    return Finding(Status.OK, f"{config.root} and its directories can be written")
+
+
+def check_disk(config: DoctorConfig) -> Finding:
+    """Space for datasets, runs and Ray's session files."""
+    free = {flag: shutil.disk_usage(_existing(path)).free / _GIB for flag, path in config.directories.items()}
+    flag, least = min(free.items(), key=lambda item: item[1])
+    detail = f"{least:.1f} GiB free for {config.directories[flag]}"
+    if least >= _ENOUGH_DISK_GIB:
+        return Finding(Status.OK, detail)
+    status = Status.WARN if least >= _TOO_LITTLE_DISK_GIB else Status.FAIL
+    return Finding(status, detail, f"have {_ENOUGH_DISK_GIB} GiB: free some, or give another --storage_root")
+
+
+def check_source_tree(config: DoctorConfig) -> Finding:
+    """No model, dataset or checkpoint has strayed among the sources."""
+    large = [path for path in _files(SOURCE_TREE) if path.lstat().st_size > _LARGE_FILE_GIB * _GIB]
+    if not large:
+        return Finding(Status.OK, f"no file above {_LARGE_FILE_GIB} GiB in {SOURCE_TREE}")
+    names = ", ".join(str(path.relative_to(SOURCE_TREE)) for path in large)
+    return Finding(Status.WARN, f"large files among the sources: {names}", f"move them to {config.root}")
+
+
+def check_packages(config: DoctorConfig) -> Finding:
+    """Every pinned package, in its pinned version."""
+    missing, other = [], []
+    for name, wanted in _pins():
+        try:
+            installed = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            missing.append(f"{name} {wanted}")
+        else:
+            if installed.partition("+")[0] != wanted:
+                other.append(f"{name} {installed} instead of {wanted}")
+    if missing:
+        return Finding(Status.FAIL, f"not installed: {', '.join(missing)}", "make setup")
+    if other:
+        return Finding(Status.WARN, "; ".join(other), "make setup; results may differ from those reported")
+    return Finding(Status.OK, "as pinned in requirements*.txt")
+
+
+def check_gl(config: DoctorConfig) -> Finding:
+    """One picture off screen, with the back end that simulators will use."""
+    backend = os.environ.get("MUJOCO_GL", "osmesa")
+    environment = {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": os.environ.get("PYOPENGL_PLATFORM", backend)}
+    error = _failure(_RENDER, environment)
+    if error is None:
+        return Finding(Status.OK, f"MuJoCo renders with {backend}")
+    remedies = {"osmesa": "apt-get install libosmesa6", "egl": "apt-get install libegl1, or set MUJOCO_GL=osmesa"}
+    return Finding(Status.FAIL, f"{backend}: {error}", remedies.get(backend, "set MUJOCO_GL=osmesa"))
+
+
+def check_torch(config: DoctorConfig) -> Finding:
+    """What models will run on."""
+    import torch
+
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+        return Finding(Status.OK, f"torch {torch.__version__} on {names}")
+    if shutil.which("nvidia-smi"):
+        detail = f"torch {torch.__version__} sees no GPU although there is an NVIDIA driver"
+        return Finding(Status.WARN, detail, "install torch's CUDA build for this driver to train on the GPU")
+    return Finding(Status.OK, f"torch {torch.__version__} on the CPU ({os.cpu_count()} cores)")
+
+
+def check_ray(config: DoctorConfig) -> Finding:
+    """A cluster really starts (or answers at `$RAY_ADDRESS`) and ends."""
+    output: list[str] = []
+    error = _failure(_RAY, {}, str(config.root), str(config.tmp), output=output)
+    if error is None:
+        return Finding(Status.OK, f"Ray starts: {output[-1]}")
+    where = os.environ.get("RAY_ADDRESS")
+    remedy = f"is the cluster at RAY_ADDRESS={where} up?" if where else f"see the logs in {config.tmp / 'ray'}"
+    return Finding(Status.FAIL, error, remedy)
+
+
+def check_ports(config: DoctorConfig) -> Finding:
+    """Those that the user interfaces listen on."""
+    wanted = {"dashboard_port": config.dashboard_port, "mlflow_port": config.mlflow_port}
+    busy = [f"{port} ({setting})" for setting, port in wanted.items() if port_is_busy(port)]
+    if not busy:
+        return Finding(Status.OK, f"{', '.join(map(str, wanted.values()))} are free")
+    return Finding(Status.WARN, f"in use: {', '.join(busy)}", "choose other ports, or end what listens there")
+
+
+def check_ffmpeg(config: DoctorConfig) -> Finding:
+    """What encodes the videos."""
+    import imageio_ffmpeg
+
+    try:
+        binary = imageio_ffmpeg.get_ffmpeg_exe()
+        subprocess.run([binary, "-version"], check=True, capture_output=True, timeout=_TIMEOUT_S)
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        return Finding(Status.WARN, f"no videos: {error}", "apt-get install ffmpeg")
+    return Finding(Status.OK, binary)
+
+
+#: In the order of the table. To add a check, write a function and name it here.
+CHECKS: dict[str, Callable[[DoctorConfig], Finding]] = {
+    "Python": check_python,
+    "storage": check_storage,
+    "disk": check_disk,
+    "source tree": check_source_tree,
+    "packages": check_packages,
+    "rendering": check_gl,
+    "torch": check_torch,
+    "Ray": check_ray,
+    "ports": check_ports,
+    "ffmpeg": check_ffmpeg,
+}
+
+
+def examine(config: DoctorConfig) -> Iterator[tuple[str, Finding]]:
+    """Runs all checks; one that raises has failed."""
+    for name, check in CHECKS.items():
+        try:
+            yield name, check(config)
+        except Exception as error:
+            yield name, Finding(Status.FAIL, f"{type(error).__name__}: {error}", "make setup")
+
+
+def main(config: DoctorConfig) -> int:
+    """Prints the findings; 1 if any is a failure."""
+    console = Console()
+    with Console(stderr=True).status("checking; Ray takes a few seconds"):
+        findings = dict(examine(config))
+    if config.json:
+        sys.stdout.write(
+            json.dumps({name: asdict(finding) for name, finding in findings.items()}, indent=1) + "\n"
+        )
+    else:
+        console.print(_table(findings))
+    return int(any(finding.status is Status.FAIL for finding in findings.values()))
+
+
+def _table(findings: dict[str, Finding]) -> Table:
+    table = Table("check", "", Column("found", overflow="fold"), Column("what to do", overflow="fold"))
+    for name, finding in findings.items():
+        style = _STYLES[finding.status]
+        table.add_row(name, f"[{style}]{finding.status}[/]", finding.detail, finding.remedy)
+    return table
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for directory, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if name not in _NOT_OURS]
+        yield from (Path(directory) / name for name in names)
+
+
+def _pins() -> Iterator[tuple[str, str]]:
+    for file in ("requirements.txt", "requirements-libero.txt"):
+        for line in (SOURCE_TREE / file).read_text().splitlines():
+            if pin := re.match(r"([\w.-]+)(?:\[.*\])?==([\w.]+)", line):
+                yield pin[1], pin[2]
+
+
+def _failure(
+    code: str, environment: dict[str, str], *arguments: str, output: list[str] | None = None
+) -> str | None:
+    """Runs Python code in a process of its own; the last line of its complaint, or None if it went well."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=SOURCE_TREE,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, complaint = process.communicate(timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return f"no answer in {_TIMEOUT_S:.0f} s"
+    if output is not None:
+        output += printed.splitlines()
+    if process.returncode == 0:
+        return None
+    return (complaint.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+
+
+if __name__ == "__main__":
+    run(DoctorConfig, main, __doc__)

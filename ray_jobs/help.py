@@ -1,0 +1,123 @@
+"""The `--help` text of a job, from its config classes and their docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import textwrap
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import fields
+from enum import Enum
+from typing import Any
+
+import draccus
+
+from ray_jobs.settings import default_of, group_of, is_choice
+
+_INDENT = " " * 6
+
+
+def help_text(config_class: type[Any], program: str, description: str) -> str:
+    """Usage, then every setting by group with its type, default and meaning."""
+    head = [
+        f"usage: {program} [--config_path FILE] [--SETTING VALUE ...]",
+        "",
+        inspect.cleandoc(description),
+        "",
+        "  --config_path FILE",
+        f"{_INDENT}YAML with any of the settings below (dots are nesting); options override it.",
+    ]
+    return "\n".join([*head, *_group(config_class, "", None)])
+
+
+def _group(config_class: type[Any], path: str, default: Any) -> Iterator[str]:
+    hints = typing.get_type_hints(config_class)
+    meanings = _meanings(config_class)
+    inner: list[tuple[str, Any, Any]] = []
+    owner = None
+    for field, origin in _by_origin(config_class):
+        name = f"{path}.{field.name}" if path else field.name
+        value = getattr(default, field.name) if type(default) is config_class else default_of(field)
+        group = group_of(hints[field.name])
+        if group is not None:
+            inner.append((name, group, value))
+            continue
+        if origin is not owner:
+            yield from ("", _title(origin, path))
+            owner = origin
+        yield f"  --{name} {_type(hints[field.name])}{_default(value)}"
+        yield from _wrapped(meanings.get(field.name, ""))
+    for name, group, value in inner:
+        if is_choice(group):
+            yield from _choice(name, group, value)
+        else:
+            yield from _group(group, name, value)
+
+
+def _choice(name: str, group: Any, default: Any) -> Iterator[str]:
+    choices = group.get_known_choices()
+    chosen = f" (default: {group.get_choice_name(type(default))})" if default is not None else ""
+    yield from ("", f"{name}: {_first_line(group)}", f"  --{name}.type {{{','.join(choices)}}}{chosen}")
+    for kind, variant in choices.items():
+        yield from list(_group(variant, name, default)) or ("", f"{name}, type {kind}: no settings")
+
+
+def _title(origin: type[Any], path: str) -> str:
+    bases: tuple[Any, ...] = origin.__mro__[1:]
+    kind = next((f", type {base.get_choice_name(origin)}" for base in bases if is_choice(base)), "")
+    return f"{path}{kind}: {_first_line(origin)}" if path else _first_line(origin)
+
+
+def _by_origin(config_class: type[Any]) -> list[tuple[Any, type[Any]]]:
+    """The class's own fields first, inherited ones after them."""
+    found = []
+    for field in fields(config_class):
+        bases = reversed(config_class.__mro__)
+        origin = next(base for base in bases if field.name in inspect.get_annotations(base))
+        found.append((field, origin))
+    return sorted(found, key=lambda pair: config_class.__mro__.index(pair[1]))
+
+
+def _meanings(config_class: type[Any]) -> dict[str, str]:
+    """Field name -> text, from the `Attributes:` section of the docstrings (also `a, b: text`)."""
+    meanings: dict[str, str] = {}
+    for base in reversed(config_class.__mro__):
+        section = inspect.cleandoc(base.__dict__.get("__doc__") or "").split("Attributes:\n")
+        for entry in re.split(r"\n(?=    \S)", "\n" + section[1] if len(section) > 1 else ""):
+            names, colon, text = entry.strip().partition(": ")
+            if colon:
+                meanings |= {name.strip(): " ".join(text.split()) for name in names.split(",")}
+    return meanings
+
+
+def _first_line(config_class: type[Any]) -> str:
+    return inspect.cleandoc(config_class.__doc__ or config_class.__name__).splitlines()[0]
+
+
+def _type(kind: Any) -> str:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return "|".join(_type(k) for k in typing.get_args(kind) if k is not type(None))
+    if typing.get_origin(kind) is typing.Literal:
+        return f"{{{','.join(map(str, typing.get_args(kind)))}}}"
+    if typing.get_origin(kind) is dict:
+        key, value = typing.get_args(kind)
+        return f"'{{{_type(key)}: {_type(value)}, ...}}'"
+    if typing.get_origin(kind) is tuple:
+        return f"'[{_type(typing.get_args(kind)[0])}, ...]'"
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return f"{{{','.join(member.name for member in kind)}}}"
+    return {bool: "true|false"}.get(kind) or getattr(kind, "__name__", str(kind)).upper()
+
+
+def _default(value: Any) -> str:
+    if value is None or value in ({}, (), ""):
+        return ""
+    return f" (default: {str(value).lower() if isinstance(value, bool) else draccus.encode(value)})"
+
+
+def _wrapped(text: str) -> list[str]:
+    width = min(100, shutil.get_terminal_size().columns)
+    return textwrap.wrap(text, width, initial_indent=_INDENT, subsequent_indent=_INDENT)

@@ -1,0 +1,221 @@
+"""Reads a job's settings: a YAML file, then `--dotted.name value` options over it, decoded by draccus.
+
+draccus's own command line is not used: it knows no `--group.key` for mappings, loses which field was wrong, and
+cannot read attribute documentation from a class's docstring.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import draccus
+from draccus.utils import DecodingError, ParsingError
+
+Config = TypeVar("Config")
+CONFIG_PATH = "config_path"
+
+
+class SettingError(ValueError):
+    """A setting cannot be used as it was given; the message names it, the value, and what to do."""
+
+
+class _Text(str):
+    """A value from the command line, which is read once the type of its setting is known."""
+
+
+#: Stands for the value of an option without one, which is right for `true|false` only. No argument can hold it.
+_BARE = "\0"
+
+
+def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
+    """The configuration that a command line asks for.
+
+    Args:
+        arguments: `--config_path file.yaml` and `--name value`, `--group.name value` or `--name=value`; a setting
+            that is true or false may stand alone.
+
+    Raises:
+        SettingError: an unknown name, a value that does not fit, or values that the config class refuses.
+    """
+    overrides = _options(arguments)
+    tree = _load(overrides.pop(CONFIG_PATH)) if CONFIG_PATH in overrides else {}
+    for name, text in overrides.items():
+        _insert(tree, name.split("."), text)
+    tree = _checked(config_class, tree, "", None)
+    try:
+        return draccus.decode(config_class, tree)  # type: ignore[no-any-return]
+    except ParsingError as error:
+        raise SettingError(_reason(error, config_class, tree)) from error
+
+
+def group_of(kind: Any) -> Any:
+    """The config class behind a field's type (`LoRAConfig | None` -> LoRAConfig), or None for a plain value."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next(filter(None, map(group_of, typing.get_args(kind))), None)
+    return kind if isinstance(kind, type) and (is_dataclass(kind) or is_choice(kind)) else None
+
+
+def is_choice(kind: Any) -> bool:
+    """Is this a class whose variants are chosen by `type`?"""
+    return isinstance(kind, type) and issubclass(kind, draccus.ChoiceRegistry) and not _is_variant(kind)
+
+
+def _is_variant(kind: Any) -> bool:
+    return kind in kind.get_known_choices().values()
+
+
+def default_of(field: Field[Any]) -> Any:
+    """A field's default value, or None."""
+    if field.default is not MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not MISSING else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A closing sentence: the nearest known name, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"choose one of: {', '.join(known)}" if known else "there is none to choose"
+
+
+def _options(arguments: Sequence[str]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    waiting = list(arguments)
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise SettingError(f"argument {word!r} is not an option; settings are given as --name value")
+        name, equals, text = word[2:].partition("=")
+        if not equals:
+            text = waiting.pop(0) if waiting and not waiting[0].startswith("--") else _BARE
+        options[name] = _Text(text)
+    return options
+
+
+def _load(path: str) -> dict[str, Any]:
+    if path == _BARE:
+        raise SettingError(f"{CONFIG_PATH}: no file was given; write --{CONFIG_PATH} FILE")
+    try:
+        with Path(path).open() as file:
+            tree = draccus.cfgparsing.load_config(file, file=path)
+    except OSError as error:
+        raise SettingError(f"{CONFIG_PATH}: {path} cannot be read ({error.strerror}); give a YAML file") from None
+    except (ParsingError, UnicodeDecodeError) as error:
+        raise SettingError(f"{CONFIG_PATH}: {path} is not valid YAML: {error.__cause__ or error}") from error
+    if not isinstance(tree, dict | None):
+        raise SettingError(f"{CONFIG_PATH}: {path} holds {tree!r:.60}; it must hold `name: value` lines")
+    return tree or {}
+
+
+def _insert(tree: dict[str, Any], path: Sequence[str], text: str) -> None:
+    for name in path[:-1]:
+        if not isinstance(tree.get(name), dict):
+            tree[name] = {}
+        tree = tree[name]
+    tree[path[-1]] = text
+
+
+def _checked(kind: Any, value: Any, path: str, default: Any) -> Any:
+    """`value` with command line texts read; a group that is given in part is completed from its default."""
+    group = group_of(kind)
+    if group is None:
+        return _plain(kind, value, path)
+    if isinstance(value, _Text):
+        value = _read(Any, value, path)
+    if value is None and group is not kind:
+        return None
+    if not isinstance(value, Mapping):
+        raise SettingError(
+            f"{path}: {value!r} is not a group of settings; give its fields, as in --{path}.NAME VALUE"
+        )
+    chosen = _variant(group, value, path, default) if is_choice(group) else group
+    hints = typing.get_type_hints(chosen)
+    known = {field.name: field for field in fields(chosen) if field.init}
+    tree: dict[str, Any] = {}
+    if type(default) is chosen:
+        tree |= draccus.encode(default)
+    for name, given in value.items():
+        dotted = f"{path}.{name}" if path else str(name)
+        if name in known:
+            inner = getattr(default, name) if type(default) is chosen else default_of(known[name])
+            tree[name] = _checked(hints[name], given, dotted, inner)
+        elif name != "type" or not is_choice(group):
+            raise SettingError(f"{dotted}: there is no such setting; {did_you_mean(str(name), known)}")
+    return tree | {"type": group.get_choice_name(chosen)} if is_choice(group) else tree
+
+
+def _variant(group: Any, value: Mapping[str, Any], path: str, default: Any) -> Any:
+    choices = group.get_known_choices()
+    if "type" in value:
+        if value["type"] not in choices:
+            remedy = did_you_mean(str(value["type"]), choices)
+            also = "" if remedy.startswith("choose") else f" (choices: {', '.join(choices)})"
+            raise SettingError(f"{path}.type: {value['type']!r} is unknown; {remedy}{also}")
+        return choices[value["type"]]
+    if default is None:
+        raise SettingError(f"{path}.type: it is missing; choose one of: {', '.join(choices)}")
+    return type(default)
+
+
+def _plain(kind: Any, value: Any, path: str) -> Any:
+    value = _read(kind, value, path)
+    if typing.get_origin(kind) is dict and isinstance(value, Mapping):
+        for name, inner in value.items():
+            if inner is None:
+                raise SettingError(
+                    f"{path}: {name!r} has no value; YAML wants a blank after the colon, `name: value`"
+                )
+    return value
+
+
+def _read(kind: Any, value: Any, path: str) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _read(Any, inner, f"{path}.{name}") for name, inner in value.items()}
+    if not isinstance(value, _Text):
+        return value
+    if value == _BARE:
+        if kind is not bool:
+            raise SettingError(f"{path}: no value was given; write --{path} VALUE")
+        return True
+    if kind is str or kind is Path:
+        return str(value)
+    try:
+        return draccus.cfgparsing.parse_string(str(value))
+    except Exception as error:
+        raise SettingError(f"{path}: {str(value)!r} is not valid YAML; quote it, or correct it") from error
+
+
+def _reason(error: BaseException, config_class: Any, tree: Mapping[str, Any]) -> str:
+    """What a config class said, or else which field draccus could not read."""
+    reason = str(error)
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, DecodingError) and link.key_path:
+            reason = _misfit(link, config_class, tree)
+        elif isinstance(link, DecodingError):
+            reason = link.message
+        elif isinstance(link, ParsingError) and isinstance(link.__cause__, ValueError | TypeError):
+            return str(link.__cause__)  # raised by __post_init__, which names the field itself
+        link = link.__cause__
+    return reason
+
+
+def _misfit(error: DecodingError, config_class: Any, tree: Mapping[str, Any]) -> str:
+    """The value at the error's path, and the type of the setting that it was meant for."""
+    path = [str(key) for key in error.key_path]
+    kind, value = config_class, tree
+    for name in path:
+        value = value.get(name, value) if isinstance(value, Mapping) else value
+        group = group_of(kind)
+        if group is not None and is_dataclass(group):
+            kind = typing.get_type_hints(group).get(name, kind)
+    expected = kind.__name__ if typing.get_origin(kind) is None and isinstance(kind, type) else kind
+    return f"{'.'.join(path)}: {value!r} is not of type {expected}; --help tells what it means"

@@ -1,0 +1,88 @@
+"""The cluster that a job runs on: the one it is told of, or its own, of which nothing stays behind."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from ipvla.storage import SOURCE_TREE, StorageRoots
+from ray_jobs.cluster import ClusterError, connect, port_is_busy, require_free_port
+
+#: Connects and reports. Run in a process of its own, because a process can have one cluster.
+_REPORT = """
+import json, os, sys
+from pathlib import Path
+import ray
+from ipvla.storage import StorageRoots
+from ray_jobs.cluster import connect
+
+roots = StorageRoots(storage_root=Path(sys.argv[1]))
+with connect(roots, num_cpus=3):
+    session = ray._private.worker._global_node.get_session_dir_path()
+    with connect(roots):
+        pass  # a job inside a job
+    inner = ray.is_initialized()
+    task = ray.remote(num_cpus=3)(lambda: os.environ["OMP_NUM_THREADS"])
+    threads, cpus = ray.get(task.remote()), ray.cluster_resources()["CPU"]
+after = ray.is_initialized()
+print(json.dumps({"cpus": cpus, "session": session, "inner": inner, "threads": threads, "after": after}))
+"""
+
+
+@pytest.fixture
+def busy_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+def report(storage_root):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", _REPORT, str(storage_root)]
+    done = subprocess.run(
+        command, cwd=SOURCE_TREE, env=environment, capture_output=True, text=True, timeout=200, check=True
+    )
+    assert done.stderr == "", "a local cluster starts without a word"
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_a_local_cluster_serves_nested_jobs_and_leaves_nothing(tmp_path):
+    told = report(tmp_path / ("deep" * 20))  # too long for Ray's sockets
+    assert told["cpus"] == 3
+    assert told["inner"], "the inner job does not end the outer job's cluster"
+    assert told["threads"] == "3", "a worker may use as many threads as it asked for CPUs"
+    assert not told["after"]
+    assert not os.path.exists(told["session"])
+
+
+@pytest.mark.slow
+def test_a_process_that_is_connected_already_stays_so(ray_cluster, tmp_path):
+    with connect(StorageRoots(storage_root=tmp_path)):
+        assert ray_cluster.is_initialized()
+    assert ray_cluster.is_initialized()
+
+
+def test_a_busy_port_is_told_with_its_remedy(busy_port, tmp_path):
+    assert port_is_busy(busy_port)
+    with pytest.raises(
+        ClusterError, match=f"dashboard_port: port {busy_port} of 127.0.0.1 is in use; choose another"
+    ):
+        require_free_port(busy_port, "dashboard_port")
+    with pytest.raises(ClusterError, match="is not a port"):
+        require_free_port(70000, "dashboard_port")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "127.0.0.1:port"])
+def test_an_address_where_nothing_answers_is_told_at_once(monkeypatch, tmp_path, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests may have a cluster
+    with (
+        pytest.raises(ClusterError, match=f"RAY_ADDRESS: nothing answers at '{address}'"),
+        connect(StorageRoots(storage_root=tmp_path)),
+    ):
+        pass

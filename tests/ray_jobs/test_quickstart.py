@@ -1,0 +1,78 @@
+"""The quickstart as a user runs it: interrupted, started again, complete; every part of it the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from ipvla.policy import Policy
+from ipvla.storage import SOURCE_TREE
+
+
+def start(root: Path) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "ray_jobs.quickstart", "--tier", "smoke", "--storage_root", str(root)],
+        cwd=SOURCE_TREE,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_an_interrupted_quickstart_continues_to_its_end(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "quickstart-smoke"
+    first = start(tmp_path)
+    end = time.monotonic() + 200
+    while not (run / "gru" / "metrics.jsonl").exists():
+        assert time.monotonic() < end
+        assert first.poll() is None, first.stdout and first.stdout.read()
+        time.sleep(0.5)
+    first.send_signal(signal.SIGINT)
+    told, _ = first.communicate(timeout=100)
+    assert first.returncode == 130, told
+    assert "run the same command again" in told
+    dataset = tmp_path / "datasets" / "recall_smoke" / "1.0.0"
+    collected = dataset.stat().st_mtime_ns
+
+    second = start(tmp_path)
+    told, _ = second.communicate(timeout=280)
+    assert second.returncode == 0, told
+    assert "SMOKE RUN" in told
+    assert dataset.stat().st_mtime_ns == collected, "demonstrations are not collected twice"
+
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["collect"]["demos"] == 21
+    for memory in ("none", "gru"):
+        assert summary["train"][memory]["frames_per_s"] > 0
+        assert {f: row["n"] for f, row in summary["success"][memory].items()} == {
+            "ground": 6, "recall": 2, "count": 4, "place": 2,
+        }  # fmt: skip
+        for row in summary["success"][memory].values():
+            assert row["wilson95"][0] <= row["rate"] <= row["wilson95"][1]
+        assert Policy.load(run / memory / "policy").describe()["memory"] == memory
+    assert (run / "report.html").stat().st_size > 10_000
+    videos = {path.name for path in run.rglob("*.mp4")}
+    assert len(videos) >= 7, "one of a success or a failure for every task, at the least"
+
+    mlflow = summary["mlflow"]
+    client = MlflowClient(mlflow["tracking_uri"])
+    parent = client.get_run(mlflow["run_ids"]["quickstart"])
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} >= {"report.html", "summary.json"}
+    for memory in ("none", "gru"):
+        child = client.get_run(mlflow["run_ids"][memory])
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.params["model.memory.type"] == memory
+        assert child.data.metrics["success/recall"] == summary["success"][memory]["recall"]["rate"]
+        losses = client.get_metric_history(child.info.run_id, "train/loss")
+        assert [m.step for m in losses] == [10, 20, 30, 40], "logged once per step, over both starts"

@@ -1,0 +1,39 @@
+"""The house rules that a machine can check: who imports whom (.importlinter), folder names, nothing large."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ipvla.storage import SOURCE_TREE
+
+PACKAGES = ("ipvla", "evaluators", "ray_jobs", "benchmarks")
+LARGEST_KB = 512
+
+
+def test_imports_point_one_way():
+    lint = [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command as lint; lint()",
+        "--no-cache",
+    ]
+    done = subprocess.run(lint, cwd=SOURCE_TREE, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_folders_and_files_are_named_for_what_is_in_them():
+    shapeless = {"utils", "util", "common", "helpers", "helper", "misc"}
+    paths = [path for package in PACKAGES for path in (SOURCE_TREE / package).rglob("*")]
+    assert len(paths) > 50
+    assert [path for path in paths if path.stem in shapeless] == []
+
+
+def test_nothing_large_is_tracked():
+    if not (SOURCE_TREE / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=SOURCE_TREE, capture_output=True, text=True, check=True)
+    tracked = [SOURCE_TREE / name for name in listed.stdout.split("\0") if name]
+    assert len(tracked) > 50
+    assert [path for path in tracked if path.is_file() and os.path.getsize(path) > LARGEST_KB * 1024] == []

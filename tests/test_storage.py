@@ -1,0 +1,83 @@
+"""Storage roots: everything large under one directory, none of it among the sources."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipvla.storage import SOURCE_TREE, StorageError, StorageRoots
+
+FLAGS = ("cache_dir", "data_root_dir", "probe_root_dir", "artifact_dir", "run_root_dir", "tmp_dir")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in ("IPVLA_STORAGE_ROOT", "MLFLOW_TRACKING_URI", "HF_HOME", "HF_DATASETS_CACHE", "TORCH_HOME"):
+        monkeypatch.setenv(name, "")  # so that what `prepare` sets is undone
+        monkeypatch.delenv(name)
+
+
+def test_the_default_lies_outside_the_source_tree():
+    assert not StorageRoots().root.is_relative_to(SOURCE_TREE)
+
+
+def test_the_root_is_the_flag_else_the_environments_else_in_the_home_directory(monkeypatch):
+    assert StorageRoots().root == Path.home() / "ipvla_storage"
+    monkeypatch.setenv("IPVLA_STORAGE_ROOT", "/data/x")
+    assert StorageRoots().root == Path("/data/x")
+    assert StorageRoots(storage_root=Path("/data/y")).root == Path("/data/y")
+
+
+@given(st.dictionaries(st.sampled_from(FLAGS), st.from_regex(r"/elsewhere/[a-z]+", fullmatch=True).map(Path)))
+def test_each_directory_is_the_one_given_or_its_own_place_under_the_root(given_directories):
+    directories = StorageRoots(storage_root=Path("/data"), **given_directories).directories
+    assert tuple(directories) == FLAGS
+    assert {flag: directories[flag] for flag in given_directories} == given_directories
+    others = [path for flag, path in directories.items() if flag not in given_directories]
+    assert all(path.parent == Path("/data") for path in others)
+    assert len(set(others)) == len(others)
+
+
+def test_prepare_creates_the_directories_and_keeps_downloads_in_the_cache(tmp_path):
+    roots = StorageRoots(storage_root=tmp_path)
+    roots.prepare()
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in roots.directories.values()}
+    for name in ("HF_HOME", "HF_DATASETS_CACHE", "TORCH_HOME"):
+        assert Path(os.environ[name]).is_relative_to(roots.cache)
+
+
+def test_prepare_leaves_the_users_own_cache_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", "/mine")
+    StorageRoots(storage_root=tmp_path).prepare()
+    assert os.environ["HF_HOME"] == "/mine"
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_directory_among_the_sources_is_refused_with_a_remedy(tmp_path, flag):
+    inside = SOURCE_TREE / "never"
+    with pytest.raises(
+        StorageError, match=f"--{flag} .*never lies inside the source tree .*; pass --storage_root"
+    ):
+        StorageRoots(storage_root=tmp_path, **{flag: inside}).prepare()
+    assert not inside.exists()
+
+
+def test_a_way_around_into_the_sources_is_seen(tmp_path):
+    (tmp_path / "link").symlink_to(SOURCE_TREE)
+    with pytest.raises(StorageError, match="lies inside the source tree"):
+        StorageRoots(storage_root=tmp_path / "link" / "never").prepare()
+
+
+def test_an_unwritable_root_is_refused_with_a_remedy(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match=r"cannot be written \(.*\); pass a writable --storage_root"):
+        StorageRoots(storage_root=tmp_path / "file").prepare()
+
+
+def test_mlflows_database_has_an_absolute_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert StorageRoots(storage_root=Path("here")).mlflow_uri == f"sqlite:///{tmp_path}/here/runs/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert StorageRoots().mlflow_uri == "http://tracking:5000"
