@@ -3,7 +3,7 @@
 Each task gets exactly the number of successful demonstrations that was asked for: the first ones in the order of
 their seeds, whatever the number of simulators. An interrupted collection goes on where it stopped.
 
-    python -m ray_jobs.collect --config_path ray_jobs/experiments/collect_recall.yaml
+    python -m ray_jobs.collect --config_path ray_jobs/experiments/quickstart/full/collect.yaml
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -27,6 +29,7 @@ from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import StorageRoots
 from ipvla.tracking import MLflowSink
+from ipvla.types import EpisodeResult
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
 
@@ -99,7 +102,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
                 source,
                 run_directory / "episodes.sqlite",
                 sink=sink,
-                on_result=lambda result, bar=bar: progress.advance(bar),
+                on_result=partial(_advance, progress, bar),
             )
             progress.update(bar, completed=len(evaluation.specs))
             if config.videos:
@@ -138,6 +141,10 @@ def comparison_table(comparisons: tuple[PairedComparison, ...]) -> Table:
         name = f"{c.family}: {c.first} against {c.second}"
         table.add_row(name, str(c.pairs), str(c.only_first), str(c.only_second), f"{c.p_value:.2g}")
     return table
+
+
+def _advance(progress: Progress, bar: TaskID, result: EpisodeResult) -> None:
+    progress.advance(bar)
 
 
 def _progress(console: Console) -> Progress:

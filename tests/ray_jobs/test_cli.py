@@ -14,7 +14,7 @@ from ipvla.types import EpisodeSpec
 from ray_jobs.cli import run
 from ray_jobs.collect import CollectConfig, collect
 
-PRESET = ["--config_path", str(SOURCE_TREE / "ray_jobs" / "experiments" / "collect_smoke.yaml")]
+PRESET = ["--config_path", str(SOURCE_TREE / "ray_jobs" / "experiments" / "quickstart" / "smoke" / "collect.yaml")]
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 _WORDS = """
-a an and are arm at before block blue bottom bowl box button buttons by changed color colour count cube cup did
-do does down drop each finally first five flashed four from front go green gray grey gripper hand has hidden how
-how in inside into is it item lamp last later left light lit many more moved near no not object objects of off
-on once one open order orange over pick place plan press pressed purple push put red remember right robot said
-second see sequence shown six square table task that the them then there thing third three times tip to touch
-twice two under up wait was were what when where which white with yellow yes you zero
+a after again an and are arm at before begin beginning begins block blue bottom bowl bowls box button buttons
+by changed color colour count cube cubes cup did do does down drop each end finally first five flashed four
+from front go gray green grey gripper hand has hidden how in inside into is it item lamp last later left light
+lights lit many more move moved moves near no not object objects of off on once one open orange order other
+over pick place plan press pressed purple push put red remember right robot said same second see sequence
+shown six square start still stop table task that the them then there thing third three time times tip to
+together touch twice two under until up wait was were what when where which while white with yellow yes you
+zero
 """.split()  # noqa: SIM905 (a list of 150 quoted words does not read)
 _SPECIAL = ("<pad>", "<unk>", "<act>", "<eos>", "<sep>")
 

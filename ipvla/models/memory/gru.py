@@ -1,6 +1,7 @@
 """A recurrent hidden state, as in RoboFlamingo (arXiv 2311.01378): h' = GRU(z, h), z' = z + W [h'].
 
-z [B, D] is the cognition; h [B, H] is the memory, zero at an episode's start (Cho et al., arXiv 1406.1078).
+z [B, D] is the cognition; h [B, H] is the memory, zero at an episode's start (Cho et al., arXiv 1406.1078). The
+update gate's bias is drawn by chrono initialisation (Tallec and Ollivier, arXiv 1804.11188).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class GRUMemory(MemoryModule):
         self.norm = nn.LayerNorm(width)
         self.cell = nn.GRUCell(width, hidden)
         self.out = nn.Linear(hidden, width)
-        with torch.no_grad():  # chrono initialisation: units that hold from 1 to 40 policy steps
+        with torch.no_grad():  # units that hold for 1 to 40 policy steps from the start (chrono initialisation)
             self.cell.bias_hh[hidden : 2 * hidden] = 0
             self.cell.bias_ih[hidden : 2 * hidden] = torch.empty(hidden).uniform_(1, 39).log()
 
@@ -46,5 +47,6 @@ class GRUMemory(MemoryModule):
         return {"hidden": self.cell.bias_hh.new_zeros(batch, self.cell.hidden_size, dtype=torch.float32)}
 
     def step(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
-        hidden = self.cell(self.norm(features.cognition).float(), memory["hidden"]).float()
+        with torch.autocast(memory["hidden"].device.type, enabled=False):  # what is remembered stays float32
+            hidden = self.cell(self.norm(features.cognition.float()), memory["hidden"])
         return features.with_cognition(features.cognition + self.out(hidden)), {"hidden": hidden}
