@@ -33,7 +33,7 @@ from ipvla.sim.suites import Suite, load_suite
 from ipvla.storage import StorageRoots
 from ray_jobs.attempts import ATTEMPTS_PER_SEED, Attempt, Demonstrator, Outcome, Staging, next_attempts
 from ray_jobs.cli import run
-from ray_jobs.cluster import connect
+from ray_jobs.cluster import connect, require_free_port
 from ray_jobs.progress import CollectionDisplay, TaskProgress
 
 _SEEDS = Split.HELD_OUT.value // ATTEMPTS_PER_SEED
@@ -143,6 +143,8 @@ def collect(config: CollectConfig, on_progress: OnProgress = lambda tasks: None)
     request = _request(config, suite, wanted)
     if config.directory.exists():
         return _finished(config, request)
+    if config.dashboard_port is not None:
+        require_free_port(config.dashboard_port, "dashboard_port")
     config.prepare()
     with _alone(config.staging):
         if config.directory.exists():  # by a process that has just finished

@@ -75,7 +75,7 @@ def train_policy(config: ExperimentConfig) -> TrainSummary:
         RuntimeError: the workers failed more often than Ray Train retries.
     """
     config.prepare()
-    config.data.build(config.datasets)  # a missing dataset is told here, not by a worker after a minute
+    config.data.build(config.datasets).statistics()  # what is wrong is told here, not by a worker after a minute
     directory = config.run_directory
     _claim(directory, config)
     if not (directory / "policy" / "policy.json").exists():

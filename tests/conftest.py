@@ -15,6 +15,8 @@ os.environ.update(
 
 import pytest
 
+pytest_plugins = ("tests.synthetic",)
+
 
 @pytest.fixture(scope="session")
 def ray_cluster():

@@ -160,8 +160,8 @@ class Statistics:
             ) from None
         if expected_action_dim is not None and statistics.action.dim != expected_action_dim:
             raise ValueError(
-                f"{path} has statistics for {statistics.action.dim} action dimensions, the model has "
-                f"{expected_action_dim}; use the statistics of the dataset that the model was made for"
+                f"{path} has statistics for {statistics.action.dim} action dimensions, the episodes have "
+                f"{expected_action_dim}; use their own statistics, or delete the file to have them computed anew"
             )
         return statistics
 

@@ -119,7 +119,7 @@ def test_a_file_without_masks_normalises_everything(tmp_path: Path) -> None:
 def test_another_action_size_names_both(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     _statistics(action_dim=14).save(path, "bimanual")
-    with pytest.raises(ValueError, match="14 action dimensions, the model has 7") as caught:
+    with pytest.raises(ValueError, match="14 action dimensions, the episodes have 7") as caught:
         Statistics.load(path, expected_action_dim=7)
     assert "\n" not in str(caught.value)
 

@@ -24,7 +24,7 @@ from ipvla.policy import CheckpointError
 from ipvla.storage import SOURCE_TREE
 from ipvla.training.parallel import World
 from ray_jobs.evaluate import EvaluateConfig, evaluate
-from tests.training.conftest import cue_episode
+from tests.synthetic import cue_episode
 
 EPISODES = {"ground_red": 4, "place": 2}
 

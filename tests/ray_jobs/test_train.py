@@ -27,7 +27,6 @@ from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
 from ray_jobs.train import train_policy
-from tests.training.conftest import make_experiment, storage_root  # noqa: F401 (fixtures)
 
 Make = Callable[..., ExperimentConfig]
 STEPS = TrainingConfig(steps=300, precision="fp32", log_every=10, checkpoint_every=50)
@@ -76,7 +75,7 @@ def training_worker() -> psutil.Process:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_killed_worker_costs_nothing(make_experiment: Make) -> None:  # noqa: F811
+def test_a_killed_worker_costs_nothing(make_experiment: Make) -> None:
     config = make_experiment(training=STEPS)
     killed: list[int] = []
 
@@ -100,7 +99,7 @@ def test_a_killed_worker_costs_nothing(make_experiment: Make) -> None:  # noqa: 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_killed_driver_costs_nothing(make_experiment: Make, tmp_path: Path) -> None:  # noqa: F811
+def test_a_killed_driver_costs_nothing(make_experiment: Make, tmp_path: Path) -> None:
     config = make_experiment(training=STEPS)
     settings = tmp_path / "experiment.yaml"
     settings.write_text(json.dumps(draccus.encode(config)))  # JSON is YAML
@@ -126,7 +125,7 @@ def test_a_killed_driver_costs_nothing(make_experiment: Make, tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_two_workers_train_one_model(make_experiment: Make) -> None:  # noqa: F811
+def test_two_workers_train_one_model(make_experiment: Make) -> None:
     """Two workers with two lanes each walk the same episodes as one with four, and see every frame once."""
     short = TrainingConfig(steps=6, precision="fp32", log_every=1, checkpoint_every=3)
     config = make_experiment(training=short, num_workers=2, name="two")
@@ -140,14 +139,14 @@ def test_two_workers_train_one_model(make_experiment: Make) -> None:  # noqa: F8
         torch.testing.assert_close(value, reference[name], atol=2e-3, rtol=1e-2, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_a_missing_dataset_is_told_before_anything_starts(make_experiment: Make) -> None:  # noqa: F811
+def test_a_missing_dataset_is_told_before_anything_starts(make_experiment: Make) -> None:
     config = make_experiment(data=DataConfig(dataset="nothing"))
     with pytest.raises(DatasetError, match="nothing"):
         train_policy(config)
     assert not config.run_directory.exists()
 
 
-def test_a_run_with_other_settings_is_refused_and_left_alone(make_experiment: Make) -> None:  # noqa: F811
+def test_a_run_with_other_settings_is_refused_and_left_alone(make_experiment: Make) -> None:
     config = make_experiment()
     config.run_directory.mkdir(parents=True)
     record = config.run_directory / "experiment.json"

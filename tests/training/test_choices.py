@@ -18,8 +18,7 @@ from ipvla.policy import Policy
 from ipvla.tracking import Sinks
 from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.parallel import World
-from tests.models.conftest import paligemma_directory  # noqa: F401 (fixture)
-from tests.training.conftest import SIZE
+from tests.synthetic import SIZE
 
 CHOICES = {
     "tiny, gru, bins": IPVLAConfig(
@@ -46,7 +45,7 @@ CHOICES = {
 def test_it_trains_and_comes_back_as_a_policy(
     name: str,
     make_experiment: Callable[..., ExperimentConfig],
-    paligemma_directory: Path,  # noqa: F811
+    paligemma_directory: Path,
     tmp_path: Path,
 ) -> None:
     model = CHOICES[name]

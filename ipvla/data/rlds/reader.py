@@ -79,11 +79,15 @@ class EpisodeDataset:
         images = {camera: self.frame(index, t, camera) for camera in cameras}
         return Observation(images, episode.state[t], episode.instruction, t)
 
-    def statistics(self, expected_action_dim: int | None = None) -> Statistics:
-        """Read from the file beside the shards, or computed from all episodes if there is none."""
+    def statistics(self) -> Statistics:
+        """Read from the file beside the shards, or computed from all episodes if there is none.
+
+        Raises:
+            ValueError: the file is not in OpenVLA's schema, or of another action size than the episodes.
+        """
         path = self.directory / STATISTICS_FILE
         if path.is_file():
-            return Statistics.load(path, expected_action_dim)
+            return Statistics.load(path, self._features["steps"].feature["action"].shape[0])
         episodes = [self._read(index) for index in range(len(self))]
         return Statistics.compute([e.action for e in episodes], [e.state for e in episodes])
 

@@ -1,4 +1,4 @@
-"""A small experiment on synthetic demonstrations: seconds per run, every part the real one."""
+"""Fixtures for every room: a small experiment on synthetic demonstrations, and a small PaliGemma on disk."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PaliGemmaConfig as HFPaliGemmaConfig
+from transformers import PaliGemmaForConditionalGeneration, PreTrainedTokenizerFast
 
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.rlds import Episode, write_rlds
@@ -61,3 +65,55 @@ def make_experiment(storage_root: Path, tmp_path: Path) -> Callable[..., Experim
         return ExperimentConfig(**(values | changes))  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def paligemma_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest PaliGemma: 6 + 2 layers, 4 image tokens per 28-pixel view."""
+    directory = tmp_path_factory.mktemp("paligemma")
+    words = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        "<image>",
+        "\n",
+        "what",
+        "action",
+        "should",
+        "the",
+        "robot",
+        "take",
+    ]
+    words += ["to", "press", "red", "blue", "button", "?", "which", "is", "lit"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.Split(" ", "removed"),
+            pre_tokenizers.Punctuation(),
+        ]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
+    ).save_pretrained(directory)
+    torch.manual_seed(0)
+    config = HFPaliGemmaConfig(
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14, "projection_dim": 48,
+        },
+        text_config={
+            "model_type": "gemma", "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 6,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 24, "vocab_size": len(words),
+        },
+        projection_dim=48,
+        image_token_id=4,
+        image_token_index=4,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+    )  # fmt: skip
+    PaliGemmaForConditionalGeneration(config).save_pretrained(directory)
+    return directory
