@@ -9,10 +9,7 @@ Replays the expert's episodes at 64 px with one camera, and measures step and ob
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -22,12 +19,11 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from ipvla.sim.fingerprint import fingerprint
+from benchmarks.record import Target, write_record
 from ipvla.sim.recall.expert import Expert
 from ipvla.sim.simulator import Simulator, Split
 from ipvla.sim.suites import load_suite
 
-RESULTS = Path(__file__).parent / "results" / "simulator.json"
 TASKS = ("ground_red", "recall", "count_red2_blue1", "place")
 #: Rendering habit -> a picture every so many control steps, 0 for never.
 HABITS = {"never": 0, "every 4th step": 4, "every step": 1}
@@ -79,35 +75,6 @@ def measure(cache_dir: Path, seeds: list[int]) -> dict[str, dict[str, float]]:
     }
 
 
-def record(figures: dict[str, dict[str, float]], seeds: list[int]) -> dict[str, object]:
-    """The JSON record of a run."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=RESULTS.parent
-    )
-    value = figures["every step"]["mean"]
-    return {
-        "commit": commit.stdout.strip() or "none",
-        "machine": {"cpu": cpu_name(), "system": platform.platform(), **fingerprint()},
-        "seeds": seeds,
-        "figures": {f"CPU-ms per control step, rendering {habit}": values for habit, values in figures.items()},
-        "targets": [
-            {
-                "name": "CPU-ms per control step at 64 px, one camera, every step",
-                "value": value,
-                "bound": BOUND_MS,
-                "met": value <= BOUND_MS,
-            }
-        ],
-    }
-
-
-def cpu_name() -> str:
-    """The processor's model name, where Linux tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor()
-
-
 def main() -> None:
     """Measures, prints, and on a full run records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,13 +90,11 @@ def main() -> None:
     for habit, values in figures.items():
         table.add_row(habit, *(f"{values[key]:.2f}" for key in ("mean", "min", "max")))
     console.print(table)
-    result = record(figures, seeds)
-    for target in result["targets"]:  # type: ignore[attr-defined]
-        console.print(f"target {target['name']}: {target['value']} <= {target['bound']}: {target['met']}")
+    target = Target("cpu_ms_per_step", figures["every step"]["mean"], BOUND_MS, at_least=False)
+    console.print(f"target {target.value} <= {target.bound} CPU-ms, rendering every step: met {target.met}")
     if not quick:
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-        console.print(f"written to {RESULTS}")
+        named = {f"CPU-ms per control step, rendering {habit}": values for habit, values in figures.items()}
+        console.print(f"written to {write_record('simulator', seeds, named, [target])}")
 
 
 if __name__ == "__main__":
