@@ -112,7 +112,8 @@ class PolicyClient:
         return chunk
 
     def end(self, episode_id: str) -> None:
-        self.actor.end.remote(episode_id)
+        """Returns once the episode's memory is freed."""
+        ray.get(self.actor.end.remote(episode_id))
 
 
 class PolicyService:

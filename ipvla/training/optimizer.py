@@ -42,6 +42,7 @@ class OptimizerConfig:
                 {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
             ],
             lr=self.lr,
+            fused=True,
         )
 
     def learning_rate(self, step: int, steps: int) -> float:

@@ -26,7 +26,7 @@ VERSION: Final = "1"
 
 _CUE_STEPS = 5
 _DELAY_STEPS = 10
-_FLASH_STEPS = 6
+_FLASH_STEPS = 8  # 0.4 s: whoever looks every 4 steps sees every press twice
 
 
 @dataclass(frozen=True)
