@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -43,6 +44,7 @@ class EvaluateConfig(StorageRoots):
         policies: names of trained runs of this study (`run_root_dir/study/NAME/policy`).
         success: suite, tasks, episodes, simulators.
         videos: record one success and one failure per task.
+        use_gpu: the policy actor takes one GPU.
         parent_run_id: the MLflow run that the policies' runs are nested under, if any.
     """
 
@@ -50,6 +52,7 @@ class EvaluateConfig(StorageRoots):
     policies: tuple[str, ...] = ()
     success: SuccessConfig = field(default_factory=SuccessConfig)
     videos: bool = True
+    use_gpu: bool = False
     parent_run_id: str | None = None
 
     def __post_init__(self) -> None:
@@ -85,7 +88,8 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     tables: list[SuccessTable] = []
     videos: list[Video] = []
     run_ids: dict[str, str | None] = {}
-    with connect(config), config.success.build(config.cache) as evaluation, _progress(console) as progress:
+    load, success = _placed(config)
+    with connect(config), success.build(config.cache) as evaluation, _progress(console) as progress:
         for name, directory in directories.items():
             bar = progress.add_task(f"playing {name}", total=len(evaluation.specs))
             run_directory = directory.parent
@@ -96,7 +100,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
                 run_key=str(run_directory),
                 parent_run_id=config.parent_run_id,
             )
-            source = PolicySource(Policy.load, directory)
+            source = PolicySource(load, directory)
             table = evaluation.run(
                 name,
                 source,
@@ -117,6 +121,14 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
             run_ids[name] = sink.run_id
         comparisons = [c for a, b in combinations(tables, 2) for c in compare(a, b, evaluation.tasks)]
     return Evaluation(tuple(tables), tuple(comparisons), tuple(videos), run_ids)
+
+
+def _placed(config: EvaluateConfig) -> tuple[Callable[[Path], Policy], SuccessConfig]:
+    """How the policy is loaded, and what its actor asks Ray for."""
+    if not config.use_gpu:
+        return Policy.load, config.success
+    resources = {"num_gpus": 1.0, **config.success.policy_resources}
+    return partial(Policy.load, device="cuda"), replace(config.success, policy_resources=resources)
 
 
 def report(config: EvaluateConfig, evaluation: Evaluation, title: str, note: str = "") -> Path:

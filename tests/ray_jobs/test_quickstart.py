@@ -27,7 +27,7 @@ def start(root: Path) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         # a test session in a shell's background ignores Ctrl-C, and its children would too
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
 
 

@@ -98,11 +98,12 @@ class PaliGemmaBackbone(Backbone):
     def forward(self, inputs: ModelInputs) -> BackboneOutput:
         output = self._run(inputs, inputs.input_ids, inputs.attention_mask)
         last = inputs.attention_mask.sum(-1) - 1
+        rows = torch.arange(len(last), device=last.device)
         hidden = output.hidden_states
-        cognition = hidden[-1][torch.arange(len(last), device=last.device), last]
+        cognition = hidden[-1][rows, last]
         words = inputs.attention_mask & (inputs.input_ids != self.image_token)
         words[:, self.image_tokens * self.num_views] = False  # BOS
-        words[torch.arange(len(last)), last] = False  # the newline
+        words[rows, last] = False  # the newline
         seen = output.image_hidden_states.reshape(len(last), -1, self.perception_size)
         features = Features(cognition.float(), seen.float(), inputs.proprio)
         return BackboneOutput(features, hidden, words)
