@@ -56,7 +56,7 @@ class ExperimentConfig(StorageRoots):
     Attributes:
         name: the run's, unique in its study; its directory is `run_root_dir/study/name`.
         study: the MLflow experiment that the run belongs to.
-        seed: of weights and data order.
+        seed: of the weights; `lanes.seed` is that of the data's order.
         num_workers: training workers; use_gpu: one GPU each.
         parent_run_id: the MLflow run that this one is nested under, if any.
     """
