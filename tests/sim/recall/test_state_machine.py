@@ -111,12 +111,14 @@ def test_cue_then_delay_then_freedom(cue_steps, delay_steps):
 
 
 def test_a_press_is_acknowledged_for_as_long_as_the_task_says():
+    flash = TASK["count_red2_blue1"].flash_steps
+    assert flash == 8
     machine = play(a_machine("count_red2_blue1"), [LIFT, (0, False, False)])
     shown = []
-    for _ in range(10):
+    for _ in range(flash + 4):
         shown.append(machine.flashing)
         play(machine, [LIFT])
-    assert shown == [0] * 6 + [None] * 4
+    assert shown == [0] * flash + [None] * 4
 
 
 def test_place_is_won_by_delivery():
