@@ -29,10 +29,10 @@ from evaluators.success_table import SuccessTable
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import StorageRoots
-from ipvla.tracking import MLflowSink
 from ipvla.types import EpisodeResult
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
+from ray_jobs.policy_run import policy_run
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
         for name, directory in directories.items():
             bar = progress.add_task(f"playing {name}", total=len(evaluation.specs))
             run_directory = directory.parent
-            sink = MLflowSink(
-                config.mlflow_uri,
-                experiment=config.study,
-                run_name=name,
-                run_key=str(run_directory),
-                parent_run_id=config.parent_run_id,
-            )
+            sink = policy_run(config, config.study, name, config.parent_run_id)
             source = PolicySource(load, directory)
             table = evaluation.run(
                 name,

@@ -17,24 +17,24 @@ from ray.train.torch import TorchTrainer, get_device
 
 from ipvla.experiment import ExperimentConfig
 from ipvla.policy import CheckpointError, Policy
-from ipvla.tracking import ConsoleSink, JsonlSink, MetricSink, MLflowSink, Sinks, read_jsonl
+from ipvla.tracking import ConsoleSink, JsonlSink, MetricSink, Sinks, read_jsonl
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
+from ray_jobs.policy_run import policy_run
 
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """What a finished run came to; `run_id` is MLflow's, None if no server was reached."""
+    """What a finished run came to."""
 
     policy: Path
     steps: int
     frames_per_s: float
     wall_s: float
     final_loss: float
-    run_id: str | None
 
 
 def train_worker(encoded: dict[str, Any]) -> None:
@@ -60,7 +60,11 @@ def train_worker(encoded: dict[str, Any]) -> None:
                 checkpoint_dir_name=f"step_{step:06d}",
             )
 
-    train(experiment.state, experiment.lanes, config.training, config.optimizer, world, sink, save)
+    try:
+        train(experiment.state, experiment.lanes, config.training, config.optimizer, world, sink, save)
+    except Exception:
+        sink.close("FAILED")  # a run that is tried again opens it anew
+        raise
     if world.rank == 0:
         experiment.policy.save(config.run_directory / "policy")
     sink.close()
@@ -129,20 +133,9 @@ def _claim(directory: Path, config: ExperimentConfig) -> None:
 
 
 def _sink(config: ExperimentConfig, step: int) -> MetricSink:
-    mlflow = mlflow_sink(config)
+    mlflow = policy_run(config, config.study, config.name, config.parent_run_id)
     mlflow.log_params(_flat(draccus.encode(config)))
     return Sinks((ConsoleSink(), JsonlSink(config.run_directory / "metrics.jsonl", step), mlflow))
-
-
-def mlflow_sink(config: ExperimentConfig) -> MLflowSink:
-    """The run's place in MLflow: training and evaluation write to the same one."""
-    return MLflowSink(
-        config.mlflow_uri,
-        experiment=config.study,
-        run_name=config.name,
-        run_key=str(config.run_directory),
-        parent_run_id=config.parent_run_id,
-    )
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -162,7 +155,6 @@ def summarise(config: ExperimentConfig) -> TrainSummary:
         frames_per_s=sum(line["train/frames_per_s"] * line["train/seconds"] for line in lines) / wall_s,
         wall_s=wall_s,
         final_loss=lines[-1]["train/loss"],
-        run_id=mlflow_sink(config).run_id,
     )
 
 

@@ -74,6 +74,7 @@ def test_an_interrupted_quickstart_continues_to_its_end(tmp_path: Path) -> None:
     for memory in ("none", "gru"):
         child = client.get_run(mlflow["run_ids"][memory])
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.info.status == "FINISHED"
         assert child.data.params["model.memory.type"] == memory
         assert child.data.metrics["success/recall"] == summary["success"][memory]["recall"]["rate"]
         losses = client.get_metric_history(child.info.run_id, "train/loss")

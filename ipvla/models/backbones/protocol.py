@@ -76,7 +76,3 @@ class BackboneConfig(draccus.ChoiceRegistry):
 
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> Backbone:
         raise NotImplementedError
-
-    def to_dict(self) -> dict[str, Any]:
-        encoded: dict[str, Any] = draccus.encode(self)
-        return encoded
