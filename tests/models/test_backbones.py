@@ -1,5 +1,6 @@
 """Every backbone: features, per-layer hidden states, instruction mask, answers, adapters, save and load."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import draccus
@@ -7,7 +8,14 @@ import peft
 import pytest
 import torch
 
-from ipvla.models.backbones import Backbone, BackboneConfig, PaliGemmaConfig, TinyConfig
+from ipvla.models.backbones import (
+    Backbone,
+    BackboneConfig,
+    Context,
+    KeysValues,
+    PaliGemmaConfig,
+    TinyConfig,
+)
 from ipvla.models.backbones.tiny_vlm import TinyVLM
 from ipvla.models.lora import LoRAConfig
 from tests.models.conftest import inputs_for
@@ -73,14 +81,73 @@ def test_answers_can_be_learned_and_are_generated_token_by_token(backbone: Backb
     assert backbone.eval().answer(inputs, questions) == answers
 
 
-def test_an_answer_token_sees_no_later_one(backbone: Backbone) -> None:
-    """Then the loss of an answer's first token is the same whatever follows it."""
-    if not hasattr(backbone.vlm, "lm_logits"):
-        pytest.skip("PaliGemma's mask is transformers' own")
-    inputs, prompts = inputs_for(backbone, WORDS[:1]), [backbone._prompt("which is lit")]
-    first = backbone._run(inputs, prompts, [[40, 41]])[0][0, len(prompts[0])]
-    other = backbone._run(inputs, prompts, [[40, 99]])[0][0, len(prompts[0])]
-    torch.testing.assert_close(first, other)
+def last_layer_outputs(backbone: Backbone, run: Callable[[], object]) -> list[torch.Tensor]:
+    """What the last language layer emitted while `run` ran, call by call."""
+    seen: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, args: object, output: object) -> None:
+        seen.append((output[0] if isinstance(output, tuple) else output).detach())
+
+    handle = backbone.language_layers()[-1].register_forward_hook(keep)
+    with torch.no_grad():
+        run()
+    handle.remove()
+    return seen
+
+
+def test_a_written_token_sees_no_later_one(backbone: Backbone) -> None:
+    inputs = inputs_for(backbone.eval(), WORDS[:1])
+    a, b = (
+        last_layer_outputs(backbone, lambda r=reply: backbone.write_loss(inputs, torch.tensor([r])))[0]
+        for reply in map(backbone.tokenize_text, ("red blue", "red button"))
+    )
+    torch.testing.assert_close(a[:, :-2], b[:, :-2])
+    assert not torch.allclose(a[:, -2], b[:, -2])
+
+
+def test_writing_with_a_cached_prefix_equals_reading_the_whole_text(backbone: Backbone) -> None:
+    inputs = inputs_for(backbone.eval(), WORDS[:1])
+    written: list[torch.Tensor] = []
+    steps = last_layer_outputs(backbone, lambda: written.append(backbone.write(inputs, 4)))
+    assert (written[0] != 0).all(), "random weights do not end at once here"
+    whole = last_layer_outputs(backbone, lambda: backbone.write_loss(inputs, written[0]))[0]
+    assert [step.shape[1] for step in steps[1:4]] == [1, 1, 1], "the prompt is read once"
+    torch.testing.assert_close(torch.cat(steps[1:4], 1), whole[:, -5:-2], atol=1e-4, rtol=1e-3)
+
+
+def test_written_rows_do_not_depend_on_their_neighbours(backbone: Backbone) -> None:
+    both = inputs_for(backbone.eval(), ["press", "press the red button"])
+    together = backbone.write(both, 5)
+    alone = torch.cat([backbone.write(both.map(lambda x, r=row: x[r : r + 1]), 5) for row in range(2)])
+    assert together.tolist() == alone.tolist()
+
+
+def test_context_tokens_are_read_and_rewritten(backbone: Backbone) -> None:
+    embedded = backbone.eval().embed(inputs_for(backbone, ["press", "press the red button"]))
+    plain = backbone.encode(embedded)
+    tokens = torch.randn(2, 3, backbone.width, requires_grad=True)
+    output = backbone.encode(embedded, Context(tokens=tokens))
+    assert output.context_tokens is not None
+    assert output.context_tokens.shape == (2, 3, backbone.width)
+    assert [h.shape for h in output.hidden_states] == [h.shape for h in plain.hidden_states]
+    assert not torch.allclose(output.features.cognition, plain.features.cognition)
+    (gradient,) = torch.autograd.grad(output.features.cognition[0].square().sum(), tokens)
+    assert gradient[0].abs().sum() > 0
+    assert gradient[1].abs().sum() == 0, "another row's"
+
+
+def test_kept_keys_and_values_stand_for_the_tokens_they_came_from(backbone: Backbone) -> None:
+    """Hidden, they change nothing; visible, they are read."""
+    embedded = backbone.eval().embed(inputs_for(backbone, ["press", "press the red button"]))
+    plain = backbone.encode(embedded)
+    kept = backbone.encode(embedded, Context(keep=2)).kept
+    assert kept is not None
+    assert kept[0].shape == (2, backbone.num_layers, 2, backbone.cache_size)
+    for shown, bias in ((False, -torch.inf), (True, 0.0)):
+        past = KeysValues(*kept, torch.full((2, backbone.heads, 2), bias))
+        with_past = backbone.encode(embedded, Context(past=past)).features.cognition
+        same = torch.allclose(with_past, plain.features.cognition, atol=1e-5)
+        assert same != shown
 
 
 @pytest.mark.parametrize("last_layers", [0, 4])

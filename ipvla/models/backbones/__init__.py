@@ -1,7 +1,16 @@
 """Vision-language models behind one protocol: one file each, chosen by `backbone.type`."""
 
 from ipvla.models.backbones.paligemma import PaliGemmaConfig
-from ipvla.models.backbones.protocol import Backbone, BackboneConfig, BackboneOutput
+from ipvla.models.backbones.protocol import Backbone, BackboneConfig, BackboneOutput, Context, Embedded, KeysValues
 from ipvla.models.backbones.tiny import TinyConfig
 
-__all__ = ["Backbone", "BackboneConfig", "BackboneOutput", "PaliGemmaConfig", "TinyConfig"]
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "BackboneOutput",
+    "Context",
+    "Embedded",
+    "KeysValues",
+    "PaliGemmaConfig",
+    "TinyConfig",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -9,9 +10,16 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoTokenizer, PaliGemmaForConditionalGeneration
+from transformers import AutoTokenizer, DynamicCache, PaliGemmaForConditionalGeneration
 
-from ipvla.models.backbones.protocol import Backbone, BackboneConfig, BackboneOutput
+from ipvla.models.backbones.protocol import (
+    Backbone,
+    BackboneConfig,
+    BackboneOutput,
+    Context,
+    Embedded,
+    padded,
+)
 from ipvla.models.features import Features
 from ipvla.types import ModelInputs
 
@@ -80,6 +88,9 @@ class PaliGemmaBackbone(Backbone):
         self.width = text.hidden_size
         self.perception_size = text.hidden_size
         self.num_layers = text.num_hidden_layers
+        self.heads = text.num_attention_heads
+        self.head_size = text.head_dim
+        self.cache_size = text.num_key_value_heads * text.head_dim
         self.image_token = vlm.config.image_token_id
         self.image_size = vision.image_size
         self.image_tokens = (vision.image_size // vision.patch_size) ** 2
@@ -95,48 +106,114 @@ class PaliGemmaBackbone(Backbone):
     def language_layers(self) -> list[nn.Module]:
         return list(self.network.model.language_model.layers)
 
-    def forward(self, inputs: ModelInputs) -> BackboneOutput:
-        output = self._run(inputs, inputs.input_ids, inputs.attention_mask)
-        last = inputs.attention_mask.sum(-1) - 1
-        rows = torch.arange(len(last), device=last.device)
-        hidden = output.hidden_states
-        cognition = hidden[-1][rows, last]
-        words = inputs.attention_mask & (inputs.input_ids != self.image_token)
-        words[:, self.image_tokens * self.num_views] = False  # BOS
-        words[rows, last] = False  # the newline
-        seen = output.image_hidden_states.reshape(len(last), -1, self.perception_size)
-        features = Features(cognition.float(), seen.float(), inputs.proprio)
-        return BackboneOutput(features, hidden, words)
+    def tokenize_text(self, text: str) -> list[int]:
+        return self._encode(text)
 
-    def answer_loss(self, inputs: ModelInputs, questions: list[str], answers: list[str]) -> torch.Tensor:
-        rows = [(self._prompt(q), self._encode(a)) for q, a in zip(questions, answers, strict=True)]
-        length = max(len(prompt) + len(reply) + 1 for prompt, reply in rows)
-        ids = torch.zeros(len(rows), length, dtype=torch.long)
-        kinds, labels, mask = torch.zeros_like(ids), torch.full_like(ids, -100), torch.zeros_like(ids)
-        for row, (prompt, reply) in enumerate(rows):
-            asked = slice(len(prompt), len(prompt) + len(reply) + 1)
-            ids[row, : asked.stop] = torch.tensor([*prompt, *reply, self.tokenizer.eos_token_id])
-            kinds[row, asked] = 1
-            mask[row, : asked.stop] = 1
-            labels[row, asked] = ids[row, asked]
-        device = inputs.images.device
-        output = self._run(inputs, ids.to(device), mask.to(device), kinds.to(device))
-        return F.cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(device))
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return cast(str, self.tokenizer.decode([i for i in ids if i], skip_special_tokens=True)).strip()
+
+    def question(self, text: str) -> list[int]:
+        return self._prompt(text)
+
+    def embed(self, inputs: ModelInputs) -> Embedded:
+        model, ids = self.network.model, inputs.input_ids
+        is_image = ids == self.image_token
+        seen = model.get_image_features(self._pixels(inputs.images)).pooler_output
+        # the image token may lie outside the vocabulary
+        tokens = model.get_input_embeddings()(ids.masked_fill(is_image, 0))
+        tokens = tokens.masked_scatter(is_image[..., None], seen.to(tokens.dtype))
+        last = inputs.attention_mask.sum(-1) - 1
+        words = inputs.attention_mask & ~is_image
+        words[:, self.image_tokens * self.num_views] = False  # BOS
+        words[torch.arange(len(last), device=last.device), last] = False  # the newline
+        seen = seen.reshape(len(last), -1, self.perception_size).float()
+        return Embedded(tokens, inputs.attention_mask, last, seen, inputs.proprio, words)
+
+    def encode(self, embedded: Embedded, context: Context | None = None) -> BackboneOutput:
+        context = context or Context()
+        x, visible, n = embedded.tokens, embedded.valid, embedded.tokens.shape[1]
+        positions = (torch.arange(n, device=x.device) + 1).expand(len(x), n)  # PaliGemma counts from 1
+        if context.tokens is not None:
+            m = context.tokens.shape[1]
+            x = torch.cat([x, context.tokens.to(x.dtype)], 1)
+            visible = F.pad(visible, (0, m), value=True)
+            positions = torch.cat([positions, embedded.last[:, None] + 2 + torch.arange(m, device=x.device)], 1)
+        # every token reads the whole prompt (prefix attention), so one row of scores' biases serves all queries
+        bias = torch.zeros(visible.shape, device=x.device).masked_fill(~visible, torch.finfo(x.dtype).min)
+        bias = bias[:, None].expand(-1, self.heads, -1)
+        cache = DynamicCache() if context.past is not None or context.keep else None
+        if context.past is not None and cache is not None:
+            bias = torch.cat([context.past.bias.clamp(min=torch.finfo(x.dtype).min), bias], -1)
+            for layer in range(self.num_layers):
+                pair = (self._split(c[:, layer], x.dtype) for c in (context.past.keys, context.past.values))
+                cache.update(*pair, layer)
+        output = self.network.model.language_model(
+            inputs_embeds=x,
+            attention_mask=bias[:, :, None].expand(-1, -1, x.shape[1], -1).to(x.dtype),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            output_hidden_states=True,
+        )
+        hidden = tuple(h[:, :n] for h in output.hidden_states)
+        rows = torch.arange(len(x), device=x.device)
+        kept = None
+        if context.keep and cache is not None:
+            s = bias.shape[-1] - x.shape[1]
+            places = s + embedded.last[:, None] - torch.arange(context.keep - 1, -1, -1, device=x.device)
+            kept = tuple(
+                torch.stack([t.transpose(1, 2)[rows[:, None], places].flatten(2) for t in of_layers], 1)
+                for of_layers in ([c.keys for c in cache.layers], [c.values for c in cache.layers])
+            )
+        return BackboneOutput(
+            Features(hidden[-1][rows, embedded.last].float(), embedded.perception, embedded.proprio),
+            hidden,
+            embedded.instruction,
+            output.hidden_states[-1][:, n:] if context.tokens is not None else None,
+            cast("tuple[torch.Tensor, torch.Tensor] | None", kept),
+        )
+
+    def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
+        lengths = inputs.attention_mask.sum(-1)
+        replied = (replies != 0).sum(-1)
+        ids = padded(
+            [
+                [*row[:n], *reply[:m], self.tokenizer.eos_token_id]
+                for row, n, reply, m in zip(
+                    inputs.input_ids.tolist(), lengths.tolist(), replies.tolist(), replied.tolist(), strict=True
+                )
+            ]
+        ).to(replies.device)
+        place = torch.arange(ids.shape[1], device=ids.device)
+        mask = place <= (lengths + replied)[:, None]
+        suffix = mask & (place >= lengths[:, None])
+        output = self.vlm(
+            input_ids=ids,
+            pixel_values=self._pixels(inputs.images),
+            attention_mask=mask.long(),
+            token_type_ids=suffix.long(),
+        )
+        labels = ids.masked_fill(~suffix, -100)
+        return F.cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
 
     @torch.no_grad()
-    def answer(self, inputs: ModelInputs, questions: list[str], max_new_tokens: int = 8) -> list[str]:
-        replies = []
-        for row, question in enumerate(questions):  # one by one: a batch would need padding on the left
-            ids = torch.tensor([self._prompt(question)], device=inputs.images.device)
-            pixels = self._pixels(inputs.images[row : row + 1])
+    def write(self, inputs: ModelInputs, max_new_tokens: int) -> torch.Tensor:
+        written = torch.zeros(len(inputs.input_ids), max_new_tokens, dtype=torch.long, device=inputs.images.device)
+        lengths = inputs.attention_mask.sum(-1).tolist()
+        for row, n in enumerate(lengths):  # one by one: a batch would need padding on the left
+            ids = inputs.input_ids[row : row + 1, :n]
             out = self.network.generate(
-                input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens, do_sample=False,
+                input_ids=ids, pixel_values=self._pixels(inputs.images[row : row + 1]),
+                attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False,
             )  # fmt: skip
-            replies.append(
-                cast(str, self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip()
-            )
-        return replies
+            reply = out[0, n:]
+            reply = reply[: int((reply != self.tokenizer.eos_token_id).cumprod(0).sum())]
+            written[row, : len(reply)] = reply
+        return written
+
+    def _split(self, flat: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """[B, S, Dk] -> [B, key heads, S, size of a head]."""
+        return flat.unflatten(-1, (-1, self.head_size)).transpose(1, 2).to(dtype)
 
     def _encode(self, text: str) -> list[int]:
         return cast(list[int], self.tokenizer.encode(text, add_special_tokens=False))
@@ -148,17 +225,6 @@ class PaliGemmaBackbone(Backbone):
     @property
     def _newline(self) -> list[int]:
         return self._encode("\n") or [self.tokenizer.eos_token_id]
-
-    def _run(
-        self, inputs: ModelInputs, ids: torch.Tensor, mask: torch.Tensor, kinds: torch.Tensor | None = None
-    ) -> Any:
-        return self.vlm(
-            input_ids=ids,
-            pixel_values=self._pixels(inputs.images),
-            attention_mask=mask.long(),
-            token_type_ids=torch.zeros_like(ids) if kinds is None else kinds,
-            output_hidden_states=True,
-        )
 
     def _pixels(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, V, H, W, 3] -> [B * V, 3, S, S] in [-1, 1], S the vision tower's size."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,9 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ipvla.models.backbones.protocol import Backbone, BackboneConfig, BackboneOutput
+from ipvla.models.backbones.protocol import (
+    Backbone,
+    BackboneConfig,
+    BackboneOutput,
+    Context,
+    Embedded,
+    KeysValues,
+    padded,
+)
 from ipvla.models.backbones.tiny_tokenizer import tiny_tokenizer
-from ipvla.models.backbones.tiny_vlm import TinyOutput, TinyVLM, TinyVLMConfig
+from ipvla.models.backbones.tiny_vlm import Past, TinyOutput, TinyVLM, TinyVLMConfig
 from ipvla.models.features import Features
 from ipvla.types import ModelInputs
 
@@ -73,8 +82,11 @@ class TinyBackbone(Backbone):
         self.width = vlm.config.hidden_size
         self.perception_size = vlm.perception_size
         self.num_layers = vlm.config.num_hidden_layers
+        self.heads = vlm.config.num_attention_heads
+        self.cache_size = self.width
         self.max_prompt_tokens = 16
         self.tokenizer = tiny_tokenizer()
+        self._act, self._sep = self.tokenizer.convert_tokens_to_ids(["<act>", "<sep>"])
 
     @property
     def network(self) -> Any:
@@ -90,59 +102,112 @@ class TinyBackbone(Backbone):
     def language_layers(self) -> list[nn.Module]:
         return list(self.network.layers)
 
-    def forward(self, inputs: ModelInputs) -> BackboneOutput:
+    def tokenize_text(self, text: str) -> list[int]:
+        return cast(list[int], self.tokenizer.encode(text))
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return cast(str, self.tokenizer.decode([i for i in ids if i], skip_special_tokens=True)).strip()
+
+    def question(self, text: str) -> list[int]:
+        return cast(list[int], self.tokenizer.encode(f"{text} <sep>"))
+
+    def embed(self, inputs: ModelInputs) -> Embedded:
         lengths = inputs.attention_mask.sum(-1)
         longest = int(lengths.max())  # columns of padding alone cost time and say nothing
         ids, valid = inputs.input_ids[:, :longest], inputs.attention_mask[:, :longest]
-        output: TinyOutput = self.vlm(inputs.images, inputs.proprio, ids, valid)
-        last = lengths - 1 + output.text_start
-        rows = torch.arange(len(last), device=last.device)
-        cognition = self.network.norm(output.hidden_states[-1][rows, last])
-        act = self.tokenizer.convert_tokens_to_ids("<act>")
-        words = valid & (ids != act)
-        return BackboneOutput(
-            Features(cognition, output.perception, inputs.proprio),
-            output.hidden_states,
-            F.pad(words, (output.text_start, 0), value=False),
+        tokens, seen = self.network.embed(inputs.images, inputs.proprio, ids, valid)
+        start = self.network.text_start
+        return Embedded(
+            tokens=tokens,
+            valid=F.pad(valid, (start, 0), value=True),
+            last=lengths - 1 + start,
+            perception=seen,
+            proprio=inputs.proprio,
+            instruction=F.pad(valid & (ids != self._act), (start, 0), value=False),
         )
 
-    def answer_loss(self, inputs: ModelInputs, questions: list[str], answers: list[str]) -> torch.Tensor:
-        prompts = [self._prompt(q) for q in questions]
-        replies = [self.tokenizer.encode(f"{a} <eos>") for a in answers]
-        logits, ids, suffix = self._run(inputs, prompts, replies)
+    def encode(self, embedded: Embedded, context: Context | None = None) -> BackboneOutput:
+        context = context or Context()
+        x, valid, n = embedded.tokens, embedded.valid, embedded.tokens.shape[1]
+        if context.tokens is not None:
+            x = torch.cat([x, context.tokens.to(x.dtype)], 1)
+            valid = F.pad(valid, (0, context.tokens.shape[1]), value=True)
+        hidden = self.network.run(x, valid[:, None, None], _by_layer(context.past))
+        rows = torch.arange(len(x), device=x.device)
+        kept = None
+        if context.keep:
+            places = embedded.last[:, None] - torch.arange(context.keep - 1, -1, -1, device=x.device)
+            pairs = [
+                layer.keys_values(h[rows[:, None], places])
+                for layer, h in zip(self.network.layers, hidden, strict=False)
+            ]
+            kept = torch.stack([k for k, _ in pairs], 1), torch.stack([v for _, v in pairs], 1)
+        return BackboneOutput(
+            Features(self.network.norm(hidden[-1][rows, embedded.last]), embedded.perception, embedded.proprio),
+            tuple(h[:, :n] for h in hidden) if x.shape[1] > n else hidden,
+            embedded.instruction,
+            hidden[-1][:, n:] if context.tokens is not None else None,
+            kept,
+        )
+
+    def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
+        lengths = inputs.attention_mask.sum(-1)
+        replied = (replies != 0).sum(-1)
+        prompts = self._asking(inputs)
+        rows = [
+            [*ids[:n], *reply[:m], self.tokenizer.eos_token_id]
+            for ids, n, reply, m in zip(
+                prompts.tolist(), lengths.tolist(), replies.tolist(), replied.tolist(), strict=True
+            )
+        ]
+        ids = padded(rows).to(replies.device)
+        self._check_length(ids.shape[1])
+        place = torch.arange(ids.shape[1], device=ids.device)
+        suffix = (place >= lengths[:, None]) & (ids != 0)
+        output: TinyOutput = self.vlm(inputs.images, inputs.proprio, ids, ids != 0, suffix)
+        logits = self.network.lm_logits(output.hidden_states[-1][:, output.text_start :])
         asked = suffix[:, 1:]
         return F.cross_entropy(logits[:, :-1][asked].float(), ids[:, 1:][asked])
 
     @torch.no_grad()
-    def answer(self, inputs: ModelInputs, questions: list[str], max_new_tokens: int = 8) -> list[str]:
-        prompts = [self._prompt(q) for q in questions]
-        replies: list[list[int]] = [[] for _ in prompts]
-        end = self.tokenizer.eos_token_id
-        for _ in range(max_new_tokens):
-            logits, _, _ = self._run(inputs, prompts, replies)
-            for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
-                if not reply or reply[-1] != end:
-                    reply.append(int(logits[row, len(prompt) + len(reply) - 1].argmax()))
-            if all(reply[-1] == end for reply in replies):
+    def write(self, inputs: ModelInputs, max_new_tokens: int) -> torch.Tensor:
+        embedded = self.embed(replace(inputs, input_ids=self._asking(inputs)))
+        lengths = inputs.attention_mask.sum(-1)
+        self._check_length(int(lengths.max()) + max_new_tokens)
+        hidden = self.network.run(embedded.tokens, embedded.valid[:, None, None])
+        past = [layer.keys_values(h) for layer, h in zip(self.network.layers, hidden, strict=False)]
+        bias = torch.zeros(embedded.valid.shape, device=embedded.valid.device)
+        bias = bias.masked_fill(~embedded.valid, -torch.inf)[:, None].repeat(1, self.heads, 1)
+        state = hidden[-1][torch.arange(len(lengths), device=lengths.device), embedded.last]
+        alone = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=lengths.device)
+        going = torch.ones_like(lengths, dtype=torch.bool)
+        written = torch.zeros(len(lengths), max_new_tokens, dtype=torch.long, device=lengths.device)
+        for i in range(max_new_tokens):
+            token = self.network.lm_logits(state).argmax(-1)
+            going = going & (token != self.tokenizer.eos_token_id) & (token != 0)
+            if not going.any():
                 break
-        return [cast(str, self.tokenizer.decode([i for i in r if i != end])).strip() for r in replies]
+            written[:, i] = token * going
+            x = (self.network.embed_tokens(token) + self.network.positions[lengths + i])[:, None]
+            hidden = self.network.run(x, alone, [(k, v, bias) for k, v in past])
+            new = [layer.keys_values(h) for layer, h in zip(self.network.layers, hidden, strict=False)]
+            past = [
+                (torch.cat([k, nk], 1), torch.cat([v, nv], 1)) for (k, v), (nk, nv) in zip(past, new, strict=True)
+            ]
+            bias, state = F.pad(bias, (0, 1)), hidden[-1][:, 0]
+        return written
 
-    def _prompt(self, question: str) -> list[int]:
-        return cast(list[int], self.tokenizer.encode(f"{question} <sep>"))
+    def _asking(self, inputs: ModelInputs) -> torch.Tensor:
+        """The prompts' ids with `<sep>` for `<act>`: asking for words rather than for an action."""
+        return inputs.input_ids.masked_fill(inputs.input_ids == self._act, self._sep)
 
-    def _run(
-        self, inputs: ModelInputs, prompts: list[list[int]], replies: list[list[int]]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits [B, L, vocab], ids [B, L] and the answer's mask [B, L] of prompts followed by replies."""
-        length = max(len(p) + len(r) for p, r in zip(prompts, replies, strict=True))
+    def _check_length(self, tokens: int) -> None:
         limit = self.network.config.max_text_tokens
-        if length > limit:
-            raise ValueError(f"question and answer take {length} tokens; shorten them to {limit}")
-        ids = torch.zeros(len(prompts), length, dtype=torch.long)
-        suffix = torch.zeros(len(prompts), length, dtype=torch.bool)
-        for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
-            ids[row, : len(prompt) + len(reply)] = torch.tensor(prompt + reply)
-            suffix[row, len(prompt) : len(prompt) + len(reply)] = True
-        ids, suffix = ids.to(inputs.images.device), suffix.to(inputs.images.device)
-        output = self.vlm(inputs.images, inputs.proprio, ids, ids != 0, suffix)
-        return self.network.lm_logits(output.hidden_states[-1][:, output.text_start :]), ids, suffix
+        if tokens > limit:
+            raise ValueError(f"prompt and reply take {tokens} tokens; shorten them to {limit}")
+
+
+def _by_layer(past: KeysValues | None) -> list[Past] | None:
+    if past is None:
+        return None
+    return [(k, v, past.bias) for k, v in zip(past.keys.unbind(1), past.values.unbind(1), strict=True)]

@@ -8,6 +8,7 @@ answer). It is a `PreTrainedModel`: save, load and PEFT adapters work as for any
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,10 @@ class TinyTrunk(nn.Module):
         return seen, torch.cat([centroid, mass], -1).flatten(1)
 
 
+#: Keys [B, S, D], values [B, S, D] and bias [B, heads, S] of earlier tokens.
+Past = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
 class TinyLayer(nn.Module):
     """A pre-norm transformer layer: x + attention(norm(x)), then x + mlp(norm(x)); [B, N, D]."""
 
@@ -103,17 +108,28 @@ class TinyLayer(nn.Module):
         self.up_proj = nn.Linear(d, config.intermediate_size)
         self.down_proj = nn.Linear(config.intermediate_size, d)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, past: Past | None = None) -> torch.Tensor:
         y = self.attention_norm(x)
-        q, k, v = (
-            p(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (self._heads(p(y)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        scale = q.shape[-1] ** -0.5
         # written out: on the CPU the fused kernel is slower than this for so few tokens
-        score = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-        y = score.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
+        score = ((q @ k.transpose(-1, -2)).float() * scale).masked_fill(~mask, -torch.inf)
+        if past is not None:
+            keys, values, bias = past
+            earlier = (q @ self._heads(keys).transpose(-1, -2)).float() * scale + bias[:, :, None]
+            score, v = torch.cat([earlier, score], -1), torch.cat([self._heads(values).to(v.dtype), v], 2)
+        y = score.softmax(-1).to(v.dtype) @ v
         x = x + self.o_proj(y.transpose(1, 2).flatten(2))
         out: torch.Tensor = x + self.down_proj(F.gelu(self.up_proj(self.mlp_norm(x))))
         return out
+
+    def keys_values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What tokens that enter this layer as x [B, S, D] offer to attention: keys and values, each [B, S, D]."""
+        y = self.attention_norm(x)
+        return self.k_proj(y), self.v_proj(y)
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 @dataclass
@@ -170,6 +186,19 @@ class TinyVLM(PreTrainedModel):
         the prefix does not see them.
         """
         prefix = attention_mask if suffix_mask is None else attention_mask & ~suffix_mask
+        x, seen = self.embed(images, proprio, input_ids, prefix)
+        mask = self._attention(prefix, attention_mask, suffix_mask)
+        return TinyOutput(self.run(x, mask), seen, self.text_start)
+
+    @property
+    def text_start(self) -> int:
+        """Index of the prompt's first token: the visual tokens and the proprioception come before it."""
+        return int(self.config.visual_tokens) + 1
+
+    def embed(
+        self, images: torch.Tensor, proprio: torch.Tensor, input_ids: torch.Tensor, prefix: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All tokens [B, N, D] and the visual map [B, Np, Dp]; `prefix` bool [B, L] marks the prompt's tokens."""
         words = self.embed_tokens(input_ids) + self.positions[: input_ids.shape[1]]
         said = self.language(words)
         weight = prefix[..., None].to(said.dtype)
@@ -179,19 +208,21 @@ class TinyVLM(PreTrainedModel):
         visual = self.visual(centroids.to(said.dtype)).unflatten(-1, (self.config.visual_tokens, -1))
         last = F.one_hot(prefix.sum(-1) - 1, input_ids.shape[1])[..., None].to(words.dtype)
         words = words + last * (self.summary(centroids.to(said.dtype)) + body)[:, None]
-        x = torch.cat([torch.cat([visual, body[:, None]], 1) + self.visual_positions, words], 1)
-        start = self.config.visual_tokens + 1
-        mask = self._attention(prefix, attention_mask, suffix_mask, start)
-        hidden = [x]
-        for layer in self.layers:
-            x = layer(x, mask)
-            hidden.append(x)
-        return TinyOutput(tuple(hidden), seen, start)
+        return torch.cat([torch.cat([visual, body[:, None]], 1) + self.visual_positions, words], 1), seen
 
-    def _attention(
-        self, prefix: torch.Tensor, valid: torch.Tensor, suffix: torch.Tensor | None, start: int
-    ) -> torch.Tensor:
+    def run(
+        self, x: torch.Tensor, mask: torch.Tensor, past: Sequence[Past] | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Tokens x [B, N, D] through the layers; `mask` bool [B, 1, 1 or N, N] says which keys a query may read,
+        `past` what each layer reads besides. Returns x and each layer's output."""
+        hidden = [x]
+        for i, layer in enumerate(self.layers):
+            hidden.append(layer(hidden[-1], mask, None if past is None else past[i]))
+        return tuple(hidden)
+
+    def _attention(self, prefix: torch.Tensor, valid: torch.Tensor, suffix: torch.Tensor | None) -> torch.Tensor:
         """bool [B, 1, 1 or N, N]: which keys each query may read."""
+        start = self.text_start
         keys = F.pad(prefix, (start, 0), value=True)[:, None, None]
         if suffix is None:
             return keys
