@@ -11,6 +11,7 @@ from ipvla.data.lanes import LaneReader
 from ipvla.tracking import MetricSink
 from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
+from ipvla.training.precision import PRECISIONS, autocasts
 from ipvla.training.state import TrainingState
 from ipvla.training.step import training_step
 
@@ -21,20 +22,20 @@ class TrainingConfig:
 
     Attributes:
         steps: optimizer steps in all.
-        precision: "bf16" (autocast) or "fp32".
+        precision: "bf16" (autocast), "fp32", or "auto": bf16 where the hardware has it.
         log_every, checkpoint_every: in steps.
         threads: CPU threads of a worker's arithmetic.
     """
 
     steps: int = 1000
-    precision: str = "bf16"
+    precision: str = "auto"
     log_every: int = 20
     checkpoint_every: int = 200
     threads: int = 1
 
     def __post_init__(self) -> None:
-        if self.precision not in ("bf16", "fp32"):
-            raise ValueError(f'training.precision is {self.precision!r}; choose "bf16" or "fp32"')
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"training.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
         for name in ("steps", "log_every", "checkpoint_every", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
@@ -51,12 +52,11 @@ def train(
 ) -> None:
     """Trains `state` from where it stands up to `config.steps`; `save` is called for every checkpoint."""
     state.trained.train()
-    meter = Meter()
+    meter, autocast = Meter(), autocasts(config.precision, world.device)
     with closing(lanes.batches(state.position)) as batches:
         while state.step < config.steps:
             position, batch = next(batches)
             lr = optimizer.learning_rate(state.step, config.steps)
-            autocast = config.precision == "bf16"
             metrics = training_step(state, batch.to(world.device), lr, optimizer.max_grad_norm, autocast)
             state.step += 1
             state.position = lanes.after(position)
