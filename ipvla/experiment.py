@@ -58,6 +58,8 @@ class ExperimentConfig(StorageRoots):
         study: the MLflow experiment that the run belongs to.
         seed: of the weights; `lanes.seed` is that of the data's order.
         num_workers: training workers; use_gpu: one GPU each.
+        start_from: directory of a trained policy whose weights and normalisation this run begins with, if any; a
+            memory of another mechanism begins afresh.
         parent_run_id: the MLflow run that this one is nested under, if any.
     """
 
@@ -66,6 +68,7 @@ class ExperimentConfig(StorageRoots):
     seed: int = 0
     num_workers: int = 1
     use_gpu: bool = False
+    start_from: Path | None = None
     parent_run_id: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     lanes: LaneConfig = field(default_factory=LaneConfig)
@@ -94,14 +97,22 @@ class ExperimentConfig(StorageRoots):
             "data": draccus.encode(self.data),
             "lanes": draccus.encode(self.lanes),
             "seed": self.seed,
+            "start_from": self.start_from and str(self.start_from),
         }
 
     def build(self, world: World) -> Experiment:
-        """Dataset -> transforms -> policy -> optimizer -> lanes, seeded; the same on every worker."""
+        """Dataset -> transforms -> policy -> optimizer -> lanes, seeded; the same on every worker.
+
+        Raises:
+            DatasetError: the dataset is missing, damaged, or lacks what the memory is trained on.
+            CheckpointError: there is no policy in `start_from`.
+            ValueError: the policy in `start_from` has other sizes.
+        """
         torch.manual_seed(self.seed)
         dataset = self.data.build(self.datasets)
+        start = None if self.start_from is None else Policy.load(self.start_from)
         transforms = Transforms(
-            statistics=dataset.statistics(),
+            statistics=dataset.statistics() if start is None else start.transforms.statistics,
             tokenize=lambda text: [],
             max_prompt_tokens=1,
             cameras=self.data.cameras,
@@ -109,8 +120,9 @@ class ExperimentConfig(StorageRoots):
             chunk=self.model.chunk,
             proprio_index=self.data.proprio,
         )
-        policy = Policy.build(self.model, transforms, self.lanes.stride)
-        policy.model.backbone.calibrate(_mean_image(dataset, policy.transforms))
+        policy = Policy.build(self.model, transforms, self.lanes.stride, start.model if start else None)
+        if start is None:
+            policy.model.backbone.calibrate(_mean_image(dataset, policy.transforms))
         model = policy.model.to(world.device)
         state = TrainingState(
             model=model,

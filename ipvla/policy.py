@@ -111,16 +111,26 @@ class Policy:
         return policy
 
     @classmethod
-    def build(cls, config: IPVLAConfig, transforms: Transforms, execute: int) -> Self:
-        """A policy with fresh weights for the data `transforms` describes; the tokenizer is the backbone's."""
+    def build(cls, config: IPVLAConfig, transforms: Transforms, execute: int, start: IPVLA | None = None) -> Self:
+        """A policy for the data `transforms` describes, with fresh weights or those of `start`.
+
+        The tokenizer is the backbone's.
+        """
         model = config.build(
             action_varies=torch.from_numpy(~transforms.statistics.constant),
             proprio_dim=transforms.proprio_dim,
             num_views=len(transforms.cameras),
             image_size=transforms.image_size,
+            start=start,
         )
         backbone = model.backbone
-        transforms = replace(transforms, tokenize=backbone.tokenize, max_prompt_tokens=backbone.max_prompt_tokens)
+        transforms = replace(
+            transforms,
+            tokenize=backbone.tokenize,
+            max_prompt_tokens=backbone.max_prompt_tokens,
+            tokenize_plan=backbone.tokenize_text,
+            plan_tokens=model.memory.plan_tokens,
+        )
         return cls(config, model, transforms, execute)
 
 

@@ -35,14 +35,31 @@ class IPVLAConfig:
             raise ValueError(f"model.chunk is {self.chunk}; it must be at least 1")
 
     def build(
-        self, action_varies: torch.Tensor, proprio_dim: int, num_views: int = 1, image_size: int = 64
+        self,
+        action_varies: torch.Tensor,
+        proprio_dim: int,
+        num_views: int = 1,
+        image_size: int = 64,
+        start: IPVLA | None = None,
     ) -> IPVLA:
-        """The model for data of these sizes; `action_varies` bool [A] is False where the dataset is constant."""
+        """The model for data of these sizes; `action_varies` bool [A] is False where the dataset is constant.
+
+        Backbone and head begin as those of `start`, if it is given, and so does the memory if it is of the same
+        mechanism and sizes; adapters are put on afterwards.
+
+        Raises:
+            ValueError: backbone or head of `start` have other sizes.
+        """
         backbone = self.backbone.build(proprio_dim, num_views, image_size)
-        memory = self.memory.build(backbone.width)
+        memory = self.memory.build(backbone)
         head = self.head.build(
             backbone.width, backbone.perception_size, proprio_dim, self.chunk, len(action_varies)
         )
+        if start is not None:
+            _adopt(backbone, start.backbone, "backbone")
+            _adopt(head, start.head, "head")
+            if _shapes(memory) == _shapes(start.memory):
+                memory.load_state_dict(start.memory.state_dict())
         if self.lora is not None:
             self.lora.apply(backbone)
         return IPVLA(backbone, memory, head, action_varies)
@@ -69,17 +86,32 @@ class IPVLA(nn.Module):
         return self.loss(batch, memory)
 
     def loss(self, batch: StepBatch, memory: Memory) -> tuple[torch.Tensor, Memory]:
-        """The action loss of one window [B, K, ...] and the memory [B, ...] after it, still in the graph."""
-        shape = batch.is_first.shape
-        features = self.backbone(batch.inputs.flatten()).features.map(lambda x: x.unflatten(0, shape))
-        features, memory = self.memory.scan(features, memory, batch.t, batch.is_first, batch.valid)
+        """The loss of one window [B, K, ...] and the memory [B, ...] after it, still in the graph."""
+        features, memory, memory_loss = self.memory.window(self.backbone, batch, memory)
         weight = batch.action_valid & batch.valid[..., None]
         weight = weight.flatten(0, 1)[..., None] & self.action_varies
         features = features.map(lambda x: x.flatten(0, 1))
-        return self.head.loss(features, batch.actions.flatten(0, 1), weight), memory
+        loss = self.head.loss(features, batch.actions.flatten(0, 1), weight)
+        return loss if memory_loss is None else loss + memory_loss, memory
 
     @torch.no_grad()
     def act(self, inputs: ModelInputs, memory: Memory, t: torch.Tensor) -> tuple[torch.Tensor, Memory]:
         """One policy step of inputs [B, ...] at control steps t int64 [B]: normalised chunk, memory."""
-        features, memory = self.memory.step(self.backbone(inputs).features, memory, t)
+        features, memory = self.memory.observe(self.backbone, inputs, memory, t)
         return self.head.sample(features), memory
+
+
+def _adopt(part: nn.Module, start: nn.Module, name: str) -> None:
+    ours, theirs = _shapes(part), _shapes(start)
+    wrong = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+    if wrong:
+        first = wrong[0]
+        raise ValueError(
+            f"start_from: its {name} differs in {len(wrong)} tensors; {first} is {theirs.get(first, 'absent')} "
+            f"there and {ours.get(first, 'absent')} here; give model.{name} the sizes that it had there"
+        )
+    part.load_state_dict(start.state_dict())
+
+
+def _shapes(part: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in part.state_dict().items()}

@@ -213,7 +213,7 @@ class PaliGemmaBackbone(Backbone):
 
     def _split(self, flat: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """[B, S, Dk] -> [B, key heads, S, size of a head]."""
-        return flat.unflatten(-1, (-1, self.head_size)).transpose(1, 2).to(dtype)
+        return flat.reshape(*flat.shape[:2], -1, self.head_size).transpose(1, 2).to(dtype)
 
     def _encode(self, text: str) -> list[int]:
         return cast(list[int], self.tokenizer.encode(text, add_special_tokens=False))

@@ -43,6 +43,10 @@ class Embedded:
         """The same record with `function` applied to each tensor."""
         return type(self)(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
 
+    def at(self, k: int) -> Self:
+        """A window's step `k`: [B, K, ...] -> [B, ...]."""
+        return self.map(lambda x: x[:, k])
+
 
 @dataclass
 class KeysValues:

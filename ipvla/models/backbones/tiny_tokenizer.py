@@ -14,9 +14,9 @@ by changed color colour count cube cubes cup did do does down drop each end fina
 from front go gray green grey gripper hand has hidden how in inside into is it item lamp last later left light
 lights lit many more move moved moves near no not object objects of off on once one open orange order other
 over pick place plan press pressed purple push put red remember right robot said same second see sequence
-shown six square start still stop table task that the them then there thing third three time times tip to
+shown six square start still stop subtask table task that the them then there thing third three time times tip to
 together touch twice two under until up wait was were what when where which while white with yellow yes you
-zero
+zero 10 11 12 13 14 15
 """.split()  # noqa: SIM905 (a list of 150 quoted words does not read)
 _SPECIAL = ("<pad>", "<unk>", "<act>", "<eos>", "<sep>")
 

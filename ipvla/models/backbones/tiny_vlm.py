@@ -129,7 +129,7 @@ class TinyLayer(nn.Module):
         return self.k_proj(y), self.v_proj(y)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import nn
 
 from ipvla.models.features import Features
 from ipvla.models.heads.glimpse import Glimpse
-from ipvla.models.heads.protocol import HeadConfig, masked_mean
+from ipvla.models.heads.protocol import Head, HeadConfig, masked_mean
 
 NUM_BINS = 256
 
@@ -56,7 +56,7 @@ class BinsConfig(HeadConfig):
         return BinsHead(self, width, perception, proprio, chunk, action_dim)
 
 
-class BinsHead(nn.Module):
+class BinsHead(Head):
     """The logits of all C x A action tokens in one pass; `sample` takes the likeliest bin of each."""
 
     def __init__(

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import draccus
 import torch
+from torch import nn
 
 from ipvla.models.features import Features
 
 
-class Head(Protocol):
+class Head(nn.Module):
     """`weight` bool [B, C, A] is True where an action exists and its dimension varies in the dataset."""
 
     def loss(self, features: Features, actions: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Scalar loss of normalised actions [B, C, A], averaged over `weight`."""
-        ...
+        raise NotImplementedError
 
     def sample(self, features: Features) -> torch.Tensor:
         """Normalised actions float32 [B, C, A]."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

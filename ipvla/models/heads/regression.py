@@ -13,7 +13,7 @@ from torch import nn
 
 from ipvla.models.features import Features
 from ipvla.models.heads.glimpse import Glimpse
-from ipvla.models.heads.protocol import HeadConfig, masked_mean
+from ipvla.models.heads.protocol import Head, HeadConfig, masked_mean
 
 
 @HeadConfig.register_subclass("regression")
@@ -35,7 +35,7 @@ class RegressionConfig(HeadConfig):
         return RegressionHead(self, width, perception, proprio, chunk, action_dim)
 
 
-class RegressionHead(nn.Module):
+class RegressionHead(Head):
     """The whole chunk in one pass: glimpse, then one linear layer to [C, A]."""
 
     def __init__(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
 from ipvla.models.memory.protocol import MemoryConfig, MemoryModule
 from ipvla.types import Memory
@@ -16,7 +17,7 @@ from ipvla.types import Memory
 class NoMemoryConfig(MemoryConfig):
     """Has no settings."""
 
-    def build(self, width: int) -> NoMemory:
+    def build(self, backbone: Backbone) -> NoMemory:
         return NoMemory()
 
 

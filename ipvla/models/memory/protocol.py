@@ -1,4 +1,8 @@
-"""The memory protocol: a value goes in with the features, another comes out with enriched features."""
+"""The memory protocol: a value goes in with the observation, another comes out with enriched features.
+
+Most mechanisms enrich what the backbone has made of an observation: they implement `step`. Those that feed the
+backbone itself (`latent`, `kv`, `prompt`) take part in its pass: they implement `observe` and `window`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,9 @@ import draccus
 import torch
 from torch import nn
 
+from ipvla.models.backbones import Backbone, BackboneOutput, Context
 from ipvla.models.features import Features
-from ipvla.types import Memory
+from ipvla.types import Memory, ModelInputs, StepBatch
 
 
 def select(condition: torch.Tensor, yes: Memory, no: Memory) -> Memory:
@@ -24,13 +29,21 @@ def select(condition: torch.Tensor, yes: Memory, no: Memory) -> Memory:
 class MemoryConfig(draccus.ChoiceRegistry):
     """A choice by `type`: one of the mechanisms of this folder."""
 
-    def build(self, width: int) -> MemoryModule:
-        """The mechanism for cognition of size `width`."""
+    def build(self, backbone: Backbone) -> MemoryModule:
+        """The mechanism for features of this backbone's sizes; the backbone itself is not kept."""
         raise NotImplementedError
 
 
 class MemoryModule(nn.Module):
-    """One information-preserving mechanism. Its weights are learned; what it remembers is never an attribute."""
+    """One information-preserving mechanism. Its weights are learned; what it remembers is never an attribute.
+
+    Attributes:
+        feeds_backbone: `step` cannot stand alone, since the backbone's pass itself depends on the memory.
+        plan_tokens: Lp, tokens of the text plan that training batches must carry; 0 for none.
+    """
+
+    feeds_backbone: bool = False
+    plan_tokens: int = 0
 
     def initial(self, batch: int) -> Memory:
         """The memory of an episode that has not begun: named tensors [batch, ...] of a fixed size."""
@@ -44,8 +57,7 @@ class MemoryModule(nn.Module):
         self, features: Features, memory: Memory, t: torch.Tensor, is_first: torch.Tensor, valid: torch.Tensor
     ) -> tuple[Features, Memory]:
         """A training window [B, K, ...], step by step: reset where `is_first`, unchanged where not `valid`."""
-        fresh = self.initial(is_first.shape[0])
-        fresh = {name: value.to(t.device) for name, value in fresh.items()}
+        fresh = self._fresh(is_first)
         steps: list[Features] = []
         for k in range(is_first.shape[1]):
             now = features.at(k)
@@ -54,5 +66,58 @@ class MemoryModule(nn.Module):
             steps.append(enriched)
         return self._stack(features, steps), memory
 
+    def observe(
+        self, backbone: Backbone, inputs: ModelInputs, memory: Memory, t: torch.Tensor
+    ) -> tuple[Features, Memory]:
+        """One policy step from inputs [B, ...], the backbone's pass included."""
+        return self.step(backbone(inputs).features, memory, t)
+
+    def window(
+        self, backbone: Backbone, batch: StepBatch, memory: Memory
+    ) -> tuple[Features, Memory, torch.Tensor | None]:
+        """One training window: features [B, K, ...], the memory after it, and the mechanism's own loss, if any."""
+        features = backbone(batch.inputs.flatten()).features
+        features = features.map(lambda x: x.reshape(*batch.is_first.shape, *x.shape[1:]))
+        features, memory = self.scan(features, memory, batch.t, batch.is_first, batch.valid)
+        return features, memory, None
+
+    def _fresh(self, is_first: torch.Tensor) -> Memory:
+        return {name: value.to(is_first.device) for name, value in self.initial(is_first.shape[0]).items()}
+
     def _stack(self, features: Features, steps: list[Features]) -> Features:
         return features.with_cognition(torch.stack([s.cognition for s in steps], 1))
+
+
+class BackboneMemory(MemoryModule):
+    """A mechanism that puts something before the language layers and keeps something of what they make of it."""
+
+    feeds_backbone = True
+
+    def context(self, memory: Memory, t: torch.Tensor) -> Context:
+        """What the backbone reads at control step t int64 [B] beside the observation."""
+        raise NotImplementedError
+
+    def update(self, output: BackboneOutput, memory: Memory, t: torch.Tensor) -> Memory:
+        """The memory after the backbone's pass."""
+        raise NotImplementedError
+
+    def observe(
+        self, backbone: Backbone, inputs: ModelInputs, memory: Memory, t: torch.Tensor
+    ) -> tuple[Features, Memory]:
+        output = backbone(inputs, self.context(memory, t))
+        return output.features, self.update(output, memory, t)
+
+    def window(
+        self, backbone: Backbone, batch: StepBatch, memory: Memory
+    ) -> tuple[Features, Memory, torch.Tensor | None]:
+        shape = batch.is_first.shape
+        embedded = backbone.embed(batch.inputs.flatten()).map(lambda x: x.reshape(*shape, *x.shape[1:]))
+        fresh, cognition = self._fresh(batch.is_first), []
+        for k in range(shape[1]):
+            now, t = embedded.at(k), batch.t[:, k]
+            before = select(batch.is_first[:, k], fresh, memory)
+            output = backbone.encode(now, self.context(before, t))
+            memory = select(batch.valid[:, k], self.update(output, before, t), memory)
+            cognition.append(output.features.cognition)
+        features = Features(torch.stack(cognition, 1), embedded.perception, embedded.proprio)
+        return features, memory, None
