@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ipvla.data.lanes import LaneConfig, LaneReader
-from ipvla.data.rlds import EpisodeDataset, dataset_directory
+from ipvla.data.rlds import DatasetError, EpisodeDataset, dataset_directory
 from ipvla.data.transforms import Transforms
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
@@ -130,6 +130,11 @@ class ExperimentConfig(StorageRoots):
             optimizer=self.optimizer.build(model),
             memory=model.initial_memory(self.lanes.lanes),
         )
+        if policy.model.memory.plan_tokens and not dataset.episode(0).reasoning:
+            raise DatasetError(
+                f"dataset: {dataset.directory} has no plans (step feature `reasoning`), which memory.type prompt is "
+                "trained on; collect it again, or choose another memory"
+            )
         lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size)
         return Experiment(policy, state, lanes)
 

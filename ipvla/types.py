@@ -1,8 +1,8 @@
 """The vocabulary: records that cross the borders between rooms.
 
 Shape letters: B batch (lanes or waiting episodes), K window (policy steps), C chunk (actions), A action
-dimensions, P proprioception dimensions, V camera views, H and W pixels, L prompt tokens, N tokens,
-D width. Units: metres, radians, seconds; a control step is 1/20 s; one *policy step* is one call of the
+dimensions, P proprioception dimensions, V camera views, H and W pixels, L prompt tokens, Lp plan tokens,
+N tokens, D width. Units: metres, radians, seconds; a control step is 1/20 s; one *policy step* is one call of the
 model, which happens every `execute` control steps. `t` always counts control steps since the reset, in
 training and in rollout alike.
 """
@@ -78,6 +78,10 @@ class StepBatch:
         valid: bool [B, K], False where a lane is idle; an idle step carries the memory through unchanged.
         t: int64 [B, K], control steps since the reset.
         episode_key: int64 [B, K], the episode's index in its dataset, -1 where idle.
+        plan: int64 [B, K, Lp], tokens of the reasoning that holds once this step's observation is seen, 0-padded
+            at the end; all 0 where nothing was recorded or the lane is idle. Lp is 0 if no plans are read.
+        last_plan: int64 [B, K, Lp], `plan` of the episode's previous policy step, one stride of control steps
+            earlier and perhaps in the window before; all 0 where is_first.
     """
 
     inputs: ModelInputs
@@ -87,6 +91,8 @@ class StepBatch:
     valid: torch.Tensor
     t: torch.Tensor
     episode_key: torch.Tensor
+    plan: torch.Tensor
+    last_plan: torch.Tensor
 
     def to(self, device: torch.device | str) -> StepBatch:
         return StepBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})

@@ -35,7 +35,9 @@ def cue_episode(seed: int) -> Episode:
     action = np.zeros((length, 7), np.float32)
     action[:, 0] = 0.8 if bright else -0.8
     state = np.zeros((length, 8), np.float32)  # nothing else may tell episodes apart
-    return Episode("cue", "recall", "press the button", seed, {"agentview": images}, state, action)
+    colour = "white" if bright else "gray"
+    reasoning = (f"PLAN: press {colour} SUBTASK: 1 press {colour}",) * length
+    return Episode("cue", "recall", "press the button", seed, {"agentview": images}, state, action, reasoning)
 
 
 @pytest.fixture(scope="session")

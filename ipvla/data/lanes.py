@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ipvla.data.plan import EpochPlan, PlanPosition, WindowPlan
+from ipvla.data.plan import EpochPlan, IntArray, PlanPosition, WindowPlan
 from ipvla.data.prefetch import prefetch
 from ipvla.data.rlds import EpisodeDataset
 from ipvla.data.transforms import Transforms
@@ -113,6 +113,7 @@ class LaneReader:
                 recorded = self._dataset.episode(episode).action
                 targets = self._transforms.chunk_targets(recorded, window.t[lane, places])
                 actions[lane, places], action_valid[lane, places] = targets
+        plan, last_plan = self._plans(window)
         return StepBatch(
             inputs=inputs.map(lambda x: x.reshape(lanes, steps, *x.shape[1:])),
             actions=torch.from_numpy(actions),
@@ -121,4 +122,20 @@ class LaneReader:
             valid=torch.from_numpy(valid),
             t=torch.from_numpy(window.t),
             episode_key=torch.from_numpy(window.episode),
+            plan=torch.from_numpy(plan),
+            last_plan=torch.from_numpy(last_plan),
         )
+
+    def _plans(self, window: WindowPlan) -> tuple[IntArray, IntArray]:
+        """The plans at the window's steps and one policy step before them, each int64 [lanes, K, Lp]."""
+        plan = np.zeros((*window.episode.shape, self._transforms.plan_tokens), np.int64)
+        last_plan = np.zeros_like(plan)
+        if not self._transforms.plan_tokens:
+            return plan, last_plan
+        for place in zip(*np.nonzero(window.episode >= 0), strict=True):
+            reasoning, t = self._dataset.episode(int(window.episode[place])).reasoning, int(window.t[place])
+            if reasoning:
+                plan[place] = self._transforms.plan(reasoning[t])
+                if not window.is_first[place]:
+                    last_plan[place] = self._transforms.plan(reasoning[t - self._config.stride])
+        return plan, last_plan

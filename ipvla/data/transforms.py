@@ -15,6 +15,7 @@ from ipvla.data.statistics import Statistics
 from ipvla.types import ModelInputs, Observation
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Transforms:
         image_size: height and width the model takes, pixels; other frames are resized (Lanczos, antialiased).
         chunk: C, actions per target.
         proprio_index: the proprioception columns the model sees, None for all.
+        tokenize_plan: a plan in text to its token ids, without padding; None for `tokenize`.
+        plan_tokens: Lp; plans are padded to it at the end, with id 0. With 0 no plans are read.
     """
 
     statistics: Statistics
@@ -38,14 +41,21 @@ class Transforms:
     image_size: int
     chunk: int
     proprio_index: tuple[int, ...] | None = None
-    _prompts: dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]] = field(
+    tokenize_plan: Callable[[str], Sequence[int]] | None = None
+    plan_tokens: int = 0
+    _prompts: dict[str, tuple[IntArray, npt.NDArray[np.bool_]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _plans: dict[str, IntArray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("max_prompt_tokens", "image_size", "chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; set it to at least 1")
+        if self.plan_tokens < 0:
+            raise ValueError(
+                f"plan_tokens is {self.plan_tokens}; set it to 0 for no plans, or to the longest one's"
+            )
         if not self.cameras:
             raise ValueError("cameras is empty; name at least one, e.g. ('agentview',)")
         known = self.statistics.proprio.dim
@@ -74,9 +84,25 @@ class Transforms:
             attention_mask=torch.from_numpy(np.stack([mask for _, mask in prompts])),
         )
 
-    def chunk_targets(
-        self, action: FloatArray, t: int | npt.NDArray[np.int64]
-    ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    def plan(self, text: str) -> IntArray:
+        """A plan's tokens, int64 [Lp], read-only because they are cached; "" is all 0.
+
+        Raises:
+            ValueError: the plan has more than Lp tokens.
+        """
+        if text not in self._plans:
+            ids = (self.tokenize_plan or self.tokenize)(text) if text else ()
+            if len(ids) > self.plan_tokens:
+                raise ValueError(
+                    f"the plan {text!r} has {len(ids)} tokens, {len(ids) - self.plan_tokens} more than "
+                    f"plan_tokens {self.plan_tokens}; raise memory.plan_tokens to {len(ids)} or shorten the plan"
+                )
+            padded = _padded(ids, self.plan_tokens)
+            padded.flags.writeable = False
+            self._plans[text] = padded
+        return self._plans[text]
+
+    def chunk_targets(self, action: FloatArray, t: int | IntArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
         """The next `chunk` actions from control step(s) `t` of one episode.
 
         Args:
@@ -98,7 +124,7 @@ class Transforms:
         return x
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the tokenizer, as JSON values."""
+        """All but the tokenizers, as JSON values."""
         return {
             "statistics": self.statistics.to_dict(),
             "max_prompt_tokens": self.max_prompt_tokens,
@@ -106,11 +132,17 @@ class Transforms:
             "image_size": self.image_size,
             "chunk": self.chunk,
             "proprio_index": None if self.proprio_index is None else list(self.proprio_index),
+            "plan_tokens": self.plan_tokens,
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], tokenize: Callable[[str], Sequence[int]]) -> Self:
-        """The inverse of `to_dict`."""
+    def from_dict(
+        cls,
+        values: Mapping[str, Any],
+        tokenize: Callable[[str], Sequence[int]],
+        tokenize_plan: Callable[[str], Sequence[int]] | None = None,
+    ) -> Self:
+        """The inverse of `to_dict`; what was saved before there were plans has none."""
         index = values["proprio_index"]
         return cls(
             statistics=Statistics.from_dict(values["statistics"]),
@@ -120,6 +152,8 @@ class Transforms:
             image_size=values["image_size"],
             chunk=values["chunk"],
             proprio_index=None if index is None else tuple(index),
+            tokenize_plan=tokenize_plan,
+            plan_tokens=values.get("plan_tokens", 0),
         )
 
     def _image(self, observation: Observation, camera: str) -> npt.NDArray[np.uint8]:
@@ -131,7 +165,7 @@ class Transforms:
             return image
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
-    def _prompt(self, instruction: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    def _prompt(self, instruction: str) -> tuple[IntArray, npt.NDArray[np.bool_]]:
         if instruction not in self._prompts:
             ids = self.tokenize(instruction)
             if len(ids) > self.max_prompt_tokens:
@@ -139,7 +173,12 @@ class Transforms:
                     f"the prompt for {instruction!r} has {len(ids)} tokens, more than "
                     f"max_prompt_tokens {self.max_prompt_tokens}; raise it or shorten the instruction"
                 )
-            padded = np.zeros(self.max_prompt_tokens, np.int64)
-            padded[: len(ids)] = ids
-            self._prompts[instruction] = padded, np.arange(self.max_prompt_tokens) < len(ids)
+            mask = np.arange(self.max_prompt_tokens) < len(ids)
+            self._prompts[instruction] = _padded(ids, self.max_prompt_tokens), mask
         return self._prompts[instruction]
+
+
+def _padded(ids: Sequence[int], length: int) -> IntArray:
+    padded = np.zeros(length, np.int64)
+    padded[: len(ids)] = ids
+    return padded

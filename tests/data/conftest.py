@@ -29,6 +29,7 @@ def random_episode(seed: int, length: int, cameras: tuple[str, ...] = ("agentvie
         images={camera: rng.integers(0, 256, (length, SIZE, SIZE, 3), dtype=np.uint8) for camera in cameras},
         state=rng.normal(size=(length, 8)).astype(np.float32),
         action=action,
+        reasoning=tuple(f"PLAN: press {seed % 3} SUBTASK: {t // 4} press" for t in range(length)),
     )
 
 

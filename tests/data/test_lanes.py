@@ -6,7 +6,8 @@ import itertools
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ import torch
 
 from ipvla.data.lanes import LaneConfig, LaneReader
 from ipvla.data.plan import PlanPosition
-from ipvla.data.rlds import DatasetError, EpisodeDataset
+from ipvla.data.rlds import DatasetError, EpisodeDataset, write_rlds
 from ipvla.data.transforms import Transforms
 from ipvla.types import ModelInputs, StepBatch
-from tests.data.conftest import LENGTHS
+from tests.data.conftest import LENGTHS, SIZE, random_episode
 
 Make = Callable[..., Transforms]
 CONFIG = LaneConfig(lanes=3, window=4, stride=3, seed=11)
@@ -71,7 +72,75 @@ def test_every_tensor_has_the_declared_shape(reader: LaneReader) -> None:
     assert {tuple(x.shape[:2]) for x in _tensors(batch)} == {(3, 4)}
     assert batch.actions.dtype == torch.float32
     assert {x.dtype for x in (batch.is_first, batch.valid, batch.action_valid)} == {torch.bool}
-    assert {x.dtype for x in (batch.t, batch.episode_key)} == {torch.int64}
+    assert {x.dtype for x in (batch.t, batch.episode_key, batch.plan, batch.last_plan)} == {torch.int64}
+
+
+def test_plans_are_those_recorded_now_and_one_policy_step_ago(
+    dataset: EpisodeDataset, make_transforms: Make
+) -> None:
+    transforms = make_transforms(tokenize_plan=lambda text: list(text.encode()), plan_tokens=40)
+    reader = CONFIG.build(dataset, transforms)
+    late_starts = changes = 0
+    for epoch in range(3):
+        for w in range(reader.plan(epoch).num_windows):
+            batch = reader.batch(PlanPosition(epoch, w))
+            assert batch.plan.shape == batch.last_plan.shape == (3, 4, 40)
+            for place in np.ndindex(3, 4):
+                plan, last = (_text(ids[place]) for ids in (batch.plan, batch.last_plan))
+                if not batch.valid[place]:
+                    assert (plan, last) == ("", "")
+                    continue
+                reasoning, t = dataset.episode(int(batch.episode_key[place])).reasoning, int(batch.t[place])
+                assert plan == reasoning[t]
+                assert last == ("" if batch.is_first[place] else reasoning[t - CONFIG.stride])
+                late_starts += bool(batch.is_first[place]) and t > 0
+                changes += last not in ("", plan)
+    assert late_starts
+    assert changes
+
+
+def _text(ids: torch.Tensor) -> str:
+    return bytes(ids[ids > 0].tolist()).decode()
+
+
+def test_what_the_last_window_ended_with_is_the_next_ones_last_plan(
+    dataset: EpisodeDataset, make_transforms: Make
+) -> None:
+    reader = CONFIG.build(dataset, make_transforms(plan_tokens=6))
+    batches = [reader.batch(PlanPosition(0, w)) for w in range(reader.plan(0).num_windows)]
+    plan, last_plan, is_first, valid = (
+        torch.cat([getattr(batch, name) for batch in batches], 1)
+        for name in ("plan", "last_plan", "is_first", "valid")
+    )
+    goes_on = (valid & ~is_first)[:, 1:]
+    assert goes_on.any()
+    assert torch.equal(last_plan[:, 1:][goes_on], plan[:, :-1][goes_on])
+
+
+def test_without_plan_tokens_no_plan_is_tokenised(dataset: EpisodeDataset, make_transforms: Make) -> None:
+    calls: list[str] = []
+    reader = CONFIG.build(dataset, make_transforms(tokenize_plan=lambda text: calls.append(text) or [1]))
+    batch = reader.batch(PlanPosition())
+    assert batch.plan.shape == batch.last_plan.shape == (3, 4, 0)
+    assert calls == []
+
+
+def test_each_plan_is_tokenised_once_for_all_batches(dataset: EpisodeDataset, make_transforms: Make) -> None:
+    calls: list[str] = []
+    transforms = make_transforms(tokenize_plan=lambda text: calls.append(text) or [1], plan_tokens=1)
+    reader = CONFIG.build(dataset, transforms)
+    for w in range(reader.plan(0).num_windows):
+        reader.batch(PlanPosition(0, w))
+    assert len(calls) == len(set(calls)) > 0
+
+
+def test_episodes_without_reasoning_have_empty_plans(tmp_path: Path, make_transforms: Make) -> None:
+    plain = replace(random_episode(0, 9), reasoning=())
+    dataset = EpisodeDataset(write_rlds(tmp_path, "plain", [plain], SIZE))
+    batch = CONFIG.build(dataset, make_transforms(plan_tokens=6)).batch(PlanPosition())
+    assert batch.valid.any()
+    assert not batch.plan.any()
+    assert not batch.last_plan.any()
 
 
 def test_workers_share_an_epoch_without_overlap(dataset: EpisodeDataset, make_transforms: Make) -> None:

@@ -34,6 +34,7 @@ def test_reads_back_exactly_what_was_written(dataset: EpisodeDataset, episodes: 
         assert episode.instruction == expected.instruction
         np.testing.assert_array_equal(episode.state, expected.state)
         np.testing.assert_array_equal(episode.action, expected.action)
+        assert episode.reasoning == expected.reasoning
         for t in range(len(episode)):
             np.testing.assert_array_equal(dataset.frame(index, t, "agentview"), expected.images["agentview"][t])
 
@@ -58,7 +59,7 @@ def test_several_cameras_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             np.testing.assert_array_equal(dataset.frame(index, 2, camera), episodes[index].images[camera][2])
 
 
-def test_tfds_opens_it_with_liberos_step_features(written: Path, episodes: list[Episode]) -> None:
+def test_tfds_opens_it_with_liberos_step_features_and_reasoning(written: Path, episodes: list[Episode]) -> None:
     builder = tfds.builder_from_directory(written)
     source = builder.as_data_source(split="train", decoders={"steps": tfds.decode.SkipDecoding()})
     assert len(source) == len(episodes)
@@ -66,16 +67,29 @@ def test_tfds_opens_it_with_liberos_step_features(written: Path, episodes: list[
     steps = record["steps"]
     assert set(steps) == {
         *("observation", "action", "language_instruction", "reward", "discount"),
-        *("is_first", "is_last", "is_terminal"),
+        *("is_first", "is_last", "is_terminal", "reasoning"),
     }
     assert set(steps["observation"]) == {"image", "state"}
     assert steps["is_first"].tolist() == [True] + [False] * 16
     assert steps["is_last"].tolist() == steps["is_terminal"].tolist() == [False] * 16 + [True]
     assert steps["reward"].tolist() == [0.0] * 16 + [1.0]
     np.testing.assert_array_equal(steps["action"], episodes[1].action)
+    assert [text.decode() for text in steps["reasoning"]] == list(episodes[1].reasoning)
     png = cv2.imdecode(np.frombuffer(steps["observation"]["image"][2], np.uint8), cv2.IMREAD_COLOR_RGB)
     np.testing.assert_array_equal(png, episodes[1].images["agentview"][2])
     assert record["episode_metadata"]["task"] == episodes[1].task.encode()
+
+
+def test_an_episode_without_reasoning_lies_beside_one_with_it(tmp_path: Path) -> None:
+    plain = replace(random_episode(0, 4), reasoning=())
+    dataset = EpisodeDataset(write_rlds(tmp_path, "mixed", [plain, random_episode(1, 3)], SIZE))
+    assert dataset.episode(0).reasoning == ()
+    assert dataset.episode(1).reasoning == random_episode(1, 3).reasoning
+
+
+def test_equal_reasonings_of_an_episode_share_their_memory(dataset: EpisodeDataset) -> None:
+    reasoning = dataset.episode(3).reasoning
+    assert len({id(text) for text in reasoning}) == len(set(reasoning)) == 8
 
 
 _WITHOUT_TENSORFLOW = """
@@ -157,6 +171,7 @@ def test_two_writers_of_one_dataset_do_not_mix(tmp_path: Path) -> None:
         (replace(random_episode(1, 4), images={}), "cameras"),
         (random_episode(1, 0), "no steps"),
         (replace(random_episode(1, 4), state=np.zeros((3, 8), np.float32)), "3 states for 4 actions"),
+        (replace(random_episode(1, 4), reasoning=("PLAN: go",) * 3), "3 reasonings for 4 actions"),
         (replace(random_episode(1, 4), action=np.full((4, 7), np.nan, np.float32)), "not finite"),
         (replace(random_episode(1, 4), images={"agentview": np.zeros((4, 8, 8, 3), np.uint8)}), r"\(4, 8, 8, 3\)"),
     ],
@@ -266,6 +281,7 @@ def test_a_dataset_of_other_hands_needs_none_of_our_files(tmp_path: Path) -> Non
     assert dataset.cameras == ("agentview",)
     assert dataset.frame(1, 4, "agentview").shape == (SIZE, SIZE, 3)
     np.testing.assert_array_equal(dataset.episode(1).action, actions[1])
+    assert dataset.episode(1).reasoning == ()
     np.testing.assert_allclose(dataset.statistics().action.mean, np.concatenate(actions).mean(0), rtol=1e-5)
 
 

@@ -59,6 +59,31 @@ def test_a_prompt_that_is_too_long_is_refused(make_transforms: Make) -> None:
         make_transforms().inputs([_observation(instruction="a b c d e f g")])
 
 
+def test_plans_are_padded_at_the_end_and_tokenised_once(make_transforms: Make) -> None:
+    calls: list[str] = []
+    transforms = make_transforms(tokenize_plan=lambda text: calls.append(text) or [7, 8], plan_tokens=3)
+    for _ in range(2):
+        assert transforms.plan("PLAN: press red").tolist() == [7, 8, 0]
+    assert transforms.plan("PLAN: press red").dtype == np.int64
+    assert transforms.plan("").tolist() == [0, 0, 0]
+    assert calls == ["PLAN: press red"]
+
+
+def test_a_plan_is_tokenised_as_instructions_are_unless_told_otherwise(make_transforms: Make) -> None:
+    assert make_transforms(plan_tokens=4).plan("PLAN: press red").tolist() == [5, 5, 3, 0]
+
+
+def test_a_cached_plan_cannot_be_spoiled(make_transforms: Make) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        make_transforms(plan_tokens=4).plan("PLAN: press red")[0] = 9
+
+
+def test_a_plan_that_is_too_long_says_by_how_much(make_transforms: Make) -> None:
+    message = r"5 tokens, 2 more than plan_tokens 3; raise memory\.plan_tokens to 5"
+    with pytest.raises(ValueError, match=message):
+        make_transforms(plan_tokens=3).plan("a b c d e")
+
+
 def test_proprio_is_normalised_and_its_columns_are_selected(make_transforms: Make) -> None:
     index = (0, 1, 2, 6, 7)
     transforms = make_transforms(proprio_index=index)
@@ -119,18 +144,26 @@ def test_played_actions_stay_in_range_whatever_the_model_says(make_transforms: M
 
 
 def test_they_survive_json(make_transforms: Make) -> None:
-    transforms = make_transforms(proprio_index=(0, 7))
+    transforms = make_transforms(proprio_index=(0, 7), plan_tokens=9)
     stored = json.loads(json.dumps(transforms.to_dict()))
-    loaded = Transforms.from_dict(stored, tokenize=transforms.tokenize)
+    loaded = Transforms.from_dict(stored, tokenize=transforms.tokenize, tokenize_plan=lambda text: [3])
     assert loaded.to_dict() == transforms.to_dict()
+    assert loaded.plan("PLAN: press red").tolist() == [3] + [0] * 8
     original, restored = (x.inputs([_observation()]) for x in (transforms, loaded))
     assert torch.equal(original.proprio, restored.proprio)
+
+
+def test_transforms_saved_before_there_were_plans_have_none(make_transforms: Make) -> None:
+    stored = make_transforms().to_dict()
+    del stored["plan_tokens"]
+    assert Transforms.from_dict(stored, tokenize=len).plan_tokens == 0
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"chunk": 0}, "chunk is 0"),
+        ({"plan_tokens": -1}, "plan_tokens is -1"),
         ({"image_size": -4}, "image_size is -4"),
         ({"max_prompt_tokens": 0}, "max_prompt_tokens is 0"),
         ({"cameras": ()}, "cameras is empty"),

@@ -28,6 +28,8 @@ class EpisodeRecord(Protocol):
     def state(self) -> npt.NDArray[np.float32]: ...
     @property
     def action(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def reasoning(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Episode:
         images: camera name -> uint8 [T, H, W, 3], upright RGB, seen before the action of the same row.
         state: float32 [T, P], unnormalised proprioception.
         action: float32 [T, A], environment units.
+        reasoning: T texts, the demonstrator's plan as it reads once the row's images are seen; () if not recorded.
     """
 
     task: str
@@ -49,6 +52,7 @@ class Episode:
     images: Mapping[str, npt.NDArray[np.uint8]]
     state: npt.NDArray[np.float32]
     action: npt.NDArray[np.float32]
+    reasoning: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class EncodedEpisode:
     encoded_images: Mapping[str, Sequence[bytes]]
     state: npt.NDArray[np.float32]
     action: npt.NDArray[np.float32]
+    reasoning: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.action)
@@ -69,7 +74,8 @@ class EncodedEpisode:
     @property
     def nbytes(self) -> int:
         encoded = sum(len(image) for images in self.encoded_images.values() for image in images)
-        return encoded + self.state.nbytes + self.action.nbytes
+        texts = 8 * len(self.reasoning) + sum(len(text) for text in set(self.reasoning))
+        return encoded + self.state.nbytes + self.action.nbytes + texts
 
     def image(self, t: int, camera: str) -> npt.NDArray[np.uint8]:
         """Decodes one frame to uint8 [H, W, 3] RGB; an unknown camera or a broken image is a ValueError."""

@@ -1,4 +1,4 @@
-"""The on-disk layout: LIBERO's RLDS step features, file names, and the error for anything that deviates."""
+"""The on-disk layout: LIBERO's RLDS step features and `reasoning`, file names, and the error for what deviates."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def rlds_features(image_shapes: Mapping[str, tuple[int, int, int]], proprio_dim:
                     ),
                     "action": f.Tensor(shape=(action_dim,), dtype=np.float32),
                     "language_instruction": f.Text(),
+                    "reasoning": f.Text(),
                     "reward": f.Scalar(np.float32),
                     "discount": f.Scalar(np.float32),
                     "is_first": f.Scalar(np.bool_),

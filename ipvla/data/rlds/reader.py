@@ -198,4 +198,12 @@ def _episode(example: Mapping[str, Any], image_keys: Sequence[str]) -> EncodedEp
         encoded_images={camera_of(key): steps["observation"][key] for key in image_keys},
         state=np.asarray(steps["observation"]["state"], np.float32),
         action=np.asarray(steps["action"], np.float32),
+        reasoning=_reasoning(steps),
     )
+
+
+def _reasoning(steps: Mapping[str, Any]) -> tuple[str, ...]:
+    """One text per step; () where the dataset has no such feature or nothing was recorded."""
+    encoded = steps.get("reasoning", ())
+    decoded = {text: text.decode() for text in set(encoded)}  # few differ, and equal ones share their memory
+    return tuple(decoded[text] for text in encoded) if any(decoded.values()) else ()

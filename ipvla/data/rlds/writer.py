@@ -110,6 +110,10 @@ def _check(episode: EpisodeRecord, cameras: set[str], camera_size: int) -> None:
         raise DatasetError(f"{where} has no steps; leave it out")
     if len(episode.state) != length:
         raise DatasetError(f"{where} has {len(episode.state)} states for {length} actions; record one per action")
+    if episode.reasoning and len(episode.reasoning) != length:
+        raise DatasetError(
+            f"{where} has {len(episode.reasoning)} reasonings for {length} actions; record one per action, or none"
+        )
     if not (np.isfinite(episode.state).all() and np.isfinite(episode.action).all()):
         raise DatasetError(f"{where} has states or actions that are not finite; leave it out")
     expected = (length, camera_size, camera_size, 3)
@@ -128,6 +132,7 @@ def _example(episode: EpisodeRecord) -> dict[str, Any]:
             },
             "action": np.asarray(episode.action[t], np.float32),
             "language_instruction": episode.instruction,
+            "reasoning": episode.reasoning[t] if episode.reasoning else "",
             # Only successes are recorded, so the reward is 1 where the episode ends.
             "reward": np.float32(t == last),
             "discount": np.float32(1.0),

@@ -137,7 +137,7 @@ class PromptMemory(MemoryModule):
     def _rewrite(self, backbone: Backbone, inputs: ModelInputs, memory: Memory) -> Memory:
         """A new plan for every row, where it parses."""
         written = backbone.write(with_plan(inputs, memory["plan"]), self.plan_tokens)
-        taken = torch.tensor([_parses(backbone.detokenize(ids)) for ids in written.tolist()]).to(written.device)
+        taken = torch.tensor([_is_plan(backbone.detokenize(ids)) for ids in written.tolist()]).to(written.device)
         return {
             "plan": torch.where(taken[:, None], written, memory["plan"]),
             "age": torch.zeros_like(memory["age"]),
@@ -161,9 +161,8 @@ def with_plan(inputs: ModelInputs, plan: torch.Tensor) -> ModelInputs:
     return replace(inputs, input_ids=ids * mask, attention_mask=mask)
 
 
-def _parses(text: str) -> bool:
+def _is_plan(text: str) -> bool:
     try:
-        parse(text)
+        return "PLAN" in parse(text)
     except ReasoningError:
         return False
-    return True

@@ -83,7 +83,7 @@ def test_a_plan_that_does_not_parse_is_not_taken(tiny: Backbone, monkeypatch: py
     module, batch = build(tiny, refresh=1), window(tiny, 1, 1)
     says(tiny, monkeypatch, GOOD)
     _, memory = play(module, tiny, batch)
-    for text in ("red blue red", "PLAN: SUBTASK: 1 red", "SUBTASK: red SUBTASK: blue"):
+    for text in ("red blue red", "PLAN: SUBTASK: 1 red", "SUBTASK: red SUBTASK: blue", "SUBTASK: 1 red"):
         says(tiny, monkeypatch, text)
         _, after = play(module, tiny, batch, memory)
         assert torch.equal(after["plan"], memory["plan"]), "the old one stays"
