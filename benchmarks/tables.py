@@ -1,62 +1,81 @@
-"""Writes the tables of README.md and docs/benchmarks.md from `benchmarks/results/*.json`.
+"""Writes the tables of README.md and docs/*.md from `benchmarks/results/*.json`.
 
     python -m benchmarks.tables
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; what is between the marks is replaced.
+A table stands between `<!-- NAME KIND -->` and `<!-- /NAME KIND -->`, as in `<!-- quickstart success -->`; what is
+between the marks is replaced.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+#: Every page that has a marked table.
+PAGES = tuple(
+    page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "<!-- /" in page.read_text()
+)
 
 
 def rendered(page: Path) -> str:
-    """The page's text with every marked table made anew."""
-    return re.sub(
-        r"<!-- (\w+) (\w+) -->\n.*?<!-- /\1 \2 -->",
-        lambda mark: f"<!-- {mark[1]} {mark[2]} -->\n{_table(mark[1], mark[2])}\n<!-- /{mark[1]} {mark[2]} -->",
-        page.read_text(),
-        flags=re.DOTALL,
-    )
+    """The page's text with every marked table made anew; one that has no results yet stays as it is."""
+    return re.sub(r"<!-- (\w+) (\w+) -->\n.*?<!-- /\1 \2 -->", _marked, page.read_text(), flags=re.DOTALL)
 
 
-def _table(name: str, kind: str) -> str:
-    record = json.loads((RESULTS / f"{name}.json").read_text())
-    return {"targets": _targets, "success": _success, "figures": _figures}[kind](record)
+def _marked(mark: re.Match[str]) -> str:
+    name, kind = mark[1], mark[2]
+    results = RESULTS / f"{name}.json"
+    if not results.exists():
+        return mark[0]
+    return f"<!-- {name} {kind} -->\n{table(json.loads(results.read_text()), kind)}\n<!-- /{name} {kind} -->"
 
 
-def _targets(record: dict[str, Any]) -> str:
-    rows = ["| target | value | bound | met |", "|---|---|---|---|"]
-    rows += [
-        f"| {t['name']} | {t['value']:.3f} | {'>=' if t['at_least'] else '<='} {t['bound']:.3f} "
-        f"| {'yes' if t['met'] else '**no**'} |"
-        for t in record["targets"]
+def table(record: Mapping[str, Any], kind: str) -> str:
+    """One table of a record, in Markdown. KeyError for a kind that is unknown or has no figures."""
+    if kind == "targets":
+        return _targets(record)
+    kinds = {"success": _success, "figures": _figures, **_MEMORY}
+    return kinds[kind](record["figures"])
+
+
+def memory_tables(figures: Mapping[str, Any]) -> list[str]:
+    """Those tables of `benchmarks.memory` that the figures are there for."""
+    needs = {"families": "success", "delays": "delays", "plan": "plan", "costs": "costs"}
+    return [_MEMORY[kind](figures) for kind, needed in needs.items() if needed in figures]
+
+
+def target_rows(targets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of a table of targets, as `benchmarks.record.Target.to_dict` gives them."""
+    return [
+        "| target | value | bound | met |",
+        "|---|---|---|---|",
+        *(
+            f"| {t['name']} | {t['value']:.3f} | {'>=' if t['at_least'] else '<='} {t['bound']:.3f} "
+            f"| {'yes' if t['met'] else '**no**'} |"
+            for t in targets
+        ),
     ]
+
+
+def _targets(record: Mapping[str, Any]) -> str:
     machine = record["machine"]
-    return "\n".join(
-        [
-            *rows,
-            "",
-            f"Commit `{record['commit'][:10]}`, {machine['cpu']}, {machine['os']}, seeds {_seeds(record)}.",
-        ]
-    )
+    where = f"Commit `{record['commit'][:10]}`, {machine['cpu']}, {machine['os']}, seeds {_seeds(record)}."
+    return "\n".join([*target_rows(record["targets"]), "", where])
 
 
-def _seeds(record: dict[str, Any]) -> str:
+def _seeds(record: Mapping[str, Any]) -> str:
     seeds = record["seeds"]
     return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} ({len(seeds)})"
 
 
-def _success(record: dict[str, Any]) -> str:
-    policies = record["figures"]["success"]
+def _success(figures: Mapping[str, Any]) -> str:
+    policies = figures["success"]
     rows = [f"| family | {' | '.join(policies)} | chance |", "|---|" + "---|" * (len(policies) + 1)]
     for family, row in next(iter(policies.values())).items():
         cells = [_cell(table[family]) for table in policies.values()]
@@ -64,15 +83,110 @@ def _success(record: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def _cell(row: dict[str, Any]) -> str:
+def _cell(row: Mapping[str, Any]) -> str:
     low, high = row["wilson95"]
     return f"{row['k']}/{row['n']} = {row['rate']:.2f} ({low:.2f}-{high:.2f})"
 
 
-def _figures(record: dict[str, Any]) -> str:
+def _figures(figures: Mapping[str, Any]) -> str:
     rows = ["| figure | mean | least | largest |", "|---|---|---|---|"]
-    rows += [f"| {name} | {f['mean']} | {f['min']} | {f['max']} |" for name, f in record["figures"].items()]
+    rows += [f"| {name} | {f['mean']} | {f['min']} | {f['max']} |" for name, f in figures.items()]
     return "\n".join(rows)
+
+
+def _families(figures: Mapping[str, Any]) -> str:
+    return _rates(figures["success"], "{}")
+
+
+def _delays(figures: Mapping[str, Any]) -> str:
+    return _rates(figures["delays"], "delay {}")
+
+
+def _rates(rates: Mapping[str, Mapping[str, Any]], heading: str) -> str:
+    """Mechanisms as rows, with chance in the last; n below."""
+    first = next(iter(rates.values()))
+    rows = [_line("mechanism", *(heading.format(name) for name in first)), "|---" * (len(first) + 1) + "|"]
+    rows += [_line(name, *map(_short_cell, row.values())) for name, row in rates.items()]
+    rows.append(_line("chance", *(f"{cell['chance']:.2f}" for cell in first.values())))
+    sizes = [cell["n"] for row in rates.values() for cell in row.values()]
+    n = str(min(sizes)) if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+    seeds = len(next(iter(first.values()))["seeds"])
+    return "\n".join(
+        [*rows, "", f"Wilson 95 % intervals; n = {n} episodes per cell, over {seeds} training seeds."]
+    )
+
+
+def _short_cell(row: Mapping[str, Any]) -> str:
+    low, high = row["wilson95"]
+    return f"{row['rate']:.2f} ({low:.2f}-{high:.2f})"
+
+
+def _costs(figures: Mapping[str, Any]) -> str:
+    headings = (
+        "mechanism",
+        "parameters",
+        "of them memory",
+        "state, bytes per episode",
+        "act, batch 1, ms",
+        "act, batch 8, ms",
+        "batch 8 against 8 acts",
+        "step 1000 / step 10",
+        "training frames/s",
+    )
+    rows = [_line(*headings), "|---" + "|--:" * (len(headings) - 1) + "|"]
+    rows += [
+        _line(
+            name,
+            f"{c['parameters']:,}",
+            f"{c['memory_parameters']:,}",
+            f"{c['state_bytes']:,}",
+            f"{c['act_ms_batch1']:.1f}",
+            f"{c['act_ms_batch8']:.1f}",
+            f"{c['batch8_speedup']:.1f} x",
+            f"{c['growth']:.2f}",
+            f"{c['frames_per_s']:.0f}",
+        )
+        for name, c in figures["costs"].items()
+    ]
+    return "\n".join(rows)
+
+
+def _plan(figures: Mapping[str, Any]) -> str:
+    plan = figures["plan"]
+    families = list(next(iter(plan["ways"].values()))["success"])
+    headings = ("reasoning", "tokens per control step", "wall ms per control step", "CPU ms per control step")
+    rows = [_line(*headings, *families), "|---" * (len(headings) + len(families)) + "|"]
+    rows += [
+        _line(
+            name,
+            f"{way['tokens_per_step']:.2f}",
+            f"{way['wall_ms_per_step']:.2f}",
+            f"{way['cpu_ms_per_step']:.2f}",
+            *(_cell(way["success"][family]) for family in families),
+        )
+        for name, way in plan["ways"].items()
+    ]
+    paired = plan["paired"]
+    verdict = "a significant loss" if plan["once_loses_significantly"] else "no significant loss"
+    tested = (
+        f"Once takes {plan['wall_speedup']:.1f} times less wall time and {plan['cpu_speedup']:.1f} times less CPU "
+        f"time. Of {paired['pairs']} layouts, {paired['only_once']} succeeded only with reasoning once and "
+        f"{paired['only_every_step']} only with reasoning at every step: {verdict} (exact McNemar, "
+        f"p = {paired['p_value']:.2g})."
+    )
+    return "\n".join([*rows, "", tested])
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+_MEMORY: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "families": _families,
+    "delays": _delays,
+    "plan": _plan,
+    "costs": _costs,
+}
 
 
 if __name__ == "__main__":

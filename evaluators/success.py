@@ -32,6 +32,7 @@ class SuccessConfig:
         suite: by name.
         episodes: task -> number; trial i plays held-out layout i, the same for every policy. Empty for 50 of
             every task of the suite.
+        first_layout: the first trial of every task; another slice of layouts than those of earlier studies.
         num_simulators: simulator actors.
         camera_size: pixels, of the images that the policy sees.
         max_attempts: runs of one episode before the evaluation gives up.
@@ -41,6 +42,7 @@ class SuccessConfig:
 
     suite: str = "recall"
     episodes: dict[str, int] = field(default_factory=dict)
+    first_layout: int = 0
     num_simulators: int = 2
     camera_size: int = 64
     max_attempts: int = 3
@@ -54,6 +56,8 @@ class SuccessConfig:
         for task, count in self.episodes.items():
             if count < 1:
                 raise ValueError(f"episodes.{task} is {count}; ask for 1 or more, or leave the task out")
+        if self.first_layout < 0:
+            raise ValueError(f"first_layout is {self.first_layout}; pass first_layout >= 0")
 
     def build(self, cache_dir: Path) -> SuccessEvaluation:
         """Opens the suite; Ray is needed once episodes run. ValueError for an unknown suite or task."""
@@ -81,7 +85,7 @@ class SuccessEvaluation:
         self.specs = [
             EpisodeSpec(suite.name, task.name, Split.HELD_OUT.seed(trial), trial)
             for task in self.tasks
-            for trial in range(episodes[task.name])
+            for trial in range(config.first_layout, config.first_layout + episodes[task.name])
         ]
         self._pool = SimPool(make_simulator, config.num_simulators)
         self._policy: PolicyService | None = None
@@ -150,6 +154,7 @@ class SuccessEvaluation:
             "suite": self._suite.name,
             "suite_version": self._suite.version,
             "camera_size": str(self._config.camera_size),
+            "first_layout": str(self._config.first_layout),
             "policy_sha256": source.sha256(),
             **fingerprint(),
         }

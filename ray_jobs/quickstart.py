@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from evaluators.console import success_table
 from ipvla.experiment import ExperimentConfig
 from ipvla.storage import SOURCE_TREE, StorageRoots
-from ipvla.tracking import MLflowSink, read_jsonl
+from ipvla.tracking import MLflowSink
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
 from ray_jobs.collect import CollectConfig, CollectSummary, collect
 from ray_jobs.evaluate import EvaluateConfig, Evaluation, comparison_table, evaluate, report
 from ray_jobs.progress import CollectionDisplay
 from ray_jobs.settings import parse
-from ray_jobs.train import TrainSummary, summarise
+from ray_jobs.side_by_side import train_side_by_side
+from ray_jobs.train import TrainSummary
 
 MEMORIES = ("none", "gru")
 _PRESETS = SOURCE_TREE / "ray_jobs" / "experiments" / "quickstart"
@@ -78,73 +73,6 @@ class QuickstartConfig(StorageRoots):
         policies = f"[{', '.join(MEMORIES)}]"
         config = parse(EvaluateConfig, [*self.preset("evaluate"), "--study", self.study, "--policies", policies])
         return replace(config, parent_run_id=parent_run_id)
-
-
-def train_all(config: QuickstartConfig, parent_run_id: str | None, console: Console) -> dict[str, TrainSummary]:
-    """Trains every policy side by side, each by its own `ray_jobs.train`, and shows how far they are.
-
-    Raises:
-        RuntimeError: a training failed; its log says why.
-    """
-    experiments = {memory: config.training(memory) for memory in MEMORIES}
-    with ExitStack() as stack:
-        progress = stack.enter_context(_training_progress(console))
-        jobs = {}
-        for memory, experiment in experiments.items():
-            experiment.run_directory.mkdir(parents=True, exist_ok=True)
-            log = stack.enter_context((experiment.run_directory / "log.txt").open("a"))
-            arguments = config.training_arguments(memory, parent_run_id)
-            jobs[memory] = subprocess.Popen(
-                [sys.executable, "-m", "ray_jobs.train", *arguments],
-                cwd=SOURCE_TREE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
-            )
-            stack.callback(_end, jobs[memory])
-        bars = {
-            memory: progress.add_task(f"training {memory}", total=experiment.training.steps, note="starting")
-            for memory, experiment in experiments.items()
-        }
-        while any(job.poll() is None for job in jobs.values()):
-            time.sleep(1)
-            for memory, experiment in experiments.items():
-                _show(progress, bars[memory], experiment.run_directory / "metrics.jsonl")
-                if jobs[memory].poll():
-                    raise RuntimeError(
-                        f"training {memory} failed; see {experiment.run_directory / 'log.txt'}, then start again"
-                    )
-    return {memory: summarise(experiment) for memory, experiment in experiments.items()}
-
-
-def _training_progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=console,
-        speed_estimate_period=120,
-    )
-
-
-def _show(progress: Progress, bar: Any, metrics: Path) -> None:
-    lines = read_jsonl(metrics) if metrics.exists() else []
-    if lines:
-        last = lines[-1]
-        note = f"loss {last['train/loss']:.3f}, {last['train/frames_per_s']:.0f} frames/s"
-        progress.update(bar, completed=last["step"], note=note)
-
-
-def _end(job: subprocess.Popen[bytes]) -> None:
-    if job.poll() is None:
-        job.send_signal(signal.SIGINT)
-        try:
-            job.wait(20)
-        except subprocess.TimeoutExpired:
-            job.kill()
 
 
 def _summary(
@@ -208,7 +136,8 @@ def main(config: QuickstartConfig) -> None:
             collected = collect(config.collection, display.update)
         stopwatch.read()
         console.rule("2/3  two policies on the same demonstrations: without and with memory")
-        trained = train_all(config, mlflow.run_id, console)
+        runs = {memory: config.training_arguments(memory, mlflow.run_id) for memory in MEMORIES}
+        trained = train_side_by_side(runs, console)
         stopwatch.read()
         console.rule("3/3  closed loop on layouts that neither has seen")
         settings = config.evaluation(mlflow.run_id)

@@ -54,6 +54,14 @@ def test_every_policy_gets_the_same_held_out_layouts():
     ]
 
 
+def test_a_study_may_begin_at_layouts_that_others_left_alone():
+    first, later = (SuccessEvaluation(each(3, first_layout=n), SUITE, Points()) for n in (0, 100))
+    assert [(s.trial, s.seed) for s in later.specs[:3]] == [(t, Split.HELD_OUT.seed(t)) for t in (100, 101, 102)]
+    assert not {spec.key for spec in first.specs} & {spec.key for spec in later.specs}
+    with pytest.raises(ValueError, match="first_layout is -1; pass first_layout >= 0"):
+        each(3, first_layout=-1)
+
+
 @pytest.mark.slow
 def test_an_evaluation_from_simulators_to_report(tmp_path, ray_cluster):
     remembers, left = policy(tmp_path / "gru", load_point), policy(tmp_path / "none", load_fixed_left)
