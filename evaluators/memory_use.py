@@ -1,0 +1,388 @@
+"""Is the memory used? The success that the same held-out episodes lose when the memory is changed at step t.
+
+Each probe of `ipvla.rollout.memory_probe` plays every episode that reaches control step t again. Episodes that
+end before t are not touched by it: their undisturbed result stands, so all rows are over the same n episodes. The
+donor of `swap` is the nearest earlier trial of the same task that reached t, or the nearest later one if there is
+none; its memory is recorded in the undisturbed pass.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluators.paired_difference import newcombe_paired_interval
+from evaluators.statistics import mcnemar_exact, wilson_interval
+from evaluators.success import SuccessConfig, SuccessEvaluation
+from evaluators.success_table import SuccessTable
+from ipvla.rollout.journal import Journal
+from ipvla.rollout.memory_probe import (
+    PROBES,
+    Probe,
+    ProbedSource,
+    ProbingService,
+    Record,
+    Shuffle,
+    Swap,
+    can_shuffle,
+    memory_file,
+)
+from ipvla.rollout.policy_actor import PolicyService, PolicySource
+from ipvla.rollout.policy_server import Policy
+from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators
+from ipvla.sim.suites import Suite, load_suite
+from ipvla.tracking import MetricSink
+from ipvla.types import EpisodeResult, EpisodeSpec
+
+#: (what is being played, episodes done, episodes in all)
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Which probes are made, and when; `build` opens the suite.
+
+    Attributes:
+        kinds: of `reset`, `freeze`, `swap`, `shuffle`.
+        times: control steps t, each below the horizon of every task that is played.
+    """
+
+    kinds: tuple[str, ...] = tuple(PROBES)
+    times: tuple[int, ...] = (10, 20, 30, 40)
+
+    def __post_init__(self) -> None:
+        for name in ("kinds", "times"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"probe.{name} is {list(values)}; name at least one, and none twice")
+        for kind in self.kinds:
+            if kind not in PROBES:
+                close = difflib.get_close_matches(kind, PROBES, n=1, cutoff=0.4)
+                hint = f"did you mean {close[0]!r}?" if close else f"choose of {', '.join(PROBES)}"
+                raise ValueError(f"probe.kinds: {kind!r} is no probe; {hint}")
+        if min(self.times) < 0:
+            raise ValueError(f"probe.times: {min(self.times)} lies before the episode; pass control steps >= 0")
+
+    def build(self, success: SuccessConfig, cache_dir: Path) -> MemoryUseEvaluation:
+        """Opens the suite of `success`; Ray is needed once episodes run. ValueError as `MemoryUseEvaluation`'s."""
+        suite = load_suite(success.suite, cache_dir)
+        return MemoryUseEvaluation(self, success, suite, SuiteSimulators(cache_dir, success.camera_size))
+
+
+@dataclass(frozen=True)
+class LossRow:
+    """One probe at one t on the episodes of one task or family.
+
+    Attributes:
+        name: the task's or the family's.
+        touched: episodes whose memory was changed; the others had ended before t (or had no donor).
+        both, only_undisturbed, only_probed, neither: episodes by when they succeeded.
+    """
+
+    name: str
+    probe: str
+    t: int
+    touched: int
+    both: int
+    only_undisturbed: int
+    only_probed: int
+    neither: int
+
+    @property
+    def n(self) -> int:
+        return self.both + self.only_undisturbed + self.only_probed + self.neither
+
+    @property
+    def undisturbed(self) -> int:
+        """Successes with the memory as it is."""
+        return self.both + self.only_undisturbed
+
+    @property
+    def k(self) -> int:
+        """Successes with the memory changed."""
+        return self.both + self.only_probed
+
+    @property
+    def wilson95(self) -> tuple[float, float]:
+        return wilson_interval(self.k, self.n)
+
+    @property
+    def lost(self) -> float:
+        """Undisturbed success rate minus the probed one."""
+        return (self.only_undisturbed - self.only_probed) / self.n
+
+    @property
+    def lost95(self) -> tuple[float, float]:
+        """Newcombe's paired interval of `lost`."""
+        return newcombe_paired_interval(self.both, self.only_undisturbed, self.only_probed, self.neither)
+
+    @property
+    def p_value(self) -> float:
+        """Exact McNemar test that the memory's change made no difference."""
+        return mcnemar_exact(self.only_undisturbed, self.only_probed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "name": self.name,
+            "probe": self.probe,
+            "t": self.t,
+            "n": self.n,
+            "touched": self.touched,
+            "undisturbed": self.undisturbed,
+            "k": self.k,
+            "rate": self.k / self.n,
+            "wilson95": list(self.wilson95),
+            "lost": self.lost,
+            "lost95": list(self.lost95),
+            "only_undisturbed": self.only_undisturbed,
+            "only_probed": self.only_probed,
+            "p_value": self.p_value,
+        }
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """What one policy loses.
+
+    Attributes:
+        policy: its name in reports.
+        tasks, families: by t, then probe, then in the suite's order.
+        undisturbed: the same episodes with the memory as it is.
+        left_out: probe -> why it could not be made.
+    """
+
+    policy: str
+    tasks: tuple[LossRow, ...]
+    families: tuple[LossRow, ...]
+    undisturbed: SuccessTable
+    left_out: Mapping[str, str]
+
+    def log(self, sink: MetricSink) -> None:
+        """`memory_use/<task>/<probe>`, the success lost, with its limits `/low` and `/high`, at step t."""
+        for row in self.tasks:
+            name, (low, high) = f"memory_use/{row.name}/{row.probe}", row.lost95
+            sink.log({name: row.lost, f"{name}/low": low, f"{name}/high": high}, step=row.t)
+
+    def write(self, path: Path) -> Path:
+        """Writes all of it as JSON; the file appears whole or not at all."""
+        described = {
+            "policy": self.policy,
+            "fingerprint": dict(self.undisturbed.fingerprint),
+            "undisturbed": {row.name: row.to_dict() for row in self.undisturbed.tasks},
+            "left_out": dict(self.left_out),
+            "tasks": [row.to_dict() for row in self.tasks],
+            "families": [row.to_dict() for row in self.families],
+        }
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(described, indent=1))
+        return unfinished.replace(path)
+
+
+@dataclass(frozen=True)
+class _Probed:
+    """One probe at one t, played."""
+
+    probe: Probe
+    touched: frozenset[str]  # EpisodeSpec.key
+    table: SuccessTable
+
+
+class MemoryUseEvaluation(SuccessEvaluation):
+    """Measures one policy after another; the simulators stay loaded in between.
+
+    Raises:
+        ValueError: an unknown task, a t at or after some task's horizon, or a swap with one episode of a task.
+    """
+
+    def __init__(
+        self, config: ProbeConfig, success: SuccessConfig, suite: Suite, make_simulator: MakeSimulator
+    ) -> None:
+        super().__init__(success, suite, make_simulator)
+        self._kinds, self._times = config.kinds, tuple(sorted(config.times))
+        shortest = min(self.tasks, key=lambda task: task.horizon)
+        if self._times[-1] >= shortest.horizon:
+            raise ValueError(
+                f"probe.times: no episode of {shortest.name} has a control step {self._times[-1]}, its horizon is "
+                f"{shortest.horizon}; choose t < {shortest.horizon}, or leave the task out of success.episodes"
+            )
+        lone = [task for task, episodes in success.episodes.items() if episodes < 2]
+        if Swap.kind in self._kinds and lone:
+            raise ValueError(
+                f"success.episodes.{lone[0]} is 1, which leaves swap no donor; play 2 or more, or drop swap from "
+                "probe.kinds"
+            )
+
+    def measure(
+        self,
+        name: str,
+        policy: Policy,
+        source: PolicySource,
+        directory: Path,
+        *,
+        on_progress: OnProgress = lambda what, done, total: None,
+    ) -> MemoryUse:
+        """Plays what the journals lack: `undisturbed.sqlite`, then one per probe and t.
+
+        Args:
+            name: the policy's, in tables.
+            policy: what `source` opens, here for its `execute` and the kind of tensors it remembers.
+            directory: of the journals and the donors' memories; the policy's actor must be able to write there.
+
+        Raises:
+            JournalError: a journal is of another policy, suite, protocol or set of library versions.
+            JobFailedError: an episode failed in every attempt.
+        """
+        left_out: dict[str, str] = {}
+        if Shuffle.kind in self._kinds and not can_shuffle(policy):
+            left_out[Shuffle.kind] = "the memory has no floating-point tensor whose values could be permuted"
+        cells = [(t, kind) for t in self._times for kind in self._kinds if kind not in left_out]
+        bar = _Bar(on_progress, len(self.specs), 1 + len(cells))
+
+        donors = directory / "donors" / self._digest(source)
+        recording = tuple(Record(t, donors) for t in self._times if Swap.kind in self._kinds)
+        bar.start(f"{name} undisturbed")
+        undisturbed = self.run(
+            name,
+            ProbedSource(source.load, source.directory, recording),
+            directory / "undisturbed.sqlite",
+            on_result=bar.advance,
+        )
+        reached = {t: _reached(undisturbed.results, t, policy.execute) for t in self._times}
+        self._record(ProbedSource(source.load, source.directory, recording), reached)
+
+        probed: list[_Probed] = []
+        for t, kind in cells:
+            probe, touched = PROBES[kind](t), frozenset(spec.key for spec in reached[t])
+            if kind == Swap.kind:
+                files = _donors(reached[t], t, donors)
+                probe, touched = Swap(t, files), frozenset(files)
+            bar.start(f"{name} {kind} at {t}")
+            table = self._play(name, probe, touched, source, undisturbed, directory, bar)
+            probed.append(_Probed(probe, touched, table))
+        bar.start(f"{name} done")
+        return MemoryUse(
+            name,
+            _rows(probed, undisturbed, {task.name: task.name for task in self.tasks}),
+            _rows(probed, undisturbed, {task.name: task.family for task in self.tasks}),
+            undisturbed,
+            left_out,
+        )
+
+    def fingerprint(self, source: PolicySource) -> dict[str, str]:
+        """Everything that a result depends on but its episode's key: the probe is part of it."""
+        probes = source.probes if isinstance(source, ProbedSource) else ()
+        made = {f"probe.{probe.kind}": str(probe.t) for probe in probes if probe.kind in PROBES}
+        return {**super().fingerprint(source), **made}
+
+    def _serve(self, source: PolicySource) -> PolicyService:
+        if not isinstance(self._policy, ProbingService) or self._policy.source != source:
+            if self._policy is not None:
+                self._policy.close()
+            self._policy = ProbingService(
+                source, threads=self._config.policy_threads, resources=self._config.policy_resources
+            )
+        self._policy.probes = source.probes if isinstance(source, ProbedSource) else ()
+        return self._policy
+
+    def _digest(self, source: PolicySource) -> str:
+        """Names the policy and all that its memory depends on: donors of another one must not be taken."""
+        described = json.dumps(self.fingerprint(source), sort_keys=True)
+        return hashlib.sha256(described.encode()).hexdigest()[:12]
+
+    def _record(self, source: ProbedSource, reached: Mapping[int, Sequence[EpisodeSpec]]) -> None:
+        """Plays episodes again whose memory at some t was not asked for when they were played."""
+        unrecorded = {
+            spec.key: spec
+            for probe in source.probes
+            if isinstance(probe, Record)
+            for spec in reached[probe.t]
+            if not memory_file(probe.directory, spec.key, probe.t).exists()
+        }
+        specs = list(unrecorded.values())
+        for _ in self._pool.run(specs, self._serve(source), max_attempts=self._config.max_attempts):
+            pass
+
+    def _play(
+        self,
+        name: str,
+        probe: Probe,
+        touched: frozenset[str],
+        source: PolicySource,
+        undisturbed: SuccessTable,
+        directory: Path,
+        bar: _Bar,
+    ) -> SuccessTable:
+        probed = ProbedSource(source.load, source.directory, (probe,))
+        journal = directory / f"{probe.kind}-{probe.t}.sqlite"
+        with Journal(journal, self.fingerprint(probed)) as records:
+            for result in undisturbed.results:
+                if result.spec.key not in touched:
+                    records.record(result)
+        return self.run(name, probed, journal, on_result=bar.advance)
+
+
+class _Bar:
+    """Counts stages of equally many episodes; those that a journal holds already are skipped over."""
+
+    def __init__(self, on_progress: OnProgress, episodes: int, stages: int) -> None:
+        self._on_progress, self._episodes, self._total = on_progress, episodes, episodes * stages
+        self._what, self._stage, self._played = "", -1, 0
+
+    def start(self, what: str) -> None:
+        self._what, self._stage, self._played = what, self._stage + 1, 0
+        self._tell()
+
+    def advance(self, result: EpisodeResult) -> None:
+        self._played += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        self._on_progress(self._what, self._stage * self._episodes + self._played, self._total)
+
+
+def _reached(results: Sequence[EpisodeResult], t: int, execute: int) -> list[EpisodeSpec]:
+    """Episodes with a policy step at or after control step t."""
+    return [result.spec for result in results if result.policy_steps > -(-t // execute)]
+
+
+def _donors(reached: Sequence[EpisodeSpec], t: int, directory: Path) -> dict[str, Path]:
+    """Episode -> its donor's memory at t. More episodes, played later, do not change anyone's donor."""
+    recorded = [spec for spec in reached if memory_file(directory, spec.key, t).exists()]
+    chosen = {}
+    for spec in reached:
+        others = [other for other in recorded if other.task == spec.task and other.trial != spec.trial]
+        if others:
+            donor = min(others, key=lambda other, own=spec.trial: (other.trial > own, abs(other.trial - own)))  # type: ignore[misc]
+            chosen[spec.key] = memory_file(directory, donor.key, t)
+    return chosen
+
+
+def _rows(probed: Sequence[_Probed], undisturbed: SuccessTable, group: Mapping[str, str]) -> tuple[LossRow, ...]:
+    """One row per probe, t and group of tasks."""
+    before = {result.spec.key: result.success for result in undisturbed.results}
+    rows = []
+    for played in probed:
+        groups: dict[str, list[EpisodeResult]] = {name: [] for name in group.values()}
+        for result in played.table.results:
+            groups[group[result.spec.task]].append(result)
+        for name, results in groups.items():
+            pairs = [(before[result.spec.key], result.success) for result in results]
+            rows.append(
+                LossRow(
+                    name,
+                    played.probe.kind,
+                    played.probe.t,
+                    touched=sum(result.spec.key in played.touched for result in results),
+                    both=pairs.count((True, True)),
+                    only_undisturbed=pairs.count((True, False)),
+                    only_probed=pairs.count((False, True)),
+                    neither=pairs.count((False, False)),
+                )
+            )
+    return tuple(rows)

@@ -1,0 +1,153 @@
+"""`python -m ray_jobs.memory_use`: success lost when the memory is reset, frozen, swapped or shuffled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from evaluators.memory_use import MemoryUse, ProbeConfig
+from evaluators.memory_use_plot import write_plot
+from evaluators.success import SuccessConfig
+from ipvla.policy import Policy
+from ipvla.rollout.policy_actor import PolicySource
+from ipvla.storage import StorageRoots
+from ray_jobs.cli import run
+from ray_jobs.cluster import connect
+from ray_jobs.policy_run import policy_run
+
+
+@dataclass(frozen=True)
+class MemoryUseJobConfig(StorageRoots):
+    """Which policies to probe, on what, how and when.
+
+    Attributes:
+        study: the MLflow experiment; results go to `run_root_dir/study/NAME/memory_use`.
+        policies: names of trained runs of this study (`run_root_dir/study/NAME/policy`).
+        success: suite, tasks, episodes, simulators.
+        probe: what is done to the memory, and at which control steps.
+        use_gpu: the policy actor takes one GPU.
+        parent_run_id: the MLflow run that the policies' runs are nested under, if any.
+    """
+
+    study: str = "recall"
+    policies: tuple[str, ...] = ()
+    success: SuccessConfig = field(default_factory=SuccessConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    use_gpu: bool = False
+    parent_run_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.policies:
+            raise ValueError('policies is empty; name trained runs, for example --policies "[gru, none]"')
+
+    @property
+    def directory(self) -> Path:
+        return self.runs / self.study
+
+
+def measure(config: MemoryUseJobConfig, console: Console) -> list[MemoryUse]:
+    """Plays what the journals lack, for one policy after another; writes and logs what each of them loses.
+
+    Raises:
+        CheckpointError: a policy does not exist or cannot be loaded.
+        ValueError: an unknown suite or task, or a t at or after a task's horizon.
+        JournalError: results of another policy or protocol lie where these should go.
+    """
+    config.prepare()
+    policies = {name: Policy.load(config.directory / name / "policy") for name in config.policies}
+    load, success = _placed(config)
+    measured = []
+    opened = config.probe.build(success, config.cache)  # what it refuses, it refuses before Ray is started
+    with connect(config), opened as evaluation, _progress(console) as progress:
+        for name, policy in policies.items():
+            run_directory = config.directory / name
+            bar = progress.add_task(name, total=None)
+            use = evaluation.measure(
+                name,
+                policy,
+                PolicySource(load, run_directory / "policy"),
+                run_directory / "memory_use",
+                on_progress=lambda what, done, total, bar=bar: progress.update(  # type: ignore[misc]
+                    bar, description=what, completed=done, total=total
+                ),
+            )
+            _publish(config, use)
+            measured.append(use)
+    return measured
+
+
+def _placed(config: MemoryUseJobConfig) -> tuple[Callable[[Path], Policy], SuccessConfig]:
+    """How the policy is loaded, and what its actor asks Ray for."""
+    if not config.use_gpu:
+        return Policy.load, config.success
+    resources = {"num_gpus": 1.0, **config.success.policy_resources}
+    return partial(Policy.load, device="cuda"), replace(config.success, policy_resources=resources)
+
+
+def _publish(config: MemoryUseJobConfig, use: MemoryUse) -> None:
+    """Numbers and pictures: beside the journals, and in the policy's MLflow run."""
+    path = config.directory / use.policy / "memory_use" / "memory_use"
+    files = [use.write(path.with_suffix(".json")), *write_plot(use, path)]
+    sink = policy_run(config, config.study, use.policy, config.parent_run_id)
+    use.log(sink)
+    for file in files:
+        sink.log_artifact(file)
+    sink.close()
+
+
+def loss_table(use: MemoryUse) -> Table:
+    """Per family, t and probe: success without and with the probe, success lost with its interval, McNemar's p."""
+    notes = [f"{probe} left out: {reason}" for probe, reason in use.left_out.items()]
+    table = Table(title=f"Is the memory of {use.policy} used?", caption="; ".join(notes) or None, pad_edge=False)
+    for heading in ("family", "probe"):
+        table.add_column(heading)
+    for heading in ("t", "success", "touched", "lost (95 %)", "p"):
+        table.add_column(heading, justify="right")
+    for row in sorted(use.families, key=lambda row: row.name):
+        low, high = row.lost95
+        table.add_row(
+            row.name,
+            row.probe,
+            str(row.t),
+            f"{row.undisturbed}/{row.n} → {row.k}/{row.n}",
+            str(row.touched),
+            f"{row.lost:.2f} ({low:.2f}, {high:.2f})",
+            f"{row.p_value:.1g}",
+        )
+    return table
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def main(config: MemoryUseJobConfig) -> None:
+    """Measures, prints a table per policy, and says where the plots are."""
+    console = Console()
+    for use in measure(config, console):
+        console.print(loss_table(use))
+        console.print(f"plot: {config.directory / use.policy / 'memory_use' / 'memory_use.png'}")
+
+
+if __name__ == "__main__":
+    run(MemoryUseJobConfig, main, __doc__)

@@ -1,0 +1,54 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluators.paired_difference import newcombe_paired_interval
+
+tables = st.tuples(*[st.integers(0, 200)] * 4).filter(any)
+
+
+@pytest.mark.parametrize(
+    ("table", "low", "high"),
+    [
+        # Altman et al., Statistics with Confidence (2000), table 6.2.
+        ((14, 5, 0, 22), 0.011, 0.226),
+        # Fagerland, Lydersen and Laake, Statistical Analysis of Contingency Tables (2017), chapter 8.
+        ((1, 1, 7, 12), -0.507, -0.026),
+    ],
+)
+def test_newcombe_reproduces_published_intervals(table, low, high):
+    assert newcombe_paired_interval(*table) == pytest.approx((low, high), abs=6e-4)
+
+
+@given(tables)
+def test_the_interval_holds_the_difference_and_stays_possible(table):
+    _, first, second, _ = table
+    low, high = newcombe_paired_interval(*table)
+    difference = (first - second) / sum(table)
+    assert -1 <= low <= difference + 1e-12
+    assert difference - 1e-12 <= high <= 1
+
+
+@given(tables)
+def test_exchanging_the_policies_mirrors_the_interval(table):
+    both, first, second, neither = table
+    low, high = newcombe_paired_interval(*table)
+    assert newcombe_paired_interval(both, second, first, neither) == pytest.approx((-high, -low), abs=1e-9)
+
+
+@given(tables)
+def test_success_and_failure_are_treated_alike(table):
+    both, first, second, neither = table
+    other = newcombe_paired_interval(neither, first, second, both)
+    assert newcombe_paired_interval(*table) == pytest.approx(other, abs=1e-9)
+
+
+def test_pairs_that_agree_narrow_the_interval():
+    paired, at_random = newcombe_paired_interval(45, 5, 5, 45), newcombe_paired_interval(25, 25, 25, 25)
+    assert at_random[0] < paired[0] < 0 < paired[1] < at_random[1]
+
+
+@pytest.mark.parametrize("arguments", [(0, 0, 0, 0), (-1, 1, 1, 1), (1, 1, 1, 1, 1.0)])
+def test_the_impossible_is_refused(arguments):
+    with pytest.raises(ValueError, match=r"negative|needs|use"):
+        newcombe_paired_interval(*arguments)
