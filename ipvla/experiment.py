@@ -132,8 +132,8 @@ class ExperimentConfig(StorageRoots):
         )
         if policy.model.memory.plan_tokens and not dataset.episode(0).reasoning:
             raise DatasetError(
-                f"dataset: {dataset.directory} has no plans (step feature `reasoning`), which memory.type prompt is "
-                "trained on; collect it again, or choose another memory"
+                f"dataset: {dataset.directory} has no plans (step feature `reasoning`), which memory.type prompt "
+                "is trained on; collect it again, or choose another memory"
             )
         lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size)
         return Experiment(policy, state, lanes)

@@ -96,11 +96,12 @@ class CollectConfig(StorageRoots):
         return self.runs / "collect" / self.dataset
 
     def wanted(self, suite: Suite) -> dict[str, int]:
-        """Task -> number, in the suite's order. ValueError if the suite lacks a task."""
+        """Task -> number, in the suite's order, tasks that it does not list last. ValueError if it lacks one."""
         for task in self.demonstrations:
             suite.task(task)
-        counts = {task.name: self.demonstrations.get(task.name, 0) for task in suite.tasks}
-        return {task: count for task, count in counts.items() if count}
+        listed = [task.name for task in suite.tasks if task.name in self.demonstrations]
+        names = dict.fromkeys([*listed, *self.demonstrations])
+        return {task: self.demonstrations[task] for task in names if self.demonstrations[task]}
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 
@@ -32,7 +26,8 @@ from ipvla.storage import StorageRoots
 from ipvla.types import EpisodeResult
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
-from ray_jobs.policy_run import policy_run
+from ray_jobs.policy_run import placed, policy_run
+from ray_jobs.progress import episode_progress
 
 
 @dataclass(frozen=True)
@@ -88,8 +83,8 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     tables: list[SuccessTable] = []
     videos: list[Video] = []
     run_ids: dict[str, str | None] = {}
-    load, success = _placed(config)
-    with connect(config), success.build(config.cache) as evaluation, _progress(console) as progress:
+    load, success = placed(config.success, config.use_gpu)
+    with connect(config), success.build(config.cache) as evaluation, episode_progress(console) as progress:
         for name, directory in directories.items():
             bar = progress.add_task(f"playing {name}", total=len(evaluation.specs))
             run_directory = directory.parent
@@ -115,14 +110,6 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
             run_ids[name] = sink.run_id
         comparisons = [c for a, b in combinations(tables, 2) for c in compare(a, b, evaluation.tasks)]
     return Evaluation(tuple(tables), tuple(comparisons), tuple(videos), run_ids)
-
-
-def _placed(config: EvaluateConfig) -> tuple[Callable[[Path], Policy], SuccessConfig]:
-    """How the policy is loaded, and what its actor asks Ray for."""
-    if not config.use_gpu:
-        return Policy.load, config.success
-    resources = {"num_gpus": 1.0, **config.success.policy_resources}
-    return partial(Policy.load, device="cuda"), replace(config.success, policy_resources=resources)
 
 
 def report(config: EvaluateConfig, evaluation: Evaluation, title: str, note: str = "") -> Path:
@@ -151,17 +138,6 @@ def comparison_table(comparisons: tuple[PairedComparison, ...]) -> Table:
 
 def _advance(progress: Progress, bar: TaskID, result: EpisodeResult) -> None:
     progress.advance(bar)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def main(config: EvaluateConfig) -> None:

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from evaluators.memory_use import MemoryUse, ProbeConfig
@@ -26,7 +16,8 @@ from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import StorageRoots
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
-from ray_jobs.policy_run import policy_run
+from ray_jobs.policy_run import placed, policy_run
+from ray_jobs.progress import episode_progress
 
 
 @dataclass(frozen=True)
@@ -68,10 +59,10 @@ def measure(config: MemoryUseJobConfig, console: Console) -> list[MemoryUse]:
     """
     config.prepare()
     policies = {name: Policy.load(config.directory / name / "policy") for name in config.policies}
-    load, success = _placed(config)
+    load, success = placed(config.success, config.use_gpu)
     measured = []
     opened = config.probe.build(success, config.cache)  # what it refuses, it refuses before Ray is started
-    with connect(config), opened as evaluation, _progress(console) as progress:
+    with connect(config), opened as evaluation, episode_progress(console) as progress:
         for name, policy in policies.items():
             run_directory = config.directory / name
             bar = progress.add_task(name, total=None)
@@ -87,14 +78,6 @@ def measure(config: MemoryUseJobConfig, console: Console) -> list[MemoryUse]:
             _publish(config, use)
             measured.append(use)
     return measured
-
-
-def _placed(config: MemoryUseJobConfig) -> tuple[Callable[[Path], Policy], SuccessConfig]:
-    """How the policy is loaded, and what its actor asks Ray for."""
-    if not config.use_gpu:
-        return Policy.load, config.success
-    resources = {"num_gpus": 1.0, **config.success.policy_resources}
-    return partial(Policy.load, device="cuda"), replace(config.success, policy_resources=resources)
 
 
 def _publish(config: MemoryUseJobConfig, use: MemoryUse) -> None:
@@ -128,17 +111,6 @@ def loss_table(use: MemoryUse) -> Table:
             f"{row.p_value:.1g}",
         )
     return table
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def main(config: MemoryUseJobConfig) -> None:

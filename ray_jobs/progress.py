@@ -1,4 +1,4 @@
-"""What a collection shows while it runs: bars on a terminal, a log line now and then elsewhere."""
+"""What jobs show while they run: bars on a terminal, for a collection a log line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 _LOG_EVERY_S = 10.0
 _logger = logging.getLogger(__name__)
@@ -82,3 +90,15 @@ class CollectionDisplay:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+
+def episode_progress(console: Console) -> Progress:
+    """Bars over episodes that are being played."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )

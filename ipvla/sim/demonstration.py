@@ -23,6 +23,8 @@ class Demonstration:
         images: camera name -> uint8 [T, H, W, 3], upright RGB.
         state: float32 [T, 8], LIBERO's proprioception.
         action: float32 [T, 7] in [-1, 1]; the expert's label, without the noise that was played.
+        reasoning: T strings: the plan as it should read once the step's observation has been seen, see
+            `ipvla.sim.recall.plan`. Empty: none was recorded.
     """
 
     task: str
@@ -32,12 +34,18 @@ class Demonstration:
     images: dict[str, npt.NDArray[np.uint8]]
     state: npt.NDArray[np.float32]
     action: npt.NDArray[np.float32]
+    reasoning: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         steps = {len(self.state), len(self.action), *map(len, self.images.values())}
         if len(steps) != 1 or steps == {0}:
             raise ValueError(
                 f"a demonstration's records have lengths {sorted(steps)}; they must be equal and not 0"
+            )
+        if self.reasoning and len(self.reasoning) != len(self):
+            raise ValueError(
+                f"reasoning has {len(self.reasoning)} strings for {len(self)} control steps; "
+                "give one per step, or () for none"
             )
 
     def __len__(self) -> int:
@@ -58,6 +66,7 @@ class Demonstration:
                 seed=np.array(self.seed, dtype=np.int64),
                 state=self.state,
                 action=self.action,
+                reasoning=np.array(self.reasoning, dtype=np.str_),
                 **arrays,  # type: ignore[arg-type]
             )
             os.replace(partial, path)
@@ -80,6 +89,8 @@ class Demonstration:
                     images={name[7:]: file[name] for name in file.files if name.startswith("images/")},
                     state=file["state"],
                     action=file["action"],
+                    # Files from before plans were recorded have no such array.
+                    reasoning=tuple(map(str, file["reasoning"])) if "reasoning" in file.files else (),
                 )
         except (FileNotFoundError, PermissionError):
             raise

@@ -22,15 +22,17 @@ class Suite:
         version: results of different versions are not comparable.
         tasks: all of them, in the order of reports.
         build: makes the simulator of a task's name at a camera size.
+        unlisted: the task of a name that is not in `tasks`, None if there is none either.
     """
 
     name: str
     version: str
     tasks: tuple[Task, ...]
     build: Callable[[str, int], Simulator]
+    unlisted: Callable[[str], Task | None] = lambda name: None
 
     def task(self, name: str) -> Task:
-        """The task of this name.
+        """The task of this name, listed or not.
 
         Raises:
             ValueError: the suite has no such task.
@@ -38,6 +40,9 @@ class Suite:
         for task in self.tasks:
             if task.name == name:
                 return task
+        unlisted = self.unlisted(name)
+        if unlisted is not None:
+            return unlisted
         raise _unknown(f"task of suite {self.name}", name, [task.name for task in self.tasks])
 
     def simulator(self, task_name: str, camera_size: int = 64) -> Simulator:

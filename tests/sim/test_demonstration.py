@@ -6,7 +6,7 @@ import pytest
 from ipvla.sim.demonstration import Demonstration
 
 
-def demonstration(steps=5):
+def demonstration(steps=5, reasoning=True):
     rng = np.random.default_rng(1)
     return Demonstration(
         task="ground_red",
@@ -16,6 +16,7 @@ def demonstration(steps=5):
         images={"agentview": rng.integers(0, 255, size=(steps, 8, 8, 3), dtype=np.uint8)},
         state=rng.normal(size=(steps, 8)).astype(np.float32),
         action=rng.normal(size=(steps, 7)).astype(np.float32),
+        reasoning=tuple(f"PLAN: press red SUBTASK: {t} press red" for t in range(steps)) if reasoning else (),
     )
 
 
@@ -31,6 +32,7 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(pictures, other.images[camera], strict=True)
     np.testing.assert_array_equal(one.state, other.state, strict=True)
     np.testing.assert_array_equal(one.action, other.action, strict=True)
+    assert one.reasoning == other.reasoning
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -38,6 +40,23 @@ def test_what_is_saved_is_loaded(tmp_path):
     saved.save(tmp_path / "deep" / "0.npz")
     assert_equal(Demonstration.load(tmp_path / "deep" / "0.npz"), saved)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["0.npz"]
+
+
+def test_a_demonstration_without_reasoning_has_none_after_loading(tmp_path):
+    demonstration(reasoning=False).save(tmp_path / "0.npz")
+    assert Demonstration.load(tmp_path / "0.npz").reasoning == ()
+
+
+def test_a_file_from_before_reasoning_was_recorded_is_read(tmp_path):
+    saved = demonstration()
+    saved.save(tmp_path / "new.npz")
+    with np.load(tmp_path / "new.npz") as file:
+        np.savez_compressed(
+            tmp_path / "old.npz", **{name: file[name] for name in file.files if name != "reasoning"}
+        )
+    loaded = Demonstration.load(tmp_path / "old.npz")
+    assert loaded.reasoning == ()
+    np.testing.assert_array_equal(loaded.action, saved.action)
 
 
 def test_the_same_demonstration_gives_the_same_bytes(tmp_path):
@@ -75,4 +94,13 @@ def test_unequal_lengths_and_empty_episodes_are_refused():
     with pytest.raises(ValueError, match="lengths"):
         Demonstration(**{**vars(whole), "state": whole.state[:-1]})
     with pytest.raises(ValueError, match="not 0"):
-        Demonstration(**{**vars(whole), "images": {}, "state": whole.state[:0], "action": whole.action[:0]})
+        Demonstration(
+            **{**vars(whole), "reasoning": (), "images": {}, "state": whole.state[:0], "action": whole.action[:0]}
+        )
+
+
+@pytest.mark.parametrize("count", [1, 4, 6])
+def test_reasoning_of_another_length_is_refused(count):
+    whole = demonstration()
+    with pytest.raises(ValueError, match=f"reasoning has {count} strings for 5 control steps; give one per step"):
+        Demonstration(**{**vars(whole), "reasoning": ("PLAN:",) * count})

@@ -85,7 +85,18 @@ def test_looking_does_not_change_the_world(simulator_of, actions):
 
 
 @pytest.mark.parametrize(
-    ("task", "at"), [("recall", 0), ("recall", 3), ("ground_red", 0), ("count_red2_blue1", 30), ("place", 40)]
+    ("task", "at"),
+    [
+        ("recall", 0),
+        ("recall", 3),
+        ("ground_red", 0),
+        ("count_red2_blue1", 30),
+        ("place", 40),
+        ("order_3", 10),
+        ("cups", 3),
+        ("cups", 34),
+        ("cups", 56),
+    ],
 )
 def test_a_restored_state_has_the_same_future(simulator_of, suite, actions, task, at):
     simulator = simulator_of(task)

@@ -11,12 +11,36 @@ from ipvla.sim.suites import SUITES, load_suite
 
 def test_the_recall_suite_lists_its_tasks(suite):
     assert suite.name in SUITES
-    assert {task.family for task in suite.tasks} == {"ground", "recall", "count", "place"}
+    families = {"ground", "recall", "count", "place", "delay", "items", "order", "cups"}
+    assert {task.family for task in suite.tasks} == families
     assert len({task.name for task in suite.tasks}) == len(suite.tasks)
     for task in suite.tasks:
         assert len(set(task.phrasings)) == len(task.phrasings) >= 3
         assert 0 <= task.chance <= 1
         assert suite.task(task.name) is task
+
+
+def test_recall_is_to_be_had_with_any_delay(suite):
+    listed = [task.name for task in suite.tasks if task.family == "delay"]
+    assert listed == [f"recall_delay_{steps}" for steps in (20, 50, 100, 200)]
+    for steps in (10, 35, 200):
+        task = suite.task(f"recall_delay_{steps}")
+        assert (task.name, task.family, task.delay_steps) == (f"recall_delay_{steps}", "delay", steps)
+        assert task.horizon - task.locked_steps == suite.task("recall").horizon - suite.task("recall").locked_steps
+
+
+@pytest.mark.parametrize("steps", [1, 9, 201, 5000])
+def test_a_delay_out_of_range_is_refused(suite, steps):
+    with pytest.raises(
+        ValueError, match=f"'recall_delay_{steps}' has a delay of {steps} .* choose one of 10 to 200"
+    ):
+        suite.task(f"recall_delay_{steps}")
+
+
+@pytest.mark.parametrize("name", ["recall_delay_", "recall_delay_035", "recall_delay_-5", "recall_delay_35 "])
+def test_a_delay_that_is_no_number_is_no_task(suite, name):
+    with pytest.raises(ValueError, match=r"is no task of suite recall\. Did you mean 'recall_delay_"):
+        suite.task(name)
 
 
 def test_listing_tasks_imports_no_physics_engine(cache_dir):

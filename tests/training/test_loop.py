@@ -11,7 +11,16 @@ import torch
 
 from ipvla.data.lanes import LaneConfig
 from ipvla.experiment import Experiment, ExperimentConfig
-from ipvla.models.memory import NoMemoryConfig
+from ipvla.models.memory import (
+    BankMemoryConfig,
+    GRUMemoryConfig,
+    KVMemoryConfig,
+    LatentMemoryConfig,
+    MemoryConfig,
+    NoMemoryConfig,
+    PromptMemoryConfig,
+    WindowMemoryConfig,
+)
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import CheckpointError, Policy
 from ipvla.tracking import JsonlSink, Sinks, read_jsonl
@@ -44,18 +53,34 @@ def loss_of(config: ExperimentConfig, experiment: Experiment) -> float:
     return sum(losses) / len(losses)
 
 
-@pytest.mark.slow
-def test_memory_learns_what_the_current_frame_does_not_show(make_experiment: Make) -> None:
-    remembering = make_experiment(
-        lanes=LaneConfig(lanes=4, window=20, stride=2), training=TrainingConfig(steps=250, precision="fp32")
+def trained_loss(make_experiment: Make, memory: MemoryConfig) -> float:
+    config = make_experiment(
+        lanes=LaneConfig(lanes=4, window=20, stride=2), training=TrainingConfig(steps=130, precision="fp32")
     )
-    forgetting = replace(remembering, model=replace(remembering.model, memory=NoMemoryConfig()))
-    losses = {}
-    for config in (remembering, forgetting):
-        experiment = config.build(WORLD)
-        run(config, experiment)
-        losses[type(config.model.memory).__name__] = loss_of(config, experiment)
-    assert losses["GRUMemoryConfig"] < 0.3 * losses["NoMemoryConfig"], losses
+    config = replace(config, model=replace(config.model, memory=memory))
+    experiment = config.build(WORLD)
+    run(config, experiment)
+    return loss_of(config, experiment)
+
+
+#: Every episode is bright or dark at first and acts by it to the end; a policy that must guess loses more than this.
+GUESSING = 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [
+    GRUMemoryConfig(hidden=16), LatentMemoryConfig(tokens=2), BankMemoryConfig(length=4), WindowMemoryConfig(),
+    KVMemoryConfig(length=16), PromptMemoryConfig(plan_tokens=12),
+], ids=lambda memory: type(memory).__name__)  # fmt: skip
+def test_memory_learns_what_the_current_frame_does_not_show(make_experiment: Make, memory: MemoryConfig) -> None:
+    loss = trained_loss(make_experiment, memory)
+    print("LOSS", type(memory).__name__, loss)
+    assert loss < 0.4 * GUESSING
+
+
+@pytest.mark.slow
+def test_no_memory_does_not_learn_it(make_experiment: Make) -> None:
+    assert trained_loss(make_experiment, NoMemoryConfig()) > GUESSING
 
 
 @pytest.mark.parametrize("stop", [3, 6])

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 _WORDS = """
-a after again an and are arm at before begin beginning begins block blue bottom bowl bowls box button buttons
+a after again an and are arm at ball before begin beginning begins block blue bottom bowl bowls box button buttons
 by changed color colour count cube cubes cup did do does down drop each end finally first five flashed four
 from front go gray green grey gripper hand has hidden how in inside into is it item lamp last later left light
 lights lit many more move moved moves near no not object objects of off on once one open orange order other

@@ -5,12 +5,15 @@ What is kept is gated, so that a token can outlast many steps:
 
     m' = z * m + (1 - z) * tanh(W o),   z = sigmoid(U [o; m] + b)
 
-with m learned at an episode's start and b drawn by chrono initialisation (Tallec and Ollivier, arXiv 1804.11188).
+with m learned at an episode's start. The gates' horizons T, b = log(T - 1), are drawn log-uniformly up to `horizon`
+policy steps: chrono initialisation (Tallec and Ollivier, arXiv 1804.11188), whose uniform draw leaves so few fast units
+that tokens hardly take anything in, and did not begin to learn.
 Training goes back through the window's steps and, within each, through the language layers.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +52,7 @@ class LatentMemory(BackboneMemory):
         self.candidate = nn.Linear(width, width)
         self.gate = nn.Linear(2 * width, width)
         with torch.no_grad():
-            self.gate.bias.copy_(torch.empty(width).uniform_(1, horizon - 1).log())
+            self.gate.bias.uniform_(0, math.log(horizon - 1))
 
     def initial(self, batch: int) -> Memory:
         return {"latent": self.start.float().expand(batch, -1, -1)}

@@ -49,6 +49,6 @@ def bddl_text(task: RecallTask) -> str:
 def _goal(task: RecallTask) -> str:
     if task.program:
         return f"(PressedInOrder {' '.join(task.names[i] for i in task.program)})"
-    if task.cue_steps:
+    if task.items:
         return f"(PressedCue {' '.join(task.names)})"
     return f"(In {' '.join(task.names)})"

@@ -1,4 +1,4 @@
-"""What is random in an episode, drawn from its seed alone: layout, cue and phrasing."""
+"""What is random in an episode, drawn from its seed alone: layout, cues, swaps and phrasing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.sim.recall.scene import MIN_DISTANCE_M, WORKSPACE_X_M, WORKSPACE_Y_M
+from ipvla.sim.recall.swaps import arcs_are_clear
 from ipvla.sim.recall.tasks import RecallTask
 
 _SEEDS = 2**32
@@ -21,14 +22,17 @@ class Episode:
     Attributes:
         seed: in [0, 2^32).
         instruction: one of the task's phrasings.
-        cue: index of the button that lights up, None for tasks without a cue.
-        positions_m: float64 [objects, 2], x and y relative to the table's centre.
+        cues: indices of the objects that are shown at the start, all different; empty for tasks without a cue.
+            In the order of their lighting up where that counts, else from left to right in the picture.
+        positions_m: float64 [objects, 2], x and y relative to the table's centre, before any swap.
+        swaps: pairs of indices of the objects that change places, one pair after another.
     """
 
     seed: int
     instruction: str
-    cue: int | None
+    cues: tuple[int, ...]
     positions_m: npt.NDArray[np.float64]
+    swaps: tuple[tuple[int, int], ...] = ()
 
 
 def episode_rng(task: RecallTask, seed: int, purpose: str) -> np.random.Generator:
@@ -48,16 +52,35 @@ def draw_episode(task: RecallTask, seed: int) -> Episode:
     if not 0 <= seed < _SEEDS:
         raise ValueError(f"seed {seed} is outside [0, 2^32); take it from Split.TRAIN.seed or Split.HELD_OUT.seed")
     phrasing = int(episode_rng(task, seed, "phrasing").integers(len(task.phrasings)))
-    cue = int(episode_rng(task, seed, "cue").integers(len(task.objects))) if task.cue_steps else None
-    return Episode(seed, task.phrasings[phrasing], cue, _layout(task, seed))
+    positions = _layout(task, seed)
+    return Episode(seed, task.phrasings[phrasing], _cues(task, seed, positions), positions, _swaps(task, seed))
+
+
+def _cues(task: RecallTask, seed: int, positions_m: npt.NDArray[np.float64]) -> tuple[int, ...]:
+    rng = episode_rng(task, seed, "cue")
+    if task.items == 1:
+        return (int(rng.integers(len(task.objects))),)
+    cues = rng.permutation(len(task.objects))[: task.items].tolist()
+    return tuple(cues if task.ordered else sorted(cues, key=lambda i: positions_m[i, 1]))
+
+
+def _swaps(task: RecallTask, seed: int) -> tuple[tuple[int, int], ...]:
+    """Pairs drawn with replacement: after two swaps of three objects each is in each place equally often."""
+    rng = episode_rng(task, seed, "swaps")
+    pairs = (rng.permutation(len(task.objects))[:2].tolist() for _ in range(task.swaps))
+    return tuple((first, second) for first, second in pairs)
 
 
 def _layout(task: RecallTask, seed: int) -> npt.NDArray[np.float64]:
-    """Uniform over the layouts in which no two objects are closer than `MIN_DISTANCE_M`."""
+    """Uniform over the layouts in which no two objects are closer than `MIN_DISTANCE_M`.
+
+    Where objects will be swapped, any two must be able to: so the layout tells nothing about the swaps.
+    """
     rng = episode_rng(task, seed, "layout")
     low, high = np.transpose([WORKSPACE_X_M, WORKSPACE_Y_M])
     while True:
         positions = rng.uniform(low, high, size=(len(task.objects), 2))
         distances = np.linalg.norm(positions[:, None] - positions, axis=-1)
-        if (distances[np.triu_indices(len(positions), k=1)] >= MIN_DISTANCE_M).all():
+        apart = (distances[np.triu_indices(len(positions), k=1)] >= MIN_DISTANCE_M).all()
+        if apart and (not task.swaps or arcs_are_clear(positions)):
             return positions

@@ -1,4 +1,4 @@
-"""The scripted expert, which sees the true state, and the demonstrations that it gives."""
+"""The scripted expert, which sees the true state, and the demonstrations that it gives: actions and plans."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ipvla.sim.demonstration import Demonstration
 from ipvla.sim.libero import LiberoSimulator
 from ipvla.sim.recall.episode import episode_rng
+from ipvla.sim.recall.plan import plan_text
 from ipvla.sim.recall.scene import BUTTON_HEIGHT_M, TABLE_TOP_M
 from ipvla.sim.recall.tasks import RecallTask
 from ipvla.sim.simulator import Simulator
@@ -21,16 +22,25 @@ Vector = npt.NDArray[np.float64]
 
 #: Noise levels of demonstrations; an episode draws one. The share of a task's family scales it.
 NOISE_LEVELS: Final = (0.0, 0.3, 0.6)
-_NOISE_SHARE = {"ground": 1.0, "recall": 1.0, "count": 1.0, "place": 0.6}
+_NOISE_SHARE = {
+    "ground": 1.0,
+    "recall": 1.0,
+    "delay": 1.0,
+    "items": 1.0,
+    "order": 1.0,
+    "cups": 1.0,
+    "count": 1.0,
+    "place": 0.6,
+}
 _NOISE_DECAY = 0.7
 
 #: Action per metre of error: a full command from 2.5 cm on.
 _GAIN_PER_M = 40.0
 _OPEN, _CLOSE = -1.0, 1.0
 
-_BUTTON_TOP_M = TABLE_TOP_M + BUTTON_HEIGHT_M
-#: A press aims below the button's top, so that the fingers surely touch it.
-_PRESS_M = _BUTTON_TOP_M - 0.02
+#: A press aims below the top, so that the fingers surely touch it; in between they travel this far above it.
+_PRESS_DEPTH_M = 0.02
+_CLEARANCE_M = 0.10 - BUTTON_HEIGHT_M
 _FUNNEL_RADIUS_M, _FUNNEL_SLOPE = 0.022, 3.0
 
 #: Place: how far above the table the cube's centre travels, and where it is let go.
@@ -50,7 +60,7 @@ class Expert:
     """
 
     def __init__(self, simulator: Simulator, rng: np.random.Generator) -> None:
-        scripts = {"ground": self._press, "recall": self._press, "count": self._press, "place": self._place}
+        scripts = {family: self._place if family == "place" else self._press for family in _NOISE_SHARE}
         self._problem = _recall_problem(simulator)
         family = simulator.task.family
         if family not in scripts:
@@ -59,8 +69,10 @@ class Expert:
                 f"choose a task of one of: {', '.join(scripts)}"
             )
         self._script = scripts[family]
+        camera = self._problem.camera()
+        self._cells = [camera.cell(self._problem.top_m(i)) for i in range(len(self._problem.task.objects))]
         self._spot_m = rng.normal(0.0, 0.006, size=2)
-        self._travel_m = TABLE_TOP_M + 0.10 + rng.uniform(-0.01, 0.015)
+        self._clearance_m = _CLEARANCE_M + rng.uniform(-0.01, 0.015)
         self._phase = 0
         self._waited = 0
 
@@ -68,17 +80,24 @@ class Expert:
         """float64 [7] in [-1, 1], the action for the state that the world is in now."""
         return self._script()
 
+    def reason(self) -> str:
+        """The plan in words, as of the observation of the state that the world is in now; see `plan`."""
+        problem = self._problem
+        return plan_text(problem.episode, problem.machine, self._cells, carried=problem.carried())
+
     def _press(self) -> Vector:
         machine = self._problem.machine
         hand = self._problem.fingertips_m()
         if machine.locked:
             return self._towards(hand, hand, _CLOSE)
+        top = self._problem.top_m((machine.todo or machine.program)[0])
+        travel = top[2] + self._clearance_m
         if machine.success or not machine.armed:
-            return self._towards(hand, np.array([*hand[:2], self._travel_m]), _CLOSE)
-        target = self._problem.position_m(machine.program[machine.progress])[:2] + self._spot_m
+            return self._towards(hand, np.array([*hand[:2], travel]), _CLOSE)
+        target = top[:2] + self._spot_m
         # A funnel over the button: no lower than its distance allows, so that the fingers come from above.
         distance = float(np.linalg.norm(target - hand[:2]))
-        height = min(_PRESS_M + _FUNNEL_SLOPE * max(distance - _FUNNEL_RADIUS_M, 0.0), self._travel_m)
+        height = min(top[2] - _PRESS_DEPTH_M + _FUNNEL_SLOPE * max(distance - _FUNNEL_RADIUS_M, 0.0), travel)
         return self._towards(hand, np.array([*target, height]), _CLOSE)
 
     def _place(self) -> Vector:
@@ -152,11 +171,12 @@ def demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
     expert = Expert(simulator, rng)
     level = float(rng.choice(NOISE_LEVELS)) * _NOISE_SHARE[task.family]
     noise = np.zeros(3)
-    observations, actions = [], []
+    observations, actions, reasoning = [], [], []
     for _ in range(task.horizon):
         action = expert.act()
         observations.append(simulator.observe())
         actions.append(action.astype(np.float32))
+        reasoning.append(expert.reason())
         noise = _NOISE_DECAY * noise + rng.normal(0.0, 0.7 * level, size=3)
         played = action.copy()
         played[:3] = np.clip(played[:3] + noise, -1.0, 1.0)
@@ -173,5 +193,6 @@ def demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
                 images={camera: np.stack([o.images[camera] for o in observations]) for camera in cameras},
                 state=np.stack([o.proprio for o in observations]),
                 action=np.stack(actions),
+                reasoning=tuple(reasoning),
             )
     return None

@@ -1,4 +1,4 @@
-"""Buttons, cubes and a bowl built from primitive geoms: LIBERO objects that need no asset files.
+"""Buttons, cups, cubes and a bowl built from primitive geoms: LIBERO objects that need no asset files.
 
 Import only after `ipvla.sim.libero.configure`.
 """
@@ -15,11 +15,15 @@ from libero.libero.envs.base_object import OBJECTS_DICT
 from robosuite.models.objects import MujocoGeneratedObject
 
 from ipvla.sim.recall.scene import (
+    BALL_RADIUS_M,
     BOWL_HEIGHT_M,
     BOWL_RADIUS_M,
     BUTTON_HEIGHT_M,
     BUTTON_RADIUS_M,
     CUBE_HALF_SIZE_M,
+    CUP_HEIGHT_M,
+    CUP_RADIUS_M,
+    CUP_RGBA,
     PALETTE,
     TABLE_TOP_M,
     Rgba,
@@ -33,6 +37,7 @@ _PLANAR = ({**_SLIDE, "name": "x", "axis": "1 0 0"}, {**_SLIDE, "name": "y", "ax
 _FREE = ({"type": "free", "name": "free", "damping": "0.0005"},)
 #: Collides with the robot and with free objects, but not with the table or with other fixtures.
 _FIXTURE = {"contype": "1", "conaffinity": "0"}
+_UNTOUCHABLE = {"contype": "0", "conaffinity": "0"}
 
 _BOWL_SIDES = 10
 _BOWL_WALL_M = 0.004
@@ -82,6 +87,23 @@ class Button(ProceduralObject):
         size = _numbers((BUTTON_RADIUS_M, BUTTON_HEIGHT_M / 2))
         cap = {"name": "cap", "type": "cylinder", "size": size, "mass": "1", **_FIXTURE}
         super().__init__(name, [cap], _PLANAR, PALETTE[colour], BUTTON_HEIGHT_M / 2)
+
+
+class Cup(ProceduralObject):
+    """A closed upright cylinder with a place for a ball inside, which is drawn only where there is one."""
+
+    def __init__(self, name: str) -> None:
+        size = _numbers((CUP_RADIUS_M, CUP_HEIGHT_M / 2))
+        cap = {"name": "cap", "type": "cylinder", "size": size, "mass": "1", **_FIXTURE}
+        ball = {
+            "name": "ball",
+            "type": "sphere",
+            "size": _numbers((BALL_RADIUS_M,)),
+            "pos": _numbers((0, 0, BALL_RADIUS_M - CUP_HEIGHT_M / 2)),
+            "mass": "0.001",
+            **_UNTOUCHABLE,
+        }
+        super().__init__(name, [cap, ball], _PLANAR, CUP_RGBA, CUP_HEIGHT_M / 2)
 
 
 class Cube(ProceduralObject):
@@ -134,4 +156,4 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 OBJECTS_DICT.update({f"{colour}_button": partial(Button, colour=colour) for colour in PALETTE})
-OBJECTS_DICT.update({"red_cube": partial(Cube, colour="red"), "bowl": Bowl})
+OBJECTS_DICT.update({"red_cube": partial(Cube, colour="red"), "bowl": Bowl, "cup": Cup})

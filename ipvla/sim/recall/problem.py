@@ -20,25 +20,33 @@ from robosuite.models.arenas import Arena
 from robosuite.models.tasks import ManipulationTask
 
 import ipvla.sim.recall.objects as _objects  # noqa: F401  registers buttons, cubes and the bowl
+from ipvla.sim.libero import CAMERA
 from ipvla.sim.recall.arena import table_size_m
 from ipvla.sim.recall.episode import Episode, draw_episode
 from ipvla.sim.recall.light_robot import draw_collision_meshes
+from ipvla.sim.recall.picture import PinholeCamera
 from ipvla.sim.recall.render_context import RenderContext
 from ipvla.sim.recall.scene import (
+    BALL_RGBA,
     BOWL_RADIUS_M,
     BUTTON_HEIGHT_M,
     CUE_RGBA,
     FLASH_RGBA,
+    GLASS_RGBA,
+    INVISIBLE_RGBA,
     LAMP_OFF_RGBA,
     LAMP_ON_RGBA,
     TABLE_TOP_M,
 )
 from ipvla.sim.recall.state_machine import StateMachine
+from ipvla.sim.recall.swaps import positions_m
 from ipvla.sim.recall.tasks import RecallTask
 from ipvla.sim.simulator import StepOutcome
 
 #: The hand counts as raised above this height of the fingertips over the buttons.
 _RAISED_M = 0.035
+#: An object counts as carried above this height of its centre over the table.
+_CARRIED_M = 0.06
 
 
 class RecallProblem(BDDLBaseDomain):
@@ -67,7 +75,11 @@ class RecallProblem(BDDLBaseDomain):
 
     def begin(self, seed: int) -> None:
         self._start(draw_episode(self.task, seed))
-        for name, (x, y) in zip(self.task.names, self.episode.positions_m, strict=True):
+        self._place(self.episode.positions_m)
+
+    def _place(self, positions_m: npt.NDArray[np.float64]) -> None:
+        """Puts the objects down at [objects, 2]."""
+        for name, (x, y) in zip(self.task.names, positions_m, strict=True):
             thing = self.objects_dict[name]
             if len(thing.joints) == 1:
                 pose = [x, y, TABLE_TOP_M + thing.base_height_m, 1.0, 0.0, 0.0, 0.0]
@@ -78,7 +90,7 @@ class RecallProblem(BDDLBaseDomain):
 
     def _start(self, episode: Episode) -> None:
         self.episode = episode
-        self.machine = StateMachine(self.task, cue=episode.cue)
+        self.machine = StateMachine(self.task, cues=episode.cues)
 
     @property
     def instruction(self) -> str:
@@ -93,10 +105,16 @@ class RecallProblem(BDDLBaseDomain):
 
     def step(self, action: npt.NDArray[np.float64]) -> None:
         """One control step, as robosuite's `step` does it but for what it repeats every 2 ms to no effect here:
-        a second forward pass, polling the sensors, and checks of the action's size. A quarter of the time."""
+        a second forward pass, polling the sensors, and checks of the action's size. A quarter of the time.
+
+        While the arm is locked nothing moves but the objects that change places: then there is no physics at all.
+        """
+        if self.machine.locked:
+            self._wait()
+            return
         robot, gripper = self.robots[0], np.array(action[-1:])
         model, data = self.sim.model._model, self.sim.data._data
-        robot.controller.set_goal(np.zeros(6) if self.machine.locked else action[:-1])
+        robot.controller.set_goal(action[:-1])
         low, high = robot.torque_limits
         for _ in range(round(self.control_timestep / self.model_timestep)):
             data.ctrl[robot._ref_joint_actuator_indexes] = np.clip(robot.controller.run_controller(), low, high)
@@ -109,10 +127,23 @@ class RecallProblem(BDDLBaseDomain):
         mujoco.mj_camlight(model, data)
         self._judge()
 
+    def _wait(self) -> None:
+        self.machine.advance()
+        if self.episode.swaps:
+            self._place(self.positions_planned_m())
+            mujoco.mj_kinematics(self.sim.model._model, self.sim.data._data)
+
+    def positions_planned_m(self) -> npt.NDArray[np.float64]:
+        """float64 [objects, 2], x and y of where the episode has put the objects by now."""
+        return positions_m(self.task, self.episode.positions_m, self.episode.swaps, self.machine.t)
+
     def paint(self) -> None:
         colours = {i: self.objects_dict[name].rgba for i, name in enumerate(self.task.names)}
-        if self.machine.lit is not None:
-            colours[self.machine.lit] = CUE_RGBA
+        revealed = self.machine.lit if self._balls else ()
+        for cup, geom in self._balls.items():
+            colours[cup] = GLASS_RGBA if revealed else colours[cup]
+            self.sim.model.geom_rgba[geom] = BALL_RGBA if cup in revealed else INVISIBLE_RGBA
+        colours |= {button: CUE_RGBA for button in self.machine.lit if button not in self._balls}
         if self.machine.flashing is not None:
             colours[self.machine.flashing] = FLASH_RGBA
         for button, geom in self._caps.items():
@@ -130,7 +161,8 @@ class RecallProblem(BDDLBaseDomain):
         names = self.task.names
         return {
             "pressed": [names[button] for button in self.machine.pressed],
-            "cue": None if self.episode.cue is None else names[self.episode.cue],
+            "cues": [names[cue] for cue in self.episode.cues],
+            "swaps": [[names[first], names[second]] for first, second in self.episode.swaps],
             "instruction": self.instruction,
         }
 
@@ -141,6 +173,26 @@ class RecallProblem(BDDLBaseDomain):
     def position_m(self, index: int) -> npt.NDArray[np.float64]:
         """float64 [3], the centre of the task's `index`-th object, in world coordinates."""
         return np.array(self.sim.data.body_xpos[self.obj_body_id[self.task.names[index]]])
+
+    def top_m(self, index: int) -> npt.NDArray[np.float64]:
+        """float64 [3], the middle of the upper side of the task's `index`-th object, in world coordinates."""
+        top = self.position_m(index)
+        top[2] += self.objects_dict[self.task.names[index]].base_height_m
+        return top
+
+    def carried(self) -> bool:
+        """Place: the first object is up in the air, or over the second one."""
+        if not self.task.delivers:
+            return False
+        cargo, goal = self.position_m(0), self.position_m(1)
+        over = np.linalg.norm(cargo[:2] - goal[:2]) < BOWL_RADIUS_M
+        return bool(over or cargo[2] > TABLE_TOP_M + _CARRIED_M)
+
+    def camera(self) -> PinholeCamera:
+        """The one that observations are taken with."""
+        camera, data = self.sim.model.camera_name2id(CAMERA), self.sim.data
+        fovy = float(self.sim.model.cam_fovy[camera])
+        return PinholeCamera(np.array(data.cam_xpos[camera]), data.cam_xmat[camera].reshape(3, 3).copy(), fovy)
 
     # ---- robosuite's hooks ----
 
@@ -165,6 +217,8 @@ class RecallProblem(BDDLBaseDomain):
         super()._setup_references()
         model = self.sim.model
         self._lamp = model.geom_name2id("go_lamp")
+        balls = {i: f"{name}_ball_visual" for i, name in enumerate(self.task.names)}
+        self._balls = {i: model.geom_name2id(name) for i, name in balls.items() if name in model.geom_names}
         buttons = {i: n for i, n in enumerate(self.task.names) if f"{n}_cap" in model.geom_names}
         self._caps = {i: model.geom_name2id(f"{name}_cap_visual") for i, name in buttons.items()}
         self._button_of_geom = {model.geom_name2id(f"{name}_cap"): i for i, name in buttons.items()}
@@ -192,7 +246,7 @@ class RecallProblem(BDDLBaseDomain):
 
     def _delivered(self) -> bool:
         """Place: the first object lies in the second, and the hand has let go of it."""
-        if self.task.program or self.task.cue_steps:
+        if not self.task.delivers:
             return False
         cargo, goal = self.position_m(0), self.position_m(1)
         inside = np.linalg.norm(cargo[:2] - goal[:2]) < 0.75 * BOWL_RADIUS_M and cargo[2] < TABLE_TOP_M + 0.05

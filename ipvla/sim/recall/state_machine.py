@@ -1,4 +1,4 @@
-"""Decides a Recall episode: cue, lock, presses, flash, success and failure. No physics in here."""
+"""Decides a Recall episode: cues, lock, presses, flash, success and failure. No physics in here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StateMachine:
 
     Attributes:
         task: the task being played.
-        cue: index of the button that lights up, None for tasks without a cue.
+        cues: indices of the objects that are shown, as in `Episode`; empty for tasks without a cue.
         t: control steps since the reset.
         pressed: buttons pressed so far, in order.
         armed: the hand has been raised since the last press.
@@ -27,7 +27,7 @@ class StateMachine:
     """
 
     task: RecallTask
-    cue: int | None = None
+    cues: tuple[int, ...] = ()
     t: int = 0
     pressed: list[int] = field(default_factory=list)
     armed: bool = True
@@ -36,8 +36,17 @@ class StateMachine:
 
     @property
     def program(self) -> tuple[int, ...]:
-        """The presses that solve this episode, in order."""
-        return self.task.program if self.cue is None else (self.cue,)
+        """The presses that solve this episode, in order where the order counts."""
+        return self.cues or self.task.program
+
+    @property
+    def todo(self) -> tuple[int, ...]:
+        """What is left of the program; none of it once the episode has failed."""
+        if self.failure:
+            return ()
+        if self.task.ordered:
+            return self.program[len(self.pressed) :]
+        return tuple(button for button in self.program if button not in self.pressed)
 
     @property
     def progress(self) -> int:
@@ -46,11 +55,13 @@ class StateMachine:
 
     @property
     def success(self) -> bool:
-        return tuple(self.pressed) == self.program if self.program else self.delivered
+        return not self.todo and not self.failure if self.program else self.delivered
 
     @property
     def failure(self) -> bool:
-        return tuple(self.pressed) != self.program[: len(self.pressed)]
+        if self.task.ordered:
+            return tuple(self.pressed) != self.program[: len(self.pressed)]
+        return len(set(self.pressed)) < len(self.pressed) or not set(self.pressed) <= set(self.program)
 
     @property
     def locked(self) -> bool:
@@ -58,9 +69,19 @@ class StateMachine:
         return self.t < self.task.locked_steps
 
     @property
-    def lit(self) -> int | None:
-        """The button that shows the cue now."""
-        return self.cue if self.t < self.task.cue_steps else None
+    def shown(self) -> tuple[int, ...]:
+        """The cues that have been shown so far, those of now included."""
+        if not self.task.ordered:
+            return self.cues
+        return self.cues[: 1 + self.t // (self.task.cue_steps + self.task.gap_steps)] if self.cues else ()
+
+    @property
+    def lit(self) -> tuple[int, ...]:
+        """The objects that are shown now."""
+        if not self.task.ordered:
+            return self.cues if self.t < self.task.cue_steps else ()
+        since = self.t - (len(self.shown) - 1) * (self.task.cue_steps + self.task.gap_steps)
+        return self.shown[-1:] if since < self.task.cue_steps else ()
 
     @property
     def flashing(self) -> int | None:

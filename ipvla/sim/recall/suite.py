@@ -7,18 +7,21 @@ from pathlib import Path
 from ipvla.sim.libero import LiberoSimulator, configure, write_atomically
 from ipvla.sim.recall.arena import arena_mjcf
 from ipvla.sim.recall.bddl import bddl_text
-from ipvla.sim.recall.tasks import TASKS, VERSION, RecallTask
+from ipvla.sim.recall.tasks import TASKS, VERSION, RecallTask, unlisted_task
 from ipvla.sim.suites import Suite
 
 
 def recall_suite(cache_dir: Path) -> Suite:
     """The embedded suite. Its generated files go to `cache_dir/libero`."""
 
+    listed = {task.name: task for task in TASKS}
+
     def build(name: str, camera_size: int) -> LiberoSimulator:
-        task = next(task for task in TASKS if task.name == name)
+        task = listed.get(name) or unlisted_task(name)
+        assert task is not None, "the suite has looked the name up before"
         return build_simulator(task, cache_dir, camera_size)
 
-    return Suite("recall", VERSION, TASKS, build)
+    return Suite("recall", VERSION, TASKS, build, unlisted_task)
 
 
 def build_simulator(task: RecallTask, cache_dir: Path, camera_size: int = 64) -> LiberoSimulator:

@@ -5,6 +5,15 @@ Chance is the success probability of a policy that moves well but ignores what t
 * **ground** tests reading the colour: ignoring it, one of three buttons is pressed, 1/3.
 * **recall** tests remembering the cue: without it, the three grey buttons look alike, 1/3. No memoryless
   policy can do better, because the cue is drawn uniformly and the arm stays locked until it is long gone.
+* **delay** is recall with a longer delay, 1/3.
+* **items** tests remembering several cues at once: ignoring them, k different ones of five grey buttons are
+  pressed, one choice of C(5, k): 1/10 for two and for three. A policy that also forgets which buttons it has
+  pressed does worse, because a second press of a button fails.
+* **order** tests remembering a sequence: ignoring it, k different ones of four grey buttons are pressed in some
+  order, one of 4!/(4 - k)!: 1/12 for two and 1/24 for three. Knowing the set alone gives 1/k!.
+* **cups** tests following what is out of sight: the three cups look alike once the ball is covered, 1/3. Knowing
+  only where the ball was gives 1/3 as well: the swaps' pairs are drawn independently and uniformly, so that after
+  two of them the ball is under each of the three places equally often.
 * **count** tests knowing how many presses have been made: after every red press such a policy turns to blue
   with some probability p. It then makes exactly one red press with probability p and exactly two with p(1 - p);
   at the fair coin p = 1/2 this is 1/2 and 1/4. For two presses 1/4 is also the best over p, so it bounds
@@ -15,17 +24,22 @@ Chance is the success probability of a policy that moves well but ignores what t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ipvla.sim.recall.scene import PALETTE
 from ipvla.sim.simulator import Task
 
 #: Raised whenever a change makes results incomparable with earlier ones.
-VERSION: Final = "1"
+VERSION: Final = "2"
 
 _CUE_STEPS = 5
 _DELAY_STEPS = 10
+_GAP_STEPS = 3
+_SWAP_STEPS = 16
+_SWAP_PAUSE_STEPS = 4
 _FLASH_STEPS = 8  # 0.4 s: whoever looks every 4 steps sees every press twice
 
 
@@ -36,15 +50,27 @@ class RecallTask(Task):
     Attributes:
         objects: LIBERO object categories in the scene, e.g. `red_button`; one category may stand several times.
         program: indices into `objects`: the presses that solve the task, in order. Empty where the cue decides
-            (`cue_steps` > 0) and where nothing is to be pressed.
-        cue_steps: how long one button, drawn from the seed, is lit at the start; 0 for no cue.
-        delay_steps: how long the arm stays locked after the cue, until the go-lamp comes on.
+            (`items` > 0) and where nothing is to be pressed.
+        items: how many objects, drawn from the seed, are shown at the start; 0 for no cue.
+        ordered: they are shown one after another, and to be pressed in that order; otherwise together, in any.
+        cue_steps: how long each of them is shown.
+        gap_steps: dark steps between two of them, if ordered.
+        swaps: how many times two objects change places after the cue.
+        swap_steps: how long each swap takes.
+        swap_pause_steps: rest before each swap.
+        delay_steps: how long the arm stays locked after cue and swaps, until the go-lamp comes on.
         flash_steps: how long a button acknowledges a press by turning white.
     """
 
     objects: tuple[str, ...]
     program: tuple[int, ...] = ()
+    items: int = 0
+    ordered: bool = True
     cue_steps: int = 0
+    gap_steps: int = 0
+    swaps: int = 0
+    swap_steps: int = 0
+    swap_pause_steps: int = 0
     delay_steps: int = 0
     flash_steps: int = _FLASH_STEPS
 
@@ -54,9 +80,25 @@ class RecallTask(Task):
         return tuple(f"{c}_{self.objects[: i + 1].count(c)}" for i, c in enumerate(self.objects))
 
     @property
+    def delivers(self) -> bool:
+        """There is nothing to press: the first object has to get into the second one."""
+        return not self.program and not self.items
+
+    @property
+    def shown_steps(self) -> int:
+        """Control steps at the start of an episode until all cues have been shown."""
+        if not self.ordered:
+            return self.cue_steps
+        return self.items * self.cue_steps + max(self.items - 1, 0) * self.gap_steps
+
+    def swap_start(self, index: int) -> int:
+        """The control step from which the `index`-th swap moves its objects."""
+        return self.shown_steps + index * self.swap_steps + (index + 1) * self.swap_pause_steps
+
+    @property
     def locked_steps(self) -> int:
         """Control steps at the start of an episode in which the arm does not move."""
-        return self.cue_steps + self.delay_steps
+        return self.shown_steps + self.swaps * (self.swap_pause_steps + self.swap_steps) + self.delay_steps
 
 
 def _ground(colour: str, objects: tuple[str, ...]) -> RecallTask:
@@ -77,6 +119,75 @@ def _ground(colour: str, objects: tuple[str, ...]) -> RecallTask:
     )
 
 
+_RECALL = RecallTask(
+    name="recall",
+    family="recall",
+    phrasings=(
+        "press the button that lit up",
+        "push the button that was lit at the start",
+        "press the one that lit up before",
+        "remember which button lights up and press it",
+    ),
+    horizon=100,
+    chance=1 / 3,
+    objects=("gray_button",) * 3,
+    items=1,
+    cue_steps=_CUE_STEPS,
+    delay_steps=_DELAY_STEPS,
+)
+
+_DELAY_NAME = re.compile(r"recall_delay_([1-9][0-9]*)")
+_DELAYS = range(10, 201)
+
+
+def _delay(steps: int) -> RecallTask:
+    horizon = _RECALL.horizon - _RECALL.delay_steps + steps
+    return replace(_RECALL, name=f"recall_delay_{steps}", family="delay", horizon=horizon, delay_steps=steps)
+
+
+_WORDS = {2: "two", 3: "three"}
+
+
+def _items(count: int) -> RecallTask:
+    number = _WORDS[count]
+    return RecallTask(
+        name=f"items_{count}",
+        family="items",
+        phrasings=(
+            f"press the {number} buttons that lit up",
+            f"push each of the {number} buttons that were lit at the start",
+            f"remember which {number} buttons light up and press them",
+        ),
+        horizon=60 + 40 * count,
+        chance=1 / math.comb(5, count),
+        objects=("gray_button",) * 5,
+        items=count,
+        ordered=False,
+        cue_steps=_CUE_STEPS,
+        delay_steps=_DELAY_STEPS,
+    )
+
+
+def _order(count: int) -> RecallTask:
+    number = _WORDS[count]
+    return RecallTask(
+        name=f"order_{count}",
+        family="order",
+        phrasings=(
+            f"press the {number} buttons in the order in which each lit up",
+            f"push the {number} buttons in the sequence that was shown",
+            f"remember the {number} lights and press the buttons in the same order",
+        ),
+        horizon=60 + 45 * count,
+        chance=1 / math.perm(4, count),
+        objects=("gray_button",) * 4,
+        items=count,
+        cue_steps=_CUE_STEPS,
+        gap_steps=_GAP_STEPS,
+        delay_steps=_DELAY_STEPS,
+    )
+
+
 _COLOURED = ("red_button", "green_button", "blue_button")
 
 TASKS: Final[tuple[RecallTask, ...]] = (
@@ -84,21 +195,7 @@ TASKS: Final[tuple[RecallTask, ...]] = (
     _ground("green", _COLOURED),
     _ground("blue", _COLOURED),
     _ground("yellow", ("red_button", "green_button", "yellow_button")),
-    RecallTask(
-        name="recall",
-        family="recall",
-        phrasings=(
-            "press the button that lit up",
-            "push the button that was lit at the start",
-            "press the one that lit up before",
-            "remember which button lights up and press it",
-        ),
-        horizon=100,
-        chance=1 / 3,
-        objects=("gray_button",) * 3,
-        cue_steps=_CUE_STEPS,
-        delay_steps=_DELAY_STEPS,
-    ),
+    _RECALL,
     RecallTask(
         name="count_red2_blue1",
         family="count",
@@ -138,4 +235,42 @@ TASKS: Final[tuple[RecallTask, ...]] = (
         chance=0.0,
         objects=("red_cube", "bowl"),
     ),
+    *map(_delay, (20, 50, 100, 200)),
+    *map(_items, (2, 3)),
+    *map(_order, (2, 3)),
+    RecallTask(
+        name="cups",
+        family="cups",
+        phrasings=(
+            "press the cup that has the red ball in it",
+            "remember where the red ball is and touch the cup",
+            "push the cup with the red ball hidden under it",
+        ),
+        horizon=150,
+        chance=1 / 3,
+        objects=("cup",) * 3,
+        items=1,
+        cue_steps=_CUE_STEPS,
+        swaps=2,
+        swap_steps=_SWAP_STEPS,
+        swap_pause_steps=_SWAP_PAUSE_STEPS,
+        delay_steps=_DELAY_STEPS,
+    ),
 )
+
+
+def unlisted_task(name: str) -> RecallTask | None:
+    """The task of this name that `TASKS` leaves out: `recall_delay_<n>` with any delay of 10 to 200 control steps.
+
+    Raises:
+        ValueError: the delay is outside that range.
+    """
+    match = _DELAY_NAME.fullmatch(name)
+    if match is None:
+        return None
+    steps = int(match[1])
+    if steps not in _DELAYS:
+        raise ValueError(
+            f"{name!r} has a delay of {steps} control steps; choose one of {_DELAYS[0]} to {_DELAYS[-1]}"
+        )
+    return _delay(steps)

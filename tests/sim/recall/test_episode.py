@@ -1,5 +1,8 @@
 """Everything random in an episode comes from its seed and from nothing else."""
 
+from collections import Counter
+from itertools import combinations, permutations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +11,8 @@ from hypothesis import strategies as st
 from ipvla.sim.recall.episode import draw_episode
 from ipvla.sim.recall.scene import MIN_DISTANCE_M, WORKSPACE_X_M, WORKSPACE_Y_M
 from ipvla.sim.recall.tasks import TASKS
+
+TASK = {task.name: task for task in TASKS}
 
 seeds = st.integers(0, 2**32 - 1)
 tasks = st.sampled_from(TASKS)
@@ -20,7 +25,7 @@ def test_a_seed_gives_one_episode_whatever_the_global_generator_did(task, seed):
     before = np.random.get_state()[1].copy()
     second = draw_episode(task, seed)
     assert (np.random.get_state()[1] == before).all()
-    assert (first.instruction, first.cue) == (second.instruction, second.cue)
+    assert (first.instruction, first.cues, first.swaps) == (second.instruction, second.cues, second.swaps)
     np.testing.assert_array_equal(first.positions_m, second.positions_m)
 
 
@@ -34,14 +39,38 @@ def test_objects_lie_in_reach_and_apart(task, seed):
     assert distances.min() >= MIN_DISTANCE_M
 
 
-@settings(max_examples=10)
+@settings(max_examples=3)
 @given(st.integers(0, 2**31))
 def test_every_cue_and_every_phrasing_comes_up(start):
     for task in TASKS:
-        drawn = [draw_episode(task, seed) for seed in range(start, start + 100)]
+        drawn = [draw_episode(task, seed) for seed in range(start, start + 60)]
         assert {episode.instruction for episode in drawn} == set(task.phrasings)
-        cues = {episode.cue for episode in drawn}
-        assert cues == (set(range(len(task.objects))) if task.cue_steps else {None})
+        assert {len(episode.cues) for episode in drawn} == {task.items}
+        cues = {cue for episode in drawn for cue in episode.cues}
+        assert cues == (set(range(len(task.objects))) if task.items else set())
+
+
+@given(tasks, seeds)
+def test_no_object_is_a_cue_twice(task, seed):
+    cues = draw_episode(task, seed).cues
+    assert len(set(cues)) == len(cues)
+
+
+@given(st.sampled_from([TASK["items_2"], TASK["items_3"]]), seeds)
+def test_cues_without_an_order_are_listed_from_left_to_right(task, seed):
+    episode = draw_episode(task, seed)
+    across = episode.positions_m[list(episode.cues), 1]
+    assert (np.diff(across) > 0).all()
+
+
+def test_every_order_of_cues_and_every_pair_of_cups_comes_up_equally_often():
+    episodes = [draw_episode(TASK["order_2"], seed) for seed in range(1200)]
+    counts = Counter(episode.cues for episode in episodes)
+    assert set(counts) == set(permutations(range(4), 2))
+    assert min(counts.values()) > 60, "of 100 expected"
+    swaps = Counter(tuple(sorted(pair)) for seed in range(300) for pair in draw_episode(TASK["cups"], seed).swaps)
+    assert set(swaps) == set(combinations(range(3), 2))
+    assert min(swaps.values()) > 150, "of 200 expected"
 
 
 def test_tasks_do_not_share_layouts():

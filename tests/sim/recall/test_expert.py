@@ -1,6 +1,7 @@
 """The scripted expert solves every family, and its demonstrations are reproducible and clean."""
 
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -13,13 +14,23 @@ SEEDS = range(500, 503)
 
 
 @pytest.mark.parametrize(
-    "task", ["ground_red", "ground_green", "ground_blue", "ground_yellow", "recall", "count_red1_blue1"]
+    "task",
+    [
+        "ground_red",
+        "ground_green",
+        "ground_blue",
+        "ground_yellow",
+        "recall",
+        "recall_delay_35",
+        "count_red1_blue1",
+        "cups",
+    ],
 )
 def test_it_solves_the_button_tasks(simulator_of, task):
     assert all(demonstrate(simulator_of(task), seed) is not None for seed in SEEDS)
 
 
-@pytest.mark.parametrize("task", ["count_red2_blue1", "place"])
+@pytest.mark.parametrize("task", ["count_red2_blue1", "place", "items_3", "order_3"])
 def test_it_solves_the_long_tasks_nearly_always(simulator_of, task):
     assert sum(demonstrate(simulator_of(task), seed) is not None for seed in SEEDS) >= 2
 
@@ -35,6 +46,7 @@ def test_a_demonstration_is_a_function_of_task_and_seed(simulator_of):
     np.testing.assert_array_equal(first.images["agentview"], again.images["agentview"])
     np.testing.assert_array_equal(first.state, again.state)
     np.testing.assert_array_equal(first.action, again.action)
+    assert first.reasoning == again.reasoning
 
 
 def test_a_demonstration_has_one_record_per_control_step(simulator_of):
@@ -46,6 +58,21 @@ def test_a_demonstration_has_one_record_per_control_step(simulator_of):
     assert shown.state.dtype == shown.action.dtype == np.float32
     assert np.abs(shown.action).max() <= 1
     assert (shown.action[:, 3:6] == 0).all()
+
+
+def test_a_demonstration_tells_the_plan_at_each_step(simulator_of):
+    counting = demonstrate(simulator_of("count_red1_blue1"), 7)
+    assert [text for text, _ in groupby(counting.reasoning)] == [
+        "PLAN: red blue SUBTASK: 1 press red",
+        "PLAN: red blue SUBTASK: 2 press blue",
+    ]
+    placing = demonstrate(simulator_of("place"), 0)
+    assert [text for text, _ in groupby(placing.reasoning)] == [
+        "PLAN: cube bowl SUBTASK: 1 pick cube",
+        "PLAN: cube bowl SUBTASK: 2 place bowl",
+    ]
+    for shown in (counting, placing):
+        assert len(shown.reasoning) == len(shown)
 
 
 def test_labels_are_the_experts_own_actions_not_the_noisy_ones(simulator_of):

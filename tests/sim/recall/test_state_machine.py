@@ -24,12 +24,26 @@ def play(machine, steps):
     return machine
 
 
-def a_machine(name, cue=None):
-    return StateMachine(TASK[name], cue=cue)
+def a_machine(name, *cues):
+    return StateMachine(TASK[name], cues)
+
+
+def press(machine, buttons):
+    return play(machine, [step for button in buttons for step in ((button, False, False), LIFT)])
 
 
 any_machine = st.sampled_from(
-    [("ground_red", None), ("recall", 1), ("count_red2_blue1", None), ("count_red1_blue1", None), ("place", None)]
+    [
+        ("ground_red",),
+        ("recall", 1),
+        ("count_red2_blue1",),
+        ("count_red1_blue1",),
+        ("place",),
+        ("items_2", 1, 0),
+        ("items_3", 0, 1, 3),
+        ("order_2", 1, 0),
+        ("cups", 0),
+    ]
 )
 
 
@@ -61,6 +75,7 @@ def test_a_saved_machine_has_the_same_future(which, before, after):
         play(copy, [step])
         assert copy == machine
         assert (copy.lit, copy.flashing, copy.locked) == (machine.lit, machine.flashing, machine.locked)
+        assert copy.todo == machine.todo
 
 
 @given(st.integers(1, 20))
@@ -87,10 +102,7 @@ def test_the_program_succeeds_and_nothing_shorter(name):
 
 @pytest.mark.parametrize("presses", [[1], [0, 1], [0, 0, 0]])
 def test_counting_wrong_fails(presses):
-    machine = a_machine("count_red2_blue1")
-    for button in presses:
-        play(machine, [(button, False, False), LIFT])
-    assert machine.failure
+    assert press(a_machine("count_red2_blue1"), presses).failure
 
 
 @given(st.integers(0, 2), st.integers(0, 2))
@@ -103,11 +115,61 @@ def test_recall_is_won_by_the_button_that_lit_up_alone(cue, pressed):
 @given(st.integers(1, 30), st.integers(0, 200))
 def test_cue_then_delay_then_freedom(cue_steps, delay_steps):
     task = replace(TASK["recall"], cue_steps=cue_steps, delay_steps=delay_steps)
-    machine = StateMachine(task, cue=2)
+    machine = StateMachine(task, (2,))
     for t in range(cue_steps + delay_steps + 5):
-        assert machine.lit == (2 if t < cue_steps else None)
+        assert machine.lit == ((2,) if t < cue_steps else ())
         assert machine.locked == (t < cue_steps + delay_steps)
         play(machine, [LIFT])
+
+
+@pytest.mark.parametrize("name", ["items_2", "items_3"])
+def test_items_light_up_together(name):
+    cues = tuple(range(TASK[name].items))
+    machine = a_machine(name, *cues)
+    for t in range(30):
+        assert machine.lit == (cues if t < 5 else ())
+        assert machine.locked == (t < 15)
+        play(machine, [LIFT])
+
+
+def test_a_sequence_lights_up_one_by_one_with_dark_steps_between():
+    machine = a_machine("order_3", 2, 0, 3)
+    lit, shown, locked = [], [], []
+    for _ in range(40):
+        lit.append(machine.lit)
+        shown.append(machine.shown)
+        locked.append(machine.locked)
+        play(machine, [LIFT])
+    dark = [()] * 3
+    assert lit == [(2,)] * 5 + dark + [(0,)] * 5 + dark + [(3,)] * 5 + [()] * 19
+    assert shown == [(2,)] * 8 + [(2, 0)] * 8 + [(2, 0, 3)] * 24
+    assert locked == [True] * 31 + [False] * 9
+
+
+@given(st.permutations(range(5)).map(lambda order: order[:3]), st.permutations(range(3)))
+def test_items_are_won_in_any_order(cues, order):
+    machine = a_machine("items_3", *cues)
+    for done, index in enumerate(order):
+        assert not machine.success
+        assert machine.progress == done
+        assert set(machine.todo) == set(cues) - set(machine.pressed)
+        press(machine, [cues[index]])
+    assert machine.success
+    assert machine.todo == ()
+
+
+@pytest.mark.parametrize("presses", [[0, 0], [4], [0, 1, 4], [2, 2, 1, 0]])
+def test_items_are_lost_by_another_button_or_by_one_twice(presses):
+    machine = press(a_machine("items_3", 0, 1, 2), presses)
+    assert machine.failure
+    assert machine.todo == ()
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=2))
+def test_an_order_is_won_in_its_own_order_alone(presses):
+    machine = press(a_machine("order_2", 3, 1), presses)
+    assert machine.success == (presses == [3, 1])
+    assert machine.failure == (presses != [3, 1])
 
 
 def test_a_press_is_acknowledged_for_as_long_as_the_task_says():
