@@ -108,9 +108,9 @@ class ExperimentConfig(StorageRoots):
             CheckpointError: there is no policy in `start_from`.
             ValueError: the policy in `start_from` has other sizes.
         """
-        torch.manual_seed(self.seed)
         dataset = self.data.build(self.datasets)
         start = None if self.start_from is None else Policy.load(self.start_from)
+        torch.manual_seed(self.seed)
         transforms = Transforms(
             statistics=dataset.statistics() if start is None else start.transforms.statistics,
             tokenize=lambda text: [],

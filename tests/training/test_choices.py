@@ -12,7 +12,15 @@ from ipvla.experiment import ExperimentConfig
 from ipvla.models.backbones import PaliGemmaConfig, TinyConfig
 from ipvla.models.heads import BinsConfig, RegressionConfig
 from ipvla.models.lora import LoRAConfig
-from ipvla.models.memory import GRUMemoryConfig, NoMemoryConfig
+from ipvla.models.memory import (
+    BankMemoryConfig,
+    ChainMemoryConfig,
+    GRUMemoryConfig,
+    KVMemoryConfig,
+    LatentMemoryConfig,
+    NoMemoryConfig,
+    PromptMemoryConfig,
+)
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
 from ipvla.tracking import Sinks
@@ -31,6 +39,21 @@ CHOICES = {
         LoRAConfig(rank=2, last_layers=4, modules=("q_proj",), extra=("trunk.conv1",)),
         chunk=2,
     ),
+    "tiny, prompt and bank": IPVLAConfig(
+        TinyConfig(width=32, heads=2, trunk_channels=8),
+        ChainMemoryConfig((PromptMemoryConfig(plan_tokens=12), BankMemoryConfig(length=3))),
+        chunk=2,
+    ),
+    **{
+        f"paligemma, {name}": IPVLAConfig(
+            PaliGemmaConfig("set below", dtype="float32", max_prompt_tokens=24), memory, chunk=2
+        )
+        for name, memory in {
+            "latent": LatentMemoryConfig(tokens=2),
+            "kv": KVMemoryConfig(length=3),
+            "prompt": PromptMemoryConfig(plan_tokens=64),
+        }.items()
+    },
     "paligemma, gru, bins, adapters": IPVLAConfig(
         PaliGemmaConfig("set below", dtype="float32", max_prompt_tokens=24),
         GRUMemoryConfig(16),

@@ -5,21 +5,19 @@ What is kept is gated, so that a token can outlast many steps:
 
     m' = z * m + (1 - z) * tanh(W o),   z = sigmoid(U [o; m] + b)
 
-with m learned at an episode's start. The gates' horizons T, b = log(T - 1), are drawn log-uniformly up to `horizon`
-policy steps: chrono initialisation (Tallec and Ollivier, arXiv 1804.11188), whose uniform draw leaves so few fast units
-that tokens hardly take anything in, and did not begin to learn.
+with m learned at an episode's start and b such that units hold for 2 to `horizon` policy steps (`chrono.py`).
 Training goes back through the window's steps and, within each, through the language layers.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ipvla.models.backbones import Backbone, BackboneOutput, Context
+from ipvla.models.memory.chrono import chrono_bias
 from ipvla.models.memory.protocol import BackboneMemory, MemoryConfig
 from ipvla.types import Memory
 
@@ -52,7 +50,7 @@ class LatentMemory(BackboneMemory):
         self.candidate = nn.Linear(width, width)
         self.gate = nn.Linear(2 * width, width)
         with torch.no_grad():
-            self.gate.bias.uniform_(0, math.log(horizon - 1))
+            self.gate.bias.copy_(chrono_bias(width, horizon))
 
     def initial(self, batch: int) -> Memory:
         return {"latent": self.start.float().expand(batch, -1, -1)}

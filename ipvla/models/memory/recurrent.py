@@ -2,8 +2,7 @@
 
 z [B, D] is the cognition; h [B, H] is the memory, zero at an episode's start. `gru` is the cell of Cho et al.
 (arXiv 1406.1078), `lstm` that of Hochreiter and Schmidhuber (1997), which remembers its cell state c [B, H] too.
-Both gates' biases are drawn by chrono initialisation (Tallec and Ollivier, arXiv 1804.11188): from the start, a
-unit holds what it was told for 1 to 40 policy steps.
+From the start, a unit holds what it was told for 2 to 40 policy steps (`chrono.py`).
 """
 
 from __future__ import annotations
@@ -15,8 +14,11 @@ from torch import nn
 
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
+from ipvla.models.memory.chrono import chrono_bias
 from ipvla.models.memory.protocol import MemoryConfig, MemoryModule
 from ipvla.types import Memory
+
+_HORIZON = 40
 
 
 @MemoryConfig.register_subclass("gru")
@@ -50,11 +52,6 @@ class LSTMMemoryConfig(MemoryConfig):
 def _check_hidden(hidden: int) -> None:
     if hidden < 1:
         raise ValueError(f"memory.hidden is {hidden}; it must be at least 1")
-
-
-def _chrono(hidden: int) -> torch.Tensor:
-    """log(U(1, 39)) float32 [H]: biases of gates that hold for 1 to 40 steps."""
-    return torch.empty(hidden).uniform_(1, 39).log()
 
 
 class RecurrentMemory(MemoryModule):
@@ -97,7 +94,7 @@ class GRUMemory(RecurrentMemory):
         super().__init__(width, nn.GRUCell(width, hidden))
         with torch.no_grad():  # the update gate z, whose 1 - z lets new content in
             self.cell.bias_hh[hidden : 2 * hidden] = 0
-            self.cell.bias_ih[hidden : 2 * hidden] = _chrono(hidden)
+            self.cell.bias_ih[hidden : 2 * hidden] = chrono_bias(hidden, _HORIZON)
 
     def advance(self, z: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:
         return (self.cell(z, memory["hidden"]),)
@@ -113,7 +110,7 @@ class LSTMMemory(RecurrentMemory):
         super().__init__(width, nn.LSTMCell(width, hidden))
         with torch.no_grad():  # rows: input, forget, cell and output gate; input bias = -forget bias
             self.cell.bias_hh[: 2 * hidden] = 0
-            self.cell.bias_ih[hidden : 2 * hidden] = _chrono(hidden)
+            self.cell.bias_ih[hidden : 2 * hidden] = chrono_bias(hidden, _HORIZON)
             self.cell.bias_ih[:hidden] = -self.cell.bias_ih[hidden : 2 * hidden]
 
     def advance(self, z: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:

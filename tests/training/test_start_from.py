@@ -1,0 +1,99 @@
+"""`start_from`: a run begins with another policy's weights and normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ipvla.data.rlds import DatasetError, write_rlds
+from ipvla.experiment import DataConfig, ExperimentConfig
+from ipvla.models.backbones import TinyConfig
+from ipvla.models.lora import LoRAConfig
+from ipvla.models.memory import GRUMemoryConfig, MemoryConfig, NoMemoryConfig, PromptMemoryConfig
+from ipvla.models.vla import IPVLA
+from ipvla.policy import CheckpointError
+from ipvla.training.parallel import World
+from tests.synthetic import SIZE, cue_episode
+
+Make = Callable[..., ExperimentConfig]
+
+
+@pytest.fixture
+def start(make_experiment: Make, tmp_path: Path) -> tuple[ExperimentConfig, IPVLA, Path]:
+    """A policy whose every weight has moved since it was drawn."""
+    config = make_experiment(seed=5)
+    policy = config.build(World()).policy
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    policy.save(tmp_path / "start")
+    return config, policy.model, tmp_path / "start"
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def with_memory(config: ExperimentConfig, memory: MemoryConfig) -> ExperimentConfig:
+    return replace(config, model=replace(config.model, memory=memory))
+
+
+def test_backbone_and_head_are_the_other_policys(start: tuple[ExperimentConfig, IPVLA, Path]) -> None:
+    config, theirs, directory = start
+    ours = replace(config, seed=7, start_from=directory).build(World()).policy.model
+    assert same(ours, theirs), "the memory too, being of the same mechanism and sizes"
+    fresh = replace(config, seed=7).build(World()).policy.model
+    assert not same(fresh.backbone, theirs.backbone)
+
+
+@pytest.mark.parametrize(
+    "memory", [NoMemoryConfig(), GRUMemoryConfig(hidden=9), PromptMemoryConfig(plan_tokens=12)]
+)
+def test_another_memory_begins_afresh(start: tuple[ExperimentConfig, IPVLA, Path], memory: MemoryConfig) -> None:
+    config, theirs, directory = start
+    ours = with_memory(replace(config, start_from=directory), memory).build(World()).policy.model
+    assert same(ours.backbone, theirs.backbone)
+    assert same(ours.head, theirs.head)
+    assert same(ours.memory, with_memory(config, memory).build(World()).policy.model.memory), "as without a start"
+
+
+def test_adapters_are_put_on_the_started_weights(start: tuple[ExperimentConfig, IPVLA, Path]) -> None:
+    config, theirs, directory = start
+    adapted = replace(config.model, lora=LoRAConfig(rank=2, modules=("q_proj",)))
+    ours = replace(config, start_from=directory, model=adapted).build(World()).policy.model
+    assert same(ours.backbone.vlm.unload(), theirs.backbone.vlm)
+
+
+def test_units_stay_those_of_the_start(start: tuple[ExperimentConfig, IPVLA, Path], storage_root: Path) -> None:
+    """What the weights were trained on is not renormalised by new data."""
+    config, _, directory = start
+    episodes = [cue_episode(seed) for seed in range(4)]
+    for episode in episodes:
+        episode.action[:, 0] *= 0.1
+    if not (storage_root / "datasets" / "faint").exists():
+        write_rlds(storage_root / "datasets", "faint", episodes, SIZE)
+    faint = replace(config, data=DataConfig(dataset="faint", image_size=SIZE))
+    started = replace(faint, start_from=directory).build(World()).policy.transforms.statistics
+    assert started.to_dict() == config.build(World()).policy.transforms.statistics.to_dict()
+    assert started.to_dict() != faint.build(World()).policy.transforms.statistics.to_dict()
+
+
+def test_other_sizes_and_missing_policies_are_refused(start: tuple[ExperimentConfig, IPVLA, Path]) -> None:
+    config, _, directory = start
+    wider = replace(config.model, backbone=TinyConfig(width=64, heads=2, mlp=32, trunk_channels=8))
+    with pytest.raises(ValueError, match=r"start_from: its backbone differs in \d+ tensors"):
+        replace(config, model=wider, start_from=directory).build(World())
+    with pytest.raises(CheckpointError, match="no policy in"):
+        replace(config, start_from=directory / "nothing").build(World())
+
+
+def test_a_dataset_without_plans_cannot_train_the_prompt_memory(make_experiment: Make, storage_root: Path) -> None:
+    episodes = [replace(cue_episode(seed), reasoning=()) for seed in range(4)]
+    write_rlds(storage_root / "datasets", "unspoken", episodes, SIZE)
+    config = make_experiment(data=DataConfig(dataset="unspoken", image_size=SIZE))
+    with pytest.raises(DatasetError, match="no plans"):
+        with_memory(config, PromptMemoryConfig(plan_tokens=12)).build(World())
