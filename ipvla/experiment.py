@@ -130,10 +130,10 @@ class ExperimentConfig(StorageRoots):
             optimizer=self.optimizer.build(model),
             memory=model.initial_memory(self.lanes.lanes),
         )
-        if policy.model.memory.plan_tokens and not dataset.episode(0).reasoning:
+        if policy.model.plan_tokens and not dataset.episode(0).reasoning:
             raise DatasetError(
                 f"dataset: {dataset.directory} has no plans (step feature `reasoning`), which memory.type prompt "
-                "is trained on; collect it again, or choose another memory"
+                "and model.plan_readout are trained on; collect it again, or do without these"
             )
         lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size)
         return Experiment(policy, state, lanes)

@@ -129,7 +129,7 @@ class Policy:
             tokenize=backbone.tokenize,
             max_prompt_tokens=backbone.max_prompt_tokens,
             tokenize_plan=backbone.tokenize_text,
-            plan_tokens=model.memory.plan_tokens,
+            plan_tokens=model.plan_tokens,
         )
         return cls(config, model, transforms, execute)
 

@@ -11,6 +11,7 @@ from ipvla.models.backbones import Backbone, BackboneConfig, TinyConfig
 from ipvla.models.heads import Head, HeadConfig, RegressionConfig
 from ipvla.models.lora import LoRAConfig
 from ipvla.models.memory import GRUMemoryConfig, MemoryConfig, MemoryModule
+from ipvla.models.plan_readout import PlanReadout, PlanReadoutConfig
 from ipvla.types import Memory, ModelInputs, StepBatch
 
 
@@ -21,6 +22,7 @@ class IPVLAConfig:
     Attributes:
         backbone, memory, head: each a choice by its `type`.
         lora: adapters on the backbone, or None to train every weight.
+        plan_readout: an auxiliary loss on datasets with reasoning, or None for the actions' loss alone.
         chunk: C, at least 1.
     """
 
@@ -28,6 +30,7 @@ class IPVLAConfig:
     memory: MemoryConfig = field(default_factory=GRUMemoryConfig)
     head: HeadConfig = field(default_factory=RegressionConfig)
     lora: LoRAConfig | None = None
+    plan_readout: PlanReadoutConfig | None = None
     chunk: int = 8
 
     def __post_init__(self) -> None:
@@ -62,7 +65,15 @@ class IPVLAConfig:
                 memory.load_state_dict(start.memory.state_dict())
         if self.lora is not None:
             self.lora.apply(backbone)
-        return IPVLA(backbone, memory, head, action_varies)
+        readout = None
+        if self.plan_readout is not None:
+            readout = self.plan_readout.build(backbone.width, backbone.vocabulary)
+            if 0 < memory.plan_tokens < self.plan_readout.tokens:
+                raise ValueError(
+                    f"model.plan_readout.tokens {self.plan_readout.tokens} exceeds memory.plan_tokens "
+                    f"{memory.plan_tokens}: the plan in the prompt would be cut; raise the latter"
+                )
+        return IPVLA(backbone, memory, head, action_varies, readout)
 
 
 class IPVLA(nn.Module):
@@ -70,12 +81,25 @@ class IPVLA(nn.Module):
 
     action_varies: torch.Tensor
 
-    def __init__(self, backbone: Backbone, memory: MemoryModule, head: Head, action_varies: torch.Tensor) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        memory: MemoryModule,
+        head: Head,
+        action_varies: torch.Tensor,
+        plan_readout: PlanReadout | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.memory = memory
         self.head = head
+        self.plan_readout = plan_readout
         self.register_buffer("action_varies", action_varies.clone())
+
+    @property
+    def plan_tokens(self) -> int:
+        """Lp, tokens of the plans that training batches must carry; 0 for none."""
+        return max(self.memory.plan_tokens, self.plan_readout.config.tokens if self.plan_readout else 0)
 
     def initial_memory(self, batch: int) -> Memory:
         """The memory of `batch` episodes that have not begun, on the model's device."""
@@ -92,7 +116,11 @@ class IPVLA(nn.Module):
         weight = weight.flatten(0, 1)[..., None] & self.action_varies
         features = features.map(lambda x: x.flatten(0, 1))
         loss = self.head.loss(features, batch.actions.flatten(0, 1), weight)
-        return loss if memory_loss is None else loss + memory_loss, memory
+        if memory_loss is not None:
+            loss = loss + memory_loss
+        if self.plan_readout is not None:
+            loss = loss + self.plan_readout.loss(features.cognition, batch.plan.flatten(0, 1))
+        return loss, memory
 
     @torch.no_grad()
     def act(self, inputs: ModelInputs, memory: Memory, t: torch.Tensor) -> tuple[torch.Tensor, Memory]:

@@ -88,6 +88,7 @@ class PaliGemmaBackbone(Backbone):
         self.width = text.hidden_size
         self.perception_size = text.hidden_size
         self.num_layers = text.num_hidden_layers
+        self.vocabulary = text.vocab_size
         self.heads = text.num_attention_heads
         self.head_size = text.head_dim
         self.cache_size = text.num_key_value_heads * text.head_dim

@@ -105,6 +105,7 @@ class Backbone(nn.Module):
         num_layers: language layers; layer_pattern: regular expression of a language layer's module name,
             with `{layers}` where the layer numbers go.
         max_prompt_tokens: longest prompt in tokens.
+        vocabulary: number of token ids.
         heads, cache_size: attention heads, and Dk, the size of one token's cached keys in one layer.
     """
 
@@ -114,6 +115,7 @@ class Backbone(nn.Module):
     num_layers: int
     layer_pattern: str
     max_prompt_tokens: int
+    vocabulary: int
     heads: int
     cache_size: int
 

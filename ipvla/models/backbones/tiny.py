@@ -82,6 +82,7 @@ class TinyBackbone(Backbone):
         self.width = vlm.config.hidden_size
         self.perception_size = vlm.perception_size
         self.num_layers = vlm.config.num_hidden_layers
+        self.vocabulary = vlm.config.vocab_size
         self.heads = vlm.config.num_attention_heads
         self.cache_size = self.width
         self.max_prompt_tokens = 16
