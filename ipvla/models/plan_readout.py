@@ -1,8 +1,8 @@
 """An auxiliary loss: the plan's words, read from the cognition that memory has enriched.
 
 While a cue is shown and while the arm must wait, the action loss says nothing about what to remember.
-Demonstrations that carry reasoning do: at every step, each token of the plan that holds then is predicted from that
-step's enriched cognition z alone,
+Demonstrations that carry reasoning do: at every step, each token of the plan that holds then is predicted from
+that step's enriched cognition z alone,
 
     logits of token i = (W_i norm(z)) . E / sqrt(D),   loss = mean cross-entropy over the plan's tokens
 

@@ -47,24 +47,16 @@ class IPVLAConfig:
     ) -> IPVLA:
         """The model for data of these sizes; `action_varies` bool [A] is False where the dataset is constant.
 
-        Backbone and head begin as those of `start`, if it is given, and so does the memory if it is of the same
-        mechanism and sizes; adapters are put on afterwards.
+        With `start` it begins with that model's weights (`IPVLA.start_from`); adapters are put on afterwards.
 
         Raises:
-            ValueError: backbone or head of `start` have other sizes.
+            ValueError: backbone or head of `start` have other sizes, or the plan readout reads more than a plan.
         """
         backbone = self.backbone.build(proprio_dim, num_views, image_size)
         memory = self.memory.build(backbone)
         head = self.head.build(
             backbone.width, backbone.perception_size, proprio_dim, self.chunk, len(action_varies)
         )
-        if start is not None:
-            _adopt(backbone, start.backbone, "backbone")
-            _adopt(head, start.head, "head")
-            if _shapes(memory) == _shapes(start.memory):
-                memory.load_state_dict(start.memory.state_dict())
-        if self.lora is not None:
-            self.lora.apply(backbone)
         readout = None
         if self.plan_readout is not None:
             readout = self.plan_readout.build(backbone.width, backbone.vocabulary)
@@ -73,7 +65,12 @@ class IPVLAConfig:
                     f"model.plan_readout.tokens {self.plan_readout.tokens} exceeds memory.plan_tokens "
                     f"{memory.plan_tokens}: the plan in the prompt would be cut; raise the latter"
                 )
-        return IPVLA(backbone, memory, head, action_varies, readout)
+        model = IPVLA(backbone, memory, head, action_varies, readout)
+        if start is not None:
+            model.start_from(start)
+        if self.lora is not None:
+            self.lora.apply(backbone)
+        return model
 
 
 class IPVLA(nn.Module):
@@ -128,17 +125,25 @@ class IPVLA(nn.Module):
         features, memory = self.memory.observe(self.backbone, inputs, memory, t)
         return self.head.sample(features), memory
 
+    def start_from(self, start: IPVLA) -> None:
+        """Takes over the weights of backbone and head; of memory and plan readout, if they are the same there.
 
-def _adopt(part: nn.Module, start: nn.Module, name: str) -> None:
-    ours, theirs = _shapes(part), _shapes(start)
-    wrong = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
-    if wrong:
-        first = wrong[0]
-        raise ValueError(
-            f"start_from: its {name} differs in {len(wrong)} tensors; {first} is {theirs.get(first, 'absent')} "
-            f"there and {ours.get(first, 'absent')} here; give model.{name} the sizes that it had there"
-        )
-    part.load_state_dict(start.state_dict())
+        Raises:
+            ValueError: backbone or head of `start` have other sizes.
+        """
+        for name in ("backbone", "head"):
+            ours, theirs = _shapes(getattr(self, name)), _shapes(getattr(start, name))
+            wrong = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+            if wrong:
+                raise ValueError(
+                    f"start_from: its {name} differs in {len(wrong)} tensors; {wrong[0]} is "
+                    f"{theirs.get(wrong[0], 'absent')} there and {ours.get(wrong[0], 'absent')} here; "
+                    f"give model.{name} the sizes that it had there"
+                )
+        for name in ("backbone", "head", "memory", "plan_readout"):
+            part, other = getattr(self, name), getattr(start, name)
+            if part is not None and other is not None and _shapes(part) == _shapes(other):
+                part.load_state_dict(other.state_dict())
 
 
 def _shapes(part: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -162,7 +162,7 @@ def test_the_first_successes_count_and_all_attempts_are_accounted_for(staged):
 @pytest.mark.slow
 def test_attempts_of_another_request_are_refused(staged):
     (staged.staging / "request.json").write_text(json.dumps({"suite": "recall", "suite_version": "0"}))
-    with pytest.raises(DatasetError, match=r"^suite_version: .* was collected with 0, not 1"):
+    with pytest.raises(DatasetError, match=r"^suite_version: .* was collected with 0, not 2"):
         collect(staged)
     assert not staged.directory.exists()
 
