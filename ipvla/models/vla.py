@@ -22,16 +22,16 @@ class IPVLAConfig:
     Attributes:
         backbone, memory, head: each a choice by its `type`.
         lora: adapters on the backbone, or None to train every weight.
-        plan_readout: an auxiliary loss on datasets with reasoning, or None for the actions' loss alone.
         chunk: C, at least 1.
+        plan_readout: an auxiliary loss on datasets with reasoning, or None for the actions' loss alone.
     """
 
     backbone: BackboneConfig = field(default_factory=TinyConfig)
     memory: MemoryConfig = field(default_factory=GRUMemoryConfig)
     head: HeadConfig = field(default_factory=RegressionConfig)
     lora: LoRAConfig | None = None
-    plan_readout: PlanReadoutConfig | None = None
     chunk: int = 8
+    plan_readout: PlanReadoutConfig | None = None
 
     def __post_init__(self) -> None:
         if self.chunk < 1:

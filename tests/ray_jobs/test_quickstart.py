@@ -41,14 +41,14 @@ def test_an_interrupted_quickstart_continues_to_its_end(tmp_path: Path) -> None:
         assert first.poll() is None, first.stdout and first.stdout.read()
         time.sleep(0.5)
     first.send_signal(signal.SIGINT)
-    told, _ = first.communicate(timeout=100)
+    told, _ = first.communicate(timeout=200)
     assert first.returncode == 130, told
     assert "run the same command again" in told
     dataset = tmp_path / "datasets" / "recall_smoke" / "1.0.0"
     collected = dataset.stat().st_mtime_ns
 
     second = start(tmp_path)
-    told, _ = second.communicate(timeout=280)
+    told, _ = second.communicate(timeout=500)
     assert second.returncode == 0, told
     assert "SMOKE RUN" in told
     assert dataset.stat().st_mtime_ns == collected, "demonstrations are not collected twice"

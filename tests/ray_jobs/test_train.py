@@ -58,7 +58,7 @@ def steps_logged(config: ExperimentConfig) -> int:
     return lines[-1]["step"] if lines else 0
 
 
-def wait_for_step(config: ExperimentConfig, step: int, timeout_s: float = 90.0) -> None:
+def wait_for_step(config: ExperimentConfig, step: int, timeout_s: float = 200.0) -> None:
     end = time.monotonic() + timeout_s
     while steps_logged(config) < step:
         assert time.monotonic() < end, f"training reached only step {steps_logged(config)}"

@@ -41,7 +41,7 @@ CHOICES = {
     ),
     "tiny, prompt and bank": IPVLAConfig(
         TinyConfig(width=32, heads=2, trunk_channels=8),
-        ChainMemoryConfig((PromptMemoryConfig(plan_tokens=12), BankMemoryConfig(length=3))),
+        ChainMemoryConfig([PromptMemoryConfig(plan_tokens=12), BankMemoryConfig(length=3)]),
         chunk=2,
     ),
     **{

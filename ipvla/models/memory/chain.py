@@ -9,7 +9,7 @@ Only the first may feed the backbone (`latent`, `kv`, `prompt`), since the backb
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from ipvla.types import Memory, ModelInputs, StepBatch
 class ChainMemoryConfig(MemoryConfig):
     """parts: the mechanisms in order, at least two."""
 
-    parts: tuple[MemoryConfig, ...] = ()
+    parts: list[MemoryConfig] = field(default_factory=list)  # draccus cannot write a tuple of exactly two choices
 
     def __post_init__(self) -> None:
         if len(self.parts) < 2:

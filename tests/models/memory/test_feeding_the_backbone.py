@@ -28,14 +28,14 @@ RECURRENT: list[MemoryConfig] = [
     LatentMemoryConfig(tokens=2),
     KVMemoryConfig(length=3),
     KVMemoryConfig(length=2, tokens=2, recency=0),
-    ChainMemoryConfig((LatentMemoryConfig(tokens=2), GRUMemoryConfig(hidden=5))),
-    ChainMemoryConfig((GRUMemoryConfig(hidden=5), BANK)),
+    ChainMemoryConfig([LatentMemoryConfig(tokens=2), GRUMemoryConfig(hidden=5)]),
+    ChainMemoryConfig([GRUMemoryConfig(hidden=5), BANK]),
 ]
 #: A plan is generated in rollout and given in training, so the two cannot be compared step by step.
 PROMPTED: list[MemoryConfig] = [
     PromptMemoryConfig(plan_tokens=6),
     PromptMemoryConfig(plan_tokens=6, refresh=2),
-    ChainMemoryConfig((PromptMemoryConfig(plan_tokens=6), BANK)),
+    ChainMemoryConfig([PromptMemoryConfig(plan_tokens=6), BANK]),
 ]
 ALL = [*RECURRENT, *PROMPTED]
 
@@ -134,8 +134,9 @@ class TestEveryMechanismThatFeedsTheBackbone:
             play(module, tiny, rest, half_way),
             play(module, tiny, rest, load_file(tmp_path / "memory.safetensors")),
         )
-        assert all(torch.equal(a.cognition, b.cognition) for a, b in zip(seen, again, strict=True))
-        assert equal(end, end_again, atol=0)
+        for a, b in zip(seen, again, strict=True):
+            torch.testing.assert_close(a.cognition, b.cognition)
+        assert equal(end, end_again)
 
     def test_its_size_does_not_grow_with_the_episode(self, config: MemoryConfig, tiny: Backbone) -> None:
         """A step returns the shapes it was given, so no number of steps can make them grow."""
@@ -221,7 +222,7 @@ def test_older_entries_weigh_less_the_more_so_with_recency(tiny: Backbone) -> No
 
 
 def test_a_chain_reads_what_the_part_before_has_enriched(tiny: Backbone) -> None:
-    gru, chain = GRUMemoryConfig(hidden=5), ChainMemoryConfig((GRUMemoryConfig(hidden=5), NoMemoryConfig()))
+    gru, chain = GRUMemoryConfig(hidden=5), ChainMemoryConfig([GRUMemoryConfig(hidden=5), NoMemoryConfig()])
     batch = window(tiny, 2, 4)
     alone, together = build(gru, tiny), build(chain, tiny)
     together.parts[0].load_state_dict(alone.state_dict())  # type: ignore[union-attr, operator]
@@ -239,7 +240,7 @@ def test_a_chain_reads_what_the_part_before_has_enriched(tiny: Backbone) -> None
         (lambda: PromptMemoryConfig(plan_tokens=0), r"memory\.plan_tokens is 0"),
         (lambda: PromptMemoryConfig(refresh=-1), r"memory\.refresh is -1"),
         (lambda: PromptMemoryConfig(weight=0), r"memory\.weight is 0"),
-        (lambda: ChainMemoryConfig((NoMemoryConfig(),)), "1 mechanisms"),
+        (lambda: ChainMemoryConfig([NoMemoryConfig()]), "1 mechanisms"),
     ],
 )
 def test_wrong_settings_are_refused(settings: object, message: str) -> None:
@@ -249,4 +250,4 @@ def test_wrong_settings_are_refused(settings: object, message: str) -> None:
 
 def test_only_the_first_of_a_chain_may_feed_the_backbone(tiny: Backbone) -> None:
     with pytest.raises(ValueError, match="'latent' feeds the backbone and must stand first"):
-        ChainMemoryConfig((GRUMemoryConfig(), LatentMemoryConfig())).build(tiny)
+        ChainMemoryConfig([GRUMemoryConfig(), LatentMemoryConfig()]).build(tiny)
