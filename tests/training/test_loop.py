@@ -55,7 +55,7 @@ def loss_of(config: ExperimentConfig, experiment: Experiment) -> float:
 
 def trained_loss(make_experiment: Make, memory: MemoryConfig, steps: int) -> float:
     config = make_experiment(
-        lanes=LaneConfig(lanes=4, window=20, stride=2), training=TrainingConfig(steps=steps, precision="fp32")
+        lanes=LaneConfig(lanes=8, window=10, stride=2), training=TrainingConfig(steps=steps, precision="fp32")
     )
     config = replace(config, model=replace(config.model, memory=memory))
     experiment = config.build(WORLD)
@@ -69,7 +69,7 @@ GUESSING = 0.6
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("memory", "steps"), [
-    (GRUMemoryConfig(hidden=16), 130), (LatentMemoryConfig(tokens=2), 250), (BankMemoryConfig(length=4), 100),
+    (GRUMemoryConfig(hidden=16), 250), (LatentMemoryConfig(tokens=2), 250), (BankMemoryConfig(length=4), 130),
     (WindowMemoryConfig(), 130), (KVMemoryConfig(length=12), 100), (PromptMemoryConfig(plan_tokens=12), 100),
 ], ids=lambda value: type(value).__name__)  # fmt: skip
 def test_memory_learns_what_the_current_frame_does_not_show(
