@@ -7,12 +7,14 @@ demonstrations in the same order and the same number of updates; each on held-ou
 reasoning once against reasoning at every step, and the costs. Started again after an interruption it goes on where
 it was.
 
-With every mechanism and three seeds or more, `benchmarks/results/memory.json` and `docs/memory_delay.png` are
-written. `--quick` takes about two minutes, in a temporary directory; its results mean nothing.
+With every mechanism, `benchmarks/results/memory.json` and `docs/memory_delay.png` are written. Seeds of the same
+recipe that are there already stay and count: seeds may be played on several days and machines. `--quick` takes
+about two minutes, in a temporary directory; its results mean nothing.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,16 +23,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import draccus
 import ray
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import MofNCompleteColumn, Progress
 
 from benchmarks.memory_costs import CostConfig, costs
-from benchmarks.memory_figures import delay_figures, plot_delays, success_figures, targets
+from benchmarks.memory_figures import delay_figures, joined, plot_delays, success_figures, targets
 from benchmarks.memory_plan import EVERY, ONCE, plan_figures, play
-from benchmarks.memory_study import MemoryStudy, drop_memory, reason_at_every_step, run_name
-from benchmarks.record import write_record
+from benchmarks.memory_study import MemoryStudy, drop_memory, mechanisms, reason_at_every_step, run_name
+from benchmarks.record import read_record, write_record
 from benchmarks.tables import memory_tables, target_rows
 from evaluators.success_table import SuccessTable
 from ipvla.data.rlds import EpisodeDataset
@@ -63,11 +66,11 @@ class Expected:
 
     study: MemoryStudy
     cpus: int
-    frames_per_s: float = 300.0
+    frames_per_s: float = 250.0
     start_s: float = 20.0
     control_step_s: float = 0.0065
     demonstration_steps: float = 70.0
-    episode_s: float = 0.55
+    episode_s: float = 0.7
     plan_episode_s: float = 2.5
     costs_s: float = 25.0
 
@@ -79,7 +82,7 @@ class Expected:
 
     def training(self, experiments: Sequence[ExperimentConfig]) -> float:
         unfinished = [e for e in experiments if not (e.run_directory / "policy").exists()]
-        frames = sum(e.training.steps * e.lanes.lanes * e.lanes.window for e in unfinished)
+        frames = sum(e.training.steps * _policy_steps_per_update(e) for e in unfinished)
         return (frames / self.frames_per_s + self.start_s * len(unfinished)) / self.cpus / 60
 
     @property
@@ -127,8 +130,8 @@ class MemoryBenchmark:
         self._train_starts()
         played: dict[str, dict[int, SuccessTable]] = {name: {} for name in study.names}
         speeds: dict[str, list[float]] = {name: [] for name in study.names}
-        for place, seed in enumerate(study.training_seeds):
-            for name, frames_per_s in self._train(seed, ahead=study.training_seeds[place + 2 : place + 3]).items():
+        for seed in study.training_seeds:
+            for name, frames_per_s in self._train(seed).items():
                 speeds[name].append(frames_per_s)
             for name, table in self._evaluate(seed).items():
                 played[name][seed] = table
@@ -148,23 +151,20 @@ class MemoryBenchmark:
         return {**figures, "wall_s": self._stopwatch.read()}
 
     def _train_starts(self) -> None:
-        """The first two starting policies; later ones are trained beside the mechanisms, so that no core waits."""
-        study = self.study
-        seeds = study.training_seeds[:2]
-        with self._stage("starting policies", self.expected.training([study.start(seed) for seed in seeds])):
-            train_side_by_side(
-                {f"seed {seed}, start": study.start_arguments(seed) for seed in seeds}, self.console
-            )
+        seeds = self.study.training_seeds
+        experiments = [self.study.start(seed) for seed in seeds]
+        with self._stage("starting policies", self.expected.training(experiments)):
+            starts = {f"seed {seed}, start": self.study.start_arguments(seed) for seed in seeds}
+            train_side_by_side(starts, self.console)
 
-    def _train(self, seed: int, ahead: Sequence[int]) -> dict[str, float]:
+    def _train(self, seed: int) -> dict[str, float]:
         """Every mechanism from this seed's starting policy: name -> training frames per second."""
         study = self.study
         drop_memory(study.start(seed).run_directory / "policy", study.bare_start(seed))
-        experiments = [study.training(name, seed) for name in study.names] + [study.start(s) for s in ahead]
-        with self._stage(f"seed {seed}: training", self.expected.training(experiments)):
-            starts = {f"seed {s}, start": study.start_arguments(s) for s in ahead}
+        expected = self.expected.training([study.training(name, seed) for name in study.names])
+        with self._stage(f"seed {seed}: training", expected):
             cells = {f"seed {seed}, {name}": study.arguments(name, seed) for name in study.names}
-            summaries = train_side_by_side(starts | cells, self.console)
+            summaries = train_side_by_side(cells, self.console)
         return {name: summaries[f"seed {seed}, {name}"].frames_per_s for name in study.names}
 
     def _evaluate(self, seed: int) -> dict[str, SuccessTable]:
@@ -206,18 +206,21 @@ class MemoryBenchmark:
         return measured
 
     def _recipe(self) -> dict[str, Any]:
+        """All that two runs must share for their seeds to be counted together."""
         study = self.study
-        start, cell = study.start(0), study.training(study.names[0], 0)
         evaluation, plan = study.evaluation(0).success, study.plan(0).success
-        return {
+        recipe = {
+            "suite_version": load_suite(study.collection.suite, study.cache).version,
             "demonstrations": study.collection.demonstrations,
-            "start_updates": start.training.steps,
-            "updates": cell.training.steps,
-            "policy_steps_per_update": cell.lanes.lanes * cell.lanes.window,
+            "mechanisms": mechanisms(),
+            "start": _training_recipe(study.start(0)),
+            "training": _training_recipe(study.training("none", 0)),
             "episodes_per_seed": evaluation.episodes,
             "plan_episodes_per_seed": plan.episodes,
             "first_layout": evaluation.first_layout,
         }
+        as_recorded: dict[str, Any] = json.loads(json.dumps(recipe))
+        return as_recorded
 
     @contextmanager
     def _stage(self, title: str, expected: float) -> Iterator[None]:
@@ -226,6 +229,18 @@ class MemoryBenchmark:
         yield
         after = self._stopwatch.read()
         self.console.print(f"{title}: {(after - before) / 60:.1f} minutes; {after / 60:.1f} in all")
+
+
+def _policy_steps_per_update(experiment: ExperimentConfig) -> int:
+    return experiment.num_workers * experiment.lanes.lanes * experiment.lanes.window
+
+
+def _training_recipe(experiment: ExperimentConfig) -> dict[str, Any]:
+    return {
+        "updates": experiment.training.steps,
+        "policy_steps_per_update": _policy_steps_per_update(experiment),
+        **{name: draccus.encode(getattr(experiment, name)) for name in ("lanes", "model", "optimizer")},
+    }
 
 
 def main(study: MemoryStudy) -> None:
@@ -239,14 +254,20 @@ def main(study: MemoryStudy) -> None:
         figures = MemoryBenchmark(study, console).run()
     for table in memory_tables(figures):
         console.print(Markdown(table))
-    comparable = {"none", "prompt"} <= set(study.names) and {"latent", "bank"} & set(study.names)
-    if comparable and len(study.names) > 2:
-        met = targets(figures)
-        console.print(Markdown("\n".join(target_rows([target.to_dict() for target in met]))))
-        if study.complete:
-            plot_delays(figures["delays"], SOURCE_TREE / "docs" / "memory_delay.png")
-            console.print(f"written to {write_record('memory', study.training_seeds, figures, met)}")
+    if study.complete:
+        publish(study, figures, console)
     return None
+
+
+def publish(study: MemoryStudy, figures: dict[str, Any], console: Console) -> None:
+    """Writes record and plot, over the seeds of earlier runs of this recipe as well."""
+    record, seeds, runs = read_record("memory"), set(study.training_seeds), []
+    if record is not None and record["figures"]["recipe"] == figures["recipe"]:
+        figures, seeds, runs = joined(record["figures"], figures), seeds | set(record["seeds"]), record["runs"]
+    met = targets(figures)
+    console.print(Markdown("\n".join(target_rows([target.to_dict() for target in met]))))
+    plot_delays(figures["delays"], SOURCE_TREE / "docs" / "memory_delay.png")
+    console.print(f"written to {write_record('memory', sorted(seeds), figures, met, runs)}")
 
 
 if __name__ == "__main__":

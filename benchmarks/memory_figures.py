@@ -55,6 +55,31 @@ def delay_figures(
     return curves
 
 
+def joined(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of two runs of one recipe: success over the seeds of both, costs and the rest of the later run.
+
+    A seed that both have counts once, as the later run has it. Reasoning once against every step is of the run
+    that played more layouts.
+    """
+    figures = {**later, **{kind: _join_rows(earlier[kind], later[kind]) for kind in ("success", "delays")}}
+    figures["plan"] = max(later["plan"], earlier["plan"], key=lambda plan: plan["paired"]["pairs"])
+    return figures
+
+
+def _join_rows(
+    earlier: Mapping[str, Mapping[str, Any]], later: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    def join(name: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
+        seeds = dict(sorted((one["seeds"] | two["seeds"]).items(), key=lambda item: int(item[0])))
+        k, n = (sum(counts[of] for counts in seeds.values()) for of in "kn")
+        return {**SuccessRow(name, k, n, two["chance"]).to_dict(), "seeds": seeds}
+
+    return {
+        mechanism: {name: join(name, earlier[mechanism][name], row) for name, row in rows.items()}
+        for mechanism, rows in later.items()
+    }
+
+
 def _pooled(mechanism: str, tasks: Sequence[Task], tables: Mapping[int, SuccessTable]) -> SuccessTable:
     return tabulate(mechanism, tasks, [result for table in tables.values() for result in table.results], {})
 

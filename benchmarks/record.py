@@ -33,19 +33,41 @@ class Target:
         return asdict(self) | {"met": self.met}
 
 
-def write_record(name: str, seeds: Sequence[int], figures: Mapping[str, Any], targets: Sequence[Target]) -> Path:
-    """Writes `results/NAME.json` with commit, machine and library versions."""
+def write_record(
+    name: str,
+    seeds: Sequence[int],
+    figures: Mapping[str, Any],
+    targets: Sequence[Target],
+    earlier: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Writes `results/NAME.json` with commit, machine and library versions of this run.
+
+    Args:
+        seeds: all that the figures are of.
+        earlier: runs that gave some of the figures, as `read_record(name)["runs"]` tells.
+    """
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=RESULTS)
+    machine = {"cpu": cpu_name(), "system": platform.platform(), **fingerprint()}
+    run = {"commit": commit.stdout.strip() or "none", "machine": machine}
     record = {
-        "commit": commit.stdout.strip() or "none",
-        "machine": {"cpu": cpu_name(), "system": platform.platform(), **fingerprint()},
+        **run,
         "seeds": list(seeds),
         "figures": figures,
         "targets": [target.to_dict() for target in targets],
+        **({"runs": [*earlier, run]} if earlier else {}),
     }
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=2) + "\n")
     return path
+
+
+def read_record(name: str) -> dict[str, Any] | None:
+    """What `results/NAME.json` says, with `runs` if it was left out for being one; None if there is none."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text())
+    return {"runs": [{key: record[key] for key in ("commit", "machine")}], **record}
 
 
 def cpu_name() -> str:

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import tables
 from benchmarks.memory_costs import CostConfig, costs, measure
-from benchmarks.memory_figures import delay_figures, plot_delays, success_figures, targets, third_best
+from benchmarks.memory_figures import delay_figures, joined, plot_delays, success_figures, targets, third_best
 from benchmarks.memory_plan import EVERY, ONCE, MeteredAct, plan_figures
 from benchmarks.memory_study import MemoryStudy, drop_memory, mechanisms, reason_at_every_step
 from benchmarks.record import Target
@@ -160,6 +160,24 @@ def test_every_mechanism_has_a_row_in_every_table(figures: dict[str, object], tm
     assert "no significant loss" in plan
     plot_delays(figures["delays"], tmp_path / "delays.png")
     assert (tmp_path / "delays.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_seeds_of_two_runs_are_counted_together_and_each_once() -> None:
+    def run(good: float, seeds: tuple[int, ...], pairs: int, costs: str) -> dict[str, object]:
+        tables = {"gru": {seed: played({"gru": good})["gru"][seed] for seed in seeds}}
+        plan = {"paired": {"pairs": pairs}}
+        rows = {"success": success_figures(PLAYED, tables), "delays": delay_figures(PLAYED, tables)}
+        return {**rows, "plan": plan, "costs": costs}
+
+    both = joined(run(0.9, (0,), 30, "earlier"), run(0.5, (1,), 3, "later"))
+    recall = both["success"]["gru"]["recall"]
+    assert recall["seeds"] == {"0": {"k": 9, "n": 10}, "1": {"k": 5, "n": 10}}
+    assert (recall["k"], recall["n"], recall["rate"]) == (14, 20, 0.7)
+    assert both["delays"]["gru"]["100"]["n"] == 20
+    assert both["plan"]["paired"]["pairs"] == 30
+    assert both["costs"] == "later"
+    again = joined(both, run(0.2, (1,), 3, "again"))
+    assert again["success"]["gru"]["recall"]["seeds"]["1"] == {"k": 2, "n": 10}, "a seed played again counts once"
 
 
 def test_cells_of_a_seed_differ_in_name_and_memory_alone() -> None:

@@ -23,18 +23,23 @@ class LaneConfig:
         lanes: B, episodes that one worker trains on side by side.
         window: K, policy steps per training step; gradients reach back this far.
         stride: control steps per policy step, as many as rollout executes of each chunk.
+        offsets: the first control step of an episode is drawn from so many, at most `stride`; None for `stride`.
+            Rollouts begin at 0: give fewer where what is shown at the start would be gone.
         seed: of the order of episodes and their offsets.
     """
 
     lanes: int = 16
     window: int = 8
     stride: int = 4
+    offsets: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("lanes", "window", "stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; set it to at least 1")
+        if self.offsets is not None and not 1 <= self.offsets <= self.stride:
+            raise ValueError(f"offsets is {self.offsets}; set it to 1..{self.stride}, the stride")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; set it to 0 or more")
 
@@ -72,7 +77,13 @@ class LaneReader:
             c = self._config
             lanes_total = c.lanes * self._world_size
             plan = EpochPlan(
-                self._dataset.lengths, c.seed, epoch, lanes_total=lanes_total, window=c.window, stride=c.stride
+                self._dataset.lengths,
+                c.seed,
+                epoch,
+                lanes_total=lanes_total,
+                window=c.window,
+                stride=c.stride,
+                offsets=c.offsets,
             )
             self._plan = cached = (epoch, plan)
         return cached[1]

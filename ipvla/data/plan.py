@@ -46,9 +46,9 @@ class WindowPlan:
 class EpochPlan:
     """One epoch: every lane plays whole episodes, one after another, and windows of K policy steps cut its stream.
 
-    An episode is sampled every `stride` control steps from an offset in [0, stride) that is drawn for this epoch
-    and episode, so that over the epochs every control step is seen. Offsets and thus the sampled steps depend on
-    (lengths, seed, epoch, stride) only, not on the number of lanes.
+    An episode is sampled every `stride` control steps from an offset in [0, offsets) that is drawn for this epoch
+    and episode, so that with `offsets` = `stride` every control step is seen over the epochs. Offsets and thus the
+    sampled steps depend on (lengths, seed, epoch, stride, offsets) only, not on the number of lanes.
 
     Args:
         lengths: int64 [E], control steps per episode, each >= 1.
@@ -56,6 +56,7 @@ class EpochPlan:
         lanes_total: lanes of all workers together.
         window: K, policy steps per window.
         stride: control steps per policy step.
+        offsets: first control steps to draw from, at most `stride`; None for `stride`.
 
     Attributes:
         num_windows: in this epoch.
@@ -63,13 +64,21 @@ class EpochPlan:
     """
 
     def __init__(
-        self, lengths: IntArray, seed: int, epoch: int, *, lanes_total: int, window: int, stride: int
+        self,
+        lengths: IntArray,
+        seed: int,
+        epoch: int,
+        *,
+        lanes_total: int,
+        window: int,
+        stride: int,
+        offsets: int | None = None,
     ) -> None:
         if not len(lengths) or lengths.min() < 1:
             raise ValueError("a plan needs at least one episode, and every episode at least one step")
         rng = np.random.default_rng((seed, epoch))
         rank = rng.permutation(len(lengths))
-        offset = (rng.random(len(lengths)) * np.minimum(lengths, stride)).astype(np.int64)
+        offset = (rng.random(len(lengths)) * np.minimum(lengths, offsets or stride)).astype(np.int64)
         steps = -(-(lengths - offset) // stride)
         lane = _schedule(steps, rank, lanes_total)
         per_lane = np.bincount(lane, weights=steps, minlength=lanes_total).astype(np.int64)

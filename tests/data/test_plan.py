@@ -114,6 +114,15 @@ def test_over_the_epochs_every_control_step_is_seen() -> None:
     assert seen == {(e, t) for e, length in enumerate(lengths) for t in range(length)}
 
 
+@given(_lengths, _small, st.data())
+def test_episodes_begin_within_the_offsets(lengths: np.ndarray, stride: int, data: st.DataObject) -> None:
+    offsets = data.draw(st.integers(1, stride))
+    plan = EpochPlan(lengths, 0, 0, lanes_total=2, window=4, stride=stride, offsets=offsets)
+    for episode, t, _ in _visits(plan):
+        assert 0 <= t[0] < offsets
+        assert t == list(range(t[0], lengths[episode], stride))
+
+
 def test_little_is_idle_and_planning_is_fast() -> None:
     lengths = np.random.default_rng(0).integers(20, 400, 76_000)
     start = time.process_time()

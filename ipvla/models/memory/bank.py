@@ -25,7 +25,7 @@ Memory: cognition float32 [B, L, 1, D], perception float32 [B, L, n, d], their t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +33,8 @@ from torch import nn
 
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
-from ipvla.models.memory.protocol import MemoryConfig, MemoryModule
-from ipvla.models.memory.squeeze import Squeeze
+from ipvla.models.memory.protocol import MemoryConfig
+from ipvla.models.memory.squeeze import Squeeze, SqueezingMemory
 from ipvla.models.memory.timestep import TimestepEncoding
 from ipvla.types import Memory
 
@@ -151,36 +151,11 @@ class Bank(nn.Module):
         return torch.where((count > 0)[:, None, None], torch.lerp(retrieved, x, gate), x)
 
 
-class BankMemory(MemoryModule):
-    """See the module's docstring. A window's perception is squeezed at once, before the banks step through it."""
+class BankMemory(SqueezingMemory):
+    """See the module's docstring."""
 
     def __init__(self, config: BankMemoryConfig, width: int, perception: int) -> None:
-        super().__init__()
-        self.squeeze = Squeeze(perception, config.tokens, config.token_width)
-        self.banks = Banks(config, width)
-
-    def initial(self, batch: int) -> Memory:
-        return self.banks.initial(batch)
-
-    def step(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
-        enriched, memory = self.banks.step(self._squeezed(features), memory, t)
-        return features.with_cognition(enriched.cognition), memory
-
-    def scan(
-        self, features: Features, memory: Memory, t: torch.Tensor, is_first: torch.Tensor, valid: torch.Tensor
-    ) -> tuple[Features, Memory]:
-        enriched, memory = self.banks.scan(self._squeezed(features), memory, t, is_first, valid)
-        return features.with_cognition(enriched.cognition), memory
-
-    def _squeezed(self, features: Features) -> Features:
-        return replace(features, perception=self.squeeze(features.perception))
-
-
-class Banks(MemoryModule):
-    """Both banks, for features whose perception is squeezed already: [B, n, d]."""
-
-    def __init__(self, config: BankMemoryConfig, width: int) -> None:
-        super().__init__()
+        super().__init__(Squeeze(perception, config.tokens, config.token_width))
         self.config = config
         self.width = width
         self.cognition = Bank(config, width)
@@ -199,7 +174,7 @@ class Banks(MemoryModule):
             "count": torch.zeros(batch, dtype=torch.long, device=like.device),
         }
 
-    def step(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
+    def remember(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
         count = memory["count"]
         length, merge = self.config.length, self.config.consolidation == "merge"
         after: Memory = {"count": (count + 1).clamp(max=length)}

@@ -6,6 +6,7 @@ backbone itself (`latent`, `kv`, `prompt`) take part in its pass: they implement
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import draccus
@@ -56,15 +57,8 @@ class MemoryModule(nn.Module):
     def scan(
         self, features: Features, memory: Memory, t: torch.Tensor, is_first: torch.Tensor, valid: torch.Tensor
     ) -> tuple[Features, Memory]:
-        """A training window [B, K, ...], step by step: reset where `is_first`, unchanged where not `valid`."""
-        fresh = self._fresh(is_first)
-        steps: list[Features] = []
-        for k in range(is_first.shape[1]):
-            now = features.at(k)
-            enriched, after = self.step(now, select(is_first[:, k], fresh, memory), t[:, k])
-            memory = select(valid[:, k], after, memory)
-            steps.append(enriched)
-        return self._stack(features, steps), memory
+        """A training window [B, K, ...]: reset where `is_first`, unchanged where not `valid`."""
+        return self._loop(self.step, features, memory, t, is_first, valid)
 
     def observe(
         self, backbone: Backbone, inputs: ModelInputs, memory: Memory, t: torch.Tensor
@@ -81,11 +75,25 @@ class MemoryModule(nn.Module):
         features, memory = self.scan(features, memory, batch.t, batch.is_first, batch.valid)
         return features, memory, None
 
+    def _loop(
+        self,
+        step: Callable[[Features, Memory, torch.Tensor], tuple[Features, Memory]],
+        features: Features,
+        memory: Memory,
+        t: torch.Tensor,
+        is_first: torch.Tensor,
+        valid: torch.Tensor,
+    ) -> tuple[Features, Memory]:
+        """`scan` with one `step` after another."""
+        fresh, cognition = self._fresh(is_first), []
+        for k in range(is_first.shape[1]):
+            enriched, after = step(features.at(k), select(is_first[:, k], fresh, memory), t[:, k])
+            memory = select(valid[:, k], after, memory)
+            cognition.append(enriched.cognition)
+        return features.with_cognition(torch.stack(cognition, 1)), memory
+
     def _fresh(self, is_first: torch.Tensor) -> Memory:
         return {name: value.to(is_first.device) for name, value in self.initial(is_first.shape[0]).items()}
-
-    def _stack(self, features: Features, steps: list[Features]) -> Features:
-        return features.with_cognition(torch.stack([s.cognition for s in steps], 1))
 
 
 class BackboneMemory(MemoryModule):

@@ -1,6 +1,7 @@
-"""A recurrent hidden state, as in RoboFlamingo (arXiv 2311.01378): h' = cell(norm(z), h), z' = z + W h'.
+"""A recurrent hidden state, as in RoboFlamingo (arXiv 2311.01378): h' = cell(norm([z; p]), h), z' = z + W h'.
 
-z [B, D] is the cognition; h [B, H] is the memory, zero at an episode's start. `gru` is the cell of Cho et al.
+z [B, D] is the cognition and p [B, n * d] what is seen, squeezed (RoboFlamingo has z alone: `tokens: 0`); h [B, H]
+is the memory, zero at an episode's start. `gru` is the cell of Cho et al.
 (arXiv 1406.1078), `lstm` that of Hochreiter and Schmidhuber (1997), which remembers its cell state c [B, H] too.
 From the start, a unit holds what it was told for 2 to 40 policy steps (`chrono.py`).
 """
@@ -15,47 +16,54 @@ from torch import nn
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
 from ipvla.models.memory.chrono import chrono_bias
-from ipvla.models.memory.protocol import MemoryConfig, MemoryModule
+from ipvla.models.memory.protocol import MemoryConfig
+from ipvla.models.memory.squeeze import Squeeze, SqueezingMemory
 from ipvla.types import Memory
 
 _HORIZON = 40
 
 
-@MemoryConfig.register_subclass("gru")
 @dataclass(frozen=True)
-class GRUMemoryConfig(MemoryConfig):
-    """hidden: size of the hidden state h."""
+class RecurrentMemoryConfig(MemoryConfig):
+    """Sizes of a recurrent memory.
 
-    hidden: int = 128
+    Attributes:
+        hidden: H, of the hidden state h, and of the LSTM's cell state c.
+        tokens, token_width: n and d of the squeezed perception; no tokens, and only the cognition is remembered.
+    """
+
+    hidden: int = 96
+    tokens: int = 4
+    token_width: int = 32
 
     def __post_init__(self) -> None:
-        _check_hidden(self.hidden)
+        for name, least in (("hidden", 1), ("tokens", 0), ("token_width", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"memory.{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@MemoryConfig.register_subclass("gru")
+@dataclass(frozen=True)
+class GRUMemoryConfig(RecurrentMemoryConfig):
+    """See `RecurrentMemoryConfig`."""
 
     def build(self, backbone: Backbone) -> GRUMemory:
-        return GRUMemory(backbone.width, self.hidden)
+        return GRUMemory(self, backbone.width, backbone.perception_size)
 
 
 @MemoryConfig.register_subclass("lstm")
 @dataclass(frozen=True)
-class LSTMMemoryConfig(MemoryConfig):
-    """hidden: size of the hidden state h and of the cell state c."""
+class LSTMMemoryConfig(RecurrentMemoryConfig):
+    """See `RecurrentMemoryConfig`."""
 
-    hidden: int = 108  # as many parameters as the GRU's 128
-
-    def __post_init__(self) -> None:
-        _check_hidden(self.hidden)
+    hidden: int = 80  # about as many parameters as the GRU's 96
 
     def build(self, backbone: Backbone) -> LSTMMemory:
-        return LSTMMemory(backbone.width, self.hidden)
+        return LSTMMemory(self, backbone.width, backbone.perception_size)
 
 
-def _check_hidden(hidden: int) -> None:
-    if hidden < 1:
-        raise ValueError(f"memory.hidden is {hidden}; it must be at least 1")
-
-
-class RecurrentMemory(MemoryModule):
-    """What both cells share: the normalised cognition goes in, the hidden state is read out.
+class RecurrentMemory(SqueezingMemory):
+    """What both cells share: what the model makes of an observation goes in, the hidden state is read out.
 
     Attributes:
         state: the memory's names; the first is the hidden state h.
@@ -63,23 +71,27 @@ class RecurrentMemory(MemoryModule):
 
     state: tuple[str, ...]
 
-    def __init__(self, width: int, cell: nn.GRUCell | nn.LSTMCell) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.cell = cell
-        self.out = nn.Linear(cell.hidden_size, width)
+    def __init__(
+        self, config: RecurrentMemoryConfig, width: int, perception: int, cell: type[nn.GRUCell | nn.LSTMCell]
+    ) -> None:
+        super().__init__(Squeeze(perception, config.tokens, config.token_width))
+        size = width + config.tokens * config.token_width
+        self.norm = nn.LayerNorm(size)
+        self.cell = cell(size, config.hidden)
+        self.out = nn.Linear(config.hidden, width)
 
-    def advance(self, z: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:
-        """The next values of `state`, each float32 [B, H], from z float32 [B, D]."""
+    def advance(self, seen: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:
+        """The next values of `state`, each float32 [B, H], from norm([z; p]) float32 [B, D + n * d]."""
         raise NotImplementedError
 
     def initial(self, batch: int) -> Memory:
         size, like = (batch, self.cell.hidden_size), self.cell.bias_hh
         return {name: like.new_zeros(size, dtype=torch.float32) for name in self.state}
 
-    def step(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
+    def remember(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
         with torch.autocast(t.device.type, enabled=False):  # what is remembered stays float32
-            after = self.advance(self.norm(features.cognition.float()), memory)
+            seen = torch.cat([features.cognition.float(), features.perception.flatten(1)], -1)
+            after = self.advance(self.norm(seen), memory)
         cognition = features.cognition + self.out(after[0])
         return features.with_cognition(cognition), dict(zip(self.state, after, strict=True))
 
@@ -90,14 +102,15 @@ class GRUMemory(RecurrentMemory):
     state = ("hidden",)
     cell: nn.GRUCell
 
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__(width, nn.GRUCell(width, hidden))
+    def __init__(self, config: GRUMemoryConfig, width: int, perception: int) -> None:
+        super().__init__(config, width, perception, nn.GRUCell)
+        hidden = config.hidden
         with torch.no_grad():  # the update gate z, whose 1 - z lets new content in
             self.cell.bias_hh[hidden : 2 * hidden] = 0
             self.cell.bias_ih[hidden : 2 * hidden] = chrono_bias(hidden, _HORIZON)
 
-    def advance(self, z: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:
-        return (self.cell(z, memory["hidden"]),)
+    def advance(self, seen: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:
+        return (self.cell(seen, memory["hidden"]),)
 
 
 class LSTMMemory(RecurrentMemory):
@@ -106,13 +119,14 @@ class LSTMMemory(RecurrentMemory):
     state = ("hidden", "cell")
     cell: nn.LSTMCell
 
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__(width, nn.LSTMCell(width, hidden))
+    def __init__(self, config: LSTMMemoryConfig, width: int, perception: int) -> None:
+        super().__init__(config, width, perception, nn.LSTMCell)
+        hidden = config.hidden
         with torch.no_grad():  # rows: input, forget, cell and output gate; input bias = -forget bias
             self.cell.bias_hh[: 2 * hidden] = 0
             self.cell.bias_ih[hidden : 2 * hidden] = chrono_bias(hidden, _HORIZON)
             self.cell.bias_ih[:hidden] = -self.cell.bias_ih[hidden : 2 * hidden]
 
-    def advance(self, z: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:
-        hidden, cell = self.cell(z, (memory["hidden"], memory["cell"]))
+    def advance(self, seen: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:
+        hidden, cell = self.cell(seen, (memory["hidden"], memory["cell"]))
         return hidden, cell

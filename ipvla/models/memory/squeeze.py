@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
+
+from ipvla.models.features import Features
+from ipvla.models.memory.protocol import MemoryModule
+from ipvla.types import Memory
 
 
 class Squeeze(nn.Module):
@@ -24,3 +30,28 @@ class Squeeze(nn.Module):
             score = self.query * self.query.shape[1] ** -0.5 @ x.transpose(-1, -2)
             pooled: torch.Tensor = self.out(score.softmax(-1) @ x)
             return pooled
+
+
+class SqueezingMemory(MemoryModule):
+    """A mechanism that remembers what is seen as well, squeezed; a training window's is squeezed at once."""
+
+    def __init__(self, squeeze: Squeeze) -> None:
+        super().__init__()
+        self.squeeze = squeeze
+
+    def remember(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
+        """`step` for features whose perception is squeezed already: float32 [B, n, d]."""
+        raise NotImplementedError
+
+    def step(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
+        enriched, memory = self.remember(self._squeezed(features), memory, t)
+        return features.with_cognition(enriched.cognition), memory
+
+    def scan(
+        self, features: Features, memory: Memory, t: torch.Tensor, is_first: torch.Tensor, valid: torch.Tensor
+    ) -> tuple[Features, Memory]:
+        enriched, memory = self._loop(self.remember, self._squeezed(features), memory, t, is_first, valid)
+        return features.with_cognition(enriched.cognition), memory
+
+    def _squeezed(self, features: Features) -> Features:
+        return replace(features, perception=self.squeeze(features.perception))

@@ -92,7 +92,8 @@ class Expert:
             return self._towards(hand, hand, _CLOSE)
         top = self._problem.top_m((machine.todo or machine.program)[0])
         travel = top[2] + self._clearance_m
-        if machine.success or not machine.armed:
+        if machine.success or not machine.armed or machine.flashing is not None:
+            # until the light is out: presses that follow at once look like one to whoever looks every few steps
             return self._towards(hand, np.array([*hand[:2], travel]), _CLOSE)
         target = top[:2] + self._spot_m
         # A funnel over the button: no lower than its distance allows, so that the fingers come from above.

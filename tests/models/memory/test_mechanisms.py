@@ -23,7 +23,8 @@ from ipvla.models.memory import (
 from tests.models.memory.episodes import build, equal, features, run, times
 
 TRAINED: list[MemoryConfig] = [
-    GRUMemoryConfig(hidden=5),
+    GRUMemoryConfig(hidden=5, tokens=2, token_width=3),
+    GRUMemoryConfig(hidden=5, tokens=0),
     LSTMMemoryConfig(hidden=5),
     BankMemoryConfig(length=3, tokens=2, token_width=4, attention=5, hidden=7),
     BankMemoryConfig(length=3, tokens=2, token_width=4, attention=5, hidden=7, consolidation="fifo"),
@@ -208,6 +209,7 @@ def test_mechanisms_have_about_as_many_parameters_as_the_gru() -> None:
     [
         (GRUMemoryConfig, {"hidden": 0}, r"memory\.hidden is 0"),
         (LSTMMemoryConfig, {"hidden": 0}, r"memory\.hidden is 0"),
+        (LSTMMemoryConfig, {"tokens": -1}, r"memory\.tokens is -1; it must be at least 0"),
         (BankMemoryConfig, {"length": 0}, r"memory\.length is 0; it must be at least 1"),
         (BankMemoryConfig, {"tokens": 0}, r"memory\.tokens is 0"),
         (
