@@ -34,7 +34,7 @@ from torch import nn
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
 from ipvla.models.memory.protocol import MemoryConfig
-from ipvla.models.memory.squeeze import Squeeze, SqueezingMemory
+from ipvla.models.memory.squeeze import SqueezingMemory
 from ipvla.models.memory.timestep import TimestepEncoding
 from ipvla.types import Memory
 
@@ -155,7 +155,7 @@ class BankMemory(SqueezingMemory):
     """See the module's docstring."""
 
     def __init__(self, config: BankMemoryConfig, width: int, perception: int) -> None:
-        super().__init__(Squeeze(perception, config.tokens, config.token_width))
+        super().__init__(perception, config.tokens, config.token_width)
         self.config = config
         self.width = width
         self.cognition = Bank(config, width)

@@ -17,7 +17,7 @@ from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
 from ipvla.models.memory.chrono import chrono_bias
 from ipvla.models.memory.protocol import MemoryConfig
-from ipvla.models.memory.squeeze import Squeeze, SqueezingMemory
+from ipvla.models.memory.squeeze import SqueezingMemory
 from ipvla.types import Memory
 
 _HORIZON = 40
@@ -74,7 +74,7 @@ class RecurrentMemory(SqueezingMemory):
     def __init__(
         self, config: RecurrentMemoryConfig, width: int, perception: int, cell: type[nn.GRUCell | nn.LSTMCell]
     ) -> None:
-        super().__init__(Squeeze(perception, config.tokens, config.token_width))
+        super().__init__(perception, config.tokens, config.token_width)
         size = width + config.tokens * config.token_width
         self.norm = nn.LayerNorm(size)
         self.cell = cell(size, config.hidden)

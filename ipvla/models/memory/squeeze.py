@@ -33,11 +33,11 @@ class Squeeze(nn.Module):
 
 
 class SqueezingMemory(MemoryModule):
-    """A mechanism that remembers what is seen as well, squeezed; a training window's is squeezed at once."""
+    """A mechanism that remembers what is seen as well, squeezed to n tokens; a training window's at once."""
 
-    def __init__(self, squeeze: Squeeze) -> None:
+    def __init__(self, perception: int, tokens: int, width: int) -> None:
         super().__init__()
-        self.squeeze = squeeze
+        self.squeeze = Squeeze(perception, tokens, width) if tokens else None
 
     def remember(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
         """`step` for features whose perception is squeezed already: float32 [B, n, d]."""
@@ -54,4 +54,5 @@ class SqueezingMemory(MemoryModule):
         return features.with_cognition(enriched.cognition), memory
 
     def _squeezed(self, features: Features) -> Features:
-        return replace(features, perception=self.squeeze(features.perception))
+        seen = features.perception
+        return replace(features, perception=seen[..., :0, :].float() if self.squeeze is None else self.squeeze(seen))
