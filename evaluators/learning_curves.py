@@ -17,11 +17,11 @@ def learning_curves(runs: Mapping[str, Path], max_metrics: int = 8) -> bytes | N
     """One panel per metric, one line per run; PNG. None if no run has two points of anything.
 
     Args:
-        runs: name -> JSONL file as `ipvla.tracking.JsonlSink` writes it.
+        runs: name -> JSONL file as `ipvla.tracking.JsonlSink` writes it; a policy that was only copied has none.
     """
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for run, path in runs.items():
-        for line in read_jsonl(path):
+        for line in read_jsonl(path) if path.exists() else ():
             for metric, value in line.items():
                 if metric not in ("step", "time"):
                     curves.setdefault(metric, {}).setdefault(run, []).append((line["step"], value))
