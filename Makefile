@@ -21,7 +21,7 @@ quickstart: setup
 	$(BIN)/python -m ray_jobs.quickstart --tier $(TIER)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup $(VENV)/.ready-dev
 	$(BIN)/ruff check .

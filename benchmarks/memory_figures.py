@@ -134,5 +134,5 @@ def plot_delays(delays: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Pat
     panel.set_xlabel("delay between cue and go (control steps of 1/20 s)")
     panel.set_ylabel("success on held-out layouts")
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=8, ncols=2)
+    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=130)

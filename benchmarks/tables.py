@@ -111,9 +111,8 @@ def _rates(rates: Mapping[str, Mapping[str, Any]], heading: str) -> str:
     sizes = [cell["n"] for row in rates.values() for cell in row.values()]
     n = str(min(sizes)) if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
     seeds = len(next(iter(first.values()))["seeds"])
-    return "\n".join(
-        [*rows, "", f"Wilson 95 % intervals; n = {n} episodes per cell, over {seeds} training seeds."]
-    )
+    over = f"{seeds} training seeds" if seeds > 1 else "one training seed"
+    return "\n".join([*rows, "", f"Wilson 95 % intervals; n = {n} episodes per cell, over {over}."])
 
 
 def _short_cell(row: Mapping[str, Any]) -> str:
