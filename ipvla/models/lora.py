@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 import peft
+from torch import nn
 
 from ipvla.models.backbones.protocol import Backbone
 
@@ -50,6 +51,12 @@ class LoRAConfig:
         choices += [re.escape(name) for name in self.extra]
         return rf"(.*\.)?({'|'.join(choices)})"
 
+    def targets(self, backbone: Backbone) -> dict[str, nn.Linear]:
+        """The linear modules of a backbone without adapters that would get one, by name inside `backbone.vlm`."""
+        pattern = re.compile(self.target_pattern(backbone))
+        named = backbone.vlm.named_modules()
+        return {name: m for name, m in named if isinstance(m, nn.Linear) and pattern.fullmatch(name)}
+
     def apply(self, backbone: Backbone) -> None:
         """Wraps `backbone.vlm` by PEFT and freezes what is not an adapter.
 
@@ -67,3 +74,19 @@ class LoRAConfig:
             backbone.vlm,
             peft.LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=pattern),
         )
+
+
+def factors(backbone: Backbone) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """A [r, in] and B [out, r] of every adapter on a linear module, under the name that `targets` gives it."""
+    prefix = "base_model.model."
+    return {
+        name.removeprefix(prefix): (module.lora_A["default"].weight, module.lora_B["default"].weight)
+        for name, module in backbone.vlm.named_modules()
+        if isinstance(module, peft.tuners.lora.Linear)
+    }
+
+
+def layer_of(backbone: Backbone, module: str) -> int | None:
+    """The language layer that a module of `backbone.vlm` belongs to; None outside of them."""
+    match = re.search(backbone.layer_pattern.replace("{layers}", r"\d+"), module)
+    return int(match[1]) if match else None

@@ -55,4 +55,6 @@ class SqueezingMemory(MemoryModule):
 
     def _squeezed(self, features: Features) -> Features:
         seen = features.perception
-        return replace(features, perception=seen[..., :0, :].float() if self.squeeze is None else self.squeeze(seen))
+        return replace(
+            features, perception=seen[..., :0, :].float() if self.squeeze is None else self.squeeze(seen)
+        )
