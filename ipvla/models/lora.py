@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import peft
 from torch import nn
@@ -21,6 +22,7 @@ class LoRAConfig:
         last_layers: how many of the last language layers; 0 means all of them.
         modules: names of linear modules inside a language layer.
         extra: full names of modules outside the language layers, e.g. `trunk.conv1` or `trunk.mix`.
+        freeze_rest: memory and head are frozen too, so that adapters alone are trained.
     """
 
     rank: int = 8
@@ -29,6 +31,7 @@ class LoRAConfig:
     last_layers: int = 0
     modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
     extra: tuple[str, ...] = ()
+    freeze_rest: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -74,6 +77,11 @@ class LoRAConfig:
             backbone.vlm,
             peft.LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=pattern),
         )
+
+
+def save_adapters(backbone: Backbone, directory: Path) -> None:
+    """Writes a backbone's adapters as `PeftModel.from_pretrained(base, directory)` reads them."""
+    backbone.vlm.save_pretrained(str(directory))
 
 
 def factors(backbone: Backbone) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:

@@ -74,6 +74,9 @@ class IPVLAConfig:
             model.start_from(start)
         if self.lora is not None:
             self.lora.apply(backbone)
+            if self.lora.freeze_rest:
+                for part in (memory, head, *([readout] if readout else [])):
+                    part.requires_grad_(False)
         return model
 
 
