@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ipvla.sim.fingerprint import fingerprint
+from ray_jobs.commit import commit
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,9 +46,8 @@ def write_record(
         seeds: all that the figures are of.
         earlier: runs that gave some of the figures, as `read_record(name)["runs"]` tells.
     """
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=RESULTS)
     machine = {"cpu": cpu_name(), "system": platform.platform(), **fingerprint()}
-    run = {"commit": commit.stdout.strip() or "none", "machine": machine}
+    run = {"commit": commit(), "machine": machine}
     record = {
         **run,
         "seeds": list(seeds),

@@ -19,6 +19,7 @@ from ipvla.storage import StorageRoots
 from ipvla.training.loop import TrainingConfig
 from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
+from ipvla.training.protection import ForgettingConfig
 from ipvla.training.state import TrainingState
 
 
@@ -61,6 +62,7 @@ class ExperimentConfig(StorageRoots):
         start_from: directory of a trained policy whose weights and normalisation this run begins with, if any; a
             memory of another mechanism begins afresh.
         parent_run_id: the MLflow run that this one is nested under, if any.
+        forgetting: protection of what `start_from` knows, or None.
     """
 
     name: str = "train"
@@ -75,6 +77,7 @@ class ExperimentConfig(StorageRoots):
     model: IPVLAConfig = field(default_factory=IPVLAConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    forgetting: ForgettingConfig | None = None
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
@@ -98,7 +101,13 @@ class ExperimentConfig(StorageRoots):
             "lanes": draccus.encode(self.lanes),
             "seed": self.seed,
             "start_from": self.start_from and str(self.start_from),
+            **({"forgetting": draccus.encode(self.protected_by)} if self.protected_by else {}),
         }
+
+    @property
+    def protected_by(self) -> ForgettingConfig | None:
+        """`forgetting`, unless it is switched off."""
+        return self.forgetting if self.forgetting and self.forgetting.enabled else None
 
     def build(self, world: World) -> Experiment:
         """Dataset -> transforms -> policy -> optimizer -> lanes, seeded; the same on every worker.
@@ -106,7 +115,8 @@ class ExperimentConfig(StorageRoots):
         Raises:
             DatasetError: the dataset is missing, damaged, or lacks what the memory is trained on.
             CheckpointError: there is no policy in `start_from`.
-            ValueError: the policy in `start_from` has other sizes.
+            ArtifactError: the subspaces of `forgetting` are missing or of something else.
+            ValueError: the policy in `start_from` has other sizes, or `forgetting.method` does not fit the model.
         """
         dataset = self.data.build(self.datasets)
         start = None if self.start_from is None else Policy.load(self.start_from)
@@ -124,16 +134,29 @@ class ExperimentConfig(StorageRoots):
         if start is None:
             policy.model.backbone.calibrate(_mean_image(dataset, policy.transforms))
         model = policy.model.to(world.device)
+        optimizer = self.optimizer.build(model)
+        protection = None
+        if self.protected_by is not None:
+            backbone = self.model.backbone.get_choice_name(type(self.model.backbone))
+            protection = self.protected_by.build(
+                model, backbone, optimizer, policy.transforms, self.artifacts, self.probes, self.seed
+            )
         state = TrainingState(
             model=model,
             trained=world.wrap(model),
-            optimizer=self.optimizer.build(model),
+            optimizer=optimizer,
             memory=model.initial_memory(self.lanes.lanes),
+            protection=protection,
         )
         if policy.model.plan_tokens and not dataset.episode(0).reasoning:
             raise DatasetError(
                 f"dataset: {dataset.directory} has no plans (step feature `reasoning`), which memory.type prompt "
                 "and model.plan_readout are trained on; collect it again, or do without these"
+            )
+        if policy.model.answer_tokens and "question" not in dataset.step_features:
+            raise DatasetError(
+                f"dataset: {dataset.directory} has no questions (step features `question`, `answer`), which "
+                "model.questions is trained on; collect it again, or set model.questions to null"
             )
         lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size)
         return Experiment(policy, state, lanes)

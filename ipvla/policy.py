@@ -130,6 +130,9 @@ class Policy:
             max_prompt_tokens=backbone.max_prompt_tokens,
             tokenize_plan=backbone.tokenize_text,
             plan_tokens=model.plan_tokens,
+            tokenize_question=backbone.question,
+            question_tokens=model.question_tokens,
+            answer_tokens=model.answer_tokens,
         )
         return cls(config, model, transforms, execute)
 

@@ -2,9 +2,9 @@
 
 Shape letters: B batch (lanes or waiting episodes), K window (policy steps), C chunk (actions), A action
 dimensions, P proprioception dimensions, V camera views, H and W pixels, L prompt tokens, Lp plan tokens,
-N tokens, D width. Units: metres, radians, seconds; a control step is 1/20 s; one *policy step* is one call of the
-model, which happens every `execute` control steps. `t` always counts control steps since the reset, in
-training and in rollout alike.
+Lq question tokens, La answer tokens, N tokens, D width. Units: metres, radians, seconds; a control step is
+1/20 s; one *policy step* is one call of the model, which happens every `execute` control steps. `t` always counts
+control steps since the reset, in training and in rollout alike.
 """
 
 from __future__ import annotations
@@ -82,6 +82,9 @@ class StepBatch:
             at the end; all 0 where nothing was recorded or the lane is idle. Lp is 0 if no plans are read.
         last_plan: int64 [B, K, Lp], `plan` of the episode's previous policy step, one stride of control steps
             earlier and perhaps in the window before; all 0 where is_first.
+        question: int64 [B, K, Lq], the prompt of a question about this step's observation, 0-padded at the end;
+            all 0 where none was recorded or the lane is idle. Lq and La are 0 if no questions are read.
+        answer: int64 [B, K, La], tokens of its answer, 0-padded at the end; all 0 where `question` is.
     """
 
     inputs: ModelInputs
@@ -93,6 +96,8 @@ class StepBatch:
     episode_key: torch.Tensor
     plan: torch.Tensor
     last_plan: torch.Tensor
+    question: torch.Tensor
+    answer: torch.Tensor
 
     def to(self, device: torch.device | str) -> StepBatch:
         return StepBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})

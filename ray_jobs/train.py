@@ -16,6 +16,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device
 
 from ipvla.experiment import ExperimentConfig
+from ipvla.models.lora import save_adapters
 from ipvla.policy import CheckpointError, Policy
 from ipvla.tracking import ConsoleSink, JsonlSink, MetricSink, Sinks, read_jsonl
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
@@ -66,6 +67,8 @@ def train_worker(encoded: dict[str, Any]) -> None:
         sink.close("FAILED")  # a run that is tried again opens it anew
         raise
     if world.rank == 0:
+        if config.model.lora is not None:
+            save_adapters(experiment.policy.model.backbone, config.run_directory / "adapters")
         experiment.policy.save(config.run_directory / "policy")
     sink.close()
 

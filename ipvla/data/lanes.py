@@ -125,6 +125,7 @@ class LaneReader:
                 targets = self._transforms.chunk_targets(recorded, window.t[lane, places])
                 actions[lane, places], action_valid[lane, places] = targets
         plan, last_plan = self._plans(window)
+        question, answer = self._questions(window)
         return StepBatch(
             inputs=inputs.map(lambda x: x.reshape(lanes, steps, *x.shape[1:])),
             actions=torch.from_numpy(actions),
@@ -135,6 +136,8 @@ class LaneReader:
             episode_key=torch.from_numpy(window.episode),
             plan=torch.from_numpy(plan),
             last_plan=torch.from_numpy(last_plan),
+            question=torch.from_numpy(question),
+            answer=torch.from_numpy(answer),
         )
 
     def _plans(self, window: WindowPlan) -> tuple[IntArray, IntArray]:
@@ -150,3 +153,16 @@ class LaneReader:
                 if not window.is_first[place]:
                     last_plan[place] = self._transforms.plan(reasoning[t - self._config.stride])
         return plan, last_plan
+
+    def _questions(self, window: WindowPlan) -> tuple[IntArray, IntArray]:
+        """The questions about the window's steps and their answers, int64 [lanes, K, Lq] and [lanes, K, La]."""
+        question = np.zeros((*window.episode.shape, self._transforms.question_tokens), np.int64)
+        answer = np.zeros((*window.episode.shape, self._transforms.answer_tokens), np.int64)
+        if not self._transforms.question_tokens:
+            return question, answer
+        for place in zip(*np.nonzero(window.episode >= 0), strict=True):
+            episode, t = self._dataset.episode(int(window.episode[place])), int(window.t[place])
+            if episode.questions:
+                question[place] = self._transforms.question(episode.questions[t])
+                answer[place] = self._transforms.answer(episode.answers[t])
+        return question, answer

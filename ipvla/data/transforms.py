@@ -32,6 +32,9 @@ class Transforms:
         proprio_index: the proprioception columns the model sees, None for all.
         tokenize_plan: a plan in text to its token ids, without padding; None for `tokenize`.
         plan_tokens: Lp; plans are padded to it at the end, with id 0. With 0 no plans are read.
+        tokenize_question: a question in text to its prompt's token ids, without padding; None for `tokenize`.
+        question_tokens, answer_tokens: Lq and La; questions and answers are padded to them as plans are, answers
+            are tokenised as plans are. With 0 none are read.
     """
 
     statistics: Statistics
@@ -43,10 +46,15 @@ class Transforms:
     proprio_index: tuple[int, ...] | None = None
     tokenize_plan: Callable[[str], Sequence[int]] | None = None
     plan_tokens: int = 0
+    tokenize_question: Callable[[str], Sequence[int]] | None = None
+    question_tokens: int = 0
+    answer_tokens: int = 0
     _prompts: dict[str, tuple[IntArray, npt.NDArray[np.bool_]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     _plans: dict[str, IntArray] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _questions: dict[str, IntArray] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _answers: dict[str, IntArray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("max_prompt_tokens", "image_size", "chunk"):
@@ -55,6 +63,13 @@ class Transforms:
         if self.plan_tokens < 0:
             raise ValueError(
                 f"plan_tokens is {self.plan_tokens}; set it to 0 for no plans, or to the longest one's"
+            )
+        if min(self.question_tokens, self.answer_tokens) < 0 or bool(self.question_tokens) != bool(
+            self.answer_tokens
+        ):
+            raise ValueError(
+                f"question_tokens is {self.question_tokens} and answer_tokens {self.answer_tokens}; "
+                "set both to 0 for no questions, or to the longest ones'"
             )
         if not self.cameras:
             raise ValueError("cameras is empty; name at least one, e.g. ('agentview',)")
@@ -97,10 +112,40 @@ class Transforms:
                     f"the plan {text!r} has {len(ids)} tokens, {len(ids) - self.plan_tokens} more than "
                     f"plan_tokens {self.plan_tokens}; raise memory.plan_tokens to {len(ids)} or shorten the plan"
                 )
-            padded = _padded(ids, self.plan_tokens)
-            padded.flags.writeable = False
-            self._plans[text] = padded
+            self._plans[text] = _read_only(ids, self.plan_tokens)
         return self._plans[text]
+
+    def question(self, text: str) -> IntArray:
+        """A question's prompt, int64 [Lq], read-only because it is cached; "" is all 0.
+
+        Raises:
+            ValueError: the prompt has more than Lq tokens.
+        """
+        if text not in self._questions:
+            ids = (self.tokenize_question or self.tokenize)(text) if text else ()
+            if len(ids) > self.question_tokens:
+                raise ValueError(
+                    f"the question {text!r} has {len(ids)} tokens, more than question_tokens "
+                    f"{self.question_tokens}, the backbone's longest prompt; shorten the question"
+                )
+            self._questions[text] = _read_only(ids, self.question_tokens)
+        return self._questions[text]
+
+    def answer(self, text: str) -> IntArray:
+        """An answer's tokens, int64 [La], read-only because they are cached; "" is all 0.
+
+        Raises:
+            ValueError: the answer has more than La tokens.
+        """
+        if text not in self._answers:
+            ids = (self.tokenize_plan or self.tokenize)(text) if text else ()
+            if len(ids) > self.answer_tokens:
+                raise ValueError(
+                    f"the answer {text!r} has {len(ids)} tokens, more than answer_tokens {self.answer_tokens}; "
+                    f"raise model.questions.tokens to {len(ids)} or shorten the answer"
+                )
+            self._answers[text] = _read_only(ids, self.answer_tokens)
+        return self._answers[text]
 
     def chunk_targets(self, action: FloatArray, t: int | IntArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
         """The next `chunk` actions from control step(s) `t` of one episode.
@@ -133,6 +178,8 @@ class Transforms:
             "chunk": self.chunk,
             "proprio_index": None if self.proprio_index is None else list(self.proprio_index),
             "plan_tokens": self.plan_tokens,
+            "question_tokens": self.question_tokens,
+            "answer_tokens": self.answer_tokens,
         }
 
     @classmethod
@@ -141,8 +188,9 @@ class Transforms:
         values: Mapping[str, Any],
         tokenize: Callable[[str], Sequence[int]],
         tokenize_plan: Callable[[str], Sequence[int]] | None = None,
+        tokenize_question: Callable[[str], Sequence[int]] | None = None,
     ) -> Self:
-        """The inverse of `to_dict`; what was saved before there were plans has none."""
+        """The inverse of `to_dict`; what was saved before there were plans or questions has none."""
         index = values["proprio_index"]
         return cls(
             statistics=Statistics.from_dict(values["statistics"]),
@@ -154,6 +202,9 @@ class Transforms:
             proprio_index=None if index is None else tuple(index),
             tokenize_plan=tokenize_plan,
             plan_tokens=values.get("plan_tokens", 0),
+            tokenize_question=tokenize_question,
+            question_tokens=values.get("question_tokens", 0),
+            answer_tokens=values.get("answer_tokens", 0),
         )
 
     def _image(self, observation: Observation, camera: str) -> npt.NDArray[np.uint8]:
@@ -181,4 +232,10 @@ class Transforms:
 def _padded(ids: Sequence[int], length: int) -> IntArray:
     padded = np.zeros(length, np.int64)
     padded[: len(ids)] = ids
+    return padded
+
+
+def _read_only(ids: Sequence[int], length: int) -> IntArray:
+    padded = _padded(ids, length)
+    padded.flags.writeable = False
     return padded

@@ -12,6 +12,7 @@ from ipvla.models.heads import Head, HeadConfig, RegressionConfig
 from ipvla.models.lora import LoRAConfig
 from ipvla.models.memory import GRUMemoryConfig, MemoryConfig, MemoryModule
 from ipvla.models.plan_readout import PlanReadout, PlanReadoutConfig
+from ipvla.models.questions import Questions, QuestionsConfig
 from ipvla.types import Memory, ModelInputs, StepBatch
 
 
@@ -24,6 +25,7 @@ class IPVLAConfig:
         lora: adapters on the backbone, or None to train every weight.
         chunk: C, at least 1.
         plan_readout: an auxiliary loss on datasets with reasoning, or None for the actions' loss alone.
+        questions: an auxiliary loss on datasets with questions, or None for none asked.
     """
 
     backbone: BackboneConfig = field(default_factory=TinyConfig)
@@ -32,6 +34,7 @@ class IPVLAConfig:
     lora: LoRAConfig | None = None
     chunk: int = 8
     plan_readout: PlanReadoutConfig | None = None
+    questions: QuestionsConfig | None = None
 
     def __post_init__(self) -> None:
         if self.chunk < 1:
@@ -65,11 +68,15 @@ class IPVLAConfig:
                     f"model.plan_readout.tokens {self.plan_readout.tokens} exceeds memory.plan_tokens "
                     f"{memory.plan_tokens}: the plan in the prompt would be cut; raise the latter"
                 )
-        model = IPVLA(backbone, memory, head, action_varies, readout)
+        questions = None if self.questions is None else self.questions.build()
+        model = IPVLA(backbone, memory, head, action_varies, readout, questions)
         if start is not None:
             model.start_from(start)
         if self.lora is not None:
             self.lora.apply(backbone)
+            if self.lora.freeze_rest:
+                for part in (memory, head, *([readout] if readout else [])):
+                    part.requires_grad_(False)
         return model
 
 
@@ -85,18 +92,30 @@ class IPVLA(nn.Module):
         head: Head,
         action_varies: torch.Tensor,
         plan_readout: PlanReadout | None = None,
+        questions: Questions | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.memory = memory
         self.head = head
         self.plan_readout = plan_readout
+        self.questions = questions
         self.register_buffer("action_varies", action_varies.clone())
 
     @property
     def plan_tokens(self) -> int:
         """Lp, tokens of the plans that training batches must carry; 0 for none."""
         return max(self.memory.plan_tokens, self.plan_readout.config.tokens if self.plan_readout else 0)
+
+    @property
+    def question_tokens(self) -> int:
+        """Lq, tokens of the questions that training batches must carry; 0 for none."""
+        return self.backbone.max_prompt_tokens if self.questions else 0
+
+    @property
+    def answer_tokens(self) -> int:
+        """La, tokens of the answers to them."""
+        return self.questions.config.tokens if self.questions else 0
 
     def initial_memory(self, batch: int) -> Memory:
         """The memory of `batch` episodes that have not begun, on the model's device."""
@@ -117,6 +136,8 @@ class IPVLA(nn.Module):
             loss = loss + memory_loss
         if self.plan_readout is not None:
             loss = loss + self.plan_readout.loss(features.cognition, batch.plan.flatten(0, 1))
+        if self.questions is not None:
+            loss = loss + self.questions.loss(self.backbone, batch)
         return loss, memory
 
     @torch.no_grad()

@@ -25,6 +25,8 @@ class Demonstration:
         action: float32 [T, 7] in [-1, 1]; the expert's label, without the noise that was played.
         reasoning: T strings: the plan as it should read once the step's observation has been seen, see
             `ipvla.sim.recall.plan`. Empty: none was recorded.
+        questions, answers: T strings each: a question that the step's picture decides, and its answer, see
+            `ipvla.sim.recall.questions`; "" where there is none. Empty: none was recorded.
     """
 
     task: str
@@ -35,6 +37,8 @@ class Demonstration:
     state: npt.NDArray[np.float32]
     action: npt.NDArray[np.float32]
     reasoning: tuple[str, ...] = ()
+    questions: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         steps = {len(self.state), len(self.action), *map(len, self.images.values())}
@@ -42,10 +46,16 @@ class Demonstration:
             raise ValueError(
                 f"a demonstration's records have lengths {sorted(steps)}; they must be equal and not 0"
             )
-        if self.reasoning and len(self.reasoning) != len(self):
+        for name in ("reasoning", "questions", "answers"):
+            texts = getattr(self, name)
+            if texts and len(texts) != len(self):
+                raise ValueError(
+                    f"{name} has {len(texts)} strings for {len(self)} control steps; "
+                    "give one per step, or () for none"
+                )
+        if len(self.questions) != len(self.answers):
             raise ValueError(
-                f"reasoning has {len(self.reasoning)} strings for {len(self)} control steps; "
-                "give one per step, or () for none"
+                f"there are {len(self.questions)} questions and {len(self.answers)} answers; give both or neither"
             )
 
     def __len__(self) -> int:
@@ -67,6 +77,8 @@ class Demonstration:
                 state=self.state,
                 action=self.action,
                 reasoning=np.array(self.reasoning, dtype=np.str_),
+                questions=np.array(self.questions, dtype=np.str_),
+                answers=np.array(self.answers, dtype=np.str_),
                 **arrays,  # type: ignore[arg-type]
             )
             os.replace(partial, path)
@@ -89,8 +101,12 @@ class Demonstration:
                     images={name[7:]: file[name] for name in file.files if name.startswith("images/")},
                     state=file["state"],
                     action=file["action"],
-                    # Files from before plans were recorded have no such array.
-                    reasoning=tuple(map(str, file["reasoning"])) if "reasoning" in file.files else (),
+                    # Files from before plans and questions were recorded have no such arrays.
+                    **{
+                        name: tuple(map(str, file[name]))
+                        for name in ("reasoning", "questions", "answers")
+                        if name in file.files
+                    },
                 )
         except (FileNotFoundError, PermissionError):
             raise

@@ -1,6 +1,6 @@
 """Training checkpoints: safetensors and JSON, no pickle, complete or not there.
 
-training.json          step, plan position, world size, lanes, what the run was configured as
+training.json          step, plan position, world size, lanes, Thermostat, what the run was configured as
 policy/                the policy, ready for rollout
 optimizer.safetensors  one tensor per parameter and moment
 lanes-RANK.safetensors each worker's memory and random state
@@ -41,6 +41,7 @@ def save_checkpoint(
             "position": asdict(state.position),
             "world": world.size,
             "identity": identity,
+            **({"thermostat": state.protection.thermostat.to_dict()} if state.protection else {}),
         }
         (directory / "training.json").write_text(json.dumps(written, indent=1))
 
@@ -72,6 +73,8 @@ def load_checkpoint(directory: Path, state: TrainingState, world: World, identit
     state.memory = {n.removeprefix(prefix): v.to(world.device) for n, v in lanes.items() if n.startswith(prefix)}
     state.step = written["step"]
     state.position = PlanPosition(**written["position"])
+    if state.protection:
+        state.protection.resume(written["thermostat"])
     torch.set_rng_state(lanes["random.cpu"])
     if "random.cuda" in lanes:
         torch.cuda.set_rng_state(lanes["random.cuda"], world.device)

@@ -61,8 +61,11 @@ def train(
             state.step += 1
             state.position = lanes.after(position)
             meter.add(metrics, frames=int(batch.valid.sum()) * world.size)
+            if state.protection and (reading := state.protection.regulate(state.step, world)):
+                sink.log(reading, state.step)
             if state.step % config.log_every == 0 or state.step == config.steps:
-                sink.log({**meter.take(), "train/lr": lr, "train/epoch": position.epoch}, state.step)
+                surgery = state.protection.readings() if state.protection else {}
+                sink.log({**meter.take(), **surgery, "train/lr": lr, "train/epoch": position.epoch}, state.step)
             if state.step % config.checkpoint_every == 0 or state.step == config.steps:
                 save()
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from ipvla.data.plan import PlanPosition
 from ipvla.models.vla import IPVLA
+from ipvla.training.protection import Protection
 from ipvla.types import Memory
 
 
@@ -22,6 +23,7 @@ class TrainingState:
         memory: of this worker's lanes, [B, ...].
         step: optimizer steps taken.
         position: the window that comes next.
+        protection: against forgetting, or None: then there is nothing of it anywhere.
     """
 
     model: IPVLA
@@ -30,3 +32,4 @@ class TrainingState:
     memory: Memory
     step: int = 0
     position: PlanPosition = field(default_factory=PlanPosition)
+    protection: Protection | None = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
+
 import torch
 
 from ipvla.training.state import TrainingState
@@ -14,7 +17,7 @@ def training_step(
     """Trains on one window; returns the loss and the gradient's norm before clipping.
 
     Raises:
-        FloatingPointError: the loss is not finite; the weights are as they were before the step.
+        FloatingPointError: the loss or a gradient is not finite; the weights are as they were before the step.
     """
     for group in state.optimizer.param_groups:
         group["lr"] = lr
@@ -28,7 +31,13 @@ def training_step(
         )
     loss.backward()
     trainable = [p for p in state.model.parameters() if p.requires_grad]
-    norm = torch.nn.utils.clip_grad_norm_(trainable, max_grad_norm)
-    state.optimizer.step()
+    norm = float(torch.nn.utils.clip_grad_norm_(trainable, max_grad_norm))
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"the gradient's norm is {norm} at step {state.step}; "
+            "lower optimizer.lr or set training.precision to fp32"
+        )
+    with state.protection.around() if state.protection else nullcontext():
+        state.optimizer.step()
     state.memory = {name: tensor.detach() for name, tensor in memory.items()}
-    return {"loss": value, "grad_norm": float(norm)}
+    return {"loss": value, "grad_norm": norm}

@@ -72,7 +72,8 @@ def test_every_tensor_has_the_declared_shape(reader: LaneReader) -> None:
     assert {tuple(x.shape[:2]) for x in _tensors(batch)} == {(3, 4)}
     assert batch.actions.dtype == torch.float32
     assert {x.dtype for x in (batch.is_first, batch.valid, batch.action_valid)} == {torch.bool}
-    assert {x.dtype for x in (batch.t, batch.episode_key, batch.plan, batch.last_plan)} == {torch.int64}
+    integers = (batch.t, batch.episode_key, batch.plan, batch.last_plan, batch.question, batch.answer)
+    assert {x.dtype for x in integers} == {torch.int64}
 
 
 def test_plans_are_those_recorded_now_and_one_policy_step_ago(
@@ -141,6 +142,41 @@ def test_episodes_without_reasoning_have_empty_plans(tmp_path: Path, make_transf
     assert batch.valid.any()
     assert not batch.plan.any()
     assert not batch.last_plan.any()
+
+
+def test_questions_and_answers_are_those_recorded_at_the_step(tmp_path: Path, make_transforms: Make) -> None:
+    texts = [f"what {t}" if t % 3 else "" for t in range(20)]
+    episodes = [
+        replace(
+            random_episode(seed, 20),
+            questions=tuple(text and f"{text} of {seed}" for text in texts),
+            answers=tuple(text and f"{t + seed}" for t, text in enumerate(texts)),
+        )
+        for seed in range(4)
+    ]
+    dataset = EpisodeDataset(write_rlds(tmp_path, "asked", [*episodes, random_episode(4, 20)], SIZE))
+    transforms = make_transforms(
+        tokenize_question=lambda text: list(text.encode()),
+        tokenize_plan=lambda text: [int(text) + 1],
+        question_tokens=16,
+        answer_tokens=2,
+    )
+    reader, seen = CONFIG.build(dataset, transforms), 0
+    for w in range(reader.plan(0).num_windows):
+        batch = reader.batch(PlanPosition(0, w))
+        assert (batch.question.shape, batch.answer.shape) == ((3, 4, 16), (3, 4, 2))
+        for place in np.ndindex(3, 4):
+            key, t = int(batch.episode_key[place]), int(batch.t[place])
+            asked = 0 <= key < 4 and t % 3 > 0
+            assert _text(batch.question[place]) == (episodes[key].questions[t] if asked else "")
+            assert batch.answer[place].tolist() == ([t + key + 1, 0] if asked else [0, 0])
+            seen += asked
+    assert seen > 5
+
+
+def test_without_question_tokens_none_is_tokenised(dataset: EpisodeDataset, make_transforms: Make) -> None:
+    batch = CONFIG.build(dataset, make_transforms(tokenize_question=None)).batch(PlanPosition())
+    assert batch.question.shape == batch.answer.shape == (3, 4, 0)
 
 
 def test_workers_share_an_epoch_without_overlap(dataset: EpisodeDataset, make_transforms: Make) -> None:

@@ -87,6 +87,38 @@ def test_an_episode_without_reasoning_lies_beside_one_with_it(tmp_path: Path) ->
     assert dataset.episode(1).reasoning == random_episode(1, 3).reasoning
 
 
+def with_questions(episode: Episode) -> Episode:
+    length = len(episode.action)
+    return replace(
+        episode,
+        questions=tuple("" if t == 1 else f"how many buttons at {t}" for t in range(length)),
+        answers=tuple("" if t == 1 else "three" for t in range(length)),
+    )
+
+
+def test_questions_are_read_back_and_may_be_missing_in_later_episodes(tmp_path: Path) -> None:
+    asked = with_questions(random_episode(0, 4))
+    directory = write_rlds(tmp_path, "asked", [asked, random_episode(1, 3)], SIZE)
+    dataset = EpisodeDataset(directory)
+    assert (dataset.episode(0).questions, dataset.episode(0).answers) == (asked.questions, asked.answers)
+    assert (dataset.episode(1).questions, dataset.episode(1).answers) == ((), ())
+    assert dataset.episode(0).reasoning == asked.reasoning
+    steps = tfds.builder_from_directory(directory).info.features["steps"]
+    assert {"question", "answer"} <= set(steps.feature)
+
+
+def test_episodes_without_questions_are_stored_without_the_features(
+    dataset: EpisodeDataset, written: Path
+) -> None:
+    assert dataset.episode(1).questions == dataset.episode(1).answers == ()
+    assert not {"question", "answer"} & set(tfds.builder_from_directory(written).info.features["steps"].feature)
+
+
+def test_questions_that_begin_in_a_later_episode_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="has questions, the first one had none"):
+        write_rlds(tmp_path, "late", [random_episode(0, 4), with_questions(random_episode(1, 4))], SIZE)
+
+
 def test_equal_reasonings_of_an_episode_share_their_memory(dataset: EpisodeDataset) -> None:
     reasoning = dataset.episode(3).reasoning
     assert len({id(text) for text in reasoning}) == len(set(reasoning)) == 8
@@ -172,6 +204,8 @@ def test_two_writers_of_one_dataset_do_not_mix(tmp_path: Path) -> None:
         (random_episode(1, 0), "no steps"),
         (replace(random_episode(1, 4), state=np.zeros((3, 8), np.float32)), "3 states for 4 actions"),
         (replace(random_episode(1, 4), reasoning=("PLAN: go",) * 3), "3 reasonings for 4 actions"),
+        (replace(random_episode(1, 4), questions=("why",) * 5, answers=("so",) * 5), "5 questions for 4 actions"),
+        (replace(random_episode(1, 4), questions=("why",) * 4), "questions or answers alone"),
         (replace(random_episode(1, 4), action=np.full((4, 7), np.nan, np.float32)), "not finite"),
         (replace(random_episode(1, 4), images={"agentview": np.zeros((4, 8, 8, 3), np.uint8)}), r"\(4, 8, 8, 3\)"),
     ],

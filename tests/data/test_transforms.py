@@ -84,6 +84,29 @@ def test_a_plan_that_is_too_long_says_by_how_much(make_transforms: Make) -> None
         make_transforms(plan_tokens=3).plan("a b c d e")
 
 
+def test_questions_are_prompts_of_their_own_and_answers_plain_text(make_transforms: Make) -> None:
+    transforms = make_transforms(
+        tokenize_question=lambda text: [7, 8, 9],
+        tokenize_plan=lambda text: [4],
+        question_tokens=4,
+        answer_tokens=2,
+    )
+    assert transforms.question("is a button lit").tolist() == [7, 8, 9, 0]
+    assert transforms.answer("yes").tolist() == [4, 0]
+    assert transforms.question("").tolist() == [0] * 4
+    assert transforms.answer("").tolist() == [0] * 2
+    with pytest.raises(ValueError, match="read-only"):
+        transforms.question("is a button lit")[0] = 1
+
+
+def test_questions_and_answers_that_are_too_long_are_refused(make_transforms: Make) -> None:
+    transforms = make_transforms(question_tokens=3, answer_tokens=1)
+    with pytest.raises(ValueError, match="'is a button lit' has 4 tokens, more than question_tokens 3"):
+        transforms.question("is a button lit")
+    with pytest.raises(ValueError, match=r"more than answer_tokens 1; raise model\.questions\.tokens to 2"):
+        transforms.answer("the left")
+
+
 def test_proprio_is_normalised_and_its_columns_are_selected(make_transforms: Make) -> None:
     index = (0, 1, 2, 6, 7)
     transforms = make_transforms(proprio_index=index)
@@ -144,7 +167,7 @@ def test_played_actions_stay_in_range_whatever_the_model_says(make_transforms: M
 
 
 def test_they_survive_json(make_transforms: Make) -> None:
-    transforms = make_transforms(proprio_index=(0, 7), plan_tokens=9)
+    transforms = make_transforms(proprio_index=(0, 7), plan_tokens=9, question_tokens=5, answer_tokens=2)
     stored = json.loads(json.dumps(transforms.to_dict()))
     loaded = Transforms.from_dict(stored, tokenize=transforms.tokenize, tokenize_plan=lambda text: [3])
     assert loaded.to_dict() == transforms.to_dict()
@@ -153,10 +176,12 @@ def test_they_survive_json(make_transforms: Make) -> None:
     assert torch.equal(original.proprio, restored.proprio)
 
 
-def test_transforms_saved_before_there_were_plans_have_none(make_transforms: Make) -> None:
+def test_transforms_saved_before_there_were_plans_or_questions_have_none(make_transforms: Make) -> None:
     stored = make_transforms().to_dict()
-    del stored["plan_tokens"]
-    assert Transforms.from_dict(stored, tokenize=len).plan_tokens == 0
+    for name in ("plan_tokens", "question_tokens", "answer_tokens"):
+        del stored[name]
+    restored = Transforms.from_dict(stored, tokenize=len)
+    assert (restored.plan_tokens, restored.question_tokens, restored.answer_tokens) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +189,8 @@ def test_transforms_saved_before_there_were_plans_have_none(make_transforms: Mak
     [
         ({"chunk": 0}, "chunk is 0"),
         ({"plan_tokens": -1}, "plan_tokens is -1"),
+        ({"question_tokens": 3}, "question_tokens is 3 and answer_tokens 0"),
+        ({"question_tokens": -1, "answer_tokens": -1}, "set both to 0"),
         ({"image_size": -4}, "image_size is -4"),
         ({"max_prompt_tokens": 0}, "max_prompt_tokens is 0"),
         ({"cameras": ()}, "cameras is empty"),

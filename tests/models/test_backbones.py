@@ -17,7 +17,7 @@ from ipvla.models.backbones import (
     TinyConfig,
 )
 from ipvla.models.backbones.tiny_vlm import TinyVLM
-from ipvla.models.lora import LoRAConfig
+from ipvla.models.lora import LoRAConfig, factors, layer_of, save_adapters
 from tests.models.conftest import inputs_for
 
 WORDS = ["press the red button", "press the blue button"]
@@ -162,6 +162,19 @@ def test_lora_reaches_the_chosen_layers_and_nothing_else_trains(backbone: Backbo
     torch.testing.assert_close(backbone(inputs_for(backbone, WORDS)).features.cognition, before)
 
 
+def test_adapters_are_found_under_the_names_that_their_modules_had(backbone: Backbone) -> None:
+    config = LoRAConfig(rank=2, last_layers=4, modules=("q_proj", "down_proj"))
+    targets = config.targets(backbone)
+    config.apply(backbone)
+    found = factors(backbone)
+    assert found.keys() == targets.keys()
+    for name, (a, b) in found.items():
+        assert (a.shape, b.shape) == ((2, targets[name].in_features), (targets[name].out_features, 2))
+    last = backbone.num_layers - 1
+    assert sorted({layer_of(backbone, name) for name in found}) == [last - 3, last - 2, last - 1, last]
+    assert layer_of(backbone, "trunk.mix") is None
+
+
 def test_lora_reaches_the_tiny_trunk() -> None:
     backbone = TinyConfig(width=32, heads=2, trunk_channels=8).build(5, 1, 28)
     LoRAConfig(rank=2, modules=(), extra=("trunk.conv2", "trunk.mix")).apply(backbone)
@@ -176,7 +189,7 @@ def test_adapters_are_saved_in_pefts_own_format(backbone: Backbone, tmp_path: Pa
     for name, p in backbone.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p)
-    backbone.vlm.save_pretrained(tmp_path)
+    save_adapters(backbone, tmp_path)
     expected = backbone(inputs_for(backbone, WORDS)).features.cognition
     backbone.vlm = backbone.vlm.unload()
     assert not torch.allclose(backbone(inputs_for(backbone, WORDS)).features.cognition, expected)

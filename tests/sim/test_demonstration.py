@@ -17,6 +17,8 @@ def demonstration(steps=5, reasoning=True):
         state=rng.normal(size=(steps, 8)).astype(np.float32),
         action=rng.normal(size=(steps, 7)).astype(np.float32),
         reasoning=tuple(f"PLAN: press red SUBTASK: {t} press red" for t in range(steps)) if reasoning else (),
+        questions=("is a button lit",) * steps,
+        answers=("no",) * (steps - 1) + ("yes",),
     )
 
 
@@ -33,6 +35,7 @@ def assert_equal(one, other):
     np.testing.assert_array_equal(one.state, other.state, strict=True)
     np.testing.assert_array_equal(one.action, other.action, strict=True)
     assert one.reasoning == other.reasoning
+    assert (one.questions, one.answers) == (other.questions, other.answers)
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -47,15 +50,14 @@ def test_a_demonstration_without_reasoning_has_none_after_loading(tmp_path):
     assert Demonstration.load(tmp_path / "0.npz").reasoning == ()
 
 
-def test_a_file_from_before_reasoning_was_recorded_is_read(tmp_path):
+def test_a_file_from_before_reasoning_and_questions_were_recorded_is_read(tmp_path):
     saved = demonstration()
     saved.save(tmp_path / "new.npz")
     with np.load(tmp_path / "new.npz") as file:
-        np.savez_compressed(
-            tmp_path / "old.npz", **{name: file[name] for name in file.files if name != "reasoning"}
-        )
+        later = ("reasoning", "questions", "answers")
+        np.savez_compressed(tmp_path / "old.npz", **{name: file[name] for name in file.files if name not in later})
     loaded = Demonstration.load(tmp_path / "old.npz")
-    assert loaded.reasoning == ()
+    assert loaded.reasoning == loaded.questions == loaded.answers == ()
     np.testing.assert_array_equal(loaded.action, saved.action)
 
 
@@ -95,7 +97,15 @@ def test_unequal_lengths_and_empty_episodes_are_refused():
         Demonstration(**{**vars(whole), "state": whole.state[:-1]})
     with pytest.raises(ValueError, match="not 0"):
         Demonstration(
-            **{**vars(whole), "reasoning": (), "images": {}, "state": whole.state[:0], "action": whole.action[:0]}
+            **{
+                **vars(whole),
+                "reasoning": (),
+                "questions": (),
+                "answers": (),
+                "images": {},
+                "state": whole.state[:0],
+                "action": whole.action[:0],
+            }
         )
 
 
@@ -104,3 +114,11 @@ def test_reasoning_of_another_length_is_refused(count):
     whole = demonstration()
     with pytest.raises(ValueError, match=f"reasoning has {count} strings for 5 control steps; give one per step"):
         Demonstration(**{**vars(whole), "reasoning": ("PLAN:",) * count})
+
+
+def test_questions_without_answers_are_refused():
+    whole = demonstration()
+    with pytest.raises(ValueError, match="5 questions and 0 answers; give both or neither"):
+        Demonstration(**{**vars(whole), "answers": ()})
+    with pytest.raises(ValueError, match="answers has 2 strings for 5 control steps"):
+        Demonstration(**{**vars(whole), "answers": ("yes", "no")})

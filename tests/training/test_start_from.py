@@ -68,6 +68,15 @@ def test_adapters_are_put_on_the_started_weights(start: tuple[ExperimentConfig, 
     assert same(ours.backbone.vlm.unload(), theirs.backbone.vlm)
 
 
+def test_adapters_can_be_all_that_is_trained(start: tuple[ExperimentConfig, IPVLA, Path]) -> None:
+    config, _, directory = start
+    adapted = replace(config.model, lora=LoRAConfig(rank=2, modules=("q_proj",), freeze_rest=True))
+    ours = replace(config, start_from=directory, model=adapted).build(World()).policy.model
+    assert all("lora_" in name for name, parameter in ours.named_parameters() if parameter.requires_grad)
+    free = replace(config, start_from=directory, model=replace(adapted, lora=LoRAConfig(rank=2)))
+    assert any(parameter.requires_grad for parameter in free.build(World()).policy.model.head.parameters())
+
+
 def test_units_stay_those_of_the_start(start: tuple[ExperimentConfig, IPVLA, Path], storage_root: Path) -> None:
     """What the weights were trained on is not renormalised by new data."""
     config, _, directory = start

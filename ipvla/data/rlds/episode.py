@@ -30,6 +30,10 @@ class EpisodeRecord(Protocol):
     def action(self) -> npt.NDArray[np.float32]: ...
     @property
     def reasoning(self) -> tuple[str, ...]: ...
+    @property
+    def questions(self) -> tuple[str, ...]: ...
+    @property
+    def answers(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Episode:
         state: float32 [T, P], unnormalised proprioception.
         action: float32 [T, A], environment units.
         reasoning: T texts, the demonstrator's plan as it reads once the row's images are seen; () if not recorded.
+        questions, answers: T texts each, a question about the row's images and its answer, "" for none; () if not
+            recorded.
     """
 
     task: str
@@ -53,6 +59,8 @@ class Episode:
     state: npt.NDArray[np.float32]
     action: npt.NDArray[np.float32]
     reasoning: tuple[str, ...] = ()
+    questions: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,8 @@ class EncodedEpisode:
     state: npt.NDArray[np.float32]
     action: npt.NDArray[np.float32]
     reasoning: tuple[str, ...] = ()
+    questions: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.action)
@@ -74,7 +84,8 @@ class EncodedEpisode:
     @property
     def nbytes(self) -> int:
         encoded = sum(len(image) for images in self.encoded_images.values() for image in images)
-        texts = 8 * len(self.reasoning) + sum(len(text) for text in set(self.reasoning))
+        recorded = (self.reasoning, self.questions, self.answers)
+        texts = sum(8 * len(each) + sum(len(text) for text in set(each)) for each in recorded)
         return encoded + self.state.nbytes + self.action.nbytes + texts
 
     def image(self, t: int, camera: str) -> npt.NDArray[np.uint8]:

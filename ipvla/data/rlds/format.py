@@ -1,4 +1,4 @@
-"""The on-disk layout: LIBERO's RLDS step features and `reasoning`, file names, and the error for what deviates."""
+"""The on-disk layout: LIBERO's RLDS step features, `reasoning` and questions; file names, and the error."""
 
 from __future__ import annotations
 
@@ -39,8 +39,13 @@ def camera_of(key: str) -> str:
     return _LIBERO_CAMERAS.get(key, key)
 
 
-def rlds_features(image_shapes: Mapping[str, tuple[int, int, int]], proprio_dim: int, action_dim: int) -> Any:
-    """The tfds features of one record, which is one whole episode; `image_shapes` is by camera name."""
+def rlds_features(
+    image_shapes: Mapping[str, tuple[int, int, int]], proprio_dim: int, action_dim: int, questions: bool = False
+) -> Any:
+    """The tfds features of one record, which is one whole episode; `image_shapes` is by camera name.
+
+    `questions`: steps have `question` and `answer` too.
+    """
     f = tfds.features
     images = {image_key(camera): f.Image(shape=s, encoding_format="png") for camera, s in image_shapes.items()}
     return f.FeaturesDict(
@@ -53,6 +58,7 @@ def rlds_features(image_shapes: Mapping[str, tuple[int, int, int]], proprio_dim:
                     "action": f.Tensor(shape=(action_dim,), dtype=np.float32),
                     "language_instruction": f.Text(),
                     "reasoning": f.Text(),
+                    **({"question": f.Text(), "answer": f.Text()} if questions else {}),
                     "reward": f.Scalar(np.float32),
                     "discount": f.Scalar(np.float32),
                     "is_first": f.Scalar(np.bool_),

@@ -65,6 +65,11 @@ class EpisodeDataset:
     def cameras(self) -> tuple[str, ...]:
         return tuple(camera_of(key) for key in self._image_keys)
 
+    @property
+    def step_features(self) -> frozenset[str]:
+        """What an episode's steps may have recorded, by the features' names."""
+        return frozenset(self._features["steps"].feature)
+
     def episode(self, index: int) -> EncodedEpisode:
         """Raises DatasetError if the record is corrupt, IndexError outside [0, len)."""
         return self._episodes.get(index, lambda: self._read(index))
@@ -198,12 +203,14 @@ def _episode(example: Mapping[str, Any], image_keys: Sequence[str]) -> EncodedEp
         encoded_images={camera_of(key): steps["observation"][key] for key in image_keys},
         state=np.asarray(steps["observation"]["state"], np.float32),
         action=np.asarray(steps["action"], np.float32),
-        reasoning=_reasoning(steps),
+        reasoning=_texts(steps, "reasoning"),
+        questions=_texts(steps, "question"),
+        answers=_texts(steps, "answer"),
     )
 
 
-def _reasoning(steps: Mapping[str, Any]) -> tuple[str, ...]:
+def _texts(steps: Mapping[str, Any], feature: str) -> tuple[str, ...]:
     """One text per step; () where the dataset has no such feature or nothing was recorded."""
-    encoded = steps.get("reasoning", ())
+    encoded = steps.get(feature, ())
     decoded = {text: text.decode() for text in set(encoded)}  # few differ, and equal ones share their memory
     return tuple(decoded[text] for text in encoded) if any(decoded.values()) else ()

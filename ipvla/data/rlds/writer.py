@@ -69,13 +69,14 @@ def _write_version(directory: Path, name: str, episodes: Iterable[EpisodeRecord]
     actions: list[npt.NDArray[np.float32]] = []
     labels: list[dict[str, Any]] = []
     cameras: set[str] = set()
+    questions = False
     writer = None
     for episode in episodes:
         if writer is None:
-            cameras = set(episode.images)
+            cameras, questions = set(episode.images), bool(episode.questions)
             writer = _open_writer(directory, name, episode, camera_size)
-        _check(episode, cameras, camera_size)
-        writer.add_examples({SPLIT: [_example(episode)]})
+        _check(episode, cameras, camera_size, questions)
+        writer.add_examples({SPLIT: [_example(episode, questions)]})
         states.append(np.array(episode.state, np.float32))
         actions.append(np.array(episode.action, np.float32))
         labels.append({"length": len(episode.action), "task": episode.task, "family": episode.family})
@@ -93,7 +94,7 @@ def _open_writer(directory: Path, name: str, first: EpisodeRecord, camera_size: 
     )
     info = tfds.core.DatasetInfo(
         builder=identity,
-        features=rlds_features(shapes, first.state.shape[1], first.action.shape[1]),
+        features=rlds_features(shapes, first.state.shape[1], first.action.shape[1], bool(first.questions)),
         description="Demonstrations recorded by ipvla: one record is one episode, 20 control steps per second.",
     )
     writer = tfds.core.SequentialWriter(info, _EPISODES_PER_SHARD, file_format="array_record")
@@ -101,7 +102,7 @@ def _open_writer(directory: Path, name: str, first: EpisodeRecord, camera_size: 
     return writer
 
 
-def _check(episode: EpisodeRecord, cameras: set[str], camera_size: int) -> None:
+def _check(episode: EpisodeRecord, cameras: set[str], camera_size: int, questions: bool) -> None:
     where = f"episode of task {episode.task!r}, seed {episode.seed}"
     if set(episode.images) != cameras:
         raise DatasetError(f"{where} has cameras {sorted(episode.images)}, the first one had {sorted(cameras)}")
@@ -110,10 +111,16 @@ def _check(episode: EpisodeRecord, cameras: set[str], camera_size: int) -> None:
         raise DatasetError(f"{where} has no steps; leave it out")
     if len(episode.state) != length:
         raise DatasetError(f"{where} has {len(episode.state)} states for {length} actions; record one per action")
-    if episode.reasoning and len(episode.reasoning) != length:
-        raise DatasetError(
-            f"{where} has {len(episode.reasoning)} reasonings for {length} actions; record one per action, or none"
-        )
+    recorded = {"reasonings": episode.reasoning, "questions": episode.questions, "answers": episode.answers}
+    for name, texts in recorded.items():
+        if texts and len(texts) != length:
+            raise DatasetError(
+                f"{where} has {len(texts)} {name} for {length} actions; record one per action, or none"
+            )
+    if len(episode.questions) != len(episode.answers):
+        raise DatasetError(f"{where} has questions or answers alone; record both, or neither")
+    if episode.questions and not questions:
+        raise DatasetError(f"{where} has questions, the first one had none; collect all of them again")
     if not (np.isfinite(episode.state).all() and np.isfinite(episode.action).all()):
         raise DatasetError(f"{where} has states or actions that are not finite; leave it out")
     expected = (length, camera_size, camera_size, 3)
@@ -122,8 +129,11 @@ def _check(episode: EpisodeRecord, cameras: set[str], camera_size: int) -> None:
             raise DatasetError(f"{where}, {camera!r}: {frames.dtype} {frames.shape}, expected uint8 {expected}")
 
 
-def _example(episode: EpisodeRecord) -> dict[str, Any]:
+def _example(episode: EpisodeRecord, questions: bool) -> dict[str, Any]:
     last = len(episode.action) - 1
+    texts = {"reasoning": episode.reasoning}
+    if questions:
+        texts |= {"question": episode.questions, "answer": episode.answers}
     steps = [
         {
             "observation": {
@@ -132,7 +142,7 @@ def _example(episode: EpisodeRecord) -> dict[str, Any]:
             },
             "action": np.asarray(episode.action[t], np.float32),
             "language_instruction": episode.instruction,
-            "reasoning": episode.reasoning[t] if episode.reasoning else "",
+            **{feature: each[t] if each else "" for feature, each in texts.items()},
             # Only successes are recorded, so the reward is 1 where the episode ends.
             "reward": np.float32(t == last),
             "discount": np.float32(1.0),

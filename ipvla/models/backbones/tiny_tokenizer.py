@@ -18,6 +18,8 @@ shown six square start still stop subtask table task that the them then there th
 together touch twice two under until up wait was were what when where which while white with yellow yes you
 zero 10 11 12 13 14 15
 """.split()  # noqa: SIM905 (a list of 150 quoted words does not read)
+#: Came later, and stand last: so the ids of all others stay, and checkpoints keep their meaning.
+_LATER_WORDS = ("any", "middle", "or", "side")
 _SPECIAL = ("<pad>", "<unk>", "<act>", "<eos>", "<sep>")
 
 
@@ -25,7 +27,7 @@ _SPECIAL = ("<pad>", "<unk>", "<act>", "<eos>", "<sep>")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """WordPiece over about 250 entries; never unknown on lower-case ASCII. Id 0 pads."""
     letters = string.ascii_lowercase + string.digits + string.punctuation
-    entries = [*_SPECIAL, *letters, *(f"##{c}" for c in letters), *sorted(set(_WORDS))]
+    entries = [*_SPECIAL, *letters, *(f"##{c}" for c in letters), *sorted(set(_WORDS)), *_LATER_WORDS]
     vocabulary = {entry: i for i, entry in enumerate(dict.fromkeys(entries))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()

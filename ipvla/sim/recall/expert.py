@@ -1,4 +1,4 @@
-"""The scripted expert, which sees the true state, and the demonstrations that it gives: actions and plans."""
+"""The scripted expert, which sees the true state, and its demonstrations: actions, plans and questions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ipvla.sim.demonstration import Demonstration
 from ipvla.sim.libero import LiberoSimulator
 from ipvla.sim.recall.episode import episode_rng
 from ipvla.sim.recall.plan import plan_text
+from ipvla.sim.recall.questions import draw, look, questions
 from ipvla.sim.recall.scene import BUTTON_HEIGHT_M, TABLE_TOP_M
 from ipvla.sim.recall.tasks import RecallTask
 from ipvla.sim.simulator import Simulator
@@ -166,18 +167,20 @@ def demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
     Raises:
         ValueError: the task's family has no script.
     """
-    task = _recall_problem(simulator).task
-    rng = episode_rng(task, seed, "expert")
+    problem = _recall_problem(simulator)
+    task = problem.task
+    rng, asking = (episode_rng(task, seed, purpose) for purpose in ("expert", "questions"))
     simulator.reset(seed)
     expert = Expert(simulator, rng)
     level = float(rng.choice(NOISE_LEVELS)) * _NOISE_SHARE[task.family]
     noise = np.zeros(3)
-    observations, actions, reasoning = [], [], []
+    observations, actions, reasoning, asked = [], [], [], []
     for _ in range(task.horizon):
         action = expert.act()
         observations.append(simulator.observe())
         actions.append(action.astype(np.float32))
         reasoning.append(expert.reason())
+        asked.append(draw(questions(look(problem)), asking))
         noise = _NOISE_DECAY * noise + rng.normal(0.0, 0.7 * level, size=3)
         played = action.copy()
         played[:3] = np.clip(played[:3] + noise, -1.0, 1.0)
@@ -195,5 +198,7 @@ def demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
                 state=np.stack([o.proprio for o in observations]),
                 action=np.stack(actions),
                 reasoning=tuple(reasoning),
+                questions=tuple(question.text if question else "" for question in asked),
+                answers=tuple(question.answer if question else "" for question in asked),
             )
     return None

@@ -73,6 +73,8 @@ def window(backbone: Backbone, batch: int, length: int, seed: int = 0, first_t: 
         episode_key=torch.zeros(batch, length, dtype=torch.long),
         plan=plan,
         last_plan=plan,
+        question=plan[..., :0],
+        answer=plan[..., :0],
     )
 
 

@@ -47,6 +47,7 @@ def test_a_demonstration_is_a_function_of_task_and_seed(simulator_of):
     np.testing.assert_array_equal(first.state, again.state)
     np.testing.assert_array_equal(first.action, again.action)
     assert first.reasoning == again.reasoning
+    assert (first.questions, first.answers) == (again.questions, again.answers)
 
 
 def test_a_demonstration_has_one_record_per_control_step(simulator_of):
@@ -73,6 +74,16 @@ def test_a_demonstration_tells_the_plan_at_each_step(simulator_of):
     ]
     for shown in (counting, placing):
         assert len(shown.reasoning) == len(shown)
+
+
+def test_a_demonstration_asks_about_its_pictures(simulator_of):
+    shown = demonstrate(simulator_of("recall"), 2)
+    assert len(shown.questions) == len(shown.answers) == len(shown)
+    light = [(t, a) for t, (q, a) in enumerate(zip(shown.questions, shown.answers, strict=True)) if "is a" in q]
+    assert light
+    cue_steps, locked_steps = simulator_of("recall").task.cue_steps, simulator_of("recall").task.locked_steps
+    assert all((answer == "yes") == (t < cue_steps) for t, answer in light if t < locked_steps)
+    assert all(bool(q) == bool(a) for q, a in zip(shown.questions, shown.answers, strict=True))
 
 
 def test_labels_are_the_experts_own_actions_not_the_noisy_ones(simulator_of):

@@ -1,0 +1,91 @@
+"""The probe: a few frames with their instructions, on which a policy's geometry is read and never trained."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ipvla.data.rlds import DatasetError, EpisodeDataset, dataset_directory
+from ipvla.data.transforms import Transforms
+from ipvla.types import ModelInputs, Observation
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Which frames.
+
+    Attributes:
+        dataset: name of an RLDS dataset below the probe root, of episodes that are neither trained nor judged on.
+        records: N, frames drawn from it.
+        seed: of the draw.
+    """
+
+    dataset: str = "recall_probe"
+    records: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.records < 2:
+            raise ValueError(f"probe.records is {self.records}; it must be at least 2")
+        if self.seed < 0:
+            raise ValueError(f"probe.seed is {self.seed}; it must be 0 or more")
+
+    def build(self, probe_root: Path) -> ProbeSet:
+        """Opens it. DatasetError if the dataset is missing, damaged, or has too few frames."""
+        return ProbeSet(EpisodeDataset(dataset_directory(probe_root, self.dataset)), self)
+
+
+class ProbeSet:
+    """N frames, spread evenly over the episodes, each a pure function of dataset and config.
+
+    Attributes:
+        frames: (episode, control step) of each record, in order.
+    """
+
+    def __init__(self, dataset: EpisodeDataset, config: ProbeConfig) -> None:
+        self._dataset = dataset
+        rng = np.random.default_rng(config.seed)
+        order = rng.permutation(len(dataset))
+        share, more = divmod(config.records, len(dataset))
+        frames: list[tuple[int, int]] = []
+        for place, episode in enumerate(order.tolist()):
+            wanted, length = share + (place < more), int(dataset.lengths[episode])
+            if wanted > length:
+                raise DatasetError(
+                    f"probe.records is {config.records}, which asks for {wanted} frames of an episode of {length} "
+                    f"in {dataset.directory}; lower it, or collect more episodes"
+                )
+            frames += [(episode, t) for t in sorted(rng.choice(length, wanted, replace=False).tolist())]
+        self.frames = tuple(frames)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def observations(self, records: Sequence[int], cameras: Sequence[str]) -> list[Observation]:
+        """What was seen there."""
+        return [self._dataset.observation(*self.frames[record], cameras) for record in records]
+
+    def batches(self, transforms: Transforms, size: int = 64) -> list[ModelInputs]:
+        """All records in order, `size` at a time."""
+        return [self.batch(transforms, range(i, min(i + size, len(self)))) for i in range(0, len(self), size)]
+
+    def batch(self, transforms: Transforms, records: Sequence[int]) -> ModelInputs:
+        """These records as a policy's inputs [B]."""
+        return transforms.inputs(self.observations(records, transforms.cameras))
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the records' pictures, proprioception and instructions."""
+        digest = hashlib.sha256()
+        for record in range(len(self)):
+            (seen,) = self.observations([record], self._dataset.cameras)
+            for camera in sorted(seen.images):
+                digest.update(seen.images[camera].tobytes())
+            digest.update(np.asarray(seen.proprio, np.float32).tobytes())
+            digest.update(f"{seen.instruction}\0".encode())
+        return digest.hexdigest()

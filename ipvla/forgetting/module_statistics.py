@@ -1,0 +1,146 @@
+"""What single linear modules see and pass on: input and output-gradient second moments from one teacher pass.
+
+For y = W x at the positions that the output depends on (the others, padding among them, have no gradient):
+
+    A = E[x x'] [in, in],   G = E[g g'] [out, out],   g = d(-log p(label)) / d y,   label ~ p
+
+the two Kronecker factors of the module's Fisher information (Martens and Grosse, arXiv 1503.05671), each scaled to
+trace = dimension, so that one strength suits all modules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ipvla.forgetting.probed import ProbedModel, sampled_gradients
+from ipvla.forgetting.subspaces import ArtifactError, read_artifact, write_artifact
+
+
+@dataclass(frozen=True)
+class ModuleStatistics:
+    """Second moments of linear modules, float64 on the CPU, symmetric, trace = dimension.
+
+    Attributes:
+        modules: name -> (A [in, in], G [out, out]).
+        meta: what they were made from, JSON values; at least backbone, width, num_layers, probe_sha256.
+    """
+
+    modules: Mapping[str, tuple[Tensor, Tensor]]
+    meta: Mapping[str, Any]
+
+    def save(self, directory: Path) -> None:
+        """Writes `module_statistics.safetensors` (NAME.A, NAME.G) and `module_statistics.json`."""
+        tensors = {
+            f"{name}.{factor}": m
+            for name, pair in self.modules.items()
+            for factor, m in zip("AG", pair, strict=True)
+        }
+        meta = {**self.meta, "modules": list(self.modules)}
+        write_artifact(
+            directory / "module_statistics.safetensors", directory / "module_statistics.json", tensors, meta
+        )
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path,
+        *,
+        backbone: str,
+        width: int,
+        probe_sha256: str | None = None,
+        num_layers: int | None = None,
+    ) -> Self:
+        """What `save` wrote, if it is of this backbone, width and (where given) probe and number of layers.
+
+        Raises:
+            ArtifactError: it is missing, damaged, or of something else.
+        """
+        expected = {"backbone": backbone, "width": width, "probe_sha256": probe_sha256, "num_layers": num_layers}
+        meta_path = directory / "module_statistics.json"
+        tensors, meta = read_artifact(directory / "module_statistics.safetensors", meta_path, expected)
+        try:
+            modules = {name: (tensors[f"{name}.A"], tensors[f"{name}.G"]) for name in meta["modules"]}
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{meta_path} lacks {error}; collect the statistics again") from None
+        return cls(modules, meta)
+
+
+def collect(
+    model: ProbedModel,
+    batches: Sequence[Any],
+    modules: Mapping[str, nn.Module],
+    meta: Mapping[str, Any],
+    *,
+    labels: int = 1,
+    seed: int = 0,
+) -> ModuleStatistics:
+    """Statistics of the teacher's `modules` over the probe's batches, `labels` sampled per record.
+
+    Args:
+        modules: name -> an nn.Linear of the model that runs once in a forward pass.
+        meta: at least `probe_sha256` and `commit`.
+
+    Raises:
+        ValueError: meta lacks these, a module is not linear, or no gradient reaches it.
+    """
+    if missing := {"probe_sha256", "commit"} - set(meta):
+        raise ValueError(f"meta lacks {sorted(missing)}; an artifact must say what it was made from")
+    for name, module in modules.items():
+        if not isinstance(module, nn.Linear):
+            raise ValueError(f"{name} is a {type(module).__name__}; statistics are of nn.Linear modules")
+    linear = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
+    moments = {
+        name: [torch.zeros(size, size, dtype=torch.float64) for size in (m.in_features, m.out_features)]
+        for name, m in linear.items()
+    }
+    generator = torch.Generator().manual_seed(seed)
+    for batch in batches:
+        with _inputs(linear) as inputs:
+            _, sampled = sampled_gradients(model, batch, linear, labels, generator)
+        for gradients in sampled:
+            for name, gradient in gradients.items():
+                reached = gradient.ne(0).any(-1)
+                for moment, rows in zip(moments[name], (inputs[name], gradient), strict=True):
+                    chosen = rows[reached].double()
+                    moment.add_((chosen.T @ chosen).cpu())
+    made_from = {"backbone": model.name, "width": model.width, "num_layers": len(model.layers)}
+    sampling = {"labels": labels, "seed": seed, "versions": {"torch": torch.__version__}}
+    normalised = {name: (_normalised(a, name), _normalised(g, name)) for name, (a, g) in moments.items()}
+    return ModuleStatistics(normalised, {**meta, **made_from, **sampling})
+
+
+@contextmanager
+def _inputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """While it lasts, a forward pass leaves each module's input here."""
+    kept: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            kept[name] = args[0].detach()
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(keep(name)) for name, module in modules.items()]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _normalised(moment: Tensor, name: str) -> Tensor:
+    trace = moment.trace().item()
+    if not 0 < trace < math.inf:
+        raise ValueError(
+            f"the moments of {name} have trace {trace}; leave out a module that the output does not depend on, "
+            "or check the teacher's weights"
+        )
+    return moment * (len(moment) / trace)

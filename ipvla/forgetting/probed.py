@@ -1,0 +1,82 @@
+"""A policy as the forgetting room sees it: its layers can be read, and its output is a distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ipvla.forgetting.layers import Key, tapped
+
+
+@dataclass
+class Reading:
+    """One forward pass.
+
+    Attributes:
+        hidden: per language layer its output [B, N, D] as it leaves the layer. Beware: the last of Hugging Face's
+            `hidden_states` has been through the final norm, and the first is the embedding.
+        mask: bool [B, N], True on the instruction's own positions.
+        output: [B, ...], parameters of the output distribution.
+    """
+
+    hidden: tuple[Tensor, ...]
+    mask: Tensor
+    output: Tensor
+
+
+class ProbedModel(Protocol):
+    """A policy that can be probed; batches are opaque to this room, and a batch is read alike every time.
+
+    Attributes:
+        name: of the backbone; goes into artifacts.
+        width: D.
+        layers: the language layers, first to last; each puts out [B, N, D], or a tuple that begins with it.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def layers(self) -> Sequence[nn.Module]: ...
+
+    def read(self, batch: Any) -> Reading:
+        """One forward pass without dropout, through each layer once; in the graph if grad mode is on."""
+
+    def divergence(self, output: Tensor, reference: Tensor) -> Tensor:
+        """KL(reference || output) of each record, float64 [B], >= 0."""
+
+    def sampled_loss(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """Sum over the records of -log p(y), with y ~ p(. | output) drawn by a CPU generator and detached."""
+
+
+def sampled_gradients(
+    model: ProbedModel, batch: Any, modules: Mapping[Key, nn.Module], labels: int, generator: torch.Generator
+) -> tuple[Reading, Iterator[dict[Key, Tensor]]]:
+    """One forward pass, and for each of `labels` sampled labels the gradients of its loss at the modules' outputs.
+
+    Each module runs once in a pass; gradients have its output's shape, zeros where nothing depends on it.
+
+    Raises:
+        ValueError: a module did not run, or the output is not finite.
+    """
+    with torch.enable_grad(), tapped(modules) as leaves:
+        reading = model.read(batch)
+        if not reading.output.isfinite().all():
+            raise ValueError("the model's output is not finite; check its weights and precision")
+        losses = [model.sampled_loss(reading.output, generator) for _ in range(labels)]
+    if idle := [key for key in modules if key not in leaves]:
+        raise ValueError(f"{idle} did not run in the model's forward pass; name modules of the model that is read")
+    outputs = [leaves[key] for key in modules]
+
+    def backward(loss: Tensor) -> dict[Key, Tensor]:
+        found = torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True, materialize_grads=True)
+        return dict(zip(modules, found, strict=True))
+
+    return reading, map(backward, losses)

@@ -1,0 +1,209 @@
+"""The controller that turns drift readings into the strength of what works against forgetting.
+
+One strength s in [0, 1] sets all gains at once,
+
+    gamma = 1 - s (1 - gamma_min),  beta = 1 - s (1 - beta_min),  lam = s lambda_max,  kappa = s kappa_max
+
+The first `calibration` readings are only looked at (s = 0). At their end the thresholds are set, from these
+readings or from the noise floor sigma given to `build`, whichever is larger:
+
+    lo = max(mean + lo_sigma * deviation, lo_sigma * sigma),  hi = hi_over_lo * lo
+
+Mode "proportional", the law of the requirement (2.3): s = (d - lo) / (hi - lo), clipped to [0, 1].
+
+Mode "pi": PI control, in its velocity form, of log s:
+
+    m = EMA of min(d, hi),  e = m / lo - 1, but 0 within the hysteresis band |e| <= h
+    log s += kp (e - e_before) + ki e, clamped to [log FLOOR, 0], where FLOOR counts as s = 0
+    s moves by at most `slew` per reading
+
+It has no integral that could wind up: what is integrated is log s itself, clamped, with the slew taken into
+account; a reading above hi counts as hi, so that the average forgets an outburst as quickly as a moderate excess.
+
+The controller is pure: all that changes is in `ThermostatState`, which goes into a checkpoint as a dictionary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+FLOOR = 0.01
+
+
+@dataclass(frozen=True)
+class Gains:
+    """What the controller asks for; the defaults leave training as it is.
+
+    Attributes:
+        beta, gamma: of the gradient in the plastic and in the fragile subspace, see `hsw`.
+        lam, kappa: softness of two-sided surgery and decay of the adapters, see `update_surgery`.
+    """
+
+    beta: float = 1.0
+    gamma: float = 1.0
+    lam: float = 0.0
+    kappa: float = 0.0
+
+
+@dataclass(frozen=True)
+class ThermostatConfig:
+    """See the module's docstring for the law.
+
+    Attributes:
+        mode: "proportional" or "pi".
+        every: training steps from one reading to the next.
+        batch: probe records of a reading.
+        calibration: readings that measure but do not act, at least 1.
+        gamma_min, beta_min: gains at full strength, in [0, 1]; beta_min must not be 0.
+        lo_sigma: height of the lower threshold in standard deviations of the noise.
+        hi_over_lo: > 1; the upper threshold over the lower.
+        ema_half_life: readings after which a reading counts half ("pi").
+        kp, ki: gains of the controller per unit of e ("pi").
+        slew: most that s may move per reading, in [0.01, 1] ("pi").
+        hysteresis: half width of the band around lo that counts as no error, in units of lo, in [0, 1) ("pi").
+        lambda_max, kappa_max: at full strength; kappa_max < 1.
+    """
+
+    mode: str = "proportional"
+    every: int = 25
+    batch: int = 64
+    calibration: int = 8
+    gamma_min: float = 0.0
+    beta_min: float = 0.5
+    lo_sigma: float = 5.0
+    hi_over_lo: float = 3.0
+    ema_half_life: float = 2.0
+    kp: float = 1.0
+    ki: float = 0.5
+    slew: float = 0.1
+    hysteresis: float = 0.1
+    lambda_max: float = 10.0
+    kappa_max: float = 3e-3
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("proportional", "pi"):
+            raise ValueError(f'thermostat.mode is {self.mode!r}; choose "proportional" or "pi"')
+        ranges = {
+            "every": (1, math.inf),
+            "batch": (2, math.inf),
+            "calibration": (1, math.inf),
+            "gamma_min": (0, 1),
+            "beta_min": (1e-6, 1),
+            "lo_sigma": (1e-6, math.inf),
+            "hi_over_lo": (1 + 1e-6, math.inf),
+            "ema_half_life": (1e-6, math.inf),
+            "kp": (0, math.inf),
+            "ki": (1e-6, math.inf),
+            "slew": (FLOOR, 1),
+            "hysteresis": (0, 1 - 1e-6),
+            "lambda_max": (0, math.inf),
+            "kappa_max": (0, 1 - 1e-6),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if not (low <= value <= high and math.isfinite(value)):
+                raise ValueError(f"thermostat.{name} is {value}; it must be a number in [{low:g}, {high:g}]")
+
+    def build(self, sigma: float) -> Thermostat:
+        """The controller over readings whose noise floor is `sigma` > 0, see `DriftProbe.sigma`."""
+        return Thermostat(self, sigma)
+
+
+@dataclass(frozen=True)
+class ThermostatState:
+    """All that a run must keep to go on as if it had not stopped.
+
+    Attributes:
+        readings: so far.
+        mean, squares: of the calibration's readings, and the sum of their squared distances from it.
+        lo, hi: thresholds; 0 until calibration ends.
+        ema, error: m and e of the last reading.
+        strength: s.
+    """
+
+    readings: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    lo: float = 0.0
+    hi: float = 0.0
+    ema: float = 0.0
+    error: float = 0.0
+    strength: float = 0.0
+
+    def to_dict(self) -> dict[str, float | int]:
+        """JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_dict` gave; ValueError if a value is missing, unknown or not a finite number."""
+        names = {field.name for field in fields(cls)}
+        if set(values) != names:
+            raise ValueError(
+                f"a thermostat's state has {sorted(names)}, got {sorted(values)}; "
+                "resume from a checkpoint of this version"
+            )
+        for name, value in values.items():
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"a thermostat's {name} is {value!r}; it must be a finite number")
+        return cls(**values)
+
+
+class Thermostat:
+    """See the module's docstring."""
+
+    def __init__(self, config: ThermostatConfig, sigma: float) -> None:
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"the noise floor sigma is {sigma}; measure it on the teacher, it must be above 0")
+        self.config, self.sigma = config, sigma
+        self._remember = 0.5 ** (1 / config.ema_half_life)
+
+    def due(self, step: int) -> bool:
+        """Whether a reading is taken before training step `step`, counted from 0."""
+        return step % self.config.every == 0
+
+    def step(self, state: ThermostatState, d: float) -> tuple[ThermostatState, Gains]:
+        """The state after a reading d >= 0, and the gains until the next; ValueError if d is not such a number."""
+        if not 0 <= d < math.inf:
+            raise ValueError(f"drift reading {state.readings} is {d}; look for NaN in the student, or lower lr")
+        after = self._calibrate(state, d) if state.readings < self.config.calibration else self._act(state, d)
+        return after, self.gains(after)
+
+    def gains(self, state: ThermostatState) -> Gains:
+        """What holds in this state, e.g. after a resume."""
+        c, s = self.config, state.strength
+        return Gains(1 - s * (1 - c.beta_min), 1 - s * (1 - c.gamma_min), s * c.lambda_max, s * c.kappa_max)
+
+    def _calibrate(self, state: ThermostatState, d: float) -> ThermostatState:
+        n = state.readings + 1
+        mean = state.mean + (d - state.mean) / n
+        squares = state.squares + (d - state.mean) * (d - mean)
+        ema = self._average(state, d)
+        if n < self.config.calibration:
+            return ThermostatState(n, mean, squares, ema=ema)
+        deviation = math.sqrt(squares / (n - 1)) if n > 1 else 0.0
+        lo = max(mean + self.config.lo_sigma * deviation, self.config.lo_sigma * self.sigma)
+        hi = self.config.hi_over_lo * lo
+        return ThermostatState(n, mean, squares, lo, hi, min(ema, hi))
+
+    def _act(self, state: ThermostatState, d: float) -> ThermostatState:
+        c = self.config
+        ema = self._average(state, min(d, state.hi))
+        error = ema / state.lo - 1
+        if abs(error) <= c.hysteresis:
+            error = 0.0
+        if c.mode == "proportional":
+            strength = min(max((d - state.lo) / (state.hi - state.lo), 0.0), 1.0)
+        else:
+            log = math.log(max(state.strength, FLOOR)) + c.kp * (error - state.error) + c.ki * error
+            wanted = math.exp(min(log, 0.0)) if log > math.log(FLOOR) else 0.0
+            strength = min(max(wanted, state.strength - c.slew), state.strength + c.slew)
+        return ThermostatState(
+            state.readings + 1, state.mean, state.squares, state.lo, state.hi, ema, error, strength
+        )
+
+    def _average(self, state: ThermostatState, d: float) -> float:
+        return d + self._remember * (state.ema - d) if state.readings else d

@@ -1,0 +1,164 @@
+"""What keeps fine-tuning from forgetting: surgery on gradients or updates, at the strength that drift asks for."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ipvla.data.probe import ProbeConfig, ProbeSet
+from ipvla.data.transforms import Transforms
+from ipvla.forgetting.drift import DriftProbe, pool
+from ipvla.forgetting.module_statistics import ModuleStatistics
+from ipvla.forgetting.subspaces import Subspaces
+from ipvla.forgetting.thermostat import Gains, Thermostat, ThermostatConfig, ThermostatState
+from ipvla.models.vla import IPVLA
+from ipvla.training.parallel import World
+from ipvla.training.probed_policy import ProbedPolicy
+from ipvla.training.surgery import HSWSurgeryConfig, Surgery, SurgeryConfig, Target
+
+_NOISE_DRAWS = 200
+
+
+@dataclass(frozen=True)
+class ForgettingConfig:
+    """Protection of what pretraining taught. The baseline is the same with `enabled` false: nothing is installed.
+
+    Attributes:
+        enabled: the switch.
+        artifact: name below the artifact root, as `ray_jobs.subspaces` wrote it from the teacher.
+        method: a choice by its `type`; its gains hold until the Thermostat changes them.
+        thermostat: None for constant gains.
+        probe: the records that the artifact was made from; read only by the Thermostat.
+    """
+
+    enabled: bool = True
+    artifact: str = "icsm_tiny"
+    method: SurgeryConfig = field(default_factory=HSWSurgeryConfig)
+    thermostat: ThermostatConfig | None = None
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+    def build(
+        self,
+        model: IPVLA,
+        backbone: str,
+        optimizer: torch.optim.AdamW,
+        transforms: Transforms,
+        artifacts: Path,
+        probes: Path,
+        seed: int,
+    ) -> Protection:
+        """Installs the method on a model that has its adapters already.
+
+        Args:
+            backbone: its name, `model.backbone.type`.
+            artifacts, probes: the roots.
+            seed: of the records that readings draw.
+
+        Raises:
+            ArtifactError: the artifact is missing, damaged, or of another backbone, size or probe.
+            DatasetError: there is a Thermostat, but no such probe.
+            ValueError: method and model do not fit.
+        """
+        probe = None if self.thermostat is None else self.probe.build(probes)
+        directory = artifacts / self.artifact
+        wanted: dict[str, Any] = {
+            "backbone": backbone,
+            "width": model.backbone.width,
+            "probe_sha256": probe and probe.sha256,
+            "num_layers": model.backbone.num_layers,
+        }
+        subspaces = Subspaces.load(directory, **wanted)
+        statistics = None
+        if (directory / "module_statistics.json").exists():
+            statistics = ModuleStatistics.load(directory, **wanted)
+        surgery = self.method.install(Target(model, optimizer, subspaces, statistics))
+        regulation = None
+        if self.thermostat is not None and probe is not None:
+            drift = DriftProbe.load(
+                directory, backbone=backbone, layers=sorted(subspaces.layers), probe_sha256=probe.sha256
+            )
+            sigma = drift.sigma(self.thermostat.batch, _NOISE_DRAWS, seed)
+            policy = ProbedPolicy(model, backbone)
+            regulation = Regulation(policy, transforms, probe, drift, self.thermostat.build(sigma), seed)
+        return Protection(surgery, self.method.gains, regulation)
+
+
+@dataclass(frozen=True)
+class Regulation:
+    """What a reading takes: the student, the probe and the teacher's vectors, and who decides upon it."""
+
+    policy: ProbedPolicy
+    transforms: Transforms
+    probe: ProbeSet
+    drift: DriftProbe
+    thermostat: Thermostat
+    seed: int
+
+    def read(self, step: int, world: World) -> float:
+        """The paired drift at this step, of the records drawn for it; every worker gets the first one's."""
+        indices = self.drift.indices(self.thermostat.config.batch, self.seed, step)
+        batch = self.probe.batch(self.transforms, indices.tolist())
+        vectors, _ = pool(self.policy, batch, list(self.drift.teacher))
+        reading = torch.tensor(self.drift.read(vectors, indices).paired, dtype=torch.float64, device=world.device)
+        if world.size > 1:
+            dist.broadcast(reading, 0)
+        return float(reading)
+
+
+class Protection:
+    """An installed method with its gains.
+
+    Attributes:
+        gains: those in force.
+        thermostat: the controller's state; stays as it began where there is none.
+    """
+
+    def __init__(self, surgery: Surgery, gains: Gains, regulation: Regulation | None) -> None:
+        self._surgery = surgery
+        self._regulation = regulation
+        self.thermostat = ThermostatState()
+        self.gains = gains if regulation is None else regulation.thermostat.gains(self.thermostat)
+        surgery.set_gains(self.gains)
+
+    def around(self) -> AbstractContextManager[None]:
+        """Goes around the optimizer's step."""
+        return self._surgery.around()
+
+    def regulate(self, step: int, world: World) -> dict[str, float]:
+        """After optimizer step `step`: where a reading is due, takes it and sets the gains. What is to be logged.
+
+        Raises:
+            ValueError: the reading is not a number.
+        """
+        regulation = self._regulation
+        if regulation is None or not regulation.thermostat.due(step):
+            return {}
+        d = regulation.read(step, world)
+        self.thermostat, self.gains = regulation.thermostat.step(self.thermostat, d)
+        self._surgery.set_gains(self.gains)
+        return {"probe/d": d, "gain/strength": self.thermostat.strength, **self._gain_metrics()}
+
+    def readings(self) -> dict[str, float]:
+        """Gains, and what the surgery did since the last look."""
+        return {**self._surgery.readings(), **self._gain_metrics()}
+
+    def resume(self, values: dict[str, Any]) -> None:
+        """Goes on from `thermostat.to_dict()` of an earlier run."""
+        if self._regulation is not None:
+            self.thermostat = ThermostatState.from_dict(values)
+            self.gains = self._regulation.thermostat.gains(self.thermostat)
+            self._surgery.set_gains(self.gains)
+
+    def _gain_metrics(self) -> dict[str, float]:
+        gains = self.gains
+        return {
+            "gain/beta": gains.beta,
+            "gain/gamma": gains.gamma,
+            "gain/lambda": gains.lam,
+            "gain/kappa": gains.kappa,
+        }

@@ -1,0 +1,171 @@
+"""`python -m ray_jobs.subspaces`: the teacher's fragile directions (ICSM), once, before fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ipvla.data.probe import ProbeConfig, ProbeSet
+from ipvla.forgetting.drift import DriftProbe
+from ipvla.forgetting.icsm import ICSMConfig
+from ipvla.forgetting.module_statistics import collect
+from ipvla.forgetting.subspaces import Subspaces
+from ipvla.models.lora import LoRAConfig
+from ipvla.policy import Policy
+from ipvla.rollout.policy_actor import PolicySource
+from ipvla.storage import StorageRoots
+from ipvla.training.probed_policy import ProbedPolicy
+from ray_jobs.cli import run
+from ray_jobs.cluster import connect
+from ray_jobs.commit import commit
+
+
+@dataclass(frozen=True)
+class SubspacesConfig(StorageRoots):
+    """From a trained policy and a probe to `artifact_dir/NAME`.
+
+    Attributes:
+        teacher: directory of the policy that fine-tuning will start from.
+        name: of the artifact; by default icsm_ and the backbone's name.
+        probe: records to read the teacher on. A probe is collected once, on layouts of its own:
+            python -m ray_jobs.collect --dataset recall_probe --seed 7 --data_root_dir STORAGE_ROOT/probe ...
+        icsm: how directions are found and scored.
+        adapters: the modules that get statistics for two-sided surgery, or None for no statistics.
+        batch: records per forward pass.
+        use_gpu: the teacher takes one GPU.
+        show_masks: records whose instruction tokens are shown; then nothing is computed.
+    """
+
+    teacher: Path | None = None
+    name: str | None = None
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    icsm: ICSMConfig = field(default_factory=ICSMConfig)
+    adapters: LoRAConfig | None = field(default_factory=LoRAConfig)
+    batch: int = 32
+    use_gpu: bool = False
+    show_masks: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch is {self.batch}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The policy and the probe, opened."""
+
+    policy: Policy
+    directory: Path
+    probe: ProbeSet
+
+    @property
+    def backbone(self) -> str:
+        config = self.policy.config.backbone
+        return str(config.get_choice_name(type(config)))
+
+    @classmethod
+    def open(cls, config: SubspacesConfig) -> Teacher:
+        """CheckpointError or DatasetError if policy or probe are missing or damaged; ValueError for adapters."""
+        if config.teacher is None:
+            raise ValueError(
+                "teacher is not given; name a policy's directory, e.g. --teacher runs/STUDY/NAME/policy"
+            )
+        device = "cuda" if config.use_gpu else "cpu"
+        policy = Policy.load(config.teacher, device)
+        if policy.config.lora is not None:
+            raise ValueError(f"{config.teacher} has adapters; the teacher is the policy that they are put on")
+        return cls(policy, config.teacher, config.probe.build(config.probes))
+
+
+def find(config: SubspacesConfig) -> tuple[Path, Subspaces]:
+    """Reads the teacher on the probe and writes the artifact: its directory, and what is in it.
+
+    Raises:
+        CheckpointError, DatasetError: policy or probe are missing or damaged.
+        ValueError: the probe is too small for the rank, or no instruction token reaches the output.
+    """
+    config.prepare()
+    teacher = Teacher.open(config)  # what is wrong is told before Ray is started
+    directory = config.artifacts / (config.name or f"icsm_{teacher.backbone}")
+    resources = {"num_cpus": 1, "num_gpus": 1 if config.use_gpu else 0}
+    with connect(config):
+        return directory, ray.get(ray.remote(**resources)(read_teacher).remote(config, directory))
+
+
+def read_teacher(config: SubspacesConfig, directory: Path) -> Subspaces:
+    """`find` in this process: writes drift vectors, module statistics and, last, the subspaces."""
+    teacher = Teacher.open(config)
+    model = ProbedPolicy(teacher.policy.model, teacher.backbone)
+    batches = teacher.probe.batches(teacher.policy.transforms, config.batch)
+    meta: dict[str, Any] = {
+        "probe_sha256": teacher.probe.sha256,
+        "commit": commit(),
+        "teacher_sha256": PolicySource(Policy.load, teacher.directory).sha256(),
+    }
+    subspaces = config.icsm.build().fit(model, batches, meta)
+    drift = DriftProbe.measure(model, batches, sorted(subspaces.layers))
+    identity = {"backbone": teacher.backbone, "width": model.width, "num_layers": len(model.layers)}
+    drift.save(directory, meta | identity)
+    if config.adapters is not None:
+        targets = config.adapters.targets(teacher.policy.model.backbone)
+        collect(model, batches, targets, meta | identity).save(directory)
+    subspaces.save(directory)
+    return subspaces
+
+
+def energy_table(subspaces: Subspaces) -> Table:
+    """Per language layer, what of the output's gradient goes through the instruction's positions."""
+    table = Table(title="Gradient at instruction positions")
+    for heading in ("layer", "share of energy", "fragility", "represents"):
+        table.add_column(heading, justify="right")
+    represents = {group.representative: group for group in subspaces.groups}
+    for layer, row in subspaces.meta["energy"].items():
+        group = represents.get(int(layer))
+        nothing = " (carries nothing)" if row["carries_nothing"] else ""
+        table.add_row(
+            layer,
+            f"{row['instruction_share']:.3g}{nothing}",
+            f"{row['fragility']:.3g}",
+            ", ".join(map(str, group.layers)) if group else "",
+        )
+    return table
+
+
+def masked_tokens(teacher: Teacher, record: int) -> tuple[str, list[str]]:
+    """A record's instruction, and those tokens of its prompt that the instruction mask holds."""
+    (seen,) = teacher.probe.observations([record], teacher.policy.transforms.cameras)
+    inputs = teacher.policy.transforms.inputs([seen])
+    backbone = teacher.policy.model.backbone
+    with torch.no_grad():
+        embedded = backbone.embed(inputs.to(teacher.policy.model.action_varies.device))
+    ids = inputs.input_ids[0, : int(inputs.attention_mask.sum())]
+    kept = embedded.instruction[0, int(embedded.last[0]) + 1 - len(ids) : int(embedded.last[0]) + 1].cpu()
+    return seen.instruction, [backbone.detokenize([int(i)]) for i, keep in zip(ids, kept, strict=True) if keep]
+
+
+def main(config: SubspacesConfig) -> None:
+    """Finds the subspaces, or shows the masks that were asked for."""
+    console = Console()
+    if config.show_masks:
+        teacher = Teacher.open(config)
+        for record in config.show_masks:
+            if not 0 <= record < len(teacher.probe):
+                raise ValueError(
+                    f"show_masks: there is no record {record}; choose among 0..{len(teacher.probe) - 1}"
+                )
+            instruction, tokens = masked_tokens(teacher, record)
+            console.print(f"{record}: {instruction!r} -> {' | '.join(tokens)}", markup=False)
+        return
+    directory, subspaces = find(config)
+    console.print(energy_table(subspaces))
+    console.print(f"written to {directory}")
+
+
+if __name__ == "__main__":
+    run(SubspacesConfig, main, __doc__)

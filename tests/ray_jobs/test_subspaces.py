@@ -1,0 +1,90 @@
+"""Subspaces as a job: from a teacher's directory and a probe to an artifact that training takes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ipvla.data.probe import ProbeConfig
+from ipvla.data.rlds import write_rlds
+from ipvla.experiment import ExperimentConfig
+from ipvla.forgetting.icsm import ICSMConfig
+from ipvla.forgetting.module_statistics import ModuleStatistics
+from ipvla.forgetting.subspaces import Subspaces
+from ipvla.models.lora import LoRAConfig
+from ipvla.training.parallel import World
+from ray_jobs import subspaces
+from ray_jobs.cli import run
+from ray_jobs.subspaces import SubspacesConfig, find
+from tests.synthetic import SIZE, cue_episode
+
+Make = Callable[..., ExperimentConfig]
+
+
+@pytest.fixture
+def config(make_experiment: Make, tmp_path: Path) -> SubspacesConfig:
+    make_experiment().build(World()).policy.save(tmp_path / "teacher")
+    write_rlds(tmp_path / "probe", "cue_probe", [cue_episode(seed) for seed in range(100, 108)], SIZE)
+    return SubspacesConfig(
+        storage_root=tmp_path,
+        teacher=tmp_path / "teacher",
+        probe=ProbeConfig("cue_probe", records=16),
+        icsm=ICSMConfig(rank=2, scoring="fisher"),
+        adapters=LoRAConfig(last_layers=4, modules=("o_proj",)),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_same_teacher_and_probe_give_the_same_artifact(config: SubspacesConfig) -> None:
+    directory, found = find(config)
+    assert directory == config.artifacts / "icsm_tiny"
+    loaded = Subspaces.load(directory, backbone="tiny", width=32)
+    assert loaded.projector_sha256() == found.projector_sha256()
+    assert set(ModuleStatistics.load(directory, backbone="tiny", width=32).modules) == {
+        f"layers.{layer}.o_proj" for layer in (2, 3, 4, 5)
+    }
+    again, same = find(replace(config, name="again"))
+    assert again.name == "again"
+    for number, subspace in found.layers.items():
+        assert torch.equal(subspace.basis, same.layers[number].basis)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--teacher", "nowhere"], "no policy in nowhere"),
+        (["--probe.dataset", "nothing"], "nothing"),
+        (["--probe.records", "9999"], "lower it, or collect more episodes"),
+        (["--show_masks", "[99]"], "show_masks: there is no record 99; choose among 0..15"),
+        (["--icsm.scoring", "guess"], "injection"),
+    ],
+)
+def test_bad_input_is_one_line(
+    config: SubspacesConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
+) -> None:
+    given = ["--storage_root", str(config.storage_root), "--probe.dataset", "cue_probe", "--probe.records", "16"]
+    monkeypatch.setattr(sys, "argv", ["job", *given, "--teacher", str(config.teacher), *arguments])
+    with pytest.raises(SystemExit) as stop:
+        run(SubspacesConfig, subspaces.main, "A job.")
+    error = capfd.readouterr().err
+    assert stop.value.code == 2, error
+    (line,) = [line for line in error.splitlines() if not line.startswith("WARNING")]
+    assert told in line
+
+
+def test_the_masks_are_shown(config: SubspacesConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    subspaces.main(replace(config, show_masks=(0, 3)))
+    assert capfd.readouterr().out.splitlines() == [
+        "0: 'press the button' -> press | the | button",
+        "3: 'press the button' -> press | the | button",
+    ]

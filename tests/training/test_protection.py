@@ -1,0 +1,232 @@
+"""Protected fine-tuning: off is gone, on is the method, and a stop changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ipvla.data.probe import ProbeConfig
+from ipvla.data.rlds import DatasetError, Episode, write_rlds
+from ipvla.experiment import Experiment, ExperimentConfig
+from ipvla.forgetting.icsm import ICSMConfig
+from ipvla.forgetting.subspaces import ArtifactError, Subspaces
+from ipvla.forgetting.thermostat import ThermostatConfig
+from ipvla.models.lora import LoRAConfig
+from ipvla.tracking import Sinks
+from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
+from ipvla.training.loop import TrainingConfig, train
+from ipvla.training.optimizer import OptimizerConfig
+from ipvla.training.parallel import World
+from ipvla.training.protection import ForgettingConfig
+from ipvla.training.step import training_step
+from ipvla.training.surgery import (
+    HSWSurgeryConfig,
+    ProjectedUpdateSurgeryConfig,
+    RoutedMomentsSurgeryConfig,
+    SurgeryConfig,
+    TwoSidedSurgeryConfig,
+)
+from ray_jobs.subspaces import SubspacesConfig, Teacher, masked_tokens, read_teacher
+from tests.synthetic import SIZE, cue_episode
+
+Make = Callable[..., ExperimentConfig]
+PROBE = ProbeConfig(dataset="cue_probe", records=24)
+IDLE: list[SurgeryConfig] = [
+    HSWSurgeryConfig(),
+    ProjectedUpdateSurgeryConfig(),
+    RoutedMomentsSurgeryConfig(),
+    TwoSidedSurgeryConfig(),
+]
+STRONG: list[SurgeryConfig] = [
+    HSWSurgeryConfig(beta=0.5, gamma=0.0),
+    HSWSurgeryConfig(beta=0.5, gamma=0.0, sites="writers"),
+    ProjectedUpdateSurgeryConfig(beta=0.5, gamma=0.0),
+    RoutedMomentsSurgeryConfig(beta=0.5, gamma=0.0),
+    TwoSidedSurgeryConfig(lam=10.0, kappa=0.01),
+]
+SENSITIVE = ThermostatConfig(every=1, batch=12, calibration=2, lo_sigma=1e-4)
+
+
+class Log(Sinks):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.lines.append((step, dict(metrics)))
+
+
+def colourful_episode(seed: int) -> Episode:
+    """No two frames alike, or a probe of them would span next to nothing."""
+    episode = cue_episode(seed)
+    frames = np.random.default_rng(seed).integers(0, 256, episode.images["agentview"].shape, np.uint8)
+    return replace(episode, images={"agentview": frames})
+
+
+@pytest.fixture
+def tuned(make_experiment: Make, tmp_path: Path) -> ExperimentConfig:
+    """Fine-tuning with adapters, unprotected, from a teacher whose artifact is there."""
+    base = make_experiment(seed=5)
+    base.build(World()).policy.save(tmp_path / "teacher")
+    write_rlds(tmp_path / "probe", "cue_probe", [colourful_episode(seed) for seed in range(100, 108)], SIZE)
+    lora = LoRAConfig(rank=4, last_layers=4)
+    config = SubspacesConfig(
+        storage_root=tmp_path,
+        teacher=tmp_path / "teacher",
+        probe=PROBE,
+        icsm=ICSMConfig(rank=8, scoring="fisher"),
+        adapters=lora,
+    )
+    read_teacher(config, tmp_path / "artifacts" / "icsm_tiny")
+    return replace(
+        base,
+        storage_root=tmp_path,
+        data_root_dir=base.datasets,
+        model=replace(base.model, lora=lora),
+        start_from=tmp_path / "teacher",
+        optimizer=OptimizerConfig(lr=1e-2, warmup_steps=1),
+        training=TrainingConfig(steps=6, precision="fp32", log_every=2, checkpoint_every=100),
+    )
+
+
+def protected(config: ExperimentConfig, method: SurgeryConfig, **changes: object) -> ExperimentConfig:
+    values: dict[str, object] = {"method": method, "probe": PROBE, **changes}
+    return replace(config, forgetting=ForgettingConfig(**values))  # type: ignore[arg-type]
+
+
+def trained(config: ExperimentConfig, sink: Sinks | None = None) -> Experiment:
+    experiment = config.build(World())
+    finish(experiment, config, sink)
+    return experiment
+
+
+def finish(experiment: Experiment, config: ExperimentConfig, sink: Sinks | None = None) -> None:
+    state, lanes = experiment.state, experiment.lanes
+    train(state, lanes, config.training, config.optimizer, World(), sink or Sinks(), save=lambda: None)
+
+
+def weights(experiment: Experiment) -> dict[str, torch.Tensor]:
+    return experiment.state.model.state_dict()
+
+
+def equal(a: Experiment, b: Experiment) -> bool:
+    one, two = weights(a), weights(b)
+    return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_off_is_gone(tuned: ExperimentConfig) -> None:
+    off = protected(tuned, HSWSurgeryConfig(beta=0.0, gamma=0.0), enabled=False)
+    assert off.identity == tuned.identity, "the baseline's checkpoint is one of the method that is off"
+    ours = trained(off)
+    assert ours.state.protection is None
+    assert equal(ours, trained(tuned))
+
+
+def test_gains_of_one_change_nothing(tuned: ExperimentConfig) -> None:
+    baseline = trained(tuned)
+    for method in IDLE:
+        assert equal(trained(protected(tuned, method)), baseline), method
+
+
+@pytest.mark.parametrize("method", STRONG, ids=str)
+def test_a_method_changes_what_adapters_learn_and_nothing_else(
+    tuned: ExperimentConfig, method: SurgeryConfig
+) -> None:
+    log = Log()
+    ours = trained(protected(tuned, method), log)
+    assert not equal(ours, trained(tuned))
+    before = weights(tuned.build(World()))
+    for name, value in weights(ours).items():
+        if name.startswith("backbone") and "lora_" not in name:
+            assert torch.equal(value, before[name]), name
+    step, told = log.lines[-1]
+    assert step == 6
+    assert (told["gain/beta"], told["gain/gamma"]) == (method.gains.beta, method.gains.gamma)
+    if isinstance(method, HSWSurgeryConfig):
+        assert 0 < told["hsw/norm_after"] <= told["hsw/norm_before"]
+
+
+def test_the_thermostat_measures_first_and_then_acts(tuned: ExperimentConfig) -> None:
+    log = Log()
+    trained(protected(tuned, HSWSurgeryConfig(), thermostat=SENSITIVE), log)
+    readings = [(step, line) for step, line in log.lines if "probe/d" in line]
+    assert [step for step, _ in readings] == [1, 2, 3, 4, 5, 6]
+    assert all(line["gain/gamma"] == line["gain/beta"] == 1 for _, line in readings[:2]), "calibration"
+    assert readings[-1][1]["probe/d"] > readings[0][1]["probe/d"] > 0
+    assert readings[-1][1]["gain/gamma"] < readings[-1][1]["gain/beta"] < 1
+
+
+def test_a_student_that_is_still_its_teacher_has_not_drifted(tuned: ExperimentConfig) -> None:
+    protection = protected(tuned, HSWSurgeryConfig(), thermostat=SENSITIVE).build(World()).state.protection
+    assert protection is not None
+    assert protection.regulate(1, World())["probe/d"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_run_that_stopped_goes_on_as_if_it_had_not(tuned: ExperimentConfig, tmp_path: Path) -> None:
+    config = protected(tuned, HSWSurgeryConfig(), thermostat=replace(SENSITIVE, mode="pi"))
+    first = config.build(World())
+    state = first.state
+    with closing(first.lanes.batches(state.position)) as batches:
+        while state.step < 3:
+            position, batch = next(batches)
+            lr = config.optimizer.learning_rate(state.step, config.training.steps)
+            training_step(state, batch, lr, config.optimizer.max_grad_norm, autocast=False)
+            state.step += 1
+            state.position = first.lanes.after(position)
+            assert state.protection is not None
+            state.protection.regulate(state.step, World())
+    save_checkpoint(tmp_path / "checkpoint", state, first.policy, World(), config.identity)
+
+    resumed = config.build(World())
+    load_checkpoint(tmp_path / "checkpoint", resumed.state, World(), config.identity)
+    assert resumed.state.protection is not None
+    assert state.protection is not None
+    assert resumed.state.protection.thermostat == state.protection.thermostat
+    assert resumed.state.protection.gains == state.protection.gains != type(state.protection.gains)()
+    finish(resumed, config)
+    assert equal(resumed, trained(config))
+
+
+def test_a_gradient_that_is_not_finite_is_refused_before_it_does_harm(tuned: ExperimentConfig) -> None:
+    experiment = protected(tuned, HSWSurgeryConfig(beta=0.5, gamma=0.0)).build(World())
+    state = experiment.state
+    before = {name: value.clone() for name, value in weights(experiment).items()}
+    next(p for p in state.model.parameters() if p.requires_grad).register_hook(lambda g: g * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"the gradient's norm is nan at step 0; lower optimizer\.lr"):
+        training_step(state, experiment.lanes.batch(state.position), 1e-3, 1.0, autocast=False)
+    assert all(torch.equal(value, before[name]) for name, value in weights(experiment).items())
+
+
+def test_what_does_not_fit_is_refused(tuned: ExperimentConfig, tmp_path: Path) -> None:
+    def build(method: SurgeryConfig, **changes: object) -> None:
+        protected(tuned, method, **changes).build(World())
+
+    with pytest.raises(ArtifactError, match=r"nothing/meta\.json cannot be read"):
+        build(HSWSurgeryConfig(), artifact="nothing")
+    with pytest.raises(ArtifactError, match="probe_sha256"):
+        build(HSWSurgeryConfig(), probe=replace(PROBE, seed=1), thermostat=SENSITIVE)
+    with pytest.raises(ValueError, match="a drift reading of 64 records from a probe of 24"):
+        build(HSWSurgeryConfig(), thermostat=ThermostatConfig(batch=64))
+    with pytest.raises(DatasetError, match="asks for 1000 frames of an episode"):
+        build(HSWSurgeryConfig(), probe=replace(PROBE, records=8000), thermostat=SENSITIVE)
+    (tmp_path / "artifacts" / "icsm_tiny" / "module_statistics.json").unlink()
+    with pytest.raises(ValueError, match="has no module statistics"):
+        build(TwoSidedSurgeryConfig(lam=1.0))
+
+
+def test_the_artifact_says_what_it_was_made_from(tuned: ExperimentConfig, tmp_path: Path) -> None:
+    subspaces = Subspaces.load(tmp_path / "artifacts" / "icsm_tiny", backbone="tiny", width=32)
+    assert subspaces.meta["records"] == 24
+    assert len(subspaces.meta["teacher_sha256"]) == len(subspaces.meta["probe_sha256"]) == 64
+    assert [group.layers for group in subspaces.groups] == [(2, 3), (4, 5)]
+    assert tuned.start_from is not None
+    config = SubspacesConfig(storage_root=tmp_path, teacher=tuned.start_from, probe=PROBE)
+    assert masked_tokens(Teacher.open(config), 0) == ("press the button", ["press", "the", "button"])
