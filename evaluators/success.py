@@ -171,12 +171,11 @@ class SuccessEvaluation:
         self.close()
 
     def _serve(self, source: PolicySource) -> PolicyService:
-        if self._policy is None or self._policy.source != source:
-            if self._policy is not None:
-                self._policy.close()
+        if self._policy is None:
             self._policy = PolicyService(
                 source, threads=self._config.policy_threads, resources=self._config.policy_resources
             )
+        self._policy.switch(source)
         return self._policy
 
     def _replay(self, wanted: Sequence[tuple[EpisodeSpec, Path]], source: PolicySource) -> None:

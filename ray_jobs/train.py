@@ -102,7 +102,7 @@ def _fit(config: ExperimentConfig) -> None:
             name="trainer",
             storage_path=str(config.run_directory),
             failure_config=FailureConfig(max_failures=3),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.training.checkpoints_kept),
         ),
     )
     with connect(config):

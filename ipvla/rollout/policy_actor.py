@@ -58,6 +58,10 @@ class PolicyActor:
         self._started = time.perf_counter()
         self._forwards, self._requests, self._busy_s = 0, 0, 0.0
 
+    async def load(self, source: PolicySource) -> None:
+        """Answers with another policy from now on; episodes that are under way are forgotten and refused."""
+        self._server = PolicyServer(source.open())
+
     async def act(self, episode_id: str, policy_step: int, observation: Observation) -> Chunk:
         """Float32 [execute, A]. Raises StaleEpisodeError if the step does not follow the episode's last."""
         request = self._server.admit(episode_id, policy_step, observation)
@@ -148,6 +152,15 @@ class PolicyService:
             )
             ray.get(self._actor.stats.remote())  # a policy that does not load says so here
         return PolicyClient(self._actor)
+
+    def switch(self, source: PolicySource) -> None:
+        """Serves another policy, without starting an actor anew; no episode may be under way."""
+        if self._actor is not None and source != self.source:
+            try:
+                ray.get(self._actor.load.remote(source))
+            except ray.exceptions.RayActorError:
+                self.close()
+        self.source = source
 
     def heal(self) -> PolicyClient:
         """The client of an actor that answers: the present one, or its replacement if it is dead or hangs."""

@@ -24,6 +24,7 @@ class TrainingConfig:
         steps: optimizer steps in all.
         precision: "bf16" (autocast), "fp32", or "auto": bf16 where the hardware has it.
         log_every, checkpoint_every: in steps.
+        checkpoints_kept: the newest ones, each with its policy.
         threads: CPU threads of a worker's arithmetic.
     """
 
@@ -31,12 +32,13 @@ class TrainingConfig:
     precision: str = "auto"
     log_every: int = 20
     checkpoint_every: int = 200
+    checkpoints_kept: int = 2
     threads: int = 1
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"training.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
-        for name in ("steps", "log_every", "checkpoint_every", "threads"):
+        for name in ("steps", "log_every", "checkpoint_every", "checkpoints_kept", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
 

@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import ray
 
 from ipvla.rollout.evaluation import SimPool, evaluate_episodes
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.rollout.sim_pool import JobFailedError
 from ipvla.types import EpisodeSpec
-from tests.rollout.point import Points, load_buggy, load_dying, load_point
+from tests.rollout.point import Points, load_buggy, load_dying, load_fixed_left, load_nothing, load_point
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -65,6 +66,20 @@ def test_a_killed_policy_loses_and_doubles_nothing(tmp_path, pool, undisturbed):
     assert essence(results) == essence(undisturbed)
     assert 1 <= sum(r.spec.attempt for r in results) <= 2
     assert stats["episodes"] == 0
+
+
+def test_one_actor_serves_one_policy_after_another(tmp_path, pool, undisturbed):
+    policy = PolicyService(PolicySource(load_fixed_left, tmp_path))
+    outcomes = []
+    for load in (load_fixed_left, load_point):
+        policy.switch(PolicySource(load, tmp_path))
+        results = sorted(pool.run(SPECS[:3], policy), key=lambda result: result.spec.seed)
+        outcomes.append([result.success for result in results])
+    assert policy.stats()["requests"] > 0
+    with pytest.raises(ray.exceptions.RayTaskError, match="no such policy"):
+        policy.switch(PolicySource(load_nothing, tmp_path))
+    policy.close()
+    assert outcomes == [[True, False, False], [True, False, True]]
 
 
 def test_a_rerun_fills_only_what_is_missing(tmp_path, pool, undisturbed):
