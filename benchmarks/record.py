@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,40 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Target:
-    """A figure that was promised; `at_least` says on which side of `bound` it should lie."""
+    """A figure that was promised.
+
+    Attributes:
+        value: None where it was not measured or means nothing; that never meets.
+        at_least: on which side of `bound` it should lie.
+        beyond: `bound` itself does not meet.
+        interval: (low, high) around the value.
+        note: what it is of, or why there is no value.
+    """
 
     name: str
-    value: float
+    value: float | None
     bound: float
     at_least: bool
+    beyond: bool = False
+    interval: tuple[float, float] | None = None
+    note: str = ""
 
     @property
     def met(self) -> bool:
+        if self.value is None or (self.beyond and self.value == self.bound):
+            return False
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values: name, value, bound, at_least, met."""
-        return asdict(self) | {"met": self.met}
+        """JSON values; `beyond`, `low` and `high`, and `note` only where they say something."""
+        values: dict[str, Any] = {
+            name: getattr(self, name) for name in ("name", "value", "bound", "at_least", "met")
+        }
+        if self.beyond:
+            values["beyond"] = True
+        if self.interval is not None:
+            values["low"], values["high"] = self.interval
+        return values | ({"note": self.note} if self.note else {})
 
 
 def write_record(
@@ -56,7 +76,7 @@ def write_record(
         **({"runs": [*earlier, run]} if earlier else {}),
     }
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    path.write_text(laid_out(record) + "\n")
     return path
 
 
@@ -67,6 +87,18 @@ def read_record(name: str) -> dict[str, Any] | None:
         return None
     record: dict[str, Any] = json.loads(path.read_text())
     return {"runs": [{key: record[key] for key in ("commit", "machine")}], **record}
+
+
+def laid_out(value: Any, indent: str = "") -> str:
+    """JSON of two spaces' indentation; a list or object of nothing but plain values stands on one line."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    if not any(isinstance(part, Mapping | list | tuple) for part in parts):
+        return json.dumps(value)
+    deeper = indent + "  "
+    if isinstance(value, Mapping):
+        lines = [f"{deeper}{json.dumps(str(name))}: {laid_out(part, deeper)}" for name, part in value.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+    return "[\n" + ",\n".join(deeper + laid_out(part, deeper) for part in value) + f"\n{indent}]"
 
 
 def cpu_name() -> str:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.forgetting_tables import FORGETTING
+from benchmarks.markdown import line
 from benchmarks.record import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +42,7 @@ def table(record: Mapping[str, Any], kind: str) -> str:
     """One table of a record, in Markdown. KeyError for a kind that is unknown or has no figures."""
     if kind == "targets":
         return _targets(record)
-    kinds = {"success": _success, "figures": _figures, **_MEMORY}
+    kinds = {"success": _success, "figures": _figures, **_MEMORY, **FORGETTING}
     return kinds[kind](record["figures"])
 
 
@@ -51,16 +53,28 @@ def memory_tables(figures: Mapping[str, Any]) -> list[str]:
 
 
 def target_rows(targets: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of a table of targets, as `benchmarks.record.Target.to_dict` gives them."""
+    """Lines of a table of targets, as `benchmarks.record.Target.to_dict` gives them; notes below it."""
+    notes = [f"`{t['name']}`: {t['note']}." for t in targets if t.get("note")]
     return [
         "| target | value | bound | met |",
         "|---|---|---|---|",
         *(
-            f"| {t['name']} | {t['value']:.3f} | {'>=' if t['at_least'] else '<='} {t['bound']:.3f} "
-            f"| {'yes' if t['met'] else '**no**'} |"
+            line(t["name"], _value(t), f"{_side(t)} {t['bound']:.3f}", "yes" if t["met"] else "**no**")
             for t in targets
         ),
+        *(["", " ".join(notes)] if notes else []),
     ]
+
+
+def _value(target: Mapping[str, Any]) -> str:
+    if target["value"] is None:
+        return "none"
+    interval = f" ({target['low']:.3f} to {target['high']:.3f})" if "low" in target else ""
+    return f"{target['value']:.3f}{interval}"
+
+
+def _side(target: Mapping[str, Any]) -> str:
+    return (">" if target["at_least"] else "<") + ("" if target.get("beyond") else "=")
 
 
 def _targets(record: Mapping[str, Any]) -> str:
@@ -105,9 +119,9 @@ def _delays(figures: Mapping[str, Any]) -> str:
 def _rates(rates: Mapping[str, Mapping[str, Any]], heading: str) -> str:
     """Mechanisms as rows, with chance in the last; n below."""
     first = next(iter(rates.values()))
-    rows = [_line("mechanism", *(heading.format(name) for name in first)), "|---" * (len(first) + 1) + "|"]
-    rows += [_line(name, *map(_short_cell, row.values())) for name, row in rates.items()]
-    rows.append(_line("chance", *(f"{cell['chance']:.2f}" for cell in first.values())))
+    rows = [line("mechanism", *(heading.format(name) for name in first)), "|---" * (len(first) + 1) + "|"]
+    rows += [line(name, *map(_short_cell, row.values())) for name, row in rates.items()]
+    rows.append(line("chance", *(f"{cell['chance']:.2f}" for cell in first.values())))
     sizes = [cell["n"] for row in rates.values() for cell in row.values()]
     n = str(min(sizes)) if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
     seeds = len(next(iter(first.values()))["seeds"])
@@ -132,9 +146,9 @@ def _costs(figures: Mapping[str, Any]) -> str:
         "step 1000 / step 10",
         "training frames/s",
     )
-    rows = [_line(*headings), "|---" + "|--:" * (len(headings) - 1) + "|"]
+    rows = [line(*headings), "|---" + "|--:" * (len(headings) - 1) + "|"]
     rows += [
-        _line(
+        line(
             name,
             f"{c['parameters']:,}",
             f"{c['memory_parameters']:,}",
@@ -154,9 +168,9 @@ def _plan(figures: Mapping[str, Any]) -> str:
     plan = figures["plan"]
     families = list(next(iter(plan["ways"].values()))["success"])
     headings = ("reasoning", "tokens per control step", "wall ms per control step", "CPU ms per control step")
-    rows = [_line(*headings, *families), "|---" * (len(headings) + len(families)) + "|"]
+    rows = [line(*headings, *families), "|---" * (len(headings) + len(families)) + "|"]
     rows += [
-        _line(
+        line(
             name,
             f"{way['tokens_per_step']:.2f}",
             f"{way['wall_ms_per_step']:.2f}",
@@ -174,10 +188,6 @@ def _plan(figures: Mapping[str, Any]) -> str:
         f"p = {paired['p_value']:.2g})."
     )
     return "\n".join([*rows, "", tested])
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 _MEMORY: Mapping[str, Callable[[Mapping[str, Any]], str]] = {

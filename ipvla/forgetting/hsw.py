@@ -87,19 +87,22 @@ class _Cut(torch.autograd.Function):
 class GradientSurgery(GainedSubspace):
     """The identity of x [..., D] whose gradient is cut on its way back.
 
-    A gradient with a value that is not finite passes untouched and is counted.
+    A gradient whose norm is not finite passes untouched and is counted.
 
     Attributes:
         totals: float64 [6], since last set to 0: finite calls, sums over them of the norm before, the norm after
             and the shares in [0, 1] of the energy along Uf and along Up, and calls that were not finite.
+        lost: float64 [6], what a call adds to them that was not finite.
     """
 
     totals: Tensor
+    lost: Tensor
 
     def __init__(self, subspace: LayerSubspace, device: torch.device, epsilon: float = 1e-12) -> None:
         super().__init__(subspace, device)
         self.epsilon = epsilon
         self.register_buffer("totals", torch.zeros(6, dtype=torch.float64, device=device), persistent=False)
+        self.register_buffer("lost", torch.eye(6, dtype=torch.float64, device=device)[-1], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.basis.shape[0]:
@@ -113,21 +116,19 @@ class GradientSurgery(GainedSubspace):
     def operate(self, g: Tensor) -> Tensor:
         """The gradient that goes on, of g's shape and dtype; computed in float32 at least."""
         with torch.autocast(g.device.type, enabled=False):
-            x = g.to(torch.promote_types(g.dtype, self.basis.dtype))
+            x = g.to(torch.promote_types(g.dtype, self.basis.dtype)).reshape(-1, g.shape[-1])
             basis = self.basis.to(x.dtype)
             along = x @ basis
-            cut = x - (along * self.weight) @ basis.T
+            cut = torch.addmm(x, along * self.weight, basis.T, alpha=-1)
             before, after = torch.linalg.vector_norm(x), torch.linalg.vector_norm(cut)
             scale = torch.where(after > before, before / (after + self.epsilon), 1.0)
-            finite = torch.isfinite(x).all()
-            parts = along[..., : self.fragile], along[..., self.fragile :]
+            finite = torch.isfinite(before)  # one pass less over x than to ask each of its values
             size = before.clamp(min=torch.finfo(x.dtype).tiny)
-            shares = [(torch.linalg.vector_norm(part) / size).square() for part in parts]
-            row = torch.stack([torch.ones_like(before), before, after * scale, *shares, torch.zeros_like(before)])
-            lost = torch.zeros_like(self.totals)
-            lost[-1] = 1
-            self.totals.add_(torch.where(finite, row.double(), lost))
-            return torch.where(finite, (cut * scale).to(g.dtype), g)
+            shares = (torch.linalg.vector_norm(along, dim=0) / size).square()
+            parts = shares[: self.fragile].sum(), shares[self.fragile :].sum()
+            row = torch.stack([torch.ones_like(before), before, after * scale, *parts, torch.zeros_like(before)])
+            self.totals.add_(torch.where(finite, row.double(), self.lost))
+            return torch.where(finite, cut.mul_(scale).view(g.shape).to(g.dtype), g)
 
 
 class HSW:

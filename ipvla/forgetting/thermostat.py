@@ -4,10 +4,15 @@ One strength s in [0, 1] sets all gains at once,
 
     gamma = 1 - s (1 - gamma_min),  beta = 1 - s (1 - beta_min),  lam = s lambda_max,  kappa = s kappa_max
 
-The first `calibration` readings are only looked at (s = 0). At their end the thresholds are set, from these
-readings or from the noise floor sigma given to `build`, whichever is larger:
+The first `calibration` readings are only looked at (s = 0). At their end the thresholds are set, from their mean
+and from sigma, by which readings of the student as it is then differ through the draw of records alone:
 
-    lo = max(mean + lo_sigma * deviation, lo_sigma * sigma),  hi = hi_over_lo * lo
+    lo = max(mean + lo_sigma * sigma, LEAST_LO),  hi = hi_over_lo * lo
+
+A reading counts as drift if it is above what calibration saw and the draw does not explain it. The noise of paired
+readings is a share of the drift, 0 at the teacher, so it cannot be measured before training; nor is it how
+calibration's readings differ from one another, which is mostly that the student moves on. The mean is what is put
+up with: let calibration end early in the training.
 
 Mode "proportional", the law of the requirement (2.3): s = (d - lo) / (hi - lo), clipped to [0, 1].
 
@@ -20,6 +25,10 @@ Mode "pi": PI control, in its velocity form, of log s:
 It has no integral that could wind up: what is integrated is log s itself, clamped, with the slew taken into
 account; a reading above hi counts as hi, so that the average forgets an outburst as quickly as a moderate excess.
 
+Mode "replay": s is what `strengths` say, one per reading after calibration, and the last of them once they have
+run out, whatever the drift reads. It opens the loop: a closed loop's strengths, shuffled or all at their mean, do
+as well as the loop itself unless it matters that they answer the drift.
+
 The controller is pure: all that changes is in `ThermostatState`, which goes into a checkpoint as a dictionary.
 """
 
@@ -31,6 +40,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 FLOOR = 0.01
+#: Less drift than this, in the relative unit of paired readings, is within bfloat16's rounding.
+LEAST_LO = 1e-3
 
 
 @dataclass(frozen=True)
@@ -53,18 +64,19 @@ class ThermostatConfig:
     """See the module's docstring for the law.
 
     Attributes:
-        mode: "proportional" or "pi".
+        mode: "proportional", "pi" or "replay".
         every: training steps from one reading to the next.
         batch: probe records of a reading.
         calibration: readings that measure but do not act, at least 1.
         gamma_min, beta_min: gains at full strength, in [0, 1]; beta_min must not be 0.
-        lo_sigma: height of the lower threshold in standard deviations of the noise.
+        lo_sigma: height of the lower threshold above calibration's mean, in standard deviations of a reading.
         hi_over_lo: > 1; the upper threshold over the lower.
         ema_half_life: readings after which a reading counts half ("pi").
         kp, ki: gains of the controller per unit of e ("pi").
         slew: most that s may move per reading, in [0.01, 1] ("pi").
         hysteresis: half width of the band around lo that counts as no error, in units of lo, in [0, 1) ("pi").
         lambda_max, kappa_max: at full strength; kappa_max < 1.
+        strengths: s in [0, 1] of each reading after calibration, at least one ("replay"; empty in other modes).
     """
 
     mode: str = "proportional"
@@ -82,10 +94,11 @@ class ThermostatConfig:
     hysteresis: float = 0.1
     lambda_max: float = 10.0
     kappa_max: float = 3e-3
+    strengths: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.mode not in ("proportional", "pi"):
-            raise ValueError(f'thermostat.mode is {self.mode!r}; choose "proportional" or "pi"')
+        if self.mode not in ("proportional", "pi", "replay"):
+            raise ValueError(f'thermostat.mode is {self.mode!r}; choose "proportional", "pi" or "replay"')
         ranges = {
             "every": (1, math.inf),
             "batch": (2, math.inf),
@@ -106,10 +119,17 @@ class ThermostatConfig:
             value = getattr(self, name)
             if not (low <= value <= high and math.isfinite(value)):
                 raise ValueError(f"thermostat.{name} is {value}; it must be a number in [{low:g}, {high:g}]")
+        if (self.mode == "replay") != bool(self.strengths):
+            raise ValueError(
+                f"thermostat.strengths has {len(self.strengths)} values in mode {self.mode!r}; "
+                "give at least one in mode replay, and none in the others, which find their own"
+            )
+        for place, strength in enumerate(self.strengths):
+            if not 0 <= strength <= 1:
+                raise ValueError(f"thermostat.strengths[{place}] is {strength}; it must be a number in [0, 1]")
 
-    def build(self, sigma: float) -> Thermostat:
-        """The controller over readings whose noise floor is `sigma` > 0, see `DriftProbe.sigma`."""
-        return Thermostat(self, sigma)
+    def build(self) -> Thermostat:
+        return Thermostat(self)
 
 
 @dataclass(frozen=True)
@@ -118,7 +138,7 @@ class ThermostatState:
 
     Attributes:
         readings: so far.
-        mean, squares: of the calibration's readings, and the sum of their squared distances from it.
+        mean: of the calibration's readings.
         lo, hi: thresholds; 0 until calibration ends.
         ema, error: m and e of the last reading.
         strength: s.
@@ -126,7 +146,6 @@ class ThermostatState:
 
     readings: int = 0
     mean: float = 0.0
-    squares: float = 0.0
     lo: float = 0.0
     hi: float = 0.0
     ema: float = 0.0
@@ -155,21 +174,34 @@ class ThermostatState:
 class Thermostat:
     """See the module's docstring."""
 
-    def __init__(self, config: ThermostatConfig, sigma: float) -> None:
-        if not 0 < sigma < math.inf:
-            raise ValueError(f"the noise floor sigma is {sigma}; measure it on the teacher, it must be above 0")
-        self.config, self.sigma = config, sigma
+    def __init__(self, config: ThermostatConfig) -> None:
+        self.config = config
         self._remember = 0.5 ** (1 / config.ema_half_life)
 
     def due(self, step: int) -> bool:
         """Whether a reading is taken before training step `step`, counted from 0."""
         return step % self.config.every == 0
 
-    def step(self, state: ThermostatState, d: float) -> tuple[ThermostatState, Gains]:
-        """The state after a reading d >= 0, and the gains until the next; ValueError if d is not such a number."""
+    def ends_calibration(self, state: ThermostatState) -> bool:
+        """Whether the next reading is calibration's last, with which sigma is needed."""
+        return state.readings + 1 == self.config.calibration
+
+    def step(self, state: ThermostatState, d: float, sigma: float | None = None) -> tuple[ThermostatState, Gains]:
+        """The state after a reading, and the gains until the next.
+
+        Args:
+            d: the reading, >= 0.
+            sigma: >= 0, standard deviation of readings of this student (`DriftProbe.sigma`); only the reading that
+                ends calibration needs it.
+
+        Raises:
+            ValueError: d or sigma is not such a number.
+        """
         if not 0 <= d < math.inf:
             raise ValueError(f"drift reading {state.readings} is {d}; look for NaN in the student, or lower lr")
-        after = self._calibrate(state, d) if state.readings < self.config.calibration else self._act(state, d)
+        after = (
+            self._calibrate(state, d, sigma) if state.readings < self.config.calibration else self._act(state, d)
+        )
         return after, self.gains(after)
 
     def gains(self, state: ThermostatState) -> Gains:
@@ -177,17 +209,19 @@ class Thermostat:
         c, s = self.config, state.strength
         return Gains(1 - s * (1 - c.beta_min), 1 - s * (1 - c.gamma_min), s * c.lambda_max, s * c.kappa_max)
 
-    def _calibrate(self, state: ThermostatState, d: float) -> ThermostatState:
+    def _calibrate(self, state: ThermostatState, d: float, sigma: float | None) -> ThermostatState:
         n = state.readings + 1
         mean = state.mean + (d - state.mean) / n
-        squares = state.squares + (d - state.mean) * (d - mean)
         ema = self._average(state, d)
         if n < self.config.calibration:
-            return ThermostatState(n, mean, squares, ema=ema)
-        deviation = math.sqrt(squares / (n - 1)) if n > 1 else 0.0
-        lo = max(mean + self.config.lo_sigma * deviation, self.config.lo_sigma * self.sigma)
+            return ThermostatState(n, mean, ema=ema)
+        if sigma is None or not 0 <= sigma < math.inf:
+            raise ValueError(
+                f"the noise sigma of readings is {sigma} where calibration ends; measure it on this student"
+            )
+        lo = max(mean + self.config.lo_sigma * sigma, LEAST_LO)
         hi = self.config.hi_over_lo * lo
-        return ThermostatState(n, mean, squares, lo, hi, min(ema, hi))
+        return ThermostatState(n, mean, lo, hi, min(ema, hi))
 
     def _act(self, state: ThermostatState, d: float) -> ThermostatState:
         c = self.config
@@ -195,15 +229,15 @@ class Thermostat:
         error = ema / state.lo - 1
         if abs(error) <= c.hysteresis:
             error = 0.0
-        if c.mode == "proportional":
+        if c.mode == "replay":
+            strength = c.strengths[min(state.readings - c.calibration, len(c.strengths) - 1)]
+        elif c.mode == "proportional":
             strength = min(max((d - state.lo) / (state.hi - state.lo), 0.0), 1.0)
         else:
             log = math.log(max(state.strength, FLOOR)) + c.kp * (error - state.error) + c.ki * error
             wanted = math.exp(min(log, 0.0)) if log > math.log(FLOOR) else 0.0
             strength = min(max(wanted, state.strength - c.slew), state.strength + c.slew)
-        return ThermostatState(
-            state.readings + 1, state.mean, state.squares, state.lo, state.hi, ema, error, strength
-        )
+        return ThermostatState(state.readings + 1, state.mean, state.lo, state.hi, ema, error, strength)
 
     def _average(self, state: ThermostatState, d: float) -> float:
         return d + self._remember * (state.ema - d) if state.readings else d

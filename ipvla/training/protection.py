@@ -10,15 +10,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ipvla.data.probe import ProbeConfig, ProbeSet
+from ipvla.data.probe import ProbeConfig
 from ipvla.data.transforms import Transforms
-from ipvla.forgetting.drift import DriftProbe, pool
+from ipvla.forgetting.drift import DriftProbe
 from ipvla.forgetting.module_statistics import ModuleStatistics
 from ipvla.forgetting.subspaces import Subspaces
 from ipvla.forgetting.thermostat import Gains, Thermostat, ThermostatConfig, ThermostatState
 from ipvla.models.vla import IPVLA
 from ipvla.training.parallel import World
-from ipvla.training.probed_policy import ProbedPolicy
+from ipvla.training.probe_reader import ProbeReader
 from ipvla.training.surgery import HSWSurgeryConfig, Surgery, SurgeryConfig, Target
 
 _NOISE_DRAWS = 200
@@ -82,19 +82,18 @@ class ForgettingConfig:
             drift = DriftProbe.load(
                 directory, backbone=backbone, layers=sorted(subspaces.layers), probe_sha256=probe.sha256
             )
-            sigma = drift.sigma(self.thermostat.batch, _NOISE_DRAWS, seed)
-            policy = ProbedPolicy(model, backbone)
-            regulation = Regulation(policy, transforms, probe, drift, self.thermostat.build(sigma), seed)
+            drift.indices(self.thermostat.batch, seed, 0)  # a probe that is too small is told now
+            reader = ProbeReader(model, transforms, probe)
+            regulation = Regulation(reader, len(probe), drift, self.thermostat.build(), seed)
         return Protection(surgery, self.method.gains, regulation)
 
 
 @dataclass(frozen=True)
 class Regulation:
-    """What a reading takes: the student, the probe and the teacher's vectors, and who decides upon it."""
+    """What a reading takes: the student on the probe, the teacher's vectors, and who decides upon it."""
 
-    policy: ProbedPolicy
-    transforms: Transforms
-    probe: ProbeSet
+    reader: ProbeReader
+    records: int
     drift: DriftProbe
     thermostat: Thermostat
     seed: int
@@ -102,12 +101,19 @@ class Regulation:
     def read(self, step: int, world: World) -> float:
         """The paired drift at this step, of the records drawn for it; every worker gets the first one's."""
         indices = self.drift.indices(self.thermostat.config.batch, self.seed, step)
-        batch = self.probe.batch(self.transforms, indices.tolist())
-        vectors, _ = pool(self.policy, batch, list(self.drift.teacher))
-        reading = torch.tensor(self.drift.read(vectors, indices).paired, dtype=torch.float64, device=world.device)
-        if world.size > 1:
-            dist.broadcast(reading, 0)
-        return float(reading)
+        vectors = self.reader.pool(indices.tolist(), list(self.drift.teacher))
+        return _of_the_first(self.drift.read(vectors, indices).paired, world)
+
+    def sigma(self, world: World) -> float:
+        """The standard deviation of readings of the student as it is now; takes a pass over the whole probe."""
+        batch = self.thermostat.config.batch
+        layers = list(self.drift.teacher)
+        parts = [
+            self.reader.pool(range(first, min(first + batch, self.records)), layers)
+            for first in range(0, self.records, batch)
+        ]
+        student = {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
+        return _of_the_first(self.drift.sigma(batch, _NOISE_DRAWS, self.seed, student), world)
 
 
 class Protection:
@@ -139,7 +145,8 @@ class Protection:
         if regulation is None or not regulation.thermostat.due(step):
             return {}
         d = regulation.read(step, world)
-        self.thermostat, self.gains = regulation.thermostat.step(self.thermostat, d)
+        sigma = regulation.sigma(world) if regulation.thermostat.ends_calibration(self.thermostat) else None
+        self.thermostat, self.gains = regulation.thermostat.step(self.thermostat, d, sigma)
         self._surgery.set_gains(self.gains)
         return {"probe/d": d, "gain/strength": self.thermostat.strength, **self._gain_metrics()}
 
@@ -162,3 +169,11 @@ class Protection:
             "gain/lambda": gains.lam,
             "gain/kappa": gains.kappa,
         }
+
+
+def _of_the_first(value: float, world: World) -> float:
+    """The first worker's value, for every worker."""
+    shared = torch.tensor(value, dtype=torch.float64, device=world.device)
+    if world.size > 1:
+        dist.broadcast(shared, 0)
+    return float(shared)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,14 +165,52 @@ def test_the_thermostat_measures_first_and_then_acts(tuned: ExperimentConfig) ->
     assert readings[-1][1]["gain/gamma"] < readings[-1][1]["gain/beta"] < 1
 
 
+def test_thresholds_stand_above_calibration_by_the_noise_of_the_student_that_ends_it(
+    tuned: ExperimentConfig,
+) -> None:
+    """The last of two readings is taken of the trained student, so the noise can be measured again afterwards."""
+    config = replace(tuned, training=replace(tuned.training, steps=2))
+    thermostat = replace(SENSITIVE, lo_sigma=5.0)
+    log = Log()
+    state = trained(protected(config, HSWSurgeryConfig(), thermostat=thermostat), log).state
+    seen = [line["probe/d"] for _, line in log.lines if "probe/d" in line]
+    regulation = state.protection._regulation  # type: ignore[union-attr]
+    assert regulation is not None
+    student = regulation.reader.pool(range(24), list(regulation.drift.teacher))
+    sigma = regulation.drift.sigma(12, 200, config.seed, student)
+    assert state.protection is not None
+    assert state.protection.thermostat.lo == pytest.approx(sum(seen) / 2 + 5 * sigma, rel=1e-4)
+    assert 0 < sigma < regulation.drift.sigma(12, 200, config.seed), "below the noise that pairing takes away"
+
+
+def test_the_recorded_strengths_of_a_run_give_its_weights_again(tuned: ExperimentConfig) -> None:
+    log, again = Log(), Log()
+    closed = trained(protected(tuned, HSWSurgeryConfig(), thermostat=SENSITIVE), log)
+    strengths = tuple(line["gain/strength"] for _, line in log.lines if "probe/d" in line)
+    assert strengths[2] > 0
+    replay = replace(SENSITIVE, mode="replay", strengths=strengths[2:])
+    assert equal(trained(protected(tuned, HSWSurgeryConfig(), thermostat=replay), again), closed)
+    shuffled = replace(replay, strengths=replay.strengths[::-1])
+    assert not equal(trained(protected(tuned, HSWSurgeryConfig(), thermostat=shuffled)), closed)
+    of_log, of_again = ([line for _, line in sink.lines if "probe/d" in line] for sink in (log, again))
+    assert of_log == of_again, "its readings are taken and logged as well"
+
+
 def test_a_student_that_is_still_its_teacher_has_not_drifted(tuned: ExperimentConfig) -> None:
     protection = protected(tuned, HSWSurgeryConfig(), thermostat=SENSITIVE).build(World()).state.protection
     assert protection is not None
     assert protection.regulate(1, World())["probe/d"] == pytest.approx(0, abs=1e-6)
 
 
-def test_a_run_that_stopped_goes_on_as_if_it_had_not(tuned: ExperimentConfig, tmp_path: Path) -> None:
-    config = protected(tuned, HSWSurgeryConfig(), thermostat=replace(SENSITIVE, mode="pi"))
+@pytest.mark.parametrize(
+    "changes",
+    [{"mode": "pi"}, {"mode": "replay", "strengths": (0.4, 0.2, 0.9)}],
+    ids=lambda changes: changes["mode"],
+)
+def test_a_run_that_stopped_goes_on_as_if_it_had_not(
+    tuned: ExperimentConfig, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = protected(tuned, HSWSurgeryConfig(), thermostat=replace(SENSITIVE, **changes))
     first = config.build(World())
     state = first.state
     with closing(first.lanes.batches(state.position)) as batches:

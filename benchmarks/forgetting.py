@@ -1,0 +1,201 @@
+"""Fine-tuning on a new task, by our methods and by what users would pick instead: who learns it, who forgets what?
+
+    python -m benchmarks.forgetting --tune true         # chooses each method's points, on a seed of its own
+    python -m benchmarks.forgetting [--seeds "[0, 1]"]  # plays the chosen points on the seeds that are reported
+
+Per seed one base policy is pretrained on the old skills; every method starts from it, with the same demonstrations
+of the new task in the same order, the same adapters and the same number of updates. Every point, a strength at a
+checkpoint, is played on the same held-out layouts of the new task and of the old skills.
+
+The first command writes `benchmarks/results/forgetting_tuning.json`, the second `forgetting.json` beside it and
+`docs/forgetting.png`. Seeds of the same recipe that are there already stay and count: seeds may be played on
+several days and machines. Started again after an interruption, both go on where they were. `--quick` takes about
+two minutes, in a temporary directory; its results mean nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ipvla.training.interpolation import interpolate
+from rich.console import Console
+from rich.markdown import Markdown
+
+from benchmarks.forgetting_choice import choose, read_choice, write_choice
+from benchmarks.forgetting_figures import figures, joined, targets
+from benchmarks.forgetting_outcomes import Played, Point
+from benchmarks.forgetting_plan import Plan
+from benchmarks.forgetting_plot import plot_fronts
+from benchmarks.forgetting_readings import Readings, read
+from benchmarks.forgetting_study import ForgettingStudy, methods
+from benchmarks.forgetting_tables import forgetting_tables
+from benchmarks.record import read_record, write_record
+from ipvla.policy import Policy
+from ipvla.rollout.policy_actor import PolicySource
+from ipvla.storage import SOURCE_TREE
+from ray_jobs.cli import run
+from ray_jobs.cluster import connect
+from ray_jobs.collect import collect
+from ray_jobs.progress import CollectionDisplay, episode_progress
+from ray_jobs.quickstart import Stopwatch
+from ray_jobs.side_by_side import train_side_by_side
+from ray_jobs.subspaces import find
+
+
+class ForgettingBenchmark:
+    """The stages, each of which does what is missing; Ray must be connected."""
+
+    def __init__(self, study: ForgettingStudy, console: Console) -> None:
+        self.study, self.console = study, console
+        study.directory.mkdir(parents=True, exist_ok=True)
+        self._stopwatch = Stopwatch(study.directory / "seconds.txt")
+
+    def play(self, points: Sequence[Point], seed: int) -> tuple[Played, dict[Point, Played]]:
+        """Everything of one seed: its base policy and these points of its methods, made where missing, played."""
+        self._collect()
+        self._prepare(seed)
+        self._train(points, seed)
+        policies = {"base": self.study.base(seed), **{str(p): self.study.policy(p, seed) for p in points}}
+        readings = self._read(policies, seed)
+        played = self._episodes(policies, readings, seed)
+        return played["base"], {point: played[str(point)] for point in points}
+
+    def _collect(self) -> None:
+        with self._stage("demonstrations"):
+            for config in self.study.collections:
+                with CollectionDisplay(self.console) as display:
+                    collect(config, display.update)
+
+    def _prepare(self, seed: int) -> None:
+        with self._stage(f"seed {seed}: base policy"):
+            train_side_by_side({f"seed {seed}, base": self.study.base_arguments(seed)}, self.console)
+        with self._stage(f"seed {seed}: subspaces"):
+            for config in self.study.subspaces(seed):
+                if not (config.artifacts / str(config.name) / "meta.json").exists():
+                    find(config)
+
+    def _train(self, points: Sequence[Point], seed: int) -> None:
+        """Runs that replay another's gains come after it."""
+        sources = list(dict.fromkeys(self.study.source(point) for point in points))
+        for replays in (False, True):
+            runs = {
+                f"seed {seed}, {p.method} {p.strength}": self.study.arguments(p, seed)
+                for p in sources
+                if bool(methods()[p.method].replays) == replays
+            }
+            with self._stage(f"seed {seed}: {len(runs)} fine-tunings"):
+                train_side_by_side(runs, self.console)
+        for point in points:
+            method, out = methods()[point.method], self.study.policy(point, seed)
+            if method.interpolates and not (out / "policy.json").exists():
+                tuned = self.study.policy(self.study.source(point), seed)
+                coefficient = method.strengths[point.strength]["coefficient"]
+                interpolate(self.study.base(seed), tuned, coefficient).save(out)
+
+    def _read(self, policies: Mapping[str, Path], seed: int) -> dict[str, Readings]:
+        """KL, drift and answers; none while points are chosen, which is by success alone."""
+        if self.study.tune:
+            return {}
+        config, roots = self.study.readings(seed), (self.study.probes, self.study.cache)
+        config.questions.build(self.study.cache)  # once, before two processes would
+        reader = ray.remote(num_cpus=1)(read)
+        with self._stage(f"seed {seed}: {len(policies)} policies read"):
+            found = ray.get([reader.remote(config, policy, *roots) for policy in policies.values()])
+        return dict(zip(policies, found, strict=True))
+
+    def _episodes(
+        self, policies: Mapping[str, Path], readings: Mapping[str, Readings], seed: int
+    ) -> dict[str, Played]:
+        played = {}
+        with (
+            self._stage(f"seed {seed}: {len(policies)} policies on held-out layouts"),
+            self.study.success(seed).build(self.study.cache) as evaluation,
+            episode_progress(self.console) as progress,
+        ):
+            bar = progress.add_task("episodes", total=len(policies) * len(evaluation.specs))
+            for done, (name, directory) in enumerate(policies.items(), 1):
+                progress.update(bar, description=name)
+                table = evaluation.run(
+                    name,
+                    PolicySource(Policy.load, directory),
+                    directory.parent / f"episodes-{self.study.purpose}.sqlite",
+                    on_result=lambda _: progress.advance(bar),
+                )
+                progress.update(bar, completed=done * len(evaluation.specs))
+                told = readings.get(name)
+                played[name] = Played.of(
+                    table.results,
+                    self.study.new_tasks,
+                    told.questions if told else (),
+                    told.kl if told else None,
+                    told.drift if told else None,
+                )
+        return played
+
+    @contextmanager
+    def _stage(self, title: str) -> Iterator[None]:
+        before = self._stopwatch.read()
+        self.console.rule(title)
+        yield
+        after = self._stopwatch.read()
+        self.console.print(f"{title}: {(after - before) / 60:.1f} minutes; {after / 60:.1f} in all")
+
+
+def tune(study: ForgettingStudy, benchmark: ForgettingBenchmark, console: Console) -> None:
+    """Plays every point of every method on the tuning seed, and writes down which are to be reported."""
+    points = [point for name in study.names if not methods()[name].replays for point in study.points(name)]
+    _, played = benchmark.play(points, study.tuning_seed)
+    choice = choose(played, study.skills(new=True), study.skills(new=False))
+    for name, chosen in choice.points.items():
+        places = "; ".join(f"{point.strength} at {point.checkpoint}" for point in chosen)
+        console.print(f"{name}: area {choice.areas[name]:.3f}, {places}")
+    if study.complete:
+        console.print(f"written to {write_choice(choice, study.tuning_seed, played)}")
+
+
+def report(study: ForgettingStudy, benchmark: ForgettingBenchmark, console: Console) -> None:
+    """Plays the chosen points, and publishes after every seed, so that none is lost."""
+    choice = study.any_choice if study.quick else read_choice()
+    plan = Plan.of(study, choice)
+    for seed in study.training_seeds:
+        base, played = benchmark.play(plan.points, seed)
+        comparison = plan.comparison(study, seed, base, played)
+        found = figures(comparison, 20 if study.quick else 2000) | {"recipe": study.recipe}
+        if study.complete:
+            found = publish(found, console)
+        for table in forgetting_tables(found):
+            console.print(Markdown(table))
+
+
+def publish(found: dict[str, Any], console: Console) -> dict[str, Any]:
+    """Writes record and plot, over the seeds of earlier runs of this recipe as well; returns these figures."""
+    record, runs = read_record("forgetting"), []
+    if record is not None and record["figures"]["recipe"] == found["recipe"]:
+        found, runs = joined(record["figures"], found), record["runs"]
+        found["costs"] = found.get("costs") or record["figures"].get("costs")
+    plot_fronts(found, SOURCE_TREE / "docs" / "forgetting.png")
+    console.print(f"written to {write_record('forgetting', found['seeds'], found, targets(found), runs)}")
+    return found
+
+
+def main(study: ForgettingStudy) -> None:
+    """Chooses or reports."""
+    if study.quick and study.storage_root is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            return main(replace(study, storage_root=Path(scratch)))
+    study.prepare()
+    console = Console()
+    with connect(study):
+        benchmark = ForgettingBenchmark(study, console)
+        (tune if study.tune else report)(study, benchmark, console)
+    return None
+
+
+if __name__ == "__main__":
+    run(ForgettingStudy, main, __doc__)

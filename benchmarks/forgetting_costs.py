@@ -1,0 +1,253 @@
+"""What protection costs in training time: a step with gradient surgery, and the Thermostat's readings.
+
+Three runs of one experiment stand side by side in this process: without protection, with the method alone, and
+with the method and its Thermostat. A round is one step of each on the same batch, in an order that rotates, and
+one reading of the third; so whatever else slows the machine slows all of them. Ratios are of medians over rounds,
+with intervals from rounds drawn with replacement.
+
+On a CPU time is this process's CPU time, which leaves out what it waits for other processes; ratios of wall time
+are given beside it. On a GPU it is wall time, with the device waited for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluators.forgetting import Estimate, FloatArray
+from ipvla.data.plan import PlanPosition
+from ipvla.experiment import ExperimentConfig
+from ipvla.forgetting.thermostat import Gains, ThermostatConfig
+from ipvla.training.parallel import World
+from ipvla.training.precision import autocasts
+from ipvla.training.step import training_step
+from ipvla.types import StepBatch
+
+#: By clock, "wall" and "cpu".
+Seconds = dict[str, float]
+
+#: Of a round, in this order: a step of each of the three runs, and a reading of the third.
+PARTS = ("baseline", "method", "thermostat", "reading")
+
+
+@dataclass(frozen=True)
+class StepCostConfig:
+    """How the costs are measured.
+
+    Attributes:
+        rounds: that count.
+        warmup: rounds before them.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
+    """
+
+    rounds: int = 120
+    warmup: int = 5
+    draws: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in {"rounds": 2, "warmup": 1, "draws": 2, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """Medians over rounds in milliseconds, and ratios of medians.
+
+    Attributes:
+        clock: "cpu" or "wall", of all but the last two.
+        rounds: that counted.
+        every: steps from one reading to the next, over which its cost is spread.
+        baseline_ms, method_ms, thermostat_ms: a training step of each run; the last with no reading due.
+        reading_ms: one reading of the Thermostat.
+        calibration_ms: what the reading that ends calibration takes, once in a run; one measurement.
+        hsw_step_ratio: method_ms / baseline_ms.
+        thermostat_step_ratio: (method_ms + reading_ms / every) / method_ms.
+        hsw_step_ratio_wall, thermostat_step_ratio_wall: the same by wall time.
+    """
+
+    clock: str
+    rounds: int
+    every: int
+    baseline_ms: float
+    method_ms: float
+    thermostat_ms: float
+    reading_ms: float
+    calibration_ms: float
+    hsw_step_ratio: Estimate
+    thermostat_step_ratio: Estimate
+    hsw_step_ratio_wall: Estimate
+    thermostat_step_ratio_wall: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+def step_costs(config: ExperimentConfig, settings: StepCostConfig) -> StepCosts:
+    """Measures, with `config.forgetting` as the method and its Thermostat, or a default one.
+
+    Raises:
+        ValueError: the experiment has no method, or one whose gains leave training as it is.
+        DatasetError, CheckpointError, ArtifactError: as `ExperimentConfig.build`.
+    """
+    world = World(device=torch.device("cuda" if config.use_gpu else "cpu"))
+    runs = variants(config)
+    with _threads(config.training.threads):
+        trainers = {name: Trainer(run, world) for name, run in runs.items()}
+        calibration = trainers["thermostat"].calibrate()
+        seconds = play(trainers, settings)
+    every = trainers["thermostat"].every
+    clock = "cpu" if world.device.type == "cpu" else "wall"
+    hsw, amortised = ratios(seconds[clock], every, settings)
+    hsw_wall, amortised_wall = ratios(seconds["wall"], every, settings)
+    baseline, method, thermostat, reading = (1e3 * np.median(seconds[clock], axis=0)).tolist()
+    return StepCosts(
+        clock=clock,
+        rounds=settings.rounds,
+        every=every,
+        baseline_ms=baseline,
+        method_ms=method,
+        thermostat_ms=thermostat,
+        reading_ms=reading,
+        calibration_ms=1e3 * calibration[clock],
+        hsw_step_ratio=hsw,
+        thermostat_step_ratio=amortised,
+        hsw_step_ratio_wall=hsw_wall,
+        thermostat_step_ratio_wall=amortised_wall,
+    )
+
+
+def variants(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
+    """The three runs by name; ValueError if there is no method, or one that leaves training as it is."""
+    protection = config.protected_by
+    if protection is None:
+        raise ValueError("the experiment's forgetting is None or off; give the method whose cost is asked for")
+    if protection.method.gains == Gains():
+        raise ValueError(f"the gains of {protection.method} leave training as it is; lower gamma or beta")
+    regulated = replace(protection, thermostat=protection.thermostat or ThermostatConfig())
+    return {
+        "baseline": replace(config, forgetting=None),
+        "method": replace(config, forgetting=replace(protection, thermostat=None)),
+        "thermostat": replace(config, forgetting=regulated),
+    }
+
+
+class Trainer:
+    """One of the runs, step by step, with what a step and a reading take."""
+
+    def __init__(self, config: ExperimentConfig, world: World) -> None:
+        self.config, self.world = config, world
+        self.experiment = config.build(world)
+        self.experiment.state.trained.train()
+        self._autocast = autocasts(config.training.precision, world.device)
+        self._readings = 0
+
+    @property
+    def thermostat(self) -> ThermostatConfig:
+        forgetting = self.config.forgetting
+        assert forgetting is not None
+        assert forgetting.thermostat is not None
+        return forgetting.thermostat
+
+    @property
+    def every(self) -> int:
+        return self.thermostat.every
+
+    def batches(self, count: int) -> list[StepBatch]:
+        """The first so many of this run, on its device."""
+        with closing(self.experiment.lanes.batches(PlanPosition())) as batches:
+            return [batch.to(self.world.device) for _, batch in islice(batches, count)]
+
+    def step(self, batch: StepBatch) -> Seconds:
+        """One step as `ipvla.training.loop` takes it, with no reading due."""
+        state, training, optimizer = self.experiment.state, self.config.training, self.config.optimizer
+        lr = optimizer.learning_rate(min(state.step, training.steps - 1), training.steps)
+        with _timed(self.world) as seconds:
+            training_step(state, batch, lr, optimizer.max_grad_norm, self._autocast)
+            state.step += 1
+            if state.protection:
+                state.protection.regulate(1, self.world)
+        return seconds
+
+    def read(self) -> Seconds:
+        """One reading of the Thermostat, and what follows from it."""
+        protection = self.experiment.state.protection
+        assert protection is not None
+        with _timed(self.world) as seconds:
+            protection.regulate(self.every * self._readings, self.world)
+        self._readings += 1
+        return seconds
+
+    def calibrate(self) -> Seconds:
+        """Takes calibration's readings; what the last of them takes."""
+        return [self.read() for _ in range(self.thermostat.calibration)][-1]
+
+
+def play(trainers: Mapping[str, Trainer], settings: StepCostConfig) -> dict[str, FloatArray]:
+    """Seconds [rounds, PARTS] by clock."""
+    names, rounds = list(trainers), []
+    for number, batch in enumerate(trainers["baseline"].batches(settings.warmup + settings.rounds)):
+        parts: dict[str, Seconds] = {}
+        for place in range(len(names)):
+            name = names[(number + place) % len(names)]
+            parts[name] = trainers[name].step(batch)
+            if name == "thermostat":
+                parts["reading"] = trainers[name].read()
+        rounds.append(parts)
+    counted = rounds[settings.warmup :]
+    return {
+        clock: np.array([[parts[part][clock] for part in PARTS] for parts in counted]) for clock in ("wall", "cpu")
+    }
+
+
+def ratios(seconds: FloatArray, every: int, settings: StepCostConfig) -> tuple[Estimate, Estimate]:
+    """Method over baseline, and method with its share of a reading over method, of seconds [rounds, PARTS]."""
+
+    def both(seconds: FloatArray) -> FloatArray:
+        baseline, method, _, reading = np.moveaxis(np.median(seconds, axis=-2), -1, 0)
+        return np.stack([method / baseline, (method + reading / every) / method])
+
+    rng = np.random.default_rng(settings.seed)
+    drawn = seconds[rng.integers(len(seconds), size=(settings.draws, len(seconds)))]
+    lows, highs = np.quantile(both(drawn), [0.025, 0.975], axis=-1)
+    hsw, thermostat = (
+        Estimate(float(value), float(low), float(high))
+        for value, low, high in zip(both(seconds), lows, highs, strict=True)
+    )
+    return hsw, thermostat
+
+
+@contextmanager
+def _timed(world: World) -> Iterator[Seconds]:
+    """Fills in what the block takes by either clock, the device's work included."""
+    seconds: Seconds = {}
+    _wait(world)
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield seconds
+    _wait(world)
+    seconds.update(cpu=time.process_time() - cpu, wall=time.perf_counter() - wall)
+
+
+def _wait(world: World) -> None:
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,161 @@
+"""The forgetting benchmark's tables in Markdown, from its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from benchmarks.markdown import head, line
+
+_NOT_YET = "Not measured yet."
+
+
+def forgetting_tables(figures: Mapping[str, Any]) -> list[str]:
+    """Those tables of `benchmarks.forgetting` that the figures are there for."""
+    needs = {"methods": "methods", "fronts": "methods", "sequence": "sequence", "loop": "loop"}
+    return [FORGETTING[kind](figures) for kind, needed in needs.items() if figures.get(needed)]
+
+
+def _methods(figures: Mapping[str, Any]) -> str:
+    """The base, then every method's final point."""
+    base, methods = figures["base"], figures["methods"]
+    families = list(base["families"])
+    rows = head("method", "takes", "new task", "old skills", *families, "questions", "KL", "drift d")
+    rows.append(line("before fine-tuning", "", *_played_cells(base)))
+    for name, method in methods.items():
+        rows.append(line(name, ", ".join(_USES[use] for use in method["uses"]), *_played_cells(method["final"])))
+    played = [base["episodes"], *(method["final"]["episodes"] for method in methods.values())]
+    chance = figures["question_chance"]
+    new, old = (_range(episodes[part] for episodes in played) for part in ("new", "old"))
+    below = [
+        f"{new} episodes of the new task and {old} of the old skills per row. {_over(figures)}.",
+        *([f"Giving every question's most frequent answer: {chance:.2f}."] if chance is not None else []),
+        "KL: of the teacher's and the student's actions on the probe, nats.",
+    ]
+    return "\n".join([*rows, "", " ".join(below)])
+
+
+def _fronts(figures: Mapping[str, Any]) -> str:
+    """The plot, which lies beside the page, and a row per method, the largest area first."""
+    methods, ours, baseline = figures["methods"], figures["ours"], figures["baseline"]
+    headings = (
+        "points",
+        "area under the front",
+        f"{ours} minus it",
+        f"equal new-task success with {baseline}",
+        "forgets there",
+        f"{baseline} forgets there",
+        "ratio",
+    )
+    rows = head("method", *headings)
+    for name, method in sorted(methods.items(), key=lambda item: -float(item[1]["area"]["value"])):
+        gap = "" if name == ours else _estimate(methods[ours]["gaps"][name], signed=True)
+        rows.append(line(name, str(len(method["points"])), _estimate(method["area"]), gap, *_equal_cells(method)))
+    ratios = f"No ratio stands where {baseline} forgets too little to divide by."
+    return "\n".join(
+        ["![new task against old skills](forgetting.png)", "", *rows, "", f"{ratios} {_over(figures)}."]
+    )
+
+
+def _sequence(figures: Mapping[str, Any]) -> str:
+    sequence = figures.get("sequence")
+    if not sequence:
+        return _NOT_YET
+    measures = {name for method in sequence["methods"].values() for name in method["measures"]}
+    shown = {name: heading for name, heading in _MEASURES.items() if name in measures}
+    rows = head("method", *shown.values())
+    for name, method in sequence["methods"].items():
+        cells = (method["measures"].get(measure) for measure in shown)
+        rows.append(line(name, *(_estimate(cell, signed=True) for cell in cells)))
+    seeds = _range(len(method["seeds"]) for method in sequence["methods"].values())
+    return "\n".join([*rows, "", f"Tasks in this order: {', '.join(sequence['tasks'])}; training seeds: {seeds}."])
+
+
+def _loop(figures: Mapping[str, Any]) -> str:
+    if not figures.get("loop"):
+        return _NOT_YET
+    headings = (
+        "gains",
+        "run",
+        "checkpoints",
+        "new task",
+        "old skills",
+        "area under the front",
+        "closed loop minus it",
+    )
+    rows = head(*headings)
+    rows += [
+        line(
+            _LOOPS[kind],
+            row["method"],
+            str(row["checkpoints"]),
+            _estimate(row["new"]),
+            _estimate(row["old"]),
+            _estimate(row["area"]),
+            _estimate(row["gain"], signed=True),
+        )
+        for kind, row in figures["loop"].items()
+    ]
+    return "\n".join(rows)
+
+
+def _played_cells(played: Mapping[str, Any]) -> list[str]:
+    rates = (played["new"], played["old"], *played["families"].values(), played["questions"])
+    return [*map(_estimate, rates), _estimate(played["kl"], digits=3), _estimate(played["drift"], digits=3)]
+
+
+def _equal_cells(method: Mapping[str, Any]) -> list[str]:
+    equal = method["equal_success"]
+    if equal is None:
+        return [""] * 4
+    forgets = (_estimate(equal[kind], signed=True) for kind in ("forgets", "baseline_forgets"))
+    return [_estimate(equal["new"]), *forgets, _estimate(equal["ratio"], signed=True) or "none"]
+
+
+def _estimate(estimate: Mapping[str, Any] | None, digits: int = 2, signed: bool = False) -> str:
+    """E.g. 0.51 (0.43-0.60), or -0.03 (-0.08 to 0.02); empty where there is none."""
+    if estimate is None or estimate["value"] is None:
+        return ""
+    value, low, high = (estimate[name] for name in ("value", "low", "high"))
+    if low is None:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} ({low:.{digits}f}{' to ' if signed else '-'}{high:.{digits}f})"
+
+
+def _range(numbers: Iterable[int]) -> str:
+    some = list(numbers)
+    return str(some[0]) if min(some) == max(some) else f"{min(some)} to {max(some)}"
+
+
+def _over(figures: Mapping[str, Any]) -> str:
+    if len(figures["seeds"]) == 1:
+        return "One training seed, so without intervals"
+    return f"95 % bootstrap intervals over {len(figures['seeds'])} training seeds and their layouts"
+
+
+FORGETTING: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "methods": _methods,
+    "fronts": _fronts,
+    "sequence": _sequence,
+    "loop": _loop,
+}
+_USES = {
+    "artifact": "teacher's pass over the probe",
+    "probe": "probe at training",
+    "loss": "extra loss",
+    "replay": "replay",
+}
+_MEASURES = {
+    "bwt": "BWT",
+    "forgetting": "forgetting",
+    "fwt": "FWT",
+    "libero_fwt": "LIBERO FWT",
+    "libero_nbt": "LIBERO NBT",
+    "libero_auc": "LIBERO AUC",
+}
+_LOOPS = {
+    "closed": "from readings (closed loop)",
+    "shuffled": "the same trace, time-shuffled",
+    "mean": "the trace's mean",
+    "constant": "best constant",
+}

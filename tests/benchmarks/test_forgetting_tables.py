@@ -1,0 +1,114 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import tables
+from benchmarks.forgetting_figures import figures, targets
+from benchmarks.forgetting_plot import groups, plot_fronts
+from benchmarks.forgetting_sequence import SequenceRun, sequence_figures
+from benchmarks.forgetting_tables import FORGETTING, forgetting_tables
+from tests.benchmarks.made_up import RATES, comparison
+
+DOCS = tables.ROOT / "docs" / "forgetting.md"
+
+
+@pytest.fixture(scope="module")
+def full() -> dict[str, Any]:
+    """As a full run has them."""
+    run = SequenceRun(np.array([[0.8, 0.2], [0.6, 0.9]]), np.array([[0.5, 0.8], [0.6, 0.9]]))
+    sequence = sequence_figures(
+        {"recall": 0.3, "place": 0.0}, {"lora": {0: run, 1: run}, "ours": {0: run, 1: run}}
+    )
+    costs = {"hsw_step_ratio": {"value": 1.03, "low": 1.02, "high": 1.06}}
+    return {**figures(comparison(), draws=100), "sequence": sequence, "costs": costs}
+
+
+def record(full: dict[str, Any]) -> dict[str, Any]:
+    machine = {"cpu": "2 x CPU", "os": "Linux"}
+    told = [target.to_dict() for target in targets(full)]
+    return {"commit": "0123456789ab", "machine": machine, "seeds": [0, 4], "figures": full, "targets": told}
+
+
+def test_every_method_has_a_row_in_every_table(full: dict[str, Any]) -> None:
+    methods, fronts, _, _ = forgetting_tables(full)
+    for name in RATES:
+        assert f"\n| {name} | " in methods
+        assert f"\n| {name} | " in fronts
+    assert "\n| before fine-tuning |  | 0.20 (" in methods
+    assert "\n| ours | teacher's pass over the probe, probe at training | 0.80 (" in methods
+    assert "\n| replay | replay | 0.80 (" in methods
+    assert "| ground | recall | place | questions | KL | drift d |" in methods
+    assert "200 episodes of the new task and 800 of the old skills per row." in methods
+    assert "most frequent answer: 0.40." in methods
+
+
+def test_fronts_stand_by_their_area_below_the_plot(full: dict[str, Any]) -> None:
+    fronts = FORGETTING["fronts"](full)
+    assert fronts.startswith("![new task against old skills](forgetting.png)\n\n| method |")
+    names = [line.split(" | ")[0][2:] for line in fronts.splitlines() if line.startswith("| ")]
+    assert names == ["method", "replay", "ours", "shuffled", "wise_ft", "lora"]
+    lora = next(line for line in fronts.splitlines() if line.startswith("| lora |"))
+    assert lora.endswith("|  |  |  |  |"), "it is not compared with itself"
+    assert "| 2 | 0.39 (" in lora
+    assert " to " in lora, "a gap's interval may reach below 0"
+
+
+def test_the_loops_and_the_sequences_tables(full: dict[str, Any]) -> None:
+    loop, sequence = FORGETTING["loop"](full), FORGETTING["sequence"](full)
+    assert "| the same trace, time-shuffled | shuffled | 2 | 0.80 (" in loop
+    assert "| BWT | forgetting | FWT | LIBERO FWT | LIBERO NBT | LIBERO AUC |" in sequence
+    assert "\n| lora | -0.20 (-0.20 to -0.20) |" in sequence
+    assert "Tasks in this order: recall, place; training seeds: 2." in sequence
+
+
+def test_tables_of_one_seed_have_no_intervals() -> None:
+    told = figures(comparison(seeds=(0,), loop={}), draws=20)
+    methods, fronts = forgetting_tables(told)
+    assert "(" not in "".join(line for line in (methods + fronts).splitlines() if line.startswith("| "))
+    assert "One training seed, so without intervals." in methods
+    assert FORGETTING["loop"](told) == FORGETTING["sequence"](told) == "Not measured yet."
+
+
+def test_the_targets_table_shows_intervals_and_says_what_values_are_of(full: dict[str, Any]) -> None:
+    table = tables.table(record(full), "targets")
+    assert "| hsw_step_ratio | 1.030 (1.020 to 1.060) | <= 1.050 | yes |" in table
+    assert "| thermostat_step_ratio | none | <= 1.020 | **no** |" in table
+    assert "| > 0.000 | yes |" in table
+    assert "`front_area_gap_to_best_rival`: ours against wise_ft." in table
+    assert "`thermostat_step_ratio`: not measured." in table
+
+
+def test_the_page_has_every_table_and_is_filled_once_there_are_results(
+    full: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = {*FORGETTING, "targets"}
+    text = DOCS.read_text()
+    assert all(f"<!-- forgetting {kind} -->" in text and f"<!-- /forgetting {kind} -->" in text for kind in kinds)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(
+        "".join(f"<!-- forgetting {kind} -->\n<!-- /forgetting {kind} -->\n" for kind in sorted(kinds))
+    )
+    assert tables.rendered(page) == page.read_text(), "no results yet"
+    (tmp_path / "forgetting.json").write_text(json.dumps(record(full), allow_nan=False))
+    filled = tables.rendered(page)
+    assert filled.count("\n|---") == len(kinds)
+    page.write_text(filled)
+    assert tables.rendered(page) == filled
+
+
+def test_the_plot_is_a_picture(full: dict[str, Any], tmp_path: Path) -> None:
+    plot_fronts(full, tmp_path / "fronts.png")
+    assert (tmp_path / "fronts.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_legend_tells_apart_who_takes_more_than_the_new_task(full: dict[str, Any]) -> None:
+    assert groups(full["methods"]) == {
+        "ours": ["ours"],
+        "rivals": ["lora", "wise_ft"],
+        "rivals with replay or an extra loss": ["replay"],
+        "controls": ["shuffled"],
+    }
