@@ -109,6 +109,12 @@ class ExperimentConfig(StorageRoots):
         """`forgetting`, unless it is switched off."""
         return self.forgetting if self.forgetting and self.forgetting.enabled else None
 
+    @property
+    def exports_adapters(self) -> bool:
+        """Are there adapters that PEFT can put on the weights of `start_from` again?"""
+        moved = self.protected_by is not None and self.protected_by.method.moves_base
+        return self.model.adapted is not None and not moved
+
     def build(self, world: World) -> Experiment:
         """Dataset -> transforms -> policy -> optimizer -> lanes, seeded; the same on every worker.
 

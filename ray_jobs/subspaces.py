@@ -10,9 +10,12 @@ import ray
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from ipvla.data.probe import ProbeConfig, ProbeSet
+from ipvla.forgetting.distillation import TeacherOutputs
 from ipvla.forgetting.drift import DriftProbe
+from ipvla.forgetting.fisher import DiagonalFisher, FisherConfig
 from ipvla.forgetting.icsm import ICSMConfig
 from ipvla.forgetting.module_statistics import collect
 from ipvla.forgetting.subspaces import Subspaces
@@ -21,6 +24,7 @@ from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import StorageRoots
 from ipvla.training.probed_policy import ProbedPolicy
+from ipvla.training.target import VLM
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
 from ray_jobs.commit import commit
@@ -32,11 +36,12 @@ class SubspacesConfig(StorageRoots):
 
     Attributes:
         teacher: directory of the policy that fine-tuning will start from.
-        name: of the artifact; by default icsm_ and the backbone's name.
+        name: of the artifact; by default icsm_, the backbone's name and, of a control, _ and its order.
         probe: records to read the teacher on. A probe is collected once, on layouts of its own:
             python -m ray_jobs.collect --dataset recall_probe --seed 7 --data_root_dir STORAGE_ROOT/probe ...
         icsm: how directions are found and scored.
-        adapters: the modules that get statistics for two-sided surgery, or None for no statistics.
+        adapters: the modules that get statistics for two_sided, gpm and corda, or None for no statistics.
+        fisher: of which weights the diagonal Fisher information is measured for ewc, or None for none.
         batch: records per forward pass.
         use_gpu: the teacher takes one GPU.
         show_masks: records whose instruction tokens are shown; then nothing is computed.
@@ -47,6 +52,7 @@ class SubspacesConfig(StorageRoots):
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     icsm: ICSMConfig = field(default_factory=ICSMConfig)
     adapters: LoRAConfig | None = field(default_factory=LoRAConfig)
+    fisher: FisherConfig | None = None
     batch: int = 32
     use_gpu: bool = False
     show_masks: tuple[int, ...] = ()
@@ -54,6 +60,10 @@ class SubspacesConfig(StorageRoots):
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"batch is {self.batch}; it must be at least 1")
+        if self.fisher is not None and self.fisher.weights == "adapters" and self.adapters is None:
+            raise ValueError(
+                'fisher.weights is "adapters", but adapters is null; name modules, or set fisher.weights to "all"'
+            )
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ class Teacher:
             )
         device = "cuda" if config.use_gpu else "cpu"
         policy = Policy.load(config.teacher, device)
-        if policy.config.lora is not None:
+        if policy.config.adapted is not None:
             raise ValueError(f"{config.teacher} has adapters; the teacher is the policy that they are put on")
         return cls(policy, config.teacher, config.probe.build(config.probes))
 
@@ -92,14 +102,15 @@ def find(config: SubspacesConfig) -> tuple[Path, Subspaces]:
     """
     config.prepare()
     teacher = Teacher.open(config)  # what is wrong is told before Ray is started
-    directory = config.artifacts / (config.name or f"icsm_{teacher.backbone}")
+    order = "" if config.icsm.order == "sensitivity" else f"_{config.icsm.order}"
+    directory = config.artifacts / (config.name or f"icsm_{teacher.backbone}{order}")
     resources = {"num_cpus": 1, "num_gpus": 1 if config.use_gpu else 0}
     with connect(config):
         return directory, ray.get(ray.remote(**resources)(read_teacher).remote(config, directory))
 
 
 def read_teacher(config: SubspacesConfig, directory: Path) -> Subspaces:
-    """`find` in this process: writes drift vectors, module statistics and, last, the subspaces."""
+    """`find` in this process: writes all that was asked for and, last, the subspaces."""
     teacher = Teacher.open(config)
     model = ProbedPolicy(teacher.policy.model, teacher.backbone)
     batches = teacher.probe.batches(teacher.policy.transforms, config.batch)
@@ -112,11 +123,25 @@ def read_teacher(config: SubspacesConfig, directory: Path) -> Subspaces:
     drift = DriftProbe.measure(model, batches, sorted(subspaces.layers))
     identity = {"backbone": teacher.backbone, "width": model.width, "num_layers": len(model.layers)}
     drift.save(directory, meta | identity)
+    TeacherOutputs.measure(model, batches, meta).save(directory)
+    if config.fisher is not None:
+        records = (
+            teacher.probe.batch(teacher.policy.transforms, [record]) for record in range(len(teacher.probe))
+        )
+        DiagonalFisher.measure(model, records, _weights(config, teacher), meta, config.fisher).save(directory)
     if config.adapters is not None:
         targets = config.adapters.targets(teacher.policy.model.backbone)
         collect(model, batches, targets, meta | identity).save(directory)
     subspaces.save(directory)
     return subspaces
+
+
+def _weights(config: SubspacesConfig, teacher: Teacher) -> dict[str, nn.Parameter]:
+    """Those whose Fisher information is wanted, by name in the teacher's model."""
+    model = teacher.policy.model
+    if config.fisher is None or config.adapters is None or config.fisher.weights == "all":
+        return dict(model.named_parameters())
+    return {f"{VLM}{name}": weight for name, weight in config.adapters.weights(model.backbone).items()}
 
 
 def energy_table(subspaces: Subspaces) -> Table:

@@ -67,7 +67,7 @@ def train_worker(encoded: dict[str, Any]) -> None:
         sink.close("FAILED")  # a run that is tried again opens it anew
         raise
     if world.rank == 0:
-        if config.model.lora is not None:
+        if config.exports_adapters:
             save_adapters(experiment.policy.model.backbone, config.run_directory / "adapters")
         experiment.policy.save(config.run_directory / "policy")
     sink.close()

@@ -12,6 +12,10 @@ Per representative layer, over a probe of n records with an instruction:
                 summed over the instruction's tokens; what injection is to second order, for all k at once
     split       by descending score: the first share is Uf (fragile), the rest Up (plastic)
 
+Two orders are controls, which a method must beat to owe its success to fragility: "variance" keeps the directions
+as the SVD gives them, largest variance first, and "random" takes any directions at all, with no regard to the
+probe.
+
 Where nothing behind a layer reads its instruction positions (the last layer, if the head reads an action position)
 every score there is 0 and the order means nothing. The gradient's energy tells: such a representative gives way to
 the nearest layer before it that carries something.
@@ -46,16 +50,19 @@ class ICSMConfig:
     Attributes:
         rank: r, directions per representative layer.
         epsilon: size of an injection, as a share of `a` (see the module's docstring).
-        scoring: "injection" (2 r forward passes per batch and layer) or "fisher" (nothing beyond the first pass).
+        order: "sensitivity", by score; or, as a control, "variance" or "random".
+        scoring: "injection" (2 r forward passes per batch and layer) or "fisher" (nothing beyond the first pass);
+            for the order "sensitivity" only.
         fragile_share: of the directions that become Uf.
         last: layers to cover, the last ones, in two groups.
         labels: sampled per record for the Fisher gradients; the surer the teacher is, the more it takes, since
             what would rarely be chosen then makes up most of F.
-        seed: of the sampled labels.
+        seed: of the sampled labels, and of random directions.
     """
 
     rank: int = 128
     epsilon: float = 0.1
+    order: str = "sensitivity"
     scoring: str = "injection"
     fragile_share: float = 0.5
     last: int = 4
@@ -68,6 +75,8 @@ class ICSMConfig:
                 raise ValueError(f"icsm.{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 < self.epsilon < math.inf:
             raise ValueError(f"icsm.epsilon is {self.epsilon}; it must be positive")
+        if self.order not in ("sensitivity", "variance", "random"):
+            raise ValueError(f'icsm.order is {self.order!r}; choose "sensitivity", "variance" or "random"')
         if self.scoring not in ("injection", "fisher"):
             raise ValueError(f'icsm.scoring is {self.scoring!r}; choose "injection" or "fisher"')
         if not 0 <= self.fragile_share <= 1:
@@ -162,17 +171,30 @@ class ICSM:
         self, model: ProbedModel, batches: Sequence[Any], number: int, layer: _Measured, counts: tuple[int, int]
     ) -> LayerSubspace:
         """Of layer `number`; `counts` are the probe's records and those of them without an instruction."""
-        directions = _directions(layer.vectors, self.config.rank, *counts)
-        injections = directions * self.config.epsilon * layer.scale
-        if self.config.scoring == "fisher":
-            scores = _fisher_scores(layer.gradients, injections)
+        mean, covariance = layer.vectors.mean(0), _covariance(layer.vectors)
+        if self.config.order == "random":
+            directions = _random_directions(len(mean), self.config.rank, (self.config.seed, number))
+            scores = torch.full((self.config.rank,), math.nan, dtype=torch.float64)
         else:
-            scores = _injection_scores(model, batches, number, injections)
+            directions = _directions(layer.vectors, self.config.rank, *counts)
+            scores = self._scores(model, batches, number, layer, directions)
         order = scores.argsort(descending=True, stable=True)
         fragile, plastic = order.tensor_split([int(self.config.fragile_share * self.config.rank + 0.5)])
-        mean, covariance = layer.vectors.mean(0), _covariance(layer.vectors)
         basis = directions.float()
         return LayerSubspace(number, basis[:, fragile], basis[:, plastic], mean, covariance, scores[order])
+
+    def _scores(
+        self, model: ProbedModel, batches: Sequence[Any], number: int, layer: _Measured, directions: Tensor
+    ) -> Tensor:
+        """float64 [r]: what the directions [D, r] are ordered by."""
+        if self.config.order == "variance":
+            return ((layer.vectors - layer.vectors.mean(0)) @ directions).square().sum(0) / (
+                len(layer.vectors) - 1
+            )
+        injections = directions * self.config.epsilon * layer.scale
+        if self.config.scoring == "fisher":
+            return _fisher_scores(layer.gradients, injections)
+        return _injection_scores(model, batches, number, injections)
 
     def _energy(self, measured: _Measured) -> dict[str, Any]:
         """The energy report of one layer; its fragility is the sum of Fisher scores over a basis of R^D."""
@@ -245,6 +267,15 @@ def _directions(vectors: Tensor, rank: int, records: int, empty: int) -> Tensor:
     largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
     signed: Tensor = rows * largest.sign()
     return signed.T
+
+
+def _random_directions(width: int, rank: int, seed: tuple[int, int]) -> Tensor:
+    """float64 [width, rank], orthonormal columns of a uniformly random subspace."""
+    if rank > width:
+        raise ValueError(f"icsm.rank is {rank}, but the layer is only {width} wide; lower icsm.rank")
+    drawn = np.random.default_rng(seed).standard_normal((width, rank))
+    columns: Tensor = torch.linalg.qr(torch.from_numpy(drawn))[0]
+    return columns
 
 
 def _fisher_scores(gradients: Tensor, injections: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class LayerSubspace:
         plastic: Up, float32 [D, rp], orthonormal to each other and to `fragile`, in the same order.
         mean: mu, float64 [D], of the pooled instruction vectors.
         covariance: C_T, float64 [D, D], of the same vectors, divided by their number less one.
-        scores: float64 [rf + rp], fragility of the columns in that order.
+        scores: float64 [rf + rp], what the columns were ordered by: fragility, or variance; NaN if at random.
     """
 
     layer: int

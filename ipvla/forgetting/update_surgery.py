@@ -78,7 +78,7 @@ class _GainedUpdate(UpdateSurgery):
     def __init__(
         self, factors: Factors, subspaces: Mapping[str, LayerSubspace], beta: float, gamma: float
     ) -> None:
-        _check_names(factors, subspaces, "subspace")
+        check_names(factors, subspaces, "subspace")
         for name, (_, b) in factors.items():
             width = subspaces[name].fragile.shape[0]
             if b.shape[0] != width:
@@ -218,7 +218,7 @@ class TwoSided(UpdateSurgery):
     def __init__(
         self, factors: Factors, statistics: Mapping[str, tuple[Tensor, Tensor]], lam: float, kappa: float
     ) -> None:
-        _check_names(factors, statistics, "statistics")
+        check_names(factors, statistics, "statistics")
         self._factors = list(factors.values())
         self._spectra: list[tuple[DampedSpectrum, DampedSpectrum]] = []
         for name, (a, b) in factors.items():
@@ -267,7 +267,8 @@ def _check_strength(lam: float, kappa: float) -> None:
         raise ValueError(f"kappa is {kappa}; it must be in [0, 1)")
 
 
-def _check_names(factors: Factors, given: Mapping[str, object], what: str) -> None:
+def check_names(factors: Factors, given: Mapping[str, object], what: str) -> None:
+    """ValueError unless there are factors, and something is given for every one of them."""
     if not factors:
         raise ValueError("there are no LoRA factors to correct; apply adapters first, and name their modules")
     missing = [name for name in factors if name not in given]

@@ -5,60 +5,36 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import peft
 from torch import nn
 
+from ipvla.models.adapted_modules import AdaptedModules
 from ipvla.models.backbones.protocol import Backbone
 
 
 @dataclass(frozen=True)
-class LoRAConfig:
-    """Which weights get an adapter.
+class LoRAConfig(AdaptedModules):
+    """How large the adapters are.
 
     Attributes:
         rank, alpha: the update is (alpha / rank) B A.
         dropout: on the adapter's input, in [0, 1).
-        last_layers: how many of the last language layers; 0 means all of them.
-        modules: names of linear modules inside a language layer.
-        extra: full names of modules outside the language layers, e.g. `trunk.conv1` or `trunk.mix`.
-        freeze_rest: memory and head are frozen too, so that adapters alone are trained.
     """
+
+    setting: ClassVar[str] = "lora"
 
     rank: int = 8
     alpha: int = 16
     dropout: float = 0.0
-    last_layers: int = 0
-    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
-    extra: tuple[str, ...] = ()
-    freeze_rest: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rank < 1:
             raise ValueError(f"lora.rank is {self.rank}; it must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"lora.dropout is {self.dropout}; it must be in [0, 1)")
-        if not self.modules and not self.extra:
-            raise ValueError("lora.modules and lora.extra are both empty; name at least one module")
-
-    def target_pattern(self, backbone: Backbone) -> str:
-        """Regular expression over module names, as PEFT's `target_modules` takes it."""
-        count = backbone.num_layers
-        if self.last_layers > count:
-            raise ValueError(
-                f"lora.last_layers is {self.last_layers}, but the backbone has {count} language layers"
-            )
-        layers = range(count - (self.last_layers or count), count)
-        inside = backbone.layer_pattern.replace("{layers}", "|".join(map(str, layers)))
-        choices = [rf"{inside}(.*\.)?({'|'.join(map(re.escape, self.modules))})"] if self.modules else []
-        choices += [re.escape(name) for name in self.extra]
-        return rf"(.*\.)?({'|'.join(choices)})"
-
-    def targets(self, backbone: Backbone) -> dict[str, nn.Linear]:
-        """The linear modules of a backbone without adapters that would get one, by name inside `backbone.vlm`."""
-        pattern = re.compile(self.target_pattern(backbone))
-        named = backbone.vlm.named_modules()
-        return {name: m for name, m in named if isinstance(m, nn.Linear) and pattern.fullmatch(name)}
 
     def apply(self, backbone: Backbone) -> None:
         """Wraps `backbone.vlm` by PEFT and freezes what is not an adapter.
@@ -66,13 +42,7 @@ class LoRAConfig:
         Raises:
             ValueError: no module of the backbone has such a name.
         """
-        names = [name for name, _ in backbone.vlm.named_modules()]
-        pattern = self.target_pattern(backbone)
-        missing = [
-            m for m in (*self.modules, *self.extra) if not any(n == m or n.endswith(f".{m}") for n in names)
-        ]
-        if missing:
-            raise ValueError(f"lora names {missing}, which {type(backbone.vlm).__name__} does not have")
+        pattern = self.existing_pattern(backbone)
         backbone.vlm = peft.get_peft_model(
             backbone.vlm,
             peft.LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=pattern),
@@ -84,14 +54,46 @@ def save_adapters(backbone: Backbone, directory: Path) -> None:
     backbone.vlm.save_pretrained(str(directory))
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """What a module has learned is scale * B A.
+
+    Attributes:
+        a: [r, in], of a convolution [r, in, kernel ...].
+        b: [out, r], of a convolution [out, r, 1 ...].
+        scale: alpha / r.
+    """
+
+    a: nn.Parameter
+    b: nn.Parameter
+    scale: float
+
+
+def adapters(backbone: Backbone) -> dict[str, Adapter]:
+    """Every LoRA adapter under its module's name inside the backbone without adapters; none where there are none.
+
+    Raises:
+        ValueError: the backbone has adapters of another kind.
+    """
+    prefix = "base_model.model."
+    found = {
+        name.removeprefix(prefix): Adapter(
+            module.lora_A["default"].weight, module.lora_B["default"].weight, module.scaling["default"]
+        )
+        for name, module in backbone.vlm.named_modules()
+        if isinstance(module, peft.tuners.lora.LoraLayer)
+    }
+    if not found and isinstance(backbone.vlm, peft.PeftModel):
+        kind = backbone.vlm.peft_config["default"].peft_type.value
+        raise ValueError(
+            f"the backbone's adapters are {kind}, not LoRA; set model.lora, or train without adapters"
+        )
+    return found
+
+
 def factors(backbone: Backbone) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
     """A [r, in] and B [out, r] of every adapter on a linear module, under the name that `targets` gives it."""
-    prefix = "base_model.model."
-    return {
-        name.removeprefix(prefix): (module.lora_A["default"].weight, module.lora_B["default"].weight)
-        for name, module in backbone.vlm.named_modules()
-        if isinstance(module, peft.tuners.lora.Linear)
-    }
+    return {name: (found.a, found.b) for name, found in adapters(backbone).items() if found.a.ndim == 2}
 
 
 def layer_of(backbone: Backbone, module: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,7 @@ from ipvla.models.backbones import Backbone, BackboneConfig, TinyConfig
 from ipvla.models.heads import Head, HeadConfig, RegressionConfig
 from ipvla.models.lora import LoRAConfig
 from ipvla.models.memory import GRUMemoryConfig, MemoryConfig, MemoryModule
+from ipvla.models.osf import OSFConfig
 from ipvla.models.plan_readout import PlanReadout, PlanReadoutConfig
 from ipvla.models.questions import Questions, QuestionsConfig
 from ipvla.types import Memory, ModelInputs, StepBatch
@@ -26,6 +28,7 @@ class IPVLAConfig:
         chunk: C, at least 1.
         plan_readout: an auxiliary loss on datasets with reasoning, or None for the actions' loss alone.
         questions: an auxiliary loss on datasets with questions, or None for none asked.
+        osf: instead of `lora`, training orthogonal to the backbone's large singular directions.
     """
 
     backbone: BackboneConfig = field(default_factory=TinyConfig)
@@ -35,10 +38,18 @@ class IPVLAConfig:
     chunk: int = 8
     plan_readout: PlanReadoutConfig | None = None
     questions: QuestionsConfig | None = None
+    osf: OSFConfig | None = None
 
     def __post_init__(self) -> None:
         if self.chunk < 1:
             raise ValueError(f"model.chunk is {self.chunk}; it must be at least 1")
+        if self.lora is not None and self.osf is not None:
+            raise ValueError("model.lora and model.osf are both set; set one of them to null")
+
+    @property
+    def adapted(self) -> LoRAConfig | OSFConfig | None:
+        """Whichever of `lora` and `osf` is set."""
+        return self.lora or self.osf
 
     def build(
         self,
@@ -72,9 +83,9 @@ class IPVLAConfig:
         model = IPVLA(backbone, memory, head, action_varies, readout, questions)
         if start is not None:
             model.start_from(start)
-        if self.lora is not None:
-            self.lora.apply(backbone)
-            if self.lora.freeze_rest:
+        if self.adapted is not None:
+            self.adapted.apply(backbone)
+            if self.adapted.freeze_rest:
                 for part in (memory, head, *([readout] if readout else [])):
                     part.requires_grad_(False)
         return model
@@ -169,3 +180,17 @@ class IPVLA(nn.Module):
 
 def _shapes(part: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in part.state_dict().items()}
+
+
+def fresh_parts(ours: Mapping[str, torch.Size], theirs: Mapping[str, torch.Size]) -> set[str]:
+    """Parts (memory, plan_readout) of a model that `start_from` leaves as they were drawn.
+
+    Args:
+        ours, theirs: shapes of the weights of the model and of what it starts from, by name.
+    """
+    parts = {name.partition(".")[0] for name in ours} - {"backbone", "head"}
+
+    def inside(part: str, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+        return {name: shape for name, shape in shapes.items() if name.startswith(f"{part}.")}
+
+    return {part for part in parts if inside(part, ours) != inside(part, theirs)}

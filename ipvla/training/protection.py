@@ -1,4 +1,4 @@
-"""What keeps fine-tuning from forgetting: surgery on gradients or updates, at the strength that drift asks for."""
+"""What keeps fine-tuning from forgetting: a method, where it can be at the strength that drift asks for."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ipvla.data.probe import ProbeConfig
 from ipvla.data.transforms import Transforms
 from ipvla.forgetting.drift import DriftProbe
-from ipvla.forgetting.module_statistics import ModuleStatistics
-from ipvla.forgetting.subspaces import Subspaces
 from ipvla.forgetting.thermostat import Gains, Thermostat, ThermostatConfig, ThermostatState
 from ipvla.models.vla import IPVLA
 from ipvla.training.parallel import World
 from ipvla.training.probe_reader import ProbeReader
-from ipvla.training.surgery import HSWSurgeryConfig, Surgery, SurgeryConfig, Target
+from ipvla.training.surgery import HSWSurgeryConfig, Surgery, SurgeryConfig
+from ipvla.training.target import Target
 
 _NOISE_DRAWS = 200
 
@@ -33,7 +33,7 @@ class ForgettingConfig:
         artifact: name below the artifact root, as `ray_jobs.subspaces` wrote it from the teacher.
         method: a choice by its `type`; its gains hold until the Thermostat changes them.
         thermostat: None for constant gains.
-        probe: the records that the artifact was made from; read only by the Thermostat.
+        probe: the records that the artifact was made from; read only by the Thermostat and by distillation.
     """
 
     enabled: bool = True
@@ -41,6 +41,13 @@ class ForgettingConfig:
     method: SurgeryConfig = field(default_factory=HSWSurgeryConfig)
     thermostat: ThermostatConfig | None = None
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+    def __post_init__(self) -> None:
+        if self.thermostat is not None and self.method.gains is None:
+            raise ValueError(
+                f"forgetting.thermostat is set, but {self.method.get_choice_name(type(self.method))} has no gains "
+                "to regulate; set it to null, or take another forgetting.method"
+            )
 
     def build(
         self,
@@ -61,26 +68,20 @@ class ForgettingConfig:
 
         Raises:
             ArtifactError: the artifact is missing, damaged, or of another backbone, size or probe.
-            DatasetError: there is a Thermostat, but no such probe.
-            ValueError: method and model do not fit.
+            DatasetError: Thermostat or method read the probe, but there is none.
+            ValueError: method, model and artifact do not fit.
         """
-        probe = None if self.thermostat is None else self.probe.build(probes)
-        directory = artifacts / self.artifact
-        wanted: dict[str, Any] = {
-            "backbone": backbone,
-            "width": model.backbone.width,
-            "probe_sha256": probe and probe.sha256,
-            "num_layers": model.backbone.num_layers,
-        }
-        subspaces = Subspaces.load(directory, **wanted)
-        statistics = None
-        if (directory / "module_statistics.json").exists():
-            statistics = ModuleStatistics.load(directory, **wanted)
-        surgery = self.method.install(Target(model, optimizer, subspaces, statistics))
+        reads = self.thermostat is not None or self.method.reads_probe
+        probe = self.probe.build(probes) if reads else None
+        target = Target(model, backbone, optimizer, transforms, artifacts / self.artifact, probe, seed)
+        surgery = self.method.install(target)
         regulation = None
         if self.thermostat is not None and probe is not None:
             drift = DriftProbe.load(
-                directory, backbone=backbone, layers=sorted(subspaces.layers), probe_sha256=probe.sha256
+                target.artifact,
+                backbone=backbone,
+                layers=sorted(target.subspaces.layers),
+                probe_sha256=probe.sha256,
             )
             drift.indices(self.thermostat.batch, seed, 0)  # a probe that is too small is told now
             reader = ProbeReader(model, transforms, probe)
@@ -120,16 +121,24 @@ class Protection:
     """An installed method with its gains.
 
     Attributes:
-        gains: those in force.
+        gains: those in force; None for a method without any.
         thermostat: the controller's state; stays as it began where there is none.
     """
 
-    def __init__(self, surgery: Surgery, gains: Gains, regulation: Regulation | None) -> None:
+    def __init__(self, surgery: Surgery, gains: Gains | None, regulation: Regulation | None) -> None:
         self._surgery = surgery
         self._regulation = regulation
         self.thermostat = ThermostatState()
         self.gains = gains if regulation is None else regulation.thermostat.gains(self.thermostat)
-        surgery.set_gains(self.gains)
+        if self.gains is not None:
+            surgery.set_gains(self.gains)
+
+    def penalty(self, step: int) -> Tensor | None:
+        """What the loss of optimizer step `step` gains, a scalar in the graph of the weights; None for nothing.
+
+        The same on every worker, and a function of weights and step alone.
+        """
+        return self._surgery.penalty(step)
 
     def around(self) -> AbstractContextManager[None]:
         """Goes around the optimizer's step."""
@@ -163,6 +172,8 @@ class Protection:
 
     def _gain_metrics(self) -> dict[str, float]:
         gains = self.gains
+        if gains is None:
+            return {}
         return {
             "gain/beta": gains.beta,
             "gain/gamma": gains.gamma,

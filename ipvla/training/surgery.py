@@ -1,16 +1,19 @@
-"""The choices of `forgetting.method`: gradient or update surgery, installed on a model before it is trained."""
+"""The choices of `forgetting.method`: on gradients, on updates or on the loss; installed before training."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import ClassVar
 
 import draccus
-import torch
+from torch import Tensor
 
+from ipvla.forgetting.distillation import DistillationConfig
+from ipvla.forgetting.gpm import GPM, GPMConfig
 from ipvla.forgetting.hsw import HSW, HSWConfig
-from ipvla.forgetting.module_statistics import ModuleStatistics
-from ipvla.forgetting.subspaces import LayerSubspace, Subspaces
+from ipvla.forgetting.subspaces import LayerSubspace
 from ipvla.forgetting.thermostat import Gains
 from ipvla.forgetting.update_surgery import (
     Factors,
@@ -21,26 +24,23 @@ from ipvla.forgetting.update_surgery import (
     TwoSided,
     TwoSidedConfig,
 )
+from ipvla.forgetting.weight_penalty import EWCConfig, L2SPConfig, WeightPenalty
+from ipvla.models.corda import begin_by_corda
 from ipvla.models.lora import factors, layer_of
-from ipvla.models.vla import IPVLA
-
-
-@dataclass(frozen=True)
-class Target:
-    """What surgery is done on, and what the teacher left for it."""
-
-    model: IPVLA
-    optimizer: torch.optim.AdamW
-    subspaces: Subspaces
-    statistics: ModuleStatistics | None
+from ipvla.models.vla import fresh_parts
+from ipvla.training.target import Target
 
 
 class Surgery:
-    """Surgery that is installed."""
+    """Surgery that is installed; this one leaves training alone."""
 
     def set_gains(self, gains: Gains) -> None:
         """From the next step on."""
         raise NotImplementedError
+
+    def penalty(self, _step: int) -> Tensor | None:
+        """What the loss of optimizer step `step` gains, a scalar in the graph of the weights; None for nothing."""
+        return None
 
     def around(self) -> AbstractContextManager[None]:
         """Goes around the optimizer's step."""
@@ -53,12 +53,20 @@ class Surgery:
 
 @dataclass(frozen=True)
 class SurgeryConfig(draccus.ChoiceRegistry):
-    """A choice by `type`: hsw, projected_update, routed_moments or two_sided."""
+    """A choice by `type`; each says in its class what it does.
+
+    Attributes:
+        reads_probe: training takes the probe's records, not only what was measured on them.
+        moves_base: installation changes the frozen weights, so that the adapters alone are not what was learned.
+    """
+
+    reads_probe: ClassVar[bool] = False
+    moves_base: ClassVar[bool] = False
 
     @property
-    def gains(self) -> Gains:
-        """Those that hold until a Thermostat changes them."""
-        raise NotImplementedError
+    def gains(self) -> Gains | None:
+        """Those that hold until a Thermostat changes them; None for a method that no Thermostat can regulate."""
+        return None
 
     def install(self, target: Target) -> Surgery:
         """Puts it on the target. ValueError if model and artifacts do not fit."""
@@ -149,12 +157,105 @@ class TwoSidedSurgeryConfig(TwoSidedConfig, SurgeryConfig):
         return Gains(lam=self.lam, kappa=self.kappa)
 
     def install(self, target: Target) -> Surgery:
-        if target.statistics is None:
-            raise ValueError(
-                "forgetting.method is two_sided, but the artifact has no module statistics; "
-                "make it again by ray_jobs.subspaces with --statistics true"
-            )
         return _DampedUpdate(self.build(factors(target.model.backbone), target.statistics.modules))
+
+
+@SurgeryConfig.register_subclass("gpm")
+@dataclass(frozen=True)
+class GPMSurgeryConfig(GPMConfig, SurgeryConfig):
+    """See `ipvla.forgetting.gpm`; on every adapter, with the artifact's module statistics."""
+
+    def install(self, target: Target) -> Surgery:
+        moments = {name: of_inputs for name, (of_inputs, _) in target.statistics.modules.items()}
+        return _ProjectedInputs(self.build(target.linear_factors(), moments))
+
+
+class _ProjectedInputs(Surgery):
+    def __init__(self, update: GPM) -> None:
+        self._update = update
+
+    def around(self) -> AbstractContextManager[None]:
+        return self._update.around()
+
+    def readings(self) -> dict[str, float]:
+        return {"gpm/protected_share": self._update.protected_share}
+
+
+@SurgeryConfig.register_subclass("corda")
+@dataclass(frozen=True)
+class CorDASurgeryConfig(SurgeryConfig):
+    """See `ipvla.models.corda`; on every adapter, with the artifact's module statistics, before training only."""
+
+    moves_base: ClassVar[bool] = True
+
+    def install(self, target: Target) -> Surgery:
+        names = target.linear_factors()
+        moments = {name: of_inputs for name, (of_inputs, _) in target.statistics.modules.items() if name in names}
+        begin_by_corda(target.model.backbone, moments)
+        return Surgery()
+
+
+class _Penalty(Surgery):
+    def __init__(self, penalty: Callable[[int], Tensor]) -> None:
+        self._penalty = penalty
+
+    def penalty(self, step: int) -> Tensor:
+        return self._penalty(step)
+
+
+class _WeightPenalty(Surgery):
+    def __init__(self, penalty: WeightPenalty) -> None:
+        self._penalty = penalty
+
+    def penalty(self, _step: int) -> Tensor:
+        return self._penalty()
+
+
+@SurgeryConfig.register_subclass("l2_sp")
+@dataclass(frozen=True)
+class L2SPSurgeryConfig(L2SPConfig, SurgeryConfig):
+    """See `ipvla.forgetting.weight_penalty`; on the adapters, or without any on all that is trained.
+
+    Needs no artifact.
+    """
+
+    def install(self, target: Target) -> Surgery:
+        return _WeightPenalty(self.build(target.changes())) if self.strength else Surgery()
+
+
+@SurgeryConfig.register_subclass("ewc")
+@dataclass(frozen=True)
+class EWCSurgeryConfig(EWCConfig, SurgeryConfig):
+    """See `ipvla.forgetting.weight_penalty`; on the adapters, or without any on all that the teacher has.
+
+    A memory of another mechanism than the teacher's is left free: there is nothing in it to forget.
+    """
+
+    def install(self, target: Target) -> Surgery:
+        if not self.strength:
+            return Surgery()
+        fisher, changes = target.fisher.weights, target.changes()
+        fresh = fresh_parts({n: c.shape for n, c in changes.items()}, {n: f.shape for n, f in fisher.items()})
+        known = {name: change for name, change in changes.items() if name.partition(".")[0] not in fresh}
+        return _WeightPenalty(self.build(known, fisher))
+
+
+@SurgeryConfig.register_subclass("distillation")
+@dataclass(frozen=True)
+class DistillationSurgeryConfig(DistillationConfig, SurgeryConfig):
+    """See `ipvla.forgetting.distillation`; on `forgetting.probe`."""
+
+    reads_probe: ClassVar[bool] = True
+
+    def install(self, target: Target) -> Surgery:
+        if not self.weight:
+            return Surgery()
+        probe, transforms = target.probe, target.transforms
+        assert probe is not None, "opened for a method that reads it"
+        built = self.build(
+            target.policy, lambda records: probe.batch(transforms, records), target.outputs, target.seed
+        )
+        return _Penalty(built)
 
 
 def _writers(target: Target, names: tuple[str, ...]) -> Factors:

@@ -163,6 +163,48 @@ class TestTransformer:
             FISHER.build().fit(Transformer(), prompts(), {"probe_sha256": "c0ffee"})
 
 
+class TestControls:
+    """Orders that know nothing of what the output depends on."""
+
+    def test_variance_keeps_the_order_of_the_principal_components(self) -> None:
+        found = fit(replace(FISHER, order="variance"), *planted()).layers[1]
+        variances = torch.linalg.eigvalsh(found.covariance).flip(0)
+        torch.testing.assert_close(found.scores, variances)
+        spread = (found.basis.double().T @ found.covariance @ found.basis.double()).diagonal()
+        torch.testing.assert_close(spread, variances, rtol=1e-5, atol=0)
+        by_score = fit(FISHER, *planted()).layers[1]
+        assert principal_angles(found.fragile, by_score.fragile).max() > 0.1
+        assert principal_angles(found.basis, by_score.basis).max() < 1e-3, "the same directions, ordered otherwise"
+
+    def test_random_directions_are_orthonormal_seeded_and_of_no_account(self) -> None:
+        def drawn(seed: int) -> Subspaces:
+            return fit(replace(FISHER, order="random", seed=seed), Transformer(), prompts())
+
+        one, again, other = drawn(0), drawn(0), drawn(1)
+        for number, layer in one.layers.items():
+            torch.testing.assert_close(layer.basis.T @ layer.basis, torch.eye(8))
+            assert layer.fragile.shape == layer.plastic.shape == (16, 4)
+            assert layer.scores.isnan().all()
+            assert torch.equal(layer.basis, again.layers[number].basis)
+            assert principal_angles(layer.basis, other.layers[number].basis).max() > 0.1
+        first, second = (layer.basis for layer in one.layers.values())
+        assert principal_angles(first, second).max() > 0.1
+
+    def test_they_need_no_injection(self) -> None:
+        """A probe that spans less than the rank is no matter to random directions."""
+        model, batches = planted()
+        few = [(hidden[:3], mask[:3]) for hidden, mask in batches[:1]]
+        with pytest.raises(ValueError, match="span only 2"):
+            fit(replace(INJECTION, order="variance"), model, few)
+        assert fit(replace(INJECTION, order="random"), model, few).layers[1].basis.shape == (8, 8)
+        with pytest.raises(ValueError, match="only 8 wide"):
+            fit(ICSMConfig(rank=9, order="random"), model, few)
+
+    def test_the_artifact_says_which_it_is(self) -> None:
+        for order in ("sensitivity", "variance", "random"):
+            assert fit(replace(FISHER, order=order), Transformer(), prompts()).meta["order"] == order
+
+
 class TestLastLayerTrap:
     def test_a_head_at_an_action_position_moves_the_last_groups_representative(self) -> None:
         found = fit(INJECTION, Transformer(), prompts())
@@ -220,6 +262,7 @@ def test_subspaces_of_the_tiny_backbone_go_to_disk_and_back(tmp_path: Path) -> N
         ({"labels": 0}, "icsm.labels is 0"),
         ({"epsilon": 0.0}, "icsm.epsilon is 0"),
         ({"scoring": "guess"}, 'choose "injection" or "fisher"'),
+        ({"order": "guess"}, r"icsm.order is 'guess'"),
         ({"fragile_share": 1.5}, r"icsm.fragile_share is 1\.5"),
         ({"last": 3}, "last is 3"),
     ],

@@ -15,7 +15,8 @@ EXPERIMENTS = SOURCE_TREE / "ray_jobs" / "experiments"
 
 
 def preset(kind, name, tmp_path, *more):
-    return parse(kind, ["--config_path", str(EXPERIMENTS / f"{name}.yaml"), "--storage_root", str(tmp_path), *more])
+    path = EXPERIMENTS / f"{name}.yaml"
+    return parse(kind, ["--config_path", str(path), "--storage_root", str(tmp_path), *more])
 
 
 @pytest.fixture

@@ -13,14 +13,16 @@ import torch
 from ipvla.data.probe import ProbeConfig
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import ExperimentConfig
+from ipvla.forgetting.fisher import DiagonalFisher, FisherConfig
 from ipvla.forgetting.icsm import ICSMConfig
 from ipvla.forgetting.module_statistics import ModuleStatistics
 from ipvla.forgetting.subspaces import Subspaces
 from ipvla.models.lora import LoRAConfig
+from ipvla.policy import Policy
 from ipvla.training.parallel import World
 from ray_jobs import subspaces
 from ray_jobs.cli import run
-from ray_jobs.subspaces import SubspacesConfig, find
+from ray_jobs.subspaces import SubspacesConfig, find, read_teacher
 from tests.synthetic import SIZE, cue_episode
 
 Make = Callable[..., ExperimentConfig]
@@ -63,6 +65,9 @@ def test_the_same_teacher_and_probe_give_the_same_artifact(config: SubspacesConf
         (["--probe.records", "9999"], "lower it, or collect more episodes"),
         (["--show_masks", "[99]"], "show_masks: there is no record 99; choose among 0..15"),
         (["--icsm.scoring", "guess"], "injection"),
+        (["--icsm.order", "guess"], "icsm.order is 'guess'"),
+        (["--fisher.weights", "some"], "fisher.weights is 'some'"),
+        (["--fisher.weights", "adapters", "--adapters", "null"], "but adapters is null"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -80,6 +85,19 @@ def test_bad_input_is_one_line(
     assert stop.value.code == 2, error
     (line,) = [line for line in error.splitlines() if not line.startswith("WARNING")]
     assert told in line
+
+
+def test_fisher_information_is_of_the_weights_that_were_asked_for(config: SubspacesConfig, tmp_path: Path) -> None:
+    adapters = LoRAConfig(last_layers=4, modules=("o_proj",), extra=("trunk.conv1",))
+    few = replace(config, adapters=adapters, fisher=FisherConfig(), probe=replace(config.probe, records=8))
+    read_teacher(few, tmp_path / "few")
+    expected = {f"backbone.vlm.layers.{layer}.o_proj.weight" for layer in (2, 3, 4, 5)}
+    assert set(DiagonalFisher.load(tmp_path / "few", {}).weights) == expected | {"backbone.vlm.trunk.conv1.weight"}
+    read_teacher(replace(few, fisher=FisherConfig(weights="all")), tmp_path / "all")
+    assert config.teacher is not None
+    named = dict(Policy.load(config.teacher).model.named_parameters())
+    found = DiagonalFisher.load(tmp_path / "all", {"backbone": "tiny"}).weights
+    assert {name: f.shape for name, f in found.items()} == {name: p.shape for name, p in named.items()}
 
 
 def test_the_masks_are_shown(config: SubspacesConfig, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,127 @@
+"""Distillation on the probe: the student's output is held near the teacher's where the teacher was recorded.
+
+    penalty = weight * mean over drawn records of KL(teacher || student)
+
+(Hinton, Vinyals and Dean, arXiv 1503.02531, at temperature 1; against forgetting: Li and Hoiem, arXiv 1606.09282.)
+The teacher's outputs are kept offline, so that training holds no teacher. The records are trained on: a probe that
+is distilled from can no longer judge what was forgotten.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ipvla.forgetting.probed import ProbedModel
+from ipvla.forgetting.subspaces import ArtifactError, read_artifact, write_artifact
+
+
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """What the teacher puts out for every record of a probe.
+
+    Attributes:
+        outputs: [N, ...], parameters of the output distribution, on the CPU, row i of record i.
+        meta: what they were made from, JSON values; at least backbone and probe_sha256.
+    """
+
+    outputs: Tensor
+    meta: Mapping[str, Any]
+
+    @classmethod
+    @torch.no_grad()
+    def measure(cls, model: ProbedModel, batches: Sequence[Any], meta: Mapping[str, Any]) -> Self:
+        """From one pass of the teacher over the whole probe, in the order of its records."""
+        made_from = {"backbone": model.name, "width": model.width, "num_layers": len(model.layers)}
+        return cls(torch.cat([model.read(batch).output.cpu() for batch in batches]), {**meta, **made_from})
+
+    def save(self, directory: Path) -> None:
+        """Writes `outputs.safetensors` and `outputs.json`."""
+        tensors = {"outputs": self.outputs}
+        write_artifact(directory / "outputs.safetensors", directory / "outputs.json", tensors, self.meta)
+
+    @classmethod
+    def load(cls, directory: Path, expected: Mapping[str, Any]) -> Self:
+        """What `save` wrote, if its meta has the `expected` values.
+
+        Raises:
+            ArtifactError: they are missing, damaged, or of something else.
+        """
+        path = directory / "outputs.safetensors"
+        tensors, meta = read_artifact(path, directory / "outputs.json", expected)
+        if "outputs" not in tensors:
+            raise ArtifactError(f"{path} has no outputs; make it again from the teacher and the probe")
+        return cls(tensors["outputs"], meta)
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """How much and on what.
+
+    Attributes:
+        weight: of the penalty, >= 0; 0 leaves training alone.
+        batch: probe records per step.
+    """
+
+    weight: float = 0.0
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"the weight of distillation is {self.weight}; it must be finite and at least 0")
+        if self.batch < 1:
+            raise ValueError(f"the batch of distillation is {self.batch}; it must be at least 1")
+
+    def build(
+        self, model: ProbedModel, batch_of: Callable[[Sequence[int]], Any], teacher: TeacherOutputs, seed: int
+    ) -> Distillation:
+        """`batch_of`: the model's batch of these records of the probe; `seed`: of their draw."""
+        return Distillation(model, batch_of, teacher.outputs, self, seed)
+
+
+class Distillation:
+    """See the module's docstring; what a step draws is a pure function of seed and step.
+
+    Raises:
+        ValueError: the probe has fewer records than `batch`.
+    """
+
+    def __init__(
+        self,
+        model: ProbedModel,
+        batch_of: Callable[[Sequence[int]], Any],
+        teacher: Tensor,
+        config: DistillationConfig,
+        seed: int,
+    ) -> None:
+        if config.batch > len(teacher):
+            raise ValueError(
+                f"distillation draws {config.batch} records of a probe of {len(teacher)}; "
+                "lower forgetting.method.batch or take a larger probe"
+            )
+        self._model, self._batch_of, self._teacher = model, batch_of, teacher
+        self._config, self._seed = config, seed
+
+    def records(self, step: int) -> list[int]:
+        """Those of the penalty at `step`, ascending, none twice."""
+        random = np.random.default_rng((self._seed, step))
+        return sorted(random.choice(len(self._teacher), self._config.batch, replace=False).tolist())
+
+    def __call__(self, step: int) -> Tensor:
+        """The penalty at `step`, a float64 scalar in the graph of the model's weights."""
+        records = self.records(step)
+        output = self._model.read(self._batch_of(records)).output
+        reference = self._teacher[records].to(output.device)
+        if reference.shape != output.shape:
+            raise ValueError(
+                f"the teacher's outputs are {list(reference.shape)}, the student's {list(output.shape)}; "
+                "distil from the policy that this run starts from"
+            )
+        return self._config.weight * self._model.divergence(output, reference).mean()

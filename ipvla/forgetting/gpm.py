@@ -1,0 +1,90 @@
+"""GPM for adapters: what a module does to inputs like the teacher's never changes, whatever is trained.
+
+M spans a module's inputs on the probe: the first eigenvectors of their second moment that hold the share `energy`
+of its trace (Saha, Garg and Roy, arXiv 2103.09762). A is kept across M, so that dW M = (alpha / r) B A M
+is 0 (for adapters: Liang and Li, InfLoRA, arXiv 2404.00228): at installation, and again after every optimizer
+step, since AdamW's steps do not stay in the space of their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ipvla.forgetting.update_surgery import Factors, UpdateSurgery, check_names
+
+
+@dataclass(frozen=True)
+class GPMConfig:
+    """energy: share of the inputs' second moment that is protected, in (0, 1]."""
+
+    energy: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0 < self.energy <= 1:
+            raise ValueError(f"the energy of gpm is {self.energy}; it must be above 0 and at most 1")
+
+    def build(self, factors: Factors, moments: Mapping[str, Tensor]) -> GPM:
+        """Projects A at once. `moments`: by module name, of its inputs [in, in]."""
+        return GPM(factors, {name: input_space(moment, self.energy) for name, moment in moments.items()})
+
+
+class GPM(UpdateSurgery):
+    """Keeps A [r, in] of every adapter across its module's space.
+
+    Args:
+        factors: by module name; B must be 0, so that the projection changes no output.
+        spaces: by module name, orthonormal columns [in, k].
+
+    Raises:
+        ValueError: a module has no space, or one of another width; its space leaves nothing to learn; B is not 0.
+    """
+
+    def __init__(self, factors: Factors, spaces: Mapping[str, Tensor]) -> None:
+        check_names(factors, spaces, "input space")
+        self._spaces: list[tuple[Tensor, Tensor]] = []
+        for name, (a, b) in factors.items():
+            width, protected = spaces[name].shape
+            if width != a.shape[1]:
+                raise ValueError(
+                    f"the input space of {name} is of width {width}, its adapter of {a.shape[1]}; "
+                    "collect the module statistics of this model"
+                )
+            if protected == width:
+                raise ValueError(
+                    f"the teacher's inputs of {name} take all {width} dimensions, nothing is left to learn in; "
+                    "lower forgetting.method.energy"
+                )
+            if b.detach().count_nonzero():
+                raise ValueError(
+                    f"B of {name} is not 0, so that to project A would change the policy; "
+                    "start from a policy without adapters"
+                )
+            self._spaces.append((a, spaces[name].to(a.device, torch.promote_types(a.dtype, torch.float32))))
+        self.after()
+
+    @property
+    def protected_share(self) -> float:
+        """Mean over the modules of k / in."""
+        shares = [space.shape[1] / space.shape[0] for _, space in self._spaces]
+        return sum(shares) / len(shares)
+
+    def before(self) -> None:
+        """Nothing: the projection does not depend on the state before."""
+
+    @torch.no_grad()
+    def after(self) -> None:
+        for a, space in self._spaces:
+            a.sub_(((a.to(space.dtype) @ space) @ space.T).to(a.dtype))
+
+
+def input_space(moment: Tensor, energy: float) -> Tensor:
+    """The fewest first eigenvectors of a second moment [n, n] that hold `energy` of its trace: float64 [n, k]."""
+    values, vectors = torch.linalg.eigh(moment.double())
+    values, vectors = values.clamp(min=0).flip(0), vectors.flip(1)
+    reached = values.cumsum(0) >= energy * values.sum() * (1 - torch.finfo(values.dtype).eps * len(values))
+    kept: Tensor = vectors[:, : int(reached.int().argmax()) + 1]
+    return kept

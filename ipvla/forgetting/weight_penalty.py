@@ -1,0 +1,106 @@
+"""Penalties that hold weights near the teacher's: the loss gains a term that is quadratic in what training added.
+
+    L2-SP  strength / 2 * sum dW^2       Li, Grandvalet and Davoine, arXiv 1802.01483
+    EWC    strength / 2 * sum F dW^2     Kirkpatrick et al., arXiv 1612.00796, eq. 3
+
+with F the diagonal of the teacher's Fisher information (`fisher`), scaled to mean 1 over all protected weights. So
+EWC with a flat F is L2-SP, and one strength means as much for either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ipvla.forgetting.weight_change import WeightChange
+
+
+@dataclass(frozen=True)
+class L2SPConfig:
+    """strength: >= 0; 0 leaves training alone."""
+
+    strength: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_strength("l2_sp", self.strength)
+
+    def build(self, changes: Mapping[str, WeightChange]) -> WeightPenalty:
+        """`changes`: of the weights that are held, by name."""
+        return WeightPenalty(changes, self.strength)
+
+
+@dataclass(frozen=True)
+class EWCConfig:
+    """strength: >= 0, of the normalised Fisher information; 0 leaves training alone."""
+
+    strength: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_strength("ewc", self.strength)
+
+    def build(self, changes: Mapping[str, WeightChange], fisher: Mapping[str, Tensor]) -> WeightPenalty:
+        """`fisher`: of each weight of `changes`, by its name, of the weight's size."""
+        return WeightPenalty(changes, self.strength, fisher)
+
+
+class WeightPenalty:
+    """strength / 2 * sum F dW^2 over all weights; F is 1 where none is given.
+
+    Args:
+        changes: by the weight's name, at least one.
+        importance: F >= 0, by the weight's name; kept as float32 on the weight's device.
+
+    Raises:
+        ValueError: no weight, a weight without F, an F of another size, or F all 0, negative or not finite.
+    """
+
+    def __init__(
+        self, changes: Mapping[str, WeightChange], strength: float, importance: Mapping[str, Tensor] | None = None
+    ) -> None:
+        if not changes:
+            raise ValueError("there is no weight to hold near the teacher's; train adapters or the whole model")
+        self._changes = dict(changes)
+        self._strength = strength
+        self._importance = None if importance is None else _normalised(importance, changes)
+
+    def __call__(self) -> Tensor:
+        """The penalty, a scalar, at least float32, in the graph of the weights."""
+        if self._importance is None:
+            terms = [change.square() for change in self._changes.values()]
+        else:
+            terms = [change.weighted_square(self._importance[name]) for name, change in self._changes.items()]
+        return 0.5 * self._strength * torch.stack(terms).sum()
+
+
+def _normalised(importance: Mapping[str, Tensor], changes: Mapping[str, WeightChange]) -> dict[str, Tensor]:
+    """What of `importance` belongs to `changes`, in their shapes, with mean 1 over all its entries."""
+    if missing := [name for name in changes if name not in importance]:
+        raise ValueError(
+            f"the artifact has no Fisher information of {missing[0]} ({len(missing)} weights lack it); "
+            "make it again with --adapters as model.lora, or with --fisher.weights all"
+        )
+    for name, change in changes.items():
+        if importance[name].numel() != change.shape.numel() or len(importance[name]) != change.shape[0]:
+            raise ValueError(
+                f"the Fisher information of {name} is {list(importance[name].shape)}, the weight is "
+                f"{list(change.shape)}; measure it on the policy that this run starts from"
+            )
+    total = sum(importance[name].double().sum().item() for name in changes)
+    if not 0 < total < math.inf or any(importance[name].min() < 0 for name in changes):
+        raise ValueError(
+            f"the Fisher information sums to {total}; it must be positive and finite: measure it again"
+        )
+    scale = sum(change.shape.numel() for change in changes.values()) / total
+    return {
+        name: (importance[name].to(change.device, torch.float32) * scale).reshape(change.shape)
+        for name, change in changes.items()
+    }
+
+
+def _check_strength(method: str, strength: float) -> None:
+    if not 0 <= strength < math.inf:
+        raise ValueError(f"the strength of {method} is {strength}; it must be finite and at least 0")
