@@ -3,9 +3,9 @@
 Success is a mean over families of means over their tasks, however many layouts a task was played on.
 
 All policies are drawn again together: one draw takes the same seeds and layouts from every method, so whatever is
-computed from it is paired. Layouts are drawn within their task, those that only some policies played apart from
-the others. Where every seed has layouts of its own, their chance is in the draw of seeds already and counts twice:
-intervals are then rather too wide than too narrow.
+computed from it is paired. A seed that is drawn brings the layouts that it alone played: to draw these again would
+count their chance twice. Layouts that several seeds played are drawn too, within their task, and those that only
+some policies played apart from the others.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Drawn:
 
     @cached_property
     def families(self) -> dict[str, dict[str, FloatArray]]:
-        """Of "new" and of "old": family -> float64 [draws + 1, policies]; policy 0 is the base, then the points."""
+        """Of "new" and "old": family -> float64 [draws + 1, policies]; policy 0 is the base, then the points."""
         rng = np.random.default_rng(self.seed)
         count = len(self.comparison.seeds)
         of_seeds = _weights(rng, np.zeros(count, np.int64), self.draws) / count
@@ -133,8 +133,9 @@ class Drawn:
             policies, seeds, layouts = outcomes.shape
             cells = outcomes.reshape(policies * seeds, layouts)
             played = ~np.isnan(cells)
-            _, strata = np.unique(played, axis=1, return_inverse=True)  # layouts that the same policies played
-            weights = _weights(rng, strata.reshape(-1), self.draws)
+            _, alike = np.unique(played, axis=1, return_inverse=True)  # layouts that the same policies played
+            shared = played.reshape(outcomes.shape).any(0).sum(0) > 1
+            weights = _weights(rng, np.where(shared, alike.reshape(-1), -1), self.draws)
             rates = (weights @ np.nan_to_num(cells).T) / (weights @ played.T)
             tasks[skill.family].append((rates.reshape(-1, policies, seeds) * of_seeds[:, None]).sum(-1))
         return {family: np.mean(rates, axis=0) for family, rates in tasks.items()}
@@ -331,10 +332,10 @@ def _target(
 def _weights(rng: np.random.Generator, strata: npt.NDArray[np.int64], draws: int) -> FloatArray:
     """How often each of n things is drawn, with replacement within its stratum [n]: float64 [draws + 1, n].
 
-    Draw 0 takes each once.
+    Draw 0 takes each once, and stratum -1 is always taken as it is.
     """
     weights = np.ones((draws + 1, len(strata)))
-    for stratum in np.unique(strata):
+    for stratum in np.unique(strata[strata >= 0]):
         members = np.flatnonzero(strata == stratum)
         weights[1:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), draws)
     return weights

@@ -77,8 +77,8 @@ def _draw(panel: Axes, method: Mapping[str, Any], colour: Any, marker: str) -> A
         markeredgecolor="black",
         markeredgewidth=0.8,
         color=colour,
+        ecolor=(colour, 0.5),
         elinewidth=0.8,
-        alpha=0.9,
     )
     return line
 

@@ -130,7 +130,7 @@ def _range(numbers: Iterable[int]) -> str:
 def _over(figures: Mapping[str, Any]) -> str:
     if len(figures["seeds"]) == 1:
         return "One training seed, so without intervals"
-    return f"95 % bootstrap intervals over {len(figures['seeds'])} training seeds and their layouts"
+    return f"95 % bootstrap intervals over {len(figures['seeds'])} training seeds"
 
 
 FORGETTING: Mapping[str, Callable[[Mapping[str, Any]], str]] = {

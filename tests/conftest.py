@@ -15,7 +15,7 @@ os.environ.update(
 
 import pytest
 
-pytest_plugins = ("tests.synthetic",)
+pytest_plugins = ("tests.synthetic", "tests.training.fine_tuning")
 
 
 @pytest.fixture(scope="session")

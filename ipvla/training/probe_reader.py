@@ -1,15 +1,15 @@
 """The student on the probe's records, as often as a Thermostat asks.
 
 A reading takes no more than it needs: a forward pass through the language layers, without memory and head. Where
-nothing in front of these layers is trained, what enters them never changes: then each record is embedded once, and
-kept on the CPU.
+nothing in front of these layers is trained, what enters them never changes: then the whole probe is embedded at
+the first reading and kept on the CPU, always in the same blocks, so that a run that resumes reads the same bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -22,18 +22,26 @@ from ipvla.forgetting.pooling import instruction_mean
 from ipvla.models.backbones.protocol import Embedded
 from ipvla.models.vla import IPVLA
 
+#: Records that are embedded together.
+_BLOCK = 64
+
+_BATCH = 64
+
 
 class ProbeReader:
     """Pools what language layers put out for records of a probe, as `ipvla.forgetting.drift.pool` does.
 
-    Whether records can be kept is told from the parameters that are trained when this is made.
+    Whether embeddings can be kept is told from the parameters that are trained when this is made.
     """
 
     def __init__(self, model: IPVLA, transforms: Transforms, probe: ProbeSet) -> None:
         self._model, self._transforms, self._probe = model, transforms, probe
         inside = {p for layer in model.backbone.language_layers() for p in layer.parameters()}
-        trained = {p for p in model.backbone.parameters() if p.requires_grad}
-        self._kept: dict[int, Embedded] | None = {} if trained <= inside else None
+        self._frozen = {p for p in model.backbone.parameters() if p.requires_grad} <= inside
+        self._kept: Embedded | None = None
+
+    def __len__(self) -> int:
+        return len(self._probe)
 
     @torch.no_grad()
     def pool(self, records: Sequence[int], layers: Sequence[int]) -> dict[int, Tensor]:
@@ -43,7 +51,7 @@ class ProbeReader:
         training = model.training
         model.eval()
         try:
-            embedded = self._embedded(records)
+            embedded = self._rows(records) if self._frozen else self._embed(records)
             with ExitStack() as stack:
                 for layer in layers:
                     stack.enter_context(edited(modules[layer], _keep(hidden, layer)))
@@ -53,16 +61,15 @@ class ProbeReader:
         mask = embedded.instruction
         return {layer: instruction_mean(hidden[layer], mask).vectors.cpu() for layer in layers}
 
-    def _embedded(self, records: Sequence[int]) -> Embedded:
+    def _rows(self, records: Sequence[int]) -> Embedded:
         if self._kept is None:
-            return self._embed(records)
-        missing = [record for record in records if record not in self._kept]
-        if missing:
-            fresh = self._embed(missing).map(Tensor.cpu)
-            for row, record in enumerate(missing):
-                self._kept[record] = fresh.map(lambda x, row=row: x[row : row + 1].clone())  # type: ignore[misc]
-        device = self._model.action_varies.device
-        return _joined([self._kept[record] for record in records]).map(lambda x: x.to(device))
+            starts = range(0, len(self), _BLOCK)
+            blocks = [
+                self._embed(range(first, min(first + _BLOCK, len(self)))).map(Tensor.cpu) for first in starts
+            ]
+            self._kept = _joined(blocks)
+        rows, device = torch.tensor(records), self._model.action_varies.device
+        return self._kept.map(lambda x: x[rows].to(device))
 
     def _embed(self, records: Sequence[int]) -> Embedded:
         inputs = self._probe.batch(self._transforms, records)
@@ -77,17 +84,18 @@ def _keep(hidden: dict[int, Tensor], layer: int) -> Callable[[Tensor], Tensor]:
     return edit
 
 
-def _joined(rows: Sequence[Embedded]) -> Embedded:
-    """Along the batch; rows of fewer tokens are padded at the end, as prompts are."""
-    longest = max(row.tokens.shape[1] for row in rows)
+def _joined(blocks: Sequence[Embedded]) -> Embedded:
+    """Along the batch; blocks of fewer tokens are padded at the end, as prompts are."""
+    longest = max(block.tokens.shape[1] for block in blocks)
 
-    def padded(row: Embedded, name: str) -> Tensor:
-        value: Tensor = getattr(row, name)
-        more = longest - row.tokens.shape[1]
-        if name == "tokens":
-            return F.pad(value, (0, 0, 0, more))
-        return F.pad(value, (0, more)) if name in ("valid", "instruction") else value
+    def padded(block: Embedded) -> Embedded:
+        more = longest - block.tokens.shape[1]
+        return replace(
+            block,
+            tokens=F.pad(block.tokens, (0, 0, 0, more)),
+            valid=F.pad(block.valid, (0, more)),
+            instruction=F.pad(block.instruction, (0, more)),
+        )
 
-    return Embedded(
-        **{field.name: torch.cat([padded(row, field.name) for row in rows]) for field in fields(Embedded)}
-    )
+    whole = [padded(block) for block in blocks]
+    return Embedded(**{f.name: torch.cat([getattr(block, f.name) for block in whole]) for f in fields(Embedded)})

@@ -85,7 +85,7 @@ class ForgettingConfig:
             )
             drift.indices(self.thermostat.batch, seed, 0)  # a probe that is too small is told now
             reader = ProbeReader(model, transforms, probe)
-            regulation = Regulation(reader, len(probe), drift, self.thermostat.build(), seed)
+            regulation = Regulation(reader, drift, self.thermostat.build(), seed)
         return Protection(surgery, self.method.gains, regulation)
 
 
@@ -94,7 +94,6 @@ class Regulation:
     """What a reading takes: the student on the probe, the teacher's vectors, and who decides upon it."""
 
     reader: ProbeReader
-    records: int
     drift: DriftProbe
     thermostat: Thermostat
     seed: int
@@ -110,8 +109,8 @@ class Regulation:
         batch = self.thermostat.config.batch
         layers = list(self.drift.teacher)
         parts = [
-            self.reader.pool(range(first, min(first + batch, self.records)), layers)
-            for first in range(0, self.records, batch)
+            self.reader.pool(range(first, min(first + batch, len(self.reader))), layers)
+            for first in range(0, len(self.reader), batch)
         ]
         student = {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
         return _of_the_first(self.drift.sigma(batch, _NOISE_DRAWS, self.seed, student), world)

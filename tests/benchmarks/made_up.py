@@ -53,18 +53,33 @@ def comparison(
     base: tuple[float, float] = (0.2, 0.9),
     layouts: int = 20,
     loop: Mapping[str, str] | None = None,
+    spread: float = 0.05,
+    apart: int = 1000,
 ) -> Comparison:
-    """Every seed plays layouts of its own; final points play twice as many."""
+    """Final points are played on twice as many layouts.
 
-    def play(point: tuple[float, float], final: bool) -> dict[int, Played]:
-        return {s: policy(*point, range(1000 * s, 1000 * s + layouts * (2 if final else 1))) for s in seeds}
+    Args:
+        spread: what a seed adds to all rates from one seed to the next, 0 for seed 2; ours retains less by it.
+        apart: between the seeds' first layouts; 0 for the same layouts.
+    """
+
+    def play(name: str, point: tuple[float, float], final: bool) -> dict[int, Played]:
+        count, sign = layouts * (2 if final else 1), -1 if name == "ours" else 1
+        return {
+            s: policy(
+                point[0] + spread * (s - 2),
+                point[1] + sign * spread * (s - 2),
+                range(apart * s, apart * s + count),
+            )
+            for s in seeds
+        }
 
     points = {
-        Point(name, "only", 100 * (place + 1)): play(point, place == len(of_method) - 1)
+        Point(name, "only", 100 * (place + 1)): play(name, point, place == len(of_method) - 1)
         for name, of_method in rates.items()
         for place, point in enumerate(of_method)
     }
     finals = {name: Point(name, "only", 100 * len(of_method)) for name, of_method in rates.items()}
     methods = {name: Entry(ENTRIES[name][0], finals[name], ENTRIES[name][1]) for name in rates}
     loop = {"closed": "ours", "shuffled": "shuffled"} if loop is None else loop
-    return Comparison(NEW, OLD, methods, play(base, True), points, "ours", loop, question_chance=0.4)
+    return Comparison(NEW, OLD, methods, play("base", base, True), points, "ours", loop, question_chance=0.4)

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.forgetting_costs import Seconds, StepCostConfig, play, ratios, step_costs, variants
 from ipvla.experiment import ExperimentConfig
 from ipvla.training.surgery import HSWSurgeryConfig
-from tests.training.test_protection import SENSITIVE, protected, tuned  # noqa: F401
+from tests.training.fine_tuning import SENSITIVE, protected
 
 FEW = StepCostConfig(rounds=6, warmup=3, draws=50)
 CUT = HSWSurgeryConfig(beta=0.9, gamma=0.5)
@@ -71,7 +71,7 @@ def test_intervals_hold_the_ratio_and_narrow_with_more_rounds() -> None:
     assert narrow.high - narrow.low < (wide.high - wide.low) / 3
 
 
-def test_the_runs_differ_in_protection_alone(tuned: ExperimentConfig) -> None:  # noqa: F811
+def test_the_runs_differ_in_protection_alone(tuned: ExperimentConfig) -> None:
     config = protected(tuned, CUT, thermostat=SENSITIVE)
     runs = variants(config)
     assert runs["baseline"] == tuned
@@ -80,7 +80,7 @@ def test_the_runs_differ_in_protection_alone(tuned: ExperimentConfig) -> None:  
     assert variants(runs["method"])["thermostat"].forgetting.thermostat.every == 25  # type: ignore[union-attr]
 
 
-def test_what_costs_nothing_to_leave_out_is_refused(tuned: ExperimentConfig) -> None:  # noqa: F811
+def test_what_costs_nothing_to_leave_out_is_refused(tuned: ExperimentConfig) -> None:
     with pytest.raises(ValueError, match="forgetting is None or off; give the method"):
         variants(tuned)
     with pytest.raises(ValueError, match="is None or off"):
@@ -91,7 +91,7 @@ def test_what_costs_nothing_to_leave_out_is_refused(tuned: ExperimentConfig) -> 
         StepCostConfig(rounds=1)
 
 
-def test_three_real_runs_are_trained_and_timed(tuned: ExperimentConfig) -> None:  # noqa: F811
+def test_three_real_runs_are_trained_and_timed(tuned: ExperimentConfig) -> None:
     config = protected(tuned, CUT, thermostat=replace(SENSITIVE, every=3))
     costs = step_costs(config, FEW)
     told = json.loads(json.dumps(costs.to_dict()))

@@ -29,7 +29,7 @@ from ipvla.data.rlds import EpisodeDataset
 from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting.thermostat import ThermostatConfig, ThermostatState
 from ipvla.training.surgery import HSWSurgeryConfig
-from tests.training.test_protection import SENSITIVE, protected, tuned  # noqa: F401
+from tests.training.fine_tuning import SENSITIVE, protected
 
 THERMOSTAT = ThermostatConfig(every=5, calibration=2)
 PLAN = StepConfig(steps=(30, 30, 30), constants=(0.5, 1.0), log_every=5)
@@ -93,7 +93,7 @@ class TestPlan:
     def test_phases_are_new_conflicting_new(self) -> None:
         assert PLAN.phases == (("yellow", 1, 30), ("yellow_as_red", 31, 60), ("yellow", 61, 90))
 
-    def test_arms_differ_in_the_thermostat_alone_and_keep_the_learning_rate(self, tuned: ExperimentConfig) -> None:  # noqa: F811
+    def test_arms_differ_in_the_thermostat_alone_and_keep_the_learning_rate(self, tuned: ExperimentConfig) -> None:
         arms = PLAN.arms(closed_loop(tuned))
         assert list(arms) == [OPEN, "constant 0.5", "constant 1", CLOSED]
         found = {name: arm.forgetting.thermostat for name, arm in arms.items()}  # type: ignore[union-attr]
@@ -104,7 +104,7 @@ class TestPlan:
         optimizer = arms[OPEN].optimizer
         assert optimizer.learning_rate(89, 90) == optimizer.learning_rate(30, 31) == optimizer.lr
 
-    def test_what_is_no_closed_loop_or_does_not_fit_it_is_refused(self, tuned: ExperimentConfig) -> None:  # noqa: F811
+    def test_what_is_no_closed_loop_or_does_not_fit_it_is_refused(self, tuned: ExperimentConfig) -> None:
         config = closed_loop(tuned)
         with pytest.raises(ValueError, match=r"needs an experiment with forgetting\.thermostat"):
             PLAN.arms(tuned)
@@ -182,7 +182,7 @@ class TestResponse:
 class TestRun:
     PLAN = StepConfig(new="cue", conflicting="cue_as_lamp", steps=(4, 3, 3), constants=(1.0,), log_every=1)
 
-    def test_the_conflicting_data_are_the_new_tasks_with_a_word_exchanged(self, tuned: ExperimentConfig) -> None:  # noqa: F811
+    def test_the_conflicting_data_are_the_new_tasks_with_a_word_exchanged(self, tuned: ExperimentConfig) -> None:
         directory = write_conflicting(tuned.datasets, self.PLAN, "button", "lamp")
         assert write_conflicting(tuned.datasets, self.PLAN, "button", "lamp") == directory, "written once"
         one, other = replace(tuned.data, dataset="cue").build(tuned.datasets), EpisodeDataset(directory)
@@ -195,7 +195,7 @@ class TestRun:
         with pytest.raises(ValueError, match="without the word 'lever'"):
             write_conflicting(tuned.datasets, replace(self.PLAN, conflicting="cue_as_none"), "lever", "lamp")
 
-    def test_all_arms_are_one_run_until_the_loop_acts(self, tuned: ExperimentConfig, tmp_path: Path) -> None:  # noqa: F811
+    def test_all_arms_are_one_run_until_the_loop_acts(self, tuned: ExperimentConfig, tmp_path: Path) -> None:
         write_conflicting(tuned.datasets, self.PLAN, "button", "lamp")
         arms = self.PLAN.arms(closed_loop(tuned))
         ran = {name: respond(arm, self.PLAN, tmp_path / f"{name}.json") for name, arm in arms.items()}
@@ -209,7 +209,7 @@ class TestRun:
         assert max(of_loop) > 0
         assert response(ran[OPEN], self.PLAN, SENSITIVE).strength == 0
 
-    def test_an_arm_that_was_played_is_not_played_again(self, tuned: ExperimentConfig, tmp_path: Path) -> None:  # noqa: F811
+    def test_an_arm_that_was_played_is_not_played_again(self, tuned: ExperimentConfig, tmp_path: Path) -> None:
         write_conflicting(tuned.datasets, self.PLAN, "button", "lamp")
         arm = self.PLAN.arms(closed_loop(tuned))[CLOSED]
         lines = respond(arm, self.PLAN, tmp_path / "arm.json")

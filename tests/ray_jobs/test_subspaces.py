@@ -89,7 +89,7 @@ def test_bad_input_is_one_line(
 
 def test_fisher_information_is_of_the_weights_that_were_asked_for(config: SubspacesConfig, tmp_path: Path) -> None:
     adapters = LoRAConfig(last_layers=4, modules=("o_proj",), extra=("trunk.conv1",))
-    few = replace(config, adapters=adapters, fisher=FisherConfig(), probe=replace(config.probe, records=8))
+    few = replace(config, adapters=adapters, fisher=FisherConfig())
     read_teacher(few, tmp_path / "few")
     expected = {f"backbone.vlm.layers.{layer}.o_proj.weight" for layer in (2, 3, 4, 5)}
     assert set(DiagonalFisher.load(tmp_path / "few", {}).weights) == expected | {"backbone.vlm.trunk.conv1.weight"}

@@ -12,9 +12,9 @@ from ipvla.forgetting.drift import pool
 from ipvla.models.lora import LoRAConfig
 from ipvla.models.vla import IPVLA
 from ipvla.training.parallel import World
-from ipvla.training.probe_reader import ProbeReader
+from ipvla.training.probe_reader import ProbeReader, _joined
 from ipvla.training.probed_policy import ProbedPolicy
-from tests.training.test_protection import PROBE, tuned  # noqa: F401
+from tests.training.fine_tuning import PROBE
 
 LAYERS = (3, 5)
 #: What is trained, and whether it leaves alone what enters the language layers.
@@ -43,7 +43,7 @@ def embeddings(model: IPVLA, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize(("lora", "kept"), ADAPTED.values(), ids=list(ADAPTED))
 def test_vectors_are_those_of_the_student_as_it_is_now(
-    tuned: ExperimentConfig,  # noqa: F811
+    tuned: ExperimentConfig,
     lora: LoRAConfig | None,
     kept: bool,
     monkeypatch: pytest.MonkeyPatch,
@@ -65,12 +65,15 @@ def test_vectors_are_those_of_the_student_as_it_is_now(
         for layer in LAYERS:
             assert found[layer].dtype == torch.float64
             torch.testing.assert_close(found[layer], expected[layer], rtol=1e-4, atol=1e-5)
-    assert sizes == ([3, 1] if kept else [3, 2, 4]), "a record is embedded once where that can never change"
+    assert sizes == ([24] if kept else [3, 2, 4]), "the probe is embedded once where that can never change"
     assert model.training
 
 
-def test_prompts_of_different_lengths_are_read_alike_together_and_apart(tuned: ExperimentConfig) -> None:  # noqa: F811
+def test_blocks_with_longer_and_shorter_prompts_are_read_as_they_are_apart(
+    tuned: ExperimentConfig,
+) -> None:
     model, reader = opened(tuned, LoRAConfig(rank=2, last_layers=4))
+    model.eval()
     short, long = reader._embed([0]), reader._embed([1])
     longer = replace(  # as if the second prompt were two tokens longer
         long,
@@ -78,11 +81,11 @@ def test_prompts_of_different_lengths_are_read_alike_together_and_apart(tuned: E
         valid=torch.cat([long.valid, long.valid[:, -2:]], 1),
         instruction=torch.cat([long.instruction, long.instruction[:, -2:]], 1),
     )
-    model.eval()
-    reader._kept = {0: short, 1: longer}
-    together = reader.pool([0, 1], LAYERS)
-    for record in (0, 1):
-        alone = reader.pool([record], LAYERS)
-        for layer in LAYERS:
-            torch.testing.assert_close(together[layer][record], alone[layer][0], rtol=1e-4, atol=1e-5)
+    found = {}
+    for name, kept in {"short": short, "longer": longer, "both": _joined([short, longer])}.items():
+        reader._kept = kept
+        found[name] = reader.pool(range(len(kept.tokens)), LAYERS)
+    for layer in LAYERS:
+        apart = torch.cat([found["short"][layer], found["longer"][layer]])
+        torch.testing.assert_close(found["both"][layer], apart, rtol=1e-4, atol=1e-5)
     assert not model.training

@@ -25,7 +25,7 @@ from ipvla.training.surgery import (
     TwoSidedSurgeryConfig,
 )
 from ray_jobs.subspaces import SubspacesConfig, Teacher, masked_tokens
-from tests.training.fine_tuning import PROBE, Log, equal, finish, protected, trained, weights
+from tests.training.fine_tuning import PROBE, SENSITIVE, Log, equal, finish, protected, trained, weights
 
 IDLE: list[SurgeryConfig] = [
     HSWSurgeryConfig(),
@@ -40,7 +40,6 @@ STRONG: list[SurgeryConfig] = [
     RoutedMomentsSurgeryConfig(beta=0.5, gamma=0.0),
     TwoSidedSurgeryConfig(lam=10.0, kappa=0.01),
 ]
-SENSITIVE = ThermostatConfig(every=1, batch=12, calibration=2, lo_sigma=1e-4)
 
 
 def test_off_is_gone(tuned: ExperimentConfig) -> None:
