@@ -87,9 +87,11 @@ def trained(config: ExperimentConfig, sink: Sinks | None = None) -> Experiment:
     return experiment
 
 
-def finish(experiment: Experiment, config: ExperimentConfig, sink: Sinks | None = None) -> None:
+def finish(
+    experiment: Experiment, config: ExperimentConfig, sink: Sinks | None = None, world: World | None = None
+) -> None:
     state, lanes = experiment.state, experiment.lanes
-    train(state, lanes, config.training, config.optimizer, World(), sink or Sinks(), save=lambda: None)
+    train(state, lanes, config.training, config.optimizer, world or World(), sink or Sinks(), save=lambda: None)
 
 
 def weights(experiment: Experiment) -> dict[str, torch.Tensor]:
