@@ -22,8 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
-from ipvla.training.interpolation import interpolate
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -33,12 +33,16 @@ from benchmarks.forgetting_outcomes import Played, Point
 from benchmarks.forgetting_plan import Plan
 from benchmarks.forgetting_plot import plot_fronts
 from benchmarks.forgetting_readings import Readings, read
+from benchmarks.forgetting_sequence import SequenceRun, sequence_figures
 from benchmarks.forgetting_study import ForgettingStudy, methods
 from benchmarks.forgetting_tables import forgetting_tables
 from benchmarks.record import read_record, write_record
+from evaluators.success import SuccessConfig
+from evaluators.success_table import SuccessTable
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import SOURCE_TREE
+from ipvla.training.interpolation import interpolate
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
 from ray_jobs.collect import collect
@@ -65,6 +69,29 @@ class ForgettingBenchmark:
         readings = self._read(policies, seed)
         played = self._episodes(policies, readings, seed)
         return played["base"], {point: played[str(point)] for point in points}
+
+    def sequence(self, points: Sequence[Point], seed: int) -> dict[str, SequenceRun]:
+        """From these points, made by `play`, on to a second new task: method -> R over old, first and second."""
+        study = self.study
+        with self._stage(f"seed {seed}: {len(points)} policies learn a second task"):
+            for point in points:
+                config = study.second_subspaces(point, seed)
+                if not (config.artifacts / str(config.name) / "meta.json").exists():
+                    find(config)
+            runs = {f"seed {seed}, second, {p.method}": study.second_arguments(p, seed) for p in points}
+            train_side_by_side(runs, self.console)
+        policies = {"base": study.base(seed)}
+        for point in points:
+            policies[f"{point.method} after one"] = study.policy(point, seed)
+            policies[f"{point.method} after two"] = study.second_policy(point, seed)
+        tables = self._play(policies, study.sequence_success(seed), f"seed {seed}: the sequence", "sequence")
+        scores = {name: study.sequence_scores(table) for name, table in tables.items()}
+        return {
+            p.method: SequenceRun(
+                np.stack([scores["base"], scores[f"{p.method} after one"], scores[f"{p.method} after two"]])
+            )
+            for p in points
+        }
 
     def _collect(self) -> None:
         with self._stage("demonstrations"):
@@ -112,31 +139,40 @@ class ForgettingBenchmark:
     def _episodes(
         self, policies: Mapping[str, Path], readings: Mapping[str, Readings], seed: int
     ) -> dict[str, Played]:
+        title = f"seed {seed}: {len(policies)} policies on held-out layouts"
         played = {}
+        for name, table in self._play(policies, self.study.success(seed), title, self.study.purpose).items():
+            told = readings.get(name)
+            played[name] = Played.of(
+                table.results,
+                self.study.new_tasks,
+                told.questions if told else (),
+                told.kl if told else None,
+                told.drift if told else None,
+            )
+        return played
+
+    def _play(
+        self, policies: Mapping[str, Path], success: SuccessConfig, title: str, purpose: str
+    ) -> dict[str, SuccessTable]:
+        """Policy -> its table; the journal of each lies beside it, under the purpose's name."""
+        tables = {}
         with (
-            self._stage(f"seed {seed}: {len(policies)} policies on held-out layouts"),
-            self.study.success(seed).build(self.study.cache) as evaluation,
+            self._stage(title),
+            success.build(self.study.cache) as evaluation,
             episode_progress(self.console) as progress,
         ):
             bar = progress.add_task("episodes", total=len(policies) * len(evaluation.specs))
             for done, (name, directory) in enumerate(policies.items(), 1):
                 progress.update(bar, description=name)
-                table = evaluation.run(
+                tables[name] = evaluation.run(
                     name,
                     PolicySource(Policy.load, directory),
-                    directory.parent / f"episodes-{self.study.purpose}.sqlite",
+                    directory.parent / f"episodes-{purpose}.sqlite",
                     on_result=lambda _: progress.advance(bar),
                 )
                 progress.update(bar, completed=done * len(evaluation.specs))
-                told = readings.get(name)
-                played[name] = Played.of(
-                    table.results,
-                    self.study.new_tasks,
-                    told.questions if told else (),
-                    told.kl if told else None,
-                    told.drift if told else None,
-                )
-        return played
+        return tables
 
     @contextmanager
     def _stage(self, title: str) -> Iterator[None]:
@@ -166,7 +202,11 @@ def report(study: ForgettingStudy, benchmark: ForgettingBenchmark, console: Cons
     for seed in study.training_seeds:
         base, played = benchmark.play(plan.points, seed)
         comparison = plan.comparison(study, seed, base, played)
-        found = figures(comparison, 20 if study.quick else 2000) | {"recipe": study.recipe}
+        runs = benchmark.sequence([choice.final(name) for name in study.sequence_names], seed)
+        found = figures(comparison, 20 if study.quick else 2000) | {
+            "recipe": study.recipe,
+            "sequence": sequence_figures(study.sequence_chance, {name: {seed: run} for name, run in runs.items()}),
+        }
         if study.complete:
             found = publish(found, console)
         for table in forgetting_tables(found):

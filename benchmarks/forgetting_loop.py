@@ -3,13 +3,12 @@
 Controls: the strengths that a closed loop found are played again at their mean, and in another order. Both spend
 exactly what the loop spent; only the answer to the drift is gone. A loop that is no better than both adds nothing.
 
-Step response: a run is trained on the new task, then on one that contradicts an old skill, then on the new task
-again. It is one run in one process: weights, optimizer and Thermostat go on, the data are exchanged under them,
-and each phase begins an epoch of its dataset, so that no episode is cut and no memory crosses. (Three runs by
-`start_from` would each begin with a new optimizer, new adapters and another teacher; a dataset in that order would
-be shuffled.) The learning rate is constant after warm-up: what changes is the data alone. The contradiction is the
-new task's own demonstrations with its word exchanged: "press the red button" above a hand that presses the yellow
-one beside it.
+Step response: a run is trained on the new task, then on one that contradicts it and every old skill, then on the
+new task again. It is one run in one process: weights, optimizer and Thermostat go on, the data are exchanged under
+them, and each phase begins an epoch of its dataset, so that no episode is cut and no memory crosses. (Three runs
+by `start_from` would each begin with a new optimizer, new adapters and another teacher; a dataset in that order
+would be shuffled.) The learning rate is constant after warm-up: what changes is the data alone. The contradiction
+is the new task's own demonstrations mirrored: the same pictures and words, but the hand is to go the other way.
 
 Compared are the open loop, constant strengths, and the closed loop. All take the same readings; the open loop is
 the constant 0. A run's metrics are the lines of its `metrics.jsonl`.
@@ -18,7 +17,6 @@ the constant 0. A run's metrics are the lines of its `metrics.jsonl`.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -96,14 +94,14 @@ class StepConfig:
 
     Attributes:
         new: dataset of the new task.
-        conflicting: dataset that contradicts an old skill, as `write_conflicting` makes it.
+        conflicting: dataset that contradicts it, as `write_conflicting` makes it.
         steps: of the three phases, each a multiple of `thermostat.every`; calibration ends within the first.
         constants: strengths in (0, 1] that are held against the closed loop.
         log_every: training steps from one mean of the loss to the next.
     """
 
     new: str = "yellow"
-    conflicting: str = "yellow_as_red"
+    conflicting: str = "yellow_mirrored"
     steps: tuple[int, int, int] = (150, 150, 150)
     constants: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     log_every: int = 5
@@ -132,7 +130,7 @@ class StepConfig:
             ValueError: there is no Thermostat, it replays, or the phases do not fit it.
         """
         protection = config.protected_by
-        thermostat = protection and protection.thermostat
+        thermostat = protection.thermostat if protection else None
         if protection is None or thermostat is None or thermostat.mode == "replay":
             raise ValueError("a step response needs an experiment with forgetting.thermostat in a closed loop")
         if any(steps % thermostat.every for steps in self.steps):
@@ -293,43 +291,40 @@ def plot_response(runs: Mapping[str, Sequence[Sequence[Line]]], plan: StepConfig
     figure.savefig(path, dpi=130)
 
 
-def write_conflicting(data_root: Path, plan: StepConfig, word: str, instead: str) -> Path:
-    """Writes `plan.conflicting`, if it is not there yet: `plan.new` with a word exchanged in what is said.
+def write_conflicting(data_root: Path, plan: StepConfig, columns: Sequence[int] = (0, 1)) -> Path:
+    """Writes `plan.conflicting`, if it is not there yet: `plan.new` with these columns of the action negated.
+
+    Args:
+        columns: by default sideways and forward, in the suites' actions.
 
     Raises:
         DatasetError: the new task's dataset is missing or damaged.
-        ValueError: no instruction has the word.
     """
     target = dataset_directory(data_root, plan.conflicting)
     if not target.exists():
         dataset = EpisodeDataset(dataset_directory(data_root, plan.new))
         size = dataset.frame(0, 0, dataset.cameras[0]).shape[0]
-        write_rlds(data_root, plan.conflicting, _reworded(dataset, word, instead), size)
+        write_rlds(data_root, plan.conflicting, _mirrored(dataset, list(columns)), size)
     return target
 
 
-def _reworded(dataset: EpisodeDataset, word: str, instead: str) -> Iterator[Episode]:
-    pattern = re.compile(rf"\b{re.escape(word)}\b")
+def _mirrored(dataset: EpisodeDataset, columns: list[int]) -> Iterator[Episode]:
     for index in range(len(dataset)):
         episode = dataset.episode(index)
-        if not pattern.search(episode.instruction):
-            raise ValueError(
-                f"episode {index} of {dataset.directory} says {episode.instruction!r}, without the word {word!r}; "
-                "name the word that makes the task"
-            )
-        frames = {
-            camera: np.stack([dataset.frame(index, t, camera) for t in range(len(episode))])
-            for camera in dataset.cameras
-        }
+        action = episode.action.copy()
+        action[:, columns] *= -1
         yield Episode(
             task=episode.task,
             family=episode.family,
-            instruction=pattern.sub(instead, episode.instruction),
+            instruction=episode.instruction,
             seed=episode.seed,
-            images=frames,
+            images={
+                camera: np.stack([dataset.frame(index, t, camera) for t in range(len(episode))])
+                for camera in dataset.cameras
+            },
             state=episode.state,
-            action=episode.action,
-            reasoning=tuple(pattern.sub(instead, text) for text in episode.reasoning),
+            action=action,
+            reasoning=episode.reasoning,
             questions=episode.questions,
             answers=episode.answers,
         )

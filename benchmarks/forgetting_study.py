@@ -13,12 +13,14 @@ from typing import Any
 import draccus
 import numpy as np
 
-from benchmarks.forgetting_choice import Choice
+from benchmarks.forgetting_choice import Choice, success
 from benchmarks.forgetting_loop import controls, trace
-from benchmarks.forgetting_outcomes import Point, Skill
+from benchmarks.forgetting_outcomes import Played, Point, Skill
 from benchmarks.forgetting_readings import ReadingsConfig
+from evaluators.forgetting import FloatArray
 from evaluators.grounding import GroundingConfig, tabulate
 from evaluators.success import SuccessConfig
+from evaluators.success_table import SuccessTable
 from ipvla.experiment import ExperimentConfig
 from ipvla.sim.suites import load_suite
 from ipvla.storage import SOURCE_TREE, StorageRoots
@@ -35,7 +37,7 @@ _SLICE = 1000
 #: Pictures that questions are about.
 _ASKED = ("ground_red", "recall", "place")
 #: Datasets of demonstrations, by the name of their preset.
-COLLECTIONS = ("pretraining", "new_task", "replay")
+COLLECTIONS = ("pretraining", "new_task", "replay", "second_task")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Method:
         replays: "shuffled" or "mean": the gains are those of a closed loop's run (`forgetting_loop.controls`). Its
             points are named by `replay_of`, it has no strengths.
         constant: of a closed loop, the method that has constant gains instead.
+        sequence: a second new task is learned after the first one.
     """
 
     role: str
@@ -63,6 +66,7 @@ class Method:
     interpolates: str | None = None
     replays: str | None = None
     constant: str | None = None
+    sequence: bool = False
 
 
 @cache
@@ -129,7 +133,7 @@ class ForgettingStudy(StorageRoots):
     @property
     def collections(self) -> tuple[CollectConfig, ...]:
         """Demonstrations of pretraining, new task and replay, and the probe's episodes."""
-        named = [parse(CollectConfig, self._preset(f"collect_{name}")) for name in COLLECTIONS]
+        named = [self._collected(name) for name in COLLECTIONS]
         probe = parse(CollectConfig, self._preset("collect_probe"))
         return *named, replace(probe, data_root_dir=self.probes)
 
@@ -192,6 +196,26 @@ class ForgettingStudy(StorageRoots):
         flags = {n: v for n, v in self._flags(closed, seed).items() if not n.startswith("forgetting.thermostat")}
         return {**flags, "forgetting.thermostat": draccus.encode(control)}
 
+    def second_subspaces(self, point: Point, seed: int) -> SubspacesConfig:
+        """ICSM of the policy at a point, from which the second new task is learned."""
+        flags = {"teacher": self.policy(point, seed), "name": f"{self._artifact(seed, point.method)}_second"}
+        return parse(SubspacesConfig, [*self._preset("subspaces"), *_arguments(flags)])
+
+    def second_arguments(self, point: Point, seed: int) -> list[str]:
+        """`ray_jobs.train` for the second new task, from the policy at a point and by its method."""
+        flags = {
+            **self._flags(point, seed),
+            "start_from": self.policy(point, seed),
+            "data.dataset": self._collected("second_task").dataset,
+        }
+        if "forgetting.artifact" in flags:
+            flags["forgetting.artifact"] = self.second_subspaces(point, seed).name
+        return [*self._fine_tuning, *self._run_flags(f"second-{_run_name(point)}", seed), *_arguments(flags)]
+
+    def second_policy(self, point: Point, seed: int) -> Path:
+        """Where the policy that has learned both tasks lies."""
+        return parse(ExperimentConfig, self.second_arguments(point, seed)).run_directory / "policy"
+
     def training(self, point: Point, seed: int) -> ExperimentConfig:
         return parse(ExperimentConfig, self.arguments(point, seed))
 
@@ -218,7 +242,7 @@ class ForgettingStudy(StorageRoots):
     @property
     def new_tasks(self) -> tuple[str, ...]:
         """Those that the base policy has never seen."""
-        seen = parse(CollectConfig, self._preset("collect_pretraining")).demonstrations
+        seen = self._collected("pretraining").demonstrations
         return tuple(task for task in self.success(self.training_seeds[0]).episodes if task not in seen)
 
     @property
@@ -232,6 +256,36 @@ class ForgettingStudy(StorageRoots):
         suite = load_suite(config.suite, self.cache)
         tasks = [suite.task(name) for name in config.episodes if (name in self.new_tasks) == new]
         return {task.name: Skill(task.family, task.chance) for task in tasks}
+
+    def sequence_success(self, seed: int) -> SuccessConfig:
+        """The layouts on which policies of the sequence are played."""
+        config = parse(EvaluateConfig, [*self._preset("sequence"), "--policies", '["any"]']).success
+        return replace(config, first_layout=config.first_layout + _SLICE * seed)
+
+    @property
+    def sequence_names(self) -> tuple[str, ...]:
+        """Methods that learn a second task."""
+        return tuple(name for name in self.names if methods()[name].sequence)
+
+    @property
+    def sequence_chance(self) -> dict[str, float]:
+        """The sequence's tasks with their chance: all old skills count as one, the first."""
+        suite = load_suite("recall", self.cache)
+        old = [skill.chance for skill in self.skills(new=False).values()]
+        second = next(iter(self._collected("second_task").demonstrations))
+        first = self.new_tasks[0]
+        return {
+            "old skills": float(np.mean(old)),
+            first: suite.task(first).chance,
+            second: suite.task(second).chance,
+        }
+
+    def sequence_scores(self, table: SuccessTable) -> FloatArray:
+        """float64 [3]: success on the sequence's tasks, of old skills as everywhere in this study."""
+        _, *new_tasks = self.sequence_chance
+        played = Played.of(table.results, new_tasks)
+        rates = [np.mean(list(played.new[task].values())) for task in new_tasks]
+        return np.array([success(played.old, self.skills(new=False)), *rates], np.float64)
 
     def question_chance(self, seed: int) -> float:
         """Share of a seed's questions that the most frequent answers get right."""
@@ -274,6 +328,9 @@ class ForgettingStudy(StorageRoots):
         preset = "tune" if self.tune and not self.quick else "evaluate"
         config = parse(EvaluateConfig, [*self._preset(preset), "--policies", '["any"]']).success
         return replace(config, first_layout=config.first_layout + _SLICE * seed)
+
+    def _collected(self, name: str) -> CollectConfig:
+        return parse(CollectConfig, self._preset(f"collect_{name}"))
 
     @property
     def _fine_tuning(self) -> list[str]:

@@ -60,7 +60,8 @@ class ExperimentConfig(StorageRoots):
         seed: of the weights; `lanes.seed` is that of the data's order.
         num_workers: training workers; use_gpu: one GPU each.
         start_from: directory of a trained policy whose weights and normalisation this run begins with, if any; a
-            memory of another mechanism begins afresh.
+            memory of another mechanism begins afresh. Its LoRA adapters are merged, so that fine-tuning can go on from
+            task to task.
         parent_run_id: the MLflow run that this one is nested under, if any.
         forgetting: protection of what `start_from` knows, or None.
     """
@@ -125,7 +126,7 @@ class ExperimentConfig(StorageRoots):
             ValueError: the policy in `start_from` has other sizes, or `forgetting.method` does not fit the model.
         """
         dataset = self.data.build(self.datasets)
-        start = None if self.start_from is None else Policy.load(self.start_from)
+        start = None if self.start_from is None else Policy.load(self.start_from).merged()
         torch.manual_seed(self.seed)
         transforms = Transforms(
             statistics=dataset.statistics() if start is None else start.transforms.statistics,

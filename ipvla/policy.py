@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ipvla.data.transforms import Transforms
+from ipvla.models.lora import merge_adapters
 from ipvla.models.vla import IPVLA, IPVLAConfig
 from ipvla.types import Memory, Observation
 
@@ -59,6 +61,18 @@ class Policy:
         t = torch.tensor([o.t for o in observations], device=device)
         actions, memory = self.model.act(inputs, memory, t)
         return self.transforms.denormalise(actions), memory
+
+    def merged(self) -> Policy:
+        """The same policy without adapters, what they have learned being in the weights.
+
+        Raises:
+            ValueError: its adapters are not LoRA.
+        """
+        if self.config.adapted is None:
+            return self
+        model = copy.deepcopy(self.model)
+        merge_adapters(model.backbone)
+        return replace(self, config=replace(self.config, lora=None), model=model)
 
     def describe(self) -> dict[str, str]:
         """What a result says about the policy that made it."""

@@ -35,7 +35,7 @@ class SubspacesConfig(StorageRoots):
     """From a trained policy and a probe to `artifact_dir/NAME`.
 
     Attributes:
-        teacher: directory of the policy that fine-tuning will start from.
+        teacher: directory of the policy that fine-tuning will start from; its LoRA adapters are merged, as there.
         name: of the artifact; by default icsm_, the backbone's name and, of a control, _ and its order.
         probe: records to read the teacher on. A probe is collected once, on layouts of its own:
             python -m ray_jobs.collect --dataset recall_probe --seed 7 --data_root_dir STORAGE_ROOT/probe ...
@@ -81,15 +81,13 @@ class Teacher:
 
     @classmethod
     def open(cls, config: SubspacesConfig) -> Teacher:
-        """CheckpointError or DatasetError if policy or probe are missing or damaged; ValueError for adapters."""
+        """CheckpointError or DatasetError if policy or probe are missing or damaged; ValueError for OSF."""
         if config.teacher is None:
             raise ValueError(
                 "teacher is not given; name a policy's directory, e.g. --teacher runs/STUDY/NAME/policy"
             )
         device = "cuda" if config.use_gpu else "cpu"
-        policy = Policy.load(config.teacher, device)
-        if policy.config.adapted is not None:
-            raise ValueError(f"{config.teacher} has adapters; the teacher is the policy that they are put on")
+        policy = Policy.load(config.teacher, device).merged()
         return cls(policy, config.teacher, config.probe.build(config.probes))
 
 

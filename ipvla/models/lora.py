@@ -49,6 +49,16 @@ class LoRAConfig(AdaptedModules):
         )
 
 
+def merge_adapters(backbone: Backbone) -> None:
+    """Adds what LoRA adapters have learned to the weights and takes the adapters away; the function stays.
+
+    Raises:
+        ValueError: the backbone has adapters of another kind.
+    """
+    if adapters(backbone):
+        backbone.vlm = backbone.vlm.merge_and_unload()
+
+
 def save_adapters(backbone: Backbone, directory: Path) -> None:
     """Writes a backbone's adapters as `PeftModel.from_pretrained(base, directory)` reads them."""
     backbone.vlm.save_pretrained(str(directory))

@@ -91,7 +91,7 @@ def closed_loop(config: ExperimentConfig) -> ExperimentConfig:
 
 class TestPlan:
     def test_phases_are_new_conflicting_new(self) -> None:
-        assert PLAN.phases == (("yellow", 1, 30), ("yellow_as_red", 31, 60), ("yellow", 61, 90))
+        assert PLAN.phases == (("yellow", 1, 30), ("yellow_mirrored", 31, 60), ("yellow", 61, 90))
 
     def test_arms_differ_in_the_thermostat_alone_and_keep_the_learning_rate(self, tuned: ExperimentConfig) -> None:
         arms = PLAN.arms(closed_loop(tuned))
@@ -180,23 +180,25 @@ class TestResponse:
 
 
 class TestRun:
-    PLAN = StepConfig(new="cue", conflicting="cue_as_lamp", steps=(4, 3, 3), constants=(1.0,), log_every=1)
+    PLAN = StepConfig(new="cue", conflicting="cue_mirrored", steps=(4, 3, 3), constants=(1.0,), log_every=1)
 
-    def test_the_conflicting_data_are_the_new_tasks_with_a_word_exchanged(self, tuned: ExperimentConfig) -> None:
-        directory = write_conflicting(tuned.datasets, self.PLAN, "button", "lamp")
-        assert write_conflicting(tuned.datasets, self.PLAN, "button", "lamp") == directory, "written once"
+    def test_the_conflicting_data_are_the_new_tasks_with_the_hand_going_the_other_way(
+        self,
+        tuned: ExperimentConfig,
+    ) -> None:
+        directory = write_conflicting(tuned.datasets, self.PLAN)
+        assert write_conflicting(tuned.datasets, self.PLAN) == directory, "written once"
         one, other = replace(tuned.data, dataset="cue").build(tuned.datasets), EpisodeDataset(directory)
         assert len(one) == len(other)
         for index in (0, len(one) - 1):
             ours, theirs = one.episode(index), other.episode(index)
-            assert (ours.instruction, theirs.instruction) == ("press the button", "press the lamp")
-            assert np.array_equal(ours.action, theirs.action)
+            assert np.array_equal(ours.action * [-1, -1, 1, 1, 1, 1, 1], theirs.action)
+            assert (ours.instruction, ours.reasoning) == (theirs.instruction, theirs.reasoning)
+            assert np.array_equal(ours.state, theirs.state)
             assert np.array_equal(one.frame(index, 3, "agentview"), other.frame(index, 3, "agentview"))
-        with pytest.raises(ValueError, match="without the word 'lever'"):
-            write_conflicting(tuned.datasets, replace(self.PLAN, conflicting="cue_as_none"), "lever", "lamp")
 
     def test_all_arms_are_one_run_until_the_loop_acts(self, tuned: ExperimentConfig, tmp_path: Path) -> None:
-        write_conflicting(tuned.datasets, self.PLAN, "button", "lamp")
+        write_conflicting(tuned.datasets, self.PLAN)
         arms = self.PLAN.arms(closed_loop(tuned))
         ran = {name: respond(arm, self.PLAN, tmp_path / f"{name}.json") for name, arm in arms.items()}
         d = {name: [line["probe/d"] for line in lines if "probe/d" in line] for name, lines in ran.items()}
@@ -210,7 +212,7 @@ class TestRun:
         assert response(ran[OPEN], self.PLAN, SENSITIVE).strength == 0
 
     def test_an_arm_that_was_played_is_not_played_again(self, tuned: ExperimentConfig, tmp_path: Path) -> None:
-        write_conflicting(tuned.datasets, self.PLAN, "button", "lamp")
+        write_conflicting(tuned.datasets, self.PLAN)
         arm = self.PLAN.arms(closed_loop(tuned))[CLOSED]
         lines = respond(arm, self.PLAN, tmp_path / "arm.json")
         gone = replace(arm, start_from=arm.start_from, data_root_dir=tmp_path / "nowhere")

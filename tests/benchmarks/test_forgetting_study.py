@@ -8,6 +8,10 @@ from benchmarks.forgetting_choice import Choice, choose, success
 from benchmarks.forgetting_outcomes import ROLES, USES, Played, Point, Skill
 from benchmarks.forgetting_plan import Plan
 from benchmarks.forgetting_study import ForgettingStudy, methods, replay_of, replayed
+from evaluators.success_table import SuccessTable
+from ipvla.experiment import ExperimentConfig
+from ipvla.types import EpisodeResult, EpisodeSpec
+from ray_jobs.settings import parse
 
 TRAINED = [name for name, method in methods().items() if not (method.replays or method.interpolates)]
 NEW = {"yellow": Skill("ground", 1 / 3)}
@@ -127,3 +131,28 @@ def test_the_loop_that_is_replayed_is_the_best_one_on_the_tuning_seed(study):
     assert replayed(replay_of(closed, "loop_shuffled")) == closed
     places = [point.method for point in plan.points]
     assert places.index("two_sided_thermostat") < places.index("loop_shuffled")
+
+
+def test_the_second_task_is_learned_from_where_the_first_one_ended_by_the_same_method(study):
+    point = study.points("ewc")[-1]
+    first, second = study.training(point, 2), parse(ExperimentConfig, study.second_arguments(point, 2))
+    assert second.start_from == study.policy(point, 2)
+    assert second.forgetting.method == first.forgetting.method
+    assert second.forgetting.artifact == study.second_subspaces(point, 2).name != first.forgetting.artifact
+    assert second.data.dataset != first.data.dataset
+    assert replace(second, data=first.data, start_from=first.start_from, forgetting=first.forgetting) == replace(
+        first, name=second.name
+    )
+
+
+def test_the_sequence_scores_old_skills_as_a_mean_over_families(study):
+    def result(task, trial, ok):
+        outcome = "success" if ok else "timeout"
+        return EpisodeResult(EpisodeSpec("recall", task, trial, trial), outcome, 1, 1, 0.0, 0.0)
+
+    rows = {"ground_red": [1, 1], "ground_green": [1, 1], "ground_blue": [1, 1], "recall": [0, 0], "place": [1, 0]}
+    rows |= {"ground_yellow": [1, 0], "count_red1_blue1": [0, 0]}
+    results = tuple(result(task, i, ok) for task, outcomes in rows.items() for i, ok in enumerate(outcomes))
+    scores = study.sequence_scores(SuccessTable("p", (), (), results))
+    assert scores == pytest.approx([(1 + 0 + 0.5) / 3, 0.5, 0.0])
+    assert list(study.sequence_chance) == ["old skills", "ground_yellow", "count_red1_blue1"]

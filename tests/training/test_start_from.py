@@ -106,3 +106,25 @@ def test_a_dataset_without_plans_cannot_train_the_prompt_memory(make_experiment:
     config = make_experiment(data=DataConfig(dataset="unspoken", image_size=SIZE))
     with pytest.raises(DatasetError, match="no plans"):
         with_memory(config, PromptMemoryConfig(plan_tokens=12)).build(World())
+
+
+def test_the_adapters_of_an_earlier_fine_tuning_are_merged(
+    start: tuple[ExperimentConfig, IPVLA, Path], tmp_path: Path
+) -> None:
+    config, _, directory = start
+    lora = replace(config, start_from=directory, model=replace(config.model, lora=LoRAConfig(rank=2)))
+    first = lora.build(World()).policy
+    with torch.no_grad():
+        for name, parameter in first.model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1)
+    first.save(tmp_path / "first")
+    second = replace(lora, start_from=tmp_path / "first").build(World())
+    batch = next(second.lanes.batches(second.state.position))[1]
+    memory = first.initial_memory(config.lanes.lanes)
+    losses = [float(p.model.eval().loss(batch, memory)[0]) for p in (first, first.merged(), second.policy)]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4), "three forms of one function"
+    plain = replace(config, start_from=directory).build(World()).policy
+    assert float(plain.model.eval().loss(batch, memory)[0]) != pytest.approx(losses[0], rel=1e-3)
+    assert first.merged().config == plain.config
+    assert plain.merged() is plain, "nothing to merge"
