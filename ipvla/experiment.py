@@ -60,7 +60,7 @@ class ExperimentConfig(StorageRoots):
         seed: of the weights; `lanes.seed` is that of the data's order.
         num_workers: training workers; use_gpu: one GPU each.
         start_from: directory of a trained policy whose weights and normalisation this run begins with, if any; a
-            memory of another mechanism begins afresh. Its LoRA adapters are merged: tasks can be learned in sequence.
+            memory of another mechanism begins afresh. Its LoRA adapters are merged, for the next task.
         parent_run_id: the MLflow run that this one is nested under, if any.
         forgetting: protection of what `start_from` knows, or None.
     """
