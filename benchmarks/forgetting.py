@@ -15,10 +15,8 @@ two minutes, in a temporary directory; its results mean nothing.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from benchmarks.forgetting_sequence import SequenceRun, sequence_figures
 from benchmarks.forgetting_study import ForgettingStudy, methods
 from benchmarks.forgetting_tables import forgetting_tables
 from benchmarks.record import read_record, write_record
+from benchmarks.scratch import placed
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
 from ipvla.policy import Policy
@@ -49,7 +48,7 @@ from ray_jobs.collect import collect
 from ray_jobs.progress import CollectionDisplay, episode_progress
 from ray_jobs.quickstart import Stopwatch
 from ray_jobs.side_by_side import train_side_by_side
-from ray_jobs.subspaces import find
+from ray_jobs.subspaces import SubspacesConfig, find
 
 
 class ForgettingBenchmark:
@@ -75,9 +74,7 @@ class ForgettingBenchmark:
         study = self.study
         with self._stage(f"seed {seed}: {len(points)} policies learn a second task"):
             for point in points:
-                config = study.second_subspaces(point, seed)
-                if not (config.artifacts / str(config.name) / "meta.json").exists():
-                    find(config)
+                _find_once(study.second_subspaces(point, seed))
             runs = {f"seed {seed}, second, {p.method}": study.second_arguments(p, seed) for p in points}
             train_side_by_side(runs, self.console)
         policies = {"base": study.base(seed)}
@@ -104,8 +101,7 @@ class ForgettingBenchmark:
             train_side_by_side({f"seed {seed}, base": self.study.base_arguments(seed)}, self.console)
         with self._stage(f"seed {seed}: subspaces"):
             for config in self.study.subspaces(seed):
-                if not (config.artifacts / str(config.name) / "meta.json").exists():
-                    find(config)
+                _find_once(config)
 
     def _train(self, points: Sequence[Point], seed: int) -> None:
         """Runs that replay another's gains come after it."""
@@ -183,6 +179,11 @@ class ForgettingBenchmark:
         self.console.print(f"{title}: {(after - before) / 60:.1f} minutes; {after / 60:.1f} in all")
 
 
+def _find_once(config: SubspacesConfig) -> None:
+    if not (config.artifacts / str(config.name) / "meta.json").exists():
+        find(config)
+
+
 def tune(study: ForgettingStudy, benchmark: ForgettingBenchmark, console: Console) -> None:
     """Plays every point of every method on the tuning seed, and writes down which are to be reported."""
     points = [point for name in study.names if not methods()[name].replays for point in study.points(name)]
@@ -226,15 +227,10 @@ def publish(found: dict[str, Any], console: Console) -> dict[str, Any]:
 
 def main(study: ForgettingStudy) -> None:
     """Chooses or reports."""
-    if study.quick and study.storage_root is None:
-        with tempfile.TemporaryDirectory() as scratch:
-            return main(replace(study, storage_root=Path(scratch)))
-    study.prepare()
     console = Console()
-    with connect(study):
-        benchmark = ForgettingBenchmark(study, console)
-        (tune if study.tune else report)(study, benchmark, console)
-    return None
+    with placed(study, study.quick) as here, connect(here):
+        benchmark = ForgettingBenchmark(here, console)
+        (tune if here.tune else report)(here, benchmark, console)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,10 @@ about two minutes, in a temporary directory; its results mean nothing.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import draccus
@@ -34,6 +32,7 @@ from benchmarks.memory_figures import delay_figures, joined, plot_delays, succes
 from benchmarks.memory_plan import EVERY, ONCE, plan_figures, play
 from benchmarks.memory_study import MemoryStudy, drop_memory, mechanisms, reason_at_every_step, run_name
 from benchmarks.record import read_record, write_record
+from benchmarks.scratch import placed
 from benchmarks.tables import memory_tables, target_rows
 from evaluators.success_table import SuccessTable
 from ipvla.data.rlds import EpisodeDataset
@@ -245,18 +244,13 @@ def _training_recipe(experiment: ExperimentConfig) -> dict[str, Any]:
 
 def main(study: MemoryStudy) -> None:
     """Runs what is missing, shows the tables, and records them if they are complete."""
-    if study.quick and study.storage_root is None:
-        with tempfile.TemporaryDirectory() as scratch:
-            return main(replace(study, storage_root=Path(scratch)))
-    study.prepare()
     console = Console()
-    with connect(study):
-        figures = MemoryBenchmark(study, console).run()
+    with placed(study, study.quick) as here, connect(here):
+        figures = MemoryBenchmark(here, console).run()
     for table in memory_tables(figures):
         console.print(Markdown(table))
     if study.complete:
         publish(study, figures, console)
-    return None
 
 
 def publish(study: MemoryStudy, figures: dict[str, Any], console: Console) -> None:

@@ -161,17 +161,23 @@ def test_under_gpm_a_module_answers_the_teachers_inputs_as_the_teacher_does(
     assert all(adapter.b.any() for adapter in adapters(experiment.state.model.backbone).values())
 
 
-@pytest.mark.parametrize("method", RIVALS, ids=str)
-def test_a_run_that_stopped_goes_on_as_if_it_had_not(
-    tuned: ExperimentConfig, tmp_path: Path, method: SurgeryConfig
-) -> None:
-    config = protected(tuned, method)
+def interrupted(config: ExperimentConfig, tmp_path: Path) -> Experiment:
+    """Trained to the end from a checkpoint that was taken after three steps."""
     first = config.build(World())
     steps(first, config, 3)
     save_checkpoint(tmp_path / "checkpoint", first.state, first.policy, World(), config.identity)
     resumed = config.build(World())
     load_checkpoint(tmp_path / "checkpoint", resumed.state, World(), config.identity)
     finish(resumed, config)
+    return resumed
+
+
+@pytest.mark.parametrize("method", RIVALS, ids=str)
+def test_a_run_that_stopped_goes_on_as_if_it_had_not(
+    tuned: ExperimentConfig, tmp_path: Path, method: SurgeryConfig
+) -> None:
+    config = protected(tuned, method)
+    resumed = interrupted(config, tmp_path)
     whole = trained(config)
     assert equal(resumed, whole)
     assert not equal(whole, trained(tuned))
@@ -203,13 +209,7 @@ def test_what_was_trained_under_osf_or_corda_comes_back_as_a_policy(
 
 def test_osf_goes_on_from_a_checkpoint(tuned: ExperimentConfig, tmp_path: Path) -> None:
     config = replace(tuned, model=replace(tuned.model, lora=None, osf=OSFConfig(last_layers=4)))
-    first = config.build(World())
-    steps(first, config, 3)
-    save_checkpoint(tmp_path / "checkpoint", first.state, first.policy, World(), config.identity)
-    resumed = config.build(World())
-    load_checkpoint(tmp_path / "checkpoint", resumed.state, World(), config.identity)
-    finish(resumed, config)
-    assert equal(resumed, trained(config))
+    assert equal(interrupted(config, tmp_path), trained(config))
 
 
 @pytest.fixture
