@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.forgetting_tables import FORGETTING
-from benchmarks.markdown import line
+from benchmarks.markdown import head, line
 from benchmarks.record import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -190,11 +190,24 @@ def _plan(figures: Mapping[str, Any]) -> str:
     return "\n".join([*rows, "", tested])
 
 
+def _use(figures: Mapping[str, Any]) -> str:
+    """Of `ray_jobs.memory_use`: by probe, what is left of the undisturbed successes at each t."""
+    rows: dict[str, dict[int, str]] = {}
+    for row in figures["tasks"]:
+        low, high = row["lost95"]
+        lost = f"lost {row['lost']:.2f} ({low:.2f} to {high:.2f})"
+        rows.setdefault(row["probe"], {})[row["t"]] = f"{row['undisturbed']} -> {row['k']} of {row['n']}, {lost}"
+    times = list(next(iter(rows.values())))
+    headings = head("memory", *(f"from step {t}" for t in times))
+    return "\n".join([*headings, *(line(name, *(cells[t] for t in times)) for name, cells in rows.items())])
+
+
 _MEMORY: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "families": _families,
     "delays": _delays,
     "plan": _plan,
     "costs": _costs,
+    "use": _use,
 }
 
 
