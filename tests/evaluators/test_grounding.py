@@ -148,7 +148,8 @@ class TestRecordsOfTheSimulator:
                 with pytest.raises(TypeError, match="not callable"):
                     SMALL.build(cache)
         assert digest(SMALL.build(cache)) == digest(records)
-        assert path.read_bytes() == whole
+        monkeypatch.setattr("evaluators.grounding.load_suite", None)
+        assert digest(SMALL.build(cache)) == digest(records)
 
     def test_a_task_that_nothing_can_be_asked_about_is_refused(self, cache: Path) -> None:
         with pytest.raises(ValueError, match="nothing can be asked about 'cups'; leave it out"):
