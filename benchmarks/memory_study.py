@@ -19,7 +19,7 @@ from ray_jobs.evaluate import EvaluateConfig
 from ray_jobs.settings import did_you_mean, parse
 
 _PRESETS = SOURCE_TREE / "ray_jobs" / "experiments" / "memory"
-_QUICK = ("none", "prompt")
+_QUICK = ("prompt",)
 #: Held-out layouts from one seed's slice to the next one's.
 _SLICE = 1000
 
@@ -38,7 +38,7 @@ class MemoryStudy(StorageRoots):
 
     Attributes:
         quick: everything in small, in a temporary place unless a storage root is given; results mean nothing.
-        mechanisms: names of `ray_jobs/experiments/memory/mechanisms.yaml`; empty for all, or two if quick.
+        mechanisms: names of `ray_jobs/experiments/memory/mechanisms.yaml`; empty for all, or one if quick.
         seeds: of the training runs; each has its own starting policy and its own held-out layouts.
     """
 

@@ -12,7 +12,6 @@ from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t as student_t  # type: ignore[import-untyped]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -153,6 +152,8 @@ def interval(value: float, resampled: FloatArray, seeds: int, confidence: float 
         raise ValueError(f"{len(resampled)} draws from {seeds} seeds give no interval; have at least one of both")
     if seeds == 1:
         return Estimate(value, math.nan, math.nan)
+    from scipy.stats import t as student_t  # type: ignore[import-untyped]  # takes a second
+
     t = float(student_t.ppf((1 + confidence) / 2, seeds - 1))
     tail = NormalDist().cdf(-t * math.sqrt(seeds / (seeds - 1)))
     low, high = np.quantile(resampled, [tail, 1 - tail]).tolist()

@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer, get_device
 
 from ipvla.experiment import ExperimentConfig
 from ipvla.models.lora import save_adapters
-from ipvla.policy import CheckpointError, Policy
+from ipvla.policy import CheckpointError
 from ipvla.tracking import ConsoleSink, JsonlSink, MetricSink, Sinks, read_jsonl
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
 from ipvla.training.loop import train
@@ -91,6 +91,7 @@ def train_policy(config: ExperimentConfig) -> TrainSummary:
 
 
 def _fit(config: ExperimentConfig) -> None:
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # else a run ends 2 s after its work
     resources = {"CPU": float(config.training.threads), **({"GPU": 1.0} if config.use_gpu else {})}
     trainer = TorchTrainer(
         train_worker,
@@ -164,11 +165,9 @@ def summarise(config: ExperimentConfig) -> TrainSummary:
 def main(config: ExperimentConfig) -> None:
     """Trains, then says where the policy lies."""
     summary = train_policy(config)
-    policy = Policy.load(summary.policy)
-    sizes = policy.describe()
     print(
         f"{summary.steps} steps at {summary.frames_per_s:.0f} frames/s, final loss {summary.final_loss:.4f}; "
-        f"{sizes['parameters']} parameters in {summary.policy}"
+        f"the policy is in {summary.policy}"
     )
 
 

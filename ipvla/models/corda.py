@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import peft
 import torch
-from peft.tuners.lora.corda import CordaEigens, collect_eigens_for_layer
 from torch import Tensor
 
 from ipvla.models.backbones.protocol import Backbone
@@ -25,6 +23,9 @@ def begin_by_corda(backbone: Backbone, covariances: Mapping[str, Tensor]) -> Non
     Raises:
         ValueError: a module has no covariance, one of another size, or fewer than r singular values.
     """
+    import peft  # takes seconds
+    from peft.tuners.lora.corda import CordaEigens, collect_eigens_for_layer
+
     prefix = "base_model.model."
     for path, layer in backbone.vlm.named_modules():
         if isinstance(layer, peft.tuners.lora.Linear):

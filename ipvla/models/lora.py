@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import peft
 from torch import nn
 
 from ipvla.models.adapted_modules import AdaptedModules
@@ -42,6 +41,8 @@ class LoRAConfig(AdaptedModules):
         Raises:
             ValueError: no module of the backbone has such a name.
         """
+        import peft  # takes seconds
+
         pattern = self.existing_pattern(backbone)
         backbone.vlm = peft.get_peft_model(
             backbone.vlm,
@@ -85,15 +86,19 @@ def adapters(backbone: Backbone) -> dict[str, Adapter]:
     Raises:
         ValueError: the backbone has adapters of another kind.
     """
+    if not hasattr(backbone.vlm, "peft_config"):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
     prefix = "base_model.model."
     found = {
         name.removeprefix(prefix): Adapter(
             module.lora_A["default"].weight, module.lora_B["default"].weight, module.scaling["default"]
         )
         for name, module in backbone.vlm.named_modules()
-        if isinstance(module, peft.tuners.lora.LoraLayer)
+        if isinstance(module, LoraLayer)
     }
-    if not found and isinstance(backbone.vlm, peft.PeftModel):
+    if not found:
         kind = backbone.vlm.peft_config["default"].peft_type.value
         raise ValueError(
             f"the backbone's adapters are {kind}, not LoRA; set model.lora, or train without adapters"

@@ -6,9 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import peft
-from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.osf import OSFLayer
 from torch import nn
 
 from ipvla.models.adapted_modules import AdaptedModules
@@ -51,6 +48,9 @@ class OSFConfig(AdaptedModules):
                 f"osf.effective_rank is {self.effective_rank}, which freezes nothing of a weight with {smallest} "
                 f"singular directions; make it at least {math.ceil(1000 / smallest) / 1000}"
             )
+        import peft  # takes seconds
+        from peft.tuners.osf import OSFLayer
+
         backbone.vlm = peft.get_peft_model(
             backbone.vlm, peft.OSFConfig(effective_rank=self.effective_rank, target_modules=pattern)
         )
@@ -61,6 +61,8 @@ class OSFConfig(AdaptedModules):
 
 def _save_what_the_forward_pass_reads(layer: nn.Module) -> None:
     """PEFT would split the weights again, but a policy is loaded onto others than those that were split."""
+    from peft.tuners._buffer_dict import BufferDict
+
     for buffers in layer.children():
         if isinstance(buffers, BufferDict):
             for name, tensor in list(buffers.items()):

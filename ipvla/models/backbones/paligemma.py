@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoTokenizer, DynamicCache, PaliGemmaForConditionalGeneration
 
 from ipvla.models.backbones.protocol import (
     Backbone,
@@ -53,6 +52,8 @@ class PaliGemmaConfig(BackboneConfig):
             raise ValueError(f"backbone.prompt {self.prompt!r} does not contain {{instruction}}")
 
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> PaliGemmaBackbone:
+        from transformers import AutoTokenizer, PaliGemmaForConditionalGeneration  # takes seconds
+
         loading: dict[str, Any] = {"cache_dir": self.cache_dir}
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.pretrained, **loading)
@@ -131,6 +132,8 @@ class PaliGemmaBackbone(Backbone):
         return Embedded(tokens, inputs.attention_mask, last, seen, inputs.proprio, words)
 
     def encode(self, embedded: Embedded, context: Context | None = None) -> BackboneOutput:
+        from transformers import DynamicCache
+
         context = context or Context()
         x, visible, n = embedded.tokens, embedded.valid, embedded.tokens.shape[1]
         positions = (torch.arange(n, device=x.device) + 1).expand(len(x), n)  # PaliGemma counts from 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,11 @@ from ipvla.models.backbones.protocol import (
     KeysValues,
     padded,
 )
-from ipvla.models.backbones.tiny_tokenizer import tiny_tokenizer
-from ipvla.models.backbones.tiny_vlm import Past, TinyOutput, TinyVLM, TinyVLMConfig
 from ipvla.models.features import Features
 from ipvla.types import ModelInputs
+
+if TYPE_CHECKING:
+    from ipvla.models.backbones.tiny_vlm import Past, TinyOutput, TinyVLM
 
 
 @BackboneConfig.register_subclass("tiny")
@@ -55,6 +56,8 @@ class TinyConfig(BackboneConfig):
             raise ValueError(f"backbone.width {self.width} is not a multiple of backbone.heads {self.heads}")
 
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> TinyBackbone:
+        from ipvla.models.backbones.tiny_vlm import TinyVLM, TinyVLMConfig  # transformers takes seconds
+
         if self.pretrained is not None:
             return TinyBackbone(TinyVLM.from_pretrained(self.pretrained))
         config = TinyVLMConfig(
@@ -77,6 +80,8 @@ class TinyBackbone(Backbone):
     layer_pattern = r"layers\.({layers})\."
 
     def __init__(self, vlm: TinyVLM) -> None:
+        from ipvla.models.backbones.tiny_tokenizer import tiny_tokenizer
+
         super().__init__()
         self.vlm = vlm
         self.width = vlm.config.hidden_size
