@@ -112,8 +112,9 @@ class ForgettingBenchmark:
                 for p in sources
                 if bool(methods()[p.method].replays) == replays
             }
-            with self._stage(f"seed {seed}: {len(runs)} fine-tunings"):
-                train_side_by_side(runs, self.console)
+            if runs:
+                with self._stage(f"seed {seed}: {len(runs)} fine-tunings"):
+                    train_side_by_side(runs, self.console)
         for point in points:
             method, out = methods()[point.method], self.study.policy(point, seed)
             if method.interpolates and not (out / "policy.json").exists():
@@ -203,11 +204,11 @@ def report(study: ForgettingStudy, benchmark: ForgettingBenchmark, console: Cons
     for seed in study.training_seeds:
         base, played = benchmark.play(plan.points, seed)
         comparison = plan.comparison(study, seed, base, played)
-        runs = benchmark.sequence([choice.final(name) for name in study.sequence_names], seed)
-        found = figures(comparison, 20 if study.quick else 2000) | {
-            "recipe": study.recipe,
-            "sequence": sequence_figures(study.sequence_chance, {name: {seed: run} for name, run in runs.items()}),
-        }
+        found = figures(comparison, 20 if study.quick else 2000) | {"recipe": study.recipe}
+        if study.sequence_names:
+            runs = benchmark.sequence([choice.final(name) for name in study.sequence_names], seed)
+            by_seed = {name: {seed: run} for name, run in runs.items()}
+            found["sequence"] = sequence_figures(study.sequence_chance, by_seed)
         if study.complete:
             found = publish(found, console)
         for table in forgetting_tables(found):

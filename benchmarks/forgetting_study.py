@@ -36,8 +36,6 @@ _PRESETS = _EXPERIMENTS / "forgetting"
 _SLICE = 1000
 #: Pictures that questions are about.
 _ASKED = ("ground_red", "recall", "place")
-#: Datasets of demonstrations, by the name of their preset.
-COLLECTIONS = ("pretraining", "new_task", "replay", "second_task")
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class ForgettingStudy(StorageRoots):
     Attributes:
         quick: everything in small, in a temporary place unless a storage root is given; results mean nothing.
         tune: play every point of every method on the tuning seed and choose, instead of reporting.
-        methods: names of `methods.yaml`; empty for all, or three if quick.
+        methods: names of `methods.yaml`; empty for all, or two if quick.
         seeds: of base policies and fine-tunings; each has its own held-out layouts.
         tuning_seed: none of `seeds`.
     """
@@ -116,7 +114,7 @@ class ForgettingStudy(StorageRoots):
     @property
     def names(self) -> tuple[str, ...]:
         """The methods that are compared, in the tables' order."""
-        wanted = self.methods or (("lora", "wise_ft", "hsw_thermostat") if self.quick else tuple(methods()))
+        wanted = self.methods or (("lora", "hsw_thermostat") if self.quick else tuple(methods()))
         return tuple(name for name in methods() if name in wanted)
 
     @property
@@ -132,8 +130,10 @@ class ForgettingStudy(StorageRoots):
 
     @property
     def collections(self) -> tuple[CollectConfig, ...]:
-        """Demonstrations of pretraining, new task and replay, and the probe's episodes."""
-        named = [self._collected(name) for name in COLLECTIONS]
+        """The demonstrations that these methods need, and the probe's episodes."""
+        replay = any("replay" in methods()[name].uses for name in self.names)
+        wanted = {"pretraining": True, "new_task": True, "replay": replay, "second_task": self.sequence_names}
+        named = [self._collected(name) for name, is_wanted in wanted.items() if is_wanted]
         probe = parse(CollectConfig, self._preset("collect_probe"))
         return *named, replace(probe, data_root_dir=self.probes)
 
@@ -264,8 +264,8 @@ class ForgettingStudy(StorageRoots):
 
     @property
     def sequence_names(self) -> tuple[str, ...]:
-        """Methods that learn a second task."""
-        return tuple(name for name in self.names if methods()[name].sequence)
+        """Methods that learn a second task: none while points are chosen, and none in small."""
+        return tuple(name for name in self.names if methods()[name].sequence and not (self.tune or self.quick))
 
     @property
     def sequence_chance(self) -> dict[str, float]:

@@ -147,7 +147,7 @@ def _progress(console: Console) -> Progress:
 
 def _show(progress: Progress, child: _Child) -> None:
     metrics = child.experiment.run_directory / "metrics.jsonl"
-    lines = read_jsonl(metrics) if metrics.exists() else []
+    lines = [line for line in (read_jsonl(metrics) if metrics.exists() else []) if "train/loss" in line]
     if lines:
         last = lines[-1]
         note = f"loss {last['train/loss']:.3f}, {last['train/frames_per_s']:.0f} frames/s"
