@@ -10,11 +10,13 @@ checkpoint, is played on the same held-out layouts of the new task and of the ol
 The first command writes `benchmarks/results/forgetting_tuning.json`, the second `forgetting.json` beside it and
 `docs/forgetting.png`. Seeds of the same recipe that are there already stay and count: seeds may be played on
 several days and machines. Started again after an interruption, both go on where they were. `--quick` takes about
-two minutes, in a temporary directory; its results mean nothing.
+two minutes, in a temporary directory, and leaves out the sequence, the step response and the costs; its results
+mean nothing.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,11 +28,21 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.forgetting_choice import choose, read_choice, write_choice
+from benchmarks.forgetting_costs import StepCostConfig, step_costs
 from benchmarks.forgetting_figures import figures, joined, targets
+from benchmarks.forgetting_loop import Line
 from benchmarks.forgetting_outcomes import Played, Point
 from benchmarks.forgetting_plan import Plan
 from benchmarks.forgetting_plot import plot_fronts
 from benchmarks.forgetting_readings import Readings, read
+from benchmarks.forgetting_response import (
+    StepConfig,
+    plot_response,
+    respond,
+    response,
+    response_figures,
+    write_conflicting,
+)
 from benchmarks.forgetting_sequence import SequenceRun, sequence_figures
 from benchmarks.forgetting_study import ForgettingStudy, methods
 from benchmarks.forgetting_tables import forgetting_tables
@@ -49,6 +61,8 @@ from ray_jobs.progress import CollectionDisplay, episode_progress
 from ray_jobs.quickstart import Stopwatch
 from ray_jobs.side_by_side import train_side_by_side
 from ray_jobs.subspaces import SubspacesConfig, find
+
+_DOCS = SOURCE_TREE / "docs"
 
 
 class ForgettingBenchmark:
@@ -89,6 +103,27 @@ class ForgettingBenchmark:
             )
             for p in points
         }
+
+    def step_response(self, closed: Point, seed: int) -> dict[str, Sequence[Line]]:
+        """How this closed loop, constant gains and an open loop answer to a step: arm -> its metrics."""
+        config, plan = self.study.training(closed, seed), StepConfig()
+        with self._stage(f"seed {seed}: step response"):
+            write_conflicting(config.datasets, plan)
+            play = ray.remote(num_cpus=1)(respond)
+            arms = plan.arms(config)
+            places = {arm: self.study.directory / f"seed{seed}-response" / f"{arm}.json" for arm in arms}
+            lines = ray.get([play.remote(arms[arm], plan, place) for arm, place in places.items()])
+        return dict(zip(arms, lines, strict=True))
+
+    def costs(self, point: Point, seed: int) -> dict[str, Any]:
+        """What a training step costs with this point's method and Thermostat."""
+        kept = self.study.directory / "costs.json"
+        if not kept.exists():
+            with self._stage("costs"):
+                costs = step_costs(self.study.training(point, seed), StepCostConfig())
+            kept.write_text(json.dumps(costs.to_dict()))
+        told: dict[str, Any] = json.loads(kept.read_text())
+        return told
 
     def _collect(self) -> None:
         with self._stage("demonstrations"):
@@ -209,10 +244,27 @@ def report(study: ForgettingStudy, benchmark: ForgettingBenchmark, console: Cons
             runs = benchmark.sequence([choice.final(name) for name in study.sequence_names], seed)
             by_seed = {name: {seed: run} for name, run in runs.items()}
             found["sequence"] = sequence_figures(study.sequence_chance, by_seed)
+        if not study.quick:
+            found["costs"] = benchmark.costs(study.points("hsw_thermostat")[0], seed)
+            if plan.loop:
+                found["response"] = respond_to_step(plan, benchmark, seed)
         if study.complete:
             found = publish(found, console)
         for table in forgetting_tables(found):
             console.print(Markdown(table))
+
+
+def respond_to_step(plan: Plan, benchmark: ForgettingBenchmark, seed: int) -> dict[str, Any]:
+    """Of the closed loop that was chosen; its plot shows this seed."""
+    steps, method = StepConfig(), plan.loop["closed"]
+    closed = plan.entries[method].final
+    lines = benchmark.step_response(closed, seed)
+    protection = benchmark.study.training(closed, seed).protected_by
+    assert protection is not None
+    assert protection.thermostat is not None
+    plot_response({arm: [seen] for arm, seen in lines.items()}, steps, _DOCS / "forgetting_step.png")
+    responses = {arm: response(seen, steps, protection.thermostat) for arm, seen in lines.items()}
+    return response_figures(method, {seed: responses})
 
 
 def publish(found: dict[str, Any], console: Console) -> dict[str, Any]:
@@ -221,7 +273,7 @@ def publish(found: dict[str, Any], console: Console) -> dict[str, Any]:
     if record is not None and record["figures"]["recipe"] == found["recipe"]:
         found, runs = joined(record["figures"], found), record["runs"]
         found["costs"] = found.get("costs") or record["figures"].get("costs")
-    plot_fronts(found, SOURCE_TREE / "docs" / "forgetting.png")
+    plot_fronts(found, _DOCS / "forgetting.png")
     console.print(f"written to {write_record('forgetting', found['seeds'], found, targets(found), runs)}")
     return found
 

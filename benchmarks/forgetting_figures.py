@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from benchmarks.forgetting_archive import decode, encode
 from benchmarks.forgetting_outcomes import Comparison, Played, Point, Skill
+from benchmarks.forgetting_response import joined_responses
 from benchmarks.forgetting_sequence import joined_sequences
 from benchmarks.record import Target
 from evaluators.forgetting import Estimate, FloatArray, interval, mean_over_seeds
@@ -54,17 +55,19 @@ def figures(comparison: Comparison, draws: int = 2000) -> dict[str, Any]:
 
 
 def joined(earlier: Mapping[str, Any], later: Mapping[str, Any], draws: int = 2000) -> dict[str, Any]:
-    """Figures of two sessions of one recipe, made anew from what both played, `sequence` included.
+    """Figures of two sessions of one recipe, made anew from what both played, `sequence` and `response` included.
 
     All else is as `later` has it, or as `earlier` where that has none.
 
     Raises:
-        ValueError: the sessions are not of one recipe, see `Comparison.joined` and `joined_sequences`.
+        ValueError: the sessions are not of one recipe, see `Comparison.joined` and what joins the others.
     """
     sessions = [decode(session["played"]) for session in (earlier, later)]
     rest = {**earlier, **{name: figure for name, figure in later.items() if figure is not None}}
     if earlier.get("sequence") and later.get("sequence"):
         rest["sequence"] = joined_sequences(earlier["sequence"], later["sequence"])
+    if earlier.get("response") and later.get("response"):
+        rest["response"] = joined_responses(earlier["response"], later["response"])
     return {**rest, **figures(sessions[0].joined(sessions[1]), draws)}
 
 

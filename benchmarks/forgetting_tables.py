@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from statistics import fmean
 from typing import Any
 
 from benchmarks.markdown import head, line
@@ -12,7 +13,14 @@ _NOT_YET = "Not measured yet."
 
 def forgetting_tables(figures: Mapping[str, Any]) -> list[str]:
     """Those tables of `benchmarks.forgetting` that the figures are there for."""
-    needs = {"methods": "methods", "fronts": "methods", "sequence": "sequence", "loop": "loop"}
+    needs = {
+        "methods": "methods",
+        "fronts": "methods",
+        "sequence": "sequence",
+        "loop": "loop",
+        "response": "response",
+        "step_costs": "costs",
+    }
     return [FORGETTING[kind](figures) for kind, needed in needs.items() if figures.get(needed)]
 
 
@@ -99,6 +107,48 @@ def _loop(figures: Mapping[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def _response(figures: Mapping[str, Any]) -> str:
+    """The plot, which lies beside the page, and a row per arm: mean over seeds, smallest to largest."""
+    told = figures.get("response")
+    if not told:
+        return _NOT_YET
+    rows = head("gains", *_RESPONSE.values())
+    for arm, seeds in told["arms"].items():
+        cells = []
+        for name in _RESPONSE:
+            values = [seen[name] for seen in seeds.values()]
+            cells.append(_estimate({"value": fmean(values), "low": min(values), "high": max(values)}, signed=True))
+        rows.append(line(arm, *cells))
+    below = (
+        f"The loop of {told['method']}; training seeds: {len(seeds)}, in brackets the smallest and the largest."
+    )
+    return "\n".join(["![answer to a step](forgetting_step.png)", "", *rows, "", below])
+
+
+def _step_costs(figures: Mapping[str, Any]) -> str:
+    costs = figures.get("costs")
+    if not costs:
+        return _NOT_YET
+    rows = head("a training step", f"{costs['clock']} time, ms", "times the one before", "by wall time")
+    rows += [
+        line("LoRA", f"{costs['baseline_ms']:.1f}", "", ""),
+        line(
+            "with HSW",
+            f"{costs['method_ms']:.1f}",
+            _estimate(costs["hsw_step_ratio"], digits=3),
+            _estimate(costs["hsw_step_ratio_wall"], digits=3),
+        ),
+        line(
+            f"with the Thermostat too, a reading every {costs['every']} steps",
+            f"{costs['method_ms'] + costs['reading_ms'] / costs['every']:.1f}",
+            _estimate(costs["thermostat_step_ratio"], digits=3),
+            _estimate(costs["thermostat_step_ratio_wall"], digits=3),
+        ),
+    ]
+    below = f"Medians of {costs['rounds']} rounds, 95 % bootstrap intervals over rounds."
+    return "\n".join([*rows, "", below])
+
+
 def _played_cells(played: Mapping[str, Any]) -> list[str]:
     rates = (played["new"], played["old"], *played["families"].values(), played["questions"])
     return [*map(_estimate, rates), _estimate(played["kl"], digits=3), _estimate(played["drift"], digits=3)]
@@ -138,6 +188,8 @@ FORGETTING: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "fronts": _fronts,
     "sequence": _sequence,
     "loop": _loop,
+    "response": _response,
+    "step_costs": _step_costs,
 }
 _USES = {
     "artifact": "teacher's pass over the probe",
@@ -152,6 +204,15 @@ _MEASURES = {
     "libero_fwt": "LIBERO FWT",
     "libero_nbt": "LIBERO NBT",
     "libero_auc": "LIBERO AUC",
+}
+_RESPONSE = {
+    "before_d": "d before",
+    "conflict_d": "d under conflict",
+    "peak_d": "largest d",
+    "after_d": "d after",
+    "conflict_loss": "loss on the conflicting data",
+    "new_loss": "loss on the new task, at last",
+    "strength": "mean strength",
 }
 _LOOPS = {
     "closed": "from readings (closed loop)",

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,10 +7,13 @@ import numpy as np
 import pytest
 
 from benchmarks import tables
+from benchmarks.forgetting_costs import StepCosts
 from benchmarks.forgetting_figures import figures, targets
 from benchmarks.forgetting_plot import groups, plot_fronts
+from benchmarks.forgetting_response import CLOSED, OPEN, Response, response_figures
 from benchmarks.forgetting_sequence import SequenceRun, sequence_figures
 from benchmarks.forgetting_tables import FORGETTING, forgetting_tables
+from evaluators.forgetting import Estimate
 from tests.benchmarks.made_up import RATES, comparison
 
 DOCS = tables.ROOT / "docs" / "forgetting.md"
@@ -22,8 +26,12 @@ def full() -> dict[str, Any]:
     sequence = sequence_figures(
         {"recall": 0.3, "place": 0.0}, {"lora": {0: run, 1: run}, "ours": {0: run, 1: run}}
     )
-    costs = {"hsw_step_ratio": {"value": 1.03, "low": 1.02, "high": 1.06}}
-    return {**figures(comparison(), draws=100), "sequence": sequence, "costs": costs}
+    ratio = Estimate(1.03, 1.02, 1.06)
+    costs = StepCosts("cpu", 120, 10, 100.0, 103.0, 103.0, 20.0, 30.0, ratio, ratio, ratio, ratio)
+    seen = Response(0.1, 0.4, 0.2, 0.5, 0.3, 0.2, 0.7)
+    answers = response_figures("ours", {seed: {OPEN: seen, CLOSED: replace(seen, peak_d=0.6)} for seed in (0, 4)})
+    made = {"sequence": sequence, "costs": costs.to_dict(), "response": answers}
+    return {**figures(comparison(), draws=100), **made}
 
 
 def record(full: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +41,7 @@ def record(full: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_method_has_a_row_in_every_table(full: dict[str, Any]) -> None:
-    methods, fronts, _, _ = forgetting_tables(full)
+    methods, fronts, *_ = forgetting_tables(full)
     for name in RATES:
         assert f"\n| {name} | " in methods
         assert f"\n| {name} | " in fronts
@@ -64,21 +72,34 @@ def test_the_loops_and_the_sequences_tables(full: dict[str, Any]) -> None:
     assert "Tasks in this order: recall, place; training seeds: 2." in sequence
 
 
+def test_the_step_responses_and_the_costs_tables(full: dict[str, Any]) -> None:
+    answers, costs = FORGETTING["response"](full), FORGETTING["step_costs"](full)
+    assert answers.startswith("![answer to a step](forgetting_step.png)\n\n| gains | d before |")
+    assert f"\n| {CLOSED} | 0.10 (0.10 to 0.10) | 0.40 (0.40 to 0.40) | 0.60 (0.60 to 0.60) |" in answers
+    assert "The loop of ours; training seeds: 2," in answers
+    assert "\n| with HSW | 103.0 | 1.030 (1.020-1.060) |" in costs
+    assert "\n| with the Thermostat too, a reading every 10 steps | 105.0 |" in costs
+
+
 def test_tables_of_one_seed_have_no_intervals() -> None:
     told = figures(comparison(seeds=(0,), loop={}), draws=20)
     methods, fronts = forgetting_tables(told)
     assert "(" not in "".join(line for line in (methods + fronts).splitlines() if line.startswith("| "))
     assert "One training seed, so without intervals." in methods
-    assert FORGETTING["loop"](told) == FORGETTING["sequence"](told) == "Not measured yet."
+    assert (
+        FORGETTING["loop"](told)
+        == FORGETTING["sequence"](told)
+        == FORGETTING["response"](told)
+        == "Not measured yet."
+    )
 
 
 def test_the_targets_table_shows_intervals_and_says_what_values_are_of(full: dict[str, Any]) -> None:
     table = tables.table(record(full), "targets")
     assert "| hsw_step_ratio | 1.030 (1.020 to 1.060) | <= 1.050 | yes |" in table
-    assert "| thermostat_step_ratio | none | <= 1.020 | **no** |" in table
+    assert "| thermostat_step_ratio | 1.030 (1.020 to 1.060) | <= 1.020 | **no** |" in table
     assert "| > 0.000 | yes |" in table
     assert "`front_area_gap_to_best_rival`: ours against wise_ft." in table
-    assert "`thermostat_step_ratio`: not measured." in table
 
 
 def test_the_page_has_every_table_and_is_filled_once_there_are_results(

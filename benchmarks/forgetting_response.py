@@ -1,0 +1,332 @@
+"""The Thermostat's answer to a step: data that contradict what was learned come, and go again.
+
+A run is trained on the new task, then on one that contradicts it and every old skill, then on the new task again.
+It is one run in one process: weights, optimizer and Thermostat go on, the data are exchanged under them, and each
+phase begins an epoch of its dataset, so that no episode is cut and no memory crosses. (Three runs by `start_from`
+would each begin with a new optimizer, new adapters and another teacher; a dataset in that order would be
+shuffled.) The learning rate is constant after warm-up: what changes is the data alone. The contradiction is the
+new task's own demonstrations mirrored: the same pictures and words, but the hand is to go the other way.
+
+Compared are the open loop, constant strengths, and the closed loop. All take the same readings; the open loop is
+the constant 0. A run's metrics are the lines of its `metrics.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import draccus
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.forgetting_loop import Line, constant, trace
+from ipvla.data.plan import PlanPosition
+from ipvla.data.rlds import Episode, EpisodeDataset, dataset_directory, write_rlds
+from ipvla.experiment import ExperimentConfig
+from ipvla.forgetting.thermostat import ThermostatConfig
+from ipvla.sim.libero import write_atomically
+from ipvla.training.loop import train
+from ipvla.training.parallel import World
+
+OPEN, CLOSED = "open loop", "closed loop"
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """The step response's plan.
+
+    Attributes:
+        new: dataset of the new task.
+        conflicting: dataset that contradicts it, as `write_conflicting` makes it.
+        steps: of the three phases, each a multiple of `thermostat.every`; calibration ends within the first.
+        constants: strengths in (0, 1] that are held against the closed loop.
+        log_every: training steps from one mean of the loss to the next.
+    """
+
+    new: str = "new_task"
+    conflicting: str = "new_task_mirrored"
+    steps: tuple[int, int, int] = (150, 150, 150)
+    constants: tuple[float, ...] = (0.5, 1.0)
+    log_every: int = 5
+
+    def __post_init__(self) -> None:
+        if min(self.steps) < 1:
+            raise ValueError(f"steps is {list(self.steps)}; every phase must take at least 1")
+        if not self.constants or not all(0 < strength <= 1 for strength in self.constants):
+            raise ValueError(f"constants is {list(self.constants)}; give at least one, all in (0, 1]")
+        if self.log_every < 1:
+            raise ValueError(f"log_every is {self.log_every}; it must be at least 1")
+
+    @property
+    def phases(self) -> tuple[tuple[str, int, int], ...]:
+        """(dataset, first step, last step) of each, counting optimizer steps from 1."""
+        ends = np.cumsum(self.steps).tolist()
+        names = (self.new, self.conflicting, self.new)
+        return tuple(
+            (name, end - steps + 1, end) for name, steps, end in zip(names, self.steps, ends, strict=True)
+        )
+
+    def arms(self, config: ExperimentConfig) -> dict[str, ExperimentConfig]:
+        """The runs by name, from the experiment whose `forgetting` is the closed loop.
+
+        Raises:
+            ValueError: there is no Thermostat, it replays, or the phases do not fit it.
+        """
+        protection = config.protected_by
+        thermostat = protection.thermostat if protection else None
+        if protection is None or thermostat is None or thermostat.mode == "replay":
+            raise ValueError("a step response needs an experiment with forgetting.thermostat in a closed loop")
+        if any(steps % thermostat.every for steps in self.steps):
+            raise ValueError(
+                f"steps is {list(self.steps)}; make each a multiple of thermostat.every {thermostat.every}"
+            )
+        if thermostat.every * thermostat.calibration >= self.steps[0]:
+            raise ValueError(
+                f"calibration ends at step {thermostat.every * thermostat.calibration}, the first phase at "
+                f"{self.steps[0]}; calibrate less or make the phase longer"
+            )
+        regulators = {OPEN: constant(0.0, thermostat)}
+        regulators |= {f"constant {strength:g}": constant(strength, thermostat) for strength in self.constants}
+        regulators[CLOSED] = thermostat
+        steady = replace(
+            config,
+            data=replace(config.data, dataset=self.new),
+            optimizer=replace(config.optimizer, final_lr_share=1.0),
+            training=replace(
+                config.training, steps=sum(self.steps), log_every=self.log_every, checkpoint_every=sum(self.steps)
+            ),
+        )
+        return {
+            name: replace(steady, forgetting=replace(protection, thermostat=regulator))
+            for name, regulator in regulators.items()
+        }
+
+
+@dataclass
+class Lines:
+    """A sink that keeps what is logged, as a JSONL file would hold it."""
+
+    lines: list[Line] = field(default_factory=list)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.lines.append({"step": step, **metrics})
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Not kept."""
+
+    def log_artifact(self, path: Path) -> None:
+        """Not kept."""
+
+    def close(self, status: str = "FINISHED") -> None:
+        """Nothing to close."""
+
+
+def respond(config: ExperimentConfig, plan: StepConfig, record: Path) -> list[Line]:
+    """Trains one arm in this process through all phases, or reads what `record` says of it: its metrics.
+
+    Raises:
+        DatasetError, CheckpointError, ArtifactError: as `ExperimentConfig.build`.
+        ValueError, FloatingPointError: as training.
+    """
+    settings = {"optimizer": draccus.encode(config.optimizer), "plan": asdict(plan), **config.identity}
+    made_from = json.loads(json.dumps(settings))
+    told: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
+    if told.get("made_from") != made_from:
+        told = {"made_from": made_from, "lines": _train_through(config, plan)}
+        write_atomically(record, json.dumps(told))
+    lines: list[Line] = told["lines"]
+    return lines
+
+
+def _train_through(config: ExperimentConfig, plan: StepConfig) -> list[Line]:
+    world = World(device=torch.device("cuda" if config.use_gpu else "cpu"))
+    experiment, sink = config.build(world), Lines()
+    for number, (name, _, last) in enumerate(plan.phases):
+        dataset = replace(config.data, dataset=name).build(config.datasets)
+        lanes = config.lanes.build(dataset, experiment.policy.transforms, world.rank, world.size)
+        experiment.state.position = PlanPosition(epoch=number)
+        until = replace(config.training, steps=last)
+        train(experiment.state, lanes, until, config.optimizer, world, sink, save=lambda: None)
+    return sink.lines
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a run did, each a mean over the last third of a phase.
+
+    Attributes:
+        before_d, conflict_d, after_d: drift in the three phases.
+        peak_d: largest reading while the data conflicted.
+        conflict_loss: on the conflicting data.
+        new_loss: on the new task, in the last phase.
+        strength: mean over the training steps after calibration.
+    """
+
+    before_d: float
+    conflict_d: float
+    after_d: float
+    peak_d: float
+    conflict_loss: float
+    new_loss: float
+    strength: float
+
+
+def response(lines: Sequence[Line], plan: StepConfig, thermostat: ThermostatConfig) -> Response:
+    """Of one arm's metrics. ValueError if they lack a phase's readings or losses."""
+    first, conflict, last = plan.phases
+    return Response(
+        before_d=_settled(lines, "probe/d", first),
+        conflict_d=_settled(lines, "probe/d", conflict),
+        after_d=_settled(lines, "probe/d", last),
+        peak_d=max(line["probe/d"] for line in _within(lines, "probe/d", conflict[1], conflict[2])),
+        conflict_loss=_settled(lines, "train/loss", conflict),
+        new_loss=_settled(lines, "train/loss", last),
+        strength=fmean(trace(lines, thermostat, sum(plan.steps))),
+    )
+
+
+def best_constant(responses: Mapping[str, Response], tolerance: float = 0.02) -> str:
+    """The constant arm that a user would rather have than the closed loop, by name.
+
+    Of those that have learned the new task as well in the end, up to `tolerance` of the closed loop's loss, the
+    one that drifts least under the conflict; if none has, the one that has learned it best.
+
+    Raises:
+        ValueError: there is no constant arm.
+    """
+    constants = {name: seen for name, seen in responses.items() if name not in (OPEN, CLOSED)}
+    if not constants:
+        raise ValueError(f"the arms are {list(responses)}; play constant strengths too")
+    enough = responses[CLOSED].new_loss * (1 + tolerance)
+    equal = {name: seen for name, seen in constants.items() if seen.new_loss <= enough}
+    if equal:
+        return min(equal, key=lambda name: equal[name].conflict_d)
+    return min(constants, key=lambda name: constants[name].new_loss)
+
+
+def response_figures(method: str, seeds: Mapping[int, Mapping[str, Response]]) -> dict[str, Any]:
+    """JSON values: what every arm did, by seed.
+
+    Args:
+        method: whose loop it is.
+        seeds: training seed -> arm -> what it did.
+    """
+    names = next(iter(seeds.values()))
+    arms = {name: {str(seed): asdict(seen[name]) for seed, seen in seeds.items()} for name in names}
+    return {"method": method, "arms": arms}
+
+
+def joined_responses(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of two sessions' seeds together; a seed that both have counts once, as `later` has it.
+
+    Raises:
+        ValueError: the sessions played other arms, or another method's loop.
+    """
+    theirs, ours = ((session["method"], *session["arms"]) for session in (earlier, later))
+    if theirs != ours:
+        raise ValueError(
+            f"one session's step response is of {', '.join(theirs)}, the other's of {', '.join(ours)}; only "
+            "responses of the same method and arms can be joined"
+        )
+    return {**later, "arms": {arm: {**earlier["arms"][arm], **seeds} for arm, seeds in later["arms"].items()}}
+
+
+def plot_response(runs: Mapping[str, Sequence[Sequence[Line]]], plan: StepConfig, path: Path) -> None:
+    """Drift, beta, gamma and loss over steps, as a PNG: an arm a colour, a thin line per seed, a thick mean.
+
+    Args:
+        runs: arm -> the metrics of its runs, one per seed.
+    """
+    panels = {"probe/d": "drift d", "gain/beta": "beta", "gain/gamma": "gamma", "train/loss": "loss"}
+    figure = Figure(figsize=(8.5, 8), layout="constrained")
+    for axes, (name, label) in zip(figure.subplots(len(panels), sharex=True), panels.items(), strict=True):
+        style = "steps-post" if name.startswith("gain/") else "default"
+        for place, (arm, seeds) in enumerate(runs.items()):
+            curves = [_curve(lines, name) for lines in seeds]
+            for curve in curves if len(curves) > 1 else ():
+                axes.plot(*zip(*curve, strict=True), color=f"C{place}", linewidth=0.5, alpha=0.5, drawstyle=style)
+            axes.plot(*zip(*_mean_curve(curves), strict=True), color=f"C{place}", label=arm, drawstyle=style)
+        for _, first, _ in plan.phases[1:]:
+            axes.axvline(first - 0.5, color="gray", linestyle=":", linewidth=1)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        if name.startswith("gain/"):
+            axes.set_ylim(-0.02, 1.02)
+    top, bottom = figure.axes[0], figure.axes[-1]
+    for (_, first, last), title in zip(plan.phases, ("new task", "conflicting", "new task"), strict=True):
+        top.annotate(title, ((first + last) / 2, 1.02), xycoords=("data", "axes fraction"), ha="center")
+    bottom.set_xlabel("training step")
+    figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=len(runs), fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def write_conflicting(data_root: Path, plan: StepConfig, columns: Sequence[int] = (0, 1)) -> Path:
+    """Writes `plan.conflicting`, if it is not there yet: `plan.new` with these columns of the action negated.
+
+    Args:
+        columns: by default sideways and forward, in the suites' actions.
+
+    Raises:
+        DatasetError: the new task's dataset is missing or damaged.
+    """
+    target = dataset_directory(data_root, plan.conflicting)
+    if not target.exists():
+        dataset = EpisodeDataset(dataset_directory(data_root, plan.new))
+        size = dataset.frame(0, 0, dataset.cameras[0]).shape[0]
+        write_rlds(data_root, plan.conflicting, _mirrored(dataset, list(columns)), size)
+    return target
+
+
+def _mirrored(dataset: EpisodeDataset, columns: list[int]) -> Iterator[Episode]:
+    for index in range(len(dataset)):
+        episode = dataset.episode(index)
+        action = episode.action.copy()
+        action[:, columns] *= -1
+        yield Episode(
+            task=episode.task,
+            family=episode.family,
+            instruction=episode.instruction,
+            seed=episode.seed,
+            images={
+                camera: np.stack([dataset.frame(index, t, camera) for t in range(len(episode))])
+                for camera in dataset.cameras
+            },
+            state=episode.state,
+            action=action,
+            reasoning=episode.reasoning,
+            questions=episode.questions,
+            answers=episode.answers,
+        )
+
+
+def _within(lines: Sequence[Line], name: str, first: int, last: int) -> list[Line]:
+    found = [line for line in lines if name in line and first <= line["step"] <= last]
+    if not found:
+        raise ValueError(f"the metrics have no {name} at steps {first} to {last}; give those of the whole run")
+    return found
+
+
+def _settled(lines: Sequence[Line], name: str, phase: tuple[str, int, int]) -> float:
+    """The mean over a phase's last third."""
+    _, first, last = phase
+    return fmean(line[name] for line in _within(lines, name, last - (last - first + 1) // 3 + 1, last))
+
+
+def _curve(lines: Sequence[Line], name: str) -> list[tuple[float, float]]:
+    """(step, value) ascending; of gains, those that a reading set."""
+    with_reading = "probe/d" if name.startswith("gain/") else name
+    return [(line["step"], line[name]) for line in lines if name in line and with_reading in line]
+
+
+def _mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+    """Over seeds, at the steps that all of them have."""
+    by_step = [dict(curve) for curve in curves]
+    shared = sorted(set.intersection(*map(set, by_step)))
+    return [(step, fmean(values[step] for values in by_step)) for step in shared]
