@@ -43,7 +43,7 @@ def test_methods_differ_from_the_baseline_in_what_they_say(study, name):
 
 def test_every_method_tries_as_many_points_at_the_same_checkpoints(study):
     tried = {name: study.points(name) for name in study.names if not methods()[name].replays}
-    assert {len(points) for points in tried.values()} == {12}
+    assert {len(points) for points in tried.values()} == {6}
     assert len({tuple(sorted({p.checkpoint for p in points})) for points in tried.values()}) == 1
 
 
