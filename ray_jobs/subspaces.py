@@ -187,6 +187,8 @@ def main(config: SubspacesConfig) -> None:
         return
     directory, subspaces = find(config)
     console.print(energy_table(subspaces))
+    for layer, agreement in subspaces.meta["agreement"].items():
+        console.print(f"layer {layer}: rank correlation of injection and Fisher scores {agreement:.2f}")
     console.print(f"written to {directory}")
 
 

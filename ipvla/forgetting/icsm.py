@@ -145,9 +145,11 @@ class ICSM:
             number: self._subspace(model, batches, number, measured[number], (records, empty))
             for number in representatives
         }
+        injected = self.config.order == "sensitivity" and self.config.scoring == "injection"
         found = {
             **meta,
             **asdict(self.config),
+            "agreement": {str(n): self._agreement(measured[n], layer) for n, layer in layers.items() if injected},
             "records": records,
             "empty_masks": empty,
             "backbone": model.name,
@@ -159,13 +161,10 @@ class ICSM:
         }
         return Subspaces(groups, layers, found)
 
-    def agreement(self, model: ProbedModel, batches: Sequence[Any], subspace: LayerSubspace) -> float:
-        """Spearman's correlation of injection and Fisher scores of the columns; nan where one is constant."""
-        number, directions = subspace.layer, subspace.basis.double()
-        measured = self._measure(model, batches, [number])[0][number]
-        size = self.config.epsilon * measured.scale
-        injected = _injection_scores(model, batches, number, directions * size)
-        return _spearman(injected, _fisher_scores(measured.gradients, directions * size))
+    def _agreement(self, measured: _Measured, subspace: LayerSubspace) -> float:
+        """Spearman's correlation of the columns' scores by injection with their Fisher scores."""
+        injections = subspace.basis.double() * self.config.epsilon * measured.scale
+        return _spearman(subspace.scores, _fisher_scores(measured.gradients, injections))
 
     def _subspace(
         self, model: ProbedModel, batches: Sequence[Any], number: int, layer: _Measured, counts: tuple[int, int]

@@ -103,9 +103,10 @@ class TestTransformer:
             torch.testing.assert_close(layer.basis.T @ layer.basis, torch.eye(8))
 
     def test_the_two_scorings_agree_where_the_second_order_holds(self) -> None:
-        icsm, model, batches = replace(INJECTION, labels=16).build(), Transformer(), prompts()
-        for layer in icsm.fit(model, batches, META).layers.values():
-            assert icsm.agreement(model, batches, layer) > 0.9
+        found = fit(replace(INJECTION, labels=16), Transformer(), prompts())
+        assert found.meta["agreement"].keys() == {str(layer) for layer in found.layers}
+        assert min(found.meta["agreement"].values()) > 0.9
+        assert fit(FISHER, Transformer(), prompts()).meta["agreement"] == {}, "there is one scoring only"
 
     def test_the_same_probe_and_seed_give_the_same_bits(self) -> None:
         one, other = (fit(INJECTION, Transformer(), prompts()) for _ in range(2))
@@ -223,11 +224,6 @@ class TestLastLayerTrap:
         assert [n for n, layer in energy.items() if layer["carries_nothing"]] == ["5"]
         assert energy["5"] == {"instruction_share": 0, "fragility": 0, "carries_nothing": True}
         assert all(0 < energy[n]["instruction_share"] < 1 and energy[n]["fragility"] > 0 for n in "01234")
-
-    def test_in_the_trap_the_order_means_nothing(self) -> None:
-        icsm, model = FISHER.build(), Transformer()
-        trapped = replace(icsm.fit(model, prompts(), META).layers[4], layer=5)
-        assert torch.tensor(icsm.agreement(model, prompts(), trapped)).isnan()
 
     def test_an_instruction_that_never_reaches_the_output_is_an_error(self) -> None:
         class Deaf(Reader):
