@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,7 @@ class ForgettingBenchmark:
         """From these points, made by `play`, on to a second new task: method -> R over old, first and second."""
         study = self.study
         with self._stage(f"seed {seed}: {len(points)} policies learn a second task"):
-            for point in points:
-                _find_once(study.second_subspaces(point, seed))
+            _find_missing([study.second_subspaces(point, seed) for point in points])
             runs = {f"seed {seed}, second, {p.method}": study.second_arguments(p, seed) for p in points}
             train_side_by_side(runs, self.console)
         policies = {"base": study.base(seed)}
@@ -135,8 +135,7 @@ class ForgettingBenchmark:
         with self._stage(f"seed {seed}: base policy"):
             train_side_by_side({f"seed {seed}, base": self.study.base_arguments(seed)}, self.console)
         with self._stage(f"seed {seed}: subspaces"):
-            for config in self.study.subspaces(seed):
-                _find_once(config)
+            _find_missing(self.study.subspaces(seed))
 
     def _train(self, points: Sequence[Point], seed: int) -> None:
         """Runs that replay another's gains come after it."""
@@ -215,9 +214,11 @@ class ForgettingBenchmark:
         self.console.print(f"{title}: {(after - before) / 60:.1f} minutes; {after / 60:.1f} in all")
 
 
-def _find_once(config: SubspacesConfig) -> None:
-    if not (config.artifacts / str(config.name) / "meta.json").exists():
-        find(config)
+def _find_missing(configs: Sequence[SubspacesConfig]) -> None:
+    """Side by side: each reads its teacher in a process of its own."""
+    missing = [config for config in configs if not (config.artifacts / str(config.name) / "meta.json").exists()]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(find, missing))
 
 
 def tune(study: ForgettingStudy, benchmark: ForgettingBenchmark, console: Console) -> None:

@@ -15,7 +15,7 @@ from evaluators.forgetting import FloatArray
 from evaluators.pareto import Box, area
 
 #: Points of a method that are reported, at most.
-POINTS = 3
+POINTS = 2
 _RECORD = "forgetting_tuning"
 
 
@@ -52,7 +52,7 @@ class Choice:
 
 
 def choose(played: Mapping[Point, Played], new: Mapping[str, Skill], old: Mapping[str, Skill]) -> Choice:
-    """From every point that was tried: the final one, then those that add most area under the front."""
+    """From every point that was tried: the final one, then the one that adds most area under the front."""
     rates = {point: np.array([success(p.new, new), success(p.old, old)]) for point, p in played.items()}
     points, areas = {}, {}
     for method in dict.fromkeys(point.method for point in played):
