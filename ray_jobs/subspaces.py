@@ -40,7 +40,7 @@ class SubspacesConfig(StorageRoots):
         probe: records to read the teacher on. A probe is collected once, on layouts of its own:
             python -m ray_jobs.collect --dataset recall_probe --seed 7 --data_root_dir STORAGE_ROOT/probe ...
         icsm: how directions are found and scored.
-        adapters: the modules that get statistics for two_sided, gpm and corda, or None for no statistics.
+        adapters: the modules that get second moments (two_sided, input_decay, gpm, corda), or None for none.
         fisher: of which weights the diagonal Fisher information is measured for ewc, or None for none.
         batch: records per forward pass.
         use_gpu: the teacher takes one GPU.

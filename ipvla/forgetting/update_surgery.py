@@ -9,10 +9,11 @@ an update of B that has nothing along Uf writes nothing there, whatever the opti
     projected update  dB <- dB - (1 - gamma) Uf Uf' dB - (1 - beta) Up Up' dB
     routed moments    the same cut on AdamW's first moment, while its second moment keeps the raw gradient's size
     two-sided         dB <- (I + lambda G)^-1 dB,  dA <- dA (I + lambda A)^-1,  then B <- (1 - kappa) B
+    input decay       A <- A (I + lambda M)^-1, M being the second moment of the module's inputs in the base policy
 
 where dB is what the step did to B, its weight decay included. At gains of 1, and at lambda = kappa = 0, weights
 stay bit for bit what the optimizer made them. The first two are for modules that write into the residual stream,
-whose output is of the subspaces' width; the third is for any.
+whose output is of the subspaces' width; the others are for any.
 """
 
 from __future__ import annotations
@@ -249,6 +250,54 @@ class TwoSided(UpdateSurgery):
             a.sub_(for_a.removed(a - a0))
             b.sub_(for_b.removed((b - b0).T).T).mul_(1 - self._kappa)
         self._earlier = []
+
+
+@dataclass(frozen=True)
+class InputDecayConfig:
+    """lam: lambda >= 0 in (I + lambda M)^-1, in units of 1 / (M's mean eigenvalue, which is 1); 0 is no decay."""
+
+    lam: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_strength(self.lam, 0.0)
+
+    def build(self, factors: Factors, moments: Mapping[str, Tensor]) -> InputDecay:
+        """`moments`: by module name, M [in, in] of its inputs."""
+        return InputDecay(factors, moments, self.lam)
+
+
+class InputDecay(UpdateSurgery):
+    """Lets A decay, after every step, along what the base policy's modules are given, and nowhere else.
+
+    A (I + lambda M)^-1 is the proximal operator of lambda / 2 E ||A x||^2 over the probe's inputs x, decoupled
+    from the gradient as AdamW's weight decay is (Loshchilov and Hutter, arXiv 1711.05101). What an adapter adds on
+    old inputs is pulled back to nothing, what it began with there included; inputs that are new keep what they
+    have learned. GPM (`ipvla.forgetting.gpm`) is the limit of a large lambda on the first eigenvectors alone.
+
+    Raises:
+        ValueError: a module has no moment, or one of another size, or that is no second moment.
+    """
+
+    def __init__(self, factors: Factors, moments: Mapping[str, Tensor], lam: float) -> None:
+        check_names(factors, moments, "moments")
+        self._inputs = [
+            (a, _spectrum(moments[name], f"M of {name}", a.shape[1], a.device)) for name, (a, _) in factors.items()
+        ]
+        self.set_strength(lam)
+
+    def set_strength(self, lam: float) -> None:
+        """From the next step on; nothing is decomposed again."""
+        _check_strength(lam, 0.0)
+        for _, spectrum in self._inputs:
+            spectrum.set_damping(lam)
+
+    def before(self) -> None:
+        """Nothing: the decay does not depend on the state before."""
+
+    @torch.no_grad()
+    def after(self) -> None:
+        for a, spectrum in self._inputs:
+            a.sub_(spectrum.removed(a))
 
 
 def _spectrum(moment: Tensor, name: str, width: int, device: torch.device) -> DampedSpectrum:

@@ -17,6 +17,8 @@ from ipvla.forgetting.subspaces import LayerSubspace
 from ipvla.forgetting.thermostat import Gains
 from ipvla.forgetting.update_surgery import (
     Factors,
+    InputDecay,
+    InputDecayConfig,
     ProjectedUpdate,
     ProjectedUpdateConfig,
     RoutedMoments,
@@ -158,6 +160,29 @@ class TwoSidedSurgeryConfig(TwoSidedConfig, SurgeryConfig):
 
     def install(self, target: Target) -> Surgery:
         return _DampedUpdate(self.build(factors(target.model.backbone), target.statistics.modules))
+
+
+class _DecayingInputs(Surgery):
+    def __init__(self, update: InputDecay) -> None:
+        self._update = update
+        self.around = update.around  # type: ignore[method-assign]
+
+    def set_gains(self, gains: Gains) -> None:
+        self._update.set_strength(gains.lam)
+
+
+@SurgeryConfig.register_subclass("input_decay")
+@dataclass(frozen=True)
+class InputDecaySurgeryConfig(InputDecayConfig, SurgeryConfig):
+    """See `ipvla.forgetting.update_surgery`; on every adapter of a linear module."""
+
+    @property
+    def gains(self) -> Gains:
+        return Gains(lam=self.lam)
+
+    def install(self, target: Target) -> Surgery:
+        moments = {name: of_inputs for name, (of_inputs, _) in target.statistics.modules.items()}
+        return _DecayingInputs(self.build(factors(target.model.backbone), moments))
 
 
 @SurgeryConfig.register_subclass("gpm")

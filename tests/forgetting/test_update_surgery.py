@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ipvla.forgetting.update_surgery import (
+    InputDecayConfig,
     ProjectedUpdateConfig,
     RoutedMomentsConfig,
     TwoSidedConfig,
@@ -50,6 +51,7 @@ def moment(n: int, rank: int, seed: int) -> Tensor:
 
 
 STATISTICS = {name: (moment(IN, 20, i), moment(WIDTH, 5, i + 9)) for i, name in enumerate(NAMES)}
+MOMENTS = {name: of_inputs for name, (of_inputs, _) in STATISTICS.items()}
 
 
 def made(dtype: torch.dtype = torch.float32) -> Factors:
@@ -91,10 +93,12 @@ def build(kind: str, factors: Factors, optimizer: torch.optim.Optimizer, off: bo
         return ProjectedUpdateConfig(**gains).build(factors, SUBSPACES)
     if kind == "routed":
         return RoutedMomentsConfig(**gains).build(factors, SUBSPACES, optimizer)
+    if kind == "input decay":
+        return (InputDecayConfig() if off else InputDecayConfig(lam=3)).build(factors, MOMENTS)
     return (TwoSidedConfig() if off else TwoSidedConfig(lam=3, kappa=0.01)).build(factors, STATISTICS)
 
 
-@pytest.mark.parametrize("kind", ["projected", "routed", "two-sided"])
+@pytest.mark.parametrize("kind", ["projected", "routed", "two-sided", "input decay"])
 class TestEverySurgery:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
     def test_off_leaves_every_bit_of_the_optimizers_work(self, kind: str, dtype: torch.dtype) -> None:
@@ -109,7 +113,8 @@ class TestEverySurgery:
         walk(plain, adamw(flat(plain)), None)
         optimizer = adamw(flat(cut))
         walk(cut, optimizer, build(kind, cut, optimizer))
-        assert all(not torch.allclose(plain[name][1], cut[name][1], atol=1e-4) for name in NAMES)
+        learned = 0 if kind == "input decay" else 1
+        assert all(not torch.allclose(plain[name][learned], cut[name][learned], atol=1e-4) for name in NAMES)
 
     def test_it_goes_on_from_a_checkpoint(self, kind: str) -> None:
         whole, half = made(), made()
@@ -152,6 +157,9 @@ class TestEverySurgery:
             "projected": lambda: ProjectedUpdateConfig(gamma=0).build(factors, chosen),
             "routed": lambda: RoutedMomentsConfig(gamma=0).build(factors, chosen, optimizer),
             "two-sided": lambda: TwoSidedConfig(lam=5).build(factors, statistics),
+            "input decay": lambda: InputDecayConfig(lam=0.1).build(
+                factors, {k: m for k, (m, _) in statistics.items()}
+            ),
         }[kind]()
 
         def loss() -> Tensor:
@@ -337,9 +345,43 @@ class TestTwoSided:
             TwoSidedConfig().build(made(), {**STATISTICS, "4.o_proj": tuple(given)})
 
 
+class TestInputDecay:
+    @given(lam=st.floats(0, 1000))
+    @settings(max_examples=20, deadline=None)
+    def test_it_minimises_what_old_inputs_see_against_how_far_it_moves(self, lam: float) -> None:
+        factors, start = made(), made()
+        surgery = InputDecayConfig(lam=5).build(factors, MOMENTS)
+        surgery.set_strength(lam)
+        surgery.after()
+        for name, second in MOMENTS.items():
+            a = factors[name][0].detach().double().requires_grad_()
+            seen = lam / 2 * torch.einsum("ri,ij,rj->", a, second.double(), a)
+            moved = (a - start[name][0].double()).square().sum() / 2
+            (slope,) = torch.autograd.grad(seen + moved, a)
+            assert slope.abs().max() <= 1e-5 * (1 + lam)
+
+    def test_what_old_inputs_see_fades_and_what_they_have_nothing_of_stays(self) -> None:
+        width = STATISTICS["4.o_proj"][0].shape[0]
+        used = torch.diag(torch.tensor([2.0] * 3 + [0.0] * (width - 3)))
+        factors, start = made(), made()
+        surgery = InputDecayConfig(lam=0.5).build(factors, dict.fromkeys(NAMES, used))
+        for _ in range(4):
+            surgery.after()
+        for name in NAMES:
+            (a, b), (a0, b0) = factors[name], start[name]
+            torch.testing.assert_close(a[:, :3], a0[:, :3] / 2**4)
+            torch.testing.assert_close(a[:, 3:], a0[:, 3:])
+            assert torch.equal(b, b0)
+
+    def test_moments_of_another_model_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"M of 4.o_proj is \[12, 12\], the adapter needs \[7, 7\]"):
+            InputDecayConfig().build(made(), {**MOMENTS, "4.o_proj": torch.eye(WIDTH)})
+
+
 @pytest.mark.parametrize(
     ("config", "given", "message"),
     [
+        (InputDecayConfig, {"lam": -1}, "lam is -1; it must be finite and at least 0"),
         (ProjectedUpdateConfig, {"beta": 1.1}, r"beta is 1\.1; it must be in \[0, 1\]"),
         (ProjectedUpdateConfig, {"gamma": -1}, "gamma is -1"),
         (RoutedMomentsConfig, {"gamma": 2}, "gamma is 2"),

@@ -19,6 +19,7 @@ from ipvla.training.parallel import World
 from ipvla.training.step import training_step
 from ipvla.training.surgery import (
     HSWSurgeryConfig,
+    InputDecaySurgeryConfig,
     ProjectedUpdateSurgeryConfig,
     RoutedMomentsSurgeryConfig,
     SurgeryConfig,
@@ -32,6 +33,7 @@ IDLE: list[SurgeryConfig] = [
     ProjectedUpdateSurgeryConfig(),
     RoutedMomentsSurgeryConfig(),
     TwoSidedSurgeryConfig(),
+    InputDecaySurgeryConfig(),
 ]
 STRONG: list[SurgeryConfig] = [
     HSWSurgeryConfig(beta=0.5, gamma=0.0),
@@ -39,6 +41,7 @@ STRONG: list[SurgeryConfig] = [
     ProjectedUpdateSurgeryConfig(beta=0.5, gamma=0.0),
     RoutedMomentsSurgeryConfig(beta=0.5, gamma=0.0),
     TwoSidedSurgeryConfig(lam=10.0, kappa=0.01),
+    InputDecaySurgeryConfig(lam=0.1),
 ]
 
 
