@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +52,7 @@ from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
+from ipvla.sim.libero import write_atomically
 from ipvla.storage import SOURCE_TREE
 from ipvla.training.interpolation import interpolate
 from ray_jobs.cli import run
@@ -61,7 +61,7 @@ from ray_jobs.collect import collect
 from ray_jobs.progress import CollectionDisplay, episode_progress
 from ray_jobs.quickstart import Stopwatch
 from ray_jobs.side_by_side import train_side_by_side
-from ray_jobs.subspaces import SubspacesConfig, find
+from ray_jobs.subspaces import SubspacesConfig, read_teacher
 
 _DOCS = SOURCE_TREE / "docs"
 
@@ -121,7 +121,7 @@ class ForgettingBenchmark:
         if not kept.exists():
             with self._stage("costs"):
                 costs = step_costs(self.study.training(point, seed), StepCostConfig())
-            kept.write_text(json.dumps(costs.to_dict()))
+            write_atomically(kept, json.dumps(costs.to_dict()))
         told: dict[str, Any] = json.loads(kept.read_text())
         return told
 
@@ -216,9 +216,10 @@ class ForgettingBenchmark:
 
 def _find_missing(configs: Sequence[SubspacesConfig]) -> None:
     """Side by side: each reads its teacher in a process of its own."""
-    missing = [config for config in configs if not (config.artifacts / str(config.name) / "meta.json").exists()]
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(find, missing))
+    reader = ray.remote(num_cpus=1)(read_teacher)
+    artifacts = {config.artifacts / str(config.name): config for config in configs}
+    missing = {place: config for place, config in artifacts.items() if not (place / "meta.json").exists()}
+    ray.get([reader.remote(config, place) for place, config in missing.items()])
 
 
 def tune(study: ForgettingStudy, benchmark: ForgettingBenchmark, console: Console) -> None:
@@ -256,14 +257,15 @@ def report(study: ForgettingStudy, benchmark: ForgettingBenchmark, console: Cons
 
 
 def respond_to_step(plan: Plan, benchmark: ForgettingBenchmark, seed: int) -> dict[str, Any]:
-    """Of the closed loop that was chosen; its plot shows this seed."""
+    """Of the closed loop that was chosen; the plot beside the published tables shows this seed alone."""
     steps, method = StepConfig(), plan.loop["closed"]
     closed = plan.entries[method].final
     lines = benchmark.step_response(closed, seed)
     protection = benchmark.study.training(closed, seed).protected_by
     assert protection is not None
     assert protection.thermostat is not None
-    plot_response({arm: [seen] for arm, seen in lines.items()}, steps, _DOCS / "forgetting_step.png")
+    if benchmark.study.complete:
+        plot_response({arm: [seen] for arm, seen in lines.items()}, steps, _DOCS / "forgetting_step.png")
     responses = {arm: response(seen, steps, protection.thermostat) for arm, seen in lines.items()}
     return response_figures(method, {seed: responses})
 
@@ -273,7 +275,6 @@ def publish(found: dict[str, Any], console: Console) -> dict[str, Any]:
     record, runs = read_record("forgetting"), []
     if record is not None and record["figures"]["recipe"] == found["recipe"]:
         found, runs = joined(record["figures"], found), record["runs"]
-        found["costs"] = found.get("costs") or record["figures"].get("costs")
     plot_fronts(found, _DOCS / "forgetting.png")
     console.print(f"written to {write_record('forgetting', found['seeds'], found, targets(found), runs)}")
     return found

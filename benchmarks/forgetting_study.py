@@ -131,11 +131,13 @@ class ForgettingStudy(StorageRoots):
     @property
     def collections(self) -> tuple[CollectConfig, ...]:
         """The demonstrations that these methods need, and the probe's episodes."""
-        replay = any("replay" in methods()[name].uses for name in self.names)
-        wanted = {"pretraining": True, "new_task": True, "replay": replay, "second_task": self.sequence_names}
-        named = [self._collected(name) for name, is_wanted in wanted.items() if is_wanted]
+        named = ["pretraining", "new_task"]
+        if any("replay" in methods()[name].uses for name in self.names):
+            named.append("replay")
+        if self.sequence_names:
+            named.append("second_task")
         probe = parse(CollectConfig, self._preset("collect_probe"))
-        return *named, replace(probe, data_root_dir=self.probes)
+        return *map(self._collected, named), replace(probe, data_root_dir=self.probes)
 
     def base_arguments(self, seed: int) -> list[str]:
         """`ray_jobs.train` for the policy that all of this seed's methods start from."""

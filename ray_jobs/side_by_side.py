@@ -19,9 +19,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from ipvla.experiment import ExperimentConfig
 from ipvla.storage import SOURCE_TREE
-from ipvla.tracking import read_jsonl
 from ray_jobs.settings import parse
-from ray_jobs.train import TrainSummary, summarise, train_policy
+from ray_jobs.train import TrainSummary, summarise, train_policy, training_lines
 
 _POLL_S = 0.5
 _END_S = 20.0
@@ -146,9 +145,7 @@ def _progress(console: Console) -> Progress:
 
 
 def _show(progress: Progress, child: _Child) -> None:
-    metrics = child.experiment.run_directory / "metrics.jsonl"
-    lines = [line for line in (read_jsonl(metrics) if metrics.exists() else []) if "train/loss" in line]
-    if lines:
+    if lines := training_lines(child.experiment):
         last = lines[-1]
         note = f"loss {last['train/loss']:.3f}, {last['train/frames_per_s']:.0f} frames/s"
         progress.update(child.bar, completed=last["step"], note=note)

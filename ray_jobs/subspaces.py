@@ -188,7 +188,8 @@ def main(config: SubspacesConfig) -> None:
     directory, subspaces = find(config)
     console.print(energy_table(subspaces))
     for layer, agreement in subspaces.meta["agreement"].items():
-        console.print(f"layer {layer}: rank correlation of injection and Fisher scores {agreement:.2f}")
+        told = "undefined: the scores are all the same" if agreement is None else f"{agreement:.2f}"
+        console.print(f"layer {layer}: rank correlation of injection and Fisher scores {told}")
     console.print(f"written to {directory}")
 
 

@@ -149,9 +149,15 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def training_lines(config: ExperimentConfig) -> list[dict[str, Any]]:
+    """What training logged so far; a Thermostat's readings have lines of their own, which are left out."""
+    metrics = config.run_directory / "metrics.jsonl"
+    return [line for line in read_jsonl(metrics) if "train/loss" in line] if metrics.exists() else []
+
+
 def summarise(config: ExperimentConfig) -> TrainSummary:
     """Speed and final loss of a finished run, from its metrics."""
-    lines = [line for line in read_jsonl(config.run_directory / "metrics.jsonl") if "train/loss" in line]
+    lines = training_lines(config)
     wall_s = sum(line["train/seconds"] for line in lines)
     return TrainSummary(
         policy=config.run_directory / "policy",

@@ -161,10 +161,14 @@ class ICSM:
         }
         return Subspaces(groups, layers, found)
 
-    def _agreement(self, measured: _Measured, subspace: LayerSubspace) -> float:
-        """Spearman's correlation of the columns' scores by injection with their Fisher scores."""
+    def _agreement(self, measured: _Measured, subspace: LayerSubspace) -> float | None:
+        """Spearman's correlation of the columns' scores by injection with their Fisher scores.
+
+        None where either are all the same, as they are where a layer carries nothing.
+        """
         injections = subspace.basis.double() * self.config.epsilon * measured.scale
-        return _spearman(subspace.scores, _fisher_scores(measured.gradients, injections))
+        agreement = _spearman(subspace.scores, _fisher_scores(measured.gradients, injections))
+        return None if math.isnan(agreement) else agreement
 
     def _subspace(
         self, model: ProbedModel, batches: Sequence[Any], number: int, layer: _Measured, counts: tuple[int, int]
@@ -304,5 +308,7 @@ def _injection_scores(model: ProbedModel, batches: Sequence[Any], number: int, i
 
 def _spearman(a: Tensor, b: Tensor) -> float:
     """Of a and b [n], ties sharing their mean rank; nan if one is constant."""
+    if len(a) < 2:
+        return math.nan
     ranks = [(x[:, None] > x).double().sum(1) + 0.5 * (x[:, None] == x).double().sum(1) for x in (a, b)]
     return torch.corrcoef(torch.stack(ranks))[0, 1].item()

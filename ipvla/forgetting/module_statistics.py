@@ -36,6 +36,11 @@ class ModuleStatistics:
     modules: Mapping[str, tuple[Tensor, Tensor]]
     meta: Mapping[str, Any]
 
+    @property
+    def of_inputs(self) -> dict[str, Tensor]:
+        """Name -> A [in, in]."""
+        return {name: of_inputs for name, (of_inputs, _) in self.modules.items()}
+
     def save(self, directory: Path) -> None:
         """Writes `module_statistics.safetensors` (NAME.A, NAME.G) and `module_statistics.json`."""
         tensors = {

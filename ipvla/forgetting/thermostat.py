@@ -50,7 +50,7 @@ class Gains:
 
     Attributes:
         beta, gamma: of the gradient in the plastic and in the fragile subspace, see `hsw`.
-        lam, kappa: softness of two-sided surgery and decay of the adapters, see `update_surgery`.
+        lam, kappa: strength of two-sided surgery or input decay, and decay of the adapters, see `update_surgery`.
     """
 
     beta: float = 1.0

@@ -181,8 +181,7 @@ class InputDecaySurgeryConfig(InputDecayConfig, SurgeryConfig):
         return Gains(lam=self.lam)
 
     def install(self, target: Target) -> Surgery:
-        moments = {name: of_inputs for name, (of_inputs, _) in target.statistics.modules.items()}
-        return _DecayingInputs(self.build(factors(target.model.backbone), moments))
+        return _DecayingInputs(self.build(target.linear_factors(), target.statistics.of_inputs))
 
 
 @SurgeryConfig.register_subclass("gpm")
@@ -191,8 +190,7 @@ class GPMSurgeryConfig(GPMConfig, SurgeryConfig):
     """See `ipvla.forgetting.gpm`; on every adapter, with the artifact's module statistics."""
 
     def install(self, target: Target) -> Surgery:
-        moments = {name: of_inputs for name, (of_inputs, _) in target.statistics.modules.items()}
-        return _ProjectedInputs(self.build(target.linear_factors(), moments))
+        return _ProjectedInputs(self.build(target.linear_factors(), target.statistics.of_inputs))
 
 
 class _ProjectedInputs(Surgery):
@@ -215,7 +213,7 @@ class CorDASurgeryConfig(SurgeryConfig):
 
     def install(self, target: Target) -> Surgery:
         names = target.linear_factors()
-        moments = {name: of_inputs for name, (of_inputs, _) in target.statistics.modules.items() if name in names}
+        moments = {name: moment for name, moment in target.statistics.of_inputs.items() if name in names}
         begin_by_corda(target.model.backbone, moments)
         return Surgery()
 

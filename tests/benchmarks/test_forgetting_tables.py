@@ -102,6 +102,12 @@ def test_the_targets_table_shows_intervals_and_says_what_values_are_of(full: dic
     assert "`front_area_gap_to_best_rival`: ours against wise_ft." in table
 
 
+def test_a_target_that_was_not_measured_is_not_met(full: dict[str, Any]) -> None:
+    table = tables.table(record({**full, "costs": None}), "targets")
+    assert "| thermostat_step_ratio | none | <= 1.020 | **no** |" in table
+    assert "`thermostat_step_ratio`: not measured." in table
+
+
 def test_the_page_has_every_table_and_is_filled_once_there_are_results(
     full: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -225,6 +225,16 @@ class TestLastLayerTrap:
         assert energy["5"] == {"instruction_share": 0, "fragility": 0, "carries_nothing": True}
         assert all(0 < energy[n]["instruction_share"] < 1 and energy[n]["fragility"] > 0 for n in "01234")
 
+    def test_in_the_trap_the_order_means_nothing(self) -> None:
+        icsm, model = FISHER.build(), Transformer()
+        trapped = replace(icsm.fit(model, prompts(), META).layers[4], layer=5)
+        measured, *_ = icsm._measure(model, prompts(), [5])
+        assert icsm._agreement(measured[5], trapped) is None
+
+    def test_a_single_direction_has_no_order(self) -> None:
+        found = fit(ICSMConfig(rank=1), Transformer(), prompts())
+        assert found.meta["agreement"] == dict.fromkeys(map(str, found.layers))
+
     def test_an_instruction_that_never_reaches_the_output_is_an_error(self) -> None:
         class Deaf(Reader):
             def read(self, batch: tuple[Tensor, Tensor]) -> Reading:

@@ -26,7 +26,7 @@ from ipvla.tracking import Sinks, read_jsonl
 from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
-from ray_jobs.train import train_policy
+from ray_jobs.train import summarise, train_policy, training_lines
 
 Make = Callable[..., ExperimentConfig]
 STEPS = TrainingConfig(steps=300, precision="fp32", log_every=10, checkpoint_every=50)
@@ -144,6 +144,23 @@ def test_a_missing_dataset_is_told_before_anything_starts(make_experiment: Make)
     with pytest.raises(DatasetError, match="nothing"):
         train_policy(config)
     assert not config.run_directory.exists()
+
+
+def test_a_thermostats_readings_are_no_training_steps(make_experiment: Make) -> None:
+    config = make_experiment()
+    assert training_lines(config) == [], "nothing is logged yet"
+    trained = {"step": 10, "train/loss": 0.5, "train/seconds": 2.0, "train/frames_per_s": 100.0}
+    config.run_directory.mkdir(parents=True)
+    text = "".join(
+        json.dumps(line) + "\n" for line in ({"step": 10, "probe/d": 0.1}, trained, {"step": 11, "probe/d": 0.2})
+    )
+    (config.run_directory / "metrics.jsonl").write_text(text)
+    assert training_lines(config) == [trained]
+    assert (summarise(config).steps, summarise(config).frames_per_s, summarise(config).final_loss) == (
+        10,
+        100,
+        0.5,
+    )
 
 
 def test_a_run_with_other_settings_is_refused_and_left_alone(make_experiment: Make) -> None:
