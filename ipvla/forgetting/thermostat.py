@@ -4,15 +4,18 @@ One strength s in [0, 1] sets all gains at once,
 
     gamma = 1 - s (1 - gamma_min),  beta = 1 - s (1 - beta_min),  lam = s lambda_max,  kappa = s kappa_max
 
-The first `calibration` readings are only looked at (s = 0). At their end the thresholds are set, from their mean
-and from sigma, by which readings of the student as it is then differ through the draw of records alone:
+The first `calibration` readings are only looked at (s = `start`, 0 unless it is set). At their end the thresholds
+are set, from their mean and from sigma, by which readings of the student as it is then differ through the draw of
+records alone:
 
     lo = max(mean + lo_sigma * sigma, LEAST_LO),  hi = hi_over_lo * lo
 
 A reading counts as drift if it is above what calibration saw and the draw does not explain it. The noise of paired
 readings is a share of the drift, 0 at the teacher, so it cannot be measured before training; nor is it how
 calibration's readings differ from one another, which is mostly that the student moves on. The mean is what is put
-up with: let calibration end early in the training.
+up with: let calibration end early in the training. Where it is known how much drift may be spent, set `lo` itself,
+`calibration` 0 and `start` 1: training then begins with full protection, and gives away what the drift leaves room
+for.
 
 Mode "proportional", the law of the requirement (2.3): s = (d - lo) / (hi - lo), clipped to [0, 1].
 
@@ -36,7 +39,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 FLOOR = 0.01
@@ -67,7 +70,9 @@ class ThermostatConfig:
         mode: "proportional", "pi" or "replay".
         every: training steps from one reading to the next.
         batch: probe records of a reading.
-        calibration: readings that measure but do not act, at least 1.
+        calibration: readings that measure but do not act; may be 0 if `lo` is set.
+        lo: lower threshold, > 0; None to set it at calibration's end.
+        start: s in [0, 1] until a reading acts.
         gamma_min, beta_min: gains at full strength, in [0, 1]; beta_min must not be 0.
         lo_sigma: height of the lower threshold above calibration's mean, in standard deviations of a reading.
         hi_over_lo: > 1; the upper threshold over the lower.
@@ -83,6 +88,8 @@ class ThermostatConfig:
     every: int = 25
     batch: int = 64
     calibration: int = 8
+    lo: float | None = None
+    start: float = 0.0
     gamma_min: float = 0.0
     beta_min: float = 0.5
     lo_sigma: float = 5.0
@@ -102,7 +109,9 @@ class ThermostatConfig:
         ranges = {
             "every": (1, math.inf),
             "batch": (2, math.inf),
-            "calibration": (1, math.inf),
+            "calibration": (1 if self.lo is None else 0, math.inf),
+            "lo": (LEAST_LO, math.inf),
+            "start": (0, 1),
             "gamma_min": (0, 1),
             "beta_min": (1e-6, 1),
             "lo_sigma": (1e-6, math.inf),
@@ -117,7 +126,7 @@ class ThermostatConfig:
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if not (low <= value <= high and math.isfinite(value)):
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
                 raise ValueError(f"thermostat.{name} is {value}; it must be a number in [{low:g}, {high:g}]")
         if (self.mode == "replay") != bool(self.strengths):
             raise ValueError(
@@ -139,7 +148,7 @@ class ThermostatState:
     Attributes:
         readings: so far.
         mean: of the calibration's readings.
-        lo, hi: thresholds; 0 until calibration ends.
+        lo, hi: thresholds; 0 while they are not set yet.
         ema, error: m and e of the last reading.
         strength: s.
     """
@@ -178,13 +187,18 @@ class Thermostat:
         self.config = config
         self._remember = 0.5 ** (1 / config.ema_half_life)
 
+    def begin(self) -> ThermostatState:
+        """The state before the first reading."""
+        lo = self.config.lo or 0.0
+        return ThermostatState(lo=lo, hi=self.config.hi_over_lo * lo, strength=self.config.start)
+
     def due(self, step: int) -> bool:
         """Whether a reading is taken before training step `step`, counted from 0."""
         return step % self.config.every == 0
 
     def ends_calibration(self, state: ThermostatState) -> bool:
-        """Whether the next reading is calibration's last, with which sigma is needed."""
-        return state.readings + 1 == self.config.calibration
+        """Whether the next reading sets the thresholds, for which sigma is needed."""
+        return self.config.lo is None and state.readings + 1 == self.config.calibration
 
     def step(self, state: ThermostatState, d: float, sigma: float | None = None) -> tuple[ThermostatState, Gains]:
         """The state after a reading, and the gains until the next.
@@ -212,16 +226,17 @@ class Thermostat:
     def _calibrate(self, state: ThermostatState, d: float, sigma: float | None) -> ThermostatState:
         n = state.readings + 1
         mean = state.mean + (d - state.mean) / n
-        ema = self._average(state, d)
-        if n < self.config.calibration:
-            return ThermostatState(n, mean, ema=ema)
+        ema = self._average(state, min(d, state.hi or math.inf))
+        measured = replace(state, readings=n, mean=mean, ema=ema)
+        if not self.ends_calibration(state):
+            return measured
         if sigma is None or not 0 <= sigma < math.inf:
             raise ValueError(
                 f"the noise sigma of readings is {sigma} where calibration ends; measure it on this student"
             )
         lo = max(mean + self.config.lo_sigma * sigma, LEAST_LO)
         hi = self.config.hi_over_lo * lo
-        return ThermostatState(n, mean, lo, hi, min(ema, hi))
+        return replace(measured, lo=lo, hi=hi, ema=min(ema, hi))
 
     def _act(self, state: ThermostatState, d: float) -> ThermostatState:
         c = self.config
@@ -237,7 +252,7 @@ class Thermostat:
             log = math.log(max(state.strength, FLOOR)) + c.kp * (error - state.error) + c.ki * error
             wanted = math.exp(min(log, 0.0)) if log > math.log(FLOOR) else 0.0
             strength = min(max(wanted, state.strength - c.slew), state.strength + c.slew)
-        return ThermostatState(state.readings + 1, state.mean, state.lo, state.hi, ema, error, strength)
+        return replace(state, readings=state.readings + 1, ema=ema, error=error, strength=strength)
 
     def _average(self, state: ThermostatState, d: float) -> float:
         return d + self._remember * (state.ema - d) if state.readings else d

@@ -127,7 +127,7 @@ class Protection:
     def __init__(self, surgery: Surgery, gains: Gains | None, regulation: Regulation | None) -> None:
         self._surgery = surgery
         self._regulation = regulation
-        self.thermostat = ThermostatState()
+        self.thermostat = ThermostatState() if regulation is None else regulation.thermostat.begin()
         self.gains = gains if regulation is None else regulation.thermostat.gains(self.thermostat)
         if self.gains is not None:
             surgery.set_gains(self.gains)

@@ -24,10 +24,13 @@ strengths = st.lists(st.floats(0, 1), min_size=1, max_size=30).map(tuple)
 @st.composite
 def configs(draw: st.DrawFn, mode: str | None = None) -> ThermostatConfig:
     mode = mode or draw(st.sampled_from(["proportional", "pi", "replay"]))
+    lo = draw(st.none() | st.floats(LEAST_LO, 1))
     return ThermostatConfig(
         mode=mode,
         strengths=draw(strengths) if mode == "replay" else (),
-        calibration=draw(st.integers(1, 6)),
+        calibration=draw(st.integers(1 if lo is None else 0, 6)),
+        lo=lo,
+        start=draw(st.floats(0, 1)),
         gamma_min=draw(st.floats(0, 1)),
         beta_min=draw(st.floats(0.01, 1)),
         hi_over_lo=draw(st.floats(1.1, 8)),
@@ -44,7 +47,7 @@ def configs(draw: st.DrawFn, mode: str | None = None) -> ThermostatConfig:
 def run(
     thermostat: Thermostat, trace: Iterable[float], state: ThermostatState | None = None
 ) -> tuple[ThermostatState, list[Gains]]:
-    state, gains = state or ThermostatState(), []
+    state, gains = state or thermostat.begin(), []
     for d in trace:
         state, now = thermostat.step(state, d, SIGMA)
         gains.append(now)
@@ -83,7 +86,10 @@ def test_more_drift_never_means_less_protection(
 @settings(max_examples=50, deadline=None)
 @given(configs(), traces)
 def test_calibration_measures_and_does_not_act(config: ThermostatConfig, trace: list[float]) -> None:
-    assert run(config.build(), trace)[1][: config.calibration] == [Gains()] * min(len(trace), config.calibration)
+    thermostat = config.build()
+    began = thermostat.gains(thermostat.begin())
+    assert began == Gains() or config.start > 0
+    assert run(thermostat, trace)[1][: config.calibration] == [began] * min(len(trace), config.calibration)
 
 
 @settings(max_examples=50, deadline=None)
@@ -91,7 +97,8 @@ def test_calibration_measures_and_does_not_act(config: ThermostatConfig, trace: 
 def test_drift_is_what_exceeds_calibrations_readings_by_more_than_their_noise(
     config: ThermostatConfig, trace: list[float], sigma: float
 ) -> None:
-    thermostat, state = config.build(), ThermostatState()
+    thermostat = replace(config, lo=None, calibration=max(config.calibration, 1)).build()
+    config, state = thermostat.config, thermostat.begin()
     for d in trace[: config.calibration]:
         state, _ = thermostat.step(state, d, sigma if thermostat.ends_calibration(state) else None)
     assert not thermostat.ends_calibration(state)
@@ -157,7 +164,8 @@ def test_a_replay_plays_what_was_recorded_in_order_whatever_the_drift_reads(
 def test_a_replay_of_a_closed_loops_strengths_gives_its_gains_to_the_last_bit(
     config: ThermostatConfig, trace: list[float]
 ) -> None:
-    thermostat, state, played = config.build(), ThermostatState(), []
+    thermostat, played = config.build(), []
+    state = thermostat.begin()
     for d in trace:
         state, _ = thermostat.step(state, d, SIGMA)
         played.append(state.strength)
@@ -180,7 +188,8 @@ def test_a_replay_still_takes_its_readings() -> None:
 @given(configs(mode="pi"), traces)
 def test_the_loop_moves_no_faster_than_its_slew(config: ThermostatConfig, trace: list[float]) -> None:
     thermostat = config.build()
-    state, played = ThermostatState(), [0.0]
+    state = thermostat.begin()
+    played = [state.strength]
     for d in trace:
         state, _ = thermostat.step(state, d, SIGMA)
         played.append(state.strength)
@@ -224,6 +233,21 @@ def test_the_loop_holds_a_plant_that_integrates_near_its_threshold() -> None:
     assert np.mean(trace[200:]) == pytest.approx(state.lo, rel=0.2)
 
 
+def test_a_drift_that_may_be_spent_is_given_away_from_full_protection_and_then_held() -> None:
+    """With `lo` set nothing is calibrated: no reading needs a sigma, and the first one acts."""
+    thermostat = ThermostatConfig(mode="pi", calibration=0, lo=0.05, start=1.0, slew=1.0).build()
+    state = thermostat.begin()
+    assert (state.lo, state.hi, thermostat.gains(state).gamma) == (0.05, pytest.approx(0.15), 0)
+    d, trace = 0.0, []
+    for _ in range(400):
+        assert not thermostat.ends_calibration(state)
+        d = max(d + 0.004 - 0.0012 * thermostat.gains(state).lam * d / 0.05, 0.0)
+        state, _ = thermostat.step(state, d)
+        trace.append((d, state.strength))
+    assert trace[0][1] < 1, "there was room"
+    assert np.mean([d for d, _ in trace[200:]]) == pytest.approx(0.05, rel=0.2)
+
+
 @settings(max_examples=50, deadline=None)
 @given(configs(), traces, traces)
 def test_a_resumed_run_goes_on_as_one_that_never_stopped(
@@ -232,7 +256,8 @@ def test_a_resumed_run_goes_on_as_one_that_never_stopped(
     whole = run(config.build(), before + after)
     state, first = run(config.build(), before)
     resumed = ThermostatState.from_dict(json.loads(json.dumps(state.to_dict())))
-    assert config.build().gains(resumed) == (first[-1] if first else Gains())
+    thermostat = config.build()
+    assert thermostat.gains(resumed) == (first[-1] if first else thermostat.gains(thermostat.begin()))
     last, second = run(config.build(), after, resumed)
     assert (last, first + second) == whole
 
@@ -250,6 +275,8 @@ def test_a_reading_that_is_no_drift_is_refused(d: float) -> None:
         ("mode", "pid"),
         ("every", 0),
         ("calibration", 0),
+        ("lo", 0.0),
+        ("start", 1.5),
         ("beta_min", 0.0),
         ("gamma_min", 1.1),
         ("gamma_min", math.nan),
