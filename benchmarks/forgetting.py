@@ -36,6 +36,7 @@ from benchmarks.forgetting_plan import Plan
 from benchmarks.forgetting_plot import plot_fronts
 from benchmarks.forgetting_readings import Readings, read
 from benchmarks.forgetting_response import (
+    CLOSED,
     StepConfig,
     plot_response,
     respond,
@@ -50,6 +51,7 @@ from benchmarks.record import read_record, write_record
 from benchmarks.scratch import placed
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
+from ipvla.experiment import ExperimentConfig
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.libero import write_atomically
@@ -104,16 +106,22 @@ class ForgettingBenchmark:
             for p in points
         }
 
-    def step_response(self, closed: Point, seed: int) -> dict[str, Sequence[Line]]:
-        """How this closed loop, constant gains and an open loop answer to a step: arm -> its metrics."""
+    def step_response(self, closed: Point, seed: int) -> dict[str, list[Line]]:
+        """How this closed loop, what replays it, and constant gains answer to a step: arm -> its metrics."""
         config, plan = self.study.training(closed, seed), StepConfig()
+        place = self.study.directory / f"seed{seed}-response"
+        respond_there = ray.remote(num_cpus=1)(respond)
+
+        def play(arms: Mapping[str, ExperimentConfig]) -> dict[str, list[Line]]:
+            lines = ray.get(
+                [respond_there.remote(arm, plan, place / f"{name}.json") for name, arm in arms.items()]
+            )
+            return dict(zip(arms, lines, strict=True))
+
         with self._stage(f"seed {seed}: step response"):
             write_conflicting(config.datasets, plan)
-            play = ray.remote(num_cpus=1)(respond)
-            arms = plan.arms(config)
-            places = {arm: self.study.directory / f"seed{seed}-response" / f"{arm}.json" for arm in arms}
-            lines = ray.get([play.remote(arms[arm], plan, place) for arm, place in places.items()])
-        return dict(zip(arms, lines, strict=True))
+            played = play(plan.arms(config))
+            return played | play(plan.controls(config, played[CLOSED], seed))
 
     def costs(self, point: Point, seed: int) -> dict[str, Any]:
         """What a training step costs with this point's method and Thermostat."""

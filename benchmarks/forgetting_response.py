@@ -7,8 +7,9 @@ would each begin with a new optimizer, new adapters and another teacher; a datas
 shuffled.) The learning rate is constant after warm-up: what changes is the data alone. The contradiction is the
 new task's own demonstrations mirrored: the same pictures and words, but the hand is to go the other way.
 
-Compared are the open loop, constant strengths, and the closed loop. All take the same readings; the open loop is
-the constant 0. A run's metrics are the lines of its `metrics.jsonl`.
+Compared are the open loop, which is the constant 0, constant strengths, the closed loop, and what the closed loop
+found played again at its mean and in another order. All take the same readings. A run's metrics are the lines of
+its `metrics.jsonl`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.forgetting_loop import Line, constant, trace
+from benchmarks.forgetting_loop import Line, constant, controls, trace
 from ipvla.data.plan import PlanPosition
 from ipvla.data.rlds import Episode, EpisodeDataset, dataset_directory, write_rlds
 from ipvla.experiment import ExperimentConfig
@@ -52,7 +53,7 @@ class StepConfig:
     new: str = "new_task"
     conflicting: str = "new_task_mirrored"
     steps: tuple[int, int, int] = (150, 150, 150)
-    constants: tuple[float, ...] = (0.5, 1.0)
+    constants: tuple[float, ...] = (0.1, 1.0)
     log_every: int = 5
 
     def __post_init__(self) -> None:
@@ -73,7 +74,7 @@ class StepConfig:
         )
 
     def arms(self, config: ExperimentConfig) -> dict[str, ExperimentConfig]:
-        """The runs by name, from the experiment whose `forgetting` is the closed loop.
+        """The closed loop of the experiment's `forgetting`, and constant strengths from the first acting reading on.
 
         Raises:
             ValueError: there is no Thermostat, it replays, or the phases do not fit it.
@@ -93,7 +94,24 @@ class StepConfig:
             )
         regulators = {OPEN: constant(0.0, thermostat)}
         regulators |= {f"constant {strength:g}": constant(strength, thermostat) for strength in self.constants}
-        regulators[CLOSED] = thermostat
+        return self._runs(config, {**regulators, CLOSED: thermostat})
+
+    def controls(self, config: ExperimentConfig, closed: Sequence[Line], seed: int) -> dict[str, ExperimentConfig]:
+        """What replays the closed loop's run, given its metrics, by name. `seed` draws the other order.
+
+        Raises:
+            ValueError: these are not the metrics of the whole run.
+        """
+        protection = config.protected_by
+        assert protection is not None
+        assert protection.thermostat is not None
+        found = controls(trace(closed, protection.thermostat, sum(self.steps)), protection.thermostat, seed)
+        return self._runs(config, {f"its {name} strengths": regulator for name, regulator in found.items()})
+
+    def _runs(
+        self, config: ExperimentConfig, regulators: Mapping[str, ThermostatConfig]
+    ) -> dict[str, ExperimentConfig]:
+        assert config.forgetting is not None
         steady = replace(
             config,
             data=replace(config.data, dataset=self.new),
@@ -103,7 +121,7 @@ class StepConfig:
             ),
         )
         return {
-            name: replace(steady, forgetting=replace(protection, thermostat=regulator))
+            name: replace(steady, forgetting=replace(config.forgetting, thermostat=regulator))
             for name, regulator in regulators.items()
         }
 
@@ -189,25 +207,6 @@ def response(lines: Sequence[Line], plan: StepConfig, thermostat: ThermostatConf
         new_loss=_settled(lines, "train/loss", last),
         strength=fmean(trace(lines, thermostat, sum(plan.steps))),
     )
-
-
-def best_constant(responses: Mapping[str, Response], tolerance: float = 0.02) -> str:
-    """The constant arm that a user would rather have than the closed loop, by name.
-
-    Of those that have learned the new task as well in the end, up to `tolerance` of the closed loop's loss, the
-    one that drifts least under the conflict; if none has, the one that has learned it best.
-
-    Raises:
-        ValueError: there is no constant arm.
-    """
-    constants = {name: seen for name, seen in responses.items() if name not in (OPEN, CLOSED)}
-    if not constants:
-        raise ValueError(f"the arms are {list(responses)}; play constant strengths too")
-    enough = responses[CLOSED].new_loss * (1 + tolerance)
-    equal = {name: seen for name, seen in constants.items() if seen.new_loss <= enough}
-    if equal:
-        return min(equal, key=lambda name: equal[name].conflict_d)
-    return min(constants, key=lambda name: constants[name].new_loss)
 
 
 def response_figures(method: str, seeds: Mapping[int, Mapping[str, Response]]) -> dict[str, Any]:

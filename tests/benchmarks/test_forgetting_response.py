@@ -13,9 +13,7 @@ from benchmarks.forgetting_loop import Line, trace
 from benchmarks.forgetting_response import (
     CLOSED,
     OPEN,
-    Response,
     StepConfig,
-    best_constant,
     joined_responses,
     plot_response,
     respond,
@@ -51,6 +49,19 @@ class TestPlan:
         assert len({str(replace(arm, forgetting=None)) for arm in arms.values()}) == 1
         optimizer = arms[OPEN].optimizer
         assert optimizer.learning_rate(89, 90) == optimizer.learning_rate(30, 31) == optimizer.lr
+
+    def test_the_controls_play_what_the_closed_loop_found_and_keep_how_it_began(
+        self, tuned: ExperimentConfig
+    ) -> None:
+        began = replace(SENSITIVE, every=5, start=0.25)
+        config = protected(tuned, HSWSurgeryConfig(), thermostat=began)
+        lines = stepped(rise=0.3, loss=0.2)
+        arms = PLAN.controls(config, lines, seed=0)
+        mean, shuffled = (arms[f"its {kind} strengths"].forgetting.thermostat for kind in ("mean", "shuffled"))  # type: ignore[union-attr]
+        strengths = trace(lines, began, 90)
+        assert mean.strengths == pytest.approx([np.mean(strengths)])  # type: ignore[union-attr]
+        assert mean.start == shuffled.start == 0.25  # type: ignore[union-attr]
+        assert sorted(shuffled.strengths) == sorted(strengths)  # type: ignore[union-attr]
 
     def test_what_is_no_closed_loop_or_does_not_fit_it_is_refused(self, tuned: ExperimentConfig) -> None:
         config = closed_loop(tuned)
@@ -103,23 +114,6 @@ class TestResponse:
         unfinished = [line for line in stepped(0.3, 0.2) if line["step"] <= 60]
         with pytest.raises(ValueError, match="no probe/d at steps 81 to 90"):
             response(unfinished, PLAN, THERMOSTAT)
-
-    def test_the_best_constant_has_learned_as_much_and_drifts_least(self) -> None:
-        def arm(rise: float, loss: float) -> Response:
-            return response(stepped(rise, loss), PLAN, THERMOSTAT)
-
-        arms = {
-            OPEN: arm(0.5, 0.1),
-            "weak": arm(0.4, 0.1),
-            "middle": arm(0.3, 0.101),
-            "strong": arm(0.1, 0.2),
-            CLOSED: arm(0.2, 0.1),
-        }
-        assert best_constant(arms) == "middle"
-        assert best_constant(arms, tolerance=0.001) == "weak"
-        assert best_constant({**arms, CLOSED: arm(0.2, 0.05)}) == "weak", "none as good: the one that learned best"
-        with pytest.raises(ValueError, match="play constant strengths too"):
-            best_constant({OPEN: arms[OPEN], CLOSED: arms[CLOSED]})
 
     def test_seeds_of_two_sessions_join(self) -> None:
         def session(seed: int, rise: float, arms: Sequence[str] = (OPEN, CLOSED)) -> dict[str, object]:
