@@ -74,7 +74,7 @@ class StepConfig:
         )
 
     def arms(self, config: ExperimentConfig) -> dict[str, ExperimentConfig]:
-        """The closed loop of the experiment's `forgetting`, and constant strengths from the first acting reading on.
+        """The closed loop of the experiment, and strengths that are constant from the first reading that acts.
 
         Raises:
             ValueError: there is no Thermostat, it replays, or the phases do not fit it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 from typing import Any
@@ -63,6 +64,17 @@ def _fronts(figures: Mapping[str, Any]) -> str:
     return "\n".join(
         ["![new task against old skills](forgetting.png)", "", *rows, "", f"{ratios} {_over(figures)}."]
     )
+
+
+def choice_table(figures: Mapping[str, Any]) -> str:
+    """Of `forgetting_tuning.json`: what is reported of each method, the largest area first."""
+    choice = figures["choice"]
+    tried = Counter(point["method"] for point in figures["tried"])
+    rows = head("method", "points played", "area under the front", "final point", "second point")
+    for name, area in sorted(choice["areas"].items(), key=lambda item: -float(item[1])):
+        points = [f"{point['strength']} at {point['checkpoint']}" for point in choice["points"][name]]
+        rows.append(line(name, str(tried[name]), f"{area:.2f}", points[0], ", ".join(points[1:])))
+    return "\n".join(rows)
 
 
 def _sequence(figures: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.forgetting_tables import FORGETTING
+from benchmarks.forgetting_tables import FORGETTING, choice_table
 from benchmarks.markdown import head, line
 from benchmarks.record import RESULTS
 
@@ -42,7 +42,7 @@ def table(record: Mapping[str, Any], kind: str) -> str:
     """One table of a record, in Markdown. KeyError for a kind that is unknown or has no figures."""
     if kind == "targets":
         return _targets(record)
-    kinds = {"success": _success, "figures": _figures, **_MEMORY, **FORGETTING}
+    kinds = {"success": _success, "figures": _figures, **_MEMORY, **FORGETTING, "choice": choice_table}
     return kinds[kind](record["figures"])
 
 

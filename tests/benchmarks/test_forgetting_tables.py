@@ -81,6 +81,20 @@ def test_the_step_responses_and_the_costs_tables(full: dict[str, Any]) -> None:
     assert "\n| with the Thermostat too, a reading every 10 steps | 105.0 |" in costs
 
 
+def test_what_tuning_chose_stands_by_area_with_its_points() -> None:
+    def point(method: str, strength: str, checkpoint: int) -> dict[str, Any]:
+        return {"method": method, "strength": strength, "checkpoint": checkpoint}
+
+    weak, strong = point("lora", "lr 1e-4", 75), point("lora", "lr 1e-3", 150)
+    ours = point("ours", "lambda 1", 150)
+    points = {"lora": [strong, weak], "ours": [ours]}
+    figures = {"choice": {"points": points, "areas": {"lora": 0.5, "ours": 0.75}}, "tried": [weak, strong, ours]}
+    assert tables.table({"figures": figures}, "choice").splitlines()[2:] == [
+        "| ours | 1 | 0.75 | lambda 1 at 150 |  |",
+        "| lora | 2 | 0.50 | lr 1e-3 at 150 | lr 1e-4 at 75 |",
+    ]
+
+
 def test_tables_of_one_seed_have_no_intervals() -> None:
     told = figures(comparison(seeds=(0,), loop={}), draws=20)
     methods, fronts = forgetting_tables(told)
