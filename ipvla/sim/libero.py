@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Protocol
@@ -31,10 +32,13 @@ _DIRECTORIES = {
 }
 
 
-def configure(cache_dir: Path) -> Path:
+def configure(cache_dir: Path, assets: Path | None = None) -> Path:
     """Prepares the import of LIBERO so that it asks nothing, downloads nothing and warns about nothing.
 
     Environment variables that are already set win. Harmless when called again.
+
+    Args:
+        assets: of LIBERO's own suites, for the worlds that are built from now on; the embedded suite needs none.
 
     Returns:
         The directory for LIBERO's files, `cache_dir/libero`.
@@ -59,8 +63,8 @@ def configure(cache_dir: Path) -> Path:
     import libero.libero
 
     # LIBERO downloads its assets from the Hugging Face hub unless it believes that it has a path already.
-    if libero.libero._assets_path_cache is None:
-        libero.libero._assets_path_cache = str(root / "assets")
+    if assets is not None or libero.libero._assets_path_cache is None:
+        libero.libero._assets_path_cache = str(assets or root / "assets")
     return root
 
 
@@ -74,29 +78,41 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(file.name, path)
 
 
+@dataclass(frozen=True)
+class Hand:
+    """float64: position [3] in metres, orientation [4] as w, x, y, z, finger joints [2] in metres."""
+
+    position: npt.NDArray[np.float64]
+    orientation: npt.NDArray[np.float64]
+    fingers: npt.NDArray[np.float64]
+
+
 class Problem(Protocol):
     """What `LiberoSimulator` needs of a LIBERO environment beyond robosuite's own interface.
 
-    The environment is built with `hard_reset=False`, `ignore_done=True` and without camera observables.
+    The environment is built with `ignore_done=True` and without camera observables.
     """
 
-    sim: Any
-    robots: Any
-
+    @property
+    def sim(self) -> Any: ...
+    @property
+    def robots(self) -> Any: ...
     @property
     def instruction(self) -> str: ...
     @property
     def t(self) -> int: ...
 
-    def reset(self) -> Any: ...
     def step(self, action: npt.NDArray[np.float64]) -> Any: ...
     def close(self) -> None: ...
     def begin(self, seed: int) -> None:
-        """Draws the episode and places its objects in qpos. Called on a neutral world."""
+        """Starts the episode of this seed, bit for bit the same whatever ran before."""
 
     def outcome(self) -> StepOutcome: ...
-    def paint(self) -> None:
-        """Gives every geom the colour that it has now. Called before each picture."""
+    def picture(self, camera: str, size: int) -> npt.NDArray[np.uint8]:
+        """uint8 [size, size, 3], upright RGB."""
+
+    def hand(self) -> Hand:
+        """As pictures show it."""
 
     def episode_array(self) -> npt.NDArray[np.float64]: ...
     def load_episode_array(self, array: npt.NDArray[np.float64]) -> None: ...
@@ -106,21 +122,22 @@ class Problem(Protocol):
 class LiberoSimulator:
     """A Simulator on a robosuite environment with one arm under OSC_POSE control at 20 Hz.
 
-    Pictures are rendered from MuJoCo's data as the problem's `step` leaves it; that is what robosuite's own camera
-    observable shows at the end of a control step.
-
     Args:
         problem: the environment.
         task: what it plays.
-        camera_size: height and width of the policy's picture, in pixels.
+        camera_size: height and width of the policy's pictures, in pixels.
+        cameras: of these pictures, by MuJoCo's names.
     """
 
-    def __init__(self, problem: Problem, task: Task, camera_size: int = 64) -> None:
+    def __init__(
+        self, problem: Problem, task: Task, camera_size: int = 64, cameras: Sequence[str] = (CAMERA,)
+    ) -> None:
         if camera_size < 1:
             raise ValueError(f"camera_size {camera_size} is not positive; give the picture's side in pixels")
         self.task = task
         self.problem = problem
         self.camera_size = camera_size
+        self.cameras = tuple(cameras)
         self._closed = False
         self.reset(0)
 
@@ -130,13 +147,7 @@ class LiberoSimulator:
         Raises:
             ValueError: the seed is outside [0, 2^32).
         """
-        self.problem.reset()
         self.problem.begin(seed)
-        robot = self.problem.robots[0]
-        # robosuite's soft reset clears MuJoCo's data but keeps the gripper's integrated command; and it builds the
-        # controller, which caches the arm's state, before the objects are in their places.
-        robot.gripper.current_action = np.zeros(len(robot.gripper.current_action))
-        robot._load_controller()
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> StepOutcome:
         """Plays one control step without rendering.
@@ -154,9 +165,9 @@ class LiberoSimulator:
         return self.problem.outcome()
 
     def observe(self) -> Observation:
-        """Renders one picture and reads the arm; the world stays as it is."""
+        """Renders a picture per camera and reads the arm; the world stays as it is."""
         return Observation(
-            images={CAMERA: self.frame(self.camera_size)},
+            images={camera: self.problem.picture(camera, self.camera_size) for camera in self.cameras},
             proprio=self._proprio(),
             instruction=self.problem.instruction,
             t=self.problem.t,
@@ -164,9 +175,7 @@ class LiberoSimulator:
 
     def frame(self, size: int = 256) -> npt.NDArray[np.uint8]:
         """uint8 [size, size, 3], upright RGB."""
-        self.problem.paint()
-        picture: npt.NDArray[np.uint8] = self.problem.sim.render(camera_name=CAMERA, width=size, height=size)
-        return np.ascontiguousarray(picture[::-1])  # OpenGL's first row is the lowest
+        return self.problem.picture(CAMERA, size)
 
     def state(self) -> Mapping[str, npt.NDArray[np.float64]]:
         """Everything that decides the future: physics, controller, gripper and the episode's own progress."""
@@ -224,11 +233,24 @@ class LiberoSimulator:
 
     def _proprio(self) -> npt.NDArray[np.float32]:
         """float32 [8], LIBERO's layout."""
-        sim, robot = self.problem.sim, self.problem.robots[0]
-        quaternion = sim.data.get_body_xquat(robot.robot_model.eef_name)
-        position = sim.data.site_xpos[robot.eef_site_id]
-        fingers = sim.data.qpos[robot._ref_gripper_joint_pos_indexes]
-        return np.concatenate([position, _axis_angle(quaternion), fingers]).astype(np.float32)
+        hand = self.problem.hand()
+        return np.concatenate([hand.position, _axis_angle(hand.orientation), hand.fingers]).astype(np.float32)
+
+
+def rendered(sim: Any, camera: str, size: int) -> npt.NDArray[np.uint8]:
+    """uint8 [size, size, 3], upright RGB, of a robosuite simulation."""
+    picture: npt.NDArray[np.uint8] = sim.render(camera_name=camera, width=size, height=size)
+    return np.ascontiguousarray(picture[::-1])  # OpenGL's first row is the lowest
+
+
+def hand_of(robot: Any, data: Any, qpos: npt.NDArray[np.float64]) -> Hand:
+    """The hand of a robosuite robot: poses from MuJoCo's data, joints from qpos."""
+    body = robot.sim.model.body_name2id(robot.robot_model.eef_name)
+    return Hand(
+        np.array(data.site_xpos[robot.eef_site_id]),
+        np.array(data.xquat[body]),
+        np.array(qpos[robot._ref_gripper_joint_pos_indexes]),
+    )
 
 
 def _axis_angle(wxyz: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from ipvla.sim.simulator import Simulator, Task
+from ipvla.sim.standard.tasks import HORIZONS
 
-SUITES: Final = ("recall",)
+SUITES: Final = ("recall", *HORIZONS)
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,16 @@ def load_suite(name: str, cache_dir: Path) -> Suite:
     """The suite of this name; the files that it generates go under `cache_dir`.
 
     Raises:
-        ValueError: there is no such suite.
+        ValueError: there is no such suite, or its files are missing (`AssetsError`).
     """
     if name == "recall":
         from ipvla.sim.recall.suite import recall_suite
 
         return recall_suite(cache_dir)
+    if name in HORIZONS:
+        from ipvla.sim.standard.suite import standard_suite
+
+        return standard_suite(name, cache_dir)
     raise _unknown("suite", name, SUITES)
 
 

@@ -20,12 +20,11 @@ from robosuite.models.arenas import Arena
 from robosuite.models.tasks import ManipulationTask
 
 import ipvla.sim.recall.objects as _objects  # noqa: F401  registers buttons, cubes and the bowl
-from ipvla.sim.libero import CAMERA
+from ipvla.sim.libero import CAMERA, Hand, hand_of, rendered
 from ipvla.sim.recall.arena import table_size_m
 from ipvla.sim.recall.episode import Episode, draw_episode
 from ipvla.sim.recall.light_robot import draw_collision_meshes
 from ipvla.sim.recall.picture import PinholeCamera
-from ipvla.sim.recall.render_context import RenderContext
 from ipvla.sim.recall.scene import (
     BALL_RGBA,
     BOWL_RADIUS_M,
@@ -41,6 +40,7 @@ from ipvla.sim.recall.scene import (
 from ipvla.sim.recall.state_machine import StateMachine
 from ipvla.sim.recall.swaps import positions_m
 from ipvla.sim.recall.tasks import RecallTask
+from ipvla.sim.render_context import RenderContext
 from ipvla.sim.simulator import StepOutcome
 
 #: The hand counts as raised above this height of the fingertips over the buttons.
@@ -74,8 +74,14 @@ class RecallProblem(BDDLBaseDomain):
         )
 
     def begin(self, seed: int) -> None:
+        self.reset()
         self._start(draw_episode(self.task, seed))
         self._place(self.episode.positions_m)
+        robot = self.robots[0]
+        # robosuite's soft reset clears MuJoCo's data but keeps the gripper's integrated command; and it builds the
+        # controller, which caches the arm's state, before the objects are in their places.
+        robot.gripper.current_action = np.zeros(len(robot.gripper.current_action))
+        robot._load_controller()
 
     def _place(self, positions_m: npt.NDArray[np.float64]) -> None:
         """Puts the objects down at [objects, 2]."""
@@ -137,7 +143,15 @@ class RecallProblem(BDDLBaseDomain):
         """float64 [objects, 2], x and y of where the episode has put the objects by now."""
         return positions_m(self.task, self.episode.positions_m, self.episode.swaps, self.machine.t)
 
-    def paint(self) -> None:
+    def picture(self, camera: str, size: int) -> npt.NDArray[np.uint8]:
+        self._paint()
+        return rendered(self.sim, camera, size)
+
+    def hand(self) -> Hand:
+        return hand_of(self.robots[0], self.sim.data._data, self.sim.data.qpos)
+
+    def _paint(self) -> None:
+        """Gives every geom the colour that it has now."""
         colours = {i: self.objects_dict[name].rgba for i, name in enumerate(self.task.names)}
         revealed = self.machine.lit if self._balls else ()
         for cup, geom in self._balls.items():

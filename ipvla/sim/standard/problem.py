@@ -1,0 +1,270 @@
+"""A task of LIBERO's own suites, bit for bit as LIBERO plays it, in a fraction of the time.
+
+What LIBERO does and this does not, because nothing comes of it:
+
+- it polls some hundred sensors every 2 ms, and renders every camera at every control step. Here whoever wants to
+  see something asks. What is shown then is what LIBERO shows: the moment at which robosuite takes its samples, not
+  a control step's end but the last but one of its 25 steps of physics (`_SampleClock`);
+- every 2 ms it computes positions, velocities and contacts three times from the same state. The solver's warm
+  start keeps what each of the three solutions found, so all three are solved here as well, on what was computed
+  once;
+- it builds the world anew for every episode. Here the world of the first one stays: physics, controller and
+  gripper go back to where a new world has them, its solver's warm start included.
+
+One thing is not as in a script that plays episode after episode in one environment: there the fixtures of tasks
+with an open drawer or door move by millimetres from episode to episode, because every rebuilt world draws one more
+random number than the one before. Here every episode has the fixtures that such a script has in its first one.
+
+Import only after `ipvla.sim.libero.configure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import mujoco
+import numpy as np
+import numpy.typing as npt
+from libero.libero.envs import TASK_MAPPING
+from libero.libero.envs.bddl_utils import get_problem_info
+from robosuite.controllers import load_controller_config
+from robosuite.utils.errors import RandomizationError
+
+from ipvla.sim.libero import Hand, hand_of, rendered
+from ipvla.sim.render_context import RenderContext
+from ipvla.sim.simulator import Split, StepOutcome, Task
+
+#: As the public evaluations seed an environment before its first reset.
+_WORLD_SEED: Final = 0
+_PHYSICS: Final = mujoco.mjtState.mjSTATE_INTEGRATION
+
+
+class StandardProblem:
+    """A `Problem` of `ipvla.sim.libero`.
+
+    Episodes of held-out seeds begin in the published initial states, those of training seeds in layouts drawn as
+    LIBERO draws them.
+
+    Args:
+        bddl_file: the task's BDDL file.
+        task: the same task as data.
+        initial_states: float64 [n, state], the published ones.
+    """
+
+    def __init__(self, bddl_file: Path, task: Task, initial_states: npt.NDArray[np.float64]) -> None:
+        self.task, self._initial_states = task, initial_states
+        problem = _seen_on_demand(TASK_MAPPING[get_problem_info(str(bddl_file))["problem_name"]])
+        self._env = problem(
+            str(bddl_file),
+            robots=["Panda"],
+            controller_configs=load_controller_config(default_controller="OSC_POSE"),
+            initialization_noise=None,
+            use_camera_obs=False,
+            ignore_done=True,
+        )
+        self._drawn = self._bodies()  # where a world has its fixtures before it draws their places
+        with _random_numbers(_WORLD_SEED):
+            self._env.reset()
+        self._env.hard_reset = False
+        self._published = self._bodies()
+        self._first = np.empty(mujoco.mj_stateSize(self._model, _PHYSICS))
+        mujoco.mj_getState(self._model, self._data, self._first, _PHYSICS)
+        self._substeps = int(self._env.control_timestep / self._env.model_timestep)
+        self._eyes = mujoco.MjData(self._model)  # has the poses that are shown, of which physics must not know
+        self.sim._render_context_offscreen.data = SimpleNamespace(_data=self._eyes)
+        self._seed, self._t, self._success, self._lit = 0, 0, False, True
+
+    @property
+    def sim(self) -> Any:
+        return self._env.sim
+
+    @property
+    def robots(self) -> Any:
+        return self._env.robots
+
+    @property
+    def instruction(self) -> str:
+        return self.task.phrasings[0]
+
+    @property
+    def t(self) -> int:
+        return self._t
+
+    def begin(self, seed: int) -> None:
+        """ValueError for a held-out seed beyond the published initial states."""
+        published = seed - Split.HELD_OUT.value
+        if published >= len(self._initial_states):
+            raise ValueError(
+                f"{self.task.name} has {len(self._initial_states)} published initial states; "
+                f"trial {published} is beyond them: play fewer episodes per task"
+            )
+        gripper = self._robot.gripper
+        gripper.current_action = np.zeros(len(gripper.current_action))
+        if published < 0:
+            self._draw(seed)
+        else:
+            self._place(self._initial_states[published])
+        self._env._check_success()
+        self._env._post_process()
+        self._seed, self._t, self._success, self._lit = seed, 0, False, True
+        self._clock = _SampleClock(self._env.control_timestep, self._env.model_timestep)
+        self._shown = self._joints = self._data.qpos.copy()
+
+    def step(self, action: npt.NDArray[np.float64]) -> None:
+        """One control step."""
+        self._light()
+        model, data, robot = self._model, self._data, self._robot
+        low, high = robot.torque_limits
+        with self._solving_only():
+            for substep in range(self._substeps):
+                mujoco.mj_forward(model, data)
+                if substep == 0:
+                    robot.controller.set_goal(action[:-1])
+                torques = robot.controller.run_controller()
+                data.ctrl[robot._ref_joint_actuator_indexes] = np.clip(torques, low, high)
+                robot.grip_action(gripper=robot.gripper, gripper_action=action[-1:])
+                sampled, before = self._clock.tick(), data.qpos.copy()
+                mujoco.mj_step2(model, data)
+                if sampled:  # poses are those before the step of physics, joints those after it
+                    self._shown, self._joints = before, data.qpos.copy()
+        self._t += 1
+        self._success = bool(self._env._check_success())
+        self._lit = False
+
+    def outcome(self) -> StepOutcome:
+        return StepOutcome(success=self._success, failure=False)
+
+    def picture(self, camera: str, size: int) -> npt.NDArray[np.uint8]:
+        self._look()
+        return rendered(self.sim, camera, size)
+
+    def hand(self) -> Hand:
+        self._look()
+        return hand_of(self._robot, self._eyes, self._joints)
+
+    def episode_array(self) -> npt.NDArray[np.float64]:
+        clock = [self._clock.elapsed, float(self._clock.sampled)]
+        return np.concatenate([[self._seed, self._t], clock, self._shown, self._joints])
+
+    def load_episode_array(self, array: npt.NDArray[np.float64]) -> None:
+        self.begin(int(array[0]))
+        self._t, self._clock.elapsed, self._clock.sampled = int(array[1]), float(array[2]), bool(array[3])
+        self._shown, self._joints = np.split(array[4:], 2)
+
+    def details(self) -> Mapping[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _place(self, state: npt.NDArray[np.float64]) -> None:
+        """A published initial state, as in a world that was just built."""
+        mujoco.mj_resetData(self._model, self._data)
+        self._set_bodies(self._published)
+        mujoco.mj_forward(self._model, self._data)
+        self._robot.reset()
+        mujoco.mj_setState(self._model, self._data, self._first, _PHYSICS)
+        self.sim.set_state_from_flattened(state)
+        mujoco.mj_forward(self._model, self._data)
+
+    def _draw(self, seed: int) -> None:
+        """A layout of LIBERO's own samplers; one that does not fit is drawn again, as there."""
+        with _random_numbers(seed):
+            while True:
+                self._set_bodies(self._drawn)
+                try:
+                    self._env.reset()
+                    return
+                except RandomizationError:
+                    continue
+
+    def _look(self) -> None:
+        """Puts everything where pictures show it."""
+        self._eyes.qpos[:] = self._shown
+        mujoco.mj_kinematics(self._model, self._eyes)
+        mujoco.mj_comPos(self._model, self._eyes)  # cameras and lights may follow it
+        mujoco.mj_camlight(self._model, self._eyes)
+
+    def _light(self) -> None:
+        """Turns lights on and off as the last step left them: LIBERO does it after that step's pictures."""
+        if not self._lit:
+            self._env._post_process()
+            self._lit = True
+
+    @contextmanager
+    def _solving_only(self) -> Iterator[None]:
+        """While it lasts, what asks the sim for a forward pass (the controller) gets the solver's part of it."""
+        sim, through_velocity = self.sim, mujoco.mjtStage.mjSTAGE_VEL
+        sim.forward = partial(mujoco.mj_forwardSkip, self._model, self._data, through_velocity, 1)
+        try:
+            yield
+        finally:
+            del sim.forward
+
+    def _bodies(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        return self._model.body_pos.copy(), self._model.body_quat.copy()
+
+    def _set_bodies(self, poses: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]) -> None:
+        self._model.body_pos[:], self._model.body_quat[:] = poses
+
+    @property
+    def _robot(self) -> Any:
+        return self._env.robots[0]
+
+    @property
+    def _model(self) -> Any:
+        return self.sim.model._model
+
+    @property
+    def _data(self) -> Any:
+        return self.sim.data._data
+
+
+class _SampleClock:
+    """When robosuite samples its sensors: at the first step of physics after a control step's worth of time.
+
+    Every forced look (one when a world is reset, one when it is put into an initial state) counts as a step of
+    physics too, so that samples are taken before a control step ends. The times are summed up as there: rounding
+    decides.
+    """
+
+    def __init__(self, period: float, timestep: float) -> None:
+        self._period, self._timestep = period, timestep
+        self.elapsed, self.sampled = 2 * timestep, True
+
+    def tick(self) -> bool:
+        """One step of physics more; whether a sample is taken after it."""
+        self.elapsed += self._timestep
+        due = not self.sampled and self._period >= self.elapsed
+        self.sampled |= due
+        if self.elapsed >= self._period:
+            self.elapsed %= self._period
+            self.sampled = False
+        return due
+
+
+def _seen_on_demand(problem: type) -> type:
+    """LIBERO's problem without sensors to poll, with a renderer that can live beside others."""
+
+    def initialize_sim(self: Any, xml_string: str | None = None) -> None:
+        problem._initialize_sim(self, xml_string)  # type: ignore[attr-defined]
+        RenderContext(self.sim, device_id=self.render_gpu_device_id)  # makes itself known to the sim
+
+    hooks = {"_setup_observables": lambda self: {}, "_initialize_sim": initialize_sim}
+    return type(problem.__name__, (problem,), hooks)  # LIBERO compares this name with the BDDL file's
+
+
+@contextmanager
+def _random_numbers(seed: int) -> Iterator[None]:
+    """LIBERO draws from NumPy's global generator; others who do are not disturbed."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)

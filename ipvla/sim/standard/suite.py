@@ -1,0 +1,34 @@
+"""LIBERO's own suites: lists their tasks at once, and imports the simulator only when one is built."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+from ipvla.sim.libero import LiberoSimulator, configure
+from ipvla.sim.standard.assets import assets_version, find_assets
+from ipvla.sim.standard.tasks import bddl_file, initial_states, standard_tasks
+from ipvla.sim.suites import Suite
+
+#: Of the policy's pictures, by MuJoCo's names.
+CAMERAS = ("agentview", "robot0_eye_in_hand")
+
+
+def standard_suite(name: str, cache_dir: Path) -> Suite:
+    """The suite of this name.
+
+    Raises:
+        AssetsError: LIBERO's meshes and textures are not there.
+    """
+    assets = find_assets(cache_dir)
+    tasks = {task.name: task for task in standard_tasks(name)}
+
+    def build(task: str, camera_size: int) -> LiberoSimulator:
+        configure(cache_dir, assets)
+        from ipvla.sim.standard.problem import StandardProblem
+
+        problem = StandardProblem(bddl_file(name, task), tasks[task], initial_states(name, task))
+        return LiberoSimulator(problem, tasks[task], camera_size, CAMERAS)
+
+    version = f"{metadata.version('hf-libero')}+{assets_version(assets)}"
+    return Suite(name, version, tuple(tasks.values()), build)

@@ -1,0 +1,138 @@
+"""The standard suites are LIBERO's own, bit for bit: compared with the environment that public scripts step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from ipvla.sim.libero import LiberoSimulator, configure
+from ipvla.sim.simulator import Split
+from ipvla.sim.standard.assets import find_assets
+from ipvla.sim.standard.suite import CAMERAS
+from ipvla.sim.standard.tasks import bddl_file, initial_states
+from ipvla.sim.suites import load_suite
+
+pytestmark = pytest.mark.slow
+
+SIZE = 64
+#: One with plain objects and fixtures, one with a drawer that is drawn open, one with a stove to be lit.
+TASKS = [
+    ("libero_spatial", "pick_up_the_black_bowl_next_to_the_ramekin_and_place_it_on_the_plate"),
+    ("libero_spatial", "pick_up_the_black_bowl_in_the_top_drawer_of_the_wooden_cabinet_and_place_it_on_the_plate"),
+    ("libero_goal", "turn_on_the_stove"),
+]
+
+
+@pytest.fixture(scope="module", params=TASKS, ids=[task[:40] for _, task in TASKS])
+def named(request: pytest.FixtureRequest) -> tuple[str, str]:
+    task: tuple[str, str] = request.param
+    return task
+
+
+@pytest.fixture(scope="module")
+def simulator(named: tuple[str, str], standard_cache: Path) -> Iterator[LiberoSimulator]:
+    suite, task = named
+    built = load_suite(suite, standard_cache).simulator(task, SIZE)
+    assert isinstance(built, LiberoSimulator)
+    yield built
+    built.close()
+
+
+@pytest.fixture(scope="module")
+def first_episode(named: tuple[str, str], standard_cache: Path) -> list[dict[str, npt.NDArray[Any]]]:
+    """What a public evaluation script sees of trial 3 in an environment that it has just made."""
+    configure(standard_cache, find_assets(standard_cache))
+    from libero.libero.envs import OffScreenRenderEnv
+
+    suite, task = named
+    environment = OffScreenRenderEnv(
+        bddl_file_name=str(bddl_file(suite, task)), camera_heights=SIZE, camera_widths=SIZE
+    )
+    environment.seed(0)
+    environment.reset()
+    seen = [environment.set_init_state(initial_states(suite, task)[3])]
+    physics = [environment.get_sim_state()]
+    for action in motion():
+        seen.append(environment.step(action)[0])
+        physics.append(environment.get_sim_state())
+    environment.close()
+    return [{**observation, "physics": state} for observation, state in zip(seen, physics, strict=True)]
+
+
+def motion() -> npt.NDArray[np.float64]:
+    """float64 [40, 7]: down towards the table, the gripper opening and closing."""
+    rng = np.random.default_rng(0)
+    actions = np.clip(rng.normal([0.3, 0.2, -0.6, 0, 0, 0, 0], 0.5, size=(40, 7)), -1, 1)
+    actions[:, 6] = np.where(np.arange(40) % 20 < 10, -1.0, 1.0)
+    return actions
+
+
+def physics(simulator: LiberoSimulator) -> npt.NDArray[np.float64]:
+    flat: npt.NDArray[np.float64] = simulator.problem.sim.get_state().flatten()
+    return flat
+
+
+def test_an_episode_is_what_libero_plays_in_a_new_environment_to_the_last_bit(
+    simulator: LiberoSimulator, first_episode: list[dict[str, npt.NDArray[Any]]]
+) -> None:
+    simulator.reset(Split.HELD_OUT.seed(7))
+    for action in -motion()[:15]:
+        simulator.step(action)
+    simulator.reset(11)  # a layout that is drawn moves the fixtures
+    simulator.step(motion()[0])
+
+    simulator.reset(Split.HELD_OUT.seed(3))
+    looks = (0, 1, 17, 40)
+    for step, theirs in enumerate(first_episode):
+        np.testing.assert_array_equal(physics(simulator), theirs["physics"])
+        if step in looks:  # looking changes nothing, and what was not looked at was not rendered
+            ours = simulator.observe()
+            for camera in CAMERAS:
+                np.testing.assert_array_equal(ours.images[camera], theirs[f"{camera}_image"][::-1])
+            w = 1 - 2 * np.sin(np.linalg.norm(ours.proprio[3:6]) / 4) ** 2
+            assert abs(w) == pytest.approx(abs(theirs["robot0_eef_quat"][3]), abs=1e-6)
+            np.testing.assert_array_equal(ours.proprio[:3], theirs["robot0_eef_pos"].astype(np.float32))
+            np.testing.assert_array_equal(ours.proprio[6:], theirs["robot0_gripper_qpos"].astype(np.float32))
+        if step < len(motion()):
+            assert not simulator.step(motion()[step]).done
+
+
+def test_a_drawn_layout_depends_on_its_seed_alone(simulator: LiberoSimulator) -> None:
+    def layout(seed: int) -> npt.NDArray[np.float64]:
+        simulator.reset(seed)
+        simulator.step(motion()[0])
+        return physics(simulator)
+
+    first, other = layout(5), layout(6)
+    assert not np.array_equal(first, other)
+    simulator.reset(Split.HELD_OUT.seed(0))
+    np.random.seed(99)
+    before = np.random.get_state()[1].copy()  # type: ignore[index]
+    np.testing.assert_array_equal(layout(5), first)
+    np.testing.assert_array_equal(np.random.get_state()[1], before, "nobody's random numbers are touched")
+
+
+def test_an_episode_goes_on_where_its_state_was_saved(simulator: LiberoSimulator) -> None:
+    simulator.reset(Split.HELD_OUT.seed(1))
+    for action in motion()[:20]:
+        simulator.step(action)
+    saved = simulator.state()
+    for action in motion()[20:]:
+        simulator.step(action)
+    end, t = physics(simulator), simulator.observe().t
+    simulator.reset(4)
+    simulator.restore(saved)
+    for action in motion()[20:]:
+        simulator.step(action)
+    np.testing.assert_array_equal(physics(simulator), end)
+    assert simulator.observe().t == t == 40
+
+
+def test_a_trial_beyond_the_published_states_is_refused(simulator: LiberoSimulator) -> None:
+    with pytest.raises(ValueError, match="50 published initial states; trial 50 is beyond them"):
+        simulator.reset(Split.HELD_OUT.seed(50))
