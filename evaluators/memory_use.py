@@ -34,7 +34,7 @@ from ipvla.rollout.memory_probe import (
 )
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.rollout.policy_server import Policy
-from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators
+from ipvla.rollout.sim_worker import MakeSimulator
 from ipvla.sim.suites import Suite, load_suite
 from ipvla.tracking import MetricSink
 from ipvla.types import EpisodeResult, EpisodeSpec
@@ -71,7 +71,7 @@ class ProbeConfig:
     def build(self, success: SuccessConfig, cache_dir: Path) -> MemoryUseEvaluation:
         """Opens the suite of `success`; Ray is needed once episodes run. ValueError as `MemoryUseEvaluation`'s."""
         suite = load_suite(success.suite, cache_dir)
-        return MemoryUseEvaluation(self, success, suite, SuiteSimulators(cache_dir, success.camera_size))
+        return MemoryUseEvaluation(self, success, suite, success.simulators(cache_dir))
 
 
 @dataclass(frozen=True)

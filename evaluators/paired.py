@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from evaluators.statistics import mcnemar_exact
 from evaluators.success_table import SuccessTable
+from ipvla.sim.protocols import ProtocolError
 from ipvla.sim.simulator import Task
 
 
@@ -30,12 +31,24 @@ class PairedComparison:
         return mcnemar_exact(self.only_first, self.only_second)
 
 
-def compare(first: SuccessTable, second: SuccessTable, tasks: Sequence[Task]) -> list[PairedComparison]:
+def compare(
+    first: SuccessTable, second: SuccessTable, tasks: Sequence[Task], *, across_protocols: bool = False
+) -> list[PairedComparison]:
     """One comparison per family with shared layouts.
 
+    Args:
+        across_protocols: the policies may have been played by different protocols.
+
     Raises:
+        ProtocolError: they were, although that was not asked for.
         ValueError: the policies share no layout.
     """
+    played_by = [table.fingerprint.get("protocol") for table in (first, second)]
+    if played_by[0] != played_by[1] and not across_protocols:
+        raise ProtocolError(
+            f"{first.policy} was played by protocol {played_by[0]}, {second.policy} by {played_by[1]}: their "
+            "difference is not one of policies; play both by the same protocol, or ask for across_protocols"
+        )
     families = {task.name: task.family for task in tasks}
     theirs = {result.spec.key: result.success for result in second.results}
     pairs: dict[str, list[tuple[bool, bool]]] = {}

@@ -13,15 +13,13 @@ from ipvla.rollout.journal import Journal
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators
 from ipvla.sim.fingerprint import fingerprint
+from ipvla.sim.protocols import Protocol, load_protocol
 from ipvla.sim.simulator import Split, Task
 from ipvla.sim.suites import Suite, load_suite
 from ipvla.tracking import MetricSink, Sinks
 from ipvla.types import EpisodeResult, EpisodeSpec
 
-#: Changes whenever the same policy could be given other episodes or be judged otherwise.
-PROTOCOL = "held-out-1"
 _REPLAYS = 3
-_EPISODES = 50
 
 
 @dataclass(frozen=True)
@@ -30,17 +28,20 @@ class SuccessConfig:
 
     Attributes:
         suite: by name.
-        episodes: task -> number; trial i plays held-out layout i, the same for every policy. Empty for 50 of
-            every task of the suite.
+        protocol: by name, see `ipvla.sim.protocols`; by default "recall" for the embedded suite and "openvla" for
+            LIBERO's own.
+        episodes: task -> number; trial i plays held-out layout i, the same for every policy. Empty for as many of
+            every task of the suite as the protocol has trials.
         first_layout: the first trial of every task; another slice of layouts than those of earlier studies.
         num_simulators: simulator actors.
-        camera_size: pixels, of the images that the policy sees.
+        camera_size: side of rendered pictures in pixels, where the protocol leaves it open.
         max_attempts: runs of one episode before the evaluation gives up.
         policy_threads: CPU threads of the policy's forward pass.
         policy_resources: what the policy actor asks Ray for, such as {"num_gpus": 1}.
     """
 
     suite: str = "recall"
+    protocol: str = ""
     episodes: dict[str, int] = field(default_factory=dict)
     first_layout: int = 0
     num_simulators: int = 2
@@ -58,11 +59,19 @@ class SuccessConfig:
                 raise ValueError(f"episodes.{task} is {count}; ask for 1 or more, or leave the task out")
         if self.first_layout < 0:
             raise ValueError(f"first_layout is {self.first_layout}; pass first_layout >= 0")
+        self.played_by.horizon(self.suite, 1)  # one that does not cover the suite is told now
+
+    @property
+    def played_by(self) -> Protocol:
+        return load_protocol(self.protocol or ("recall" if self.suite == "recall" else "openvla"))
+
+    def simulators(self, cache_dir: Path) -> SuiteSimulators:
+        """What opens the simulators of these episodes."""
+        return SuiteSimulators(cache_dir, self.camera_size, self.played_by)
 
     def build(self, cache_dir: Path) -> SuccessEvaluation:
         """Opens the suite; Ray is needed once episodes run. ValueError for an unknown suite or task."""
-        suite = load_suite(self.suite, cache_dir)
-        return SuccessEvaluation(self, suite, SuiteSimulators(cache_dir, self.camera_size))
+        return SuccessEvaluation(self, load_suite(self.suite, cache_dir), self.simulators(cache_dir))
 
 
 @dataclass(frozen=True)
@@ -79,15 +88,15 @@ class SuccessEvaluation:
     """Evaluates one policy after another; the simulators stay loaded in between."""
 
     def __init__(self, config: SuccessConfig, suite: Suite, make_simulator: MakeSimulator) -> None:
-        self._config, self._suite = config, suite
-        episodes = config.episodes or {task.name: _EPISODES for task in suite.tasks}
+        self._config, self._suite, self._protocol = config, suite, config.played_by
+        episodes = config.episodes or {task.name: self._protocol.trials for task in suite.tasks}
         self.tasks: tuple[Task, ...] = tuple(suite.task(name) for name in episodes)
         self.specs = [
             EpisodeSpec(suite.name, task.name, Split.HELD_OUT.seed(trial), trial)
             for task in self.tasks
             for trial in range(config.first_layout, config.first_layout + episodes[task.name])
         ]
-        self._pool = SimPool(make_simulator, config.num_simulators)
+        self._pool = SimPool(make_simulator, config.num_simulators, execute=self._protocol.execute)
         self._policy: PolicyService | None = None
 
     def run(
@@ -150,10 +159,10 @@ class SuccessEvaluation:
     def fingerprint(self, source: PolicySource) -> dict[str, str]:
         """Everything that a result depends on but its episode's key."""
         return {
-            "protocol": PROTOCOL,
+            "protocol": str(self._protocol),
             "suite": self._suite.name,
             "suite_version": self._suite.version,
-            "camera_size": str(self._config.camera_size),
+            "camera_size": str(self._protocol.render_size or self._config.camera_size),
             "first_layout": str(self._config.first_layout),
             "policy_sha256": source.sha256(),
             **fingerprint(),

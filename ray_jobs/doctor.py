@@ -1,6 +1,7 @@
 """Checks whether this machine can run the jobs, and says what to do where it cannot.
 
-Creates the storage directories if they are missing, and nothing else. Exits with 1 if a check fails.
+Creates the storage directories if they are missing, links or downloads LIBERO's assets where asked to, and changes
+nothing else. Exits with 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
+from ipvla.sim.standard.assets import AssetsError, assets_version, find_assets, provide_assets
+from ipvla.sim.suites import SUITES
 from ipvla.storage import SOURCE_TREE, StorageRoots
 from ray_jobs.cli import run
 from ray_jobs.cluster import port_is_busy
@@ -80,10 +83,13 @@ class DoctorConfig(StorageRoots):
 
     Attributes:
         json: print the findings as JSON instead of a table.
+        libero_assets: directory with the meshes and textures of LIBERO's own suites, or "hub" to download them; a
+            link in the cache keeps it for all jobs.
         dashboard_port, mlflow_port: the ports that you mean to use for Ray's dashboard and MLflow's UI.
     """
 
     json: bool = False
+    libero_assets: str | None = None
     dashboard_port: int = 8265
     mlflow_port: int = 5000
 
@@ -155,6 +161,19 @@ def check_gl(config: DoctorConfig) -> Finding:
     return Finding(Status.FAIL, f"{backend}: {error}", remedies.get(backend, "set MUJOCO_GL=osmesa"))
 
 
+def check_suites(config: DoctorConfig) -> Finding:
+    """What LIBERO's own suites need; the embedded one needs nothing."""
+    try:
+        if config.libero_assets is not None:
+            provide_assets(config.cache, config.libero_assets)
+        assets = find_assets(config.cache)
+    except AssetsError as error:
+        detail, _, remedy = str(error).partition("; ")
+        asked = config.libero_assets is not None
+        return Finding(Status.FAIL if asked else Status.WARN, f"only Recall can be played: {detail}", remedy)
+    return Finding(Status.OK, f"{', '.join(SUITES)}; LIBERO's assets {assets_version(assets)} in {assets}")
+
+
 def check_torch(config: DoctorConfig) -> Finding:
     """What models will run on."""
     import torch
@@ -208,6 +227,7 @@ CHECKS: dict[str, Callable[[DoctorConfig], Finding]] = {
     "source tree": check_source_tree,
     "packages": check_packages,
     "rendering": check_gl,
+    "suites": check_suites,
     "torch": check_torch,
     "Ray": check_ray,
     "ports": check_ports,

@@ -18,15 +18,23 @@ from ipvla.types import EpisodeResult, EpisodeSpec
 class SimPool:
     """N simulator actors; they stay (with their simulators loaded) from one policy to the next.
 
+    Args:
+        execute: actions of every chunk that are played; None for all.
+
     Raises:
         ValueError: fewer than one simulator.
     """
 
     def __init__(
-        self, make_simulator: MakeSimulator, num_simulators: int, *, cpus_per_simulator: float | None = None
+        self,
+        make_simulator: MakeSimulator,
+        num_simulators: int,
+        *,
+        execute: int | None = None,
+        cpus_per_simulator: float | None = None,
     ) -> None:
         self._workers = WorkerPool(
-            partial(SimWorker, make_simulator), num_simulators, cpus_per_worker=cpus_per_simulator
+            partial(SimWorker, make_simulator, execute), num_simulators, cpus_per_worker=cpus_per_simulator
         )
 
     def run(

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol as Structural
 
-from ipvla.rollout.episode import Chunk, run_episode
+from ipvla.rollout.episode import Act, Chunk, InvalidActionError, run_episode
 from ipvla.rollout.recorder import VideoRecorder
+from ipvla.sim.protocol_simulator import ProtocolSimulator
+from ipvla.sim.protocols import PROTOCOLS, Protocol
 from ipvla.sim.simulator import Simulator
+from ipvla.sim.suites import load_suite
 from ipvla.types import EpisodeResult, EpisodeSpec, Observation
 
 #: (suite, task) -> Simulator; picklable.
@@ -21,24 +23,25 @@ _OPEN_SIMULATORS = 4
 
 @dataclass(frozen=True)
 class SuiteSimulators:
-    """Opens the simulators of the suites by name.
+    """Opens the simulators of the suites by name, to be played by a protocol.
 
     Attributes:
-        cache_dir: where a suite keeps the files that it generates.
-        camera_size: pixels, of the images that the policy sees.
+        cache_dir: where a suite keeps its files.
+        camera_size: side of rendered pictures in pixels, where the protocol leaves it open.
+        protocol: how they are played.
     """
 
     cache_dir: Path
     camera_size: int = 64
+    protocol: Protocol = PROTOCOLS["recall"]
 
     def __call__(self, suite: str, task: str) -> Simulator:
-        from ipvla.sim.suites import load_suite
+        size = self.protocol.render_size or self.camera_size
+        simulator = load_suite(suite, self.cache_dir).simulator(task, size, self.protocol.cameras)
+        return ProtocolSimulator(simulator, self.protocol, suite)
 
-        simulator: Simulator = load_suite(suite, self.cache_dir).simulator(task, self.camera_size)
-        return simulator
 
-
-class RemotePolicy(Protocol):
+class RemotePolicy(Structural):
     """The policy as a worker sees it; `ipvla.rollout.policy_actor.PolicyClient` in production."""
 
     def act(self, episode_id: str, observation: Observation, policy_step: int) -> Chunk: ...
@@ -60,10 +63,15 @@ def episode_id(spec: EpisodeSpec) -> str:
 
 
 class SimWorker:
-    """A worker of `sim_pool.WorkerPool` for `EpisodeJob`s."""
+    """A worker of `sim_pool.WorkerPool` for `EpisodeJob`s.
 
-    def __init__(self, make_simulator: MakeSimulator) -> None:
-        self._make_simulator = make_simulator
+    Args:
+        make_simulator: opens a task's simulator.
+        execute: actions of every chunk that are played before the policy is asked again; None for all.
+    """
+
+    def __init__(self, make_simulator: MakeSimulator, execute: int | None = None) -> None:
+        self._make_simulator, self._execute = make_simulator, execute
         self._simulators: OrderedDict[tuple[str, str], Simulator] = OrderedDict()
 
     def run(self, job: EpisodeJob) -> EpisodeResult:
@@ -71,9 +79,7 @@ class SimWorker:
         recorder = VideoRecorder() if job.video else None
         try:
             simulator = self._simulator(job.spec)
-            result = run_episode(
-                simulator, job.spec, partial(job.policy.act, name), [recorder] if recorder else []
-            )
+            result = run_episode(simulator, job.spec, self._act(job), [recorder] if recorder else [])
         except Exception:
             self._drop(job.spec)  # its state is unknown
             raise
@@ -82,6 +88,20 @@ class SimWorker:
         if recorder is None or job.video is None:
             return result
         return replace(result, video=str(recorder.save(job.video)))
+
+    def _act(self, job: EpisodeJob) -> Act:
+        name, execute = episode_id(job.spec), self._execute
+
+        def act(observation: Observation, policy_step: int) -> Chunk:
+            chunk = job.policy.act(name, observation, policy_step)
+            if execute is not None and len(chunk) < execute:
+                raise InvalidActionError(
+                    f"{job.spec.key}: the policy gives {len(chunk)} actions per call, the protocol plays "
+                    f"{execute}; evaluate a policy that executes as many, or by another protocol"
+                )
+            return chunk[:execute]
+
+        return act
 
     def _simulator(self, spec: EpisodeSpec) -> Simulator:
         key = (spec.suite, spec.task)

@@ -80,11 +80,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Hand:
-    """float64: position [3] in metres, orientation [4] as w, x, y, z, finger joints [2] in metres."""
+    """float64: position [3] in metres, orientation [4] as w, x, y, z, joints of fingers [2] (m) and arm [7]."""
 
     position: npt.NDArray[np.float64]
     orientation: npt.NDArray[np.float64]
     fingers: npt.NDArray[np.float64]
+    arm: npt.NDArray[np.float64]
 
 
 class Problem(Protocol):
@@ -173,6 +174,11 @@ class LiberoSimulator:
             t=self.problem.t,
         )
 
+    def joints(self) -> npt.NDArray[np.float32]:
+        """float32 [9], as the picture shows them: the arm's joints in radians, the fingers' in metres."""
+        hand = self.problem.hand()
+        return np.concatenate([hand.arm, hand.fingers]).astype(np.float32)
+
     def frame(self, size: int = 256) -> npt.NDArray[np.uint8]:
         """uint8 [size, size, 3], upright RGB."""
         return self.problem.picture(CAMERA, size)
@@ -250,6 +256,7 @@ def hand_of(robot: Any, data: Any, qpos: npt.NDArray[np.float64]) -> Hand:
         np.array(data.site_xpos[robot.eef_site_id]),
         np.array(data.xquat[body]),
         np.array(qpos[robot._ref_gripper_joint_pos_indexes]),
+        np.array(qpos[robot._ref_joint_pos_indexes]),
     )
 
 

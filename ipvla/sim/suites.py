@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,14 +22,14 @@ class Suite:
         name: as in `SUITES`.
         version: results of different versions are not comparable.
         tasks: all of them, in the order of reports.
-        build: makes the simulator of a task's name at a camera size.
+        build: makes the simulator of a task's name at a camera size, with these cameras.
         unlisted: the task of a name that is not in `tasks`, None if there is none either.
     """
 
     name: str
     version: str
     tasks: tuple[Task, ...]
-    build: Callable[[str, int], Simulator]
+    build: Callable[[str, int, Sequence[str]], Simulator]
     unlisted: Callable[[str], Task | None] = lambda name: None
 
     def task(self, name: str) -> Task:
@@ -46,13 +46,19 @@ class Suite:
             return unlisted
         raise _unknown(f"task of suite {self.name}", name, [task.name for task in self.tasks])
 
-    def simulator(self, task_name: str, camera_size: int = 64) -> Simulator:
+    def simulator(
+        self, task_name: str, camera_size: int = 64, cameras: Sequence[str] = ("agentview",)
+    ) -> Simulator:
         """A world of the task, at some episode; call `reset` for the one you want.
+
+        Args:
+            camera_size: side of the pictures that are observed, in pixels.
+            cameras: that are observed, by MuJoCo's names.
 
         Raises:
             ValueError: the suite has no such task.
         """
-        return self.build(self.task(task_name).name, camera_size)
+        return self.build(self.task(task_name).name, camera_size, cameras)
 
 
 def load_suite(name: str, cache_dir: Path) -> Suite:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from ipvla.sim.libero import LiberoSimulator, configure, write_atomically
+from ipvla.sim.libero import CAMERA, LiberoSimulator, configure, write_atomically
 from ipvla.sim.recall.arena import arena_mjcf
 from ipvla.sim.recall.bddl import bddl_text
 from ipvla.sim.recall.tasks import TASKS, VERSION, RecallTask, unlisted_task
@@ -16,15 +17,17 @@ def recall_suite(cache_dir: Path) -> Suite:
 
     listed = {task.name: task for task in TASKS}
 
-    def build(name: str, camera_size: int) -> LiberoSimulator:
+    def build(name: str, camera_size: int, cameras: Sequence[str]) -> LiberoSimulator:
         task = listed.get(name) or unlisted_task(name)
         assert task is not None, "the suite has looked the name up before"
-        return build_simulator(task, cache_dir, camera_size)
+        return build_simulator(task, cache_dir, camera_size, cameras)
 
     return Suite("recall", VERSION, TASKS, build, unlisted_task)
 
 
-def build_simulator(task: RecallTask, cache_dir: Path, camera_size: int = 64) -> LiberoSimulator:
+def build_simulator(
+    task: RecallTask, cache_dir: Path, camera_size: int = 64, cameras: Sequence[str] = (CAMERA,)
+) -> LiberoSimulator:
     """A simulator of any Recall task, listed in the suite or not."""
     root = configure(cache_dir)
     from ipvla.sim.recall.problem import RecallProblem
@@ -33,4 +36,4 @@ def build_simulator(task: RecallTask, cache_dir: Path, camera_size: int = 64) ->
     arena_file = root / "recall_arena.xml"
     write_atomically(bddl_file, bddl_text(task))
     write_atomically(arena_file, arena_mjcf())
-    return LiberoSimulator(RecallProblem(bddl_file, arena_file, task), task, camera_size)
+    return LiberoSimulator(RecallProblem(bddl_file, arena_file, task), task, camera_size, cameras)

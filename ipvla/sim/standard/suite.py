@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -9,9 +10,6 @@ from ipvla.sim.libero import LiberoSimulator, configure
 from ipvla.sim.standard.assets import assets_version, find_assets
 from ipvla.sim.standard.tasks import bddl_file, initial_states, standard_tasks
 from ipvla.sim.suites import Suite
-
-#: Of the policy's pictures, by MuJoCo's names.
-CAMERAS = ("agentview", "robot0_eye_in_hand")
 
 
 def standard_suite(name: str, cache_dir: Path) -> Suite:
@@ -23,12 +21,12 @@ def standard_suite(name: str, cache_dir: Path) -> Suite:
     assets = find_assets(cache_dir)
     tasks = {task.name: task for task in standard_tasks(name)}
 
-    def build(task: str, camera_size: int) -> LiberoSimulator:
+    def build(task: str, camera_size: int, cameras: Sequence[str]) -> LiberoSimulator:
         configure(cache_dir, assets)
         from ipvla.sim.standard.problem import StandardProblem
 
         problem = StandardProblem(bddl_file(name, task), tasks[task], initial_states(name, task))
-        return LiberoSimulator(problem, tasks[task], camera_size, CAMERAS)
+        return LiberoSimulator(problem, tasks[task], camera_size, cameras)
 
     version = f"{metadata.version('hf-libero')}+{assets_version(assets)}"
     return Suite(name, version, tuple(tasks.values()), build)

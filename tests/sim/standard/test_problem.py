@@ -13,13 +13,13 @@ import pytest
 from ipvla.sim.libero import LiberoSimulator, configure
 from ipvla.sim.simulator import Split
 from ipvla.sim.standard.assets import find_assets
-from ipvla.sim.standard.suite import CAMERAS
 from ipvla.sim.standard.tasks import bddl_file, initial_states
 from ipvla.sim.suites import load_suite
 
 pytestmark = pytest.mark.slow
 
 SIZE = 64
+CAMERAS = ("agentview", "robot0_eye_in_hand")
 #: One with plain objects and fixtures, one with a drawer that is drawn open, one with a stove to be lit.
 TASKS = [
     ("libero_spatial", "pick_up_the_black_bowl_next_to_the_ramekin_and_place_it_on_the_plate"),
@@ -37,7 +37,7 @@ def named(request: pytest.FixtureRequest) -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def simulator(named: tuple[str, str], standard_cache: Path) -> Iterator[LiberoSimulator]:
     suite, task = named
-    built = load_suite(suite, standard_cache).simulator(task, SIZE)
+    built = load_suite(suite, standard_cache).simulator(task, SIZE, CAMERAS)
     assert isinstance(built, LiberoSimulator)
     yield built
     built.close()

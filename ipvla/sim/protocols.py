@@ -1,0 +1,197 @@
+"""How episodes are played for their results to mean what somebody else's mean: versioned, compared field by field.
+
+Whoever changes what a protocol does gives it a new version. Sources: the evaluation scripts of OpenVLA,
+OpenVLA-OFT, openpi, LeRobot and LIBERO itself, as of 2026-11. Their tensorflow resizing is done by Pillow here,
+which rounds a few pixels otherwise.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final
+
+_UP_TO_400: Final = {
+    "libero_spatial": 220,
+    "libero_object": 280,
+    "libero_goal": 300,
+    "libero_10": 520,
+    "libero_90": 400,
+}
+_AGENT: Final = ("agentview",)
+_AGENT_AND_WRIST: Final = ("agentview", "robot0_eye_in_hand")
+_WAIT: Final = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+
+
+class ProtocolError(ValueError):
+    """There is no such protocol, it does not cover a suite, or results of different ones were to be compared."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What an episode is, beside its task and its initial state.
+
+    Attributes:
+        name, version: results of another name or version are of another protocol.
+        horizons: suite -> control steps that the policy has; empty for those of the tasks themselves.
+        trials: per task, of the published initial states from the first one on.
+        settle_steps, settle_action: control steps before the policy's first one, and what is played in them.
+        cameras: whose pictures the policy gets, by MuJoCo's names.
+        render_size: side of a rendered picture, in pixels; None to leave it to the evaluation's settings.
+        orientation: "upright"; "mirrored", upright with left and right exchanged, as the public scripts get it by
+            rotating LIBERO's pictures by 180 degrees; "upside_down", as OpenGL gives them.
+        jpeg: pictures go through JPEG and back (quality 95, chroma halved), as training data did.
+        size: side of the policy's pictures, in pixels; None for `render_size`.
+        resize: to `size`: "lanczos" or "bilinear".
+        crop_area: share of the picture's area around its centre that is cut out and blown up again; 1 for all.
+        gripper: what the policy's last action number says: "sign" (-1 open, 1 close, as the simulator takes it) or
+            "open_is_1" (0 close, 1 open, binarised, as in the RLDS data of OpenVLA).
+        proprio: "hand" (position, axis-angle, finger joints: 8 numbers) or "joints" (arm and finger joints: 9).
+        execute: control steps per call of the policy; None to leave it to the policy.
+    """
+
+    name: str
+    version: int
+    horizons: Mapping[str, int] = field(default_factory=dict)
+    trials: int = 50
+    settle_steps: int = 0
+    settle_action: tuple[float, ...] = _WAIT
+    cameras: tuple[str, ...] = _AGENT
+    render_size: int | None = None
+    orientation: str = "upright"
+    jpeg: bool = False
+    size: int | None = None
+    resize: str = "lanczos"
+    crop_area: float = 1.0
+    gripper: str = "sign"
+    proprio: str = "hand"
+    execute: int | None = None
+
+    def __post_init__(self) -> None:
+        choices = {
+            "orientation": ("upright", "mirrored", "upside_down"),
+            "resize": ("lanczos", "bilinear"),
+            "gripper": ("sign", "open_is_1"),
+            "proprio": ("hand", "joints"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"protocol {self.name}: {name} is {getattr(self, name)!r}; choose among {known}")
+        if not 0 < self.crop_area <= 1:
+            raise ValueError(f"protocol {self.name}: crop_area is {self.crop_area}; it must be in (0, 1]")
+        for name in ("version", "trials", "render_size", "size", "execute"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"protocol {self.name}: {name} is {value}; it must be at least 1")
+        if self.settle_steps < 0:
+            raise ValueError(f"protocol {self.name}: settle_steps is {self.settle_steps}; it must be at least 0")
+
+    def horizon(self, suite: str, of_task: int) -> int:
+        """Control steps that a policy has in a suite, given the task's own.
+
+        Raises:
+            ProtocolError: the protocol does not cover the suite.
+        """
+        if self.horizons and suite not in self.horizons:
+            raise ProtocolError(
+                f"protocol {self.name} says nothing of suite {suite}; it covers {', '.join(self.horizons)}"
+            )
+        return self.horizons.get(suite, of_task)
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve characters that another content does not have."""
+        told = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.version}+{self.fingerprint}"
+
+
+#: The embedded suite's, then those of the public evaluations.
+PROTOCOLS: Final[Mapping[str, Protocol]] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("recall", 1),
+        Protocol(
+            "openvla",
+            1,
+            horizons=_UP_TO_400,
+            settle_steps=10,
+            render_size=256,
+            orientation="mirrored",
+            jpeg=True,
+            size=224,
+            crop_area=0.9,
+            gripper="open_is_1",
+            execute=1,
+        ),
+        Protocol(
+            "oft",
+            1,
+            horizons=_UP_TO_400,
+            settle_steps=10,
+            cameras=_AGENT_AND_WRIST,
+            render_size=256,
+            orientation="mirrored",
+            jpeg=True,
+            size=224,
+            crop_area=0.9,
+            gripper="open_is_1",
+            execute=8,
+        ),
+        Protocol(
+            "openpi",
+            1,
+            horizons=_UP_TO_400,
+            settle_steps=10,
+            cameras=_AGENT_AND_WRIST,
+            render_size=256,
+            orientation="mirrored",
+            size=224,
+            resize="bilinear",
+            execute=5,
+        ),
+        Protocol(
+            "lerobot",
+            1,
+            horizons={**_UP_TO_400, "libero_spatial": 280},
+            trials=10,
+            settle_steps=10,
+            cameras=_AGENT_AND_WRIST,
+            render_size=256,
+            orientation="mirrored",
+        ),
+        Protocol(
+            "libero_native",
+            1,
+            horizons=dict.fromkeys(_UP_TO_400, 600),
+            trials=20,
+            settle_steps=5,
+            settle_action=(0.0,) * 7,
+            cameras=_AGENT_AND_WRIST,
+            render_size=128,
+            orientation="upside_down",
+            proprio="joints",
+            execute=1,
+        ),
+    )
+}
+
+
+def load_protocol(name: str) -> Protocol:
+    """The protocol of this name. ProtocolError if there is none."""
+    if name in PROTOCOLS:
+        return PROTOCOLS[name]
+    close = difflib.get_close_matches(name, PROTOCOLS, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}?" if close else f"choose among {', '.join(PROTOCOLS)}"
+    raise ProtocolError(f"{name!r} is no protocol; {hint}")
+
+
+def diff(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
+    """Field -> (a's, b's), of those in which they are not the same."""
+    pairs = {f.name: (getattr(a, f.name), getattr(b, f.name)) for f in fields(Protocol)}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
