@@ -38,7 +38,7 @@ def _resized(picture: Picture, size: int, method: str) -> Picture:
     from PIL import Image
 
     filters = {"lanczos": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}
-    return np.asarray(Image.fromarray(picture).resize((size, size), filters[method]))
+    return np.array(Image.fromarray(picture).resize((size, size), filters[method]))
 
 
 def _cropped(picture: Picture, area: float) -> Picture:
