@@ -15,7 +15,7 @@ from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.protocols import Protocol, load_protocol
 from ipvla.sim.simulator import Split, Task
-from ipvla.sim.suites import Suite, load_suite
+from ipvla.sim.suites import PROFILES, Suite, load_suite
 from ipvla.tracking import MetricSink, Sinks
 from ipvla.types import EpisodeResult, EpisodeSpec
 
@@ -30,6 +30,7 @@ class SuccessConfig:
         suite: by name.
         protocol: by name, see `ipvla.sim.protocols`; by default "recall" for the embedded suite and "openvla" for
             LIBERO's own.
+        profile: how pictures are drawn, "exact" or "fast" (`ipvla.sim.suites.PROFILES`).
         episodes: task -> number; trial i plays held-out layout i, the same for every policy. Empty for as many of
             every task of the suite as the protocol has trials.
         first_layout: the first trial of every task; another slice of layouts than those of earlier studies.
@@ -42,6 +43,7 @@ class SuccessConfig:
 
     suite: str = "recall"
     protocol: str = ""
+    profile: str = "exact"
     episodes: dict[str, int] = field(default_factory=dict)
     first_layout: int = 0
     num_simulators: int = 2
@@ -59,6 +61,8 @@ class SuccessConfig:
                 raise ValueError(f"episodes.{task} is {count}; ask for 1 or more, or leave the task out")
         if self.first_layout < 0:
             raise ValueError(f"first_layout is {self.first_layout}; pass first_layout >= 0")
+        if self.profile not in PROFILES:
+            raise ValueError(f"profile is {self.profile!r}; choose among {', '.join(PROFILES)}")
         self.played_by.horizon(self.suite, 1)  # one that does not cover the suite is told now
 
     @property
@@ -67,7 +71,7 @@ class SuccessConfig:
 
     def simulators(self, cache_dir: Path) -> SuiteSimulators:
         """What opens the simulators of these episodes."""
-        return SuiteSimulators(cache_dir, self.camera_size, self.played_by)
+        return SuiteSimulators(cache_dir, self.camera_size, self.played_by, self.profile)
 
     def build(self, cache_dir: Path) -> SuccessEvaluation:
         """Opens the suite; Ray is needed once episodes run. ValueError for an unknown suite or task."""
@@ -163,6 +167,7 @@ class SuccessEvaluation:
             "suite": self._suite.name,
             "suite_version": self._suite.version,
             "camera_size": str(self._protocol.render_size or self._config.camera_size),
+            "profile": self._config.profile,
             "first_layout": str(self._config.first_layout),
             "policy_sha256": source.sha256(),
             **fingerprint(),

@@ -29,15 +29,18 @@ class SuiteSimulators:
         cache_dir: where a suite keeps its files.
         camera_size: side of rendered pictures in pixels, where the protocol leaves it open.
         protocol: how they are played.
+        profile: how pictures are drawn, of `ipvla.sim.suites.PROFILES`.
     """
 
     cache_dir: Path
     camera_size: int = 64
     protocol: Protocol = PROTOCOLS["recall"]
+    profile: str = "exact"
 
     def __call__(self, suite: str, task: str) -> Simulator:
         size = self.protocol.render_size or self.camera_size
-        simulator = load_suite(suite, self.cache_dir).simulator(task, size, self.protocol.cameras)
+        opened = load_suite(suite, self.cache_dir)
+        simulator = opened.simulator(task, size, self.protocol.cameras, self.profile)
         return ProtocolSimulator(simulator, self.protocol, suite)
 
 

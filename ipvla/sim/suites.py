@@ -12,6 +12,9 @@ from ipvla.sim.simulator import Simulator, Task
 from ipvla.sim.standard.tasks import HORIZONS
 
 SUITES: Final = ("recall", *HORIZONS)
+#: How pictures are drawn: "exact", as the suite's authors do, or "fast": without anti-aliasing, with coarse
+#: shadows and the robot by its collision meshes. Physics are the same. Recall is always drawn as it is.
+PROFILES: Final = ("exact", "fast")
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,14 @@ class Suite:
         name: as in `SUITES`.
         version: results of different versions are not comparable.
         tasks: all of them, in the order of reports.
-        build: makes the simulator of a task's name at a camera size, with these cameras.
+        build: makes the simulator of a task's name at a camera size, with these cameras, drawn by this profile.
         unlisted: the task of a name that is not in `tasks`, None if there is none either.
     """
 
     name: str
     version: str
     tasks: tuple[Task, ...]
-    build: Callable[[str, int, Sequence[str]], Simulator]
+    build: Callable[[str, int, Sequence[str], str], Simulator]
     unlisted: Callable[[str], Task | None] = lambda name: None
 
     def task(self, name: str) -> Task:
@@ -47,18 +50,25 @@ class Suite:
         raise _unknown(f"task of suite {self.name}", name, [task.name for task in self.tasks])
 
     def simulator(
-        self, task_name: str, camera_size: int = 64, cameras: Sequence[str] = ("agentview",)
+        self,
+        task_name: str,
+        camera_size: int = 64,
+        cameras: Sequence[str] = ("agentview",),
+        profile: str = "exact",
     ) -> Simulator:
         """A world of the task, at some episode; call `reset` for the one you want.
 
         Args:
             camera_size: side of the pictures that are observed, in pixels.
             cameras: that are observed, by MuJoCo's names.
+            profile: of `PROFILES`.
 
         Raises:
-            ValueError: the suite has no such task.
+            ValueError: the suite has no such task, or there is no such profile.
         """
-        return self.build(self.task(task_name).name, camera_size, cameras)
+        if profile not in PROFILES:
+            raise _unknown("render profile", profile, PROFILES)
+        return self.build(self.task(task_name).name, camera_size, cameras, profile)
 
 
 def load_suite(name: str, cache_dir: Path) -> Suite:

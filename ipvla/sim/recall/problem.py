@@ -21,9 +21,9 @@ from robosuite.models.tasks import ManipulationTask
 
 import ipvla.sim.recall.objects as _objects  # noqa: F401  registers buttons, cubes and the bowl
 from ipvla.sim.libero import CAMERA, Hand, hand_of, rendered
+from ipvla.sim.light_robot import draw_collision_meshes
 from ipvla.sim.recall.arena import table_size_m
 from ipvla.sim.recall.episode import Episode, draw_episode
-from ipvla.sim.recall.light_robot import draw_collision_meshes
 from ipvla.sim.recall.picture import PinholeCamera
 from ipvla.sim.recall.scene import (
     BALL_RGBA,

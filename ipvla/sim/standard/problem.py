@@ -36,11 +36,14 @@ from robosuite.controllers import load_controller_config
 from robosuite.utils.errors import RandomizationError
 
 from ipvla.sim.libero import Hand, hand_of, rendered
+from ipvla.sim.light_robot import draw_collision_meshes
 from ipvla.sim.render_context import RenderContext
 from ipvla.sim.simulator import Split, StepOutcome, Task
 
 #: As the public evaluations seed an environment before its first reset.
 _WORLD_SEED: Final = 0
+#: Side of the shadow map in profile "fast"; LIBERO's is 4096.
+_FAST_SHADOWS_PX: Final = 512
 _PHYSICS: Final = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
@@ -54,11 +57,14 @@ class StandardProblem:
         bddl_file: the task's BDDL file.
         task: the same task as data.
         initial_states: float64 [n, state], the published ones.
+        profile: how pictures are drawn, see `ipvla.sim.suites.PROFILES`.
     """
 
-    def __init__(self, bddl_file: Path, task: Task, initial_states: npt.NDArray[np.float64]) -> None:
+    def __init__(
+        self, bddl_file: Path, task: Task, initial_states: npt.NDArray[np.float64], profile: str = "exact"
+    ) -> None:
         self.task, self._initial_states = task, initial_states
-        problem = _seen_on_demand(TASK_MAPPING[get_problem_info(str(bddl_file))["problem_name"]])
+        problem = _seen_on_demand(TASK_MAPPING[get_problem_info(str(bddl_file))["problem_name"]], profile)
         self._env = problem(
             str(bddl_file),
             robots=["Panda"],
@@ -248,11 +254,16 @@ class _SampleClock:
         return due
 
 
-def _seen_on_demand(problem: type) -> type:
+def _seen_on_demand(problem: type, profile: str) -> type:
     """LIBERO's problem without sensors to poll, with a renderer that can live beside others."""
 
     def initialize_sim(self: Any, xml_string: str | None = None) -> None:
+        if profile == "fast":
+            self.set_xml_processor(draw_collision_meshes)
         problem._initialize_sim(self, xml_string)  # type: ignore[attr-defined]
+        if profile == "fast":
+            self.sim.model.vis.quality.offsamples = 0
+            self.sim.model.vis.quality.shadowsize = _FAST_SHADOWS_PX
         RenderContext(self.sim, device_id=self.render_gpu_device_id)  # makes itself known to the sim
 
     hooks = {"_setup_observables": lambda self: {}, "_initialize_sim": initialize_sim}

@@ -136,3 +136,22 @@ def test_an_episode_goes_on_where_its_state_was_saved(simulator: LiberoSimulator
 def test_a_trial_beyond_the_published_states_is_refused(simulator: LiberoSimulator) -> None:
     with pytest.raises(ValueError, match="50 published initial states; trial 50 is beyond them"):
         simulator.reset(Split.HELD_OUT.seed(50))
+
+
+def test_fast_pictures_change_no_physics_and_little_of_what_is_seen(
+    named: tuple[str, str], simulator: LiberoSimulator, standard_cache: Path
+) -> None:
+    suite, task = named
+    fast = load_suite(suite, standard_cache).simulator(task, SIZE, CAMERAS, "fast")
+    assert isinstance(fast, LiberoSimulator)
+    for world in (fast, simulator):
+        world.reset(Split.HELD_OUT.seed(2))
+        for action in motion()[:12]:
+            world.step(action)
+    np.testing.assert_array_equal(physics(fast), physics(simulator))
+    ours, exact = fast.observe(), simulator.observe()
+    np.testing.assert_array_equal(ours.proprio, exact.proprio)
+    difference = np.abs(ours.images["agentview"].astype(int) - exact.images["agentview"])
+    assert 0.1 < difference.mean() < 12, "levels of 255"
+    assert (difference.max(-1) > 48).mean() < 0.12, "edges and the robot's skin"
+    fast.close()

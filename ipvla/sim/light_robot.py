@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
+#: What robosuite's names of a robot's parts begin with.
+_ROBOT = ("robot0_", "gripper0_", "mount0_")
 _VISUAL_GROUP, _HIDDEN_GROUP = "1", "3"
 _FINGER_RGBA, _ARM_RGBA = "0.35 0.35 0.35 1", "0.9 0.9 0.9 1"
 
 
 def draw_collision_meshes(mjcf: str) -> str:
-    """The same model with every visual mesh shrunk to an invisible dot, and every collision mesh made visible.
+    """The same model: the robot's visual meshes shrunk to invisible dots, its collision meshes made visible.
 
     Names, masses and contacts stay: robosuite looks the visual geoms up, and bodies have inertias of their own.
     """
     root = ET.fromstring(mjcf)
     for geom in root.iterfind(".//geom[@type='mesh']"):
+        if not geom.get("name", "").startswith(_ROBOT):
+            continue
         if geom.get("group") == _VISUAL_GROUP:
             del geom.attrib["mesh"]
             geom.attrib.pop("material", None)
