@@ -21,6 +21,13 @@ def success_table(tables: Sequence[SuccessTable], title: str = "Success on held-
         present = [rows.get(family) for rows in cells]
         chance = next(row.chance for row in present if row)
         table.add_row(family, *(success_cell(row) for row in present), f"{chance:.2f}")
+    stopped = [
+        f"{policy.policy} {policy.anytime95[0]:.2f}-{policy.anytime95[1]:.2f}"
+        for policy in tables
+        if policy.anytime95 is not None
+    ]
+    if stopped:
+        table.caption = f"mean over tasks, stopped early (an interval that allows for it): {', '.join(stopped)}"
     return table
 
 

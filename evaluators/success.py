@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Self
 
+from evaluators.confidence_sequence import confidence_sequence
 from evaluators.success_table import SuccessTable, tabulate
 from ipvla.rollout.evaluation import SimPool, evaluate_episodes
 from ipvla.rollout.journal import Journal
@@ -15,11 +19,13 @@ from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.protocols import Protocol, load_protocol
 from ipvla.sim.simulator import Split, Task
-from ipvla.sim.suites import PROFILES, Suite, load_suite
+from ipvla.sim.suites import PROFILES, SUITES, Suite, load_suite
 from ipvla.tracking import MetricSink, Sinks
 from ipvla.types import EpisodeResult, EpisodeSpec
 
 _REPLAYS = 3
+#: For each simulator, where an evaluation may stop after every round.
+_EPISODES_PER_ROUND = 4
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class SuccessConfig:
         episodes: task -> number; trial i plays held-out layout i, the same for every policy. Empty for as many of
             every task of the suite as the protocol has trials.
         first_layout: the first trial of every task; another slice of layouts than those of earlier studies.
+        stop_width: ends as soon as the mean over tasks is known to within an interval of this width that holds
+            however often one looks (`evaluators.confidence_sequence`); None to play every episode.
         num_simulators: simulator actors.
         camera_size: side of rendered pictures in pixels, where the protocol leaves it open.
         max_attempts: runs of one episode before the evaluation gives up.
@@ -46,6 +54,7 @@ class SuccessConfig:
     profile: str = "exact"
     episodes: dict[str, int] = field(default_factory=dict)
     first_layout: int = 0
+    stop_width: float | None = None
     num_simulators: int = 2
     camera_size: int = 64
     max_attempts: int = 3
@@ -61,9 +70,15 @@ class SuccessConfig:
                 raise ValueError(f"episodes.{task} is {count}; ask for 1 or more, or leave the task out")
         if self.first_layout < 0:
             raise ValueError(f"first_layout is {self.first_layout}; pass first_layout >= 0")
+        if self.stop_width is not None:
+            if not 0 < self.stop_width < 1:
+                raise ValueError(f"stop_width is {self.stop_width}; give the width of an interval, in (0, 1)")
+            if len(set(self.episodes.values())) > 1:
+                raise ValueError("stop_width needs as many episodes of every task; make `episodes` the same")
         if self.profile not in PROFILES:
             raise ValueError(f"profile is {self.profile!r}; choose among {', '.join(PROFILES)}")
-        self.played_by.horizon(self.suite, 1)  # one that does not cover the suite is told now
+        if self.suite in SUITES:
+            self.played_by.horizon(self.suite, 1)  # one that does not cover the suite is told now
 
     @property
     def played_by(self) -> Protocol:
@@ -125,15 +140,10 @@ class SuccessEvaluation:
         """
         depends_on = self.fingerprint(source)
         with Journal(journal, depends_on) as records:
-            results = evaluate_episodes(
-                self.specs,
-                self._pool,
-                self._serve(source),
-                records,
-                max_attempts=self._config.max_attempts,
-                on_result=on_result,
-            )
+            results = self._play_rounds(source, records, on_result)
         table = tabulate(name, self.tasks, results, depends_on)
+        if self._config.stop_width is not None:
+            table = replace(table, anytime95=confidence_sequence(_means_over_tasks(results))[-1])
         sink = sink or Sinks()
         sink.log_params({f"fingerprint.{key}": value for key, value in depends_on.items()})
         sink.log(_metrics(table), step=0)
@@ -184,6 +194,37 @@ class SuccessEvaluation:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _play_rounds(
+        self, source: PolicySource, records: Journal, on_result: Callable[[EpisodeResult], None]
+    ) -> list[EpisodeResult]:
+        """The records of all episodes, or of as many rounds of them as it took to know enough."""
+        results: list[EpisodeResult] = []
+        for specs in self._rounds():
+            results += evaluate_episodes(
+                specs,
+                self._pool,
+                self._serve(source),
+                records,
+                max_attempts=self._config.max_attempts,
+                on_result=on_result,
+            )
+            if self._config.stop_width is not None:
+                low, high = confidence_sequence(_means_over_tasks(results))[-1]
+                if high - low <= self._config.stop_width:
+                    break
+        return sorted(results, key=lambda result: (result.spec.task, result.spec.trial))
+
+    def _rounds(self) -> list[list[EpisodeSpec]]:
+        """All at once; or some trials of every task after the other, so that none is left out unfinished."""
+        if self._config.stop_width is None:
+            return [self.specs]
+        by_trial: dict[int, list[EpisodeSpec]] = {}
+        for spec in self.specs:
+            by_trial.setdefault(spec.trial, []).append(spec)
+        trials = list(by_trial.values())
+        size = math.ceil(_EPISODES_PER_ROUND * self._config.num_simulators / len(self.tasks))
+        return [list(chain(*trials[first : first + size])) for first in range(0, len(trials), size)]
+
     def _serve(self, source: PolicySource) -> PolicyService:
         if self._policy is None:
             self._policy = PolicyService(
@@ -204,6 +245,14 @@ class SuccessEvaluation:
                 recorded.unlink()
 
 
+def _means_over_tasks(results: Sequence[EpisodeResult]) -> list[float]:
+    """Of every trial, in their order: its success over the tasks."""
+    trials: dict[int, list[bool]] = {}
+    for result in results:
+        trials.setdefault(result.spec.trial, []).append(result.success)
+    return [fmean(trials[trial]) for trial in sorted(trials)]
+
+
 def _binary(result: EpisodeResult) -> str:
     return "success" if result.success else "failure"
 
@@ -214,5 +263,7 @@ def _metrics(table: SuccessTable) -> Mapping[str, float]:
         for row in rows:
             name, (low, high) = f"{prefix}/{row.name}", row.wilson95
             metrics |= {name: row.rate, f"{name}/low": low, f"{name}/high": high}
+    if table.anytime95 is not None:
+        metrics |= dict(zip(("success/anytime/low", "success/anytime/high"), table.anytime95, strict=True))
     steps = [result.steps for result in table.results if result.success]
     return metrics | ({"success/steps": sum(steps) / len(steps)} if steps else {})

@@ -48,6 +48,7 @@ class SuccessTable:
         tasks, families: rows in the suite's order; a task or family without results has none.
         results: the episodes behind the rows.
         fingerprint: what the results depend on (`evaluators.success`).
+        anytime95: of an evaluation that may stop early, the interval of the mean over tasks that allows for it.
     """
 
     policy: str
@@ -55,6 +56,7 @@ class SuccessTable:
     families: tuple[SuccessRow, ...]
     results: tuple[EpisodeResult, ...]
     fingerprint: Mapping[str, str] = field(default_factory=dict)
+    anytime95: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Family -> its row, as in `summary.json`."""

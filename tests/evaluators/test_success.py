@@ -7,13 +7,14 @@ from evaluators.report import Report
 from evaluators.success import SuccessConfig, SuccessEvaluation, Video
 from ipvla.rollout.journal import JournalError
 from ipvla.rollout.policy_actor import PolicySource
+from ipvla.sim.protocols import load_protocol
 from ipvla.sim.simulator import Split
 from ipvla.sim.suites import Suite
 from ipvla.tracking import JsonlSink, read_jsonl
 from tests.rollout.point import Points, PointSimulator, load_fixed_left, load_point
 
 TASKS = tuple(PointSimulator(name).task for name in ("ground_go", "recall_go"))
-SUITE = Suite("point", "1", TASKS, lambda name, size: PointSimulator(name))
+SUITE = Suite("point", "1", TASKS, lambda name, *_: PointSimulator(name))
 
 
 def each(episodes: int, **settings) -> SuccessConfig:
@@ -63,6 +64,28 @@ def test_a_study_may_begin_at_layouts_that_others_left_alone():
 
 
 @pytest.mark.slow
+def test_an_evaluation_stops_once_it_knows_enough_and_is_the_same_when_resumed(tmp_path, ray_cluster):
+    """On these layouts `load_point` succeeds in two of three."""
+    source, played = policy(tmp_path / "policy", load_point), []
+    config = each(80, num_simulators=1, stop_width=0.5)
+    with SuccessEvaluation(config, SUITE, Points()) as evaluation:
+        table = evaluation.run("gru", source, tmp_path / "gru.sqlite", on_result=played.append)
+        low, high = table.anytime95
+        assert high - low <= 0.5
+        assert low < 2 / 3 < high
+        trials = sorted({result.spec.trial for result in table.results})
+        assert trials == list(range(len(trials))), "whole trials, from the first one on"
+        assert len(played) == len(table.results) == 2 * len(trials) < 160
+        again = evaluation.run("gru", source, tmp_path / "gru.sqlite", on_result=played.append)
+        assert (again.results, again.anytime95) == (table.results, table.anytime95)
+        assert len(played) == len(table.results), "nothing is played again, and nothing more"
+    with pytest.raises(ValueError, match=r"stop_width is 1\.0"):
+        SuccessConfig(stop_width=1.0)
+    with pytest.raises(ValueError, match="as many episodes of every task"):
+        SuccessConfig(stop_width=0.2, episodes={"a": 1, "b": 2})
+
+
+@pytest.mark.slow
 def test_an_evaluation_from_simulators_to_report(tmp_path, ray_cluster):
     remembers, left = policy(tmp_path / "gru", load_point), policy(tmp_path / "none", load_fixed_left)
     journal, new = tmp_path / "gru.sqlite", []
@@ -71,7 +94,7 @@ def test_an_evaluation_from_simulators_to_report(tmp_path, ray_cluster):
         assert [(row.name, row.k, row.n) for row in gru.families] == [("ground", 4, 6), ("recall", 4, 6)]
         (logged,) = read_jsonl(tmp_path / "gru.jsonl")
         assert logged["success/recall"] == logged["success/task/recall_go"] == pytest.approx(2 / 3)
-        assert gru.fingerprint["protocol"] == "held-out-1"
+        assert gru.fingerprint["protocol"] == str(load_protocol("recall"))
 
         again = evaluation.run("gru", remembers, journal, on_result=new.append)
         assert again.results == gru.results
