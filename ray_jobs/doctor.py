@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ipvla.sim.standard.assets import AssetsError, assets_version, find_assets, provide_assets
-from ipvla.sim.suites import SUITES
+from ipvla.sim.standard.tasks import initial_states
+from ipvla.sim.suites import SUITES, load_suite
 from ipvla.storage import SOURCE_TREE, StorageRoots
 from ray_jobs.cli import run
 from ray_jobs.cluster import port_is_busy
@@ -85,11 +86,14 @@ class DoctorConfig(StorageRoots):
         json: print the findings as JSON instead of a table.
         libero_assets: directory with the meshes and textures of LIBERO's own suites, or "hub" to download them; a
             link in the cache keeps it for all jobs.
+        premises: suites of LIBERO's whose every initial state is to be played until it rests, to see whether the
+            scenes are what the tasks say; takes a minute or two per suite.
         dashboard_port, mlflow_port: the ports that you mean to use for Ray's dashboard and MLflow's UI.
     """
 
     json: bool = False
     libero_assets: str | None = None
+    premises: tuple[str, ...] = ()
     dashboard_port: int = 8265
     mlflow_port: int = 5000
 
@@ -174,6 +178,31 @@ def check_suites(config: DoctorConfig) -> Finding:
     return Finding(Status.OK, f"{', '.join(SUITES)}; LIBERO's assets {assets_version(assets)} in {assets}")
 
 
+def check_premises(config: DoctorConfig) -> Finding:
+    """The scenes of the suites that were named, see `ipvla.sim.standard.premises`."""
+    found: list[str] = []
+    states = 0
+    for name in config.premises:
+        for task in (suite := load_suite(name, config.cache)).tasks:
+            simulator = suite.simulator(task.name)
+            from ipvla.sim.standard.premises import violations  # imports MuJoCo, which that has prepared
+
+            trials = len(initial_states(name, task.name))
+            found += [str(violation) for trial in range(trials) for violation in violations(simulator, trial)]
+            states += trials
+            simulator.close()
+    if found:
+        detail = f"{len(found)} of {states} initial states are not what their tasks say: {'; '.join(found[:5])}"
+        return Finding(
+            Status.FAIL, detail, "install the pinned mujoco and robosuite; do not compare these results"
+        )
+    if not config.premises:
+        return Finding(Status.OK, "not asked for", '--premises "[libero_spatial]" plays the initial states')
+    return Finding(
+        Status.OK, f"all {states} initial states of {', '.join(config.premises)} are what they should be"
+    )
+
+
 def check_torch(config: DoctorConfig) -> Finding:
     """What models will run on."""
     import torch
@@ -228,6 +257,7 @@ CHECKS: dict[str, Callable[[DoctorConfig], Finding]] = {
     "packages": check_packages,
     "rendering": check_gl,
     "suites": check_suites,
+    "premises": check_premises,
     "torch": check_torch,
     "Ray": check_ray,
     "ports": check_ports,

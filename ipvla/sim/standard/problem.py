@@ -145,6 +145,26 @@ class StandardProblem:
     def outcome(self) -> StepOutcome:
         return StepOutcome(success=self._success, failure=False)
 
+    def premises(self) -> dict[str, bool]:
+        """What the task takes for granted, in BDDL's words -> whether it is so now.
+
+        Of its initial relations those of objects with one another and with furniture. Places on the workspace
+        itself are left out: LIBERO draws objects in them whose centres then lie beside.
+        """
+        problem, workspace = self._env.parsed_problem, self._env.workspace_name
+        regions = problem["regions"]
+        relations = [
+            relation
+            for relation in problem["initial_state"]
+            if relation[-1] not in regions or regions[relation[-1]]["target"] != workspace
+        ]
+        return {" ".join(relation): bool(self._env._eval_predicate(relation)) for relation in relations}
+
+    def positions_m(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Name of an object that can be moved -> float64 [3], its centre in world coordinates."""
+        bodies = self._env.obj_body_id
+        return {name: np.array(self._data.xpos[bodies[name]]) for name in self._env.objects_dict}
+
     def picture(self, camera: str, size: int) -> npt.NDArray[np.uint8]:
         self._look()
         return rendered(self.sim, camera, size)
