@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ipvla.sim.standard.assets import AssetsError, assets_version, find_assets, provide_assets
-from ipvla.sim.standard.tasks import initial_states
+from ipvla.sim.standard.tasks import HORIZONS, initial_states
 from ipvla.sim.suites import SUITES, load_suite
 from ipvla.storage import SOURCE_TREE, StorageRoots
 from ray_jobs.cli import run
@@ -182,6 +182,9 @@ def check_premises(config: DoctorConfig) -> Finding:
     """The scenes of the suites that were named, see `ipvla.sim.standard.premises`."""
     found: list[str] = []
     states = 0
+    if other := sorted(set(config.premises) - set(HORIZONS)):
+        detail = f"{', '.join(other)}: only LIBERO's own suites have published initial states"
+        return Finding(Status.FAIL, detail, f"--premises takes some of {', '.join(HORIZONS)}")
     for name in config.premises:
         for task in (suite := load_suite(name, config.cache)).tasks:
             simulator = suite.simulator(task.name)
@@ -194,7 +197,7 @@ def check_premises(config: DoctorConfig) -> Finding:
     if found:
         detail = f"{len(found)} of {states} initial states are not what their tasks say: {'; '.join(found[:5])}"
         return Finding(
-            Status.FAIL, detail, "install the pinned mujoco and robosuite; do not compare these results"
+            Status.FAIL, detail, "install the pinned mujoco and robosuite: these results compare with none"
         )
     if not config.premises:
         return Finding(Status.OK, "not asked for", '--premises "[libero_spatial]" plays the initial states')

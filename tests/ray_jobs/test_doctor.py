@@ -139,3 +139,10 @@ def test_a_busy_port_is_named_with_its_setting(config):
     assert finding.status is Status.WARN
     assert f"{port} (mlflow_port)" in finding.detail
     assert finding.remedy == "choose other ports, or end what listens there"
+
+
+def test_only_suites_with_published_initial_states_have_premises(config):
+    finding = doctor.check_premises(replace(config, premises=("recall",)))
+    assert finding.status is Status.FAIL
+    assert "recall: only LIBERO's own suites" in finding.detail
+    assert doctor.check_premises(config).status is Status.OK
