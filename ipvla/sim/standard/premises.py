@@ -21,7 +21,7 @@ from ipvla.sim.standard.problem import StandardProblem
 
 _SETTLING: Final = load_protocol("openvla")
 #: An object that has come to lie further than this beside the place above which it began has slid or rolled away.
-_ASIDE_M: Final = 0.05
+_ASIDE_M: Final = 0.1
 
 
 @dataclass(frozen=True)
