@@ -46,7 +46,9 @@ class SuccessConfig:
         camera_size: side of rendered pictures in pixels, where the protocol leaves it open.
         max_attempts: runs of one episode before the evaluation gives up.
         policy_threads: CPU threads of the policy's forward pass.
-        policy_resources: what the policy actor asks Ray for, such as {"num_gpus": 1}.
+        policy_resources: what a policy actor asks Ray for, such as {"num_gpus": 1}.
+        policy_replicas: actors with the same policy; an episode keeps to one.
+        policy_capacity: episodes that one of them keeps in memory at a time; None for as many as there are.
     """
 
     suite: str = "recall"
@@ -60,9 +62,12 @@ class SuccessConfig:
     max_attempts: int = 3
     policy_threads: int = 1
     policy_resources: dict[str, float] = field(default_factory=dict)
+    policy_replicas: int = 1
+    policy_capacity: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_simulators", "camera_size", "max_attempts", "policy_threads"):
+        counts = ("num_simulators", "camera_size", "max_attempts", "policy_threads", "policy_replicas")
+        for name in (*counts, *(["policy_capacity"] if self.policy_capacity is not None else [])):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; pass {name} >= 1")
         for task, count in self.episodes.items():
@@ -228,7 +233,11 @@ class SuccessEvaluation:
     def _serve(self, source: PolicySource) -> PolicyService:
         if self._policy is None:
             self._policy = PolicyService(
-                source, threads=self._config.policy_threads, resources=self._config.policy_resources
+                source,
+                threads=self._config.policy_threads,
+                resources=self._config.policy_resources,
+                replicas=self._config.policy_replicas,
+                capacity=self._config.policy_capacity,
             )
         self._policy.switch(source)
         return self._policy

@@ -210,7 +210,7 @@ class ProbedSource(PolicySource):
         return ProbedPolicy(self.load(self.directory))
 
 
-@dataclass(frozen=True)
+@dataclass
 class ProbingClient(PolicyClient):
     """What a simulator worker holds: it sends the probes along with each observation."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Mapping
@@ -15,10 +16,13 @@ import ray
 import torch
 
 from ipvla.rollout.episode import Chunk
-from ipvla.rollout.policy_server import Policy, PolicyServer, Request
+from ipvla.rollout.policy_server import Lease, Policy, PolicyServer, Request
 from ipvla.types import Observation
 
 _PING_TIMEOUT_S = 60.0
+_DRAIN_POLL_S = 0.01
+#: How often a new episode that waits for room looks whether a lease has run out.
+_EXPIRY_POLL_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -45,26 +49,53 @@ class PolicySource:
         return digest.hexdigest()
 
 
-class PolicyActor:
-    """Answers whoever waits as soon as the model is free: no timer, so a lone caller is never delayed."""
+@dataclass(frozen=True)
+class Moved:
+    """The answer to a request for an episode that goes on elsewhere."""
 
-    def __init__(self, source: PolicySource, threads: int) -> None:
+    actor: Any
+
+
+class PolicyActor:
+    """Answers whoever waits as soon as the model is free: no timer, so a lone caller is never delayed.
+
+    Args:
+        capacity, lease_s: see `PolicyServer`. A new episode waits for room, and may wait long.
+    """
+
+    def __init__(
+        self, source: PolicySource, threads: int, capacity: int | None = None, lease_s: float = 900.0
+    ) -> None:
         torch.set_num_threads(threads)
-        self._server = PolicyServer(source.open())
+        self._limits = (capacity, lease_s)
+        self._server = PolicyServer(source.open(), *self._limits)
+        self._room = asyncio.Event()
+        self._successor: Any = None
         # One thread: torch's thread count and CUDA's stream belong to the thread that set them.
         self._model_thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
         self._waiting: list[tuple[Request, asyncio.Future[Chunk]]] = []
         self._answering: asyncio.Task[None] | None = None
+        self._moving: dict[str, asyncio.Future[None]] = {}
         self._started = time.perf_counter()
         self._forwards, self._requests, self._busy_s = 0, 0, 0.0
 
     async def load(self, source: PolicySource) -> None:
         """Answers with another policy from now on; episodes that are under way are forgotten and refused."""
-        self._server = PolicyServer(source.open())
+        self._server = PolicyServer(source.open(), *self._limits)
+        self._room.set()
 
-    async def act(self, episode_id: str, policy_step: int, observation: Observation) -> Chunk:
-        """Float32 [execute, A]. Raises StaleEpisodeError if the step does not follow the episode's last."""
-        request = self._server.admit(episode_id, policy_step, observation)
+    async def act(self, episode_id: str, policy_step: int, observation: Observation) -> Chunk | Moved:
+        """Float32 [execute, A], or where to ask instead.
+
+        Raises:
+            StaleEpisodeError: the step does not follow the episode's last one.
+        """
+        while policy_step == 0 and episode_id not in self._server and not await self._has_room():
+            pass
+        if self._successor is not None:
+            await self._move(episode_id)
+            return Moved(self._successor)
+        request = self._server.admit(episode_id, policy_step, observation, time.monotonic())
         answer: asyncio.Future[Chunk] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answer))
         if self._answering is None or self._answering.done():
@@ -91,8 +122,54 @@ class PolicyActor:
                 if not answer.done():  # cancelled, if its caller went away
                     answer.set_result(chunk)
 
-    async def end(self, episode_id: str) -> None:
+    async def end(self, episode_id: str) -> Moved | None:
+        """Frees the episode's memory, or says where it is."""
+        await self._settled(episode_id)
         self._server.end(episode_id)
+        self._room.set()
+        return None if self._successor is None else Moved(self._successor)
+
+    async def drain(self, successor: Any) -> None:
+        """Hands every episode with its memory to another actor, those that are being answered as soon as they are.
+
+        From now on whoever asks here is sent there.
+        """
+        self._successor = successor
+        self._room.set()
+        while len(self._server):
+            for episode_id in self._server.idle():
+                await self._move(episode_id)
+            await asyncio.sleep(_DRAIN_POLL_S)
+
+    async def take_over(self, episode_id: str, lease: Lease) -> None:
+        self._server.take_over(episode_id, lease, time.monotonic())
+
+    async def _move(self, episode_id: str) -> None:
+        await self._settled(episode_id)
+        if episode_id not in self._server:
+            return
+        moving = self._moving[episode_id] = asyncio.get_running_loop().create_future()
+        try:
+            lease = self._server.hand_over(episode_id)
+            await self._successor.take_over.remote(episode_id, lease)
+        finally:
+            del self._moving[episode_id]
+            moving.set_result(None)
+
+    async def _settled(self, episode_id: str) -> None:
+        """Returns once the episode is not on its way to the successor."""
+        while episode_id in self._moving:
+            await self._moving[episode_id]
+
+    async def _has_room(self) -> bool:
+        """Whether a new episode may begin; if not, returns once something has changed."""
+        self._server.expire(time.monotonic())
+        if not self._server.full or self._successor is not None:
+            return True
+        self._room.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._room.wait(), _EXPIRY_POLL_S)
+        return False
 
     async def stats(self) -> dict[str, float]:
         """`forwards`, `requests`, `mean_batch`, `busy` (share of the wall time), `episodes` (under way)."""
@@ -105,78 +182,133 @@ class PolicyActor:
         }
 
 
-@dataclass(frozen=True)
+@dataclass
 class PolicyClient:
-    """What a simulator worker holds of the policy actor."""
+    """What a simulator worker holds of the policy actor that its episode is pinned to; follows where it moves."""
 
     actor: Any
 
     def act(self, episode_id: str, observation: Observation, policy_step: int) -> Chunk:
-        chunk: Chunk = ray.get(self.actor.act.remote(episode_id, policy_step, observation))
+        """Float32 [execute, A]. StaleEpisodeError, in Ray's wrapping, if the step does not follow the last."""
+        chunk: Chunk = self._ask(lambda actor: actor.act.remote(episode_id, policy_step, observation))
         return chunk
 
     def end(self, episode_id: str) -> None:
         """Returns once the episode's memory is freed."""
-        ray.get(self.actor.end.remote(episode_id))
+        self._ask(lambda actor: actor.end.remote(episode_id))
+
+    def _ask(self, call: Callable[[Any], Any]) -> Any:
+        while isinstance(answer := ray.get(call(self.actor)), Moved):
+            self.actor = answer.actor
+        return answer
 
 
 class PolicyService:
-    """The driver's side: starts the actor when it is first needed and replaces it when it is dead.
+    """The driver's side: starts the actors when they are first needed and replaces those that are dead.
 
     Args:
-        threads: CPU threads of the forward pass.
-        resources: `ray.remote` options such as `{"num_gpus": 1}`; by default the actor asks for no resources,
+        threads: CPU threads of a forward pass.
+        resources: `ray.remote` options of an actor such as `{"num_gpus": 1}`; by default it asks for no resources,
             as it works only while simulators wait for it.
+        replicas: actors with the same policy. An episode is pinned to one of them.
+        capacity: episodes of a replica at a time; None for as many as come.
+        lease_s: seconds after which an episode that is not heard of is forgotten.
+
+    Raises:
+        ValueError: fewer than one replica, or no room for an episode.
     """
 
     def __init__(
-        self, source: PolicySource, *, threads: int = 1, resources: Mapping[str, float] | None = None
+        self,
+        source: PolicySource,
+        *,
+        threads: int = 1,
+        resources: Mapping[str, float] | None = None,
+        replicas: int = 1,
+        capacity: int | None = None,
+        lease_s: float = 900.0,
     ) -> None:
+        if replicas < 1 or (capacity is not None and capacity < 1):
+            raise ValueError(
+                f"{replicas} replicas with room for {capacity} episodes serve nobody; pass at least 1"
+            )
         self.source = source
+        self._arguments = (threads, capacity, lease_s)
         self._threads = threads
         self._options: dict[str, Any] = {"num_cpus": 0, **(resources or {})}
-        self._actor: Any = None
+        self._replicas: list[Any] = [None] * replicas
+        self._leaving: list[Any] = []
 
     def client(self) -> PolicyClient:
-        if self._actor is None:
-            environment = {name: str(self._threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-            if not self._options.get("num_gpus"):
-                environment["CUDA_VISIBLE_DEVICES"] = ""
-            self._actor = (
-                ray.remote(PolicyActor)
-                # An answer must not be repeated behind our back: it has moved an episode's memory.
-                .options(
-                    max_restarts=0, max_task_retries=0, runtime_env={"env_vars": environment}, **self._options
-                )
-                .remote(self.source, self._threads)
-            )
-            ray.get(self._actor.stats.remote())  # a policy that does not load says so here
-        return PolicyClient(self._actor)
+        """Of the replica with the fewest episodes, for one episode."""
+        missing = [place for place, actor in enumerate(self._replicas) if actor is None]
+        for place in missing:
+            self._replicas[place] = self._start()
+        if len(self._replicas) == 1 and not missing:
+            return PolicyClient(self._replicas[0])
+        stats = ray.get([actor.stats.remote() for actor in self._replicas])  # a policy that does not load says so
+        episodes = [told["episodes"] for told in stats]
+        return PolicyClient(self._replicas[episodes.index(min(episodes))])
+
+    def drain(self, place: int) -> None:
+        """Moves the episodes of a replica to another one, memories included, and ends it; a new one follows later.
+
+        Raises:
+            ValueError: there is no other replica.
+        """
+        leaving = self._replicas[place]
+        others = [actor for actor in self._replicas if actor is not None and actor != leaving]
+        if not others:
+            raise ValueError("the only replica cannot be drained; start the service with replicas >= 2")
+        if leaving is not None:
+            ray.get(leaving.drain.remote(others[0]))
+            self._leaving.append(leaving)  # answers those who have not heard yet
+            self._replicas[place] = None
 
     def switch(self, source: PolicySource) -> None:
-        """Serves another policy, without starting an actor anew; no episode may be under way."""
-        if self._actor is not None and source != self.source:
+        """Serves another policy, without starting actors anew; no episode may be under way."""
+        if source != self.source:
             try:
-                ray.get(self._actor.load.remote(source))
+                ray.get([actor.load.remote(source) for actor in self._replicas if actor is not None])
             except ray.exceptions.RayActorError:
                 self.close()
         self.source = source
 
     def heal(self) -> PolicyClient:
-        """The client of an actor that answers: the present one, or its replacement if it is dead or hangs."""
-        if self._actor is not None:
+        """A client of an actor that answers; those that are dead or hang are replaced."""
+        asked = {place: actor.stats.remote() for place, actor in enumerate(self._replicas) if actor is not None}
+        for place, answer in asked.items():
             try:
-                ray.get(self._actor.stats.remote(), timeout=_PING_TIMEOUT_S)
+                ray.get(answer, timeout=_PING_TIMEOUT_S)
             except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-                self.close()
+                ray.kill(self._replicas[place])
+                self._replicas[place] = None
         return self.client()
 
     def stats(self) -> dict[str, float]:
-        """See `PolicyActor.stats`; empty while no actor has been needed."""
-        stats: dict[str, float] = ray.get(self._actor.stats.remote()) if self._actor is not None else {}
-        return stats
+        """Summed over replicas, `mean_batch` and `busy` their means; empty while no actor has been needed."""
+        actors = [actor for actor in self._replicas if actor is not None]
+        told = ray.get([actor.stats.remote() for actor in actors])
+        if not told:
+            return {}
+        sums = {name: sum(one[name] for one in told) for name in told[0]}
+        sums["mean_batch"] = sums["requests"] / max(sums["forwards"], 1)
+        sums["busy"] /= len(told)
+        return sums
 
     def close(self) -> None:
-        if self._actor is not None:
-            ray.kill(self._actor)
-            self._actor = None
+        for actor in (*self._replicas, *self._leaving):
+            if actor is not None:
+                ray.kill(actor)
+        self._replicas, self._leaving = [None] * len(self._replicas), []
+
+    def _start(self) -> Any:
+        environment = {name: str(self._threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        if not self._options.get("num_gpus"):
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        return (
+            ray.remote(PolicyActor)
+            # An answer must not be repeated behind our back: it has moved an episode's memory.
+            .options(max_restarts=0, max_task_retries=0, runtime_env={"env_vars": environment}, **self._options)
+            .remote(self.source, *self._arguments)
+        )

@@ -31,11 +31,29 @@ class StaleEpisodeError(RuntimeError):
     """A request does not follow its episode's last one: answering it would corrupt the memory."""
 
 
+class CapacityError(RuntimeError):
+    """As many episodes are under way as there is room for."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """An episode between two policy steps, on its way from one server to another.
+
+    Attributes:
+        memory: [1, ...].
+        next_step: the policy step that it will ask for.
+    """
+
+    memory: Memory
+    next_step: int
+
+
 @dataclass
 class _Episode:
     memory: Memory  # one row: [1, ...]
     next_step: int = 0
     waiting: bool = False
+    heard_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,25 +67,43 @@ class Request:
 class PolicyServer:
     """Batches requests of several episodes through one forward pass; each episode keeps its own memory row.
 
-    `admit` checks a request's place in its episode, `forward` answers admitted requests, `end` frees the row.
-    `admit` and `end` may run in another thread than `forward`: a forward touches only its own requests.
+    `admit` checks a request's place in its episode, `forward` answers admitted requests, `end` frees the row. An
+    episode that nobody speaks of for a lease's time is freed by `expire`: its simulator is gone. Only `forward`
+    may run in another thread than the rest: it touches nothing but its own requests.
+
+    Args:
+        capacity: episodes that may be under way at a time; None for as many as come.
+        lease_s: seconds.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+    def __init__(self, policy: Policy, capacity: int | None = None, lease_s: float = 900.0) -> None:
+        self._policy, self._capacity, self._lease_s = policy, capacity, lease_s
         self._episodes: dict[str, _Episode] = {}
 
     def __len__(self) -> int:
         return len(self._episodes)
 
-    def admit(self, episode_id: str, policy_step: int, observation: Observation) -> Request:
+    def __contains__(self, episode_id: str) -> bool:
+        return episode_id in self._episodes
+
+    @property
+    def full(self) -> bool:
+        return self._capacity is not None and len(self._episodes) >= self._capacity
+
+    def admit(self, episode_id: str, policy_step: int, observation: Observation, now_s: float = 0.0) -> Request:
         """Opens the episode at policy step 0, and takes the steps after it in order, one at a time.
 
+        Args:
+            now_s: on any clock, that of `expire`.
+
         Raises:
+            CapacityError: a new episode, for which there is no room.
             StaleEpisodeError: the episode is unknown, or the step is skipped, repeated, or still being answered.
         """
         episode = self._episodes.get(episode_id)
         if episode is None and policy_step == 0:
+            if self.full:
+                raise CapacityError(f"{episode_id}: {len(self)} episodes are under way; wait until one has ended")
             episode = self._episodes[episode_id] = _Episode(self._policy.initial_memory(1))
         if episode is None:
             raise StaleEpisodeError(
@@ -80,7 +116,7 @@ class PolicyServer:
                 f"{episode_id}: got policy step {policy_step}, but step {episode.next_step} {state}; "
                 "run the episode again from its seed as a new attempt"
             )
-        episode.waiting = True
+        episode.waiting, episode.heard_s = True, now_s
         return Request(episode, observation)
 
     @torch.inference_mode()
@@ -101,6 +137,43 @@ class PolicyServer:
     def end(self, episode_id: str) -> None:
         """Frees the episode's memory; an unknown episode has none to free."""
         self._episodes.pop(episode_id, None)
+
+    def expire(self, now_s: float) -> list[str]:
+        """Frees the episodes whose lease has run out, and names them."""
+        silent = [
+            name
+            for name, episode in self._episodes.items()
+            if not episode.waiting and now_s - episode.heard_s > self._lease_s
+        ]
+        for name in silent:
+            del self._episodes[name]
+        return silent
+
+    def idle(self) -> list[str]:
+        """The episodes that could be handed over now: nobody waits for their answer."""
+        return [name for name, episode in self._episodes.items() if not episode.waiting]
+
+    def hand_over(self, episode_id: str) -> Lease:
+        """Frees an idle episode here, to be taken over elsewhere.
+
+        Raises:
+            StaleEpisodeError: it is not here, or its answer is under way.
+        """
+        episode = self._episodes.get(episode_id)
+        if episode is None or episode.waiting:
+            raise StaleEpisodeError(f"{episode_id} is not here between two steps; it cannot be handed over")
+        del self._episodes[episode_id]
+        return Lease(episode.memory, episode.next_step)
+
+    def take_over(self, episode_id: str, lease: Lease, now_s: float = 0.0) -> None:
+        """Goes on where another server stopped; capacity does not matter for what is under way already.
+
+        Raises:
+            StaleEpisodeError: an episode of this name is here.
+        """
+        if episode_id in self._episodes:
+            raise StaleEpisodeError(f"{episode_id} is here already; run it again as a new attempt")
+        self._episodes[episode_id] = _Episode(lease.memory, lease.next_step, heard_s=now_s)
 
 
 def _gather(rows: Sequence[Memory]) -> Memory:

@@ -68,6 +68,28 @@ def test_a_killed_policy_loses_and_doubles_nothing(tmp_path, pool, undisturbed):
     assert stats["episodes"] == 0
 
 
+def test_replicas_share_the_episodes_and_one_that_drains_loses_none(tmp_path, pool, undisturbed):
+    policy = PolicyService(PolicySource(load_point, tmp_path), replicas=2, capacity=2)
+    policy.client()
+    drained = []
+
+    def on_result(result):
+        if not drained:
+            drained.append(result)
+            policy.drain(0)
+
+    with Journal(tmp_path / "journal.sqlite", {}) as journal:
+        results = evaluate_episodes(SPECS, pool, policy, journal, on_result=on_result)
+    assert essence(results) == essence(undisturbed)
+    assert [r.spec.attempt for r in results] == [0] * len(SPECS), "nothing was played twice"
+    assert policy.stats()["episodes"] == 0
+    policy.close()
+    with pytest.raises(ValueError, match="the only replica cannot be drained"):
+        PolicyService(PolicySource(load_point, tmp_path)).drain(0)
+    with pytest.raises(ValueError, match="0 replicas"):
+        PolicyService(PolicySource(load_point, tmp_path), replicas=0)
+
+
 def test_one_actor_serves_one_policy_after_another(tmp_path, pool, undisturbed):
     policy = PolicyService(PolicySource(load_fixed_left, tmp_path))
     outcomes = []

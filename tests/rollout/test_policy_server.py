@@ -1,5 +1,6 @@
 import asyncio
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ipvla.rollout import policy_actor
 from ipvla.rollout.policy_actor import PolicyActor, PolicySource
-from ipvla.rollout.policy_server import PolicyServer, StaleEpisodeError
+from ipvla.rollout.policy_server import CapacityError, PolicyServer, StaleEpisodeError
 from ipvla.types import Observation
 from tests.rollout.point import PointPolicy, RecurrentPolicy, load_fixed_left, load_point
 
@@ -108,6 +110,61 @@ class TestStale:
         np.testing.assert_allclose(chunk, alone(0, 2)[1], atol=1e-6)
 
 
+class TestLeases:
+    def test_an_episode_nobody_speaks_of_is_forgotten_but_not_one_that_waits(self):
+        server = PolicyServer(RecurrentPolicy(), lease_s=10)
+        server.forward([server.admit(e, 0, observation(0, 0), now_s=0) for e in ("gone", "alive", "waiting")])
+        server.forward([server.admit("alive", 1, observation(0, 1), now_s=8)])
+        server.admit("waiting", 1, observation(0, 1), now_s=1)
+        assert server.expire(now_s=10) == []
+        assert server.expire(now_s=12) == ["gone"]
+        assert "alive" in server
+        assert "waiting" in server
+        with pytest.raises(StaleEpisodeError, match="no memory here"):
+            server.admit("gone", 1, observation(0, 1))
+
+    def test_there_is_room_for_so_many_episodes_and_those_under_way_go_on(self):
+        server = PolicyServer(RecurrentPolicy(), capacity=2)
+        for name in "ab":
+            server.forward([server.admit(name, 0, observation(0, 0))])
+        assert server.full
+        with pytest.raises(CapacityError, match="c: 2 episodes are under way; wait"):
+            server.admit("c", 0, observation(0, 0))
+        server.forward([server.admit("a", 1, observation(0, 1))])
+        server.end("b")
+        server.forward([server.admit("c", 0, observation(0, 0))])
+
+    @settings(max_examples=20, deadline=None)
+    @given(st.lists(st.integers(0, 2), min_size=2, max_size=8))
+    def test_an_episode_that_moves_between_servers_equals_one_that_stayed(self, places):
+        servers = [PolicyServer(RecurrentPolicy()) for _ in range(3)]
+        chunks = []
+        for step, place in enumerate(places):
+            here = servers[place]
+            if step and places[step - 1] != place:
+                here.take_over("x", servers[places[step - 1]].hand_over("x"))
+            chunks += here.forward([here.admit("x", step, observation(0, step))])
+        np.testing.assert_array_equal(chunks, alone(0, len(places)))
+        assert sum(map(len, servers)) == 1
+
+    def test_only_what_is_here_and_idle_can_be_handed_over(self):
+        server = PolicyServer(RecurrentPolicy())
+        server.admit("a", 0, observation(0, 0))
+        for name in ("a", "b"):
+            with pytest.raises(StaleEpisodeError, match="is not here between two steps"):
+                server.hand_over(name)
+
+
+class Handle:
+    """What a Ray handle is to its actor: methods have a `remote`."""
+
+    def __init__(self, actor):
+        self._actor = actor
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=getattr(self._actor, name))
+
+
 class TestActor:
     """The actor's class without Ray."""
 
@@ -159,6 +216,55 @@ class TestActor:
             return await actor.act("b", 0, observation(1, 0))
 
         assert asyncio.run(run()).shape == (2, 1)
+
+    def test_a_new_episode_waits_until_there_is_room(self):
+        async def run():
+            actor = PolicyActor(PolicySource(load_point, None), threads=1, capacity=1)
+            await actor.act("first", 0, observation(0, 0))
+            second = asyncio.create_task(actor.act("second", 0, observation(1, 0)))
+            await asyncio.sleep(0.05)
+            assert not second.done()
+            await actor.act("first", 1, observation(0, 1))
+            await actor.end("first")
+            return await second
+
+        assert asyncio.run(run()).shape == (2, 1)
+
+    def test_a_lease_that_ran_out_makes_room(self, monkeypatch):
+        monkeypatch.setattr(policy_actor, "_EXPIRY_POLL_S", 0.02)
+
+        async def run():
+            actor = PolicyActor(PolicySource(load_point, None), threads=1, capacity=1, lease_s=0.1)
+            await actor.act("gone", 0, observation(0, 0))
+            return await asyncio.wait_for(actor.act("next", 0, observation(1, 0)), 5)
+
+        assert asyncio.run(run()).shape == (2, 1)
+
+    def test_a_drained_actor_sends_everybody_to_its_successor_with_their_memories(self):
+        async def run():
+            old, new = (PolicyActor(PolicySource(self.slow, None), threads=1) for _ in range(2))
+            handle = Handle(new)
+            answers = {e: [await old.act(str(e), 0, observation(e, 0))] for e in range(3)}
+            waiting = asyncio.create_task(old.act("0", 1, observation(0, 1)))
+            await asyncio.sleep(0.01)
+            draining = asyncio.create_task(old.drain(handle))
+            await asyncio.sleep(0)
+            moved = await old.act("1", 1, observation(1, 1))
+            assert moved.actor is handle
+            assert (await old.act("new", 0, observation(7, 0))).actor is handle
+            answers[0].append(await waiting)
+            await draining
+            assert (await old.end("2")).actor is handle
+            await new.end("2")
+            for e in (0, 1):
+                while len(answers[e]) < 4:
+                    answers[e].append(await new.act(str(e), len(answers[e]), observation(e, len(answers[e]))))
+            return answers, (await old.stats())["episodes"], (await new.stats())["episodes"]
+
+        answers, left, kept = asyncio.run(run())
+        assert (left, kept) == (0, 2)
+        for e in (0, 1):
+            np.testing.assert_allclose(answers[e], alone(e, 4), atol=1e-6)
 
 
 def test_the_hash_of_a_policy_sees_names_and_content(tmp_path):
