@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +124,16 @@ class ForgettingBenchmark:
             played = play(plan.arms(config))
             return played | play(plan.controls(config, played[CLOSED], seed))
 
-    def costs(self, point: Point, seed: int) -> dict[str, Any]:
-        """What a training step costs with this point's method and Thermostat."""
+    def costs(self, method: Point, regulated: Point, seed: int) -> dict[str, Any]:
+        """What a training step costs with one point's method, and with the other one's Thermostat on top."""
         kept = self.study.directory / "costs.json"
         if not kept.exists():
+            config, thermostat = (self.study.training(point, seed) for point in (method, regulated))
+            assert config.forgetting is not None
+            assert thermostat.forgetting is not None
+            both = replace(config.forgetting, thermostat=thermostat.forgetting.thermostat)
             with self._stage("costs"):
-                costs = step_costs(self.study.training(point, seed), StepCostConfig())
+                costs = step_costs(replace(config, forgetting=both), StepCostConfig())
             write_atomically(kept, json.dumps(costs.to_dict()))
         told: dict[str, Any] = json.loads(kept.read_text())
         return told
@@ -255,7 +260,7 @@ def report(study: ForgettingStudy, benchmark: ForgettingBenchmark, console: Cons
             by_seed = {name: {seed: run} for name, run in runs.items()}
             found["sequence"] = sequence_figures(study.sequence_chance, by_seed)
         if not study.quick:
-            found["costs"] = benchmark.costs(study.points("hsw_thermostat")[0], seed)
+            found["costs"] = benchmark.costs(study.points("hsw")[0], study.points("hsw_thermostat")[0], seed)
             if plan.loop:
                 found["response"] = respond_to_step(plan, benchmark, seed)
         if study.complete:
