@@ -134,6 +134,7 @@ class EpisodeResult:
         steps: control steps played.
         policy_steps: calls of the policy.
         wall_s, policy_s: seconds in all, and of them waiting for the policy.
+        sim_cpu_s: CPU seconds of the simulator's process but for what it spent on asking the policy.
         video: path of the recording, if one was asked for.
         details: small JSON values of the suite's own (which button, presses, ...).
     """
@@ -144,6 +145,7 @@ class EpisodeResult:
     policy_steps: int
     wall_s: float
     policy_s: float
+    sim_cpu_s: float = 0.0
     video: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 

@@ -37,16 +37,18 @@ def run_episode(
     Raises:
         InvalidActionError: a chunk is empty, has no action axis, or is not finite.
     """
-    started, policy_s = time.perf_counter(), 0.0
+    started, cpu_started = time.perf_counter(), time.process_time()
+    policy_s = asking_cpu_s = 0.0
     steps, policy_steps, outcome = 0, 0, StepOutcome(success=False, failure=False)
     simulator.reset(spec.seed)
     for observer in observers:
         observer.on_reset(simulator)
     while not outcome.done and steps < simulator.task.horizon:
         observation = simulator.observe()
-        asked = time.perf_counter()
+        asked, cpu_asked = time.perf_counter(), time.process_time()
         chunk = _checked(act(observation, policy_steps), spec)
         policy_s += time.perf_counter() - asked
+        asking_cpu_s += time.process_time() - cpu_asked
         policy_steps += 1
         for action in chunk[: simulator.task.horizon - steps]:
             outcome = simulator.step(action)
@@ -62,6 +64,7 @@ def run_episode(
         policy_steps=policy_steps,
         wall_s=time.perf_counter() - started,
         policy_s=policy_s,
+        sim_cpu_s=time.process_time() - cpu_started - asking_cpu_s,
         details=dict(simulator.details()),
     )
 

@@ -77,7 +77,7 @@ class PolicyActor:
         self._answering: asyncio.Task[None] | None = None
         self._moving: dict[str, asyncio.Future[None]] = {}
         self._started = time.perf_counter()
-        self._forwards, self._requests, self._busy_s = 0, 0, 0.0
+        self._forwards, self._requests, self._busy_s, self._forward_cpu_s = 0, 0, 0.0, 0.0
 
     async def load(self, source: PolicySource) -> None:
         """Answers with another policy from now on; episodes that are under way are forgotten and refused."""
@@ -108,7 +108,7 @@ class PolicyActor:
             started = time.perf_counter()
             try:
                 chunks = await asyncio.get_running_loop().run_in_executor(
-                    self._model_thread, self._server.forward, [request for request, _ in batch]
+                    self._model_thread, self._forward, [request for request, _ in batch]
                 )
             except Exception as error:
                 for _, answer in batch:
@@ -121,6 +121,13 @@ class PolicyActor:
             for (_, answer), chunk in zip(batch, chunks, strict=True):
                 if not answer.done():  # cancelled, if its caller went away
                     answer.set_result(chunk)
+
+    def _forward(self, requests: list[Request]) -> list[Chunk]:
+        started = time.thread_time()
+        try:
+            return self._server.forward(requests)
+        finally:
+            self._forward_cpu_s += time.thread_time() - started
 
     async def end(self, episode_id: str) -> Moved | None:
         """Frees the episode's memory, or says where it is."""
@@ -172,11 +179,15 @@ class PolicyActor:
         return False
 
     async def stats(self) -> dict[str, float]:
-        """`forwards`, `requests`, `mean_batch`, `busy` (share of the wall time), `episodes` (under way)."""
+        """`forwards`, `requests`, `mean_batch`, `forward_s` (wall time of forwards), `busy` (its share of all time),
+        `forward_cpu_s` (CPU time of the model's thread in them), `episodes` (under way).
+        """
         return {
             "forwards": self._forwards,
             "requests": self._requests,
             "mean_batch": self._requests / max(self._forwards, 1),
+            "forward_s": self._busy_s,
+            "forward_cpu_s": self._forward_cpu_s,
             "busy": self._busy_s / (time.perf_counter() - self._started),
             "episodes": len(self._server),
         }

@@ -35,7 +35,7 @@ def evaluate(tmp_path, pool, load, specs=SPECS, on_result=lambda result: None):
 
 def essence(results):
     """All that a result says but when and at which attempt."""
-    return [replace(r, spec=replace(r.spec, attempt=0), wall_s=0, policy_s=0) for r in results]
+    return [replace(r, spec=replace(r.spec, attempt=0), wall_s=0, policy_s=0, sim_cpu_s=0) for r in results]
 
 
 @pytest.fixture(scope="module")
