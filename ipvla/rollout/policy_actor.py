@@ -179,7 +179,7 @@ class PolicyActor:
         return False
 
     async def stats(self) -> dict[str, float]:
-        """`forwards`, `requests`, `mean_batch`, `forward_s` (wall time of forwards), `busy` (its share of all time),
+        """`forwards`, `requests`, `mean_batch`, `forward_s` (their wall time), `busy` (its share of all time),
         `forward_cpu_s` (CPU time of the model's thread in them), `episodes` (under way).
         """
         return {
