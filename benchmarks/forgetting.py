@@ -255,7 +255,7 @@ def report(study: ForgettingStudy, benchmark: ForgettingBenchmark, console: Cons
         base, played = benchmark.play(plan.points, seed)
         comparison = plan.comparison(study, seed, base, played)
         found = figures(comparison, 20 if study.quick else 2000) | {"recipe": study.recipe}
-        if study.sequence_names:
+        if study.sequence_names and seed in study.sequence_seeds:
             runs = benchmark.sequence([choice.final(name) for name in study.sequence_names], seed)
             by_seed = {name: {seed: run} for name, run in runs.items()}
             found["sequence"] = sequence_figures(study.sequence_chance, by_seed)

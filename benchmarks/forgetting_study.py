@@ -85,6 +85,7 @@ class ForgettingStudy(StorageRoots):
         tune: play every point of every method on the tuning seed and choose, instead of reporting.
         methods: names of `methods.yaml`; empty for all, or two if quick.
         seeds: of base policies and fine-tunings; each has its own held-out layouts.
+        sequence_seeds: those of them whose policies go on to a second new task.
         tuning_seed: none of `seeds`.
     """
 
@@ -92,6 +93,7 @@ class ForgettingStudy(StorageRoots):
     tune: bool = False
     methods: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    sequence_seeds: tuple[int, ...] = (0, 1, 2)
     tuning_seed: int = 100
 
     def __post_init__(self) -> None:
