@@ -46,7 +46,7 @@ def load_reaching(directory: Path) -> Any:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_evaluation_by_a_published_protocol_records_what_it_was(standard_cache: Path, tmp_path: Path) -> None:
-    config = SuccessConfig(suite=SUITE, protocol="oft", episodes={TASK: 2}, num_simulators=2)
+    config = SuccessConfig(suite=SUITE, protocol="oft", episodes={TASK: 2}, num_simulators=1)
     (tmp_path / "policy").mkdir()
     source, journal = PolicySource(load_reaching, tmp_path / "policy"), tmp_path / "episodes.sqlite"
     with config.build(standard_cache) as evaluation:

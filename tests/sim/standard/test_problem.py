@@ -20,9 +20,8 @@ pytestmark = pytest.mark.slow
 
 SIZE = 64
 CAMERAS = ("agentview", "robot0_eye_in_hand")
-#: One with plain objects and fixtures, one with a drawer that is drawn open, one with a stove to be lit.
+#: One with a drawer that is drawn open, one with a stove to be lit.
 TASKS = [
-    ("libero_spatial", "pick_up_the_black_bowl_next_to_the_ramekin_and_place_it_on_the_plate"),
     ("libero_spatial", "pick_up_the_black_bowl_in_the_top_drawer_of_the_wooden_cabinet_and_place_it_on_the_plate"),
     ("libero_goal", "turn_on_the_stove"),
 ]

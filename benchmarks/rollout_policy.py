@@ -1,0 +1,36 @@
+"""A policy for benchmarks of rollout: the real class with random weights, since time is all that counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ipvla.data.statistics import Statistics
+from ipvla.data.transforms import Transforms
+from ipvla.models.vla import IPVLAConfig
+from ipvla.policy import Policy
+
+#: Of the policy, as protocol "oft" shows them.
+CAMERAS = ("agentview", "robot0_eye_in_hand")
+EXECUTE = 8
+
+
+def save_untrained_policy(directory: Path) -> Path:
+    """Writes a policy with two cameras at 64 px, a GRU and chunks of 8, always the same; returns `directory`."""
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-0.5, 0.5, (6000, 7)).astype(np.float32)
+    actions[:, 6] = np.sign(actions[:, 6])
+    proprio = rng.normal(size=(6000, 8)).astype(np.float32)
+    transforms = Transforms(
+        Statistics.compute([actions], [proprio]),
+        tokenize=lambda words: [],
+        max_prompt_tokens=1,
+        cameras=CAMERAS,
+        image_size=64,
+        chunk=EXECUTE,
+    )
+    torch.manual_seed(0)
+    Policy.build(IPVLAConfig(chunk=EXECUTE), transforms, EXECUTE).save(directory)
+    return directory
