@@ -28,6 +28,7 @@ from benchmarks.rollout_service import Throughput, act_overhead_ms, play_by_serv
 from benchmarks.scratch import placed
 from benchmarks.tables import target_rows
 from ipvla.rollout.sim_pool import simulator_environment
+from ipvla.sim.protocols import load_protocol
 from ipvla.sim.standard.assets import provide_assets
 from ipvla.sim.standard.tasks import standard_tasks
 from ipvla.storage import StorageRoots
@@ -51,6 +52,7 @@ class RolloutStudy(StorageRoots):
         trials: per task, of a service in a round.
         num_simulators: of a service.
         calls: of the policy, per caller.
+        horizon: control steps of an episode, or None for the protocol's.
     """
 
     quick: bool = False
@@ -60,6 +62,7 @@ class RolloutStudy(StorageRoots):
     trials: int = 6
     num_simulators: int = 3
     calls: int = 400
+    horizon: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("rounds", "tasks", "trials", "num_simulators", "calls"):
@@ -72,19 +75,25 @@ def measure(study: RolloutStudy, console: Console) -> dict[str, Any]:
     if study.libero_assets is not None:
         provide_assets(study.cache, study.libero_assets)
     policy = save_untrained_policy(study.runs / "rollout" / "policy")
+    protocol = load_protocol("oft")
+    if study.horizon is not None:
+        protocol = replace(protocol, horizons={_SUITE: study.horizon})
     tasks = [task.name for task in standard_tasks(_SUITE)[: study.tasks]]
     serial = ray.remote(num_cpus=1, max_calls=1, runtime_env={"env_vars": simulator_environment()})(play_serially)
     rounds: dict[str, list[float]] = {"serial": [], **{profile: [] for profile in _PROFILES}}
     runs: dict[str, list[Throughput]] = {profile: [] for profile in _PROFILES}
     for number in range(study.rounds):
         console.rule(f"round {number + 1} of {study.rounds}")
-        seconds, steps = ray.get(serial.remote(study.cache, policy, _SUITE, tasks[number % len(tasks)], 1))
+        seconds, steps = ray.get(
+            serial.remote(study.cache, policy, protocol, _SUITE, tasks[number % len(tasks)], 1)
+        )
         rounds["serial"].append(sum(seconds) / sum(steps))
         console.print(f"serial: {1e3 * rounds['serial'][-1]:.0f} ms per control step")
         for profile in _PROFILES:
             played = play_by_service(
                 study.cache,
                 policy,
+                protocol,
                 _SUITE,
                 tasks,
                 study.trials,
@@ -102,7 +111,7 @@ def measure(study: RolloutStudy, console: Console) -> dict[str, Any]:
         "act_overhead_ms": overheads,
         "cores": _cores(),
         "num_simulators": study.num_simulators,
-        "protocol": "oft",
+        "protocol": str(protocol),
         "suite": _SUITE,
     }
 
@@ -141,7 +150,7 @@ def main(study: RolloutStudy) -> None:
 
 
 def _in_small(study: RolloutStudy) -> RolloutStudy:
-    return replace(study, rounds=1, tasks=1, trials=1, num_simulators=1, calls=40)
+    return replace(study, rounds=1, tasks=1, trials=1, num_simulators=1, calls=40, horizon=40)
 
 
 def _cores() -> int:

@@ -9,6 +9,7 @@ import torch
 
 from ipvla.data.statistics import Statistics
 from ipvla.data.transforms import Transforms
+from ipvla.models.backbones import TinyConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
 
@@ -32,5 +33,6 @@ def save_untrained_policy(directory: Path) -> Path:
         chunk=EXECUTE,
     )
     torch.manual_seed(0)
-    Policy.build(IPVLAConfig(chunk=EXECUTE), transforms, EXECUTE).save(directory)
+    config = IPVLAConfig(backbone=TinyConfig(max_prompt_tokens=64), chunk=EXECUTE)
+    Policy.build(config, transforms, EXECUTE).save(directory)
     return directory

@@ -17,17 +17,16 @@ import numpy.typing as npt
 from ipvla.policy import Policy
 from ipvla.sim.libero import configure
 from ipvla.sim.preprocessing import preprocess
-from ipvla.sim.protocols import load_protocol
+from ipvla.sim.protocols import Protocol
 from ipvla.sim.standard.assets import find_assets
 from ipvla.sim.standard.tasks import bddl_file, initial_states, instruction
 from ipvla.types import Observation
 
 
 def play_serially(
-    cache_dir: Path, policy_directory: Path, suite: str, task: str, trials: int
+    cache_dir: Path, policy_directory: Path, protocol: Protocol, suite: str, task: str, trials: int
 ) -> tuple[list[float], list[int]]:
     """Seconds and control steps of each trial, without what comes before the first one (imports, building)."""
-    protocol = load_protocol("oft")
     assert protocol.render_size is not None
     configure(cache_dir, find_assets(cache_dir))
     from libero.libero.envs import OffScreenRenderEnv
@@ -48,7 +47,7 @@ def play_serially(
         memory, chunk, t, done = policy.initial_memory(1), deque[npt.NDArray[np.float32]](), 0, False
         while t < horizon and not done:
             if not chunk:
-                actions, memory = policy.act([_observation(seen, instruction(task), t)], memory)
+                actions, memory = policy.act([_observation(seen, protocol, instruction(task), t)], memory)
                 chunk.extend(actions[0])
             action = chunk.popleft().astype(np.float64)
             action[-1] = -np.sign(2 * action[-1] - 1)
@@ -60,8 +59,7 @@ def play_serially(
     return seconds, steps
 
 
-def _observation(seen: dict[str, Any], words: str, t: int) -> Observation:
-    protocol = load_protocol("oft")
+def _observation(seen: dict[str, Any], protocol: Protocol, words: str, t: int) -> Observation:
     quaternion = seen["robot0_eef_quat"]  # x, y, z, w
     angle = 2 * np.arccos(np.clip(quaternion[3], -1, 1))
     axis = quaternion[:3] / max(np.sqrt(1 - quaternion[3] ** 2), 1e-8)

@@ -18,7 +18,7 @@ from ipvla.policy import Policy
 from ipvla.rollout.evaluation import SimPool
 from ipvla.rollout.policy_actor import PolicyClient, PolicyService, PolicySource
 from ipvla.rollout.sim_worker import SuiteSimulators
-from ipvla.sim.protocols import load_protocol
+from ipvla.sim.protocols import Protocol
 from ipvla.sim.simulator import Split
 from ipvla.types import EpisodeSpec, Memory, Observation
 
@@ -49,6 +49,7 @@ class Throughput:
 def play_by_service(
     cache_dir: Path,
     policy_directory: Path,
+    protocol: Protocol,
     suite: str,
     tasks: Sequence[str],
     trials: int,
@@ -56,8 +57,7 @@ def play_by_service(
     num_simulators: int,
     profile: str,
 ) -> Throughput:
-    """Plays trials of these tasks by protocol "oft", after one of each to load the simulators."""
-    protocol = load_protocol("oft")
+    """Plays trials of these tasks, after some to load the simulators."""
     simulators = SuiteSimulators(cache_dir, protocol=protocol, profile=profile)
     policy = PolicyService(PolicySource(Policy.load, policy_directory))
 

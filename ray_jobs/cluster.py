@@ -18,6 +18,8 @@ from ipvla.storage import StorageRoots
 
 _logger = logging.getLogger(__name__)
 
+#: More than two pictures of 224 px; Ray's default is 100 KiB.
+_INLINE_BYTES = 2**20
 #: A UNIX socket's path has at most 107 bytes; what is left of them for Ray's temp dir.
 _LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
@@ -51,6 +53,8 @@ def connect(
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # An observation goes to the policy in the call itself; the object store would take three times as long.
+    os.environ.setdefault("RAY_max_direct_call_object_size", str(_INLINE_BYTES))
     address = os.environ.get("RAY_ADDRESS", "local")
     options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
     if address == "local":

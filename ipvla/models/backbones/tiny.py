@@ -38,6 +38,7 @@ class TinyConfig(BackboneConfig):
         heads, mlp: attention heads and inner size of a layer.
         trunk_channels: channels of the visual trunk.
         visual_tokens: tokens that the trunk's centroids are read out into.
+        max_prompt_tokens: longest prompt. Recall's words are a token each; others are spelled, a token a letter.
         pretrained: directory written by `TinyVLM.save_pretrained`, or None to start from random weights.
     """
 
@@ -47,11 +48,14 @@ class TinyConfig(BackboneConfig):
     mlp: int = 256
     trunk_channels: int = 64
     visual_tokens: int = 8
+    max_prompt_tokens: int = 16
     pretrained: Path | None = None
 
     def __post_init__(self) -> None:
         if self.layers < 6:
             raise ValueError(f"backbone.layers is {self.layers}; tiny needs at least 6")
+        if self.max_prompt_tokens < 2:
+            raise ValueError(f"backbone.max_prompt_tokens is {self.max_prompt_tokens}; a prompt has at least 2")
         if self.width % self.heads:
             raise ValueError(f"backbone.width {self.width} is not a multiple of backbone.heads {self.heads}")
 
@@ -59,7 +63,7 @@ class TinyConfig(BackboneConfig):
         from ipvla.models.backbones.tiny_vlm import TinyVLM, TinyVLMConfig  # transformers takes seconds
 
         if self.pretrained is not None:
-            return TinyBackbone(TinyVLM.from_pretrained(self.pretrained))
+            return TinyBackbone(TinyVLM.from_pretrained(self.pretrained), self.max_prompt_tokens)
         config = TinyVLMConfig(
             image_size=image_size,
             num_views=num_views,
@@ -71,7 +75,7 @@ class TinyConfig(BackboneConfig):
             trunk_channels=self.trunk_channels,
             visual_tokens=self.visual_tokens,
         )
-        return TinyBackbone(TinyVLM(config))
+        return TinyBackbone(TinyVLM(config), self.max_prompt_tokens)
 
 
 class TinyBackbone(Backbone):
@@ -79,7 +83,7 @@ class TinyBackbone(Backbone):
 
     layer_pattern = r"layers\.({layers})\."
 
-    def __init__(self, vlm: TinyVLM) -> None:
+    def __init__(self, vlm: TinyVLM, max_prompt_tokens: int = 16) -> None:
         from ipvla.models.backbones.tiny_tokenizer import tiny_tokenizer
 
         super().__init__()
@@ -90,7 +94,7 @@ class TinyBackbone(Backbone):
         self.vocabulary = vlm.config.vocab_size
         self.heads = vlm.config.num_attention_heads
         self.cache_size = self.width
-        self.max_prompt_tokens = 16
+        self.max_prompt_tokens = max_prompt_tokens
         self.tokenizer = tiny_tokenizer()
         self._act, self._sep = self.tokenizer.convert_tokens_to_ids(["<act>", "<sep>"])
 
