@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -72,13 +72,24 @@ class Journal:
             )
 
     def record(self, result: EpisodeResult) -> bool:
-        """Writes the result unless its episode has one; says whether it was written."""
+        """Writes the result unless its episode has one; says whether it was written.
+
+        Raises:
+            JournalError: the disk is full, or another process keeps the journal locked for half a minute.
+        """
         row = (result.spec.key, result.spec.task, result.spec.trial, result.outcome, json.dumps(asdict(result)))
-        with closing(self._connection.cursor()) as cursor:
-            cursor.execute(
-                "INSERT OR IGNORE INTO episodes (key, task, trial, outcome, result) VALUES (?, ?, ?, ?, ?)", row
-            )
-            return cursor.rowcount == 1
+        try:
+            with closing(self._connection.cursor()) as cursor:
+                cursor.execute(
+                    "INSERT OR IGNORE INTO episodes (key, task, trial, outcome, result) VALUES (?, ?, ?, ?, ?)",
+                    row,
+                )
+                return cursor.rowcount == 1
+        except sqlite3.OperationalError as error:
+            raise JournalError(
+                f"{self.path} cannot be written ({error}); free the disk, or end what holds the journal, and "
+                "start again: what was recorded stays, the rest is played then"
+            ) from error
 
     def missing(self, specs: Iterable[EpisodeSpec]) -> list[EpisodeSpec]:
         """Those of `specs` that have no record, in their order."""
@@ -90,6 +101,30 @@ class Journal:
         rows = self._connection.execute("SELECT result FROM episodes ORDER BY task, trial, key")
         return [_result(json.loads(text)) for (text,) in rows]
 
+    @classmethod
+    def merged(cls, sources: Sequence[Path], path: Path) -> Self:
+        """The journal at `path` with the records of all sources, of machines that shared a study's episodes.
+
+        An episode that several of them have keeps the first one's record.
+
+        Raises:
+            JournalError: a source is missing or damaged, or they (or what is at `path`) are of different studies.
+        """
+        if not sources:
+            raise JournalError("no journals to merge; name at least one")
+        with ExitStack() as stack:
+            opened = [stack.enter_context(cls(source, _fingerprint_of(source))) for source in sources]
+            merged = cls(path, _fingerprint_of(sources[0]))
+            try:
+                for source in opened:
+                    merged._claim(_fingerprint_of(source.path))
+                    for result in source.results():
+                        merged.record(result)
+            except JournalError:
+                merged.close()
+                raise
+        return merged
+
     def close(self) -> None:
         self._connection.close()
 
@@ -100,6 +135,18 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _fingerprint_of(path: Path) -> dict[str, str]:
+    if not path.exists():
+        raise JournalError(f"there is no journal {path}; give what `ray_jobs.evaluate` wrote, episodes.sqlite")
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            (stored,) = connection.execute("SELECT fingerprint FROM study").fetchone()
+    except (sqlite3.DatabaseError, TypeError) as error:
+        raise JournalError(f"{path} is not a readable journal ({error})") from None
+    fingerprint: dict[str, str] = json.loads(stored)
+    return fingerprint
 
 
 def _result(fields: dict[str, object]) -> EpisodeResult:

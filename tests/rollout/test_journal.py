@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from ipvla.rollout import journal as journal_module
 from ipvla.rollout.journal import Journal, JournalError
 from ipvla.types import EpisodeResult, EpisodeSpec
 
@@ -88,3 +89,60 @@ def test_two_connections_share_a_journal(tmp_path):
         two.record(result(1))
         assert not two.record(result(0))
         assert len(one.results()) == len(two.results()) == 2
+
+
+def test_journals_of_several_machines_become_one_with_one_record_per_episode(tmp_path):
+    for name, trials in (("a", (0, 2)), ("b", (1, 2, 3))):
+        with Journal(tmp_path / f"{name}.sqlite", FINGERPRINT) as journal:
+            for trial in trials:
+                journal.record(result(trial, "success" if name == "a" else "failure"))
+    sources = [tmp_path / "a.sqlite", tmp_path / "b.sqlite"]
+    for _ in range(2):  # merging again adds nothing
+        with Journal.merged(sources, tmp_path / "all.sqlite") as merged:
+            assert [(r.spec.trial, r.outcome) for r in merged.results()] == [
+                (0, "success"), (1, "failure"), (2, "success"), (3, "failure"),
+            ]  # fmt: skip
+
+
+def test_journals_of_different_studies_do_not_mix(tmp_path):
+    for name, policy in (("a", "abc"), ("b", "def")):
+        with Journal(tmp_path / f"{name}.sqlite", FINGERPRINT | {"policy": policy}) as journal:
+            journal.record(result(0))
+    with pytest.raises(JournalError, match="holds the results of another study"):
+        Journal.merged([tmp_path / "a.sqlite", tmp_path / "b.sqlite"], tmp_path / "all.sqlite")
+    with pytest.raises(JournalError, match="there is no journal"):
+        Journal.merged([tmp_path / "c.sqlite"], tmp_path / "all.sqlite")
+    (tmp_path / "d.sqlite").write_bytes(b"no database at all, though it is long enough" * 20)
+    with pytest.raises(JournalError, match="not a readable journal"):
+        Journal.merged([tmp_path / "d.sqlite"], tmp_path / "all.sqlite")
+    with pytest.raises(JournalError, match="no journals to merge"):
+        Journal.merged([], tmp_path / "all.sqlite")
+
+
+def test_on_a_full_disk_what_was_recorded_stays_and_the_error_says_what_to_do(tmp_path):
+    with Journal(tmp_path / "j.sqlite", FINGERPRINT) as journal:
+        journal.record(result(0))
+        pages = journal._connection.execute("PRAGMA page_count").fetchone()[0]
+        journal._connection.execute(f"PRAGMA max_page_count = {pages}")  # what a full disk is to SQLite
+
+        def fill() -> None:
+            for trial in range(1, 200):
+                journal.record(result(trial))
+
+        with pytest.raises(JournalError, match=r"cannot be written \(database or disk is full\); free the disk"):
+            fill()
+    with Journal(tmp_path / "j.sqlite", FINGERPRINT) as journal:
+        recorded = [r.spec.trial for r in journal.results()]
+        assert recorded == list(range(len(recorded)))
+        assert journal.record(result(len(recorded)))
+
+
+def test_a_journal_that_somebody_keeps_locked_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_module, "_BUSY_TIMEOUT_S", 0.1)
+    with Journal(tmp_path / "j.sqlite", FINGERPRINT) as journal:
+        other = sqlite3.connect(tmp_path / "j.sqlite", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(JournalError, match=r"j\.sqlite cannot be written \(database is locked\)"):
+            journal.record(result(0))
+        other.execute("COMMIT")
+        assert journal.record(result(0))
