@@ -305,7 +305,7 @@ class MemoryUseEvaluation(SuccessEvaluation):
             if not memory_file(probe.directory, spec.key, probe.t).exists()
         }
         specs = list(unrecorded.values())
-        for _ in self._pool.run(specs, self._serve(source), max_attempts=self._config.max_attempts):
+        for _ in self._simulators().run(specs, self._serve(source), max_attempts=self._config.max_attempts):
             pass
 
     def _play(

@@ -14,7 +14,9 @@ from evaluators.confidence_sequence import confidence_sequence
 from evaluators.success_table import SuccessTable, tabulate
 from ipvla.rollout.evaluation import SimPool, evaluate_episodes
 from ipvla.rollout.journal import Journal
+from ipvla.rollout.oversubscription import MOST_PER_CORE, simulators_for
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
+from ipvla.rollout.sim_pool import cluster_cores
 from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.protocols import Protocol, load_protocol
@@ -42,7 +44,8 @@ class SuccessConfig:
         first_layout: the first trial of every task; another slice of layouts than those of earlier studies.
         stop_width: ends as soon as the mean over tasks is known to within an interval of this width that holds
             however often one looks (`evaluators.confidence_sequence`); None to play every episode.
-        num_simulators: simulator actors.
+        num_simulators: simulator actors; 0 for one per core of the cluster at first, and more of them if these
+            wait for the policy.
         camera_size: side of rendered pictures in pixels, where the protocol leaves it open.
         max_attempts: runs of one episode before the evaluation gives up.
         policy_threads: CPU threads of the policy's forward pass.
@@ -66,7 +69,9 @@ class SuccessConfig:
     policy_capacity: int | None = None
 
     def __post_init__(self) -> None:
-        counts = ("num_simulators", "camera_size", "max_attempts", "policy_threads", "policy_replicas")
+        if self.num_simulators < 0:
+            raise ValueError(f"num_simulators is {self.num_simulators}; pass 1 or more, or 0 to find how many")
+        counts = ("camera_size", "max_attempts", "policy_threads", "policy_replicas")
         for name in (*counts, *(["policy_capacity"] if self.policy_capacity is not None else [])):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; pass {name} >= 1")
@@ -120,7 +125,8 @@ class SuccessEvaluation:
             for task in self.tasks
             for trial in range(config.first_layout, config.first_layout + episodes[task.name])
         ]
-        self._pool = SimPool(make_simulator, config.num_simulators, execute=self._protocol.execute)
+        self._make_simulator = make_simulator
+        self._pool: SimPool | None = None
         self._policy: PolicyService | None = None
 
     def run(
@@ -189,7 +195,8 @@ class SuccessEvaluation:
         }
 
     def close(self) -> None:
-        self._pool.close()
+        if self._pool is not None:
+            self._pool.close()
         if self._policy is not None:
             self._policy.close()
 
@@ -205,13 +212,14 @@ class SuccessEvaluation:
         """The records of all episodes, or of as many rounds of them as it took to know enough."""
         results: list[EpisodeResult] = []
         for specs in self._rounds():
+            policy = self._serve(source)
             results += evaluate_episodes(
                 specs,
-                self._pool,
-                self._serve(source),
+                self._simulators(),
+                policy,
                 records,
                 max_attempts=self._config.max_attempts,
-                on_result=on_result,
+                on_result=self._adding_simulators(policy, on_result),
             )
             if self._config.stop_width is not None:
                 low, high = confidence_sequence(_means_over_tasks(results))[-1]
@@ -227,8 +235,35 @@ class SuccessEvaluation:
         for spec in self.specs:
             by_trial.setdefault(spec.trial, []).append(spec)
         trials = list(by_trial.values())
-        size = math.ceil(_EPISODES_PER_ROUND * self._config.num_simulators / len(self.tasks))
+        size = math.ceil(_EPISODES_PER_ROUND * len(self._simulators()) / len(self.tasks))
         return [list(chain(*trials[first : first + size])) for first in range(0, len(trials), size)]
+
+    def _simulators(self) -> SimPool:
+        if self._pool is None:
+            count = self._config.num_simulators
+            self._pool = SimPool(
+                self._make_simulator,
+                count or cluster_cores(),
+                execute=self._protocol.execute,
+                cpus_per_simulator=None if count else 1 / MOST_PER_CORE,  # leaves room for those that are added
+            )
+        return self._pool
+
+    def _adding_simulators(
+        self, policy: PolicyService, on_result: Callable[[EpisodeResult], None]
+    ) -> Callable[[EpisodeResult], None]:
+        """Where their number is left open: `on_result`, and once a few episodes are played, as many as pay."""
+        if self._config.num_simulators:
+            return on_result
+        pool, played = self._simulators(), list[EpisodeResult]()
+
+        def watch(result: EpisodeResult) -> None:
+            played.append(result)
+            if len(played) == _EPISODES_PER_ROUND * cluster_cores():
+                pool.add(max(simulators_for(cluster_cores(), played, policy.stats()["busy"]) - len(pool), 0))
+            on_result(result)
+
+        return watch
 
     def _serve(self, source: PolicySource) -> PolicyService:
         if self._policy is None:
@@ -246,7 +281,7 @@ class SuccessEvaluation:
         unchecked = {spec.key: path.with_suffix(".replay.mp4") for spec, path in wanted}
         final = {spec.key: path for spec, path in wanted}
         specs = [spec for spec, _ in wanted]
-        for result in self._pool.run(specs, self._serve(source), videos=unchecked):
+        for result in self._simulators().run(specs, self._serve(source), videos=unchecked):
             recorded, path = unchecked[result.spec.key], final[result.spec.key]
             if path.stem.endswith(f"-{_binary(result)}"):
                 recorded.replace(path)

@@ -70,6 +70,13 @@ class SimPool:
         for _, result in jobs:
             yield result
 
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def add(self, count: int) -> None:
+        """So many simulators more, also for a run that is under way."""
+        self._workers.add(count)
+
     def close(self) -> None:
         self._workers.close()
 

@@ -66,6 +66,11 @@ def simulator_environment() -> dict[str, str]:
     }
 
 
+def cluster_cores() -> int:
+    """CPUs of the connected cluster, at least 1."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
 class WorkerPool:
     """N actors that live as long as the pool, started when there is work for them.
 
@@ -92,9 +97,19 @@ class WorkerPool:
             raise ValueError(f"a pool of {num_workers} simulators cannot run anything; pass num_simulators >= 1")
         self._make_worker = make_worker
         self._slots = [_Slot() for _ in range(num_workers)]
+        self._added: list[_Slot] = []
         self._cpus = cpus_per_worker
         self._job_timeout_s = job_timeout_s
         self._environment = simulator_environment() | dict(environment or {})
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def add(self, count: int) -> None:
+        """So many workers more, also for a run that is under way."""
+        new = [_Slot() for _ in range(count)]
+        self._slots += new
+        self._added += new
 
     def run(
         self,
@@ -119,9 +134,10 @@ class WorkerPool:
         queue = AffinityQueue(jobs, group)
         attempts: dict[str, int] = {}
         running: dict[ray.ObjectRef[Any], _Running[Job]] = {}
-        idle = list(self._slots)
+        idle, self._added = list(self._slots), []
         try:
             while queue or running:
+                idle, self._added = idle + self._added, []
                 while queue and idle:
                     slot = idle.pop(0)
                     job = queue.take(slot.group)

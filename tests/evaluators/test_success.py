@@ -27,7 +27,7 @@ def policy(directory: Path, load) -> PolicySource:
     return PolicySource(load, directory)
 
 
-@pytest.mark.parametrize("field", ["camera_size", "num_simulators", "max_attempts"])
+@pytest.mark.parametrize("field", ["camera_size", "policy_replicas", "max_attempts"])
 def test_a_configuration_that_can_run_nothing_is_refused(field):
     with pytest.raises(ValueError, match=f"{field} is 0; pass {field} >= 1"):
         SuccessConfig(**{field: 0})
@@ -83,6 +83,18 @@ def test_an_evaluation_stops_once_it_knows_enough_and_is_the_same_when_resumed(t
         SuccessConfig(stop_width=1.0)
     with pytest.raises(ValueError, match="as many episodes of every task"):
         SuccessConfig(stop_width=0.2, episodes={"a": 1, "b": 2})
+
+
+@pytest.mark.slow
+def test_where_their_number_is_left_open_simulators_are_added_while_they_wait(tmp_path, ray_cluster):
+    """The point world takes no time: its simulators do nothing but wait."""
+    source = policy(tmp_path / "policy", load_point)
+    with SuccessEvaluation(each(8, num_simulators=0), SUITE, Points()) as evaluation:
+        table = evaluation.run("gru", source, tmp_path / "gru.sqlite")
+        assert len(evaluation._simulators()) == 4, "two cores, twice as many simulators"
+    assert len(table.results) == 16
+    with pytest.raises(ValueError, match="num_simulators is -1"):
+        SuccessConfig(num_simulators=-1)
 
 
 @pytest.mark.slow
