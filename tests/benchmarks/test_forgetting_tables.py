@@ -98,6 +98,7 @@ def test_the_targets_table_shows_intervals_and_says_what_values_are_of(full: dic
     table = tables.table(record(full), "targets")
     assert "| hsw_step_ratio | 1.030 (1.020 to 1.060) | <= 1.050 | yes |" in table
     assert "| thermostat_step_ratio | 1.030 (1.020 to 1.060) | <= 1.020 | **no** |" in table
+    assert "`thermostat_step_ratio`: a reading takes 0.19 of a training step, and is taken every 10 steps" in table
     assert "| > 0.000 | yes |" in table
     assert "`front_area_gap_to_best_rival`: ours against wise_ft." in table
 
