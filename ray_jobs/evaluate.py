@@ -16,6 +16,7 @@ from rich.progress import (
 from rich.table import Table
 
 from evaluators.console import success_table
+from evaluators.episodes import write_episodes
 from evaluators.paired import PairedComparison, compare
 from evaluators.report import Report
 from evaluators.success import SuccessConfig, Video
@@ -141,7 +142,7 @@ def _advance(progress: Progress, bar: TaskID, result: EpisodeResult) -> None:
 
 
 def main(config: EvaluateConfig) -> None:
-    """Evaluates, prints the tables, writes `success.json` and `report.html`."""
+    """Evaluates, prints the tables, writes `success.json`, `episodes.parquet` and `report.html`."""
     console = Console()
     evaluation = evaluate(config, console)
     console.print(success_table(evaluation.tables))
@@ -149,6 +150,7 @@ def main(config: EvaluateConfig) -> None:
         console.print(comparison_table(evaluation.comparisons))
     results = {table.policy: table.to_dict() for table in evaluation.tables}
     (config.directory / "success.json").write_text(json.dumps(results, indent=1))
+    write_episodes(evaluation.tables, config.directory / "episodes.parquet")
     console.print(f"report: {report(config, evaluation, f'Success: {config.study}')}")
 
 
