@@ -25,7 +25,7 @@ from ipvla.policy import Policy
 from ipvla.rollout.episode import run_episode
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.policy_actor import PolicySource
-from ipvla.rollout.sim_pool import WorkerPool
+from ipvla.rollout.sim_pool import WorkerPool, cluster_cores
 from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.simulator import Simulator, Task
 from ipvla.types import EpisodeResult, EpisodeSpec, Observation
@@ -125,7 +125,7 @@ def play(
         jobs = [PlanJob(spec, policies) for spec in missing.values()]
         if jobs:
             make = partial(PlanWorker, SuiteSimulators(cache_dir, config.camera_size))
-            pool = stack.enter_context(WorkerPool(make, min(config.num_simulators, len(jobs))))
+            pool = stack.enter_context(WorkerPool(make, min(config.num_simulators or cluster_cores(), len(jobs))))
             for _, results in pool.run(jobs, group=lambda job: job.spec.task, name=lambda job: job.spec.key):
                 for name, result in results.items():
                     journals[name].record(result)

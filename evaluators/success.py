@@ -44,7 +44,7 @@ class SuccessConfig:
         first_layout: the first trial of every task; another slice of layouts than those of earlier studies.
         stop_width: ends as soon as the mean over tasks is known to within an interval of this width that holds
             however often one looks (`evaluators.confidence_sequence`); None to play every episode.
-        num_simulators: simulator actors; 0 for one per core of the cluster at first, and more of them if these
+        num_simulators: simulator actors; None for one per core of the cluster at first, and more of them if these
             wait for the policy.
         camera_size: side of rendered pictures in pixels, where the protocol leaves it open.
         max_attempts: runs of one episode before the evaluation gives up.
@@ -60,7 +60,7 @@ class SuccessConfig:
     episodes: dict[str, int] = field(default_factory=dict)
     first_layout: int = 0
     stop_width: float | None = None
-    num_simulators: int = 2
+    num_simulators: int | None = 2
     camera_size: int = 64
     max_attempts: int = 3
     policy_threads: int = 1
@@ -69,12 +69,12 @@ class SuccessConfig:
     policy_capacity: int | None = None
 
     def __post_init__(self) -> None:
-        if self.num_simulators < 0:
-            raise ValueError(f"num_simulators is {self.num_simulators}; pass 1 or more, or 0 to find how many")
-        counts = ("camera_size", "max_attempts", "policy_threads", "policy_replicas")
-        for name in (*counts, *(["policy_capacity"] if self.policy_capacity is not None else [])):
+        for name in ("camera_size", "max_attempts", "policy_threads", "policy_replicas"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; pass {name} >= 1")
+        for name in ("num_simulators", "policy_capacity"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; pass {name} >= 1, or null")
         for task, count in self.episodes.items():
             if count < 1:
                 raise ValueError(f"episodes.{task} is {count}; ask for 1 or more, or leave the task out")

@@ -20,11 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from ipvla.data.rlds import DatasetError, dataset_directory, write_rlds
-from ipvla.rollout.sim_pool import WorkerPool
+from ipvla.rollout.sim_pool import WorkerPool, cluster_cores
 from ipvla.sim.demonstration import Demonstration
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.libero import write_atomically
@@ -221,7 +220,7 @@ def _attempt_all(config: CollectConfig, staging: Staging, wanted: dict[str, int]
     if not jobs:
         return
     make = partial(Demonstrator, staging.directory, config.suite, config.cache, config.camera_size)
-    simulators = config.num_simulators or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    simulators = config.num_simulators or cluster_cores()
     with WorkerPool(make, simulators, job_timeout_s=300.0) as pool:
         while jobs:
             for attempt, outcome in pool.run(jobs, group=lambda job: job.task):

@@ -89,12 +89,12 @@ def test_an_evaluation_stops_once_it_knows_enough_and_is_the_same_when_resumed(t
 def test_where_their_number_is_left_open_simulators_are_added_while_they_wait(tmp_path, ray_cluster):
     """The point world takes no time: its simulators do nothing but wait."""
     source = policy(tmp_path / "policy", load_point)
-    with SuccessEvaluation(each(8, num_simulators=0), SUITE, Points()) as evaluation:
+    with SuccessEvaluation(each(8, num_simulators=None), SUITE, Points()) as evaluation:
         table = evaluation.run("gru", source, tmp_path / "gru.sqlite")
         assert len(evaluation._simulators()) == 4, "two cores, twice as many simulators"
     assert len(table.results) == 16
-    with pytest.raises(ValueError, match="num_simulators is -1"):
-        SuccessConfig(num_simulators=-1)
+    with pytest.raises(ValueError, match="num_simulators is 0; pass num_simulators >= 1, or null"):
+        SuccessConfig(num_simulators=0)
 
 
 @pytest.mark.slow
