@@ -128,6 +128,11 @@ def test_an_unknown_task(told: Told, tmp_path: Path) -> None:
     assert "'recall'" in line
 
 
+def test_a_suite_without_an_expert(told: Told, tmp_path: Path) -> None:
+    asked = ("--storage_root", str(tmp_path), "--suite", "libero_goal", "--demonstrations.turn_on_the_stove", "1")
+    assert "libero_goal has no scripted expert yet" in told(collect, collect.CollectConfig, *asked)
+
+
 def test_zero_simulators(told: Told, tmp_path: Path) -> None:
     collecting = ("--storage_root", str(tmp_path), "--demonstrations.recall", "1", "--num_simulators", "0")
     assert "num_simulators" in told(collect, collect.CollectConfig, *collecting)
