@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from ipvla.models.backbones.tiny_vlm import Past, TinyOutput, TinyVLM
 
 
+#: Positions that `TinyVLMConfig.max_text_tokens` has by default.
+_TEXT_TOKENS = 64
+
+
 @BackboneConfig.register_subclass("tiny")
 @dataclass(frozen=True)
 class TinyConfig(BackboneConfig):
@@ -54,8 +58,10 @@ class TinyConfig(BackboneConfig):
     def __post_init__(self) -> None:
         if self.layers < 6:
             raise ValueError(f"backbone.layers is {self.layers}; tiny needs at least 6")
-        if self.max_prompt_tokens < 2:
-            raise ValueError(f"backbone.max_prompt_tokens is {self.max_prompt_tokens}; a prompt has at least 2")
+        if not 2 <= self.max_prompt_tokens <= _TEXT_TOKENS:
+            raise ValueError(
+                f"backbone.max_prompt_tokens is {self.max_prompt_tokens}; tiny takes 2 to {_TEXT_TOKENS}"
+            )
         if self.width % self.heads:
             raise ValueError(f"backbone.width {self.width} is not a multiple of backbone.heads {self.heads}")
 
