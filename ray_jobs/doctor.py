@@ -14,13 +14,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Column, Table
 
 from ipvla.sim.standard.assets import AssetsError, assets_version, find_assets, provide_assets
@@ -30,12 +32,18 @@ from ipvla.storage import SOURCE_TREE, StorageRoots
 from ray_jobs.cli import run
 from ray_jobs.cluster import port_is_busy
 
+if TYPE_CHECKING:
+    from ipvla.sim.standard.golden import Frame, Golden
+
 _GIB = 2**30
 _ENOUGH_DISK_GIB = 10
 _TOO_LITTLE_DISK_GIB = 1
 _LARGE_FILE_GIB = 1
 _NOT_OURS = {".git", ".venv"}
 _TIMEOUT_S = 120.0
+#: Mean difference of pictures in small, of 255 levels, from which on a scene looks otherwise; renderers that round
+#: otherwise stay far below.
+VISIBLE_LEVELS = 2.0
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 _RENDER = """
@@ -88,12 +96,14 @@ class DoctorConfig(StorageRoots):
             link in the cache keeps it for all jobs.
         premises: suites of LIBERO's whose every initial state is to be played until it rests, to see whether the
             scenes are what the tasks say; takes a minute or two per suite.
+        keep_golden: what is found in these suites is what later versions are compared with.
         dashboard_port, mlflow_port: the ports that you mean to use for Ray's dashboard and MLflow's UI.
     """
 
     json: bool = False
     libero_assets: str | None = None
     premises: tuple[str, ...] = ()
+    keep_golden: bool = False
     dashboard_port: int = 8265
     mlflow_port: int = 5000
 
@@ -179,31 +189,56 @@ def check_suites(config: DoctorConfig) -> Finding:
 
 
 def check_premises(config: DoctorConfig) -> Finding:
-    """The scenes of the suites that were named, see `ipvla.sim.standard.premises`."""
-    found: list[str] = []
-    states = 0
+    """The scenes of the suites that were named: `ipvla.sim.standard.premises` and `.golden`."""
     if other := sorted(set(config.premises) - set(HORIZONS)):
         detail = f"{', '.join(other)}: only LIBERO's own suites have published initial states"
         return Finding(Status.FAIL, detail, f"--premises takes some of {', '.join(HORIZONS)}")
-    for name in config.premises:
-        for task in (suite := load_suite(name, config.cache)).tasks:
-            simulator = suite.simulator(task.name)
-            from ipvla.sim.standard.premises import violations  # imports MuJoCo, which that has prepared
-
-            trials = len(initial_states(name, task.name))
-            found += [str(violation) for trial in range(trials) for violation in violations(simulator, trial)]
-            states += trials
-            simulator.close()
-    if found:
-        detail = f"{len(found)} of {states} initial states are not what their tasks say: {'; '.join(found[:5])}"
-        return Finding(
-            Status.FAIL, detail, "install the pinned mujoco and robosuite: these results compare with none"
-        )
     if not config.premises:
         return Finding(Status.OK, "not asked for", '--premises "[libero_spatial]" plays the initial states')
-    return Finding(
-        Status.OK, f"all {states} initial states of {', '.join(config.premises)} are what they should be"
-    )
+    suites = [load_suite(name, config.cache) for name in config.premises]
+    tasks = [(suite, task.name) for suite in suites for task in suite.tasks]
+    wrong: dict[str, str] = {}
+    frames: dict[str, Frame] = {}
+    states = 0
+    for suite, task in track(tasks, "playing initial states", console=Console(stderr=True), transient=True):
+        simulator = suite.simulator(task)
+        from ipvla.sim.standard.golden import Golden, golden, keep, take  # these import MuJoCo, now prepared
+        from ipvla.sim.standard.premises import violations
+
+        trials = len(initial_states(suite.name, task))
+        for trial in range(trials):
+            for violation in violations(simulator, trial):
+                wrong[f"{suite.name}/{task}/{trial}"] = str(violation)
+        frames[f"{suite.name}/{task}"] = take(simulator)
+        states += trials
+        simulator.close()
+    if config.keep_golden:
+        keep(Golden(frames, frozenset(wrong)))
+    return _compared(Golden(frames, frozenset(wrong)), golden(), states, wrong)
+
+
+def _compared(found: Golden, golden: Golden, states: int, wrong: Mapping[str, str]) -> Finding:
+    """Whether scenes are and look as they do with the pinned versions."""
+    if new := sorted(found.violated - golden.violated):
+        return Finding(
+            Status.FAIL,
+            f"{len(new)} of {states} initial states are no longer what their tasks say: "
+            f"{'; '.join(wrong[state] for state in new[:5])}",
+            "install the pinned mujoco and robosuite: these results compare with none",
+        )
+    told = f"{states} initial states are as they were published"
+    if found.violated:
+        told += f" ({len(found.violated)} of them never were what their tasks say)"
+    levels = {name: frame.difference(golden.frames[name]) for name, frame in found.frames.items()}
+    if visible := [name for name, difference in levels.items() if difference > VISIBLE_LEVELS]:
+        return Finding(
+            Status.WARN,
+            f"{told}, but {len(visible)} of {len(levels)} scenes look otherwise, by up to "
+            f"{max(levels.values()):.1f} of 255 levels: {', '.join(visible[:3])}",
+            "install the pinned mujoco: policies see other pictures than elsewhere",
+        )
+    same = sum(frame.sha256 == golden.frames[name].sha256 for name, frame in found.frames.items())
+    return Finding(Status.OK, f"{told}; {same} of {len(levels)} pictures equal the golden ones to the last bit")
 
 
 def check_torch(config: DoctorConfig) -> Finding:

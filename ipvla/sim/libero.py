@@ -231,6 +231,7 @@ class LiberoSimulator:
         """Frees the world and its GL context; harmless when called again."""
         if not self._closed:
             self._closed = True
+            self.problem.sim._render_context_offscreen.free()
             self.problem.close()
 
     @property
@@ -240,7 +241,7 @@ class LiberoSimulator:
     def _proprio(self) -> npt.NDArray[np.float32]:
         """float32 [8], LIBERO's layout."""
         hand = self.problem.hand()
-        return np.concatenate([hand.position, _axis_angle(hand.orientation), hand.fingers]).astype(np.float32)
+        return np.concatenate([hand.position, axis_angle(hand.orientation), hand.fingers]).astype(np.float32)
 
 
 def rendered(sim: Any, camera: str, size: int) -> npt.NDArray[np.uint8]:
@@ -260,7 +261,7 @@ def hand_of(robot: Any, data: Any, qpos: npt.NDArray[np.float64]) -> Hand:
     )
 
 
-def _axis_angle(wxyz: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def axis_angle(wxyz: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Axis times angle in [0, 2 pi], as LIBERO computes it: no flip to the shorter way round."""
     w = float(np.clip(wxyz[0], -1.0, 1.0))
     sine = np.sqrt(1.0 - w * w)

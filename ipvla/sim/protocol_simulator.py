@@ -49,6 +49,18 @@ class ProtocolSimulator:
             command[-1] = -np.sign(2 * command[-1] - 1)
         return self._simulator.step(command)
 
+    def action(self, command: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+        """[7], the action in the protocol's conventions that the simulator plays as this command."""
+        action = np.array(command, dtype=np.float64)
+        if self._protocol.gripper == "open_is_1":
+            action[-1] = (1 - np.sign(action[-1])) / 2
+        return action
+
+    @property
+    def simulator(self) -> Simulator:
+        """What is played by the protocol."""
+        return self._simulator
+
     def observe(self) -> Observation:
         """What the policy sees."""
         seen = self._simulator.observe()

@@ -11,16 +11,11 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
 
-_UP_TO_400: Final = {
-    "libero_spatial": 220,
-    "libero_object": 280,
-    "libero_goal": 300,
-    "libero_10": 520,
-    "libero_90": 400,
-}
+from ipvla.sim.standard.tasks import HORIZONS
+
 _AGENT: Final = ("agentview",)
 _AGENT_AND_WRIST: Final = ("agentview", "robot0_eye_in_hand")
 _WAIT: Final = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
@@ -111,42 +106,31 @@ class Protocol:
         return f"{self.name}-{self.version}+{self.fingerprint}"
 
 
+_OPENVLA: Final = Protocol(
+    "openvla",
+    1,
+    horizons=HORIZONS,
+    settle_steps=10,
+    render_size=256,
+    orientation="mirrored",
+    jpeg=True,
+    size=224,
+    crop_area=0.9,
+    gripper="open_is_1",
+    execute=1,
+)
+
 #: The embedded suite's, then those of the public evaluations.
 PROTOCOLS: Final[Mapping[str, Protocol]] = {
     protocol.name: protocol
     for protocol in (
         Protocol("recall", 1),
-        Protocol(
-            "openvla",
-            1,
-            horizons=_UP_TO_400,
-            settle_steps=10,
-            render_size=256,
-            orientation="mirrored",
-            jpeg=True,
-            size=224,
-            crop_area=0.9,
-            gripper="open_is_1",
-            execute=1,
-        ),
-        Protocol(
-            "oft",
-            1,
-            horizons=_UP_TO_400,
-            settle_steps=10,
-            cameras=_AGENT_AND_WRIST,
-            render_size=256,
-            orientation="mirrored",
-            jpeg=True,
-            size=224,
-            crop_area=0.9,
-            gripper="open_is_1",
-            execute=8,
-        ),
+        _OPENVLA,
+        replace(_OPENVLA, name="oft", cameras=_AGENT_AND_WRIST, execute=8),
         Protocol(
             "openpi",
             1,
-            horizons=_UP_TO_400,
+            horizons=HORIZONS,
             settle_steps=10,
             cameras=_AGENT_AND_WRIST,
             render_size=256,
@@ -158,7 +142,7 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = {
         Protocol(
             "lerobot",
             1,
-            horizons={**_UP_TO_400, "libero_spatial": 280},
+            horizons={**HORIZONS, "libero_spatial": 280},
             trials=10,
             settle_steps=10,
             cameras=_AGENT_AND_WRIST,
@@ -168,7 +152,7 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = {
         Protocol(
             "libero_native",
             1,
-            horizons=dict.fromkeys(_UP_TO_400, 600),
+            horizons=dict.fromkeys(HORIZONS, 600),
             trials=20,
             settle_steps=5,
             settle_action=(0.0,) * 7,

@@ -58,6 +58,11 @@ class StepOutcome:
     def done(self) -> bool:
         return self.success or self.failure
 
+    @property
+    def verdict(self) -> str:
+        """Of an episode that ends here: "success", "failure", or "timeout" if nothing was decided."""
+        return "success" if self.success else "failure" if self.failure else "timeout"
+
 
 class Simulator(Protocol):
     """One task's world. `step` never renders; `observe` renders what it returns and nothing else.

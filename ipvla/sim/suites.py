@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ipvla.sim.demonstration import Demonstration
+from ipvla.sim.expert import Expert
 from ipvla.sim.simulator import Simulator, Task
 from ipvla.sim.standard.tasks import HORIZONS
 
 SUITES: Final = ("recall", *HORIZONS)
+#: Those with a scripted expert.
+EXPERT_SUITES: Final = ("recall", "libero_spatial", "libero_object")
 #: How pictures are drawn: "exact", as the suite's authors do, or "fast": without anti-aliasing, with coarse
 #: shadows and the robot by its collision meshes. Physics are the same. Recall is always drawn as it is.
 PROFILES: Final = ("exact", "fast")
@@ -27,6 +31,8 @@ class Suite:
         tasks: all of them, in the order of reports.
         build: makes the simulator of a task's name at a camera size, with these cameras, drawn by this profile.
         unlisted: the task of a name that is not in `tasks`, None if there is none either.
+        expert: (simulator at the start of an episode, the episode's seed) -> who solves it; None if nobody does.
+        demonstrate: (simulator, seed) -> the expert's demonstration of that episode, None if it failed.
     """
 
     name: str
@@ -34,6 +40,8 @@ class Suite:
     tasks: tuple[Task, ...]
     build: Callable[[str, int, Sequence[str], str], Simulator]
     unlisted: Callable[[str], Task | None] = lambda name: None
+    expert: Callable[[Simulator, int], Expert] | None = None
+    demonstrate: Callable[[Simulator, int], Demonstration | None] | None = None
 
     def task(self, name: str) -> Task:
         """The task of this name, listed or not.

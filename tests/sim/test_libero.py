@@ -200,3 +200,14 @@ def test_a_malformed_action_is_refused(simulator_of, action):
 def test_a_camera_size_must_be_positive(suite):
     with pytest.raises(ValueError, match="camera_size 0"):
         suite.simulator("ground_red", camera_size=0)
+
+
+def test_a_closed_simulator_leaves_no_context_behind(suite):
+    """A freed context that stayed current would be flushed by the next one: memory is corrupted."""
+    from OpenGL import osmesa
+
+    simulator = suite.simulator("ground_red")
+    simulator.observe()
+    assert osmesa.OSMesaGetCurrentContext()
+    simulator.close()
+    assert not osmesa.OSMesaGetCurrentContext()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from ipvla.sim.demonstration import Demonstration
+from ipvla.sim.expert import DartNoise, Vector
 from ipvla.sim.libero import LiberoSimulator
 from ipvla.sim.recall.episode import episode_rng
 from ipvla.sim.recall.plan import plan_text
@@ -19,10 +19,7 @@ from ipvla.sim.simulator import Simulator
 if TYPE_CHECKING:
     from ipvla.sim.recall.problem import RecallProblem
 
-Vector = npt.NDArray[np.float64]
-
-#: Noise levels of demonstrations; an episode draws one. The share of a task's family scales it.
-NOISE_LEVELS: Final = (0.0, 0.3, 0.6)
+#: How much noise demonstrations of a family bear.
 _NOISE_SHARE = {
     "ground": 1.0,
     "recall": 1.0,
@@ -33,7 +30,6 @@ _NOISE_SHARE = {
     "count": 1.0,
     "place": 0.6,
 }
-_NOISE_DECAY = 0.7
 
 #: Action per metre of error: a full command from 2.5 cm on.
 _GAIN_PER_M = 40.0
@@ -155,11 +151,17 @@ def _recall_problem(simulator: Simulator) -> RecallProblem:
     return cast("RecallProblem", simulator.problem)
 
 
+def expert(simulator: Simulator, seed: int) -> Expert:
+    """The expert of the episode of this seed, which `simulator` is at the start of.
+
+    Raises:
+        ValueError: the task's family has no script.
+    """
+    return Expert(simulator, episode_rng(_recall_problem(simulator).task, seed, "expert"))
+
+
 def demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
     """One attempt of the expert at the episode of this seed; the same for the same task, seed and camera size.
-
-    Smooth noise is added to the motion that is played, never to the actions that are recorded (DART): the
-    demonstrations show how to come back from where a learner will stray.
 
     Returns:
         The demonstration, or None when the attempt failed or took longer than the task's horizon.
@@ -172,8 +174,7 @@ def demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
     rng, asking = (episode_rng(task, seed, purpose) for purpose in ("expert", "questions"))
     simulator.reset(seed)
     expert = Expert(simulator, rng)
-    level = float(rng.choice(NOISE_LEVELS)) * _NOISE_SHARE[task.family]
-    noise = np.zeros(3)
+    noise = DartNoise(rng, _NOISE_SHARE[task.family])
     observations, actions, reasoning, asked = [], [], [], []
     for _ in range(task.horizon):
         action = expert.act()
@@ -181,10 +182,7 @@ def demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
         actions.append(action.astype(np.float32))
         reasoning.append(expert.reason())
         asked.append(draw(questions(look(problem)), asking))
-        noise = _NOISE_DECAY * noise + rng.normal(0.0, 0.7 * level, size=3)
-        played = action.copy()
-        played[:3] = np.clip(played[:3] + noise, -1.0, 1.0)
-        outcome = simulator.step(played)
+        outcome = simulator.step(noise.disturb(action))
         if outcome.failure:
             return None
         if outcome.success:

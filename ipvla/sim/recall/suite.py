@@ -8,6 +8,7 @@ from pathlib import Path
 from ipvla.sim.libero import CAMERA, LiberoSimulator, configure, write_atomically
 from ipvla.sim.recall.arena import arena_mjcf
 from ipvla.sim.recall.bddl import bddl_text
+from ipvla.sim.recall.expert import demonstrate, expert
 from ipvla.sim.recall.tasks import TASKS, VERSION, RecallTask, unlisted_task
 from ipvla.sim.suites import Suite
 
@@ -22,7 +23,7 @@ def recall_suite(cache_dir: Path) -> Suite:
         assert task is not None, "the suite has looked the name up before"
         return build_simulator(task, cache_dir, camera_size, cameras)
 
-    return Suite("recall", VERSION, TASKS, build, unlisted_task)
+    return Suite("recall", VERSION, TASKS, build, unlisted_task, expert, demonstrate)
 
 
 def build_simulator(

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from ipvla.sim.protocols import load_protocol
-from ipvla.sim.simulator import Simulator, Split
+from ipvla.sim.simulator import Simulator, Split, StepOutcome
 from ipvla.sim.standard.problem import StandardProblem
 
 _SETTLING: Final = load_protocol("openvla")
@@ -36,6 +36,14 @@ class Violation:
         return f"{self.task}, initial state {self.trial}: {self.what}"
 
 
+def settle(simulator: Simulator) -> StepOutcome:
+    """Plays the settling steps of the "openvla" protocol."""
+    outcome = StepOutcome(success=False, failure=False)
+    for _ in range(_SETTLING.settle_steps):
+        outcome = simulator.step(np.array(_SETTLING.settle_action))
+    return outcome
+
+
 def violations(simulator: Simulator, trial: int) -> Iterator[Violation]:
     """Of one published initial state, after the settling steps of the "openvla" protocol.
 
@@ -47,8 +55,7 @@ def violations(simulator: Simulator, trial: int) -> Iterator[Violation]:
         raise ValueError(f"{task} is not of LIBERO's own suites; only these have published initial states")
     simulator.reset(Split.HELD_OUT.seed(trial))
     began = problem.positions_m()
-    for _ in range(_SETTLING.settle_steps):
-        outcome = simulator.step(np.array(_SETTLING.settle_action))
+    outcome = settle(simulator)
     if outcome.success:
         yield Violation(task, trial, "the goal is reached before anybody has done anything")
     for relation, holds in problem.premises().items():

@@ -86,6 +86,11 @@ class StandardProblem:
         self._seed, self._t, self._success, self._lit = 0, 0, False, True
 
     @property
+    def env(self) -> Any:
+        """LIBERO's environment, to be looked at."""
+        return self._env
+
+    @property
     def sim(self) -> Any:
         return self._env.sim
 
@@ -134,10 +139,12 @@ class StandardProblem:
                 torques = robot.controller.run_controller()
                 data.ctrl[robot._ref_joint_actuator_indexes] = np.clip(torques, low, high)
                 robot.grip_action(gripper=robot.gripper, gripper_action=action[-1:])
-                sampled, before = self._clock.tick(), data.qpos.copy()
-                mujoco.mj_step2(model, data)
+                sampled = self._clock.tick()
                 if sampled:  # poses are those before the step of physics, joints those after it
-                    self._shown, self._joints = before, data.qpos.copy()
+                    self._shown = data.qpos.copy()
+                mujoco.mj_step2(model, data)
+                if sampled:
+                    self._joints = data.qpos.copy()
         self._t += 1
         self._success = bool(self._env._check_success())
         self._lit = False

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ipvla.sim.libero import LiberoSimulator
+from ipvla.sim.standard.tasks import HORIZONS, standard_tasks
 from ipvla.sim.suites import load_suite
+from ray_jobs import doctor
+from ray_jobs.doctor import VISIBLE_LEVELS
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +48,47 @@ def test_a_bowl_that_falls_beside_the_ramekin_is_found(
     monkeypatch.setattr(problem, "_initial_states", states)
     assert found(simulator, 3) == []
     assert "(on akita_black_bowl_1 glazed_rim_porcelain_ramekin_1) does not hold" in found(simulator, 4)
+
+
+def test_a_scene_that_looks_otherwise_is_found(simulator: LiberoSimulator) -> None:
+    from ipvla.sim.standard.golden import golden, take
+
+    kept = golden().frames[f"libero_spatial/{TASK}"]
+    assert take(simulator).difference(kept) < VISIBLE_LEVELS / 4
+    light = simulator.problem.sim.model.vis.headlight
+    before = light.diffuse.copy()
+    light.diffuse[:] *= 0.8
+    darker = take(simulator)
+    light.diffuse[:] = before
+    assert darker.sha256 != kept.sha256
+    assert darker.difference(kept) > VISIBLE_LEVELS
+
+
+def test_every_task_is_known(simulator: LiberoSimulator) -> None:
+    from ipvla.sim.standard.golden import golden
+
+    tasks = {f"{suite}/{task.name}" for suite in HORIZONS for task in standard_tasks(suite)}
+    assert set(golden().frames) == tasks
+    assert {state.rpartition("/")[0] for state in golden().violated} < tasks
+
+
+def test_only_what_was_right_before_is_an_error() -> None:
+    from ipvla.sim.standard.golden import Frame, Golden
+
+    def compared(shade: int, violated: set[str]) -> doctor.Finding:
+        frame = Frame(f"{shade}", np.full((16, 16, 3), shade, np.uint8))
+        found = Golden({"s/t": frame}, frozenset(violated))
+        return doctor._compared(found, known, 50, {state: f"{state} fell" for state in violated})
+
+    known = Golden({"s/t": Frame("100", np.full((16, 16, 3), 100, np.uint8))}, frozenset({"s/t/3"}))
+    fine = compared(100, {"s/t/3"})
+    assert fine.status is doctor.Status.OK
+    assert "1 of them never were" in fine.detail
+    assert "1 of 1 pictures" in fine.detail
+    assert "0 of 1 pictures" in compared(101, set()).detail, "another renderer"
+    assert "look otherwise, by up to 5.0 of 255 levels: s/t" in compared(105, set()).detail
+    broken = compared(100, {"s/t/3", "s/t/4"})
+    assert (broken.status, "s/t/4 fell" in broken.detail) == (doctor.Status.FAIL, True)
 
 
 def test_the_embedded_suite_has_no_published_states(simulator: LiberoSimulator, tmp_path: Path) -> None:
