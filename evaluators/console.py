@@ -27,7 +27,7 @@ def success_table(tables: Sequence[SuccessTable], title: str = "Success on held-
         if policy.anytime95 is not None
     ]
     if stopped:
-        table.caption = f"mean over tasks, stopped early (an interval that allows for it): {', '.join(stopped)}"
+        table.caption = f"mean over tasks, in an interval that allows for stopping early: {', '.join(stopped)}"
     return table
 
 

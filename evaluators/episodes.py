@@ -17,7 +17,7 @@ def write_episodes(tables: Sequence[SuccessTable], path: Path) -> Path:
     """Writes a Parquet file with a row per policy and episode; an older one is replaced in one rename.
 
     Columns: policy, suite, task, trial, seed, attempt, outcome, success, steps, policy_steps, wall_s, policy_s,
-    sim_cpu_s, video, and protocol, suite_version, profile and policy_sha256 of the results' fingerprint.
+    sim_cpu_s, and protocol, suite_version, profile and policy_sha256 of the results' fingerprint.
     """
     import pyarrow as pa  # takes a second
     import pyarrow.parquet as pq
@@ -46,6 +46,5 @@ def _row(table: SuccessTable, result: EpisodeResult) -> dict[str, Any]:
         "wall_s": result.wall_s,
         "policy_s": result.policy_s,
         "sim_cpu_s": result.sim_cpu_s,
-        "video": result.video,
         **{name: table.fingerprint.get(name, "") for name in _KEPT},
     }

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.paired_difference import newcombe_paired_interval
+from evaluators.rollout_status import RolloutStatus
 from evaluators.statistics import mcnemar_exact, wilson_interval
-from evaluators.success import SuccessConfig, SuccessEvaluation
+from evaluators.success import Source, SuccessConfig, SuccessEvaluation
 from evaluators.success_table import SuccessTable
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.memory_probe import (
@@ -251,7 +252,7 @@ class MemoryUseEvaluation(SuccessEvaluation):
             name,
             ProbedSource(source.load, source.directory, recording),
             directory / "undisturbed.sqlite",
-            on_result=bar.advance,
+            on_status=bar.update,
         )
         reached = {t: _reached(undisturbed.results, t, policy.execute) for t in self._times}
         self._record(ProbedSource(source.load, source.directory, recording), reached)
@@ -274,13 +275,14 @@ class MemoryUseEvaluation(SuccessEvaluation):
             left_out,
         )
 
-    def fingerprint(self, source: PolicySource) -> dict[str, str]:
+    def fingerprint(self, source: Source) -> dict[str, str]:
         """Everything that a result depends on but its episode's key: the probe is part of it."""
         probes = source.probes if isinstance(source, ProbedSource) else ()
         made = {f"probe.{probe.kind}": str(probe.t) for probe in probes if probe.kind in PROBES}
         return {**super().fingerprint(source), **made}
 
-    def _serve(self, source: PolicySource) -> PolicyService:
+    def _serve(self, source: Source) -> PolicyService:
+        assert isinstance(source, PolicySource), "an expert has no memory to probe"
         if not isinstance(self._policy, ProbingService) or self._policy.source != source:
             if self._policy is not None:
                 self._policy.close()
@@ -324,7 +326,7 @@ class MemoryUseEvaluation(SuccessEvaluation):
             for result in undisturbed.results:
                 if result.spec.key not in touched:
                     records.record(result)
-        return self.run(name, probed, journal, on_result=bar.advance)
+        return self.run(name, probed, journal, on_status=bar.update)
 
 
 class _Bar:
@@ -338,8 +340,8 @@ class _Bar:
         self._what, self._stage, self._played = what, self._stage + 1, 0
         self._tell()
 
-    def advance(self, result: EpisodeResult) -> None:
-        self._played += 1
+    def update(self, status: RolloutStatus) -> None:
+        self._played = status.played
         self._tell()
 
     def _tell(self) -> None:

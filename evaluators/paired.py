@@ -1,10 +1,12 @@
-"""Two policies on the same layouts: McNemar's test per family."""
+"""Two policies on the same layouts: McNemar's test and the difference per family."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evaluators.paired_difference import bootstrap_difference
 from evaluators.statistics import mcnemar_exact
 from evaluators.success_table import SuccessTable
 from ipvla.sim.protocols import ProtocolError
@@ -16,19 +18,40 @@ class PairedComparison:
     """Layouts that both policies played, and those on which only one succeeded.
 
     Attributes:
-        p_value: exact, two-sided: how surprising the discordant pairs are if the policies are equally good.
+        tasks: per task the layouts on which only the first succeeded, only the second, and either both or none.
     """
 
     family: str
     first: str
     second: str
-    pairs: int
-    only_first: int
-    only_second: int
+    tasks: tuple[tuple[int, int, int], ...]
+
+    @property
+    def pairs(self) -> int:
+        return sum(map(sum, self.tasks))
+
+    @property
+    def only_first(self) -> int:
+        return sum(task[0] for task in self.tasks)
+
+    @property
+    def only_second(self) -> int:
+        return sum(task[1] for task in self.tasks)
 
     @property
     def p_value(self) -> float:
+        """Exact, two-sided: how surprising the discordant pairs are if the policies are equally good."""
         return mcnemar_exact(self.only_first, self.only_second)
+
+    @property
+    def difference(self) -> float:
+        """The first success rate minus the second, in [-1, 1]."""
+        return (self.only_first - self.only_second) / self.pairs
+
+    @property
+    def difference95(self) -> tuple[float, float]:
+        """Its bootstrap interval."""
+        return bootstrap_difference(self.tasks)
 
 
 def compare(
@@ -51,11 +74,11 @@ def compare(
         )
     families = {task.name: task.family for task in tasks}
     theirs = {result.spec.key: result.success for result in second.results}
-    pairs: dict[str, list[tuple[bool, bool]]] = {}
+    pairs: dict[str, dict[str, Counter[int]]] = {}
     for result in first.results:
         if result.spec.key in theirs:
-            outcome = (result.success, theirs[result.spec.key])
-            pairs.setdefault(families[result.spec.task], []).append(outcome)
+            of_tasks = pairs.setdefault(families[result.spec.task], {})
+            of_tasks.setdefault(result.spec.task, Counter())[result.success - theirs[result.spec.key]] += 1
     if not pairs:
         raise ValueError(
             f"{first.policy} and {second.policy} share no layout; evaluate both on the same suite and tasks"
@@ -65,9 +88,7 @@ def compare(
             family,
             first.policy,
             second.policy,
-            pairs=len(outcomes),
-            only_first=outcomes.count((True, False)),
-            only_second=outcomes.count((False, True)),
+            tuple((outcomes[1], outcomes[-1], outcomes[0]) for outcomes in of_tasks.values()),
         )
-        for family, outcomes in pairs.items()
+        for family, of_tasks in pairs.items()
     ]

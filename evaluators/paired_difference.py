@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 from evaluators.statistics import wilson_interval
 
@@ -34,6 +37,32 @@ def newcombe_paired_interval(
     below = _combine(p1 - low1, high2 - p2, phi)
     above = _combine(high1 - p1, p2 - low2, phi)
     return max(p1 - p2 - below, -1.0), min(p1 - p2 + above, 1.0)
+
+
+def bootstrap_difference(
+    strata: Sequence[tuple[int, int, int]], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval (low, high) in [-1, 1] of the first success rate minus the second.
+
+    Layouts are resampled within each task: the interval is about these tasks, not about others like them.
+
+    Args:
+        strata: per task the layouts on which only the first succeeded, only the second, and either both or none.
+        seed: of the resampling; the same data give the same interval.
+
+    Raises:
+        ValueError: no layout, or a negative count.
+    """
+    counts = np.array(strata, dtype=np.int64).reshape(-1, 3)
+    if counts.min(initial=0) < 0 or counts.sum() == 0:
+        raise ValueError(f"counts of pairs are {list(strata)}; they cannot be negative, nor all be 0")
+    rng, difference = np.random.default_rng(seed), np.zeros(resamples)
+    for task in counts[counts.sum(axis=1) > 0]:
+        drawn = rng.multinomial(task.sum(), task / task.sum(), size=resamples)
+        difference += drawn[:, 0] - drawn[:, 1]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(difference / counts.sum(), [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _phi(a: int, b: int, c: int, d: int) -> float:

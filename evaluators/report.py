@@ -1,4 +1,4 @@
-"""`report.html`: the table, the comparison, the learning curves and links to the videos, in one file."""
+"""`report.html`: tables, comparisons, success bars, failure timeline, learning curves and videos, in one file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluators.console import success_cell
 from evaluators.learning_curves import learning_curves
+from evaluators.outcome_plots import failure_timeline, success_bars
 from evaluators.paired import PairedComparison
-from evaluators.success import Video
 from evaluators.success_table import SuccessTable
+from evaluators.videos import Video
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,12 @@ class Report:
         environment = Environment(
             loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
         )
-        png = learning_curves(self.curves)
         html = environment.get_template("report.html.j2").render(
             report=self,
             sections=[("families", self._rows("families")), ("tasks", self._rows("tasks"))],
-            curves=base64.b64encode(png).decode() if png else None,
+            bars=_inline(success_bars(self.tables)),
+            timeline=_inline(failure_timeline(self.tables)),
+            curves=_inline(learning_curves(self.curves)),
             videos=[(video, os.path.relpath(video.path, path.parent)) for video in self.videos],
             fingerprints={table.policy: table.fingerprint for table in self.tables},
         )
@@ -68,3 +70,7 @@ class Report:
             )
             for name in names
         ]
+
+
+def _inline(png: bytes | None) -> str | None:
+    return base64.b64encode(png).decode() if png else None

@@ -11,13 +11,17 @@ from statistics import fmean
 from typing import Self
 
 from evaluators.confidence_sequence import confidence_sequence
+from evaluators.rollout_status import RolloutStatus
 from evaluators.success_table import SuccessTable, tabulate
-from ipvla.rollout.evaluation import SimPool, evaluate_episodes
+from evaluators.videos import Video, VideoChoice, chosen_videos
+from ipvla.rollout.evaluation import Service, SimPool, evaluate_episodes
+from ipvla.rollout.expert_policy import ExpertService, ExpertSource
 from ipvla.rollout.journal import Journal
+from ipvla.rollout.openpi.client import OpenpiService, OpenpiSource
 from ipvla.rollout.oversubscription import MOST_PER_CORE, simulators_for
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.rollout.sim_pool import cluster_cores
-from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators
+from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators, VideoJob
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.protocols import Protocol, load_protocol
 from ipvla.sim.simulator import Split, Task
@@ -25,9 +29,11 @@ from ipvla.sim.suites import PROFILES, SUITES, Suite, load_suite
 from ipvla.tracking import MetricSink, Sinks
 from ipvla.types import EpisodeResult, EpisodeSpec
 
-_REPLAYS = 3
 #: For each simulator, where an evaluation may stop after every round.
 _EPISODES_PER_ROUND = 4
+_STATS_EVERY_S = 2.0
+#: Who is evaluated.
+Source = PolicySource | ExpertSource | OpenpiSource
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,13 @@ class SuccessConfig:
             wait for the policy.
         camera_size: side of rendered pictures in pixels, where the protocol leaves it open.
         max_attempts: runs of one episode before the evaluation gives up.
+        episode_timeout_s: a run that takes longer counts as hung: its simulator is replaced and it runs again.
         policy_threads: CPU threads of the policy's forward pass.
         policy_resources: what a policy actor asks Ray for, such as {"num_gpus": 1}.
         policy_replicas: actors with the same policy; an episode keeps to one.
         policy_capacity: episodes that one of them keeps in memory at a time; None for as many as there are.
+        policy_max_batch: observations of a forward pass, None for as many as wait; with 1, results are the same to
+            the last bit whatever dies and however many simulators there are.
     """
 
     suite: str = "recall"
@@ -63,16 +72,18 @@ class SuccessConfig:
     num_simulators: int | None = 2
     camera_size: int = 64
     max_attempts: int = 3
+    episode_timeout_s: float = 900.0
     policy_threads: int = 1
     policy_resources: dict[str, float] = field(default_factory=dict)
     policy_replicas: int = 1
     policy_capacity: int | None = None
+    policy_max_batch: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("camera_size", "max_attempts", "policy_threads", "policy_replicas"):
+        for name in ("camera_size", "max_attempts", "episode_timeout_s", "policy_threads", "policy_replicas"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; pass {name} >= 1")
-        for name in ("num_simulators", "policy_capacity"):
+        for name in ("num_simulators", "policy_capacity", "policy_max_batch"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; pass {name} >= 1, or null")
         for task, count in self.episodes.items():
@@ -103,16 +114,6 @@ class SuccessConfig:
         return SuccessEvaluation(self, load_suite(self.suite, cache_dir), self.simulators(cache_dir))
 
 
-@dataclass(frozen=True)
-class Video:
-    """The recording of one episode; `outcome` is "success" or "failure" (which includes the timeout)."""
-
-    policy: str
-    task: str
-    outcome: str
-    path: Path
-
-
 class SuccessEvaluation:
     """Evaluates one policy after another; the simulators stay loaded in between."""
 
@@ -132,18 +133,20 @@ class SuccessEvaluation:
     def run(
         self,
         name: str,
-        source: PolicySource,
+        source: Source,
         journal: Path,
         *,
         sink: MetricSink | None = None,
-        on_result: Callable[[EpisodeResult], None] = lambda result: None,
+        step: int = 0,
+        on_status: Callable[[RolloutStatus], None] = lambda status: None,
     ) -> SuccessTable:
         """Plays the episodes that `journal` lacks, and tabulates all of them.
 
         Args:
             name: the policy's, in tables.
             sink: gets `success/<family>` and `success/task/<task>` with their intervals, and the fingerprint.
-            on_result: called for each new result (progress bars).
+            step: of these metrics: how long the policy has been trained, say.
+            on_status: called with what is known, at first and after each new result (progress bars).
 
         Raises:
             JournalError: the journal is of another policy, suite, protocol or set of library versions.
@@ -151,37 +154,32 @@ class SuccessEvaluation:
         """
         depends_on = self.fingerprint(source)
         with Journal(journal, depends_on) as records:
-            results = self._play_rounds(source, records, on_result)
+            results = self._play_rounds(source, records, on_status)
         table = tabulate(name, self.tasks, results, depends_on)
         if self._config.stop_width is not None:
             table = replace(table, anytime95=confidence_sequence(_means_over_tasks(results))[-1])
         sink = sink or Sinks()
         sink.log_params({f"fingerprint.{key}": value for key, value in depends_on.items()})
-        sink.log(_metrics(table), step=0)
+        sink.log(_metrics(table), step)
         return table
 
-    def record(self, table: SuccessTable, source: PolicySource, directory: Path) -> list[Video]:
-        """Replays the first success and the first failure of each task with a camera; one mp4 each.
+    def record(self, table: SuccessTable, journal: Path, choice: VideoChoice, directory: Path) -> list[Video]:
+        """Videos of these episodes of a policy, played again from what `journal` recorded; one mp4 each.
 
-        A replay need not end as the episode did (batches of another size round differently): then the next
-        episode of that outcome is tried, a few times. Videos that are in `directory` already are kept.
+        Those that are in `directory` already are kept. There is none of an episode whose actions were not
+        recorded, or that does not go the same way again (a journal of another kind of machine).
         """
-        candidates: dict[tuple[str, str], list[EpisodeSpec]] = {}
-        for result in table.results:
-            candidates.setdefault((result.spec.task, _binary(result)), []).append(result.spec)
-        files = {(task, outcome): directory / f"{task}-{outcome}.mp4" for task, outcome in candidates}
-        for attempt in range(_REPLAYS):
-            wanted = [
-                (specs[attempt], files[key])
-                for key, specs in candidates.items()
-                if attempt < len(specs) and not files[key].exists()
+        videos = chosen_videos(table, choice, directory)
+        with Journal(journal, table.fingerprint) as records:
+            jobs = [
+                VideoJob(result, trace.actions, video.path)
+                for result, video in videos
+                if not video.path.exists() and (trace := records.trace(result.spec))
             ]
-            self._replay(wanted, source)
-        return [
-            Video(table.policy, task, outcome, path) for (task, outcome), path in files.items() if path.exists()
-        ]
+        self._simulators().record(jobs)
+        return [video for _, video in videos if video.path.exists()]
 
-    def fingerprint(self, source: PolicySource) -> dict[str, str]:
+    def fingerprint(self, source: Source) -> dict[str, str]:
         """Everything that a result depends on but its episode's key."""
         return {
             "protocol": str(self._protocol),
@@ -207,10 +205,13 @@ class SuccessEvaluation:
         self.close()
 
     def _play_rounds(
-        self, source: PolicySource, records: Journal, on_result: Callable[[EpisodeResult], None]
+        self, source: Source, records: Journal, on_status: Callable[[RolloutStatus], None]
     ) -> list[EpisodeResult]:
         """The records of all episodes, or of as many rounds of them as it took to know enough."""
         results: list[EpisodeResult] = []
+        wanted = {spec.key for spec in self.specs}
+        status = RolloutStatus(len(wanted), (result for result in records.results() if result.spec.key in wanted))
+        on_status(status)
         for specs in self._rounds():
             policy = self._serve(source)
             results += evaluate_episodes(
@@ -219,7 +220,7 @@ class SuccessEvaluation:
                 policy,
                 records,
                 max_attempts=self._config.max_attempts,
-                on_result=self._adding_simulators(policy, on_result),
+                on_result=self._watch(policy, status, on_status),
             )
             if self._config.stop_width is not None:
                 low, high = confidence_sequence(_means_over_tasks(results))[-1]
@@ -246,26 +247,32 @@ class SuccessEvaluation:
                 count or cluster_cores(),
                 execute=self._protocol.execute,
                 cpus_per_simulator=None if count else 1 / MOST_PER_CORE,  # leaves room for those that are added
+                episode_timeout_s=self._config.episode_timeout_s,
             )
         return self._pool
 
-    def _adding_simulators(
-        self, policy: PolicyService, on_result: Callable[[EpisodeResult], None]
+    def _watch(
+        self, policy: Service, status: RolloutStatus, on_status: Callable[[RolloutStatus], None]
     ) -> Callable[[EpisodeResult], None]:
-        """Where their number is left open: `on_result`, and once a few episodes are played, as many as pay."""
-        if self._config.num_simulators:
-            return on_result
-        pool, played = self._simulators(), list[EpisodeResult]()
+        """Keeps `status` up to date and, where their number is left open, adds as many simulators as pay."""
+        pool, cores = self._simulators(), cluster_cores()
 
-        def watch(result: EpisodeResult) -> None:
-            played.append(result)
-            if len(played) == _EPISODES_PER_ROUND * cluster_cores():
-                pool.add(max(simulators_for(cluster_cores(), played, policy.stats()["busy"]) - len(pool), 0))
-            on_result(result)
+        def on_result(result: EpisodeResult) -> None:
+            status.add(result)
+            if status.unheard_s > _STATS_EVERY_S:
+                status.hear(policy.stats(), self._config.policy_replicas)
+            if self._config.num_simulators is None and status.new == _EPISODES_PER_ROUND * cores:
+                wanted = simulators_for(cores, status.waiting, policy.stats().get("busy", 0.0))
+                pool.add(max(wanted - len(pool), 0))
+            on_status(status)
 
-        return watch
+        return on_result
 
-    def _serve(self, source: PolicySource) -> PolicyService:
+    def _serve(self, source: Source) -> Service:
+        if isinstance(source, ExpertSource):
+            return ExpertService(source)
+        if isinstance(source, OpenpiSource):
+            return OpenpiService(source)
         if self._policy is None:
             self._policy = PolicyService(
                 source,
@@ -273,20 +280,10 @@ class SuccessEvaluation:
                 resources=self._config.policy_resources,
                 replicas=self._config.policy_replicas,
                 capacity=self._config.policy_capacity,
+                max_batch=self._config.policy_max_batch,
             )
         self._policy.switch(source)
         return self._policy
-
-    def _replay(self, wanted: Sequence[tuple[EpisodeSpec, Path]], source: PolicySource) -> None:
-        unchecked = {spec.key: path.with_suffix(".replay.mp4") for spec, path in wanted}
-        final = {spec.key: path for spec, path in wanted}
-        specs = [spec for spec, _ in wanted]
-        for result in self._simulators().run(specs, self._serve(source), videos=unchecked):
-            recorded, path = unchecked[result.spec.key], final[result.spec.key]
-            if path.stem.endswith(f"-{_binary(result)}"):
-                recorded.replace(path)
-            else:
-                recorded.unlink()
 
 
 def _means_over_tasks(results: Sequence[EpisodeResult]) -> list[float]:
@@ -295,10 +292,6 @@ def _means_over_tasks(results: Sequence[EpisodeResult]) -> list[float]:
     for result in results:
         trials.setdefault(result.spec.trial, []).append(result.success)
     return [fmean(trials[trial]) for trial in sorted(trials)]
-
-
-def _binary(result: EpisodeResult) -> str:
-    return "success" if result.success else "failure"
 
 
 def _metrics(table: SuccessTable) -> Mapping[str, float]:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+if TYPE_CHECKING:  # a simulator's process has no use for it: 100 MB and a second
+    import torch
 
 #: Memory is a value: named tensors, every one with a leading batch axis [B, ...].
-Memory = dict[str, torch.Tensor]
+Memory: TypeAlias = dict[str, "torch.Tensor"]
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,23 @@ class EpisodeSpec:
 
 
 @dataclass(frozen=True)
+class EpisodeTrace:
+    """What was played and how long it took: enough to play the episode again, step by step.
+
+    Attributes:
+        actions: float32 [T, A], as the simulator got them.
+        step_s: float32 [T], seconds that the simulator took for each.
+        asked_t: int32 [N], the control step at which the policy was asked.
+        answer_s: float32 [N], seconds until it had answered.
+    """
+
+    actions: npt.NDArray[np.float32]
+    step_s: npt.NDArray[np.float32]
+    asked_t: npt.NDArray[np.int32]
+    answer_s: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class EpisodeResult:
     """What an episode came to.
 
@@ -135,8 +154,8 @@ class EpisodeResult:
         policy_steps: calls of the policy.
         wall_s, policy_s: seconds in all, and of them waiting for the policy.
         sim_cpu_s: CPU seconds of the simulator's process but for what it spent on asking the policy.
-        video: path of the recording, if one was asked for.
         details: small JSON values of the suite's own (which button, presses, ...).
+        trace: of an episode that was just played; not part of what makes two results equal.
     """
 
     spec: EpisodeSpec
@@ -146,8 +165,8 @@ class EpisodeResult:
     wall_s: float
     policy_s: float
     sim_cpu_s: float = 0.0
-    video: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    trace: EpisodeTrace | None = field(default=None, compare=False)
 
     @property
     def success(self) -> bool:

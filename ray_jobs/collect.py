@@ -28,7 +28,7 @@ from ipvla.sim.demonstration import Demonstration
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.libero import write_atomically
 from ipvla.sim.simulator import Split
-from ipvla.sim.suites import SUITES, Suite, load_suite
+from ipvla.sim.suites import EXPERT_SUITES, SUITES, Suite, load_suite
 from ipvla.storage import StorageRoots
 from ray_jobs.attempts import ATTEMPTS_PER_SEED, Attempt, Demonstrator, Outcome, Staging, next_attempts
 from ray_jobs.cli import run
@@ -65,8 +65,10 @@ class CollectConfig(StorageRoots):
             raise ValueError(
                 f"dataset: {self.dataset!r} is no name for a dataset; use lower case letters, digits and _"
             )
-        if self.suite != "recall" and self.suite in SUITES:
-            raise ValueError(f"suite: {self.suite} has no scripted expert yet; only recall's can be collected")
+        if self.suite in SUITES and self.suite not in EXPERT_SUITES:
+            raise ValueError(
+                f"suite: {self.suite} has no scripted expert; choose one of {', '.join(EXPERT_SUITES)}"
+            )
         for task, count in self.demonstrations.items():
             if count < 0:
                 raise ValueError(f"demonstrations.{task}: {count} is negative; ask for 0 or more")

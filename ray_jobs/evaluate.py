@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    Progress,
-    TaskID,
-)
 from rich.table import Table
 
 from evaluators.console import success_table
 from evaluators.episodes import write_episodes
 from evaluators.paired import PairedComparison, compare
+from evaluators.power import minimum_detectable_difference
 from evaluators.report import Report
-from evaluators.success import SuccessConfig, Video
+from evaluators.success import Source, SuccessConfig
 from evaluators.success_table import SuccessTable
+from evaluators.videos import Video, VideoChoice
 from ipvla.policy import Policy
+from ipvla.rollout.expert_policy import ExpertSource
+from ipvla.rollout.openpi.client import OpenpiSource
+from ipvla.rollout.openpi.contract import TOKEN_VARIABLE
 from ipvla.rollout.policy_actor import PolicySource
+from ipvla.sim.suites import EXPERT_SUITES
 from ipvla.storage import StorageRoots
-from ipvla.types import EpisodeResult
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
+from ray_jobs.evaluation_display import EvaluationDisplay
 from ray_jobs.policy_run import placed, policy_run
-from ray_jobs.progress import episode_progress
+
+#: Shares of layouts on which only one of two policies succeeds: of similar ones, and of unlike ones.
+_DISCORDANT = (0.1, 0.5)
+#: The policy of this name is not a trained one.
+EXPERT = "expert"
 
 
 @dataclass(frozen=True)
@@ -37,27 +45,48 @@ class EvaluateConfig(StorageRoots):
 
     Attributes:
         study: the MLflow experiment; results go to `run_root_dir/study`.
-        policies: names of trained runs of this study (`run_root_dir/study/NAME/policy`).
+        policies: names of trained runs of this study (`run_root_dir/study/NAME/policy`); "expert" is the suite's
+            scripted expert, which sees the true state: whether the task can be done in time at all.
+        servers: name -> `ws://host:port` of an openpi server (openpi's own, or `ray_jobs.serve`) that is asked for
+            the actions of the policy of this name; its key is `$IPVLA_SERVE_TOKEN`.
         success: suite, tasks, episodes, simulators.
-        videos: record one success and one failure per task.
+        videos: of which episodes: "all", "failures", or so many successes and failures of every task; 0 for none.
         use_gpu: the policy actor takes one GPU.
         parent_run_id: the MLflow run that the policies' runs are nested under, if any.
     """
 
     study: str = "recall"
     policies: tuple[str, ...] = ()
+    servers: dict[str, str] = field(default_factory=dict)
     success: SuccessConfig = field(default_factory=SuccessConfig)
-    videos: bool = True
+    videos: VideoChoice = 1
     use_gpu: bool = False
     parent_run_id: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.videos, int) and self.videos < 0:
+            raise ValueError(f"videos is {self.videos}; give all, failures, or how many of each kind per task")
+        if EXPERT in self.policies and self.success.suite not in EXPERT_SUITES:
+            raise ValueError(
+                f"policies: {self.success.suite} has no scripted expert; choose one of {', '.join(EXPERT_SUITES)}"
+            )
+        unasked = [name for name in self.servers if name not in self.policies]
+        if unasked:
+            raise ValueError(f"servers: {unasked} are not evaluated; name them in policies as well")
         if not self.policies:
             raise ValueError('policies is empty; name trained runs, for example --policies "[gru, none]"')
 
     @property
     def directory(self) -> Path:
         return self.runs / self.study
+
+    def source(self, name: str, load: Callable[[Path], Policy]) -> Source:
+        """Where the actions of the policy of this name come from."""
+        if name == EXPERT:
+            return ExpertSource(self.cache)
+        if name in self.servers:
+            return OpenpiSource(self.servers[name], os.environ.get(TOKEN_VARIABLE))
+        return PolicySource(load, self.directory / name / "policy")
 
 
 @dataclass(frozen=True)
@@ -76,36 +105,35 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     Raises:
         CheckpointError: a policy does not exist or cannot be loaded.
         JournalError: results of another policy or protocol lie where these should go.
+        OpenpiError: a server does not answer.
     """
     config.prepare()
-    directories = {name: config.directory / name / "policy" for name in config.policies}
-    for directory in directories.values():
-        Policy.load(directory)  # told here rather than by an actor
+    load, success = placed(config.success, config.use_gpu)
+    directories = {name: config.directory / name for name in config.policies}
+    sources = {name: config.source(name, load) for name in config.policies}
+    for source in sources.values():  # what is wrong is told here rather than by an actor
+        if isinstance(source, PolicySource):
+            Policy.load(source.directory)
+        elif isinstance(source, OpenpiSource):
+            source.metadata()
     tables: list[SuccessTable] = []
     videos: list[Video] = []
     run_ids: dict[str, str | None] = {}
-    load, success = placed(config.success, config.use_gpu)
-    with connect(config), success.build(config.cache) as evaluation, episode_progress(console) as progress:
+    with connect(config), success.build(config.cache) as evaluation, EvaluationDisplay(console) as display:
+        console.print(what_it_can_show(len(evaluation.specs)))
         for name, directory in directories.items():
-            bar = progress.add_task(f"playing {name}", total=len(evaluation.specs))
-            run_directory = directory.parent
+            journal = directory / "episodes.sqlite"
             sink = policy_run(config, config.study, name, config.parent_run_id)
-            source = PolicySource(load, directory)
             table = evaluation.run(
-                name,
-                source,
-                run_directory / "episodes.sqlite",
-                sink=sink,
-                on_result=partial(_advance, progress, bar),
+                name, sources[name], journal, sink=sink, on_status=partial(display.update, name)
             )
-            progress.update(bar, completed=len(evaluation.specs))
             if config.videos:
-                progress.update(bar, description=f"recording {name}")
-                recorded = evaluation.record(table, source, run_directory / "videos")
+                display.tell(name, "recording")
+                recorded = evaluation.record(table, journal, config.videos, directory / "videos")
                 for video in recorded:
                     sink.log_artifact(video.path)
                 videos += recorded
-            progress.update(bar, description=f"played {name}")
+            display.tell(name, "played")
             sink.close()
             tables.append(table)
             run_ids[name] = sink.run_id
@@ -127,18 +155,30 @@ def report(config: EvaluateConfig, evaluation: Evaluation, title: str, note: str
 
 
 def comparison_table(comparisons: tuple[PairedComparison, ...]) -> Table:
-    """Exact McNemar test per family, on the layouts that both policies played."""
-    table = Table(title="Paired on the same layouts (exact McNemar)")
-    for heading in ("family", "pairs", "only the first", "only the second", "p"):
+    """Difference and exact McNemar test per family, on the layouts that both policies played."""
+    table = Table(title="Paired on the same layouts (bootstrap interval, exact McNemar)")
+    for heading in ("family", "pairs", "only the first", "only the second", "difference (95 %)", "p"):
         table.add_column(heading, justify="left" if heading == "family" else "right")
     for c in comparisons:
         name = f"{c.family}: {c.first} against {c.second}"
-        table.add_row(name, str(c.pairs), str(c.only_first), str(c.only_second), f"{c.p_value:.2g}")
+        table.add_row(
+            name, str(c.pairs), str(c.only_first), str(c.only_second), _difference(c), f"{c.p_value:.2g}"
+        )
     return table
 
 
-def _advance(progress: Progress, bar: TaskID, result: EpisodeResult) -> None:
-    progress.advance(bar)
+def _difference(comparison: PairedComparison) -> str:
+    low, high = comparison.difference95
+    return f"{comparison.difference:+.2f} ({low:+.2f}, {high:+.2f})"
+
+
+def what_it_can_show(layouts: int) -> str:
+    """Which differences between two policies so many shared layouts are likely to tell."""
+    found = {share: minimum_detectable_difference(layouts, share) for share in _DISCORDANT}
+    told = [f"{d:.2f} if they disagree on {share:.0%}" for share, d in found.items() if d < share]
+    if not told:
+        return f"{layouts} layouts are too few to tell two policies apart"
+    return f"{layouts} layouts tell two policies apart (4 times of 5) that differ in success by {', '.join(told)}"
 
 
 def main(config: EvaluateConfig) -> None:

@@ -99,6 +99,10 @@ class Transforms:
             attention_mask=torch.from_numpy(np.stack([mask for _, mask in prompts])),
         )
 
+    def require_prompt(self, instruction: str) -> None:
+        """ValueError if the instruction's prompt is too long."""
+        self._prompt(instruction)
+
     def plan(self, text: str) -> IntArray:
         """A plan's tokens, int64 [Lp], read-only because they are cached; "" is all 0.
 

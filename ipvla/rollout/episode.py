@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ipvla.rollout.episode_log import EpisodeLog
 from ipvla.sim.simulator import Simulator, StepOutcome
 from ipvla.types import EpisodeResult, EpisodeSpec, Observation
 
@@ -30,43 +30,36 @@ class InvalidActionError(ValueError):
 
 
 def run_episode(
-    simulator: Simulator, spec: EpisodeSpec, act: Act, observers: Sequence[EpisodeObserver] = ()
+    simulator: Simulator,
+    spec: EpisodeSpec,
+    act: Act,
+    observers: Sequence[EpisodeObserver] = (),
+    observe: Callable[[], Observation] | None = None,
 ) -> EpisodeResult:
     """Plays `spec` from its seed to its end; at most `simulator.task.horizon` control steps.
+
+    Args:
+        observe: what `act` is shown, where that is not what the simulator renders.
 
     Raises:
         InvalidActionError: a chunk is empty, has no action axis, or is not finite.
     """
-    started, cpu_started = time.perf_counter(), time.process_time()
-    policy_s = asking_cpu_s = 0.0
-    steps, policy_steps, outcome = 0, 0, StepOutcome(success=False, failure=False)
+    log, outcome = EpisodeLog(), StepOutcome(success=False, failure=False)
     simulator.reset(spec.seed)
     for observer in observers:
         observer.on_reset(simulator)
-    while not outcome.done and steps < simulator.task.horizon:
-        observation = simulator.observe()
-        asked, cpu_asked = time.perf_counter(), time.process_time()
-        chunk = _checked(act(observation, policy_steps), spec)
-        policy_s += time.perf_counter() - asked
-        asking_cpu_s += time.process_time() - cpu_asked
-        policy_steps += 1
-        for action in chunk[: simulator.task.horizon - steps]:
-            outcome = simulator.step(action)
-            steps += 1
+    while not outcome.done and log.steps < simulator.task.horizon:
+        observation = (observe or simulator.observe)()
+        with log.answer():
+            chunk = _checked(act(observation, log.policy_steps), spec)
+        for action in chunk[: simulator.task.horizon - log.steps]:
+            with log.step(action):
+                outcome = simulator.step(action)
             for observer in observers:
                 observer.on_step(simulator, action, outcome)
             if outcome.done:
                 break
-    return EpisodeResult(
-        spec=spec,
-        outcome="success" if outcome.success else "failure" if outcome.failure else "timeout",
-        steps=steps,
-        policy_steps=policy_steps,
-        wall_s=time.perf_counter() - started,
-        policy_s=policy_s,
-        sim_cpu_s=time.process_time() - cpu_started - asking_cpu_s,
-        details=dict(simulator.details()),
-    )
+    return log.result(spec, outcome, simulator.details())
 
 
 def _checked(chunk: Chunk, spec: EpisodeSpec) -> Chunk:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Self
 
+from ipvla.rollout.expert_policy import ExpertService
 from ipvla.rollout.journal import Journal
+from ipvla.rollout.openpi.client import OpenpiService
 from ipvla.rollout.policy_actor import PolicyService
 from ipvla.rollout.sim_pool import WorkerPool
-from ipvla.rollout.sim_worker import EpisodeJob, MakeSimulator, SimWorker, episode_id
+from ipvla.rollout.sim_worker import EpisodeJob, MakeSimulator, SimWorker, VideoJob, episode_id
 from ipvla.types import EpisodeResult, EpisodeSpec
+
+#: Who is asked for actions.
+Service = PolicyService | ExpertService | OpenpiService
 
 
 class SimPool:
@@ -20,9 +25,10 @@ class SimPool:
 
     Args:
         execute: actions of every chunk that are played; None for all.
+        episode_timeout_s: an episode that takes longer is given up, its simulator replaced, and it runs again.
 
     Raises:
-        ValueError: fewer than one simulator.
+        ValueError: fewer than one simulator, or no time for an episode.
     """
 
     def __init__(
@@ -32,33 +38,33 @@ class SimPool:
         *,
         execute: int | None = None,
         cpus_per_simulator: float | None = None,
+        episode_timeout_s: float = 900.0,
     ) -> None:
         self._workers = WorkerPool(
-            partial(SimWorker, make_simulator, execute), num_simulators, cpus_per_worker=cpus_per_simulator
+            partial(SimWorker, make_simulator, execute),
+            num_simulators,
+            cpus_per_worker=cpus_per_simulator,
+            job_timeout_s=episode_timeout_s,
         )
 
     def run(
         self,
         specs: Sequence[EpisodeSpec],
-        policy: PolicyService,
+        policy: Service,
         *,
-        videos: Mapping[str, Path] | None = None,
         max_attempts: int = 3,
     ) -> Iterator[EpisodeResult]:
         """Yields results as episodes end. An episode whose simulator or policy died runs again from its seed.
-
-        Args:
-            videos: `spec.key` -> mp4 to record.
 
         Raises:
             JobFailedError: an episode failed `max_attempts` times.
         """
 
         def prepare(spec: EpisodeSpec, attempt: int) -> EpisodeJob:
-            client = policy.heal() if attempt else policy.client()
+            client = policy.client()
             if attempt:
                 client.end(episode_id(replace(spec, attempt=attempt - 1)))
-            return EpisodeJob(replace(spec, attempt=attempt), client, (videos or {}).get(spec.key))
+            return EpisodeJob(replace(spec, attempt=attempt), client)
 
         jobs = self._workers.run(
             specs,
@@ -69,6 +75,19 @@ class SimPool:
         )
         for _, result in jobs:
             yield result
+
+    def record(self, jobs: Sequence[VideoJob]) -> list[Path]:
+        """The videos of episodes that were played before; not of those that do not go the same way again.
+
+        Raises:
+            JobFailedError: a simulator failed again and again.
+        """
+        recorded = self._workers.run(
+            jobs,
+            group=lambda job: f"{job.recorded.spec.suite}/{job.recorded.spec.task}",
+            name=lambda job: str(job.path),
+        )
+        return sorted(path for _, path in recorded if path is not None)
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -90,7 +109,7 @@ class SimPool:
 def evaluate_episodes(
     specs: Sequence[EpisodeSpec],
     pool: SimPool,
-    policy: PolicyService,
+    policy: Service,
     journal: Journal,
     *,
     max_attempts: int = 3,

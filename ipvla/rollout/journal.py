@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from ipvla.types import EpisodeResult, EpisodeSpec
+import numpy as np
+
+from ipvla.types import EpisodeResult, EpisodeSpec, EpisodeTrace
 
 _BUSY_TIMEOUT_S = 30.0
 _SCHEMA = """
@@ -20,6 +23,7 @@ CREATE TABLE IF NOT EXISTS episodes (
     key TEXT PRIMARY KEY, task TEXT NOT NULL, trial INTEGER NOT NULL, outcome TEXT NOT NULL, result TEXT NOT NULL,
     recorded_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
 );
+CREATE TABLE IF NOT EXISTS traces (key TEXT PRIMARY KEY, trace BLOB NOT NULL);
 """
 
 
@@ -41,12 +45,12 @@ class Journal:
 
     def __init__(self, path: Path, fingerprint: Mapping[str, str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
+        self.path, self.fingerprint = path, dict(fingerprint)
         self._connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
         try:
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.executescript(_SCHEMA)
-            self._claim(dict(fingerprint))
+            self._claim(self.fingerprint)
         except sqlite3.DatabaseError as error:
             self.close()
             raise JournalError(
@@ -72,24 +76,40 @@ class Journal:
             )
 
     def record(self, result: EpisodeResult) -> bool:
-        """Writes the result unless its episode has one; says whether it was written.
+        """Writes the result, and its trace, unless its episode has one; says whether it was written.
 
         Raises:
             JournalError: the disk is full, or another process keeps the journal locked for half a minute.
         """
-        row = (result.spec.key, result.spec.task, result.spec.trial, result.outcome, json.dumps(asdict(result)))
+        spec, told = result.spec, asdict(replace(result, trace=None))
+        del told["trace"]
         try:
-            with closing(self._connection.cursor()) as cursor:
+            with self._transaction(), closing(self._connection.cursor()) as cursor:
                 cursor.execute(
                     "INSERT OR IGNORE INTO episodes (key, task, trial, outcome, result) VALUES (?, ?, ?, ?, ?)",
-                    row,
+                    (spec.key, spec.task, spec.trial, result.outcome, json.dumps(told)),
                 )
-                return cursor.rowcount == 1
+                new = cursor.rowcount == 1
+                if new and result.trace is not None:
+                    cursor.execute("INSERT INTO traces VALUES (?, ?)", (spec.key, _packed(result.trace)))
+            return new
         except sqlite3.OperationalError as error:
             raise JournalError(
                 f"{self.path} cannot be written ({error}); free the disk, or end what holds the journal, and "
                 "start again: what was recorded stays, the rest is played then"
             ) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of what is written within, or nothing."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:  # a full disk has rolled it back already
+                self._connection.execute("ROLLBACK")
+            raise
 
     def missing(self, specs: Iterable[EpisodeSpec]) -> list[EpisodeSpec]:
         """Those of `specs` that have no record, in their order."""
@@ -100,6 +120,20 @@ class Journal:
         """Every record, by task and trial."""
         rows = self._connection.execute("SELECT result FROM episodes ORDER BY task, trial, key")
         return [_result(json.loads(text)) for (text,) in rows]
+
+    def trace(self, spec: EpisodeSpec) -> EpisodeTrace | None:
+        """What was played in a recorded episode; None where it was not kept."""
+        row = self._connection.execute("SELECT trace FROM traces WHERE key = ?", (spec.key,)).fetchone()
+        return row and _unpacked(row[0])
+
+    @classmethod
+    def existing(cls, path: Path) -> Self:
+        """The journal at `path`, of whatever study.
+
+        Raises:
+            JournalError: there is none, or it is damaged.
+        """
+        return cls(path, _fingerprint_of(path))
 
     @classmethod
     def merged(cls, sources: Sequence[Path], path: Path) -> Self:
@@ -113,13 +147,14 @@ class Journal:
         if not sources:
             raise JournalError("no journals to merge; name at least one")
         with ExitStack() as stack:
-            opened = [stack.enter_context(cls(source, _fingerprint_of(source))) for source in sources]
-            merged = cls(path, _fingerprint_of(sources[0]))
+            opened = [stack.enter_context(cls.existing(source)) for source in sources]
+            merged = cls(path, opened[0].fingerprint)
             try:
+                for source in opened:  # all of them, before anything is written
+                    merged._claim(source.fingerprint)
                 for source in opened:
-                    merged._claim(_fingerprint_of(source.path))
                     for result in source.results():
-                        merged.record(result)
+                        merged.record(replace(result, trace=source.trace(result.spec)))
             except JournalError:
                 merged.close()
                 raise
@@ -149,6 +184,18 @@ def _fingerprint_of(path: Path) -> dict[str, str]:
     return fingerprint
 
 
-def _result(fields: dict[str, object]) -> EpisodeResult:
-    spec = EpisodeSpec(**fields.pop("spec"))  # type: ignore[arg-type]
-    return EpisodeResult(spec=spec, **fields)  # type: ignore[arg-type]
+def _result(told: dict[str, Any]) -> EpisodeResult:
+    spec = EpisodeSpec(**told.pop("spec"))
+    known = {field.name for field in fields(EpisodeResult)}  # older journals have names that are gone
+    return EpisodeResult(spec=spec, **{name: value for name, value in told.items() if name in known})
+
+
+def _packed(trace: EpisodeTrace) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **{field.name: getattr(trace, field.name) for field in fields(trace)})
+    return file.getvalue()
+
+
+def _unpacked(packed: bytes) -> EpisodeTrace:
+    with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
+        return EpisodeTrace(**arrays)

@@ -28,7 +28,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ipvla.rollout.episode import Chunk
-from ipvla.rollout.policy_actor import PolicyClient, PolicyService, PolicySource
+from ipvla.rollout.policy_actor import PolicyService, PolicySource
+from ipvla.rollout.policy_client import PolicyClient
 from ipvla.rollout.policy_server import Policy
 from ipvla.types import Memory, Observation
 

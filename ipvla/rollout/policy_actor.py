@@ -1,4 +1,8 @@
-"""The policy as a Ray actor: one model, many simulators that wait for it."""
+"""The policy as a Ray actor: one model, many simulators that wait for it.
+
+Whoever holds an actor's handle imports its class; so that a simulator's process does without torch, the model's
+side is imported where an actor starts.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,20 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 
 from ipvla.rollout.episode import Chunk
-from ipvla.rollout.policy_server import Lease, Policy, PolicyServer, Request
+from ipvla.rollout.policy_client import Moved, PolicyClient
 from ipvla.types import Observation
 
+if TYPE_CHECKING:
+    from ipvla.rollout.policy_server import Lease, Policy, PolicyServer, Request
+
 _PING_TIMEOUT_S = 60.0
+#: Of replicas, before it is no accident that all of them die.
+_STARTS = 5
 _DRAIN_POLL_S = 0.01
 #: How often a new episode that waits for room looks whether a lease has run out.
 _EXPIRY_POLL_S = 5.0
@@ -49,11 +57,8 @@ class PolicySource:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Moved:
-    """The answer to a request for an episode that goes on elsewhere."""
-
-    actor: Any
+class PolicyDiedError(RuntimeError):
+    """No process of the policy lives long enough to answer."""
 
 
 class PolicyActor:
@@ -61,14 +66,23 @@ class PolicyActor:
 
     Args:
         capacity, lease_s: see `PolicyServer`. A new episode waits for room, and may wait long.
+        max_batch: observations of a forward pass; None for as many as wait.
     """
 
     def __init__(
-        self, source: PolicySource, threads: int, capacity: int | None = None, lease_s: float = 900.0
+        self,
+        source: PolicySource,
+        threads: int,
+        capacity: int | None = None,
+        lease_s: float = 900.0,
+        max_batch: int | None = None,
     ) -> None:
+        import torch
+
         torch.set_num_threads(threads)
+        self._max_batch = max_batch
         self._limits = (capacity, lease_s)
-        self._server = PolicyServer(source.open(), *self._limits)
+        self._server = self._opened(source)
         self._room = asyncio.Event()
         self._successor: Any = None
         # One thread: torch's thread count and CUDA's stream belong to the thread that set them.
@@ -81,8 +95,13 @@ class PolicyActor:
 
     async def load(self, source: PolicySource) -> None:
         """Answers with another policy from now on; episodes that are under way are forgotten and refused."""
-        self._server = PolicyServer(source.open(), *self._limits)
+        self._server = self._opened(source)
         self._room.set()
+
+    def _opened(self, source: PolicySource) -> PolicyServer:
+        from ipvla.rollout.policy_server import PolicyServer
+
+        return PolicyServer(source.open(), *self._limits)
 
     async def act(self, episode_id: str, policy_step: int, observation: Observation) -> Chunk | Moved:
         """Float32 [execute, A], or where to ask instead.
@@ -104,7 +123,8 @@ class PolicyActor:
 
     async def _answer_waiting(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting, []
+            batch = self._waiting[: self._max_batch]
+            del self._waiting[: len(batch)]
             started = time.perf_counter()
             try:
                 chunks = await asyncio.get_running_loop().run_in_executor(
@@ -193,27 +213,6 @@ class PolicyActor:
         }
 
 
-@dataclass
-class PolicyClient:
-    """What a simulator worker holds of the policy actor that its episode is pinned to; follows where it moves."""
-
-    actor: Any
-
-    def act(self, episode_id: str, observation: Observation, policy_step: int) -> Chunk:
-        """Float32 [execute, A]. StaleEpisodeError, in Ray's wrapping, if the step does not follow the last."""
-        chunk: Chunk = self._ask(lambda actor: actor.act.remote(episode_id, policy_step, observation))
-        return chunk
-
-    def end(self, episode_id: str) -> None:
-        """Returns once the episode's memory is freed."""
-        self._ask(lambda actor: actor.end.remote(episode_id))
-
-    def _ask(self, call: Callable[[Any], Any]) -> Any:
-        while isinstance(answer := ray.get(call(self.actor)), Moved):
-            self.actor = answer.actor
-        return answer
-
-
 class PolicyService:
     """The driver's side: starts the actors when they are first needed and replaces those that are dead.
 
@@ -224,6 +223,8 @@ class PolicyService:
         replicas: actors with the same policy. An episode is pinned to one of them.
         capacity: episodes of a replica at a time; None for as many as come.
         lease_s: seconds after which an episode that is not heard of is forgotten.
+        max_batch: observations of a forward pass; None for as many as wait. The last bits of a matrix product
+            depend on how many rows it has; with 1 an episode does not depend on who else plays.
 
     Raises:
         ValueError: fewer than one replica, or no room for an episode.
@@ -238,31 +239,60 @@ class PolicyService:
         replicas: int = 1,
         capacity: int | None = None,
         lease_s: float = 900.0,
+        max_batch: int | None = None,
     ) -> None:
-        if replicas < 1 or (capacity is not None and capacity < 1):
+        if min(number for number in (replicas, capacity, max_batch) if number is not None) < 1:
             raise ValueError(
-                f"{replicas} replicas with room for {capacity} episodes serve nobody; pass at least 1"
+                f"{replicas} replicas with room for {capacity} episodes, {max_batch} in a batch, serve nobody; "
+                "pass at least 1"
             )
         self.source = source
-        self._arguments = (threads, capacity, lease_s)
+        self._arguments = (threads, capacity, lease_s, max_batch)
         self._threads = threads
-        self._options: dict[str, Any] = {"num_cpus": 0, **(resources or {})}
+        self._options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": "DEFAULT", **(resources or {})}
         self._replicas: list[Any] = [None] * replicas
         self._leaving: list[Any] = []
+        self._loading: dict[int, ray.ObjectRef[Any]] = {}
 
     def client(self) -> PolicyClient:
-        """Of the replica with the fewest episodes, for one episode."""
-        missing = [place for place, actor in enumerate(self._replicas) if actor is None]
-        for place in missing:
-            self._replicas[place] = self._start()
-        if len(self._replicas) == 1 and not missing:
-            return PolicyClient(self._replicas[0])
-        stats = ray.get([actor.stats.remote() for actor in self._replicas])  # a policy that does not load says so
-        episodes = [told["episodes"] for told in stats]
-        return PolicyClient(self._replicas[episodes.index(min(episodes))])
+        """Of the replica with the fewest episodes, for one episode; one that is dead is replaced.
+
+        Raises:
+            PolicyDiedError: the replicas' processes end again and again while they load.
+            ray.exceptions.ActorDiedError: the policy does not load, and says why.
+        """
+        for _ in range(_STARTS):
+            self._fill_places()
+            told = self._answers()
+            if told:
+                return PolicyClient(self._replicas[min(told, key=lambda place: told[place]["episodes"])])
+        raise PolicyDiedError(
+            f"the process of the policy in {self.source.directory} ended {_STARTS} times while it loaded; "
+            "Ray's log may say why (out of memory?)"
+        )
+
+    def _fill_places(self) -> None:
+        """Starts what is missing; waits for it only if nobody else could answer."""
+        for place, actor in enumerate(self._replicas):
+            if actor is None:
+                self._replicas[place] = self._start()
+                self._loading[place] = self._replicas[place].stats.remote()
+        alone = len(self._loading) == len(self._replicas)
+        places = {first_answer: place for place, first_answer in self._loading.items()}
+        loaded = ray.wait(list(places), num_returns=len(places), timeout=None if alone else 0)[0] if places else []
+        for first_answer in loaded:
+            del self._loading[places[first_answer]]
+            try:
+                ray.get(first_answer)
+            except ray.exceptions.RayActorError as error:
+                self._replicas[places[first_answer]] = None
+                if error.actor_init_failed:
+                    raise
 
     def drain(self, place: int) -> None:
-        """Moves the episodes of a replica to another one, memories included, and ends it; a new one follows later.
+        """Moves the episodes of a replica to another one, memories included, and takes it out of service.
+
+        Another one takes its place when it is needed. Until `close` it tells those who ask where to ask instead.
 
         Raises:
             ValueError: there is no other replica.
@@ -275,6 +305,7 @@ class PolicyService:
             ray.get(leaving.drain.remote(others[0]))
             self._leaving.append(leaving)  # answers those who have not heard yet
             self._replicas[place] = None
+            self._loading.pop(place, None)
 
     def switch(self, source: PolicySource) -> None:
         """Serves another policy, without starting actors anew; no episode may be under way."""
@@ -285,21 +316,9 @@ class PolicyService:
                 self.close()
         self.source = source
 
-    def heal(self) -> PolicyClient:
-        """A client of an actor that answers; those that are dead or hang are replaced."""
-        asked = {place: actor.stats.remote() for place, actor in enumerate(self._replicas) if actor is not None}
-        for place, answer in asked.items():
-            try:
-                ray.get(answer, timeout=_PING_TIMEOUT_S)
-            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-                ray.kill(self._replicas[place])
-                self._replicas[place] = None
-        return self.client()
-
     def stats(self) -> dict[str, float]:
-        """Summed over replicas, `mean_batch` and `busy` their means; empty while no actor has been needed."""
-        actors = [actor for actor in self._replicas if actor is not None]
-        told = ray.get([actor.stats.remote() for actor in actors])
+        """Summed over replicas, `mean_batch` and `busy` their means; empty while none has been needed or lives."""
+        told = list(self._answers().values())
         if not told:
             return {}
         sums = {name: sum(one[name] for one in told) for name in told[0]}
@@ -307,11 +326,27 @@ class PolicyService:
         sums["busy"] /= len(told)
         return sums
 
+    def _answers(self, timeout_s: float = _PING_TIMEOUT_S) -> dict[int, dict[str, float]]:
+        """By place the `stats` of the replicas that answer; the others are ended, and started anew when needed."""
+        asked = {
+            place: actor.stats.remote()
+            for place, actor in enumerate(self._replicas)
+            if actor is not None and place not in self._loading
+        }
+        told = {}
+        for place, answer in asked.items():
+            try:
+                told[place] = ray.get(answer, timeout=timeout_s)
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+                ray.kill(self._replicas[place])
+                self._replicas[place] = None
+        return told
+
     def close(self) -> None:
         for actor in (*self._replicas, *self._leaving):
             if actor is not None:
                 ray.kill(actor)
-        self._replicas, self._leaving = [None] * len(self._replicas), []
+        self._replicas, self._leaving, self._loading = [None] * len(self._replicas), [], {}
 
     def _start(self) -> Any:
         environment = {name: str(self._threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}

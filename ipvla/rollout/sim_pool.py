@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ class _Host:
         return self._worker.run(job)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     """One place in the pool; its actor is replaced when it dies."""
 
@@ -52,6 +53,59 @@ class _Running(Generic[Job]):
     job: Job
     attempt: int
     started: float
+
+
+class _Starting:
+    """Slots whose actors are not ready: their processes load, or wait until the cluster has a CPU for them.
+
+    No job waits for one of them: after the loss of a node some may never start, and the others do the work.
+    """
+
+    def __init__(self) -> None:
+        self._slots: dict[ray.ObjectRef[Any], _Slot] = {}
+        self.patience(math.inf, 1)
+
+    def patience(self, timeout_s: float, most_failures: int) -> None:
+        """From now on: how long to wait for one of them, and how many may fail in a row."""
+        self.failures, self._changed = 0, time.monotonic()
+        self._timeout_s, self._most_failures = timeout_s, most_failures
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __iter__(self) -> Iterator[ray.ObjectRef[Any]]:
+        return iter(self._slots)
+
+    def __contains__(self, reference: object) -> bool:
+        return reference in self._slots
+
+    @property
+    def slots(self) -> list[_Slot]:
+        return list(self._slots.values())
+
+    def add(self, slot: _Slot, ready: ray.ObjectRef[Any]) -> None:
+        self._slots[ready] = slot
+        self._changed = time.monotonic()
+
+    def pop(self, ready: ray.ObjectRef[Any]) -> _Slot:
+        self._changed = time.monotonic()
+        return self._slots.pop(ready)
+
+    def failed(self, error: Exception) -> None:
+        """JobFailedError, if that was once too often in a row."""
+        self.failures += 1
+        if self.failures >= self._most_failures:
+            raise JobFailedError(
+                f"{self.failures} simulator processes in a row did not start; last: {_reason(error)}"
+            ) from error
+
+    def require_time(self) -> None:
+        """JobFailedError, if nothing has started for too long, with nothing else at work."""
+        if time.monotonic() - self._changed > self._timeout_s:
+            raise JobFailedError(
+                f"no simulator process has started for {self._timeout_s:.0f} s: the cluster has no free CPU for "
+                "one (a node may be lost); free some, or ask for fewer per simulator"
+            )
 
 
 def simulator_environment() -> dict[str, str]:
@@ -81,7 +135,7 @@ class WorkerPool:
         job_timeout_s: a job that takes longer counts as failed and its actor as hung.
 
     Raises:
-        ValueError: fewer than one worker.
+        ValueError: fewer than one worker, or no time for a job.
     """
 
     def __init__(
@@ -95,9 +149,12 @@ class WorkerPool:
     ) -> None:
         if num_workers < 1:
             raise ValueError(f"a pool of {num_workers} simulators cannot run anything; pass num_simulators >= 1")
+        if job_timeout_s <= 0:
+            raise ValueError(f"a job cannot end within {job_timeout_s} s; give it more than 0")
         self._make_worker = make_worker
         self._slots = [_Slot() for _ in range(num_workers)]
         self._added: list[_Slot] = []
+        self._starting = _Starting()
         self._cpus = cpus_per_worker
         self._job_timeout_s = job_timeout_s
         self._environment = simulator_environment() | dict(environment or {})
@@ -129,24 +186,34 @@ class WorkerPool:
                 so it may also mend what a failed attempt left behind.
 
         Raises:
-            JobFailedError: a job failed `max_attempts` times; chained to the last failure.
+            JobFailedError: a job, or an actor's start, failed `max_attempts` times, chained to the last failure;
+                or nothing runs, and no actor has started for the time that a job has.
         """
         queue = AffinityQueue(jobs, group)
         attempts: dict[str, int] = {}
         running: dict[ray.ObjectRef[Any], _Running[Job]] = {}
-        idle, self._added = list(self._slots), []
+        starting = self._starting
+        starting.patience(self._job_timeout_s, max_attempts)
+        idle, self._added = [slot for slot in self._slots if slot not in starting.slots], []
         try:
             while queue or running:
                 idle, self._added = idle + self._added, []
-                while queue and idle:
-                    slot = idle.pop(0)
+                ready = [slot for slot in idle if slot.actor is not None]
+                cold = [slot for slot in idle if slot.actor is None]
+                for slot in cold[: max(len(queue) - len(ready) - len(starting), 0)]:
+                    idle.remove(slot)
+                    starting.add(slot, self._start(slot))
+                for slot in ready[: len(queue)]:
+                    idle.remove(slot)
                     job = queue.take(slot.group)
                     slot.group = group(job)
                     attempt = attempts.get(name(job), 0)
-                    running[self._submit(slot, prepare(job, attempt))] = _Running(
-                        slot, job, attempt, time.monotonic()
-                    )
-                for reference, overdue in self._finished(running):
+                    reference = slot.actor.run.remote(prepare(job, attempt))
+                    running[reference] = _Running(slot, job, attempt, time.monotonic())
+                for reference, overdue in self._finished(running, starting):
+                    if reference in starting:
+                        idle.append(self._begun(starting, reference))
+                        continue
                     done = running.pop(reference)
                     idle.append(done.slot)
                     try:
@@ -176,13 +243,30 @@ class WorkerPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _submit(self, slot: _Slot, job: Any) -> ray.ObjectRef[Any]:
-        if slot.actor is None:
-            options = {"num_cpus": self._share(), "max_restarts": 0, "max_task_retries": 0}
-            host = ray.remote(_Host).options(runtime_env={"env_vars": self._environment}, **options)
-            slot.actor = host.remote(self._make_worker)
-        reference: ray.ObjectRef[Any] = slot.actor.run.remote(job)
+    def _start(self, slot: _Slot) -> ray.ObjectRef[Any]:
+        # "DEFAULT": beside whoever evaluates, not in what a trial of a sweep has reserved for itself.
+        options = {
+            "num_cpus": self._share(),
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "scheduling_strategy": "DEFAULT",
+        }
+        host = ray.remote(_Host).options(runtime_env={"env_vars": self._environment}, **options)
+        slot.actor = host.remote(self._make_worker)
+        reference: ray.ObjectRef[Any] = slot.actor.__ray_ready__.remote()
         return reference
+
+    def _begun(self, starting: _Starting, reference: ray.ObjectRef[Any]) -> _Slot:
+        """The slot, whose actor is ready, or gone if it did not live to be."""
+        slot = starting.pop(reference)
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayError as error:
+            self._discard(slot)
+            starting.failed(error)
+        else:
+            starting.failures = 0
+        return slot
 
     def _share(self) -> float:
         if self._cpus is not None:
@@ -192,12 +276,14 @@ class WorkerPool:
         return min(1.0, cores / len(self._slots)) if len(alive) == 1 and cores else 1.0
 
     def _finished(
-        self, running: Mapping[ray.ObjectRef[Any], _Running[Any]]
+        self, running: Mapping[ray.ObjectRef[Any], _Running[Any]], starting: _Starting
     ) -> list[tuple[ray.ObjectRef[Any], bool]]:
-        """(job, whether its time is up) of those to be dealt with now; waits at most a second."""
-        ready, waiting = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
+        """(job or start, whether its time is up) of those to be dealt with now; waits at most a second."""
+        ready, waiting = ray.wait([*running, *starting], num_returns=1, timeout=_POLL_S)
         deadline = time.monotonic() - self._job_timeout_s
-        late = [reference for reference in waiting if running[reference].started < deadline]
+        late = [one for one in waiting if one in running and running[one].started < deadline]
+        if not ready and not running:
+            starting.require_time()
         return [(reference, False) for reference in ready] + [(reference, True) for reference in late]
 
     def _after_failure(self, done: _Running[Any], error: Exception) -> None:
@@ -213,6 +299,8 @@ class WorkerPool:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
-        return "it did not finish in time (no free CPU in the cluster, or the simulator hangs)"
+        return "it did not finish in time (the simulator hangs?)"
     cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else ''}"
+    lines = str(cause).strip().splitlines() or [""]
+    # Of one that was raised while an actor began, Ray appends the traceback.
+    return f"{type(cause).__name__}: {lines[-1 if getattr(cause, 'actor_init_failed', False) else 0]}"

@@ -1,15 +1,21 @@
-"""Runs episodes in one process: keeps the simulators that it has opened, asks the policy actor for actions."""
+"""Plays episodes in one process: keeps the simulators that it has opened, asks the policy actor for actions."""
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol as Structural
 
+import numpy as np
+import numpy.typing as npt
+
 from ipvla.rollout.episode import Act, Chunk, InvalidActionError, run_episode
+from ipvla.rollout.expert_policy import ExpertClient
 from ipvla.rollout.recorder import VideoRecorder
+from ipvla.rollout.replay import ReplayError, replay_episode
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.protocols import PROTOCOLS, Protocol
 from ipvla.sim.simulator import Simulator
@@ -19,6 +25,7 @@ from ipvla.types import EpisodeResult, EpisodeSpec, Observation
 #: (suite, task) -> Simulator; picklable.
 MakeSimulator = Callable[[str, str], Simulator]
 _OPEN_SIMULATORS = 4
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class SuiteSimulators:
 
 
 class RemotePolicy(Structural):
-    """The policy as a worker sees it; `ipvla.rollout.policy_actor.PolicyClient` in production."""
+    """The policy as a worker sees it; `ipvla.rollout.policy_client.PolicyClient` in production."""
 
     def act(self, episode_id: str, observation: Observation, policy_step: int) -> Chunk: ...
     def end(self, episode_id: str) -> None: ...
@@ -53,11 +60,24 @@ class RemotePolicy(Structural):
 
 @dataclass(frozen=True)
 class EpisodeJob:
-    """One attempt at an episode; `video` asks for a recording at that path."""
+    """One attempt at an episode."""
 
     spec: EpisodeSpec
-    policy: RemotePolicy
-    video: Path | None = None
+    policy: RemotePolicy | ExpertClient
+
+
+@dataclass(frozen=True)
+class VideoJob:
+    """The recording of an episode that was played before.
+
+    Attributes:
+        actions: float32 [T, A], of its trace.
+        path: of the mp4.
+    """
+
+    recorded: EpisodeResult
+    actions: npt.NDArray[np.float32]
+    path: Path
 
 
 def episode_id(spec: EpisodeSpec) -> str:
@@ -65,8 +85,13 @@ def episode_id(spec: EpisodeSpec) -> str:
     return f"{spec.key}#{spec.attempt}"
 
 
+def _unseen() -> Observation:
+    """For who sees the true state: pictures would cost most of an episode's time."""
+    return Observation({}, np.zeros(0, np.float32), "", 0)
+
+
 class SimWorker:
-    """A worker of `sim_pool.WorkerPool` for `EpisodeJob`s.
+    """A worker of `sim_pool.WorkerPool` for `EpisodeJob`s and `VideoJob`s.
 
     Args:
         make_simulator: opens a task's simulator.
@@ -77,29 +102,40 @@ class SimWorker:
         self._make_simulator, self._execute = make_simulator, execute
         self._simulators: OrderedDict[tuple[str, str], Simulator] = OrderedDict()
 
-    def run(self, job: EpisodeJob) -> EpisodeResult:
-        name = episode_id(job.spec)
-        recorder = VideoRecorder() if job.video else None
+    def run(self, job: EpisodeJob | VideoJob) -> EpisodeResult | Path | None:
+        """The episode's result; of a recording its path, or None if the episode does not go the same way again."""
+        return self._play(job) if isinstance(job, EpisodeJob) else self._record(job)
+
+    def _play(self, job: EpisodeJob) -> EpisodeResult:
         try:
             simulator = self._simulator(job.spec)
-            result = run_episode(simulator, job.spec, self._act(job), [recorder] if recorder else [])
+            if isinstance(job.policy, ExpertClient):
+                assert isinstance(simulator, ProtocolSimulator), "suites with an expert are played by a protocol"
+                return run_episode(simulator, job.spec, job.policy.playing(simulator, job.spec), observe=_unseen)
+            return run_episode(simulator, job.spec, self._act(job.spec, job.policy))
         except Exception:
             self._drop(job.spec)  # its state is unknown
             raise
         finally:
-            job.policy.end(name)
-        if recorder is None or job.video is None:
-            return result
-        return replace(result, video=str(recorder.save(job.video)))
+            job.policy.end(episode_id(job.spec))
 
-    def _act(self, job: EpisodeJob) -> Act:
-        name, execute = episode_id(job.spec), self._execute
+    def _record(self, job: VideoJob) -> Path | None:
+        recorder = VideoRecorder()
+        try:
+            replay_episode(self._simulator(job.recorded.spec), job.recorded, job.actions, [recorder])
+        except ReplayError as error:
+            _logger.warning("no video: %s", error)
+            return None
+        return recorder.save(job.path)
+
+    def _act(self, spec: EpisodeSpec, policy: RemotePolicy) -> Act:
+        name, execute = episode_id(spec), self._execute
 
         def act(observation: Observation, policy_step: int) -> Chunk:
-            chunk = job.policy.act(name, observation, policy_step)
+            chunk = policy.act(name, observation, policy_step)
             if execute is not None and len(chunk) < execute:
                 raise InvalidActionError(
-                    f"{job.spec.key}: the policy gives {len(chunk)} actions per call, the protocol plays "
+                    f"{spec.key}: the policy gives {len(chunk)} actions per call, the protocol plays "
                     f"{execute}; evaluate a policy that executes as many, or by another protocol"
                 )
             return chunk[:execute]

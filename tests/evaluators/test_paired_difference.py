@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluators.paired_difference import newcombe_paired_interval
+from evaluators.paired_difference import bootstrap_difference, newcombe_paired_interval
 
 tables = st.tuples(*[st.integers(0, 200)] * 4).filter(any)
 
@@ -52,3 +52,33 @@ def test_pairs_that_agree_narrow_the_interval():
 def test_the_impossible_is_refused(arguments):
     with pytest.raises(ValueError, match=r"negative|needs|use"):
         newcombe_paired_interval(*arguments)
+
+
+counts = st.tuples(*[st.integers(0, 60)] * 3)
+
+
+@given(st.lists(counts, min_size=1, max_size=10).filter(lambda strata: any(map(any, strata))))
+def test_the_bootstrap_interval_stays_possible_and_is_always_the_same(strata):
+    low, high = bootstrap_difference(strata, resamples=200)
+    assert -1 <= low <= high <= 1
+    assert bootstrap_difference(strata, resamples=200) == (low, high)
+
+
+def test_the_bootstrap_agrees_with_the_paired_interval_on_many_layouts():
+    both, first, second, neither = 230, 60, 30, 180
+    expected = newcombe_paired_interval(both, first, second, neither)
+    assert bootstrap_difference([(first, second, both + neither)]) == pytest.approx(expected, abs=0.006)
+
+
+def test_tasks_that_differ_among_themselves_do_not_widen_the_bootstrap_interval():
+    apart, mixed = [(10, 0, 0), (0, 10, 0)], [(5, 5, 0), (5, 5, 0)]
+    assert bootstrap_difference(apart) == (0.0, 0.0)
+    low, high = bootstrap_difference(mixed)
+    assert low < -0.3
+    assert high > 0.3
+
+
+def test_a_bootstrap_of_nothing_is_refused():
+    for strata in ([], [(0, 0, 0)], [(1, -1, 3)]):
+        with pytest.raises(ValueError, match="counts of pairs are"):
+            bootstrap_difference(strata)

@@ -28,6 +28,11 @@ def test_more_pairs_show_more(pairs: int, discordant: float) -> None:
     assert minimum_detectable_difference(2 * pairs, discordant) <= d
 
 
+def test_what_docs_rollout_says_of_it() -> None:
+    assert minimum_detectable_difference(500, 0.2) == pytest.approx(0.056, abs=5e-4)
+    assert minimum_detectable_difference(50, 0.2) == pytest.approx(0.17, abs=5e-3)
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     for arguments in ((0, 0.2), (10, 0.0), (10, 1.5)):
         with pytest.raises(ValueError, match=r"pairs show nothing|discordant is"):

@@ -4,7 +4,8 @@ import pytest
 
 from evaluators.paired import compare
 from evaluators.report import Report
-from evaluators.success import SuccessConfig, SuccessEvaluation, Video
+from evaluators.success import SuccessConfig, SuccessEvaluation
+from evaluators.videos import Video
 from ipvla.rollout.journal import JournalError
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.protocols import load_protocol
@@ -27,7 +28,7 @@ def policy(directory: Path, load) -> PolicySource:
     return PolicySource(load, directory)
 
 
-@pytest.mark.parametrize("field", ["camera_size", "policy_replicas", "max_attempts"])
+@pytest.mark.parametrize("field", ["camera_size", "num_simulators", "max_attempts", "policy_replicas"])
 def test_a_configuration_that_can_run_nothing_is_refused(field):
     with pytest.raises(ValueError, match=f"{field} is 0; pass {field} >= 1"):
         SuccessConfig(**{field: 0})
@@ -66,19 +67,24 @@ def test_a_study_may_begin_at_layouts_that_others_left_alone():
 @pytest.mark.slow
 def test_an_evaluation_stops_once_it_knows_enough_and_is_the_same_when_resumed(tmp_path, ray_cluster):
     """On these layouts `load_point` succeeds in two of three."""
-    source, played = policy(tmp_path / "policy", load_point), []
+    source, new = policy(tmp_path / "policy", load_point), []
+
+    def on_status(status):
+        new.append(status.new)
+
     config = each(80, num_simulators=1, stop_width=0.5)
     with SuccessEvaluation(config, SUITE, Points()) as evaluation:
-        table = evaluation.run("gru", source, tmp_path / "gru.sqlite", on_result=played.append)
+        table = evaluation.run("gru", source, tmp_path / "gru.sqlite", on_status=on_status)
         low, high = table.anytime95
         assert high - low <= 0.5
         assert low < 2 / 3 < high
         trials = sorted({result.spec.trial for result in table.results})
         assert trials == list(range(len(trials))), "whole trials, from the first one on"
-        assert len(played) == len(table.results) == 2 * len(trials) < 160
-        again = evaluation.run("gru", source, tmp_path / "gru.sqlite", on_result=played.append)
+        assert new == list(range(len(table.results) + 1))
+        assert len(table.results) == 2 * len(trials) < 160
+        again = evaluation.run("gru", source, tmp_path / "gru.sqlite", on_status=on_status)
         assert (again.results, again.anytime95) == (table.results, table.anytime95)
-        assert len(played) == len(table.results), "nothing is played again, and nothing more"
+        assert new[-1] == 0, "nothing is played again, and nothing more"
     with pytest.raises(ValueError, match=r"stop_width is 1\.0"):
         SuccessConfig(stop_width=1.0)
     with pytest.raises(ValueError, match="as many episodes of every task"):
@@ -100,7 +106,7 @@ def test_where_their_number_is_left_open_simulators_are_added_while_they_wait(tm
 @pytest.mark.slow
 def test_an_evaluation_from_simulators_to_report(tmp_path, ray_cluster):
     remembers, left = policy(tmp_path / "gru", load_point), policy(tmp_path / "none", load_fixed_left)
-    journal, new = tmp_path / "gru.sqlite", []
+    journal, shown = tmp_path / "gru.sqlite", []
     with SuccessEvaluation(each(6, num_simulators=1), SUITE, Points()) as evaluation:
         gru = evaluation.run("gru", remembers, journal, sink=JsonlSink(tmp_path / "gru.jsonl"))
         assert [(row.name, row.k, row.n) for row in gru.families] == [("ground", 4, 6), ("recall", 4, 6)]
@@ -108,9 +114,9 @@ def test_an_evaluation_from_simulators_to_report(tmp_path, ray_cluster):
         assert logged["success/recall"] == logged["success/task/recall_go"] == pytest.approx(2 / 3)
         assert gru.fingerprint["protocol"] == str(load_protocol("recall"))
 
-        again = evaluation.run("gru", remembers, journal, on_result=new.append)
+        again = evaluation.run("gru", remembers, journal, on_status=lambda status: shown.append(status.new))
         assert again.results == gru.results
-        assert new == [], "a finished evaluation plays nothing"
+        assert shown == [0], "a finished evaluation plays nothing"
         with pytest.raises(JournalError, match="policy_sha256"):
             evaluation.run("none", left, journal)
 
@@ -118,26 +124,29 @@ def test_an_evaluation_from_simulators_to_report(tmp_path, ray_cluster):
         comparisons = compare(none, gru, evaluation.tasks)
         assert [(c.pairs, c.only_first, c.only_second) for c in comparisons] == [(6, 0, 2)] * 2
 
-        videos = evaluation.record(gru, remembers, tmp_path / "videos")
-        assert {(v.task, v.outcome) for v in videos} == {
-            (t.name, o) for t in TASKS for o in ("success", "failure")
-        }
+        videos = evaluation.record(gru, journal, 1, tmp_path / "videos")
+        assert [(v.task, v.trial, v.outcome) for v in videos] == [
+            (task.name, trial, outcome) for task in TASKS for trial, outcome in ((0, "success"), (2, "timeout"))
+        ]
         assert sorted(p.name for p in (tmp_path / "videos").iterdir()) == sorted(v.path.name for v in videos)
         written = [v.path.stat().st_mtime_ns for v in videos]
-        assert evaluation.record(gru, remembers, tmp_path / "videos") == videos
+        assert evaluation.record(gru, journal, 1, tmp_path / "videos") == videos
         assert [v.path.stat().st_mtime_ns for v in videos] == written, "videos that are there are kept"
 
     report = Report("Quickstart", [none, gru], comparisons=comparisons, videos=videos).write(
         tmp_path / "report.html"
     )
-    assert 'href="videos/recall_go-success.mp4"' in report.read_text()
+    html = report.read_text()
+    assert 'href="videos/recall_go-0-success.mp4"' in html
+    assert "-0.33 (" in html, "the difference of both policies"
+    assert html.count('src="data:image/png;base64,') == 2, "success bars and failure timeline"
 
 
 def test_a_report_is_one_self_contained_file(tmp_path):
     sink = JsonlSink(tmp_path / "metrics.jsonl")
     for step in range(5):
         sink.log({"loss": 1 / (step + 1)}, step)
-    video = Video("gru <b>", "recall_go", "failure", tmp_path / "videos" / "a b.mp4")
+    video = Video("gru <b>", "recall_go", 3, "failure", tmp_path / "videos" / "a b.mp4")
     path = Report(
         "Title & more", [], note="smoke run", curves={"gru": tmp_path / "metrics.jsonl"}, videos=[video]
     ).write(tmp_path / "new" / "report.html")

@@ -54,6 +54,9 @@ def test_policies_are_compared_on_shared_layouts_only():
     assert (comparison.family, comparison.first, comparison.second) == ("recall", "none", "gru")
     assert (comparison.pairs, comparison.only_first, comparison.only_second) == (4, 0, 3)
     assert comparison.p_value == pytest.approx(0.25)
+    assert comparison.difference == -0.75
+    low, high = comparison.difference95
+    assert -1 <= low < -0.75 < high <= 0
 
 
 def test_nothing_to_compare_is_refused():

@@ -211,3 +211,22 @@ def test_senseless_requests_are_refused(tmp_path, change, told):
 def test_collections_of_different_seeds_share_no_layout():
     assert Attempt("recall", 999_999, 0).layout < Attempt("recall", 0, 1).layout
     assert Attempt("recall", 999_999, 2146).layout < 2**31
+
+
+@pytest.mark.slow
+def test_the_expert_of_a_standard_suite_fills_a_dataset(ray_cluster, standard_cache, tmp_path):
+    soup = "pick_up_the_alphabet_soup_and_place_it_in_the_basket"
+    config = CollectConfig(
+        storage_root=tmp_path,
+        cache_dir=standard_cache,
+        suite="libero_object",
+        dataset="soup",
+        demonstrations={soup: 2},
+        num_simulators=1,
+        camera_size=32,
+    )
+    assert collect(config).demos == 2
+    dataset = EpisodeDataset(config.directory)
+    assert list(dataset.tasks) == [soup] * 2
+    assert all(50 < length < 280 for length in dataset.lengths), "within the protocols' horizon"
+    assert dataset.episode(0).image(0, "agentview").shape == (32, 32, 3)

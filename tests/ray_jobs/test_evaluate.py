@@ -20,10 +20,12 @@ from ipvla.data.rlds import write_rlds
 from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.models.backbones import TinyConfig
 from ipvla.models.vla import IPVLAConfig
-from ipvla.policy import CheckpointError
+from ipvla.policy import CheckpointError, Policy
+from ipvla.rollout.openpi.client import OpenpiError, OpenpiSource
+from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import SOURCE_TREE
 from ipvla.training.parallel import World
-from ray_jobs.evaluate import EvaluateConfig, evaluate
+from ray_jobs.evaluate import EvaluateConfig, evaluate, what_it_can_show
 from tests.synthetic import cue_episode
 
 EPISODES = {"ground_red": 4, "place": 2}
@@ -49,7 +51,7 @@ def settings(root: Path, policy: str) -> EvaluateConfig:
     return EvaluateConfig(
         storage_root=root,
         policies=(policy,),
-        videos=False,
+        videos=0,
         success=SuccessConfig(episodes=EPISODES, num_simulators=2),
     )
 
@@ -100,8 +102,30 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(root: Path, tmp_path:
     assert outcomes(resumed) == outcomes(undisturbed)
 
 
+def test_what_an_evaluation_can_show_is_told_before_it_runs() -> None:
+    assert what_it_can_show(6) == "6 layouts are too few to tell two policies apart"
+    assert "0.04 if they disagree on 10%, 0.09 if they disagree on 50%" in what_it_can_show(500)
+
+
 def test_a_missing_policy_is_told_before_anything_starts(root: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no policy in .*gruu"):
         evaluate(settings(root, "gruu"), Console(quiet=True))
     with pytest.raises(ValueError, match="name trained runs"):
         EvaluateConfig(storage_root=root)
+
+
+def test_a_policy_may_be_asked_for_at_a_server(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IPVLA_SERVE_TOKEN", "secret")
+    url = "ws://127.0.0.1:8000"
+    config = EvaluateConfig(storage_root=root, policies=("pi0", "gru"), servers={"pi0": url})
+    assert config.source("pi0", Policy.load) == OpenpiSource(url, "secret")
+    here = root / "runs" / "recall" / "gru" / "policy"
+    assert config.source("gru", Policy.load) == PolicySource(Policy.load, here)
+
+
+def test_a_server_that_does_not_answer_is_told_before_anything_starts(root: Path) -> None:
+    config = EvaluateConfig(storage_root=root, policies=("pi0",), servers={"pi0": "ws://127.0.0.1:9"})
+    with pytest.raises(OpenpiError, match=r"no openpi server answers at ws://127.0.0.1:9"):
+        evaluate(config, Console(quiet=True))
+    with pytest.raises(ValueError, match="name them in policies as well"):
+        EvaluateConfig(storage_root=root, policies=("gru",), servers={"pi0": "ws://127.0.0.1:9"})

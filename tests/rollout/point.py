@@ -6,6 +6,7 @@ only if the episode kept its own memory.
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,19 +87,28 @@ class RecurrentPolicy:
         return self.head(h)[..., None].numpy(), {"h": h}
 
 
+def first_time(marker: Path) -> bool:
+    """Of all processes and calls, for this marker."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 def kill_me_once(marker: Path) -> None:
     """SIGKILL to the calling process, the first time for this marker."""
-    if not marker.exists():
-        marker.touch()
+    if first_time(marker):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(frozen=True)
 class Points:
-    """Makes simulators; the process of the one that reaches the 5th step of seed `kill_at` is killed once."""
+    """Makes simulators; the one that reaches the 5th step of seed `kill_at`, or `hang_at`, does so once."""
 
     marker: Path | None = None
     kill_at: int = -1
+    hang_at: int = -1
     broken: str = ""
 
     def __call__(self, suite: str, task: str) -> PointSimulator:
@@ -116,6 +126,8 @@ class Points:
         def watched_step(action) -> StepOutcome:
             if simulator.seed == self.kill_at and simulator.t == 4:
                 kill_me_once(self.marker)
+            if simulator.seed == self.hang_at and simulator.t == 4 and first_time(self.marker):
+                time.sleep(3600)
             return step(action)
 
         simulator.reset, simulator.step = watched_reset, watched_step
@@ -152,6 +164,33 @@ def load_dying(directory: Path) -> PointPolicy:
             return super().act(observations, memory)
 
     return Dying()
+
+
+def load_dying_at_birth(directory: Path) -> PointPolicy:
+    """A policy whose process is killed while it loads, the first time."""
+    kill_me_once(directory / "killed")
+    return PointPolicy()
+
+
+def load_unlucky(directory: Path) -> PointPolicy:
+    """A policy that fails once, in its 12th forward pass (out of memory, say), and is well again."""
+
+    class Unlucky(PointPolicy):
+        calls = 0
+
+        def act(self, observations, memory):
+            Unlucky.calls += 1
+            if Unlucky.calls == 12:
+                raise MemoryError("no room for this batch")
+            return super().act(observations, memory)
+
+    return Unlucky()
+
+
+def load_stillborn(directory: Path) -> PointPolicy:
+    """A policy that no process survives."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
 def load_buggy(directory: Path) -> PointPolicy:

@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,26 @@ def test_the_policy_is_asked_once_per_chunk_with_the_step_it_is_at():
 
     play(2, act)
     assert asked == [(0, 0), (1, 2), (2, 4)]
+
+
+def test_what_was_played_is_told_step_by_step():
+    trace = play(2, right).trace
+    assert trace.actions.dtype == np.float32
+    np.testing.assert_array_equal(trace.actions, np.ones((5, 1)))
+    assert trace.asked_t.tolist() == [0, 2, 4]
+    assert (trace.step_s.shape, trace.answer_s.shape) == ((5,), (3,))
+    assert (trace.step_s > 0).all()
+
+
+def test_time_is_that_of_the_episode():
+    def slowly(observation, policy_step):
+        time.sleep(0.02)
+        return right(observation, policy_step)
+
+    result = play(2, slowly)
+    assert 0.06 <= result.policy_s <= result.wall_s
+    assert result.policy_s == pytest.approx(float(result.trace.answer_s.sum()), rel=1e-4)
+    assert 0 < result.sim_cpu_s < result.policy_s, "waiting for the policy is no work of the simulator"
 
 
 def test_observers_see_the_reset_and_every_step_in_order():

@@ -5,12 +5,24 @@ from dataclasses import replace
 import pytest
 import ray
 
+from ipvla.rollout import policy_actor
 from ipvla.rollout.evaluation import SimPool, evaluate_episodes
 from ipvla.rollout.journal import Journal
-from ipvla.rollout.policy_actor import PolicyService, PolicySource
+from ipvla.rollout.policy_actor import PolicyDiedError, PolicyService, PolicySource
 from ipvla.rollout.sim_pool import JobFailedError
+from ipvla.rollout.sim_worker import VideoJob
 from ipvla.types import EpisodeSpec
-from tests.rollout.point import Points, load_buggy, load_dying, load_fixed_left, load_nothing, load_point
+from tests.rollout.point import (
+    Points,
+    load_buggy,
+    load_dying,
+    load_dying_at_birth,
+    load_fixed_left,
+    load_nothing,
+    load_point,
+    load_stillborn,
+    load_unlucky,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -60,12 +72,38 @@ def test_a_killed_simulator_loses_and_doubles_nothing(tmp_path, undisturbed):
     assert stats["episodes"] == 0, "the dead attempt's memory is freed too"
 
 
+def test_a_simulator_that_hangs_is_replaced(tmp_path, undisturbed):
+    hanging = Points(tmp_path / "hung", hang_at=2)
+    with SimPool(hanging, 2, cpus_per_simulator=0.5, episode_timeout_s=8) as pool:
+        results, stats = evaluate(tmp_path, pool, load_point)
+    assert (tmp_path / "hung").exists()
+    assert essence(results) == essence(undisturbed)
+    assert sum(r.spec.attempt for r in results) == 1
+    assert stats["episodes"] == 0
+    with pytest.raises(ValueError, match="within 0 s"):
+        SimPool(hanging, 2, episode_timeout_s=0)
+
+
 def test_a_killed_policy_loses_and_doubles_nothing(tmp_path, pool, undisturbed):
     results, stats = evaluate(tmp_path, pool, load_dying)
     assert (tmp_path / "killed").exists()
     assert essence(results) == essence(undisturbed)
     assert 1 <= sum(r.spec.attempt for r in results) <= 2
     assert stats["episodes"] == 0
+
+
+@pytest.mark.parametrize("load", [load_dying_at_birth, load_unlucky])
+def test_a_policy_that_fails_once_loses_and_doubles_nothing(tmp_path, pool, undisturbed, load):
+    results, stats = evaluate(tmp_path, pool, load)
+    assert essence(results) == essence(undisturbed)
+    assert sum(r.spec.attempt for r in results) <= 2
+    assert stats["episodes"] == 0
+
+
+def test_a_policy_that_no_process_survives_ends_the_run(tmp_path, pool, monkeypatch):
+    monkeypatch.setattr(policy_actor, "_STARTS", 2)
+    with pytest.raises(PolicyDiedError, match=rf"policy in {tmp_path} ended 2 times while it loaded"):
+        evaluate(tmp_path, pool, load_stillborn)
 
 
 def test_replicas_share_the_episodes_and_one_that_drains_loses_none(tmp_path, pool, undisturbed):
@@ -88,6 +126,18 @@ def test_replicas_share_the_episodes_and_one_that_drains_loses_none(tmp_path, po
         PolicyService(PolicySource(load_point, tmp_path)).drain(0)
     with pytest.raises(ValueError, match="0 replicas"):
         PolicyService(PolicySource(load_point, tmp_path), replicas=0)
+
+
+def test_a_killed_replica_loses_and_doubles_nothing(tmp_path, pool, undisturbed):
+    """The other one goes on; new episodes find it, or the dead one's replacement."""
+    policy = PolicyService(PolicySource(load_dying, tmp_path), replicas=2)
+    with Journal(tmp_path / "journal.sqlite", {}) as journal:
+        results = evaluate_episodes(SPECS, pool, policy, journal)
+    assert (tmp_path / "killed").exists()
+    assert essence(results) == essence(undisturbed)
+    assert policy.stats()["episodes"] == 0
+    policy.close()
+    assert policy.stats() == {}
 
 
 def test_one_actor_serves_one_policy_after_another(tmp_path, pool, undisturbed):
@@ -130,13 +180,15 @@ def test_a_simulator_that_cannot_start_ends_the_run_and_keeps_what_was_recorded(
         assert {r.spec.task for r in journal.results()} == {"ground_go"}
 
 
-def test_videos_are_recorded_where_asked(tmp_path, pool):
+def test_videos_are_of_what_was_played(tmp_path, pool):
     policy = PolicyService(PolicySource(load_point, tmp_path))
-    video = tmp_path / "videos" / "one.mp4"
-    results = {r.spec.key: r for r in pool.run(SPECS[:2], policy, videos={SPECS[0].key: video})}
+    one, two = pool.run(SPECS[:2], policy)
     policy.close()
-    assert [results[spec.key].video for spec in SPECS[:2]] == [str(video), None]
-    assert video.stat().st_size > 500
+    elsewhere = replace(two, steps=two.steps + 1)
+    jobs = [VideoJob(r, r.trace.actions, tmp_path / "videos" / f"{r.steps}.mp4") for r in (one, elsewhere)]
+    assert pool.record(jobs) == [jobs[0].path], "of an episode that goes another way there is none"
+    assert jobs[0].path.stat().st_size > 500
+    assert [p.name for p in (tmp_path / "videos").iterdir()] == [jobs[0].path.name]
 
 
 def test_no_simulators_is_refused():

@@ -3,12 +3,14 @@ import os
 import signal
 import sqlite3
 import time
+from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 
 from ipvla.rollout import journal as journal_module
 from ipvla.rollout.journal import Journal, JournalError
-from ipvla.types import EpisodeResult, EpisodeSpec
+from ipvla.types import EpisodeResult, EpisodeSpec, EpisodeTrace
 
 FINGERPRINT = {"protocol": "held-out-1", "policy": "abc", "suite_version": "1"}
 
@@ -55,6 +57,36 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path):
     with pytest.raises(JournalError, match="not a readable journal"):
         Journal(path, FINGERPRINT)
     assert path.read_bytes().startswith(b"not a database")
+
+
+def test_what_was_played_is_kept_too_and_moves_along_when_journals_merge(tmp_path):
+    trace = EpisodeTrace(
+        actions=np.linspace(-1, 1, 70, dtype=np.float32).reshape(10, 7),
+        step_s=np.full(10, 0.01, np.float32),
+        asked_t=np.arange(0, 10, 2, dtype=np.int32),
+        answer_s=np.full(5, 0.02, np.float32),
+    )
+    with Journal(tmp_path / "j.sqlite", FINGERPRINT) as journal:
+        journal.record(replace(result(0), trace=trace))
+        journal.record(result(1))
+        assert not journal.record(replace(result(1), trace=trace))
+        assert journal.results() == [result(0), result(1)]
+        assert journal.trace(result(1).spec) is None, "the first record counts"
+    with Journal.merged([tmp_path / "j.sqlite"], tmp_path / "all.sqlite") as merged:
+        kept = merged.trace(result(0).spec)
+        for field in fields(EpisodeTrace):
+            written, read = getattr(trace, field.name), getattr(kept, field.name)
+            assert read.dtype == written.dtype
+            np.testing.assert_array_equal(read, written)
+
+
+def test_a_journal_can_be_opened_without_knowing_its_study(tmp_path):
+    with Journal(tmp_path / "j.sqlite", FINGERPRINT) as journal:
+        journal.record(result(0))
+    with Journal.existing(tmp_path / "j.sqlite") as journal:
+        assert (journal.fingerprint, journal.results()) == (FINGERPRINT, [result(0)])
+    with pytest.raises(JournalError, match="there is no journal"):
+        Journal.existing(tmp_path / "k.sqlite")
 
 
 def _write_for_ever(path, acknowledged) -> None:
@@ -110,6 +142,8 @@ def test_journals_of_different_studies_do_not_mix(tmp_path):
             journal.record(result(0))
     with pytest.raises(JournalError, match="holds the results of another study"):
         Journal.merged([tmp_path / "a.sqlite", tmp_path / "b.sqlite"], tmp_path / "all.sqlite")
+    with Journal(tmp_path / "all.sqlite", FINGERPRINT | {"policy": "abc"}) as merged:
+        assert merged.results() == [], "nothing was written before it was refused"
     with pytest.raises(JournalError, match="there is no journal"):
         Journal.merged([tmp_path / "c.sqlite"], tmp_path / "all.sqlite")
     (tmp_path / "d.sqlite").write_bytes(b"no database at all, though it is long enough" * 20)

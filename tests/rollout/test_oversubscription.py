@@ -7,22 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipvla.rollout.oversubscription import MOST_PER_CORE, simulators_for
-from ipvla.types import EpisodeResult, EpisodeSpec
-
-
-def played(wall_s: float, policy_s: float) -> EpisodeResult:
-    return EpisodeResult(EpisodeSpec("s", "t", 0, 0), "success", 10, 2, wall_s, policy_s)
 
 
 @pytest.mark.parametrize(("waiting", "simulators"), [(0.0, 8), (0.2, 10), (0.5, 16), (0.9, 16)])
 def test_as_many_as_keep_the_cores_busy(waiting: float, simulators: int) -> None:
-    assert simulators_for(8, [played(10, 10 * waiting)] * 3, policy_busy=0.3) == simulators
+    assert simulators_for(8, waiting, policy_busy=0.3) == simulators
 
 
 def test_nobody_is_added_to_a_queue() -> None:
-    assert simulators_for(4, [played(10, 8)], policy_busy=0.95) == 4
+    assert simulators_for(4, 0.8, policy_busy=0.95) == 4
 
 
 @given(st.integers(1, 64), st.floats(0, 1), st.floats(0, 1))
 def test_never_fewer_than_cores_nor_more_than_memory_has_room_for(cores: int, waiting: float, busy: float) -> None:
-    assert cores <= simulators_for(cores, [played(1, waiting)], busy) <= MOST_PER_CORE * cores
+    assert cores <= simulators_for(cores, waiting, busy) <= MOST_PER_CORE * cores

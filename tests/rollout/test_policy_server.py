@@ -198,6 +198,17 @@ class TestActor:
         for episode, chunk in enumerate(rest):
             np.testing.assert_allclose(chunk, alone(episode, 1)[0], atol=1e-6)
 
+    def test_a_batch_is_no_larger_than_allowed_and_nobody_is_left_out(self):
+        async def run():
+            actor = PolicyActor(PolicySource(self.slow, None), threads=1, max_batch=2)
+            chunks = await asyncio.gather(*(actor.act(str(e), 0, observation(e, 0)) for e in range(5)))
+            return chunks, await actor.stats()
+
+        chunks, stats = asyncio.run(run())
+        assert stats["forwards"] >= 3
+        for episode, chunk in enumerate(chunks):
+            np.testing.assert_allclose(chunk, alone(episode, 1)[0], atol=1e-6)
+
     def test_a_stale_caller_does_not_harm_the_others(self):
         async def run():
             actor = PolicyActor(PolicySource(load_point, None), threads=1)

@@ -5,7 +5,7 @@ import pytest
 
 from ipvla.rollout.evaluation import SimPool
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
-from ipvla.rollout.sim_worker import SuiteSimulators
+from ipvla.rollout.sim_worker import SuiteSimulators, VideoJob
 from ipvla.sim.simulator import Split
 from ipvla.types import EpisodeSpec
 
@@ -36,15 +36,13 @@ def test_an_episode_is_the_same_whatever_ran_before_it_in_its_worker(tmp_path):
     specs = [EpisodeSpec("recall", "ground_red", Split.HELD_OUT.seed(trial), trial) for trial in range(3)]
     policy = PolicyService(PolicySource(load_looking, tmp_path))
     with SimPool(SuiteSimulators(tmp_path / "cache"), 1) as pool:
-        first, again = (
-            {
-                r.spec.key: (r.outcome, r.steps, r.policy_steps, r.details)
-                for r in pool.run(order, policy, videos={specs[0].key: tmp_path / film})
-            }
-            for order, film in ((specs, "first.mp4"), (specs[::-1], "again.mp4"))
-        )
+        first, again = ({r.spec.key: r for r in pool.run(order, policy)} for order in (specs, specs[::-1]))
+        played = [first[specs[0].key], again[specs[0].key]]
+        films = pool.record([VideoJob(r, r.trace.actions, tmp_path / f"{i}.mp4") for i, r in enumerate(played)])
     policy.close()
-    assert first == again
-    film = (tmp_path / "first.mp4").read_bytes()
-    assert len(film) > 1000
-    assert film == (tmp_path / "again.mp4").read_bytes()
+    for key, result in first.items():
+        assert (again[key].outcome, again[key].details) == (result.outcome, result.details)
+        np.testing.assert_array_equal(again[key].trace.actions, result.trace.actions)
+    one, other = (film.read_bytes() for film in films)
+    assert len(one) > 1000
+    assert one == other

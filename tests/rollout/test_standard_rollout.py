@@ -50,10 +50,10 @@ def test_an_evaluation_by_a_published_protocol_records_what_it_was(standard_cach
     (tmp_path / "policy").mkdir()
     source, journal = PolicySource(load_reaching, tmp_path / "policy"), tmp_path / "episodes.sqlite"
     with config.build(standard_cache) as evaluation:
-        played: list[str] = []
-        table = evaluation.run("reaching", source, journal, on_result=lambda r: played.append(r.spec.key))
-        again = evaluation.run("reaching", source, journal, on_result=lambda r: played.append("again"))
-    assert sorted(played) == sorted(spec.key for spec in evaluation.specs)
+        played: list[int] = []
+        table = evaluation.run("reaching", source, journal, on_status=lambda status: played.append(status.new))
+        again = evaluation.run("reaching", source, journal, on_status=lambda status: played.append(status.new))
+    assert played == [0, 1, 2, 0], "what is recorded is not played again"
     assert again.results == table.results
     assert table.fingerprint["protocol"] == str(load_protocol("oft"))
     assert table.fingerprint["suite_version"].startswith("0.1.4+")

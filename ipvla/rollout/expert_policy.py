@@ -1,0 +1,75 @@
+"""A suite's scripted expert in a policy's place: the same episodes, journal and statistics, without a model.
+
+It sees the true state, so it plays in the simulator's process, and looks at no picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ipvla.rollout.episode import Act, Chunk
+from ipvla.sim.expert import Expert
+from ipvla.sim.protocol_simulator import ProtocolSimulator
+from ipvla.sim.suites import EXPERT_SUITES, load_suite
+from ipvla.types import EpisodeSpec, Observation
+
+
+@dataclass(frozen=True)
+class ExpertClient:
+    """What a simulator worker holds in place of a `PolicyClient`."""
+
+    cache_dir: Path
+
+    def playing(self, simulator: ProtocolSimulator, spec: EpisodeSpec) -> Act:
+        """Asks the expert of the episode that `simulator` is about to begin, one action at a time.
+
+        Raises:
+            ValueError: its suite has none.
+        """
+        solve = load_suite(spec.suite, self.cache_dir).expert
+        if solve is None:
+            raise ValueError(f"{spec.suite} has no scripted expert; choose one of {', '.join(EXPERT_SUITES)}")
+        begun: list[Expert] = []
+
+        def act(_: Observation, policy_step: int) -> Chunk:
+            if not begun:  # not before the episode has
+                begun.append(solve(simulator.simulator, spec.seed))
+            return simulator.action(begun[0].act()).astype(np.float32)[None]
+
+        return act
+
+    def end(self, episode_id: str) -> None:
+        """There is nothing to free."""
+
+
+@dataclass(frozen=True)
+class ExpertSource:
+    """Stands where a `PolicySource` does."""
+
+    cache_dir: Path
+
+    def sha256(self) -> str:
+        """Of what the experts are written in."""
+        from ipvla import sim
+
+        files = sorted(path for path in Path(sim.__path__[0]).rglob("*.py"))
+        return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+class ExpertService:
+    """Stands where a `PolicyService` does; there is nothing to start, nor to mend."""
+
+    def __init__(self, source: ExpertSource) -> None:
+        self._client = ExpertClient(source.cache_dir)
+
+    def client(self) -> ExpertClient:
+        return self._client
+
+    def stats(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None: ...

@@ -1,0 +1,130 @@
+"""`python -m ray_jobs.replay`: one episode of an evaluation once more, as a video and step by step.
+
+    python -m ray_jobs.replay --study recall --policy gru --task recall --trial 3
+
+The journal has every action that was played; the simulator plays them again, without the policy. Writes
+`replays/TASK-TRIAL.mp4` and `.parquet` (actions, seconds of the policy and of the simulator) beside the journal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from evaluators.episode_trace import write_trace
+from ipvla.rollout.journal import Journal, JournalError
+from ipvla.rollout.recorder import VideoRecorder
+from ipvla.rollout.replay import replay_episode
+from ipvla.rollout.sim_worker import SuiteSimulators
+from ipvla.sim.protocols import load_protocol
+from ipvla.sim.simulator import Simulator
+from ipvla.sim.suites import load_suite
+from ipvla.storage import StorageRoots
+from ipvla.types import EpisodeResult, EpisodeTrace
+from ray_jobs.cli import run
+
+
+@dataclass(frozen=True)
+class ReplayConfig(StorageRoots):
+    """Which episode.
+
+    Attributes:
+        study, policy: whose evaluation, `run_root_dir/STUDY/POLICY/episodes.sqlite`.
+        task: by name.
+        trial: of the task.
+        size: side of the video in pixels, a multiple of 16.
+        every: control steps per frame of the video.
+    """
+
+    study: str = "recall"
+    policy: str = ""
+    task: str = ""
+    trial: int = 0
+    size: int = 256
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("policy", "task"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; say whose episode, for example --policy gru --task recall")
+        VideoRecorder(self.size, self.every)  # refuses what it cannot record
+
+    @property
+    def journal(self) -> Path:
+        return self.runs / self.study / self.policy / "episodes.sqlite"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What there is of an episode now."""
+
+    result: EpisodeResult
+    trace: EpisodeTrace
+    video: Path
+    steps: Path
+
+
+def replay(config: ReplayConfig) -> Replay:
+    """Plays the episode again and writes both files.
+
+    Raises:
+        JournalError: there is no journal, it lacks the episode, or its actions.
+        ReplayError: the episode does not go the same way again.
+        ValueError: the suite or the protocol has changed since.
+    """
+    with Journal.existing(config.journal) as journal:
+        fingerprint, result = journal.fingerprint, _find(journal, config)
+        trace = journal.trace(result.spec)
+    if trace is None:
+        raise JournalError(f"{config.journal} has no actions of {result.spec.key}; evaluate it again elsewhere")
+    simulator, recorder = _simulator(config, fingerprint), VideoRecorder(config.size, config.every)
+    try:
+        replay_episode(simulator, result, trace.actions, [recorder])
+    finally:
+        simulator.close()
+    path = config.journal.parent / "replays" / f"{config.task}-{config.trial}.mp4"
+    return Replay(result, trace, recorder.save(path), write_trace(trace, path.with_suffix(".parquet")))
+
+
+def _find(journal: Journal, config: ReplayConfig) -> EpisodeResult:
+    results = journal.results()
+    for result in results:
+        if (result.spec.task, result.spec.trial) == (config.task, config.trial):
+            return result
+    tasks = sorted({result.spec.task for result in results})
+    trials = [result.spec.trial for result in results if result.spec.task == config.task]
+    known = f"its trials are {min(trials)} to {max(trials)}" if trials else f"its tasks are {', '.join(tasks)}"
+    raise JournalError(f"{journal.path} has no trial {config.trial} of {config.task!r}; {known}")
+
+
+def _simulator(config: ReplayConfig, fingerprint: dict[str, str]) -> Simulator:
+    suite, protocol = load_suite(fingerprint["suite"], config.cache), fingerprint["protocol"]
+    played_by = load_protocol(protocol.rpartition("+")[0].rpartition("-")[0])
+    for name, then, now in (
+        ("suite", fingerprint["suite_version"], suite.version),
+        ("protocol", protocol, str(played_by)),
+    ):
+        if then != now:
+            raise ValueError(
+                f"the {name} of {config.journal} is {then}, here it is {now}; replay with what it was played with"
+            )
+    make = SuiteSimulators(config.cache, int(fingerprint["camera_size"]), played_by, fingerprint["profile"])
+    return make(suite.name, config.task)
+
+
+def main(config: ReplayConfig) -> None:
+    """Replays, and says what came out and where it is."""
+    played = replay(config)
+    result, answers_ms = played.result, 1e3 * played.trace.answer_s
+    Console().print(
+        f"{result.spec.key}: {result.outcome} after {result.steps} control steps, attempt {result.spec.attempt}; "
+        f"the policy answered {result.policy_steps} times, in {np.median(answers_ms):.0f} ms (median) to "
+        f"{answers_ms.max():.0f} ms\nvideo: {played.video}\nsteps: {played.steps}"
+    )
+
+
+if __name__ == "__main__":
+    run(ReplayConfig, main, __doc__)
