@@ -114,7 +114,7 @@ class MemoryStudy(StorageRoots):
         return self._on_layouts("plan", [run_name("prompt", seed)], seed)
 
     def _on_layouts(self, preset: str, policies: list[str], seed: int) -> EvaluateConfig:
-        arguments = ["--study", self.study, "--policies", json.dumps(policies), "--videos", "false"]
+        arguments = ["--study", self.study, "--policies", json.dumps(policies), "--videos", "0"]
         config = parse(EvaluateConfig, [*self._preset(preset), *arguments])
         first = config.success.first_layout + _SLICE * seed
         return replace(config, success=replace(config.success, first_layout=first))

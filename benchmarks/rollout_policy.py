@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,15 @@ from ipvla.data.transforms import Transforms
 from ipvla.models.backbones import TinyConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
+from ipvla.sim.protocols import load_protocol
 
-#: Of the policy, as protocol "oft" shows them.
-CAMERAS = ("agentview", "robot0_eye_in_hand")
+#: What the policy is shown.
+CAMERAS = load_protocol("oft").cameras
 EXECUTE = 8
 
 
-def save_untrained_policy(directory: Path) -> Path:
-    """Writes a policy with two cameras at 64 px, a GRU and chunks of 8, always the same; returns `directory`."""
+def save_untrained_policy(directory: Path, cameras: Sequence[str] = CAMERAS) -> Path:
+    """Writes a policy with these cameras at 64 px, a GRU and chunks of 8, always the same; returns `directory`."""
     rng = np.random.default_rng(0)
     actions = rng.uniform(-0.5, 0.5, (6000, 7)).astype(np.float32)
     actions[:, 6] = np.sign(actions[:, 6])
@@ -28,7 +30,7 @@ def save_untrained_policy(directory: Path) -> Path:
         Statistics.compute([actions], [proprio]),
         tokenize=lambda words: [],
         max_prompt_tokens=1,
-        cameras=CAMERAS,
+        cameras=tuple(cameras),
         image_size=64,
         chunk=EXECUTE,
     )

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.policy import Policy
-from ipvla.sim.libero import configure
+from ipvla.sim.libero import axis_angle, configure
 from ipvla.sim.preprocessing import preprocess
 from ipvla.sim.protocols import Protocol
 from ipvla.sim.standard.assets import find_assets
@@ -60,9 +60,7 @@ def play_serially(
 
 
 def _observation(seen: dict[str, Any], protocol: Protocol, words: str, t: int) -> Observation:
-    quaternion = seen["robot0_eef_quat"]  # x, y, z, w
-    angle = 2 * np.arccos(np.clip(quaternion[3], -1, 1))
-    axis = quaternion[:3] / max(np.sqrt(1 - quaternion[3] ** 2), 1e-8)
-    proprio = np.concatenate([seen["robot0_eef_pos"], axis * angle, seen["robot0_gripper_qpos"]])
+    turned = axis_angle(np.roll(seen["robot0_eef_quat"], 1))  # from x, y, z, w
+    proprio = np.concatenate([seen["robot0_eef_pos"], turned, seen["robot0_gripper_qpos"]])
     images = {name: preprocess(seen[f"{name}_image"][::-1], protocol) for name in protocol.cameras}
     return Observation(images, proprio.astype(np.float32), words, t)

@@ -14,9 +14,11 @@ import numpy.typing as npt
 import ray
 import torch
 
+from benchmarks.rollout_policy import CAMERAS
 from ipvla.policy import Policy
 from ipvla.rollout.evaluation import SimPool
-from ipvla.rollout.policy_actor import PolicyClient, PolicyService, PolicySource
+from ipvla.rollout.policy_actor import PolicyService, PolicySource
+from ipvla.rollout.policy_client import PolicyClient
 from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.protocols import Protocol
 from ipvla.sim.simulator import Split
@@ -104,7 +106,7 @@ class _Caller:
 
     def ask(self, name: str, client: PolicyClient, steps: int) -> list[float]:
         """Seconds of every call but the first few."""
-        images = {camera: np.zeros((224, 224, 3), np.uint8) for camera in ("agentview", "robot0_eye_in_hand")}
+        images = {camera: np.zeros((224, 224, 3), np.uint8) for camera in CAMERAS}
         seconds = []
         for step in range(steps):
             observation = Observation(images, np.zeros(8, np.float32), "put the bowl on the plate", step)

@@ -14,9 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.expert import expert_table
 from benchmarks.forgetting_tables import FORGETTING, choice_table
 from benchmarks.markdown import head, line
 from benchmarks.record import RESULTS
+from benchmarks.rollout_tables import ROLLOUT
 
 ROOT = Path(__file__).parents[1]
 #: Every page that has a marked table.
@@ -42,7 +44,15 @@ def table(record: Mapping[str, Any], kind: str) -> str:
     """One table of a record, in Markdown. KeyError for a kind that is unknown or has no figures."""
     if kind == "targets":
         return _targets(record)
-    kinds = {"success": _success, "figures": _figures, **_MEMORY, **FORGETTING, "choice": choice_table}
+    kinds = {
+        "success": _success,
+        "figures": _figures,
+        **_MEMORY,
+        **FORGETTING,
+        **ROLLOUT,
+        "choice": choice_table,
+        "expert": expert_table,
+    }
     return kinds[kind](record["figures"])
 
 
@@ -79,7 +89,8 @@ def _side(target: Mapping[str, Any]) -> str:
 
 def _targets(record: Mapping[str, Any]) -> str:
     machine = record["machine"]
-    where = f"Commit `{record['commit'][:10]}`, {machine['cpu']}, {machine['os']}, seeds {_seeds(record)}."
+    seeds = f", seeds {_seeds(record)}" if record["seeds"] else ""
+    where = f"Commit `{record['commit'][:10]}`, {machine['cpu']}, {machine['os']}{seeds}."
     return "\n".join([*target_rows(record["targets"]), "", where])
 
 

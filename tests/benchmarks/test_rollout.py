@@ -2,35 +2,239 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.rollout import RolloutStudy, targets
+from benchmarks.rollout_capacity import PI0, Constants, gpus_for, limits
+from benchmarks.rollout_chaos import measure_chaos, same_episode
 from benchmarks.rollout_policy import CAMERAS, EXECUTE, save_untrained_policy
+from benchmarks.rollout_scaling import (
+    FORWARDS,
+    ScalingPoint,
+    best_rate,
+    driver_cpu_ms,
+    ideal_rate,
+    measure_scaling,
+    simple_rate,
+)
 from benchmarks.rollout_service import Throughput, act_overhead_ms
+from benchmarks.rollout_soak import measure_soak, slope
+from benchmarks.rollout_stub import ForwardTime
+from benchmarks.rollout_tables import ROLLOUT
 from ipvla.policy import Policy
-from ipvla.types import Observation
+from ipvla.rollout.episode import run_episode
+from ipvla.rollout.evaluation import SimPool
+from ipvla.rollout.policy_actor import PolicyService, PolicySource
+from ipvla.types import EpisodeSpec, Observation
+from tests.rollout.point import Points, PointSimulator, load_point
 
 
-def figures(**changes: Any) -> dict[str, Any]:
+def speed(**changes: Any) -> dict[str, Any]:
     ms = {"serial": [300.0, 330.0, 310.0], "exact": [30.0, 30.0, 62.0], "fast": [20.0, 22.0, 31.0]}
     return {
         "ms_per_step": ms,
         "efficiency": {"exact": [0.9, 0.86, 0.8], "fast": [0.7, 0.7, 0.7]},
-        "act_overhead_ms": {"1": 1.5, "8": 1.2},
+        "act_overhead_ms": {"1": [1.5, 1.4, 3.0], "8": [1.2, 1.3, 0.9]},
+        "service": {
+            profile: [{"sim_cpu_s": cpu, "steps": 4000, "mean_batch": 1.3}] * 3
+            for profile, cpu in (("exact", 100.0), ("fast", 60.0))
+        },
+        "cores": 2,
+        "num_simulators": 3,
+        "protocol": "oft v1",
+        "suite": "libero_spatial",
         **changes,
     }
 
 
+def point(actors: int, to_bound: float, cpu: float, forward: str = "light") -> dict[str, Any]:
+    bound = 2.0 * actors
+    rates = {"answers_per_s": to_bound * bound, "bound": bound, "simple_bound": bound, "to_bound": to_bound}
+    ideal = {"ideal": 0.96 * bound, "to_ideal": to_bound / 0.96}
+    return {"forward": forward, "actors": actors, **rates, **ideal, "mean_batch": 1.0, "cpu": cpu}
+
+
+def figures() -> dict[str, Any]:
+    points = [point(1, 0.97, 0.1), point(2, 0.93, 0.4), point(4, 0.6, 0.97)]
+    growth = {"memory_mb": 300.0, "files": 0}
+    return {
+        "speed": speed(),
+        "scaling": {
+            "points": [*points, *({**one, "forward": "heavy"} for one in points)],
+            "driver_cpu_ms": 4.0,
+        },
+        "chaos": {
+            "episodes": 200,
+            "kills": {"simulator": 20, "policy": 9},
+            "attempts": 31,
+            "lost": 0,
+            "doubled": 0,
+            "different": 1,
+            "undisturbed_s": 50.0,
+            "disturbed_s": 90.0,
+        },
+        "soak": {
+            "episodes": 6000,
+            "wall_s": 420.0,
+            "processes": [
+                {"kind": "driver", "slope_mb_per_1000": 0.4, **growth},
+                {"kind": "policy", "slope_mb_per_1000": -0.2, **growth, "files": 1},
+            ],
+            "replaced": 0,
+            "leases": 0,
+            "object_store_mb": 0.0,
+        },
+    }
+
+
 def test_ratios_are_of_what_was_played_in_the_same_round() -> None:
-    told = {target.name: target for target in targets(figures())}
+    told = {target.name: target for target in targets({"speed": speed()})}
     assert (told["speedup_exact"].value, told["speedup_exact"].interval) == (10.0, (5.0, 11.0))
     assert (told["speedup_fast"].value, told["speedup_fast"].interval) == (15.0, (10.0, 15.0))
     assert told["efficiency"].value == 0.86, "with exact frames"
     assert [name for name, target in told.items() if not target.met] == ["act_overhead_ms_8"]
+
+
+def test_other_parts_have_their_targets() -> None:
+    told = {target.name: target for target in targets(figures())}
+    assert told["scaling_to_bound"].value == 0.93, "where the cores were not the limit"
+    assert told["scaling_to_bound"].met
+    assert "would reach 0.96 there" in told["scaling_to_bound"].note
+    assert told["scaling_to_ideal"].value == pytest.approx(0.93 / 0.96)
+    assert not told["chaos_different"].met
+    assert told["chaos_lost"].met
+    assert (told["soak_memory_slope_mb_per_1000"].value, told["soak_memory_slope_mb_per_1000"].met) == (0.4, True)
+    busy = {"scaling": {"points": [point(8, 0.5, 0.95)], "driver_cpu_ms": 4.0}}
+    assert [(t.name, t.value, t.met) for t in targets(busy)] == [
+        ("scaling_to_bound", None, False),
+        ("scaling_to_ideal", None, False),
+    ]
+
+
+def test_tables_say_what_limits() -> None:
+    tables = {kind: make(figures()) for kind, make in ROLLOUT.items()}
+    assert "| service, `exact` | 30.0 | 10.0 x | 0.86 | 1.30 |" in tables["speed"]
+    assert "| 4 | 4.8 | 4.8 | 0.60 (97%) | 0.60 (97%) | 0.62 (97%) | 0.62 (97%) |" in tables["scaling"]
+    assert "| `exact` | 5,000 | 8 | 174 | 6,667 | 6,875 | 173 | policy |" in tables["capacity"]
+    assert (
+        "| 200 | 9 x policy, 20 x simulator | 31 | 0 | 0 | 1 | 90 s against 50 s undisturbed |" in tables["chaos"]
+    )
+    assert "| policy | 300 | -0.20 | 1 |" in tables["soak"]
+
+
+@given(st.integers(1, 64), st.floats(0.01, 2), st.floats(0.001, 0.5), st.floats(0, 0.1))
+def test_no_schedule_exceeds_either_bound(
+    simulators: int, chunk_s: float, fixed_s: float, per_row_s: float
+) -> None:
+    forward = ForwardTime(fixed_s, per_row_s)
+    best = best_rate(simulators, chunk_s, forward)
+    assert best <= simple_rate(simulators, chunk_s, forward) * (1 + 1e-9)
+    assert best <= best_rate(simulators + 1, chunk_s, forward)
+    assert best <= best_rate(simulators, chunk_s, forward, replicas=2) <= 2 * best * (1 + 1e-9)
+
+
+def test_a_lone_simulator_waits_for_every_forward_pass() -> None:
+    assert best_rate(1, 0.4, ForwardTime(0.09, 0.01)) == pytest.approx(2.0)
+    assert ideal_rate(1, 0.4, ForwardTime(0.09, 0.01)) == pytest.approx(2.0, rel=0.02)
+
+
+def test_who_asks_while_the_policy_is_at_work_waits_even_where_it_is_ideal() -> None:
+    ideal, best = ([rate(n, 0.4, FORWARDS["heavy"]) for n in (2, 16, 1000)] for rate in (ideal_rate, best_rate))
+    assert all(one <= 1.01 * other for one, other in zip(ideal, best, strict=True))
+    assert ideal[1] < 0.92 * best[1], "where simulators and policy are about as fast"
+    assert ideal[2] > 0.95 * best[2]
+
+
+def test_as_many_gpus_as_simulators_fill() -> None:
+    constants = Constants(chunk_s=0.2, answer_s=0.001, driver_s=0.004)
+    gpus = gpus_for(constants, 100)
+    assert best_rate(100, 0.2, PI0, gpus) >= 0.9 * 100 / (0.2 + PI0(1)) > best_rate(100, 0.2, PI0, gpus - 1)
+    assert limits(constants, 10_000, 1_000).fullest == "driver"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_waiting_simulators_come_close_to_the_bound(tmp_path: Path) -> None:
+    told: list[ScalingPoint] = []
+    points = measure_scaling(tmp_path, [2], 3, told.append)
+    assert points == told
+    assert [(one.forward, one.actors) for one in points] == [("light", 2), ("heavy", 2)]
+    for one in points:
+        assert 0.5 < one.to_bound < 1.3, "jitter over few chunks"
+    assert 0 < driver_cpu_ms(tmp_path, 20) < 200
+
+
+class PointService:
+    """Stands for `RecallService`: processes that start in a second."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    @contextmanager
+    def running(self) -> Iterator[tuple[SimPool, PolicyService]]:
+        policy = PolicyService(PolicySource(load_point, self._directory))
+        with SimPool(SlowPoints(), 2, cpus_per_simulator=0) as pool:
+            yield pool, policy
+        policy.close()
+
+    def specs(self, tasks: int, episodes: int) -> list[EpisodeSpec]:
+        return [EpisodeSpec("point", f"ground_{i % tasks}", i, i) for i in range(episodes)]
+
+
+class SlowPoints(Points):
+    def __call__(self, suite: str, task: str) -> Any:
+        simulator = super().__call__(suite, task)
+        step = simulator.step
+
+        def slow(action: Any) -> Any:
+            time.sleep(0.02)
+            return step(action)
+
+        simulator.step = slow  # type: ignore[method-assign]
+        return simulator
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_chaos_kills_and_compares(tmp_path: Path) -> None:
+    service: Any = PointService(tmp_path)
+    chaos = measure_chaos(service, 30, (1.5, 2.5), tmp_path)
+    assert sum(chaos.kills.values()) >= 1
+    assert (chaos.episodes, chaos.lost, chaos.doubled, chaos.different) == (30, 0, 0, 0)
+    assert chaos.disturbed_s > chaos.undisturbed_s > 0
+
+
+def test_an_episode_that_went_another_way_is_another_episode(tmp_path: Path) -> None:
+    spec, act = EpisodeSpec("point", "ground_go", 3, 0), np.ones((2, 1), np.float32)
+    one = run_episode(PointSimulator("ground_go"), spec, lambda *_: act)
+    assert same_episode(one, replace(one, wall_s=9.0, spec=replace(spec, attempt=2)))
+    other = run_episode(PointSimulator("ground_go"), spec, lambda *_: 0.999999 * act)
+    assert one.outcome == other.outcome
+    assert not same_episode(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_soak_reads_every_process_that_lasts(tmp_path: Path) -> None:
+    service: Any = PointService(tmp_path)
+    told: list[int] = []
+    soak = measure_soak(service, 60, 10, tmp_path / "soak.sqlite", told.append, warm_up=1)
+    assert told == [10, 20, 30, 40, 50, 60]
+    assert soak.episodes == 60
+    assert {"driver", "simulator", "policy", "raylet", "gcs"} <= {process.kind for process in soak.processes}
+    assert (soak.leases, soak.replaced) == (0, 0)
+    assert all(process.memory_mb > 1 for process in soak.processes)
+    assert slope([0, 1, 2, 3], [5, 7, 9, 11]) == pytest.approx(2)
 
 
 def test_efficiency_is_the_share_of_the_cores_that_episodes_needed() -> None:
@@ -55,5 +259,12 @@ def test_what_an_answer_takes_beyond_the_forward_pass_is_measured(tmp_path: Path
 
 
 def test_a_study_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="rounds is 0"):
-        RolloutStudy(rounds=0)
+    for wrong, told in (
+        ({"rounds": 0}, "rounds is 0"),
+        ({"parts": ["sped"]}, r"parts: \['sped'\] to measure; choose among speed, scaling"),
+        ({"parts": []}, "parts: none to measure"),
+        ({"actors": [4, 2]}, r"actors: \[4, 2\] must be ascending"),
+        ({"soak_episodes": 100}, "ask for 400 or more"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            RolloutStudy(**wrong)  # type: ignore[arg-type]
