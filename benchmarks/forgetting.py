@@ -20,6 +20,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import numpy as np
 import ray
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.progress import Progress, TaskID
 
 from benchmarks.forgetting_choice import choose, read_choice, write_choice
 from benchmarks.forgetting_costs import StepCostConfig, step_costs
@@ -50,6 +52,7 @@ from benchmarks.forgetting_study import ForgettingStudy, methods
 from benchmarks.forgetting_tables import forgetting_tables
 from benchmarks.record import read_record, write_record
 from benchmarks.scratch import placed
+from evaluators.rollout_status import RolloutStatus
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
 from ipvla.experiment import ExperimentConfig
@@ -213,7 +216,7 @@ class ForgettingBenchmark:
                     name,
                     PolicySource(Policy.load, directory),
                     directory.parent / f"episodes-{purpose}.sqlite",
-                    on_result=lambda _: progress.advance(bar),
+                    on_status=partial(_advance, progress, bar, (done - 1) * len(evaluation.specs)),
                 )
                 progress.update(bar, completed=done * len(evaluation.specs))
         return tables
@@ -225,6 +228,10 @@ class ForgettingBenchmark:
         yield
         after = self._stopwatch.read()
         self.console.print(f"{title}: {(after - before) / 60:.1f} minutes; {after / 60:.1f} in all")
+
+
+def _advance(progress: Progress, bar: TaskID, before: int, status: RolloutStatus) -> None:
+    progress.update(bar, completed=before + status.played)
 
 
 def _find_missing(configs: Sequence[SubspacesConfig]) -> None:

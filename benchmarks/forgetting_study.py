@@ -27,7 +27,7 @@ from ipvla.storage import SOURCE_TREE, StorageRoots
 from ipvla.tracking import read_jsonl
 from ray_jobs.collect import CollectConfig
 from ray_jobs.evaluate import EvaluateConfig
-from ray_jobs.settings import did_you_mean, parse
+from ray_jobs.settings import arguments, did_you_mean, parse
 from ray_jobs.subspaces import SubspacesConfig
 
 _EXPERIMENTS = SOURCE_TREE / "ray_jobs" / "experiments"
@@ -158,7 +158,7 @@ class ForgettingStudy(StorageRoots):
         found = []
         for order in orders:
             flags = {"teacher": self.base(seed), "name": self._artifact(seed, order), "icsm.order": order}
-            config = parse(SubspacesConfig, [*self._preset("subspaces"), *_arguments(flags)])
+            config = parse(SubspacesConfig, [*self._preset("subspaces"), *arguments(flags)])
             found.append(config if order == "sensitivity" else replace(config, fisher=None, adapters=None))
         return tuple(found)
 
@@ -175,7 +175,7 @@ class ForgettingStudy(StorageRoots):
         method = methods()[point.method]
         flags = self._replayed(point, seed) if method.replays else self._flags(point, seed)
         start = {"start_from": self.base(seed)}
-        return [*self._fine_tuning, *self._run_flags(_run_name(point), seed), *_arguments({**start, **flags})]
+        return [*self._fine_tuning, *self._run_flags(_run_name(point), seed), *arguments({**start, **flags})]
 
     def _flags(self, point: Point, seed: int) -> dict[str, Any]:
         method = methods()[point.method]
@@ -205,7 +205,7 @@ class ForgettingStudy(StorageRoots):
             "name": f"{self._artifact(seed, point.method)}_second",
             "icsm.scoring": "fisher",  # ranks directions as injection does, in a fraction of the time
         }
-        return parse(SubspacesConfig, [*self._preset("subspaces"), *_arguments(flags)])
+        return parse(SubspacesConfig, [*self._preset("subspaces"), *arguments(flags)])
 
     def second_arguments(self, point: Point, seed: int) -> list[str]:
         """`ray_jobs.train` for the second new task, from the policy at a point and by its method."""
@@ -216,7 +216,7 @@ class ForgettingStudy(StorageRoots):
         }
         if "forgetting.artifact" in flags:
             flags["forgetting.artifact"] = self.second_subspaces(point, seed).name
-        return [*self._fine_tuning, *self._run_flags(f"second-{_run_name(point)}", seed), *_arguments(flags)]
+        return [*self._fine_tuning, *self._run_flags(f"second-{_run_name(point)}", seed), *arguments(flags)]
 
     def second_policy(self, point: Point, seed: int) -> Path:
         """Where the policy that has learned both tasks lies."""
@@ -347,11 +347,11 @@ class ForgettingStudy(StorageRoots):
 
     def _run_flags(self, name: str, seed: int) -> list[str]:
         names = {"study": self.study, "name": f"seed{seed}-{name}", "seed": seed, "lanes.seed": seed}
-        return _arguments(names)
+        return arguments(names)
 
     def _preset(self, name: str) -> list[str]:
         path = _PRESETS / ("quick" if self.quick else "") / f"{name}.yaml"
-        return ["--config_path", str(path), *_arguments(self.directories)]
+        return ["--config_path", str(path), *arguments(self.directories)]
 
 
 def replay_of(closed: Point, method: str) -> Point:
@@ -367,11 +367,3 @@ def replayed(point: Point) -> Point:
 
 def _run_name(point: Point) -> str:
     return re.sub("[^a-z0-9.-]+", "_", f"{point.method}-{point.strength}")
-
-
-def _arguments(flags: Mapping[str, Any]) -> list[str]:
-    return [part for name, value in flags.items() for part in (f"--{name}", _text(value))]
-
-
-def _text(value: Any) -> str:
-    return str(value) if isinstance(value, str | Path) else json.dumps(value)

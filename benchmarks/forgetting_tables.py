@@ -132,7 +132,8 @@ def _response(figures: Mapping[str, Any]) -> str:
             cells.append(_estimate({"value": fmean(values), "low": min(values), "high": max(values)}, signed=True))
         rows.append(line(arm, *cells))
     below = (
-        f"The loop of {told['method']}; training seeds: {len(seeds)}, in brackets the smallest and the largest."
+        f"The loop of {told['method']}; training seeds: {len(seeds)}, in brackets the smallest and the largest. "
+        "The plot shows the seed that was played last."
     )
     return "\n".join(["![answer to a step](forgetting_step.png)", "", *rows, "", below])
 

@@ -110,7 +110,7 @@ class ThermostatConfig:
             "every": (1, math.inf),
             "batch": (2, math.inf),
             "calibration": (1 if self.lo is None else 0, math.inf),
-            "lo": (LEAST_LO, math.inf),
+            **({} if self.lo is None else {"lo": (LEAST_LO, math.inf)}),
             "start": (0, 1),
             "gamma_min": (0, 1),
             "beta_min": (1e-6, 1),
@@ -126,7 +126,7 @@ class ThermostatConfig:
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if value is not None and not (low <= value <= high and math.isfinite(value)):
+            if not (low <= value <= high and math.isfinite(value)):
                 raise ValueError(f"thermostat.{name} is {value}; it must be a number in [{low:g}, {high:g}]")
         if (self.mode == "replay") != bool(self.strengths):
             raise ValueError(
