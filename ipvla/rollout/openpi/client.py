@@ -1,0 +1,147 @@
+"""Any openpi server in a policy's place: the same episodes, journal and statistics, with the model elsewhere.
+
+A simulator asks over a connection of its own for every episode, so a server may keep a memory per connection, or
+none at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from ipvla.rollout.episode import Chunk
+from ipvla.rollout.openpi.contract import STEP, TOKEN_VARIABLE, to_message
+from ipvla.rollout.openpi.messages import pack, unpack
+from ipvla.types import Observation
+
+#: What `server` is in the metadata of ours.
+OURS: Final = "ipvla"
+_CONNECT_S = 10.0
+#: A model that is compiled at its first observation takes this long.
+_ANSWER_S = 300.0
+
+
+class OpenpiError(ValueError):
+    """The server cannot be reached, or does not answer as it should."""
+
+
+@dataclass
+class OpenpiClient:
+    """What a simulator worker holds in place of a `PolicyClient`; of one episode."""
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+    _connection: ClientConnection | None = field(default=None, init=False, repr=False)
+    _ours: bool = field(default=False, init=False, repr=False)
+
+    def act(self, episode_id: str, observation: Observation, policy_step: int) -> Chunk:
+        """Float32 [C, A]. OpenpiError if the server refuses, or does not answer within minutes."""
+        if policy_step == 0:
+            self.end(episode_id)
+            self._connection, metadata = _connected(self.url, self.token)
+            self._ours = metadata.get("server") == OURS
+        if self._connection is None:
+            raise OpenpiError(f"{episode_id}: policy step {policy_step} of an episode that has no connection")
+        message = to_message(observation)
+        if not self._ours:
+            del message[STEP]
+        return self._actions(_asked(self._connection, self.url, message))
+
+    def end(self, episode_id: str) -> None:
+        """Closes the episode's connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _actions(self, answer: Any) -> Chunk:
+        actions = answer.get("actions") if isinstance(answer, dict) else None
+        if not isinstance(actions, np.ndarray):
+            raise OpenpiError(f"{self.url} answers {answer!r:.80}; expected a map with `actions` [C, A]")
+        return actions.astype(np.float32)
+
+    def __getstate__(self) -> tuple[str, str | None]:
+        return self.url, self.token  # a connection is opened where it is used
+
+    def __setstate__(self, state: tuple[str, str | None]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class OpenpiSource:
+    """Stands where a `PolicySource` does.
+
+    Attributes:
+        url: `ws://host:port`.
+        token: what the server wants as `api_key`.
+    """
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+
+    def metadata(self) -> dict[str, Any]:
+        """What the server tells of itself. OpenpiError if it cannot be reached."""
+        connection, metadata = _connected(self.url, self.token)
+        connection.close()
+        return metadata
+
+    def sha256(self) -> str:
+        """The policy's, if the server tells; else of what it tells and where it is."""
+        metadata = self.metadata()
+        told = metadata.get("policy_sha256")
+        return told if isinstance(told, str) else hashlib.sha256(self.url.encode() + pack(metadata)).hexdigest()
+
+
+class OpenpiService:
+    """Stands where a `PolicyService` does; there is nothing to start here, nor to mend."""
+
+    def __init__(self, source: OpenpiSource) -> None:
+        self._source = source
+
+    def client(self) -> OpenpiClient:
+        return OpenpiClient(self._source.url, self._source.token)
+
+    def stats(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None: ...
+
+
+def _connected(url: str, token: str | None) -> tuple[ClientConnection, dict[str, Any]]:
+    headers = {"Authorization": f"Api-Key {token}"} if token else None
+    try:
+        connection = connect(
+            url,
+            additional_headers=headers,
+            compression=None,
+            max_size=None,
+            open_timeout=_CONNECT_S,
+            proxy=None,
+        )
+        metadata = unpack(connection.recv(timeout=_ANSWER_S, decode=False))
+    except InvalidURI:
+        raise OpenpiError(f"{url!r} is no address of an openpi server; give ws://HOST:PORT") from None
+    except InvalidHandshake as error:
+        raise OpenpiError(f"{url} does not let us in ({error}); does {TOKEN_VARIABLE} hold its key?") from None
+    except (OSError, TimeoutError, WebSocketException) as error:
+        raise OpenpiError(
+            f"no openpi server answers at {url} ({error}); start it, or correct the address"
+        ) from None
+    if not isinstance(metadata, dict):
+        raise OpenpiError(f"{url} begins with {metadata!r:.80}; an openpi server begins with its metadata")
+    return connection, metadata
+
+
+def _asked(connection: ClientConnection, url: str, message: dict[str, Any]) -> Any:
+    try:
+        connection.send(pack(message))
+        answer = connection.recv(timeout=_ANSWER_S)
+    except (OSError, TimeoutError, WebSocketException) as error:
+        raise OpenpiError(f"{url} ended the connection or does not answer ({error})") from None
+    if isinstance(answer, str):
+        raise OpenpiError(f"{url} refuses the observation: {answer.strip().splitlines()[-1] if answer else ''}")
+    return unpack(answer)

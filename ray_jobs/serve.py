@@ -1,0 +1,127 @@
+"""`python -m ray_jobs.serve`: a trained policy behind a websocket, for robots and for any client of openpi's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ipvla.policy import Policy
+from ipvla.rollout.openpi.client import OURS
+from ipvla.rollout.openpi.contract import (
+    PROMPT,
+    RESET,
+    SESSION,
+    STATE,
+    STEP,
+    TOKEN_VARIABLE,
+    from_message,
+    image_key,
+)
+from ipvla.rollout.openpi.server import PolicyWebsocketServer, ServerConfig, serve_until
+from ipvla.rollout.policy_actor import PolicyActor, PolicySource
+from ipvla.storage import StorageRoots
+from ipvla.types import Observation
+from ray_jobs.cli import run
+from ray_jobs.commit import commit
+
+
+@dataclass(frozen=True)
+class ServeConfig(StorageRoots):
+    """Which policy is served, and where.
+
+    Attributes:
+        policy: its directory; by default that of run `name`.
+        study: the study of run `name`.
+        name: of a trained run, `run_root_dir/study/name`.
+        server: where it listens, and its limits. The token is `$IPVLA_SERVE_TOKEN`.
+        threads: CPU threads of a forward pass.
+        max_batch: observations of a forward pass, null for as many as wait.
+        use_gpu: the policy acts on the GPU.
+    """
+
+    policy: Path | None = None
+    study: str = "recall"
+    name: str = ""
+    server: ServerConfig = field(default_factory=ServerConfig)
+    threads: int = 1
+    max_batch: int | None = None
+    use_gpu: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.policy is None) == (not self.name):
+            raise ValueError("give --policy DIRECTORY or --name RUN, one of them")
+        if self.threads < 1 or (self.max_batch is not None and self.max_batch < 1):
+            raise ValueError(f"threads is {self.threads} and max_batch {self.max_batch}; both must be at least 1")
+
+    @property
+    def directory(self) -> Path:
+        return self.policy or self.runs / self.study / self.name / "policy"
+
+
+def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
+    """The policy, loaded, and its server, not started yet.
+
+    Raises:
+        CheckpointError: the policy does not exist or cannot be loaded.
+        ValueError: others than this machine could connect without a token.
+    """
+    policy = Policy.load(config.directory, "cuda" if config.use_gpu else "cpu")
+    source = PolicySource(lambda _: policy, config.directory)
+    actor = PolicyActor(source, config.threads, max_batch=config.max_batch)
+    transforms = policy.transforms
+    proprio_dim = transforms.statistics.proprio.dim
+
+    def observe(message: Any, t: int) -> Observation:
+        observation = from_message(message, transforms.cameras, proprio_dim, t)
+        transforms.require_prompt(observation.instruction)
+        return observation
+
+    return PolicyWebsocketServer(config.server, actor, observe, metadata(policy, source.sha256()), token)
+
+
+def metadata(policy: Policy, sha256: str) -> dict[str, Any]:
+    """What a client is told when it connects: the contract of observations and actions."""
+    transforms = policy.transforms
+    image = {"dtype": "uint8", "shape": ["H", "W", 3], "about": "upright RGB"}
+    return {
+        "server": OURS,
+        "commit": commit(),
+        "policy_sha256": sha256,
+        **policy.describe(),
+        "observation": {
+            **{image_key(camera): {**image, "camera": camera} for camera in transforms.cameras},
+            STATE: {"dtype": "float32", "shape": [transforms.statistics.proprio.dim]},
+            PROMPT: {"dtype": "str"},
+            STEP: {"dtype": "int", "about": "control steps since the reset; optional if every action is played"},
+            RESET: {"dtype": "bool", "about": "optional: this observation begins an episode"},
+            SESSION: {"dtype": "str", "about": "optional: the episode outlives the connection"},
+        },
+        "actions": {"dtype": "float32", "shape": [policy.execute, transforms.action_dim], "range": [-1, 1]},
+    }
+
+
+async def _serve(server: PolicyWebsocketServer, on_start: Callable[[int], None]) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await serve_until(stop, server, on_start)
+
+
+def main(config: ServeConfig) -> None:
+    """Serves until it is interrupted (SIGINT, SIGTERM)."""
+    config.prepare()
+    server = serving(config, os.environ.get(TOKEN_VARIABLE))
+
+    def told(port: int) -> None:
+        print(f"{config.directory} at ws://{config.server.host}:{port} (health: http://.../healthz)", flush=True)
+
+    asyncio.run(_serve(server, told))
+
+
+if __name__ == "__main__":
+    run(ServeConfig, main, __doc__)
