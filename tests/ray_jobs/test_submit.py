@@ -1,0 +1,144 @@
+"""Jobs on a real cluster, as its users submit them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from ipvla.data.rlds import write_rlds
+from ipvla.storage import SOURCE_TREE
+from ray_jobs.cluster import ClusterError
+from ray_jobs.settings import SettingError
+from ray_jobs.submit import SubmitConfig, split, submit
+from tests.ray_jobs.head import ray_head
+from tests.synthetic import cue_episode
+
+TRAIN = (
+    *("train", "--study", "jobs", "--data.dataset", "cue", "--data.image_size", "64", "--data.cache_gib", "0.1"),
+    *("--model.backbone.width", "32", "--model.backbone.heads", "2", "--model.backbone.mlp", "32"),
+    *("--model.backbone.trunk_channels", "8", "--training.precision", "fp32", "--training.log_every", "1"),
+)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with ray_head() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("storage")
+    write_rlds(root / "datasets", "cue", [cue_episode(seed) for seed in range(8)], 16)
+    return root
+
+
+def submitting(address: str, *job: str) -> list[str]:
+    return [sys.executable, "-m", "ray_jobs.submit", "--address", address, "--", *job]
+
+
+@pytest.mark.slow
+def test_who_stops_following_stops_the_job_which_can_go_on(address: str, root: Path) -> None:
+    job = (*TRAIN, "--name", "stopped", "--training.steps", "150", "--storage_root", str(root))
+    follower = subprocess.Popen(
+        submitting(address, *job), cwd=SOURCE_TREE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    run = root / "runs" / "jobs" / "stopped"
+    end = time.monotonic() + 200
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text().count("\n") > 3:
+        assert time.monotonic() < end
+        assert follower.poll() is None
+        time.sleep(0.2)
+    follower.send_signal(signal.SIGINT)
+    assert follower.wait(60) == 130
+    jobs = JobSubmissionClient(address).list_jobs()
+    stopped = [one for one in jobs if one.entrypoint is not None and "--name stopped" in one.entrypoint]
+    assert [one.status for one in stopped] == [JobStatus.STOPPED]
+    assert list((run / "trainer").glob("step_*")), "with a checkpoint of its last step"
+
+
+@pytest.mark.slow
+def test_a_job_that_was_stopped_is_followed_to_its_end(address: str, root: Path) -> None:
+    job = (*TRAIN, "--name", "stopped", "--training.steps", "150", "--storage_root", str(root))
+    done = subprocess.run(
+        submitting(address, *job), cwd=SOURCE_TREE, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "150 steps at" in done.stdout, "its log is shown"
+    assert (root / "runs" / "jobs" / "stopped" / "policy" / "policy.json").exists()
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_ends_with_its_own_exit_code(address: str, root: Path) -> None:
+    job = ("merge", "--journals", "[nothing.sqlite]", "--into", str(root / "all.sqlite"))
+    done = subprocess.run(
+        submitting(address, *job), cwd=SOURCE_TREE, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 2
+    assert "error: " in done.stdout
+    assert "nothing" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_job_need_not_be_followed(address: str, capfd: pytest.CaptureFixture[str]) -> None:
+    config = SubmitConfig(address=address, follow=False, job=("merge", "--journals", "[a]", "--into", "b"))
+    assert submit(config) == 0
+    name = capfd.readouterr().out.strip()
+    assert JobSubmissionClient(address).get_job_info(name).entrypoint == (
+        "python -m ray_jobs.merge --journals '[a]' --into b"
+    )
+
+
+@pytest.mark.parametrize(
+    ("job", "reason"),
+    [
+        (("trian", "--name", "x"), "trian: there is no such job; did you mean 'train'"),
+        (("train", "--nmae", "x"), "nmae: there is no such setting; did you mean 'name'"),
+        (("train", "--training.steps", "0"), "training.steps is 0"),
+        (("submit",), "no such job"),
+    ],
+)
+def test_a_job_that_would_not_begin_is_not_shipped(job: tuple[str, ...], reason: str) -> None:
+    with pytest.raises(SettingError, match=reason):
+        submit(SubmitConfig(address="http://127.0.0.1:9", job=job))
+
+
+def test_a_cluster_that_does_not_answer() -> None:
+    with pytest.raises(ClusterError, match=r"http://127.0.0.1:9 does not take the job"):
+        submit(SubmitConfig(address="http://127.0.0.1:9", job=("train",)))
+
+
+def test_a_job_is_asked_for() -> None:
+    with pytest.raises(ValueError, match="write it behind --"):
+        SubmitConfig()
+
+
+def test_what_the_job_runs_in(tmp_path: Path) -> None:
+    shipped = SubmitConfig(job=("train",), env={"MUJOCO_GL": "egl"}).environment()
+    assert shipped["working_dir"] == str(SOURCE_TREE)
+    assert shipped["env_vars"]["MUJOCO_GL"] == "egl"
+    assert ".venv" in shipped["excludes"]
+    assert SubmitConfig(job=("train",), runtime_env=None).environment() == {
+        "working_dir": str(SOURCE_TREE),
+        "env_vars": {},
+    }
+    wrong = tmp_path / "wrong.yaml"
+    for text in ("[1, 2", "- a\n- b\n"):
+        wrong.write_text(text)
+        with pytest.raises(SettingError, match=r"runtime_env: .*wrong.yaml"):
+            SubmitConfig(job=("train",), runtime_env=wrong).environment()
+
+
+def test_what_follows_two_dashes_is_the_jobs() -> None:
+    assert split(["--address", "a", "--", "train", "--name", "x"]) == (
+        ["--address", "a"],
+        ["train", "--name", "x"],
+    )
+    assert split(["--address", "a"]) == (["--address", "a"], [])
