@@ -1,0 +1,270 @@
+"""A sweep: many trials of one experiment under Ray Tune, with what they may vary, and where it stands on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import draccus
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import BasicVariantGenerator
+
+from evaluators.success import SuccessConfig
+from ipvla.experiment import ExperimentConfig
+from ipvla.sim.libero import write_atomically
+from ipvla.storage import StorageRoots
+from ray_jobs.search_space import Dimension, require_usable
+from ray_jobs.settings import SettingError, arguments, parse
+from ray_jobs.trial import NEW, OLD, SCORE, STEP, Scoring, flat, play, require_both, rungs, train_to
+
+_logger = logging.getLogger(__name__)
+
+_SEARCHES = ("optuna", "hyperopt", "random")
+_SCHEDULERS = ("interval", "asha", "none")
+_OBJECTIVES = ("score", "pareto")
+#: A trial's driver only waits. It must ask for something; this leaves every core to workers and simulators.
+_DRIVER = tune.PlacementGroupFactory([{"memory": float(2**20)}])
+
+
+@dataclass(frozen=True)
+class SweepConfig(StorageRoots):
+    """What is searched, how, and what a trial is worth.
+
+    Attributes:
+        study: the MLflow experiment; the sweep lies in `run_root_dir/study/name`, its trials beside it.
+        name: the sweep's; the same again goes on where it was interrupted.
+        experiment: YAML file that `ray_jobs.train` takes.
+        settings: dotted name -> value, over the experiment's, for every trial.
+        space: dotted name -> range (`low`, `high`, `log`) or `choices`.
+        trials: in all.
+        search: "optuna" (TPE; NSGA-II for a pareto objective), "hyperopt" (TPE) or "random".
+        scheduler: at a trial's checkpoints, "interval" stops those whose score lies surely below the best one's
+            (their 95 % intervals are apart), "asha" the lower half, "none" nobody.
+        objective: "score" (`scoring`), or "pareto": new-task success and retention, of which neither is given up.
+        concurrent: trials at a time; each takes what its training, or its simulators, ask for.
+        seed: of the search.
+        success: what a trial plays at each of its checkpoints.
+        scoring: what of it is new, and how both sides make a score.
+        confirm_seeds: of the trainings by which best and default are compared at last; none of the trials'.
+        confirm_first_layout: of the episodes of that comparison, which no trial has played.
+    """
+
+    study: str = "forgetting"
+    name: str = "sweep"
+    experiment: Path | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    space: dict[str, Dimension] = field(default_factory=dict)
+    trials: int = 24
+    search: str = "optuna"
+    scheduler: str = "interval"
+    objective: str = "score"
+    concurrent: int = 1
+    seed: int = 0
+    success: SuccessConfig = field(default_factory=SuccessConfig)
+    scoring: Scoring = field(default_factory=Scoring)
+    confirm_seeds: tuple[int, ...] = (1, 2, 3)
+    confirm_first_layout: int = 90_000
+
+    def __post_init__(self) -> None:
+        for name, known in (("search", _SEARCHES), ("scheduler", _SCHEDULERS), ("objective", _OBJECTIVES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
+        for name in ("trials", "concurrent"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.objective == "pareto" and (self.search == "hyperopt" or self.scheduler == "asha"):
+            raise ValueError(
+                f"search {self.search} and scheduler {self.scheduler} need one number; for objective pareto "
+                "choose search optuna or random, and scheduler interval or none"
+            )
+        if self.experiment is None:
+            raise ValueError("experiment: no file was given; name the YAML file that ray_jobs.train would take")
+        require_both(self.success, self.scoring)
+
+    @property
+    def directory(self) -> Path:
+        return self.runs / self.study / self.name
+
+    def require_usable(self) -> None:
+        """SettingError for a name or value that the experiment would refuse in some trial."""
+        base = self.trained("check", {})
+        require_usable(self.space, self._flags({}))
+        if base.seed in self.confirm_seeds:
+            raise SettingError(f"confirm_seeds: {base.seed} is the trials' own seed; choose others")
+
+    def trained(self, suffix: str, values: Mapping[str, Any]) -> ExperimentConfig:
+        """The experiment with these values, as run `NAME-suffix` of the study."""
+        config = parse(ExperimentConfig, self._flags(values))
+        roots = {f.name: getattr(self, f.name) for f in fields(StorageRoots)}
+        return replace(config, study=self.study, name=f"{self.name}-{suffix}", **roots)
+
+    def _flags(self, values: Mapping[str, Any]) -> list[str]:
+        return ["--config_path", str(self.experiment), *arguments({**self.settings, **values})]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of a trial.
+
+    Attributes:
+        values: dotted name -> the value that it had.
+        status: "finished", "stopped" (early) or "failed".
+        step: up to which it was trained.
+        told: of its last look, see `Scoring.of`; empty if it failed before.
+        error: why it failed.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    status: str
+    step: int = 0
+    told: Mapping[str, float] = field(default_factory=dict)
+    error: str = ""
+
+
+def run_trial(sample: Mapping[str, Any], sweep: SweepConfig, parent_run_id: str | None) -> None:
+    """What a trial's process does: trains from checkpoint to checkpoint, and reports what the policy is worth."""
+    config = replace(sweep.trained(tune.get_context().get_trial_id(), sample), parent_run_id=parent_run_id)
+    for step in rungs(config):
+        policy = train_to(config, step)
+        tune.report({STEP: step, **sweep.scoring.of(play(config, policy, step, sweep.success))})
+
+
+def run_sweep(sweep: SweepConfig, parent_run_id: str | None) -> list[Trial]:
+    """Runs the trials that are missing; all of them, in the order in which they began. Ray must be connected."""
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")  # what a killed driver may have to look up again
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    place = sweep.directory / "tune"
+    names = list(sweep.space)
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, sweep=sweep, parent_run_id=parent_run_id), _DRIVER
+    )
+    if tune.Tuner.can_restore(str(place)):
+        tuner = tune.Tuner.restore(str(place), trainable, resume_unfinished=True)
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space={name: dimension.domain() for name, dimension in sweep.space.items()},
+            tune_config=tune.TuneConfig(
+                num_samples=sweep.trials,
+                search_alg=searcher(sweep),
+                scheduler=_scheduler(sweep),
+                trial_dirname_creator=_directory,
+                max_concurrent_trials=sweep.concurrent if sweep.search != "random" else None,
+            ),
+            run_config=tune.RunConfig(
+                name=place.name,
+                storage_path=str(place.parent),
+                verbose=0,
+                stop=SurelyWorse() if sweep.scheduler == "interval" else None,
+                callbacks=[_Told(sweep.trials, names)],
+            ),
+        )
+    last = rungs(sweep.trained("check", {}))[-1]
+    return [_trial(sweep, result, names, last) for result in tuner.fit()]
+
+
+def claim(sweep: SweepConfig) -> None:
+    """Writes the sweep's settings at its first start; SettingError for a sweep of the same name with others."""
+    record = sweep.directory / "config.json"
+    encoded = json.dumps(draccus.encode(sweep), indent=1)
+    if not record.exists():
+        write_atomically(record, encoded)
+    elif record.read_text() != encoded:
+        raise SettingError(
+            f"{sweep.directory} holds a sweep with other settings; give --name another value, or delete it"
+        )
+
+
+class SurelyWorse(tune.Stopper):
+    """Stops a trial as soon as the best one's interval, after as many steps, lies above its own."""
+
+    def __init__(self) -> None:
+        self._best: dict[int, float] = {}
+
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        step, best = result[STEP], self._best.get(result[STEP], -math.inf)
+        self._best[step] = max(best, result[f"{SCORE}/low"])
+        return bool(result[f"{SCORE}/high"] < best)
+
+    def stop_all(self) -> bool:
+        return False
+
+
+class _Told(tune.Callback):
+    """One log line per look at a trial, and per trial that fails."""
+
+    def __init__(self, trials: int, names: Sequence[str]) -> None:
+        self._trials, self._names = trials, names
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **_: Any) -> None:
+        _logger.info(
+            "trial %d of %d, step %d: new %.2f, old %.2f, score %.2f (%.2f-%.2f) with %s",
+            trials.index(trial) + 1,
+            self._trials,
+            *(result[name] for name in (STEP, NEW, OLD, SCORE, f"{SCORE}/low", f"{SCORE}/high")),
+            flat(trial.config, self._names),
+        )
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        number = trials.index(trial) + 1
+        _logger.warning("trial %d of %d failed with %s", number, self._trials, flat(trial.config, self._names))
+
+
+def _directory(trial: Any) -> str:
+    """Its id, by which its training run is called as well."""
+    return str(trial.trial_id)
+
+
+def searcher(sweep: SweepConfig) -> Any:
+    """Who proposes the trials' values, for Ray Tune."""
+    if sweep.search == "random":
+        return BasicVariantGenerator(max_concurrent=sweep.concurrent, random_state=sweep.seed)
+    metric, mode = ([NEW, OLD], ["max", "max"]) if sweep.objective == "pareto" else (SCORE, "max")
+    if sweep.search == "hyperopt":
+        from ray.tune.search.hyperopt import HyperOptSearch
+
+        return HyperOptSearch(metric=metric, mode=mode, random_state_seed=sweep.seed)
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler: Any = optuna.samplers.TPESampler(seed=sweep.seed, n_startup_trials=max(4, sweep.trials // 3))
+    if sweep.objective == "pareto":
+        sampler = optuna.samplers.NSGAIISampler(seed=sweep.seed, population_size=max(4, sweep.trials // 3))
+    return OptunaSearch(metric=metric, mode=mode, sampler=sampler)
+
+
+def _scheduler(sweep: SweepConfig) -> Any:
+    if sweep.scheduler != "asha":
+        return None
+    looks = rungs(sweep.trained("check", {}))
+    return ASHAScheduler(
+        time_attr=STEP, metric=SCORE, mode="max", max_t=looks[-1], grace_period=looks[0], reduction_factor=2
+    )
+
+
+def _trial(sweep: SweepConfig, result: Any, names: Sequence[str], last: int) -> Trial:
+    told = {k: v for k, v in (result.metrics or {}).items() if k.partition("/")[0] in (NEW, OLD, SCORE)}
+    step = int((result.metrics or {}).get(STEP, 0))
+    config = result.config or {}
+    status = "failed" if result.error else "finished" if step == last else "stopped"
+    error = _reason(result.error) if result.error else ""
+    return Trial(
+        f"{sweep.name}-{Path(result.path).name}", {n: config.get(n) for n in names}, status, step, told, error
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of a traceback that names an error: the first cause stands last in Ray's texts."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b.*:", line)]
+    return (named or lines or [type(error).__name__])[-1][:300]

@@ -1,0 +1,105 @@
+"""One trial of a sweep: a training by `ray_jobs.train`'s own worker, looked at on the way, and its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from evaluators.statistics import wilson_interval
+from evaluators.success import SuccessConfig
+from evaluators.success_table import SuccessTable
+from ipvla.experiment import ExperimentConfig
+from ipvla.rollout.policy_actor import PolicySource
+from ray_jobs.policy_run import placed, policy_run
+from ray_jobs.train import checkpointed_policy, train_policy
+
+#: What a trial reports: the names in Ray Tune, MLflow and the sweep's table.
+NEW: Final = "new"
+OLD: Final = "old"
+SCORE: Final = "score"
+STEP: Final = "step"
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a policy is worth: how well it does what is new, and how much it still knows.
+
+    Attributes:
+        new_tasks: tasks that are learned; all others that are played are old.
+        least_new: success on them from which on retention alone counts.
+        shortfall: what a point of success below that costs, in points of retention.
+    """
+
+    new_tasks: tuple[str, ...] = ()
+    least_new: float = 0.8
+    shortfall: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least_new <= 1:
+            raise ValueError(f"least_new is {self.least_new}; it is a success rate, in [0, 1]")
+        if self.shortfall <= 0:
+            raise ValueError(f"shortfall is {self.shortfall}; it must be above 0")
+
+    def score(self, new: float, old: float) -> float:
+        """Retention, less what success on the new tasks falls short of."""
+        return old - self.shortfall * max(0.0, self.least_new - new)
+
+    def of(self, table: SuccessTable) -> dict[str, float]:
+        """`new`, `old` and `score`, each with the ends of its 95 % interval (`/low`, `/high`).
+
+        A score's ends are those of `new` and `old` together: too wide rather than too narrow.
+        """
+        told: dict[str, float] = {}
+        for name, wanted in ((NEW, True), (OLD, False)):
+            results = [r.success for r in table.results if (r.spec.task in self.new_tasks) == wanted]
+            low, high = wilson_interval(sum(results), len(results))
+            told |= {name: sum(results) / len(results), f"{name}/low": low, f"{name}/high": high}
+        for end in ("", "/low", "/high"):
+            told[f"{SCORE}{end}"] = self.score(told[f"{NEW}{end}"], told[f"{OLD}{end}"])
+        return told
+
+
+def rungs(config: ExperimentConfig) -> tuple[int, ...]:
+    """The steps after which a trial is looked at: its checkpoints."""
+    training = config.training
+    return (*range(training.checkpoint_every, training.steps, training.checkpoint_every), training.steps)
+
+
+def train_to(config: ExperimentConfig, step: int) -> Path:
+    """Trains up to `step`, or what is missing of it; the policy as it is then."""
+    train_policy(replace(config, training=replace(config.training, until=step)))
+    return checkpointed_policy(config, step)
+
+
+def play(config: ExperimentConfig, policy: Path, step: int, success: SuccessConfig) -> SuccessTable:
+    """Plays what is missing of the episodes of a policy of this run, and logs to the run's MLflow run."""
+    load, success = placed(success, config.use_gpu)
+    journal = config.run_directory / f"episodes_{step:06d}_{success.first_layout}.sqlite"
+    sink = policy_run(config, config.study, config.name, config.parent_run_id)
+    with success.build(config.cache) as evaluation:
+        table = evaluation.run(config.name, PolicySource(load, policy), journal, sink=sink, step=step)
+    sink.close()
+    return table
+
+
+def require_both(success: SuccessConfig, scoring: Scoring) -> None:
+    """ValueError unless new and old tasks are played."""
+    missing = [task for task in scoring.new_tasks if task not in success.episodes]
+    if missing or not scoring.new_tasks:
+        raise ValueError(
+            f"scoring.new_tasks is {list(scoring.new_tasks)}; name tasks of success.episodes, which has "
+            f"{list(success.episodes)}"
+        )
+    if set(scoring.new_tasks) == set(success.episodes):
+        raise ValueError("success.episodes has new tasks only; add old ones, or nothing can be forgotten")
+
+
+def flat(values: Mapping[str, Any], names: Sequence[str]) -> str:
+    """`gamma_min 0.1, beta_min 0.5`: the last part of every name says enough."""
+    return ", ".join(f"{name.rpartition('.')[2]} {_short(values[name])}" for name in names)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

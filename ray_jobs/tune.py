@@ -1,0 +1,146 @@
+"""`python -m ray_jobs.tune`: searches an experiment's settings, a Thermostat's gains say, by Ray Tune.
+
+Ends with the best trial as an experiment that `ray_jobs.train` takes, a plot of new-task success against
+retention, each setting's importance, and a comparison of the best with the default on fresh seeds and layouts.
+
+    python -m ray_jobs.tune --config_path ray_jobs/experiments/forgetting/sweep.yaml --settings "{start_from: DIR}"
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from evaluators.forgetting import Estimate
+from evaluators.success_table import SuccessTable
+from ipvla.tracking import MLflowSink
+from ray_jobs.cli import run
+from ray_jobs.cluster import connect
+from ray_jobs.sweep import SweepConfig, Trial, claim, run_sweep
+from ray_jobs.sweep_report import best, difference, importances, pareto, plot, table, write_best
+from ray_jobs.trial import play, rungs, train_to
+
+_SIDES = ("best", "default")
+
+
+def tune(config: SweepConfig, console: Console) -> dict[str, Any]:
+    """Runs what is missing of the sweep and of its confirmation; what `sweep.json` says.
+
+    Raises:
+        SettingError: the search space, or a sweep of the same name with other settings.
+        ValueError: no trial has finished.
+    """
+    config.prepare()
+    config.require_usable()
+    claim(config)
+    sink = MLflowSink(
+        config.mlflow_uri, experiment=config.study, run_name=config.name, run_key=str(config.directory)
+    )
+    try:
+        with connect(config):
+            trials = run_sweep(config, sink.run_id)
+            chosen = best(trials)
+            told = _summary(config, trials, chosen)
+            console.print(Markdown(told["table"]))
+            confirmed = _confirmed(config, chosen, sink.run_id) if config.confirm_seeds else {}
+    except BaseException:
+        sink.close("KILLED")
+        raise
+    told |= _compared(config, confirmed)
+    _publish(config, told, trials, chosen, sink)
+    return told
+
+
+def _summary(config: SweepConfig, trials: list[Trial], chosen: Trial) -> dict[str, Any]:
+    return {
+        "best": chosen.name,
+        "pareto": [trial.name for trial in pareto(trials)],
+        "importances": importances(trials, config.space),
+        "trials": [asdict(trial) for trial in trials],
+        "table": table(trials, list(config.space)),
+    }
+
+
+def _confirmed(
+    config: SweepConfig, chosen: Trial, parent_run_id: str | None
+) -> Mapping[str, Mapping[int, SuccessTable]]:
+    """Best and default, trained with each of the fresh seeds and played on fresh layouts."""
+    success = replace(config.success, first_layout=config.confirm_first_layout)
+    values = dict(zip(_SIDES, (chosen.values, {}), strict=True))
+    tables: dict[str, dict[int, SuccessTable]] = {side: {} for side in _SIDES}
+    for seed in config.confirm_seeds:
+        for side in _SIDES:
+            run = config.trained(f"{side}-{seed}", values[side])
+            run = replace(run, seed=seed, lanes=replace(run.lanes, seed=seed), parent_run_id=parent_run_id)
+            last = rungs(run)[-1]
+            tables[side][seed] = play(run, train_to(run, last), last, success)
+    return tables
+
+
+def _compared(config: SweepConfig, tables: Mapping[str, Mapping[int, SuccessTable]]) -> dict[str, Any]:
+    if not tables:
+        return {}
+    sides = {
+        side: {str(seed): config.scoring.of(one) for seed, one in by_seed.items()}
+        for side, by_seed in tables.items()
+    }
+    found = difference(tables["best"], tables["default"], config.scoring)
+    return {"confirmation": sides, "best_minus_default": {name: asdict(one) for name, one in found.items()}}
+
+
+def _publish(
+    config: SweepConfig, told: Mapping[str, Any], trials: list[Trial], chosen: Trial, sink: MLflowSink
+) -> None:
+    """Files in the sweep's directory, and all of it in the sweep's MLflow run."""
+    place = config.directory
+    experiment = config.trained(chosen.name, chosen.values)
+    (place / "sweep.json").write_text(json.dumps(told, indent=1))
+    text = report(config, told)
+    (place / "report.md").write_text(text + "\n")
+    files = [
+        write_best(experiment, chosen, place / "best.yaml"),
+        plot(trials, chosen, place / "pareto.png"),
+        place / "sweep.json",
+        place / "report.md",
+    ]
+    sink.log_params({"trials": config.trials, "search": config.search, "scheduler": config.scheduler})
+    sink.log({f"sweep/{name}": value for name, value in chosen.told.items()}, step=0)
+    for file in files:
+        sink.log_artifact(file)
+    sink.note(text)
+    sink.close()
+
+
+def report(config: SweepConfig, told: Mapping[str, Any]) -> str:
+    """Markdown: the comparison, what mattered, every trial."""
+    parts = [f"# {config.name}: {told['best']}"]
+    if "best_minus_default" in told:
+        seeds = ", ".join(map(str, config.confirm_seeds))
+        lines = [f"- {name}: {_interval(Estimate(**one))}" for name, one in told["best_minus_default"].items()]
+        parts += [f"Best minus default, on fresh seeds ({seeds}) and layouts:", "\n".join(lines)]
+    if told["importances"]:
+        shares = [f"- `{name}`: {share:.0%}" for name, share in told["importances"].items()]
+        parts += ["What made the difference (PED-ANOVA):", "\n".join(shares)]
+    return "\n\n".join([*parts, told["table"]])
+
+
+def _interval(one: Estimate) -> str:
+    return f"{one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f})"
+
+
+def main(config: SweepConfig) -> None:
+    """Searches, then says what came of it and where it lies."""
+    console = Console()
+    told = tune(config, console)
+    console.print(Markdown(report(config, {**told, "table": ""})))
+    console.print(f"{config.directory / 'report.md'}; the best: {Path(config.directory / 'best.yaml')}")
+
+
+if __name__ == "__main__":
+    run(SweepConfig, main, __doc__)
