@@ -21,7 +21,7 @@ quickstart: setup
 	$(BIN)/python -m ray_jobs.quickstart --tier $(TIER)
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 lint: setup $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -29,7 +29,7 @@ lint: setup $(VENV)/.ready-dev
 	$(BIN)/mypy ipvla evaluators ray_jobs benchmarks
 	$(BIN)/lint-imports
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready $(BIN)/ipvla
 	@test "$${MUJOCO_GL:-osmesa}" != osmesa || $(APT) libosmesa6 "rendering without a display" \
 	    $(BIN)/python -c 'import ctypes.util, sys; sys.exit(ctypes.util.find_library("OSMesa") is None)'
 
@@ -40,8 +40,14 @@ $(VENV)/.ready: requirements.txt requirements-libero.txt | $(BIN)/pip
 	$(PIP) --no-deps -r requirements-libero.txt
 	@touch $@
 
-$(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready
+# The `ipvla` command, which runs this source tree.
+$(BIN)/ipvla: pyproject.toml $(VENV)/.ready
+	$(PIP) --no-deps --editable .
+	@touch $@
+
+$(VENV)/.ready-dev: requirements-dev.txt requirements-openpi.txt $(VENV)/.ready
 	$(PIP) -r requirements-dev.txt
+	$(PIP) --no-deps -r requirements-openpi.txt
 	@touch $@
 
 $(BIN)/pip:

@@ -175,6 +175,10 @@ class MLflowSink:
         self._artifacts.append(path)
         self.flush()
 
+    def note(self, markdown: str) -> None:
+        """What the UI shows as the run's description."""
+        self._try(lambda: self._client.set_tag(self._run_id, "mlflow.note.content", markdown))
+
     def flush(self) -> None:
         """Sends what waits, unless the server failed within the last minute."""
         if time.monotonic() >= self._retry_at:

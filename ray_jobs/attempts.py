@@ -14,7 +14,6 @@ import numpy as np
 
 from ipvla.sim.demonstration import Demonstration
 from ipvla.sim.libero import ACTION_SIZE, LiberoSimulator, write_atomically
-from ipvla.sim.recall.expert import demonstrate
 from ipvla.sim.simulator import Simulator, Split
 from ipvla.sim.suites import load_suite
 
@@ -120,6 +119,8 @@ class Demonstrator:
     def __init__(self, staging: Path, suite: str, cache_dir: Path, camera_size: int) -> None:
         self._staging = Staging(staging)
         self._suite = load_suite(suite, cache_dir)
+        assert self._suite.demonstrate is not None, "whoever collects has looked before"
+        self._demonstrate = self._suite.demonstrate
         self._camera_size = camera_size
         self._simulators: OrderedDict[str, Simulator] = OrderedDict()
 
@@ -128,7 +129,7 @@ class Demonstrator:
         assert isinstance(simulator, LiberoSimulator), "every suite so far has LIBERO's engine"
         before = time.process_time()
         try:
-            demonstration = demonstrate(simulator, attempt.layout)
+            demonstration = self._demonstrate(simulator, attempt.layout)
         except Exception:
             self._simulators.pop(attempt.task).close()  # its state is unknown
             raise

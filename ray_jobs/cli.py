@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,11 @@ from rich.logging import RichHandler
 
 from ray_jobs.help import help_text
 from ray_jobs.settings import Config, parse
+
+
+class Terminated(BaseException):
+    """SIGTERM came, and what was under way has been saved."""
+
 
 _OURS = ("ipvla", "evaluators", "ray_jobs")
 
@@ -32,6 +38,9 @@ def run(config_class: type[Config], main: Callable[[Config], int | None], descri
     _configure_logging()
     try:
         sys.exit(main(parse(config_class, sys.argv[1:])))
+    except Terminated:
+        sys.stderr.write("terminated; run the same command again to continue\n")
+        sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again to continue\n")
         sys.exit(130)

@@ -103,6 +103,8 @@ def _start(roots: StorageRoots, num_cpus: int | None, dashboard_port: int | None
     if dashboard_port is not None:
         require_free_port(dashboard_port, "dashboard_port")
         options |= {"dashboard_host": "127.0.0.1", "dashboard_port": dashboard_port}
+    else:  # nobody will look at single tasks; the record of them costs the cluster 15 MB per 1,000 episodes
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     # Simulators ask for no GPU and hide it themselves; without this Ray warns at each of them.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     context = ray.init(

@@ -7,6 +7,7 @@ cannot read attribute documentation from a class's docstring.
 from __future__ import annotations
 
 import difflib
+import json
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,6 +53,15 @@ def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
         return draccus.decode(config_class, tree)  # type: ignore[no-any-return]
     except ParsingError as error:
         raise SettingError(_reason(error, config_class, tree)) from error
+
+
+def arguments(values: Mapping[str, Any]) -> list[str]:
+    """The command line that sets these values, by dotted name."""
+    return [
+        part
+        for name, value in values.items()
+        for part in (f"--{name}", str(value) if isinstance(value, str | Path) else json.dumps(value))
+    ]
 
 
 def group_of(kind: Any) -> Any:

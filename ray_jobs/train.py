@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
+import signal
 import tempfile
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +25,16 @@ from ipvla.models.lora import save_adapters
 from ipvla.policy import CheckpointError
 from ipvla.tracking import ConsoleSink, JsonlSink, MetricSink, Sinks, read_jsonl
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
-from ipvla.training.loop import train
+from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.parallel import World
-from ray_jobs.cli import run
+from ray_jobs.cli import Terminated, run
 from ray_jobs.cluster import connect
 from ray_jobs.policy_run import policy_run
+
+#: In a run's directory: while it is there, the run ends after its next step, with a checkpoint.
+_STOP = "stop"
+_STOP_POLL_S = 1.0
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,10 +72,14 @@ def train_worker(encoded: dict[str, Any]) -> None:
             )
 
     try:
-        train(experiment.state, experiment.lanes, config.training, config.optimizer, world, sink, save)
+        stop = _asked_to_stop(config.run_directory / _STOP) if world.rank == 0 else lambda: False
+        train(experiment.state, experiment.lanes, config.training, config.optimizer, world, sink, save, stop)
     except Exception:
         sink.close("FAILED")  # a run that is tried again opens it anew
         raise
+    if experiment.state.step < config.training.steps:
+        sink.close("KILLED")
+        return
     if world.rank == 0:
         if config.exports_adapters:
             save_adapters(experiment.policy.model.backbone, config.run_directory / "adapters")
@@ -76,18 +90,34 @@ def train_worker(encoded: dict[str, Any]) -> None:
 def train_policy(config: ExperimentConfig) -> TrainSummary:
     """Trains, or goes on where an interrupted run of the same name stopped; a finished run is returned at once.
 
+    Up to `training.until`, if that is set: there is no policy in `run_directory/policy` before all steps are done,
+    but one beside every checkpoint, `checkpointed_policy`.
+
     Raises:
         DatasetError: the dataset is missing or damaged.
         CheckpointError: a run of this name was configured otherwise.
         RuntimeError: the workers failed more often than Ray Train retries.
+        Terminated: SIGTERM came; the run has a checkpoint of its last step.
     """
     config.prepare()
     config.data.build(config.datasets).statistics()  # what is wrong is told here, not by a worker after a minute
     directory = config.run_directory
     _claim(directory, config)
-    if not (directory / "policy" / "policy.json").exists():
+    wanted = [directory / "policy"]
+    if config.training.end < config.training.steps:
+        wanted.append(checkpointed_policy(config, config.training.end))
+    stop = directory / _STOP
+    if not any(map(Path.exists, wanted)):
+        stop.unlink(missing_ok=True)
         _fit(config)
+        if stop.exists() and not any(map(Path.exists, wanted)):
+            raise Terminated
     return summarise(config)
+
+
+def checkpointed_policy(config: ExperimentConfig, step: int) -> Path:
+    """Directory of the policy as it was after this step, if a checkpoint of it is kept."""
+    return config.run_directory / "trainer" / f"step_{step:06d}" / "policy"
 
 
 def _fit(config: ExperimentConfig) -> None:
@@ -106,7 +136,7 @@ def _fit(config: ExperimentConfig) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=config.training.checkpoints_kept),
         ),
     )
-    with connect(config):
+    with connect(config), _stopping_at(signal.SIGTERM, config.run_directory / _STOP):
         try:
             trainer.fit()
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
@@ -117,6 +147,40 @@ def _fit(config: ExperimentConfig) -> None:
             ) from error
 
 
+@contextlib.contextmanager
+def _stopping_at(number: signal.Signals, path: Path) -> Iterator[None]:
+    """A machine that is taken away says so some seconds before: the first such signal asks the workers to stop."""
+
+    def ask(*_: object) -> None:
+        signal.signal(number, before)  # the next one ends this process
+        path.touch()
+        _logger.warning("%s: stopping after the next step, with a checkpoint", number.name)
+
+    try:
+        before = signal.signal(number, ask)
+    except ValueError:  # not the main thread: whoever has it decides
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _asked_to_stop(path: Path) -> Callable[[], bool]:
+    """Whether the file is there, looked at once in a second."""
+    looked = time.monotonic()
+
+    def asked() -> bool:
+        nonlocal looked
+        if time.monotonic() - looked < _STOP_POLL_S:
+            return False
+        looked = time.monotonic()
+        return path.exists()
+
+    return asked
+
+
 def _claim(directory: Path, config: ExperimentConfig) -> None:
     """Writes the run's settings at its first start; a run of the same name with other settings is refused."""
     record = directory / "experiment.json"
@@ -124,7 +188,7 @@ def _claim(directory: Path, config: ExperimentConfig) -> None:
     if record.exists():
         theirs = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
         for name in ("identity", "optimizer", "training", "num_workers"):
-            if getattr(theirs, name) != getattr(config, name):
+            if _whole(getattr(theirs, name)) != _whole(getattr(config, name)):
                 raise CheckpointError(
                     f"{directory} holds a run with other settings ({name}: {getattr(theirs, name)}); "
                     "give --name another value, or delete that directory"
@@ -134,6 +198,11 @@ def _claim(directory: Path, config: ExperimentConfig) -> None:
     partial = record.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(encoded, indent=1))
     partial.replace(record)
+
+
+def _whole(settings: Any) -> Any:
+    """All of a run's settings but how far it goes for now."""
+    return replace(settings, until=None) if isinstance(settings, TrainingConfig) else settings
 
 
 def _sink(config: ExperimentConfig, step: int) -> MetricSink:

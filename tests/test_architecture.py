@@ -30,12 +30,20 @@ def test_folders_and_files_are_named_for_what_is_in_them():
     assert [path for path in paths if path.stem in shapeless] == []
 
 
-def test_a_command_starts_without_what_only_models_and_tables_need():
-    listed = "import ray_jobs.train, ray_jobs.evaluate, sys; print(*sys.modules)"
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("ray_jobs.train, ray_jobs.evaluate", {"transformers", "peft", "mlflow", "scipy", "statsmodels"}),
+        ("ipvla.rollout.sim_worker, ipvla.rollout.policy_actor", {"torch", "pandas", "matplotlib"}),
+    ],
+    ids=["a command", "a simulator's process"],
+)
+def test_nothing_heavy_is_imported_that_is_not_needed(modules, heavy):
+    listed = f"import {modules}, sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", listed], cwd=SOURCE_TREE, capture_output=True, text=True, timeout=120, check=True
     )
-    assert not {"transformers", "peft", "mlflow", "scipy", "statsmodels"} & set(done.stdout.split())
+    assert not heavy & set(done.stdout.split())
 
 
 def test_nothing_large_is_tracked():

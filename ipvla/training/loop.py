@@ -22,6 +22,8 @@ class TrainingConfig:
 
     Attributes:
         steps: optimizer steps in all.
+        until: the step to stop at for now, with a checkpoint to go on from; the learning rate's course stays that
+            of `steps`. None for all of them.
         precision: "bf16" (autocast), "fp32", or "auto": bf16 where the hardware has it.
         log_every, checkpoint_every: in steps.
         checkpoints_kept: the newest ones, each with its policy.
@@ -34,6 +36,7 @@ class TrainingConfig:
     checkpoint_every: int = 200
     checkpoints_kept: int = 2
     threads: int = 1
+    until: int | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -41,6 +44,15 @@ class TrainingConfig:
         for name in ("steps", "log_every", "checkpoint_every", "checkpoints_kept", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.until is not None and not 1 <= self.until <= self.steps:
+            raise ValueError(
+                f"training.until is {self.until}; it must lie in 1..training.steps, here {self.steps}"
+            )
+
+    @property
+    def end(self) -> int:
+        """The last step for now."""
+        return self.until or self.steps
 
 
 def train(
@@ -51,12 +63,18 @@ def train(
     world: World,
     sink: MetricSink,
     save: Callable[[], None],
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Trains `state` from where it stands up to `config.steps`; `save` is called for every checkpoint."""
+    """Trains `state` from where it stands up to `config.end`.
+
+    Args:
+        save: called for every checkpoint.
+        stop: asked after every step; once it says so to one worker, all end with a checkpoint.
+    """
     state.trained.train()
     meter, autocast = Meter(), autocasts(config.precision, world.device)
     with closing(lanes.batches(state.position)) as batches:
-        while state.step < config.steps:
+        while state.step < config.end:
             position, batch = next(batches)
             lr = optimizer.learning_rate(state.step, config.steps)
             metrics = training_step(state, batch.to(world.device), lr, optimizer.max_grad_norm, autocast)
@@ -65,11 +83,14 @@ def train(
             meter.add(metrics, frames=int(batch.valid.sum()) * world.size)
             if state.protection and (reading := state.protection.regulate(state.step, world)):
                 sink.log(reading, state.step)
-            if state.step % config.log_every == 0 or state.step == config.steps:
+            if state.step % config.log_every == 0 or state.step == config.end:
                 surgery = state.protection.readings() if state.protection else {}
                 sink.log({**meter.take(), **surgery, "train/lr": lr, "train/epoch": position.epoch}, state.step)
-            if state.step % config.checkpoint_every == 0 or state.step == config.steps:
+            stopped = world.any(stop())
+            if stopped or state.step % config.checkpoint_every == 0 or state.step == config.end:
                 save()
+            if stopped:
+                return
 
 
 class Meter:

@@ -27,6 +27,14 @@ class World:
             return cls(dist.get_rank(), dist.get_world_size(), device)
         return cls(device=device)
 
+    def any(self, flag: bool) -> bool:
+        """Whether any worker says so; every worker must ask."""
+        if self.size == 1:
+            return flag
+        told = torch.tensor(flag, dtype=torch.int32, device=self.device)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        return bool(told)
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """Averages gradients over the workers; a world of one trains the bare model."""
         if self.size == 1:

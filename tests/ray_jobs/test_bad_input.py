@@ -130,7 +130,8 @@ def test_an_unknown_task(told: Told, tmp_path: Path) -> None:
 
 def test_a_suite_without_an_expert(told: Told, tmp_path: Path) -> None:
     asked = ("--storage_root", str(tmp_path), "--suite", "libero_goal", "--demonstrations.turn_on_the_stove", "1")
-    assert "libero_goal has no scripted expert yet" in told(collect, collect.CollectConfig, *asked)
+    line = told(collect, collect.CollectConfig, *asked)
+    assert "libero_goal has no scripted expert; choose one of recall, libero_spatial, libero_object" in line
 
 
 def test_zero_simulators(told: Told, tmp_path: Path) -> None:

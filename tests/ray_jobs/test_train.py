@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from ipvla.tracking import Sinks, read_jsonl
 from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
-from ray_jobs.train import summarise, train_policy, training_lines
+from ray_jobs.train import _asked_to_stop, _stopping_at, summarise, train_policy, training_lines
 
 Make = Callable[..., ExperimentConfig]
 STEPS = TrainingConfig(steps=300, precision="fp32", log_every=10, checkpoint_every=50)
@@ -96,6 +97,9 @@ def test_a_killed_worker_costs_nothing(make_experiment: Make) -> None:
     assert logged == list(range(10, 301, 10)), "every step is logged once"
     assert train_policy(config) == summary, "a finished run is not run again"
 
+    shutil.rmtree(summary.policy)  # killed after its last checkpoint, before the policy was written
+    assert same(weights(train_policy(config).policy), plain(config))
+
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
@@ -121,6 +125,31 @@ def test_a_killed_driver_costs_nothing(make_experiment: Make, tmp_path: Path) ->
     summary = train_policy(config)
     assert summary.steps == 300
     assert same(weights(summary.policy), plain(config))
+
+
+def test_a_run_that_is_asked_to_stop_has_a_checkpoint_of_its_last_step(make_experiment: Make) -> None:
+    """Of a job on a cluster: test_submit.py."""
+    experiment = make_experiment(training=replace(STEPS, steps=20)).build(World())
+    config, saved = replace(STEPS, steps=20), list[int]()
+    train(
+        *(experiment.state, experiment.lanes, config, OptimizerConfig(), World(), Sinks()),
+        save=lambda: saved.append(experiment.state.step),
+        stop=lambda: experiment.state.step == 7,
+    )
+    assert (experiment.state.step, saved) == (7, [7])
+
+
+def test_the_first_sigterm_asks_for_a_stop_and_the_second_ends_the_process(tmp_path: Path) -> None:
+    before, path = signal.getsignal(signal.SIGTERM), tmp_path / "stop"
+    with _stopping_at(signal.SIGTERM, path):
+        assert not path.exists()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert path.exists()
+        assert signal.getsignal(signal.SIGTERM) == before
+    asked = _asked_to_stop(path)
+    assert not asked(), "it looks once in a second"
+    time.sleep(1.1)
+    assert asked()
 
 
 @pytest.mark.slow

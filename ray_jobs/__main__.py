@@ -1,0 +1,47 @@
+"""`ipvla JOB ...`, which is `python -m ray_jobs.JOB ...`: every job by name."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from ray_jobs.jobs import JOBS, summary
+from ray_jobs.settings import did_you_mean
+
+_COMPLETION = "completion"
+
+
+def usage() -> str:
+    """What there is to run."""
+    lines = [f"  {job:<14}{summary(job)}" for job in JOBS]
+    return "\n".join(
+        [
+            "usage: ipvla JOB [--config_path FILE] [--SETTING VALUE ...]",
+            "",
+            *lines,
+            f'  {_COMPLETION:<14}Prints the completion of bash, zsh or tcsh: eval "$(ipvla {_COMPLETION} bash)"',
+            "",
+            "ipvla JOB --help tells a job's settings. python -m ray_jobs.JOB is the same.",
+        ]
+    )
+
+
+def main() -> None:
+    """Runs the job that the command line names, as `python -m` would."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(usage())
+    elif name == _COMPLETION:
+        from ray_jobs.completion import complete
+
+        sys.exit(complete(arguments))
+    elif name in JOBS:
+        sys.argv = [f"ipvla {name}", *arguments]
+        runpy.run_module(f"ray_jobs.{name}", run_name="__main__", alter_sys=True)
+    else:
+        sys.stderr.write(f"error: {name}: there is no such job; {did_you_mean(name, [*JOBS, _COMPLETION])}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Shell completion of `ipvla`: jobs, the names of their settings, and the values of those that have few."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import shtab
+
+from ray_jobs.jobs import JOBS, config_class, summary
+from ray_jobs.settings import CONFIG_PATH, did_you_mean, group_of, is_choice
+
+
+def complete(arguments: Sequence[str]) -> int:
+    """Prints the completion of a shell; exit code 2 if it is none that we know."""
+    shell = arguments[0] if arguments else "bash"
+    if shell not in shtab.SUPPORTED_SHELLS:
+        sys.stderr.write(f"error: {shell}: no completion; {did_you_mean(shell, shtab.SUPPORTED_SHELLS)}\n")
+        return 2
+    print(shtab.complete(parser(), shell))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line as argparse would have it: only to be completed, never to parse."""
+    whole = argparse.ArgumentParser("ipvla", add_help=False)
+    jobs = whole.add_subparsers()
+    for job in JOBS:
+        one = jobs.add_parser(job, help=summary(job), add_help=False)
+        one.add_argument("--help", action="store_true")
+        _takes(one, CONFIG_PATH, Path)
+        for name, kind in options(config_class(job)):
+            _takes(one, name, kind)
+    return whole
+
+
+def options(config: type[Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, type) of every setting; of a choice those of all its variants, each name once."""
+    seen: set[str] = set()
+    for name, kind in _options(config, path):
+        if name not in seen:
+            seen.add(name)
+            yield name, kind
+
+
+def _options(config: type[Any], path: str) -> Iterator[tuple[str, Any]]:
+    hints = typing.get_type_hints(config)
+    for field in fields(config):
+        name, group = f"{path}{field.name}", group_of(hints[field.name])
+        if group is None:
+            yield name, hints[field.name]
+        elif is_choice(group):
+            variants = group.get_known_choices()
+            yield f"{name}.type", typing.Literal[tuple(variants)]
+            for variant in variants.values():
+                yield from _options(variant, f"{name}.")
+        else:
+            yield from _options(group, f"{name}.")
+
+
+def _takes(parser: argparse.ArgumentParser, name: str, kind: Any) -> None:
+    argument = parser.add_argument(f"--{name}", choices=_values(kind))
+    if Path in (kind, *typing.get_args(kind)):
+        argument.complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+def _values(kind: Any) -> list[str] | None:
+    if kind is bool:
+        return ["true", "false"]
+    if typing.get_origin(kind) is typing.Literal:
+        return [str(value) for value in typing.get_args(kind)]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [member.name for member in kind]
+    return None

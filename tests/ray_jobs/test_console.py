@@ -1,0 +1,94 @@
+"""The `ipvla` command: every job by name, and its completion."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ipvla.storage import SOURCE_TREE
+from ray_jobs import __main__ as console
+from ray_jobs.completion import options, parser
+from ray_jobs.jobs import JOBS, config_class, summary
+
+
+def ipvla(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ray_jobs", *arguments],
+        cwd=SOURCE_TREE,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_jobs_are_listed_without_being_imported() -> None:
+    loaded = "import sys; from ray_jobs.__main__ import usage; print(usage()); assert 'torch' not in sys.modules"
+    told = subprocess.run(
+        [sys.executable, "-c", loaded], cwd=SOURCE_TREE, capture_output=True, text=True, check=True
+    ).stdout
+    for job in JOBS:
+        assert f"  {job} " in told
+        assert summary(job) in told
+
+
+def test_every_job_can_be_run_and_no_other_module_can() -> None:
+    modules = {
+        path.stem
+        for path in (SOURCE_TREE / "ray_jobs").glob("*.py")
+        if 'if __name__ == "__main__"' in path.read_text()
+    }
+    assert modules - {"__main__", "side_by_side"} == set(JOBS), "side_by_side takes command lines, not settings"
+    for job in JOBS:
+        assert config_class(job).__name__ == JOBS[job]
+
+
+def test_a_job_is_what_its_module_is() -> None:
+    by_name, by_module = (
+        subprocess.run(
+            [sys.executable, "-m", *words],
+            cwd=SOURCE_TREE,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        for words in (("ray_jobs", "merge", "--into", "x"), ("ray_jobs.merge", "--into", "x"))
+    )
+    assert by_name.returncode == by_module.returncode == 2
+    assert by_name.stderr == by_module.stderr
+    assert "--into" in ipvla("merge", "--help").stdout
+
+
+def test_what_is_no_job() -> None:
+    done = ipvla("trian")
+    assert (done.returncode, done.stderr) == (2, "error: trian: there is no such job; did you mean 'train'?\n")
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",), ("help",)])
+def test_help_is_the_list(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ipvla", *words])
+    console.main()
+    assert capsys.readouterr().out == console.usage() + "\n"
+
+
+def test_completion_knows_jobs_settings_and_choices() -> None:
+    found = ipvla("completion", "bash")
+    assert found.returncode == 0
+    script = found.stdout
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    for known in ("subspaces", "--model.memory.type", "--lanes.window", "--config_path"):
+        assert known in script
+    wrong = ipvla("completion", "fihs")
+    assert (wrong.returncode, "no completion" in wrong.stderr) == (2, True)
+
+
+def test_every_setting_is_completed_once() -> None:
+    names = [name for name, _ in options(config_class("train"))]
+    assert len(names) == len(set(names)) > 100
+    assert {"training.steps", "model.memory.type", "forgetting.thermostat.kp", "storage_root"} <= set(names)
+    assert parser().parse_args(["train", "--model.memory.type", "gru"])
