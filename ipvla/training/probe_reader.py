@@ -25,8 +25,6 @@ from ipvla.models.vla import IPVLA
 #: Records that are embedded together.
 _BLOCK = 64
 
-_BATCH = 64
-
 
 class ProbeReader:
     """Pools what language layers put out for records of a probe, as `ipvla.forgetting.drift.pool` does.

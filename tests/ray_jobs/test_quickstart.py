@@ -54,18 +54,18 @@ def test_an_interrupted_quickstart_continues_to_its_end(tmp_path: Path) -> None:
     assert dataset.stat().st_mtime_ns == collected, "demonstrations are not collected twice"
 
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["collect"]["demos"] == 14
+    assert summary["collect"]["demos"] == 8
     for memory in ("none", "gru"):
         assert summary["train"][memory]["frames_per_s"] > 0
         assert {f: row["n"] for f, row in summary["success"][memory].items()} == {
-            "ground": 3, "recall": 1, "count": 2, "place": 1,
+            "ground": 1, "recall": 1, "count": 1, "place": 1,
         }  # fmt: skip
         for row in summary["success"][memory].values():
             assert row["wilson95"][0] <= row["rate"] <= row["wilson95"][1]
         assert Policy.load(run / memory / "policy").describe()["memory"] == memory
     assert (run / "report.html").stat().st_size > 10_000
     videos = {path.name for path in run.rglob("*.mp4")}
-    assert len(videos) >= 7, "one of a success or a failure for every task, at the least"
+    assert len(videos) >= 4, "one of a success or a failure for every task, at the least"
 
     mlflow = summary["mlflow"]
     client = MlflowClient(mlflow["tracking_uri"])

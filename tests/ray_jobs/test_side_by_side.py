@@ -85,7 +85,7 @@ def test_a_failed_run_names_its_log_and_ends_the_others(make_experiment: Make, t
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_after_ctrl_c_no_child_stays_and_the_next_start_goes_on(make_experiment: Make, tmp_path: Path) -> None:
-    config = make_experiment(name="long", training=TrainingConfig(60, "fp32", log_every=2, checkpoint_every=20))
+    config = make_experiment(name="long", training=TrainingConfig(24, "fp32", log_every=2, checkpoint_every=8))
     runs = {"long": arguments(tmp_path, config)}
 
     def interrupt() -> None:
@@ -101,9 +101,9 @@ def test_after_ctrl_c_no_child_stays_and_the_next_start_goes_on(make_experiment:
     finally:
         signal.signal(signal.SIGINT, before)
     assert trainings() == []
-    assert train_side_by_side(runs, Console(quiet=True))["long"].steps == 60
+    assert train_side_by_side(runs, Console(quiet=True))["long"].steps == 24
     logged = [line["step"] for line in read_jsonl(config.run_directory / "metrics.jsonl")]
-    assert logged == list(range(2, 61, 2)), "nothing is trained twice and kept twice"
+    assert logged == list(range(2, 25, 2)), "nothing is trained twice and kept twice"
 
 
 def test_what_cannot_run_side_by_side_is_refused(make_experiment: Make, tmp_path: Path) -> None:
