@@ -255,31 +255,38 @@ def _over_seeds(
 def _loop(drawn: Drawn) -> dict[str, Any] | None:
     """The closed loop against what its trace is worth without readings: one run each, the final point's.
 
-    Areas are of checkpoints that both runs were played at, so neither has more points to choose from.
+    Areas are of checkpoints that both runs were played at, so neither has more points to choose from. The best
+    constant was chosen with its checkpoint: it and the loop are compared at their final points.
     """
     comparison = drawn.comparison
     if not comparison.loop:
         return None
-    closed = comparison.run_of(comparison.loop["closed"])
     rows = {}
     for kind, name in comparison.loop.items():
-        run = comparison.run_of(name)
-        shared = {p.checkpoint for p in closed} & {p.checkpoint for p in run}
-        if not shared:
-            raise ValueError(
-                f"{name} and {comparison.loop['closed']} share no checkpoint; play both at the same ones"
-            )
-        ahead, behind = (drawn.area(p for p in points if p.checkpoint in shared) for points in (closed, run))
+        ahead, behind = map(drawn.area, _compared(comparison, kind))
         final = drawn.place(comparison.methods[name].final)
         rows[kind] = {
             "method": name,
-            "checkpoints": len(shared),
+            "checkpoints": len(_compared(comparison, kind)[1]),
             "new": drawn.estimate(drawn.points[:, final, 0]),
             "old": drawn.estimate(drawn.points[:, final, 1]),
             "area": drawn.estimate(behind),
             "gain": None if kind == "closed" else drawn.estimate(ahead - behind),
         }
     return rows
+
+
+def _compared(comparison: Comparison, kind: str) -> tuple[list[Point], list[Point]]:
+    """Points of the closed loop, and of what it is compared with."""
+    closed, name = comparison.loop["closed"], comparison.loop[kind]
+    if kind == "constant":
+        return [comparison.methods[closed].final], [comparison.methods[name].final]
+    runs = comparison.run_of(closed), comparison.run_of(name)
+    shared = {p.checkpoint for p in runs[0]} & {p.checkpoint for p in runs[1]}
+    if not shared:
+        raise ValueError(f"{name} and {closed} share no checkpoint; play both at the same ones")
+    ahead, behind = ([p for p in run if p.checkpoint in shared] for run in runs)
+    return ahead, behind
 
 
 def _reading(costs: Mapping[str, Any]) -> str:

@@ -63,7 +63,7 @@ class Entry:
 
     Attributes:
         role: one of `ROLES`.
-        final: the point that was chosen on the tuning seeds; it is played on more layouts than the others.
+        final: the point that was chosen on the tuning seed.
         uses: of `USES`.
     """
 

@@ -48,7 +48,8 @@ class Plan:
                     entries[name] = Entry(method.role, replay_of(final, name), method.uses)
                     loop[method.replays] = name
             if loop:
-                loop = {"closed": best, **loop, **_constant(best, run, choice, trained)}
+                constant = methods()[best].constant
+                loop = {"closed": best, **loop, **({"constant": constant} if constant in trained else {})}
         return cls(tuple(points), entries, choice.best(ours), loop)
 
     def comparison(
@@ -66,12 +67,3 @@ class Plan:
             loop=self.loop,
             question_chance=study.question_chance(seed) if asked else None,
         )
-
-
-def _constant(best: str, run: list[Point], choice: Choice, trained: list[str]) -> dict[str, str]:
-    """The method of constant gains, if it is played at a checkpoint of the closed loop's run."""
-    name = methods()[best].constant
-    if name is None or name not in trained:
-        return {}
-    theirs = {p.checkpoint for p in choice.points[name] if p.strength == choice.final(name).strength}
-    return {"constant": name} if theirs & {point.checkpoint for point in run} else {}

@@ -237,13 +237,13 @@ def joined_responses(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> di
 
 
 def plot_response(runs: Mapping[str, Sequence[Sequence[Line]]], plan: StepConfig, path: Path) -> None:
-    """Drift, beta, gamma and loss over steps, as a PNG: an arm a colour, a thin line per seed, a thick mean.
+    """Drift, strength and loss over steps, as a PNG: an arm a colour, a thin line per seed, a thick mean.
 
     Args:
         runs: arm -> the metrics of its runs, one per seed.
     """
-    panels = {"probe/d": "drift d", "gain/beta": "beta", "gain/gamma": "gamma", "train/loss": "loss"}
-    figure = Figure(figsize=(8.5, 8), layout="constrained")
+    panels = {"probe/d": "drift d", "gain/strength": "strength s", "train/loss": "loss"}
+    figure = Figure(figsize=(8.5, 6.5), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(len(panels), sharex=True), panels.items(), strict=True):
         style = "steps-post" if name.startswith("gain/") else "default"
         for place, (arm, seeds) in enumerate(runs.items()):

@@ -18,8 +18,8 @@ class SequenceRun:
 
     Attributes:
         scores: float64 [T, T], R[i, j] = success on task j after training on task i; NaN where not measured.
-        curves: float64 [T, E], success on task k in E evaluations while training on it; None leaves out LIBERO's
-            FWT, NBT and AUC. All runs have as many evaluations.
+        curves: float64 [T, E], success on task k in E evaluations while training on it, for LIBERO's measures;
+            None for a single one, at its end: R's diagonal. All runs have as many evaluations.
     """
 
     scores: FloatArray
@@ -36,7 +36,7 @@ def sequence_figures(
         runs: method -> training seed -> run.
 
     Raises:
-        ValueError: matrices or curves do not fit the tasks, or only some of a method's runs have curves.
+        ValueError: matrices or curves do not fit the tasks, or a method's runs have curves of different lengths.
     """
     return {
         "tasks": dict(chance),
@@ -70,11 +70,11 @@ def joined_sequences(earlier: Mapping[str, Any], later: Mapping[str, Any], draws
 
 
 def _measures(chance: list[float], runs: Sequence[SequenceRun], draws: int) -> dict[str, Any]:
-    curves = [run.curves for run in runs if run.curves is not None]
-    if len(curves) not in (0, len(runs)):
-        raise ValueError(f"{len(curves)} of {len(runs)} runs have curves; measure them in all runs or in none")
+    curves = [np.diagonal(run.scores)[:, None] if run.curves is None else run.curves for run in runs]
+    if len({curve.shape for curve in curves}) > 1:
+        raise ValueError(f"runs have curves of {[c.shape[1] for c in curves]} evaluations; make it as many in all")
     scores = np.stack([run.scores for run in runs])
-    estimates = summarise(scores, np.array(chance), np.stack(curves) if curves else None, draws=draws)
+    estimates = summarise(scores, np.array(chance), np.stack(curves), draws=draws)
     return {
         name: {"value": _number(e.value), "low": _number(e.low), "high": _number(e.high)}
         for name, e in estimates.items()

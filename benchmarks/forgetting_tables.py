@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.markdown import head, line
+from ipvla.forgetting.thermostat import ThermostatConfig
 
 _NOT_YET = "Not measured yet."
 
@@ -15,6 +16,7 @@ _NOT_YET = "Not measured yet."
 def forgetting_tables(figures: Mapping[str, Any]) -> list[str]:
     """Those tables of `benchmarks.forgetting` that the figures are there for."""
     needs = {
+        "bases": "played",
         "methods": "methods",
         "fronts": "methods",
         "sequence": "sequence",
@@ -88,7 +90,33 @@ def _sequence(figures: Mapping[str, Any]) -> str:
         cells = (method["measures"].get(measure) for measure in shown)
         rows.append(line(name, *(_estimate(cell, signed=True) for cell in cells)))
     seeds = _range(len(method["seeds"]) for method in sequence["methods"].values())
-    return "\n".join([*rows, "", f"Tasks in this order: {', '.join(sequence['tasks'])}; training seeds: {seeds}."])
+    below = (
+        f"Tasks in this order: {', '.join(sequence['tasks'])}; training seeds: {seeds}. LIBERO's measures from "
+        "one evaluation per task, at the end of its training. R, mean over seeds:"
+    )
+    return "\n".join([*rows, "", below, "", *_scores(sequence)])
+
+
+def _scores(sequence: Mapping[str, Any]) -> list[str]:
+    """R, a row per method and trained task."""
+    tasks = list(sequence["tasks"])
+    rows = head("method", "after", *tasks)
+    for name, method in sequence["methods"].items():
+        for task, row in enumerate(zip(*(run["scores"] for run in method["seeds"].values()), strict=True)):
+            cells = (f"{fmean(scores):.2f}" if None not in scores else "" for scores in zip(*row, strict=True))
+            rows.append(line(name, tasks[task], *cells))
+    return rows
+
+
+def _bases(figures: Mapping[str, Any]) -> str:
+    """What every seed's base policy could do: what there was to forget."""
+    played = figures["played"]
+    rows = head("training seed", *played["new"], *played["old"])
+    for seed, policy in played["base"].items():
+        cells = f"{policy['new']} {policy['old']}".split()  # in the order of the tasks
+        rows.append(line(seed, *(cell.partition(":")[0] for cell in cells)))
+    chances = (f"{skill['chance']:.2f}" for skill in (*played["new"].values(), *played["old"].values()))
+    return "\n".join([*rows, line("chance", *chances)])
 
 
 def _loop(figures: Mapping[str, Any]) -> str:
@@ -143,6 +171,7 @@ def _step_costs(figures: Mapping[str, Any]) -> str:
     if not costs:
         return _NOT_YET
     rows = head("a training step", f"{costs['clock']} time, ms", "times the one before", "by wall time")
+    every, usual = costs["every"], ThermostatConfig().every
     rows += [
         line("LoRA", f"{costs['baseline_ms']:.1f}", "", ""),
         line(
@@ -151,15 +180,23 @@ def _step_costs(figures: Mapping[str, Any]) -> str:
             _estimate(costs["hsw_step_ratio"], digits=3),
             _estimate(costs["hsw_step_ratio_wall"], digits=3),
         ),
-        line(
-            f"with the Thermostat too, a reading every {costs['every']} steps",
-            f"{costs['method_ms'] + costs['reading_ms'] / costs['every']:.1f}",
-            _estimate(costs["thermostat_step_ratio"], digits=3),
-            _estimate(costs["thermostat_step_ratio_wall"], digits=3),
+        *(
+            line(
+                f"with the Thermostat too, a reading every {steps} steps{by_default}",
+                f"{costs['method_ms'] + costs['reading_ms'] / steps:.1f}",
+                _estimate(_spread(costs["thermostat_step_ratio"], every / steps), digits=3),
+                _estimate(_spread(costs["thermostat_step_ratio_wall"], every / steps), digits=3),
+            )
+            for steps, by_default in {every: "", usual: ", the default"}.items()
         ),
     ]
     below = f"Medians of {costs['rounds']} rounds, 95 % bootstrap intervals over rounds."
     return "\n".join([*rows, "", below])
+
+
+def _spread(ratio: Mapping[str, Any], share: float) -> dict[str, Any]:
+    """A step's ratio with that share of the readings."""
+    return {name: None if value is None else 1 + share * (value - 1) for name, value in ratio.items()}
 
 
 def _played_cells(played: Mapping[str, Any]) -> list[str]:
@@ -197,6 +234,7 @@ def _over(figures: Mapping[str, Any]) -> str:
 
 
 FORGETTING: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "bases": _bases,
     "methods": _methods,
     "fronts": _fronts,
     "sequence": _sequence,

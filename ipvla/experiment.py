@@ -14,7 +14,7 @@ from ipvla.data.lanes import LaneConfig, LaneReader
 from ipvla.data.rlds import DatasetError, EpisodeDataset, dataset_directory
 from ipvla.data.transforms import Transforms
 from ipvla.models.vla import IPVLAConfig
-from ipvla.policy import Policy
+from ipvla.policy import Policy, policy_sha256
 from ipvla.storage import StorageRoots
 from ipvla.training.loop import TrainingConfig
 from ipvla.training.optimizer import OptimizerConfig
@@ -145,7 +145,14 @@ class ExperimentConfig(StorageRoots):
         if self.protected_by is not None:
             backbone = self.model.backbone.get_choice_name(type(self.model.backbone))
             protection = self.protected_by.build(
-                model, backbone, optimizer, policy.transforms, self.artifacts, self.probes, self.seed
+                model,
+                backbone,
+                optimizer,
+                policy.transforms,
+                self.artifacts,
+                self.probes,
+                self.seed,
+                policy_sha256(self.start_from) if self.start_from else None,
             )
         state = TrainingState(
             model=model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -188,3 +189,13 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
 
 def _shape(tensors: dict[str, torch.Tensor], name: str) -> str:
     return str(tuple(tensors[name].shape)) if name in tensors else "absent"
+
+
+def policy_sha256(directory: Path) -> str:
+    """One hash of every file's name and content below the directory."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        digest.update(str(path.relative_to(directory)).encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -62,13 +62,20 @@ class ModuleStatistics:
         width: int,
         probe_sha256: str | None = None,
         num_layers: int | None = None,
+        teacher_sha256: str | None = None,
     ) -> Self:
-        """What `save` wrote, if it is of this backbone, width and (where given) probe and number of layers.
+        """What `save` wrote, if it is of this backbone, width and (where given) probe, number of layers, teacher.
 
         Raises:
             ArtifactError: it is missing, damaged, or of something else.
         """
-        expected = {"backbone": backbone, "width": width, "probe_sha256": probe_sha256, "num_layers": num_layers}
+        expected = {
+            "backbone": backbone,
+            "width": width,
+            "probe_sha256": probe_sha256,
+            "num_layers": num_layers,
+            "teacher_sha256": teacher_sha256,
+        }
         meta_path = directory / "module_statistics.json"
         tensors, meta = read_artifact(directory / "module_statistics.safetensors", meta_path, expected)
         try:

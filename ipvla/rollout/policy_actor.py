@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -50,11 +49,9 @@ class PolicySource:
 
     def sha256(self) -> str:
         """One hash of every file's name and content below the directory."""
-        digest = hashlib.sha256()
-        for path in sorted(p for p in Path(self.directory).rglob("*") if p.is_file()):
-            digest.update(str(path.relative_to(self.directory)).encode() + b"\0")
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-        return digest.hexdigest()
+        from ipvla.policy import policy_sha256
+
+        return policy_sha256(Path(self.directory))
 
 
 class PolicyDiedError(RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ class ForgettingConfig:
     Attributes:
         enabled: the switch.
         artifact: name below the artifact root, as `ray_jobs.subspaces` wrote it from the teacher.
+        other_teacher: the artifact's teacher need not be the policy that training starts from: what was protected
+            in an earlier fine-tuning goes on being protected.
         method: a choice by its `type`; its gains hold until the Thermostat changes them.
         thermostat: None for constant gains.
         probe: the records that the artifact was made from; read only by the Thermostat and by distillation.
@@ -38,6 +41,7 @@ class ForgettingConfig:
 
     enabled: bool = True
     artifact: str = "icsm_tiny"
+    other_teacher: bool = False
     method: SurgeryConfig = field(default_factory=HSWSurgeryConfig)
     thermostat: ThermostatConfig | None = None
     probe: ProbeConfig = field(default_factory=ProbeConfig)
@@ -58,6 +62,7 @@ class ForgettingConfig:
         artifacts: Path,
         probes: Path,
         seed: int,
+        start_sha256: str | None = None,
     ) -> Protection:
         """Installs the method on a model that has its adapters already.
 
@@ -65,15 +70,17 @@ class ForgettingConfig:
             backbone: its name, `model.backbone.type`.
             artifacts, probes: the roots.
             seed: of the records that readings draw.
+            start_sha256: of the policy that training starts from; None if from none.
 
         Raises:
-            ArtifactError: the artifact is missing, damaged, or of another backbone, size or probe.
+            ArtifactError: the artifact is missing, damaged, or of another backbone, size, probe or teacher.
             DatasetError: Thermostat or method read the probe, but there is none.
             ValueError: method, model and artifact do not fit.
         """
         reads = self.thermostat is not None or self.method.reads_probe
         probe = self.probe.build(probes) if reads else None
-        target = Target(model, backbone, optimizer, transforms, artifacts / self.artifact, probe, seed)
+        teacher = None if self.other_teacher else start_sha256
+        target = Target(model, backbone, optimizer, transforms, artifacts / self.artifact, teacher, probe, seed)
         surgery = self.method.install(target)
         regulation = None
         if self.thermostat is not None and probe is not None:
@@ -86,7 +93,7 @@ class ForgettingConfig:
             drift.indices(self.thermostat.batch, seed, 0)  # a probe that is too small is told now
             reader = ProbeReader(model, transforms, probe)
             regulation = Regulation(reader, drift, self.thermostat.build(), seed)
-        return Protection(surgery, self.method.gains, regulation)
+        return Protection(surgery, self.method.gains, regulation, self.method.gained)
 
 
 @dataclass(frozen=True)
@@ -120,12 +127,15 @@ class Protection:
     """An installed method with its gains.
 
     Attributes:
-        gains: those in force; None for a method without any.
+        gains: those in force; None for a method without any. Those are logged that the method is turned by.
         thermostat: the controller's state; stays as it began where there is none.
     """
 
-    def __init__(self, surgery: Surgery, gains: Gains | None, regulation: Regulation | None) -> None:
+    def __init__(
+        self, surgery: Surgery, gains: Gains | None, regulation: Regulation | None, logged: Sequence[str] = ()
+    ) -> None:
         self._surgery = surgery
+        self._logged = tuple(logged)
         self._regulation = regulation
         self.thermostat = ThermostatState() if regulation is None else regulation.thermostat.begin()
         self.gains = gains if regulation is None else regulation.thermostat.gains(self.thermostat)
@@ -173,12 +183,8 @@ class Protection:
         gains = self.gains
         if gains is None:
             return {}
-        return {
-            "gain/beta": gains.beta,
-            "gain/gamma": gains.gamma,
-            "gain/lambda": gains.lam,
-            "gain/kappa": gains.kappa,
-        }
+        values = {"beta": gains.beta, "gamma": gains.gamma, "lambda": gains.lam, "kappa": gains.kappa}
+        return {f"gain/{name}": values[name] for name in self._logged}
 
 
 def _of_the_first(value: float, world: World) -> float:

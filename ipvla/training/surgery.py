@@ -60,10 +60,12 @@ class SurgeryConfig(draccus.ChoiceRegistry):
     Attributes:
         reads_probe: training takes the probe's records, not only what was measured on them.
         moves_base: installation changes the frozen weights, so that the adapters alone are not what was learned.
+        gained: the gains that it is turned by, of "beta", "gamma", "lambda" and "kappa".
     """
 
     reads_probe: ClassVar[bool] = False
     moves_base: ClassVar[bool] = False
+    gained: ClassVar[tuple[str, ...]] = ()
 
     @property
     def gains(self) -> Gains | None:
@@ -109,6 +111,8 @@ class _DampedUpdate(Surgery):
 class HSWSurgeryConfig(HSWConfig, SurgeryConfig):
     """See `ipvla.forgetting.hsw`."""
 
+    gained: ClassVar[tuple[str, ...]] = ("beta", "gamma")
+
     @property
     def gains(self) -> Gains:
         return Gains(self.beta, self.gamma)
@@ -122,6 +126,7 @@ class HSWSurgeryConfig(HSWConfig, SurgeryConfig):
 class ProjectedUpdateSurgeryConfig(ProjectedUpdateConfig, SurgeryConfig):
     """See `ipvla.forgetting.update_surgery`; `writers` name the modules that write into the residual stream."""
 
+    gained: ClassVar[tuple[str, ...]] = ("beta", "gamma")
     writers: tuple[str, ...] = ("o_proj", "down_proj")
 
     @property
@@ -138,6 +143,7 @@ class ProjectedUpdateSurgeryConfig(ProjectedUpdateConfig, SurgeryConfig):
 class RoutedMomentsSurgeryConfig(RoutedMomentsConfig, SurgeryConfig):
     """See `ipvla.forgetting.update_surgery`; `writers` name the modules that write into the residual stream."""
 
+    gained: ClassVar[tuple[str, ...]] = ("beta", "gamma")
     writers: tuple[str, ...] = ("o_proj", "down_proj")
 
     @property
@@ -153,6 +159,8 @@ class RoutedMomentsSurgeryConfig(RoutedMomentsConfig, SurgeryConfig):
 @dataclass(frozen=True)
 class TwoSidedSurgeryConfig(TwoSidedConfig, SurgeryConfig):
     """See `ipvla.forgetting.update_surgery`; on every adapter."""
+
+    gained: ClassVar[tuple[str, ...]] = ("lambda", "kappa")
 
     @property
     def gains(self) -> Gains:
@@ -175,6 +183,8 @@ class _DecayingInputs(Surgery):
 @dataclass(frozen=True)
 class InputDecaySurgeryConfig(InputDecayConfig, SurgeryConfig):
     """See `ipvla.forgetting.update_surgery`; on every adapter of a linear module."""
+
+    gained: ClassVar[tuple[str, ...]] = ("lambda",)
 
     @property
     def gains(self) -> Gains:

@@ -37,6 +37,7 @@ class Target:
         optimizer: of the model.
         transforms: those of the training.
         artifact: directory that `ray_jobs.subspaces` wrote.
+        teacher_sha256: of the policy that the artifact must have been made from; None for any.
         probe: None where neither method nor Thermostat read it.
         seed: of what is drawn from the probe.
     """
@@ -46,6 +47,7 @@ class Target:
     optimizer: torch.optim.AdamW
     transforms: Transforms
     artifact: Path
+    teacher_sha256: str | None
     probe: ProbeSet | None
     seed: int
 
@@ -57,6 +59,7 @@ class Target:
             "width": self.model.backbone.width,
             "probe_sha256": self.probe and self.probe.sha256,
             "num_layers": self.model.backbone.num_layers,
+            "teacher_sha256": self.teacher_sha256,
         }
 
     @cached_property

@@ -263,6 +263,17 @@ def test_other_strengths_of_the_closed_loop_do_not_count() -> None:
     assert told["methods"]["ours"]["area"]["value"] == pytest.approx(0.81)
 
 
+def test_the_best_constant_is_compared_at_the_points_that_were_chosen_whatever_their_checkpoints() -> None:
+    one = comparison()
+    final, early = Point("wise_ft", "only", 200), Point("wise_ft", "only", 75)
+    points = {early if p == final else p: played for p, played in one.points.items()}
+    methods = {**one.methods, "wise_ft": Entry("rival", early)}
+    changed = replace(one, points=points, methods=methods, loop={**one.loop, "constant": "wise_ft"})
+    told = figures(changed, draws=20)["loop"]["constant"]
+    assert told["checkpoints"] == 1
+    assert told["gain"]["value"] == pytest.approx(0.8 * 0.75 - 0.7 * 0.45)
+
+
 def test_loops_without_a_common_checkpoint_are_refused() -> None:
     one = comparison()
     moved = {

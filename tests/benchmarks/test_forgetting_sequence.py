@@ -28,13 +28,14 @@ def test_every_measure_has_a_value_and_an_interval_over_seeds() -> None:
     assert ours["forgetting"]["value"] == ours["bwt"]["value"] == 0
 
 
-def test_what_was_not_measured_is_null_and_without_curves_there_is_nothing_of_liberos() -> None:
+def test_what_was_not_measured_is_null_and_without_curves_a_task_is_evaluated_once_at_its_end() -> None:
     scores = R.copy()
     scores[0, 2] = math.nan
     told = sequence_figures(CHANCE, {"lora": {4: SequenceRun(scores)}}, draws=20)
     told = json.loads(json.dumps(told, allow_nan=False))
     assert told["methods"]["lora"]["seeds"]["4"] == {"scores": [[0.8, 0.2, None], *R[1:].tolist()], "curves": None}
-    assert set(told["methods"]["lora"]["measures"]) == {"bwt", "forgetting", "fwt"}
+    nbt = ((0.8 - 0.6) + (0.8 - 0.7)) / 2, 0.9 - 0.5
+    assert told["methods"]["lora"]["measures"]["libero_nbt"]["value"] == pytest.approx(np.mean(nbt))
     assert told["methods"]["lora"]["measures"]["bwt"]["low"] is None
 
 
@@ -48,7 +49,7 @@ def test_sequences_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="only sequences of the same tasks"):
         joined_sequences(told, {**told, "tasks": {"place": 0.0}})
     some = {"lora": {0: SequenceRun(R, CURVES), 1: SequenceRun(R)}}
-    with pytest.raises(ValueError, match="1 of 2 runs have curves; measure them in all runs or in none"):
+    with pytest.raises(ValueError, match=r"curves of \[2, 1\] evaluations; make it as many in all"):
         sequence_figures(CHANCE, some)
     with pytest.raises(ValueError, match="one value for each of the 2 tasks"):
         sequence_figures(CHANCE, {"lora": {0: SequenceRun(R[:2, :2])}})

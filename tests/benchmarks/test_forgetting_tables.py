@@ -41,7 +41,7 @@ def record(full: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_method_has_a_row_in_every_table(full: dict[str, Any]) -> None:
-    methods, fronts, *_ = forgetting_tables(full)
+    _, methods, fronts, *_ = forgetting_tables(full)
     for name in RATES:
         assert f"\n| {name} | " in methods
         assert f"\n| {name} | " in fronts
@@ -70,6 +70,14 @@ def test_the_loops_and_the_sequences_tables(full: dict[str, Any]) -> None:
     assert "| BWT | forgetting | FWT | LIBERO FWT | LIBERO NBT | LIBERO AUC |" in sequence
     assert "\n| lora | -0.20 (-0.20 to -0.20) |" in sequence
     assert "Tasks in this order: recall, place; training seeds: 2." in sequence
+    assert "\n| lora | place | 0.60 | 0.90 |" in sequence, "R after the last task"
+
+
+def test_what_every_base_could_do_stands_beside_chance(full: dict[str, Any]) -> None:
+    bases = FORGETTING["bases"](full).splitlines()
+    assert bases[2].startswith("| 0 | ")
+    assert bases[-2] == "| 4 | 12/40 | 40/40 | 40/40 | 40/40 | 40/40 |"
+    assert bases[-1] == "| chance | 0.33 | 0.33 | 0.33 | 0.33 | 0.00 |"
 
 
 def test_the_step_responses_and_the_costs_tables(full: dict[str, Any]) -> None:
@@ -79,6 +87,7 @@ def test_the_step_responses_and_the_costs_tables(full: dict[str, Any]) -> None:
     assert "The loop of ours; training seeds: 2," in answers
     assert "\n| with HSW | 103.0 | 1.030 (1.020-1.060) |" in costs
     assert "\n| with the Thermostat too, a reading every 10 steps | 105.0 |" in costs
+    assert "\n| with the Thermostat too, a reading every 25 steps, the default | 103.8 |" in costs
 
 
 def test_what_tuning_chose_stands_by_area_with_its_points() -> None:
@@ -97,7 +106,7 @@ def test_what_tuning_chose_stands_by_area_with_its_points() -> None:
 
 def test_tables_of_one_seed_have_no_intervals() -> None:
     told = figures(comparison(seeds=(0,), loop={}), draws=20)
-    methods, fronts = forgetting_tables(told)
+    _, methods, fronts = forgetting_tables(told)
     assert "(" not in "".join(line for line in (methods + fronts).splitlines() if line.startswith("| "))
     assert "One training seed, so without intervals." in methods
     assert (
@@ -137,7 +146,7 @@ def test_the_page_has_every_table_and_is_filled_once_there_are_results(
     assert tables.rendered(page) == page.read_text(), "no results yet"
     (tmp_path / "forgetting.json").write_text(json.dumps(record(full), allow_nan=False))
     filled = tables.rendered(page)
-    assert filled.count("\n|---") == len(kinds)
+    assert filled.count("\n|---") == len(kinds) + 1, "a sequence has two: measures, and R"
     page.write_text(filled)
     assert tables.rendered(page) == filled
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,9 @@ def test_a_method_changes_what_adapters_learn_and_nothing_else(
             assert torch.equal(value, before[name]), name
     step, told = log.lines[-1]
     assert step == 6
-    assert (told["gain/beta"], told["gain/gamma"]) == (method.gains.beta, method.gains.gamma)
+    gains = {f"gain/{name.replace('lam', 'lambda')}": value for name, value in asdict(method.gains).items()}
+    logged = {name: value for name, value in told.items() if name.startswith("gain/")}
+    assert logged == {f"gain/{name}": gains[f"gain/{name}"] for name in method.gained}
     if isinstance(method, HSWSurgeryConfig):
         assert 0 < told["hsw/norm_after"] <= told["hsw/norm_before"]
 
@@ -172,6 +174,12 @@ def test_what_does_not_fit_is_refused(tuned: ExperimentConfig, tmp_path: Path) -
 
     with pytest.raises(ArtifactError, match=r"nothing/meta\.json cannot be read"):
         build(HSWSurgeryConfig(), artifact="nothing")
+    other = replace(tuned, seed=9).build(World()).policy
+    other.save(tmp_path / "other")
+    later = replace(protected(tuned, HSWSurgeryConfig()), start_from=tmp_path / "other")
+    with pytest.raises(ArtifactError, match="teacher_sha256"):
+        later.build(World())
+    replace(later, forgetting=replace(later.forgetting, other_teacher=True)).build(World())
     with pytest.raises(ArtifactError, match="probe_sha256"):
         build(HSWSurgeryConfig(), probe=replace(PROBE, seed=1), thermostat=SENSITIVE)
     with pytest.raises(ValueError, match="a drift reading of 64 records from a probe of 24"):
