@@ -187,6 +187,8 @@ def main(config: SubspacesConfig) -> None:
         return
     directory, subspaces = find(config)
     console.print(energy_table(subspaces))
+    if empty := subspaces.meta["empty_masks"]:
+        console.print(f"{empty} of {subspaces.meta['records']} records have no instruction tokens and were left out")
     for layer, agreement in subspaces.meta["agreement"].items():
         told = "undefined: the scores are all the same" if agreement is None else f"{agreement:.2f}"
         console.print(f"layer {layer}: rank correlation of injection and Fisher scores {told}")

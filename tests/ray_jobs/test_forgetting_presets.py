@@ -1,12 +1,14 @@
 """Presets of the forgetting study: baseline and method are one experiment with a switch."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.storage import SOURCE_TREE
+from ray_jobs.attempts import Attempt
 from ray_jobs.collect import CollectConfig
 from ray_jobs.settings import parse
 from ray_jobs.subspaces import SubspacesConfig
@@ -61,8 +63,13 @@ def test_the_method_reads_the_probe_that_its_directions_came_from(method, tmp_pa
 
 def test_probe_and_new_task_share_no_layout_with_pretraining(tmp_path):
     names = ("collect_pretraining", "collect_new_task", "collect_probe")
-    seeds = [preset(CollectConfig, f"forgetting/{name}", tmp_path).seed for name in names]
-    assert len(set(seeds)) == len(seeds)
+    ranges = []
+    for name in names:
+        config = preset(CollectConfig, f"forgetting/{name}", tmp_path)
+        attempts = 50 * max(config.demonstrations.values())  # the expert succeeds far more often than this
+        ranges.append([Attempt("any", index, config.seed).layout for index in (0, attempts)])
+    for (_, end), (start, _) in pairwise(sorted(ranges)):
+        assert end < start
 
 
 def test_replay_is_one_old_demonstration_in_twenty_of_those_that_were_learned(tmp_path):
