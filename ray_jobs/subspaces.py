@@ -188,7 +188,7 @@ def main(config: SubspacesConfig) -> None:
     directory, subspaces = find(config)
     console.print(energy_table(subspaces))
     if empty := subspaces.meta["empty_masks"]:
-        console.print(f"{empty} of {subspaces.meta['records']} records have no instruction tokens and were left out")
+        console.print(f"{empty} of {subspaces.meta['records']} records were left out: no instruction tokens")
     for layer, agreement in subspaces.meta["agreement"].items():
         told = "undefined: the scores are all the same" if agreement is None else f"{agreement:.2f}"
         console.print(f"layer {layer}: rank correlation of injection and Fisher scores {told}")
