@@ -9,23 +9,36 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
 from rich.console import Console
 
 from evaluators.tracked_runs import RunStore, TrackingError
 from ipvla.sim.protocols import ProtocolError
 from ipvla.storage import SOURCE_TREE
-from ipvla.tracking import MLflowSink
 from ray_jobs.compare import CompareConfig, compare, select
 from ray_jobs.settings import SettingError, parse
 
 
-def tracked(uri: str, study: str, name: str, lr: float, success: float, protocol: str = "recall-1") -> None:
-    sink = MLflowSink(uri, study, name, f"runs/{study}/{name}")
-    sink.log_params({"optimizer.lr": lr, "seed": 0, "fingerprint.protocol": protocol})
-    for step in (1, 2):
-        sink.log({"train/loss": 1 / step, "success/new": success * step / 2, "forgetting/bwt": -lr}, step)
-    sink.log({"success/new/low": success - 0.1, "success/new/high": success + 0.1}, step=2)
-    sink.close()
+def tracked(client: MlflowClient, study: str, name: str, lr: float, success: float, protocol: str) -> None:
+    known = client.get_experiment_by_name(study)
+    run = client.create_run(known.experiment_id if known else client.create_experiment(study), run_name=name)
+    params = {"optimizer.lr": lr, "seed": 0, "fingerprint.protocol": protocol}
+    points = [
+        (metric, value, step)
+        for step in (1, 2)
+        for metric, value in (
+            ("train/loss", 1 / step),
+            ("success/new", success * step / 2),
+            ("forgetting/bwt", -lr),
+        )
+    ]
+    points += [("success/new/low", success - 0.1, 2), ("success/new/high", success + 0.1, 2)]
+    client.log_batch(
+        run.info.run_id,
+        [Metric(metric, value, 0, step) for metric, value, step in points],
+        [Param(key, str(value)) for key, value in params.items()],
+    )
+    client.set_terminated(run.info.run_id)
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +46,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> CompareConfig:
     root = tmp_path_factory.mktemp("tracked")
     (root / "runs").mkdir()
     uri = f"sqlite:///{root}/runs/mlflow.db"
+    client = MlflowClient(uri)
     for name, lr, success in (("gentle", 0.1, 0.5), ("it's bold", 0.3, 0.8)):
-        tracked(uri, "sweep", name, lr, success)
-    tracked(uri, "other", "gentle", 0.1, 0.6, protocol="recall-2")
-    MlflowClient(uri).create_experiment("empty")
+        tracked(client, "sweep", name, lr, success, "recall-1")
+    tracked(client, "other", "gentle", 0.1, 0.6, "recall-2")
+    client.create_experiment("empty")
     return CompareConfig(storage_root=root, tracking_uri=uri, study="sweep")
 
 
