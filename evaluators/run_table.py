@@ -21,7 +21,7 @@ from evaluators.tracked_runs import FINGERPRINT, TrackedRun, labels
 from ipvla.storage import StorageRoots
 
 #: What a comparison is about, in this order.
-RESULTS: Final = ("success/", "forgetting/", "probe/", "gain/")
+RESULTS: Final = ("sweep/", "success/", "forgetting/", "probe/", "gain/")
 #: Where and under which name a run was made says nothing of what it does.
 _OWN = {*StorageRoots.__dataclass_fields__, "name", "study", "parent_run_id", "parent_run_key"}
 _LONGEST = 32  # characters of a value on the console
