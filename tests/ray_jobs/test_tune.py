@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def test_a_sweep_of_real_trials(tmp_path: Path) -> None:
     )
     config = SweepConfig(
         storage_root=tmp_path,
-        experiment=experiment,
+        experiment=Path(os.path.relpath(experiment)),
         space={"data.dataset": Dimension(choices=("cue", "nothing"))},
         trials=2,
         search="random",
