@@ -22,8 +22,8 @@ from ipvla.storage import StorageRoots
 
 #: What a comparison is about, in this order.
 RESULTS: Final = ("sweep/", "success/", "forgetting/", "probe/", "gain/")
-#: Where and under which name a run was made says nothing of what it does.
-_OWN = {*StorageRoots.__dataclass_fields__, "name", "study", "parent_run_id", "parent_run_key"}
+#: Where and under which name a run was made, and how far it was to go for then, say nothing of what it does.
+_OWN = {*StorageRoots.__dataclass_fields__, "name", "study", "parent_run_id", "parent_run_key", "training.until"}
 _LONGEST = 32  # characters of a value on the console
 _ABREAST = 4  # so many runs are columns, more are rows
 
@@ -108,7 +108,7 @@ class RunTable:
                 run.status,
                 duration(run.wall_s),
                 *(metric_cell(run, metric) for metric in self.metrics),
-                *(_short(run.params.get(name)) for name in self.parameters),
+                *(_parameter(run, name) for name in self.parameters),
             ]
             for label, run in zip(labels(self.runs), self.runs, strict=True)
         ]
@@ -195,9 +195,10 @@ def number(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _short(value: str | None) -> str:
-    if value is None:
-        return "-"
+def _parameter(run: TrackedRun, name: str) -> str:
+    if name not in run.params:
+        return "given" if any(other.startswith(f"{name}.") for other in run.params) else "-"
+    value = run.params[name]
     told = number(value)
     if told is not None and not value.lstrip("-").isdigit():
         return f"{told:.4g}"

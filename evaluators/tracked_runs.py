@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Final
 
 FINGERPRINT: Final = "fingerprint."
@@ -89,7 +90,7 @@ class RunStore:
         """
         names = {identifier: name for name, identifier in studies.items()}
         order = order_by or "attributes.start_time ASC"
-        with self._answering():
+        with self._answering("filter or order_by"):
             found = self._client.search_runs([*names], filter_string, max_results=limit, order_by=[order])
         return [_read(run, names[run.info.experiment_id]) for run in found]
 
@@ -100,18 +101,16 @@ class RunStore:
         return sorted({one.step: one.value for one in sorted(history, key=lambda one: one.timestamp)}.items())
 
     @contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _answering(self, question: str = "the store's address") -> Iterator[None]:
         from mlflow.exceptions import MlflowException
 
         try:
             yield
         except MlflowException as error:
-            reason = str(error).splitlines()[0]
-            if error.error_code == "INVALID_PARAMETER_VALUE":
-                raise TrackingError(
-                    f"MLflow at {self.uri} does not understand filter or order_by: {reason}"
-                ) from error
-            raise TrackingError(f"MLflow at {self.uri} does not answer: {reason:.300}") from error
+            refused = error.error_code == "INVALID_PARAMETER_VALUE"
+            trouble = f"does not understand {question}" if refused else "does not answer"
+            reason = shorten(str(error), 240, placeholder=" ...")
+            raise TrackingError(f"MLflow at {self.uri} {trouble}: {reason}") from error
 
 
 def _require_database(path: Path) -> None:

@@ -2,7 +2,7 @@
 
     ipvla compare --study forgetting                          # results that the runs share, and what differs
     ipvla compare --names "[gru, none]" --metrics "[success/*, train/loss]" --out ~/gru_or_none
-    ipvla compare --study forgetting --filter "params.`optimizer.lr` = '0.001' and attributes.status = 'FINISHED'"
+    ipvla compare --study forgetting --filter 'params.`optimizer.lr` = "0.001" and attributes.status = "FINISHED"'
     ipvla compare --study forgetting --scatter "[success/ground_yellow, success/place]" --out ~/sweep
     ipvla compare --names "[gru]" --tracking_uri http://mlflow.example.org:5000
 
@@ -39,8 +39,8 @@ class CompareConfig(StorageRoots):
     Attributes:
         study: an MLflow experiment; all of them if names or a filter are given.
         names: of runs, or their ids; all of the study if left out.
-        filter: what MLflow's search takes, e.g. "metrics.`train/loss` < 0.1 and params.seed = '0'".
-        order_by: what MLflow's search takes, e.g. "metrics.`success/place` DESC"; by default as they were started.
+        filter: what MLflow's search takes, e.g. 'metrics.`train/loss` < 0.1 and params.seed = "0"'.
+        order_by: what MLflow's search takes, e.g. 'metrics.`success/place` DESC'; by default as they were started.
         limit: at most so many runs.
         tracking_uri: default `$MLFLOW_TRACKING_URI`, else the database in `run_root_dir`.
         metrics: names or patterns (`success/*`); by default results that at least two runs have.
@@ -91,7 +91,7 @@ def compare(config: CompareConfig, console: Console) -> RunTable:
         notes = _differences(runs, config.across_protocols)
         table = RunTable(tuple(runs), *_shown(config, runs, notes))
         plots = _plots(config, table)  # what is wrong is told before anything is written
-    console.print(table.console(f"{len(runs)} runs of {config.study or store.uri}"))
+    console.print(table.console(config.study or store.uri))
     for note in notes:
         console.print(note, style="yellow", markup=False, highlight=False)
     if config.out is not None:
@@ -147,7 +147,7 @@ def _differences(runs: Sequence[TrackedRun], across_protocols: bool) -> list[str
         if name in differing and not across_protocols:
             raise ProtocolError(
                 f"the runs were not played by the same {name}: {differing[name]}. Their difference is not one of "
-                f"policies; choose runs by names or --filter \"params.`fingerprint.{name}` = '...'\", or ask for "
+                f"policies; choose runs by names or --filter 'params.`fingerprint.{name}` = \"...\"', or ask for "
                 "--across_protocols"
             )
     return [f"{name} is not the same for all: {told}" for name, told in differing.items()]

@@ -59,7 +59,13 @@ def test_shown_are_the_results_that_two_runs_have() -> None:
 def test_shown_are_the_parameters_in_which_runs_differ() -> None:
     a = run("a", seed="0", lr="0.1", name="a", tmp_dir="/x", fingerprint__policy_sha256="1", forgetting="None")
     b = run("b", seed="0", lr="0.2", name="b", tmp_dir="/y", fingerprint__policy_sha256="2", forgetting__kp="0.5")
-    assert differing_parameters([a, b, run("parent", trials="2")]) == ["lr", "forgetting"]
+    runs = (a, b, run("parent", trials="2"))
+    assert differing_parameters(runs) == ["lr", "forgetting"]
+    assert RunTable(runs, (), ("lr", "forgetting")).markdown().splitlines()[2:] == [
+        "| a      | finished | 1:05 | 0.1 | None       |",
+        "| b      | finished | 1:05 | 0.2 | given      |",
+        "| parent | finished | 1:05 | -   | -          |",
+    ]
 
 
 @given(st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map(".".join), unique=True, max_size=6))

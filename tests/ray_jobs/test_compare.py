@@ -126,6 +126,7 @@ def test_what_was_played_by_other_protocols_is_refused_unless_asked_for(config: 
         ({"colour_by": "loss"}, SettingError, "colour_by: none .* mean 'train/loss'"),
         ({"curves": ("loss",)}, SettingError, "curves: none .* mean 'train/loss'"),
         ({"tracking_uri": "http://127.0.0.1:9"}, TrackingError, "MLflow at http://127.0.0.1:9 does not answer"),
+        ({"tracking_uri": "ftp://x"}, TrackingError, "does not understand the store's address"),
         ({"tracking_uri": "sqlite:////no/where.db"}, TrackingError, "there is no MLflow database /no/where.db"),
     ],
 )
