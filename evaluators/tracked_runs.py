@@ -126,7 +126,8 @@ def _require_database(path: Path) -> None:
 
 def _read(run: Any, study: str) -> TrackedRun:
     info = run.info
-    end_ms = info.end_time or time.time() * 1000
+    end_ms = None if info.status == "RUNNING" else info.end_time  # a run that goes on keeps its last end
+    end_ms = end_ms or time.time() * 1000
     return TrackedRun(
         info.run_id,
         info.run_name,
