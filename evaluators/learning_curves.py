@@ -1,9 +1,9 @@
-"""Learning curves from runs' JSONL metrics, as PNG."""
+"""Metrics over steps, of several runs, as PNG."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ipvla.tracking import read_jsonl
 
 _COLUMNS = 2
+_NAMED = 12  # lines that can be told apart
 
 
 def learning_curves(runs: Mapping[str, Path], max_metrics: int = 8) -> bytes | None:
@@ -25,6 +26,13 @@ def learning_curves(runs: Mapping[str, Path], max_metrics: int = 8) -> bytes | N
             for metric, value in line.items():
                 if metric not in ("step", "time"):
                     curves.setdefault(metric, {}).setdefault(run, []).append((line["step"], value))
+    return draw_curves(curves, max_metrics)
+
+
+def draw_curves(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], max_metrics: int = 8
+) -> bytes | None:
+    """PNG of metric -> run -> (step, value), in panels; None if no line has two points."""
     drawn = [metric for metric, lines in curves.items() if max(map(len, lines.values())) > 1][:max_metrics]
     if not drawn:
         return None
@@ -37,7 +45,8 @@ def learning_curves(runs: Mapping[str, Path], max_metrics: int = 8) -> bytes | N
         panel.set_title(metric, fontsize=9)
         panel.set_xlabel("step", fontsize=8)
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
+        if len(curves[metric]) <= _NAMED:
+            panel.legend(fontsize=8)
     for panel in panels:  # those left over
         panel.set_visible(False)
     png = io.BytesIO()

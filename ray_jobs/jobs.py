@@ -18,6 +18,7 @@ JOBS: Final[Mapping[str, str]] = {
     "interpolate": "InterpolateConfig",
     "evaluate": "EvaluateConfig",
     "memory_use": "MemoryUseJobConfig",
+    "compare": "CompareConfig",
     "replay": "ReplayConfig",
     "merge": "MergeConfig",
     "serve": "ServeConfig",

@@ -135,13 +135,15 @@ def run_trial(sample: Mapping[str, Any], sweep: SweepConfig, parent_run_id: str 
     config = replace(sweep.trained(tune.get_context().get_trial_id(), sample), parent_run_id=parent_run_id)
     for step in rungs(config):
         policy = train_to(config, step)
-        tune.report({STEP: step, **sweep.scoring.of(play(config, policy, step, sweep.success))})
+        played = play(config, policy, step, sweep.success, sweep.scoring)
+        tune.report({STEP: step, **sweep.scoring.of(played)})
 
 
 def run_sweep(sweep: SweepConfig, parent_run_id: str | None) -> list[Trial]:
     """Runs the trials that are missing; all of them, in the order in which they began. Ray must be connected."""
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")  # what a killed driver may have to look up again
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # or no trial finds a relative `experiment`
     place = sweep.directory / "tune"
     names = list(sweep.space)
     trainable = tune.with_resources(

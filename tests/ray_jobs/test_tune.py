@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable, tabulate
+from evaluators.tracked_runs import RunStore
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import ExperimentConfig
 from ipvla.sim.simulator import Task
@@ -220,7 +222,7 @@ def test_a_sweep_of_real_trials(tmp_path: Path) -> None:
     )
     config = SweepConfig(
         storage_root=tmp_path,
-        experiment=experiment,
+        experiment=Path(os.path.relpath(experiment)),
         space={"data.dataset": Dimension(choices=("cue", "nothing"))},
         trials=2,
         search="random",
@@ -235,6 +237,9 @@ def test_a_sweep_of_real_trials(tmp_path: Path) -> None:
     assert by_dataset["nothing"]["error"].startswith("ipvla.data.rlds.")
     finished = by_dataset["cue"]
     assert (finished["status"], told["best"]) == ("finished", finished["name"])
+    store = RunStore(config.mlflow_uri)
+    (tracked,) = store.find(store.studies(), f"attributes.run_name = '{finished['name']}'")
+    assert {name: tracked.metrics[f"sweep/{name}"] for name in finished["told"]} == finished["told"]
     trained = config.directory.with_name(finished["name"]) / "metrics.jsonl"
     before = trained.stat().st_mtime_ns
     assert tune(config, Console(quiet=True))["best"] == told["best"]
