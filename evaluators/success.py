@@ -180,14 +180,13 @@ class SuccessEvaluation:
         return [video for _, video in videos if video.path.exists()]
 
     def fingerprint(self, source: Source) -> dict[str, str]:
-        """Everything that a result depends on but its episode's key."""
+        """Everything that a result depends on but its episode's key, which says the layout."""
         return {
             "protocol": str(self._protocol),
             "suite": self._suite.name,
             "suite_version": self._suite.version,
             "camera_size": str(self._protocol.render_size or self._config.camera_size),
             "profile": self._config.profile,
-            "first_layout": str(self._config.first_layout),
             "policy_sha256": source.sha256(),
             **fingerprint(),
         }

@@ -6,12 +6,13 @@ from evaluators.paired import compare
 from evaluators.report import Report
 from evaluators.success import SuccessConfig, SuccessEvaluation
 from evaluators.videos import Video
-from ipvla.rollout.journal import JournalError
+from ipvla.rollout.journal import Journal, JournalError
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.protocols import load_protocol
 from ipvla.sim.simulator import Split
 from ipvla.sim.suites import Suite
 from ipvla.tracking import JsonlSink, read_jsonl
+from ipvla.types import EpisodeResult
 from tests.rollout.point import Points, PointSimulator, load_fixed_left, load_point
 
 TASKS = tuple(PointSimulator(name).task for name in ("ground_go", "recall_go"))
@@ -62,6 +63,21 @@ def test_a_study_may_begin_at_layouts_that_others_left_alone():
     assert not {spec.key for spec in first.specs} & {spec.key for spec in later.specs}
     with pytest.raises(ValueError, match="first_layout is -1; pass first_layout >= 0"):
         each(3, first_layout=-1)
+
+
+def test_machines_that_share_a_study_by_its_trials_merge_their_journals(tmp_path):
+    source, played = policy(tmp_path / "policy", load_point), []
+    for first in (0, 3):
+        evaluation = SuccessEvaluation(each(3, first_layout=first), SUITE, Points())
+        with Journal(tmp_path / f"{first}.sqlite", evaluation.fingerprint(source)) as journal:
+            for spec in evaluation.specs:
+                journal.record(EpisodeResult(spec, "success", 3, 2, 0.1, 0.0))
+        played += evaluation.specs
+    with Journal.merged([tmp_path / "0.sqlite", tmp_path / "3.sqlite"], tmp_path / "all.sqlite") as merged:
+        assert {result.spec for result in merged.results()} == set(played)
+    whole = SuccessEvaluation(each(6), SUITE, Points())
+    with Journal(tmp_path / "all.sqlite", whole.fingerprint(source)) as journal:
+        assert journal.missing(whole.specs) == [], "one machine tabulates what both have played"
 
 
 @pytest.mark.slow
