@@ -98,6 +98,8 @@ class SuccessConfig:
                 raise ValueError("stop_width needs as many episodes of every task; make `episodes` the same")
         if self.profile not in PROFILES:
             raise ValueError(f"profile is {self.profile!r}; choose among {', '.join(PROFILES)}")
+        if self.suite == "recall" and self.profile != "exact":
+            raise ValueError(f"profile is {self.profile!r}; recall is always drawn as it is: pass exact")
         if self.suite in SUITES:
             self.played_by.horizon(self.suite, 1)  # one that does not cover the suite is told now
 

@@ -37,6 +37,12 @@ def test_a_configuration_that_can_run_nothing_is_refused(field):
         SuccessConfig(episodes={"recall": 0})
 
 
+def test_recall_is_not_said_to_be_drawn_as_it_is_not():
+    with pytest.raises(ValueError, match="profile is 'fast'; recall is always drawn as it is"):
+        SuccessConfig(profile="fast")
+    assert SuccessConfig(suite="libero_goal", profile="fast").profile == "fast"
+
+
 def test_an_unknown_suite_or_task_is_refused_with_what_was_meant(tmp_path):
     with pytest.raises(ValueError, match="Did you mean 'recall'"):
         SuccessConfig(suite="recal").build(tmp_path)
