@@ -29,12 +29,18 @@ def policy(directory: Path, load) -> PolicySource:
     return PolicySource(load, directory)
 
 
-@pytest.mark.parametrize("field", ["camera_size", "num_simulators", "max_attempts", "policy_replicas"])
+@pytest.mark.parametrize("field", ["camera_size", "num_simulators", "max_attempts", "policy_replicas", "policy_lease_s"])
 def test_a_configuration_that_can_run_nothing_is_refused(field):
     with pytest.raises(ValueError, match=f"{field} is 0; pass {field} >= 1"):
         SuccessConfig(**{field: 0})
     with pytest.raises(ValueError, match=r"episodes\.recall is 0"):
         SuccessConfig(episodes={"recall": 0})
+
+
+def test_the_policys_actors_get_what_was_set_for_them(tmp_path):
+    config = each(1, policy_threads=3, policy_capacity=5, policy_lease_s=7.0, policy_max_batch=2)
+    service = SuccessEvaluation(config, SUITE, Points())._serve(policy(tmp_path / "policy", load_point))
+    assert service._arguments == (3, 5, 7.0, 2)
 
 
 def test_recall_is_not_said_to_be_drawn_as_it_is_not():
