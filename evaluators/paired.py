@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from evaluators.paired_difference import bootstrap_difference
 from evaluators.statistics import mcnemar_exact
@@ -52,6 +53,18 @@ class PairedComparison:
     def difference95(self) -> tuple[float, float]:
         """Its bootstrap interval."""
         return bootstrap_difference(self.tasks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            **asdict(self),
+            "pairs": self.pairs,
+            "only_first": self.only_first,
+            "only_second": self.only_second,
+            "difference": self.difference,
+            "difference95": list(self.difference95),
+            "p_value": self.p_value,
+        }
 
 
 def compare(
