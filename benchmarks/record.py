@@ -66,7 +66,7 @@ def write_record(
         seeds: all that the figures are of.
         earlier: runs that gave some of the figures, as `read_record(name)["runs"]` tells.
     """
-    machine = {"cpu": cpu_name(), "system": platform.platform(), **fingerprint()}
+    machine = {"cpu": cpu_name(), "os": platform.platform(), **fingerprint()}
     run = {"commit": commit(), "machine": machine}
     record = {
         **run,

@@ -1,4 +1,4 @@
-"""The success table on the console."""
+"""Success and paired comparisons as tables on the console."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from evaluators.paired import PairedComparison
 from evaluators.success_table import SuccessRow, SuccessTable
 
 
@@ -37,3 +38,21 @@ def success_cell(row: SuccessRow | None) -> str:
         return "-"
     low, high = row.wilson95
     return f"{row.k}/{row.n}  {row.rate:.2f} ({low:.2f}-{high:.2f})"
+
+
+def comparison_table(comparisons: Sequence[PairedComparison]) -> Table:
+    """Difference and exact McNemar test per family, on the layouts that both policies played."""
+    table = Table(title="Paired on the same layouts (bootstrap interval, exact McNemar)")
+    for heading in ("family", "pairs", "only the first", "only the second", "difference (95 %)", "p"):
+        table.add_column(heading, justify="left" if heading == "family" else "right")
+    for c in comparisons:
+        name = f"{c.family}: {c.first} against {c.second}"
+        table.add_row(
+            name, str(c.pairs), str(c.only_first), str(c.only_second), _difference(c), f"{c.p_value:.2g}"
+        )
+    return table
+
+
+def _difference(comparison: PairedComparison) -> str:
+    low, high = comparison.difference95
+    return f"{comparison.difference:+.2f} ({low:+.2f}, {high:+.2f})"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from evaluators.paired_difference import bootstrap_difference
 from evaluators.statistics import mcnemar_exact
@@ -53,6 +54,18 @@ class PairedComparison:
         """Its bootstrap interval."""
         return bootstrap_difference(self.tasks)
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            **asdict(self),
+            "pairs": self.pairs,
+            "only_first": self.only_first,
+            "only_second": self.only_second,
+            "difference": self.difference,
+            "difference95": list(self.difference95),
+            "p_value": self.p_value,
+        }
+
 
 def compare(
     first: SuccessTable, second: SuccessTable, tasks: Sequence[Task], *, across_protocols: bool = False
@@ -64,13 +77,19 @@ def compare(
 
     Raises:
         ProtocolError: they were, although that was not asked for.
-        ValueError: the policies share no layout.
+        ValueError: the policies share no layout, or played different versions of a suite.
     """
     played_by = [table.fingerprint.get("protocol") for table in (first, second)]
     if played_by[0] != played_by[1] and not across_protocols:
         raise ProtocolError(
             f"{first.policy} was played by protocol {played_by[0]}, {second.policy} by {played_by[1]}: their "
             "difference is not one of policies; play both by the same protocol, or ask for across_protocols"
+        )
+    versions = [table.fingerprint.get("suite_version") for table in (first, second)]
+    if versions[0] != versions[1]:
+        raise ValueError(
+            f"{first.policy} was played on version {versions[0]} of the suite, {second.policy} on {versions[1]}: the "
+            "same trial need not be the same layout; play both on the same version"
         )
     families = {task.name: task.family for task in tasks}
     theirs = {result.spec.key: result.success for result in second.results}

@@ -59,6 +59,8 @@ class SuccessConfig:
         policy_resources: what a policy actor asks Ray for, such as {"num_gpus": 1}.
         policy_replicas: actors with the same policy; an episode keeps to one.
         policy_capacity: episodes that one of them keeps in memory at a time; None for as many as there are.
+        policy_lease_s: an episode that is not heard of for so long is forgotten, and its place given to another: more
+            than a simulator takes between two requests.
         policy_max_batch: observations of a forward pass, None for as many as wait; with 1, results are the same to
             the last bit whatever dies and however many simulators there are.
     """
@@ -77,10 +79,18 @@ class SuccessConfig:
     policy_resources: dict[str, float] = field(default_factory=dict)
     policy_replicas: int = 1
     policy_capacity: int | None = None
+    policy_lease_s: float = 900.0
     policy_max_batch: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("camera_size", "max_attempts", "episode_timeout_s", "policy_threads", "policy_replicas"):
+        for name in (
+            "camera_size",
+            "max_attempts",
+            "episode_timeout_s",
+            "policy_threads",
+            "policy_replicas",
+            "policy_lease_s",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; pass {name} >= 1")
         for name in ("num_simulators", "policy_capacity", "policy_max_batch"):
@@ -98,6 +108,8 @@ class SuccessConfig:
                 raise ValueError("stop_width needs as many episodes of every task; make `episodes` the same")
         if self.profile not in PROFILES:
             raise ValueError(f"profile is {self.profile!r}; choose among {', '.join(PROFILES)}")
+        if self.suite == "recall" and self.profile != "exact":
+            raise ValueError(f"profile is {self.profile!r}; recall is always drawn as it is: pass exact")
         if self.suite in SUITES:
             self.played_by.horizon(self.suite, 1)  # one that does not cover the suite is told now
 
@@ -180,14 +192,13 @@ class SuccessEvaluation:
         return [video for _, video in videos if video.path.exists()]
 
     def fingerprint(self, source: Source) -> dict[str, str]:
-        """Everything that a result depends on but its episode's key."""
+        """Everything that a result depends on but its episode's key, which says the layout."""
         return {
             "protocol": str(self._protocol),
             "suite": self._suite.name,
             "suite_version": self._suite.version,
             "camera_size": str(self._protocol.render_size or self._config.camera_size),
             "profile": self._config.profile,
-            "first_layout": str(self._config.first_layout),
             "policy_sha256": source.sha256(),
             **fingerprint(),
         }
@@ -280,6 +291,7 @@ class SuccessEvaluation:
                 resources=self._config.policy_resources,
                 replicas=self._config.policy_replicas,
                 capacity=self._config.policy_capacity,
+                lease_s=self._config.policy_lease_s,
                 max_batch=self._config.policy_max_batch,
             )
         self._policy.switch(source)

@@ -62,6 +62,16 @@ class SuccessTable:
         """Family -> its row, as in `summary.json`."""
         return {row.name: row.to_dict() for row in self.families}
 
+    def record(self) -> dict[str, Any]:
+        """JSON values: what was counted, and all that it depends on."""
+        return {
+            "protocol": self.fingerprint.get("protocol"),
+            "fingerprint": dict(self.fingerprint),
+            "anytime95": list(self.anytime95) if self.anytime95 else None,
+            "families": self.to_dict(),
+            "tasks": {row.name: row.to_dict() for row in self.tasks},
+        }
+
 
 def tabulate(
     policy: str, tasks: Sequence[Task], results: Sequence[EpisodeResult], fingerprint: Mapping[str, str]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import platform
 import re
 import shutil
 import time
@@ -260,7 +261,7 @@ def _write(
 
     # Before the dataset: where it is, its record is too.
     told = {name: value for name, value in asdict(summary).items() if name != "directory"}
-    record = {"request": request, "summary": told, "fingerprint": fingerprint()}
+    record = {"request": request, "summary": told, "os": platform.platform(), "fingerprint": fingerprint()}
     write_atomically(config.record, json.dumps(record, indent=1))
     write_rlds(config.datasets, config.dataset, demonstrations(), config.camera_size)
     return summary

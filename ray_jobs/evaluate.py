@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,14 +10,14 @@ from itertools import combinations
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from evaluators.console import success_table
+from evaluators.console import comparison_table, success_table
 from evaluators.episodes import write_episodes
 from evaluators.paired import PairedComparison, compare
 from evaluators.power import minimum_detectable_difference
 from evaluators.report import Report
 from evaluators.success import Source, SuccessConfig
+from evaluators.success_record import write_success
 from evaluators.success_table import SuccessTable
 from evaluators.videos import Video, VideoChoice
 from ipvla.policy import Policy
@@ -154,24 +153,6 @@ def report(config: EvaluateConfig, evaluation: Evaluation, title: str, note: str
     ).write(config.directory / "report.html")
 
 
-def comparison_table(comparisons: tuple[PairedComparison, ...]) -> Table:
-    """Difference and exact McNemar test per family, on the layouts that both policies played."""
-    table = Table(title="Paired on the same layouts (bootstrap interval, exact McNemar)")
-    for heading in ("family", "pairs", "only the first", "only the second", "difference (95 %)", "p"):
-        table.add_column(heading, justify="left" if heading == "family" else "right")
-    for c in comparisons:
-        name = f"{c.family}: {c.first} against {c.second}"
-        table.add_row(
-            name, str(c.pairs), str(c.only_first), str(c.only_second), _difference(c), f"{c.p_value:.2g}"
-        )
-    return table
-
-
-def _difference(comparison: PairedComparison) -> str:
-    low, high = comparison.difference95
-    return f"{comparison.difference:+.2f} ({low:+.2f}, {high:+.2f})"
-
-
 def what_it_can_show(layouts: int) -> str:
     """Which differences between two policies so many shared layouts are likely to tell."""
     found = {share: minimum_detectable_difference(layouts, share) for share in _DISCORDANT}
@@ -188,8 +169,7 @@ def main(config: EvaluateConfig) -> None:
     console.print(success_table(evaluation.tables))
     if evaluation.comparisons:
         console.print(comparison_table(evaluation.comparisons))
-    results = {table.policy: table.to_dict() for table in evaluation.tables}
-    (config.directory / "success.json").write_text(json.dumps(results, indent=1))
+    write_success(evaluation.tables, evaluation.comparisons, config.directory / "success.json")
     write_episodes(evaluation.tables, config.directory / "episodes.parquet")
     console.print(f"report: {report(config, evaluation, f'Success: {config.study}')}")
 

@@ -21,6 +21,7 @@ JOBS: Final[Mapping[str, str]] = {
     "compare": "CompareConfig",
     "replay": "ReplayConfig",
     "merge": "MergeConfig",
+    "paired": "PairedConfig",
     "serve": "ServeConfig",
     "tune": "SweepConfig",
     "submit": "SubmitConfig",

@@ -6,20 +6,20 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from evaluators.console import success_table
+from evaluators.console import comparison_table, success_table
 from ipvla.experiment import ExperimentConfig
 from ipvla.storage import SOURCE_TREE, StorageRoots
 from ipvla.tracking import MLflowSink
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
 from ray_jobs.collect import CollectConfig, CollectSummary, collect
-from ray_jobs.evaluate import EvaluateConfig, Evaluation, comparison_table, evaluate, report
+from ray_jobs.evaluate import EvaluateConfig, Evaluation, evaluate, report
 from ray_jobs.progress import CollectionDisplay
 from ray_jobs.settings import parse
 from ray_jobs.side_by_side import train_side_by_side
@@ -91,7 +91,8 @@ def _summary(
             for memory, summary in trained.items()
         },
         "success": {table.policy: table.to_dict() for table in evaluation.tables},
-        "paired": [asdict(c) | {"p_value": c.p_value} for c in evaluation.comparisons],
+        "policies": {table.policy: table.record() for table in evaluation.tables},
+        "paired": [comparison.to_dict() for comparison in evaluation.comparisons],
         "mlflow": {
             "tracking_uri": uri,
             "experiment_id": mlflow.experiment_id,

@@ -40,25 +40,23 @@ class Journal:
             policy hash, library versions). It is written into a new journal and must match an old one.
 
     Raises:
-        JournalError: the journal belongs to another study, or is not a journal.
+        JournalError: the journal belongs to another study, is not a journal, or cannot be written now: the disk is
+            full, or another process keeps it locked for half a minute.
     """
 
     def __init__(self, path: Path, fingerprint: Mapping[str, str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.fingerprint = path, dict(fingerprint)
-        self._connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-        try:
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.executescript(_SCHEMA)
-            self._claim(self.fingerprint)
-        except sqlite3.DatabaseError as error:
-            self.close()
-            raise JournalError(
-                f"{path} is not a readable journal ({error}); move it away to start afresh"
-            ) from None
-        except JournalError:
-            self.close()
-            raise
+        with ExitStack() as stack:
+            try:
+                self._connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+                stack.callback(self.close)
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.executescript(_SCHEMA)
+                self._claim(self.fingerprint)
+            except sqlite3.DatabaseError as error:
+                raise _unusable(path, error) from error
+            stack.pop_all()
 
     def _claim(self, fingerprint: dict[str, str]) -> None:
         mine = json.dumps(fingerprint, sort_keys=True)
@@ -94,10 +92,7 @@ class Journal:
                     cursor.execute("INSERT INTO traces VALUES (?, ?)", (spec.key, _packed(result.trace)))
             return new
         except sqlite3.OperationalError as error:
-            raise JournalError(
-                f"{self.path} cannot be written ({error}); free the disk, or end what holds the journal, and "
-                "start again: what was recorded stays, the rest is played then"
-            ) from error
+            raise _unusable(self.path, error) from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -178,10 +173,23 @@ def _fingerprint_of(path: Path) -> dict[str, str]:
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
             (stored,) = connection.execute("SELECT fingerprint FROM study").fetchone()
-    except (sqlite3.DatabaseError, TypeError) as error:
-        raise JournalError(f"{path} is not a readable journal ({error})") from None
+    except sqlite3.DatabaseError as error:
+        raise _unusable(path, error) from error
+    except TypeError:
+        raise JournalError(f"{path} is of no study yet: nothing was recorded in it") from None
     fingerprint: dict[str, str] = json.loads(stored)
     return fingerprint
+
+
+def _unusable(path: Path, error: sqlite3.DatabaseError) -> JournalError:
+    """What to do about it: good records must not be thrown away for a lock or a full disk."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # without its extension
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
+        return JournalError(f"{path} is not a readable journal ({error}); move it away to start afresh")
+    return JournalError(
+        f"{path} cannot be written ({error}); free the disk, let it be written, or end what holds the journal, and "
+        "start again: what was recorded stays, the rest is played then"
+    )
 
 
 def _result(told: dict[str, Any]) -> EpisodeResult:

@@ -1,4 +1,7 @@
-"""What a result depends on besides code and seeds: versions of everything that changes physics or pixels."""
+"""What a result depends on besides code and seeds: versions of everything that changes physics or pixels.
+
+The machine and its kernel are not among it: results of several machines are of one study.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,12 @@ _PACKAGES = {
 def fingerprint() -> dict[str, str]:
     """Name -> version. Imports none of the packages, so it is cheap in a process that runs no simulator.
 
-    Keys: mujoco, robosuite, libero, torch, numpy, python, os, renderer (MuJoCo's GL back end), recall (the
-    embedded suite's version). A package that is not installed reads "absent".
+    Keys: mujoco, robosuite, libero, torch, numpy, python, renderer (MuJoCo's GL back end), recall (the embedded
+    suite's version). A package that is not installed reads "absent".
     """
     return {
         **{name: _version(package) for name, package in _PACKAGES.items()},
         "python": platform.python_version(),
-        "os": platform.platform(),
         "renderer": os.environ.get("MUJOCO_GL", "osmesa"),
         "recall": VERSION,
     }

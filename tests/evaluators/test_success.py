@@ -6,12 +6,13 @@ from evaluators.paired import compare
 from evaluators.report import Report
 from evaluators.success import SuccessConfig, SuccessEvaluation
 from evaluators.videos import Video
-from ipvla.rollout.journal import JournalError
+from ipvla.rollout.journal import Journal, JournalError
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.protocols import load_protocol
 from ipvla.sim.simulator import Split
 from ipvla.sim.suites import Suite
 from ipvla.tracking import JsonlSink, read_jsonl
+from ipvla.types import EpisodeResult
 from tests.rollout.point import Points, PointSimulator, load_fixed_left, load_point
 
 TASKS = tuple(PointSimulator(name).task for name in ("ground_go", "recall_go"))
@@ -28,12 +29,24 @@ def policy(directory: Path, load) -> PolicySource:
     return PolicySource(load, directory)
 
 
-@pytest.mark.parametrize("field", ["camera_size", "num_simulators", "max_attempts", "policy_replicas"])
+@pytest.mark.parametrize("field", ["camera_size", "num_simulators", "max_attempts", "policy_replicas", "policy_lease_s"])
 def test_a_configuration_that_can_run_nothing_is_refused(field):
     with pytest.raises(ValueError, match=f"{field} is 0; pass {field} >= 1"):
         SuccessConfig(**{field: 0})
     with pytest.raises(ValueError, match=r"episodes\.recall is 0"):
         SuccessConfig(episodes={"recall": 0})
+
+
+def test_the_policys_actors_get_what_was_set_for_them(tmp_path):
+    config = each(1, policy_threads=3, policy_capacity=5, policy_lease_s=7.0, policy_max_batch=2)
+    service = SuccessEvaluation(config, SUITE, Points())._serve(policy(tmp_path / "policy", load_point))
+    assert service._arguments == (3, 5, 7.0, 2)
+
+
+def test_recall_is_not_said_to_be_drawn_as_it_is_not():
+    with pytest.raises(ValueError, match="profile is 'fast'; recall is always drawn as it is"):
+        SuccessConfig(profile="fast")
+    assert SuccessConfig(suite="libero_goal", profile="fast").profile == "fast"
 
 
 def test_an_unknown_suite_or_task_is_refused_with_what_was_meant(tmp_path):
@@ -62,6 +75,21 @@ def test_a_study_may_begin_at_layouts_that_others_left_alone():
     assert not {spec.key for spec in first.specs} & {spec.key for spec in later.specs}
     with pytest.raises(ValueError, match="first_layout is -1; pass first_layout >= 0"):
         each(3, first_layout=-1)
+
+
+def test_machines_that_share_a_study_by_its_trials_merge_their_journals(tmp_path):
+    source, played = policy(tmp_path / "policy", load_point), []
+    for first in (0, 3):
+        evaluation = SuccessEvaluation(each(3, first_layout=first), SUITE, Points())
+        with Journal(tmp_path / f"{first}.sqlite", evaluation.fingerprint(source)) as journal:
+            for spec in evaluation.specs:
+                journal.record(EpisodeResult(spec, "success", 3, 2, 0.1, 0.0))
+        played += evaluation.specs
+    with Journal.merged([tmp_path / "0.sqlite", tmp_path / "3.sqlite"], tmp_path / "all.sqlite") as merged:
+        assert {result.spec for result in merged.results()} == set(played)
+    whole = SuccessEvaluation(each(6), SUITE, Points())
+    with Journal(tmp_path / "all.sqlite", whole.fingerprint(source)) as journal:
+        assert journal.missing(whole.specs) == [], "one machine tabulates what both have played"
 
 
 @pytest.mark.slow

@@ -1,8 +1,13 @@
+import json
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
 from evaluators.console import success_table
 from evaluators.paired import compare
+from evaluators.report import Report
+from evaluators.success_record import write_success
 from evaluators.success_table import tabulate
 from ipvla.sim.simulator import Task
 from ipvla.types import EpisodeResult, EpisodeSpec
@@ -41,6 +46,34 @@ def test_rows_count_successes_by_task_and_by_family():
         "chance": pytest.approx(1 / 3),
     }
     assert list(made.to_dict()) == ["ground", "recall"]
+
+
+def test_what_is_written_names_all_that_it_depends_on(tmp_path):
+    none, gru = table("none", ground_a="sf", recall_a="fsft"), table("gru", recall_a="ssssss")
+    gru = replace(gru, anytime95=(0.4, 0.9))
+    path = write_success([none, gru], compare(none, gru, TASKS), tmp_path / "new" / "success.json")
+    told = json.loads(path.read_text())
+    assert told["policies"]["none"]["protocol"] == told["policies"]["none"]["fingerprint"]["protocol"] == "1"
+    assert told["policies"]["none"]["families"]["recall"]["k"] == 1
+    assert {name: row["n"] for name, row in told["policies"]["none"]["tasks"].items()} == {
+        "ground_a": 2, "recall_a": 4,
+    }  # fmt: skip
+    assert [of["anytime95"] for of in told["policies"].values()] == [None, [0.4, 0.9]]
+    (comparison,) = told["comparisons"]
+    assert (comparison["first"], comparison["second"], comparison["pairs"]) == ("none", "gru", 4)
+    assert comparison["p_value"] == pytest.approx(0.25)
+    low, high = comparison["difference95"]
+    assert low < comparison["difference"] == -0.75 < high
+    assert [p.name for p in path.parent.iterdir()] == ["success.json"]
+
+
+def test_a_report_says_which_interval_holds_after_an_early_stop(tmp_path):
+    fixed = table("none", recall_a="fsft")
+    stopped = replace(table("gru", recall_a="ssssss"), anytime95=(0.4123, 0.9))
+    html = Report("Title", [fixed, stopped]).write(tmp_path / "report.html").read_text()
+    assert html.count("do not hold for it") == 1
+    assert "gru was played until enough was known" in html
+    assert "0.41 to 0.90" in html
 
 
 def test_a_family_without_episodes_has_no_row():

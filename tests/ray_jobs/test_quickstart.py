@@ -60,6 +60,8 @@ def test_an_interrupted_quickstart_continues_to_its_end(tmp_path: Path) -> None:
         assert {f: row["n"] for f, row in summary["success"][memory].items()} == {
             "ground": 1, "recall": 1, "count": 1, "place": 1,
         }  # fmt: skip
+        assert summary["policies"][memory]["protocol"].startswith("recall-1+")
+        assert summary["policies"][memory]["families"] == summary["success"][memory]
         for row in summary["success"][memory].values():
             assert row["wilson95"][0] <= row["rate"] <= row["wilson95"][1]
         assert Policy.load(run / memory / "policy").describe()["memory"] == memory

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import resource
 import signal
 import sqlite3
 import time
@@ -171,6 +172,17 @@ def test_on_a_full_disk_what_was_recorded_stays_and_the_error_says_what_to_do(tm
         assert journal.record(result(len(recorded)))
 
 
+def test_a_full_disk_is_no_damage_to_a_journal_that_is_opened(tmp_path):
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, allowed[1]))  # nothing can be written
+    try:
+        with pytest.raises(JournalError, match=r"j\.sqlite cannot be written \(.*\); free the disk"):
+            Journal(tmp_path / "j.sqlite", FINGERPRINT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    Journal(tmp_path / "j.sqlite", FINGERPRINT).close()
+
+
 def test_a_journal_that_somebody_keeps_locked_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(journal_module, "_BUSY_TIMEOUT_S", 0.1)
     with Journal(tmp_path / "j.sqlite", FINGERPRINT) as journal:
@@ -178,5 +190,7 @@ def test_a_journal_that_somebody_keeps_locked_is_named(tmp_path, monkeypatch):
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(JournalError, match=r"j\.sqlite cannot be written \(database is locked\)"):
             journal.record(result(0))
+        with pytest.raises(JournalError, match=r"cannot be written \(database is locked\).*was recorded stays"):
+            Journal(tmp_path / "j.sqlite", FINGERPRINT)
         other.execute("COMMIT")
         assert journal.record(result(0))

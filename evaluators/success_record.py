@@ -1,0 +1,22 @@
+"""`success.json`: what an evaluation came to, with all that it depends on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluators.paired import PairedComparison
+from evaluators.success_table import SuccessTable
+
+
+def write_success(tables: Sequence[SuccessTable], comparisons: Sequence[PairedComparison], path: Path) -> Path:
+    """Writes JSON: `policies`, a `SuccessTable.record` of each, and `comparisons`; whole or not at all."""
+    told = {
+        "policies": {table.policy: table.record() for table in tables},
+        "comparisons": [comparison.to_dict() for comparison in comparisons],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(told, indent=1))
+    return unfinished.replace(path)
