@@ -10,8 +10,8 @@
 - chaos: processes are killed, at random (`rollout_chaos`).
 - soak: thousands of episodes by the same processes (`rollout_soak`).
 
-A full run writes `benchmarks/results/rollout.json`; one of some parts keeps what is there of the others. `--quick`
-does a little of each, and its results mean nothing.
+Every part writes its figures, with its own commit and machine, to `benchmarks/results/rollout.json` and keeps what is
+there of the others. `--quick` does a little of each, and its results mean nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import Progress
 
-from benchmarks.record import Target, read_record, write_record
+from benchmarks.record import Target, read_record, this_run, write_record
 from benchmarks.rollout_chaos import measure_chaos
 from benchmarks.rollout_policy import save_untrained_policy
 from benchmarks.rollout_recall import RecallService
@@ -266,29 +266,27 @@ def _soak_target(soak: Mapping[str, Any]) -> Target:
     note = (
         f"{steepest['kind']}, the process that grows most in {soak['episodes']} episodes; left behind: "
         f"{soak['leases']} leases, {max(process['files'] for process in soak['processes'])} open files, "
-        f"{soak['replaced']} actors"
+        f"{soak['actors']} actors"
     )
     return Target("soak_memory_slope_mb_per_1000", steepest["slope_mb_per_1000"], 2.0, False, note=note)
 
 
 def main(study: RolloutStudy) -> None:
-    """Measures, prints, and on a full run records."""
+    """Measures and prints; what is not in small is recorded."""
     console = Console()
     if study.quick:
         study = _in_small(study)
-    earlier = None if study.quick else read_record("rollout")
-    figures: dict[str, Any] = dict(earlier["figures"]) if earlier else {}
+    record = None if study.quick else read_record("rollout")
+    figures: dict[str, Any] = dict(record["figures"]) if record else {}
     # Parts of a full run each have a cluster to themselves.
     with placed(study, study.quick) as here, connect(here) if study.quick else nullcontext():
         for part in study.parts:
             console.rule(part)
             with connect(here):
-                figures[part] = measure(here, part, console)
-    found = targets(figures)
-    console.print(Markdown("\n".join(target_rows([target.to_dict() for target in found]))))
-    if not study.quick:
-        runs = earlier["runs"] if earlier and len(study.parts) < len(PARTS) else ()
-        console.print(f"written to {write_record('rollout', [], figures, found, runs)}")
+                figures[part] = {**measure(here, part, console), "run": this_run()}
+            if not study.quick:  # what the parts after this one come to does not matter to it
+                console.print(f"written to {write_record('rollout', [], figures, targets(figures))}")
+    console.print(Markdown("\n".join(target_rows([target.to_dict() for target in targets(figures)]))))
 
 
 def _in_small(study: RolloutStudy) -> RolloutStudy:

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.markdown import head, line
+from benchmarks.record import where
 from benchmarks.rollout_capacity import Constants, gpus_for, limits
 from benchmarks.rollout_scaling import CHUNK_S, CORES_ARE_THE_LIMIT, FORWARDS
 
@@ -35,7 +36,7 @@ def speed_table(figures: Mapping[str, Any]) -> str:
             *rows,
             "",
             f"`{speed['suite']}`, protocol {speed['protocol']}, {speed['num_simulators']} simulators on "
-            f"{speed['cores']} cores; medians of {len(ms['serial'])} rounds.",
+            f"{speed['cores']} cores; medians of {len(ms['serial'])} rounds. {where(speed['run'])}",
         ]
     )
 
@@ -60,7 +61,7 @@ def scaling_table(figures: Mapping[str, Any]) -> str:
             "",
             f"Simulators that wait {CHUNK_S:g} s (give or take 30 %) per chunk of 8 control steps; policies that "
             f"wait, {times}. In brackets the share of the cores' time, where it is above "
-            f"{CORES_ARE_THE_LIMIT:.0%} and so the limit.",
+            f"{CORES_ARE_THE_LIMIT:.0%} and so the limit. {where(figures['scaling']['run'])}",
         ]
     )
 
@@ -107,6 +108,8 @@ def chaos_table(figures: Mapping[str, Any]) -> str:
                 str(chaos["different"]),
                 f"{chaos['disturbed_s']:.0f} s against {chaos['undisturbed_s']:.0f} s undisturbed",
             ),
+            "",
+            where(chaos["run"]),
         ]
     )
 
@@ -125,8 +128,9 @@ def soak_table(figures: Mapping[str, Any]) -> str:
         for process in soak["processes"]
     ]
     held = f"{soak['object_store_mb']:.0f} MB of Ray's object store"
-    left = f"left: {soak['leases']} leases, {soak['replaced']} actors, {held}"
-    return "\n".join([*rows, "", f"{soak['episodes']:,} episodes in {soak['wall_s'] / 60:.0f} minutes; {left}."])
+    left = f"left behind: {soak['leases']} leases, {soak['actors']} actors after it was closed, {held}"
+    played = f"{soak['episodes']:,} episodes in {soak['wall_s'] / 60:.0f} minutes"
+    return "\n".join([*rows, "", f"{played}; {soak['replaced']} processes replaced; {left}. {where(soak['run'])}"])
 
 
 def _share(point: Mapping[str, Any], of: str) -> str:

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.rollout import RolloutStudy, targets
+from benchmarks.rollout import PARTS, RolloutStudy, targets
 from benchmarks.rollout_capacity import PI0, Constants, gpus_for, limits
 from benchmarks.rollout_chaos import measure_chaos, same_episode
 from benchmarks.rollout_policy import CAMERAS, EXECUTE, save_untrained_policy
+from benchmarks.rollout_recall import left_behind
 from benchmarks.rollout_scaling import (
     FORWARDS,
     ScalingPoint,
@@ -31,12 +32,16 @@ from benchmarks.rollout_service import Throughput, act_overhead_ms
 from benchmarks.rollout_soak import measure_soak, slope
 from benchmarks.rollout_stub import ForwardTime
 from benchmarks.rollout_tables import ROLLOUT
+from benchmarks.tables import table
 from ipvla.policy import Policy
 from ipvla.rollout.episode import run_episode
 from ipvla.rollout.evaluation import SimPool
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.types import EpisodeSpec, Observation
 from tests.rollout.point import Points, PointSimulator, load_point
+
+
+RUN = {"commit": "0123456789abcdef", "machine": {"cpu": "2 x CPU", "os": "Linux"}}
 
 
 def speed(**changes: Any) -> dict[str, Any]:
@@ -53,6 +58,7 @@ def speed(**changes: Any) -> dict[str, Any]:
         "num_simulators": 3,
         "protocol": "oft v1",
         "suite": "libero_spatial",
+        "run": RUN,
         **changes,
     }
 
@@ -72,6 +78,7 @@ def figures() -> dict[str, Any]:
         "scaling": {
             "points": [*points, *({**one, "forward": "heavy"} for one in points)],
             "driver_cpu_ms": 4.0,
+            "run": RUN,
         },
         "chaos": {
             "episodes": 200,
@@ -82,6 +89,7 @@ def figures() -> dict[str, Any]:
             "different": 1,
             "undisturbed_s": 50.0,
             "disturbed_s": 90.0,
+            "run": RUN,
         },
         "soak": {
             "episodes": 6000,
@@ -92,7 +100,9 @@ def figures() -> dict[str, Any]:
             ],
             "replaced": 0,
             "leases": 0,
+            "actors": 2,
             "object_store_mb": 0.0,
+            "run": {**RUN, "commit": ["aaaaaaaaaaaa", "bbbbbbbbbbbb"]},
         },
     }
 
@@ -130,6 +140,16 @@ def test_tables_say_what_limits() -> None:
         "| 200 | 9 x policy, 20 x simulator | 31 | 0 | 0 | 1 | 90 s against 50 s undisturbed |" in tables["chaos"]
     )
     assert "| policy | 300 | -0.20 | 1 |" in tables["soak"]
+    assert "0 processes replaced; left behind: 0 leases, 2 actors after it was closed" in tables["soak"]
+
+
+def test_every_part_says_which_run_it_is_of() -> None:
+    tables = {kind: ROLLOUT[kind](figures()) for kind in PARTS}
+    told = {kind: table.rpartition("Commit ")[2] for kind, table in tables.items()}
+    assert told.pop("soak") == "`aaaaaaaaaa` or `bbbbbbbbbb`, 2 x CPU, Linux.", "where it was not kept which"
+    assert set(told.values()) == {"`0123456789`, 2 x CPU, Linux."}
+    record = {"commit": "ffff", "machine": {}, "seeds": [], "figures": figures(), "targets": []}
+    assert "ffff" not in table(record, "targets")
 
 
 @given(st.integers(1, 64), st.floats(0.01, 2), st.floats(0.001, 0.5), st.floats(0, 0.1))
@@ -232,8 +252,11 @@ def test_a_soak_reads_every_process_that_lasts(tmp_path: Path) -> None:
     assert told == [10, 20, 30, 40, 50, 60]
     assert soak.episodes == 60
     assert {"driver", "simulator", "policy", "raylet", "gcs"} <= {process.kind for process in soak.processes}
-    assert (soak.leases, soak.replaced) == (0, 0)
+    assert (soak.leases, soak.replaced, soak.actors) == (0, 0, 0)
     assert all(process.memory_mb > 1 for process in soak.processes)
+    with service.running() as (pool, policy):
+        list(pool.run(service.specs(1, 2), policy))
+        assert left_behind(patience_s=0) == 3, "two simulators and a replica, while nobody has closed them"
     assert slope([0, 1, 2, 3], [5, 7, 9, 11]) == pytest.approx(2)
 
 
