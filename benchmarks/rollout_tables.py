@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.markdown import head, line
 from benchmarks.record import where
 from benchmarks.rollout_capacity import Constants, gpus_for, limits
+from benchmarks.rollout_pictures import OTHER_LEVELS, SEEN_LEVELS
 from benchmarks.rollout_scaling import CHUNK_S, CORES_ARE_THE_LIMIT, FORWARDS
 
 _SIMULATORS, _GPUS = 1000, 8
@@ -39,6 +40,32 @@ def speed_table(figures: Mapping[str, Any]) -> str:
             f"{speed['cores']} cores; medians of {len(ms['serial'])} rounds. {where(speed['run'])}",
         ]
     )
+
+
+def pictures_table(figures: Mapping[str, Any]) -> str:
+    """How far `fast` is from `exact`."""
+    pictures = figures["pictures"]
+    rows = head(
+        "suite",
+        "camera",
+        "mean difference, levels of 255",
+        "of the picture that differs most",
+        f"pixels that differ by more than {SEEN_LEVELS} levels",
+        f"by more than {OTHER_LEVELS}",
+    )
+    rows += [
+        line(
+            f"`{one['suite']}`",
+            one["camera"],
+            f"{one['mean_levels']:.1f}",
+            f"{one['worst_levels']:.1f}",
+            f"{one['seen']:.1%}",
+            f"{one['other']:.1%}",
+        )
+        for one in pictures["differences"]
+    ]
+    told = f"{pictures['differences'][0]['pictures']} pictures of 256 px per row, settled and in motion."
+    return "\n".join([*rows, "", f"{told} {where(pictures['run'])}"])
 
 
 def scaling_table(figures: Mapping[str, Any]) -> str:
@@ -140,6 +167,7 @@ def _share(point: Mapping[str, Any], of: str) -> str:
 
 ROLLOUT: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "speed": speed_table,
+    "pictures": pictures_table,
     "scaling": scaling_table,
     "capacity": capacity_table,
     "chaos": chaos_table,

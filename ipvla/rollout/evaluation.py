@@ -96,6 +96,10 @@ class SimPool:
         """So many simulators more, also for a run that is under way."""
         self._workers.add(count)
 
+    def start(self) -> None:
+        """Starts every simulator's process now and waits for it; JobFailedError if one fails again and again."""
+        self._workers.start()
+
     def close(self) -> None:
         self._workers.close()
 

@@ -168,6 +168,21 @@ class WorkerPool:
         self._slots += new
         self._added += new
 
+    def start(self, max_attempts: int = 3) -> None:
+        """Starts every worker that has no process, and waits until all have one; `run` waits for nobody.
+
+        Raises:
+            JobFailedError: starts failed `max_attempts` times in a row, or none came in the time that a job has.
+        """
+        starting = self._starting
+        starting.patience(self._job_timeout_s, max_attempts)
+        cold = [slot for slot in self._slots if slot.actor is None]
+        while cold or len(starting):
+            for slot in cold:
+                starting.add(slot, self._start(slot))
+            begun = [self._begun(starting, reference) for reference, _ in self._finished({}, starting)]
+            cold = [slot for slot in begun if slot.actor is None]
+
     def run(
         self,
         jobs: Sequence[Job],
