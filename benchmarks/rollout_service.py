@@ -21,7 +21,7 @@ from ipvla.rollout.oversubscription import MOST_PER_CORE, simulators_for
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.rollout.policy_client import PolicyClient
 from ipvla.rollout.policy_server import Policy
-from ipvla.rollout.sim_pool import cluster_cores
+from ipvla.rollout.sim_pool import cluster_cores, cluster_room
 from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.protocols import Protocol
 from ipvla.sim.simulator import Split
@@ -88,7 +88,7 @@ def play_by_service(
         loading = list(pool.run(specs(0, warm_up), policy))
         if num_simulators is None:
             waiting = sum(result.policy_s for result in loading) / sum(result.wall_s for result in loading)
-            pool.add(simulators_for(cores, waiting, policy.stats()["busy"]) - len(pool))
+            pool.add(simulators_for(cores, waiting, policy.stats()["busy"], cluster_room()) - len(pool))
             pool.start()
             list(pool.run(specs(0, warm_up), policy))
         before, started = policy.stats(), time.perf_counter()

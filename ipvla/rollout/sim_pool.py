@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import ray
 
 from ipvla.rollout.affinity_queue import AffinityQueue
+from ipvla.rollout.oversubscription import SIMULATOR_BYTES
 
 Job = TypeVar("Job")
 _POLL_S = 1.0
@@ -123,6 +124,11 @@ def simulator_environment() -> dict[str, str]:
 def cluster_cores() -> int:
     """CPUs of the connected cluster, at least 1."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def cluster_room() -> int:
+    """Simulators that the connected cluster has memory for, at least 1."""
+    return max(1, int(ray.cluster_resources()["memory"] // SIMULATOR_BYTES))
 
 
 class WorkerPool:
