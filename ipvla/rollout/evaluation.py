@@ -130,5 +130,4 @@ def evaluate_episodes(
     for result in pool.run(journal.missing(specs), policy, max_attempts=max_attempts):
         if journal.record(result):
             on_result(result)
-    wanted = {spec.key for spec in specs}
-    return [result for result in journal.results() if result.spec.key in wanted]
+    return journal.results(specs)
