@@ -95,15 +95,26 @@ def scaling_table(figures: Mapping[str, Any]) -> str:
 
 def capacity_table(figures: Mapping[str, Any]) -> str:
     """Where a cluster saturates."""
-    headings = ("profile", "simulators", "GPUs", "policy", "replicas' loops", "driver", "reached", "full first")
-    rows = head(*headings)
+    cells = (
+        "profile",
+        "simulators",
+        "GPUs",
+        "policy",
+        "replicas' loops",
+        "driver",
+        "reached",
+        "full first",
+        "MB/s",
+    )
+    rows = head(*cells)
     needed = []
     for profile in ("exact", "fast"):
         constants = Constants.of(figures, profile)
         found = limits(constants, _SIMULATORS, _GPUS)
-        cells = (found.simulators, found.policy, found.actors, found.driver, found.reached)
-        rates = [f"{rate:,.0f}" for rate in cells]
-        rows.append(line(f"`{profile}`", rates[0], str(_GPUS), *rates[1:], found.fullest))
+        limited = (found.simulators, found.policy, found.actors, found.driver, found.reached)
+        rates = [f"{rate:,.0f}" for rate in limited]
+        network = f"{found.network_mb_per_s:,.0f}"
+        rows.append(line(f"`{profile}`", rates[0], str(_GPUS), *rates[1:], found.fullest, network))
         needed.append(f"{gpus_for(constants, _SIMULATORS)} GPUs with `{profile}`")
     constants = Constants.of(figures)
     return "\n".join(
@@ -111,7 +122,8 @@ def capacity_table(figures: Mapping[str, Any]) -> str:
             *rows,
             "",
             "Answers per second, 8 control steps each, at which each part of a cluster of "
-            f"{_SIMULATORS:,} simulators (a core each) and {_GPUS} GPUs is full. Measured here: "
+            f"{_SIMULATORS:,} simulators (a core each) and {_GPUS} GPUs is full, and the observations that then "
+            "cross the network. Measured here: "
             f"{constants.chunk_s:.2f} s of a core per chunk with `exact`, {1e3 * constants.answer_s:.1f} ms of a "
             f"replica per answer, {1e3 * constants.driver_s:.1f} ms of the driver per episode. To let "
             f"{_SIMULATORS:,} simulators give nine tenths of what they can: {' and '.join(needed)}.",
