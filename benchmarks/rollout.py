@@ -87,7 +87,7 @@ class RolloutStudy(StorageRoots):
     rounds: int = 3
     tasks: int = 2
     trials: int = 6
-    picture_tasks: int = 3
+    picture_tasks: int = 2
     num_simulators: int | None = None
     calls: int = 400
     horizon: int | None = None
