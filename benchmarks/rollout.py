@@ -298,7 +298,7 @@ def main(study: RolloutStudy) -> None:
     with placed(study, study.quick) as here, connect(here) if study.quick else nullcontext():
         for part in study.parts:
             console.rule(part)
-            with connect(here):
+            with nullcontext() if part == "pictures" else connect(here):
                 figures[part] = {**measure(here, part, console), "run": this_run()}
             if not study.quick:  # what the parts after this one come to does not matter to it
                 console.print(f"written to {write_record('rollout', [], figures, targets(figures))}")

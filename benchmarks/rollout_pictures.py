@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import ray
 
-from ipvla.rollout.sim_pool import simulator_environment
 from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.protocols import load_protocol
 from ipvla.sim.simulator import Simulator, Split
@@ -66,12 +67,10 @@ class PictureDifference:
 def measure_pictures(
     cache_dir: Path, tasks: int, suites: Sequence[str] = tuple(HORIZONS)
 ) -> list[PictureDifference]:
-    """Of so many tasks of each suite, spread evenly over it; Ray must be connected."""
-    remote = ray.remote(num_cpus=1, max_calls=1, runtime_env={"env_vars": simulator_environment()})(
-        _suite_pictures
-    )
-    found: list[list[PictureDifference]] = ray.get([remote.remote(cache_dir, suite, tasks) for suite in suites])
-    return [one for of_suite in found for one in of_suite]
+    """Of so many tasks of each suite, spread evenly over it, a suite per process."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
+        told = processes.map(_suite_pictures, repeat(cache_dir), suites, repeat(tasks))
+        return list(chain.from_iterable(told))
 
 
 def _suite_pictures(cache_dir: Path, suite: str, tasks: int) -> list[PictureDifference]:
