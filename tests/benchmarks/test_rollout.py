@@ -335,7 +335,7 @@ def test_what_an_answer_takes_beyond_the_policy_is_measured(tmp_path: Path) -> N
 def test_a_study_of_nothing_is_refused() -> None:
     for wrong, told in (
         ({"rounds": 0}, "rounds is 0"),
-        ({"parts": ["sped"]}, r"parts: \['sped'\] to measure; choose among speed, scaling"),
+        ({"parts": ["sped"]}, r"parts: \['sped'\] to measure; choose among speed, pictures"),
         ({"parts": []}, "parts: none to measure"),
         ({"actors": [4, 2]}, r"actors: \[4, 2\] must be ascending"),
         ({"soak_episodes": 100}, "ask for 400 or more"),
