@@ -55,7 +55,7 @@ PARTS: Final = ("speed", "pictures", "scaling", "chaos", "soak")
 _SUITE = "libero_spatial"
 _PROFILES = ("exact", "fast")
 _CALLERS = (1, 8)
-#: What counts as flat: over the 5,000 episodes of a day a process grows by 5 MB, less than 2 % of a simulator's own.
+#: What counts as flat: over 5,000 episodes a process grows by 5 MB, less than 2 % of what a simulator has.
 _FLAT_MB_PER_1000 = 1.0
 
 
