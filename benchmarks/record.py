@@ -66,8 +66,7 @@ def write_record(
         seeds: all that the figures are of.
         earlier: runs that gave some of the figures, as `read_record(name)["runs"]` tells.
     """
-    machine = {"cpu": cpu_name(), "os": platform.platform(), **fingerprint()}
-    run = {"commit": commit(), "machine": machine}
+    run = this_run()
     record = {
         **run,
         "seeds": list(seeds),
@@ -78,6 +77,19 @@ def write_record(
     path = RESULTS / f"{name}.json"
     path.write_text(laid_out(record) + "\n")
     return path
+
+
+def this_run() -> dict[str, Any]:
+    """Commit and machine, as records tell them."""
+    machine = {"cpu": cpu_name(), "os": platform.platform(), **fingerprint()}
+    return {"commit": commit(), "machine": machine}
+
+
+def where(run: Mapping[str, Any]) -> str:
+    """A sentence on the run that gave some figures; `commit` is a list where it was not kept which one it was."""
+    commits = [run["commit"]] if isinstance(run["commit"], str) else run["commit"]
+    named = " or ".join(f"`{one[:10]}`" for one in commits)
+    return f"Commit {named}, {run['machine']['cpu']}, {run['machine']['os']}."
 
 
 def read_record(name: str) -> dict[str, Any] | None:

@@ -1,17 +1,19 @@
 """The rollout service: how fast it is, how it scales, what it does when its processes die or when it runs long.
 
-    python -m benchmarks.rollout --libero_assets DIRECTORY [--parts "[speed, scaling, chaos, soak]"] [--quick true]
+    python -m benchmarks.rollout --libero_assets DIRECTORY [--parts "[speed, pictures, scaling, chaos, soak]"]
+        [--quick true]
 
 - speed: a serial loop in the order of public evaluation scripts against the service, which plays the same tasks
   with the same policy by the same protocol ("oft": two pictures, a call of the policy every 8 control steps).
   Serial episodes and both services take turns, so that whatever else slows the machine slows all of them; figures
   are of medians over rounds. Needs the assets of LIBERO's own suites.
+- pictures: what profile `fast` changes of them, of LIBERO's own suites (`rollout_pictures`).
 - scaling: simulators and policies that only wait (`rollout_scaling`).
 - chaos: processes are killed, at random (`rollout_chaos`).
 - soak: thousands of episodes by the same processes (`rollout_soak`).
 
-A full run writes `benchmarks/results/rollout.json`; one of some parts keeps what is there of the others. `--quick`
-does a little of each, and its results mean nothing.
+Every part writes its figures, with its own commit and machine, to `benchmarks/results/rollout.json` and keeps what
+is there of the others. `--quick` does a little of each, and its results mean nothing.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import Progress
 
-from benchmarks.record import Target, read_record, write_record
+from benchmarks.record import Target, read_record, this_run, write_record
 from benchmarks.rollout_chaos import measure_chaos
+from benchmarks.rollout_pictures import measure_pictures
 from benchmarks.rollout_policy import save_untrained_policy
 from benchmarks.rollout_recall import RecallService
 from benchmarks.rollout_scaling import ACTORS, CORES_ARE_THE_LIMIT, driver_cpu_ms, measure_scaling
@@ -48,10 +51,12 @@ from ipvla.storage import StorageRoots
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
 
-PARTS: Final = ("speed", "scaling", "chaos", "soak")
+PARTS: Final = ("speed", "pictures", "scaling", "chaos", "soak")
 _SUITE = "libero_spatial"
 _PROFILES = ("exact", "fast")
 _CALLERS = (1, 8)
+#: What counts as flat: over 5,000 episodes a process grows by 5 MB, less than 2 % of what a simulator has.
+_FLAT_MB_PER_1000 = 1.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class RolloutStudy(StorageRoots):
         rounds: of a serial episode and a run of each service.
         tasks: of the suite's first ones, that the services play.
         trials: per task, of a service in a round.
-        num_simulators: of a service.
+        picture_tasks: of each suite, whose pictures are compared.
+        num_simulators: of a service; None for as many as it finds by itself.
         calls: of the policy, per caller; and episodes for the driver's share.
         horizon: control steps of an episode, or None for the protocol's.
         actors: that only wait, of each point; ascending.
@@ -83,7 +89,8 @@ class RolloutStudy(StorageRoots):
     rounds: int = 3
     tasks: int = 2
     trials: int = 6
-    num_simulators: int = 3
+    picture_tasks: int = 2
+    num_simulators: int | None = None
     calls: int = 400
     horizon: int | None = None
     actors: list[int] = field(default_factory=lambda: list(ACTORS))
@@ -95,9 +102,18 @@ class RolloutStudy(StorageRoots):
     reading: int = 100
 
     def __post_init__(self) -> None:
-        counts = ("rounds", "tasks", "trials", "num_simulators", "calls", "chunks", "chaos_episodes", "reading")
-        for name in counts:
-            if getattr(self, name) < 1:
+        counts = (
+            "rounds",
+            "tasks",
+            "trials",
+            "picture_tasks",
+            "num_simulators",
+            "calls",
+            "chunks",
+            "chaos_episodes",
+        )
+        for name in (*counts, "reading"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         unknown = [part for part in self.parts if part not in PARTS]
         if unknown or not self.parts:
@@ -113,8 +129,6 @@ class RolloutStudy(StorageRoots):
 
 def measure_speed(study: RolloutStudy, console: Console) -> dict[str, Any]:
     """Figures of the service against the serial loop."""
-    if study.libero_assets is not None:
-        provide_assets(study.cache, study.libero_assets)
     policy = save_untrained_policy(study.runs / "rollout" / "policy")
     protocol = load_protocol("oft")
     if study.horizon is not None:
@@ -153,7 +167,7 @@ def measure_speed(study: RolloutStudy, console: Console) -> dict[str, Any]:
         "efficiency": {p: [one.efficiency(_cores()) for one in played] for p, played in runs.items()},
         "act_overhead_ms": overheads,
         "cores": _cores(),
-        "num_simulators": study.num_simulators,
+        "num_simulators": _counted([one.simulators for played in runs.values() for one in played]),
         "protocol": str(protocol),
         "suite": _SUITE,
     }
@@ -163,9 +177,13 @@ def measure(study: RolloutStudy, part: str, console: Console) -> dict[str, Any]:
     """The figures of a part; Ray must be connected."""
     scratch = study.runs / "rollout"
     scratch.mkdir(parents=True, exist_ok=True)
+    if study.libero_assets is not None:
+        provide_assets(study.cache, study.libero_assets)
     service = RecallService(study.cache, scratch / "recall_policy", horizon=64, num_simulators=3, replicas=2)
     if part == "speed":
         return measure_speed(study, console)
+    if part == "pictures":
+        return {"differences": [asdict(one) for one in measure_pictures(study.cache, study.picture_tasks)]}
     if part == "scaling":
         points = measure_scaling(
             scratch,
@@ -266,40 +284,52 @@ def _soak_target(soak: Mapping[str, Any]) -> Target:
     note = (
         f"{steepest['kind']}, the process that grows most in {soak['episodes']} episodes; left behind: "
         f"{soak['leases']} leases, {max(process['files'] for process in soak['processes'])} open files, "
-        f"{soak['replaced']} actors"
+        f"{soak['actors']} actors"
     )
-    return Target("soak_memory_slope_mb_per_1000", steepest["slope_mb_per_1000"], 2.0, False, note=note)
+    return Target(
+        "soak_memory_slope_mb_per_1000", steepest["slope_mb_per_1000"], _FLAT_MB_PER_1000, False, note=note
+    )
 
 
 def main(study: RolloutStudy) -> None:
-    """Measures, prints, and on a full run records."""
+    """Measures and prints; what is not in small is recorded."""
     console = Console()
     if study.quick:
         study = _in_small(study)
-    earlier = None if study.quick else read_record("rollout")
-    figures: dict[str, Any] = dict(earlier["figures"]) if earlier else {}
+    record = None if study.quick else read_record("rollout")
+    figures: dict[str, Any] = dict(record["figures"]) if record else {}
     # Parts of a full run each have a cluster to themselves.
     with placed(study, study.quick) as here, connect(here) if study.quick else nullcontext():
         for part in study.parts:
             console.rule(part)
-            with connect(here):
-                figures[part] = measure(here, part, console)
-    found = targets(figures)
-    console.print(Markdown("\n".join(target_rows([target.to_dict() for target in found]))))
-    if not study.quick:
-        runs = earlier["runs"] if earlier and len(study.parts) < len(PARTS) else ()
-        console.print(f"written to {write_record('rollout', [], figures, found, runs)}")
+            with nullcontext() if part == "pictures" else connect(here):
+                figures[part] = {**measure(here, part, console), "run": this_run()}
+            if not study.quick:  # what the parts after this one come to does not matter to it
+                console.print(f"written to {write_record('rollout', [], figures, targets(figures))}")
+    console.print(Markdown("\n".join(target_rows([target.to_dict() for target in targets(figures)]))))
 
 
 def _in_small(study: RolloutStudy) -> RolloutStudy:
     small = replace(study, rounds=1, tasks=1, trials=1, num_simulators=1, calls=40, horizon=24, actors=[2])
     return replace(
-        small, chunks=4, chaos_episodes=12, kill_s=(2.0, 4.0), soak_episodes=40, reading=10, soak_warm_up=0
+        small,
+        picture_tasks=1,
+        chunks=4,
+        chaos_episodes=12,
+        kill_s=(2.0, 4.0),
+        soak_episodes=40,
+        reading=10,
+        soak_warm_up=0,
     )
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
+
+
+def _counted(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:

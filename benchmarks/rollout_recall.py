@@ -5,6 +5,7 @@ The policy is untrained: its every action depends on pictures and memory, which 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from ipvla.sim.suites import load_suite
 from ipvla.types import EpisodeSpec
 
 _SUITE = "recall"
+#: For Ray to end the processes of actors that it was told to kill.
+_ENDING_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,14 @@ def actors() -> dict[psutil.Process, str]:
         for mark, kind in kinds.items()
         if title.startswith(mark)
     }
+
+
+def left_behind(patience_s: float = _ENDING_S) -> int:
+    """Simulators and replicas that still live although their service is closed."""
+    deadline = time.monotonic() + patience_s
+    while actors() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return len(actors())
 
 
 def service_processes() -> dict[psutil.Process, str]:

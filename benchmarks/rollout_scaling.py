@@ -178,7 +178,8 @@ def driver_cpu_ms(scratch: Path, episodes: int) -> float:
 
 
 def _warm_up(pool: SimPool, scratch: Path, actors: int) -> None:
-    """Until every simulator has its process."""
+    """Every simulator gets its process, which takes the cores, and its world."""
+    pool.start()
     policy = PolicyService(PolicySource(WaitingPolicies(ForwardTime(0.0, 0.0)), scratch))
     list(pool.run(_specs(actors, 1), policy))
     policy.close()

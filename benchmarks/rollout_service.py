@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import ray
 import torch
 
+from benchmarks.rollout_meter import MeteredSimulators
 from benchmarks.rollout_policy import CAMERAS
-from ipvla.policy import Policy
+from ipvla import policy as trained
 from ipvla.rollout.evaluation import SimPool
+from ipvla.rollout.oversubscription import MOST_PER_CORE, simulators_for
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.rollout.policy_client import PolicyClient
+from ipvla.rollout.policy_server import Policy
+from ipvla.rollout.sim_pool import cluster_cores, cluster_room
 from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.protocols import Protocol
 from ipvla.sim.simulator import Split
@@ -30,22 +33,29 @@ class Throughput:
     """Of episodes that were played by a service whose simulators were loaded already.
 
     Attributes:
+        simulators: that played.
         wall_s: in all.
-        sim_cpu_s: of physics and of the frames that were asked for.
-        forward_cpu_s: of the policy's forward passes.
+        physics_cpu_s: of resets and control steps, those to settle among them.
+        frames_cpu_s: of the frames that were asked for.
+        act_cpu_s: of the policy, from observations to actions.
+        sim_cpu_s: of the simulators' processes but for asking the policy: physics, frames, what the protocol makes
+            of them, and Ray's threads meanwhile.
         mean_batch: observations per forward pass.
     """
 
     episodes: int
     steps: int
+    simulators: int
     wall_s: float
+    physics_cpu_s: float
+    frames_cpu_s: float
+    act_cpu_s: float
     sim_cpu_s: float
-    forward_cpu_s: float
     mean_batch: float
 
     def efficiency(self, cores: int) -> float:
         """Share of the cores' time that went into what episodes need, in [0, 1]."""
-        return (self.sim_cpu_s + self.forward_cpu_s) / (self.wall_s * cores)
+        return (self.physics_cpu_s + self.frames_cpu_s + self.act_cpu_s) / (self.wall_s * cores)
 
 
 def play_by_service(
@@ -56,49 +66,73 @@ def play_by_service(
     tasks: Sequence[str],
     trials: int,
     *,
-    num_simulators: int,
+    num_simulators: int | None,
     profile: str,
 ) -> Throughput:
-    """Plays trials of these tasks, after some to load the simulators."""
-    simulators = SuiteSimulators(cache_dir, protocol=protocol, profile=profile)
-    policy = PolicyService(PolicySource(Policy.load, policy_directory))
+    """Plays trials of these tasks, after some to load the simulators.
+
+    Args:
+        num_simulators: None for as many as an evaluation finds by itself.
+    """
+    simulators = MeteredSimulators(SuiteSimulators(cache_dir, protocol=protocol, profile=profile))
+    policy = PolicyService(PolicySource(trained.Policy.load, policy_directory))
 
     def specs(first: int, count: int) -> list[EpisodeSpec]:
         chosen = range(first, first + count)
         return [EpisodeSpec(suite, task, Split.HELD_OUT.seed(i), i) for task in tasks for i in chosen]
 
-    with SimPool(simulators, num_simulators, execute=protocol.execute, cpus_per_simulator=0) as pool:
-        warm_up = -(-num_simulators // len(tasks))
-        list(pool.run(specs(0, warm_up), policy))
+    cores = cluster_cores()
+    with SimPool(simulators, num_simulators or cores, execute=protocol.execute, cpus_per_simulator=0) as pool:
+        warm_up = -(-MOST_PER_CORE * cores // len(tasks))
+        pool.start()
+        loading = list(pool.run(specs(0, warm_up), policy))
+        if num_simulators is None:
+            waiting = sum(result.policy_s for result in loading) / sum(result.wall_s for result in loading)
+            pool.add(simulators_for(cores, waiting, policy.stats()["busy"], cluster_room()) - len(pool))
+            pool.start()
+            list(pool.run(specs(0, warm_up), policy))
         before, started = policy.stats(), time.perf_counter()
         results = list(pool.run(specs(warm_up, trials), policy))
         wall_s, after = time.perf_counter() - started, policy.stats()
+        count = len(pool)
     policy.close()
-    told = {name: after[name] - before[name] for name in ("forward_cpu_s", "forwards", "requests")}
+    told = {name: after[name] - before[name] for name in ("act_cpu_s", "forwards", "requests")}
     return Throughput(
         episodes=len(results),
         steps=sum(result.steps for result in results),
+        simulators=count,
         wall_s=wall_s,
+        physics_cpu_s=sum(result.details["physics_cpu_s"] for result in results),
+        frames_cpu_s=sum(result.details["frames_cpu_s"] for result in results),
+        act_cpu_s=told["act_cpu_s"],
         sim_cpu_s=sum(result.sim_cpu_s for result in results),
-        forward_cpu_s=told["forward_cpu_s"],
         mean_batch=told["requests"] / told["forwards"],
     )
 
 
-class _Instant:
-    """A policy that takes no time."""
+@dataclass(frozen=True)
+class IdlePolicies:
+    """Loads, from any directory, a policy that waits `act_s` seconds, with a memory of `width` floats."""
 
-    execute = 8
+    act_s: float = 0.0
+    width: int = 256
+
+    def __call__(self, _directory: Path) -> Policy:
+        return _IdlePolicy(self)
+
+
+@dataclass(frozen=True)
+class _IdlePolicy:
+    config: IdlePolicies
+    execute: int = 8
 
     def initial_memory(self, batch: int) -> Memory:
-        return {"hidden": torch.zeros(batch, 256)}
+        return {"hidden": torch.zeros(batch, self.config.width)}
 
     def act(self, observations: Sequence[Observation], memory: Memory) -> tuple[npt.NDArray[np.float32], Memory]:
-        return np.zeros((len(observations), 8, 7), np.float32), memory
-
-
-def _instant(_directory: Path) -> Any:
-    return _Instant()
+        if self.config.act_s:
+            time.sleep(self.config.act_s)
+        return np.zeros((len(observations), self.execute, 7), np.float32), memory
 
 
 class _Caller:
@@ -117,16 +151,18 @@ class _Caller:
         return seconds[steps // 10 :]
 
 
-def act_overhead_ms(callers: int, steps: int, scratch: Path) -> float:
-    """Milliseconds per answer beyond the forward pass, with so many callers of two 224 px pictures each.
+def act_overhead_ms(
+    callers: int, steps: int, scratch: Path, load: Callable[[Path], Policy] = IdlePolicies()
+) -> float:
+    """Milliseconds per answer beyond `policy.act`, with so many callers of two 224 px pictures each.
 
     Of a lone caller the median of what it waits; of several what an answer takes when all ask all the time.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    service = PolicyService(PolicySource(_instant, scratch))
+    service = PolicyService(PolicySource(load, scratch))
     client = service.client()
     actors = [ray.remote(num_cpus=0)(_Caller).remote() for _ in range(callers)]
-    ray.get([actor.ask.remote(f"warm {i}", client, 20) for i, actor in enumerate(actors)])
+    ray.get([actor.ask.remote(f"warm {i}", client, min(steps, 20)) for i, actor in enumerate(actors)])
     before, started = service.stats(), time.perf_counter()
     waits = ray.get([actor.ask.remote(str(i), client, steps) for i, actor in enumerate(actors)])
     wall_s, after = time.perf_counter() - started, service.stats()
@@ -134,6 +170,6 @@ def act_overhead_ms(callers: int, steps: int, scratch: Path) -> float:
         ray.kill(actor)
     service.close()
     requests = after["requests"] - before["requests"]
-    forward_s = (after["forward_s"] - before["forward_s"]) / requests
+    act_s = (after["act_s"] - before["act_s"]) / requests
     answer_s = median(waits[0]) if callers == 1 else wall_s / requests
-    return 1e3 * (answer_s - forward_s)
+    return 1e3 * (answer_s - act_s)

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import ray
 
-from benchmarks.rollout_recall import RecallService, service_processes
+from benchmarks.rollout_recall import RecallService, left_behind, service_processes
 from ipvla.rollout.evaluation import evaluate_episodes
 from ipvla.rollout.journal import Journal
 from ipvla.types import EpisodeResult, EpisodeSpec
@@ -46,9 +46,10 @@ class Soak:
 
     Attributes:
         processes: those that lived from beginning to end.
-        replaced: actors that did not.
+        replaced: those that did not.
         leases: episodes that the policy still kept at the end.
-        object_store_mb: that Ray's object store still held at the end.
+        actors: that were alive after the service had been closed.
+        object_store_mb: that Ray's object store still held then.
     """
 
     episodes: int
@@ -56,6 +57,7 @@ class Soak:
     processes: Sequence[Growth]
     replaced: int
     leases: int
+    actors: int
     object_store_mb: float
 
     @property
@@ -98,6 +100,7 @@ def measure_soak(
         for number in range(_ROUNDS):
             evaluate_episodes(_share(specs, number), pool, policy, records, on_result=on_result)
         wall_s, leases = time.perf_counter() - started, int(policy.stats()["episodes"])
+    alive = left_behind()
     held = ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"]
     lasting = [process for process in kinds if all(process in reading.memory_mb for reading in readings)]
     return Soak(
@@ -106,6 +109,7 @@ def measure_soak(
         processes=[_growth(kinds[process], process, readings) for process in lasting],
         replaced=len(kinds) - len(lasting),
         leases=leases,
+        actors=alive,
         object_store_mb=held / _MB,
     )
 

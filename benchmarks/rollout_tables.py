@@ -7,7 +7,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.markdown import head, line
+from benchmarks.record import where
 from benchmarks.rollout_capacity import Constants, gpus_for, limits
+from benchmarks.rollout_pictures import OTHER_LEVELS, SEEN_LEVELS
 from benchmarks.rollout_scaling import CHUNK_S, CORES_ARE_THE_LIMIT, FORWARDS
 
 _SIMULATORS, _GPUS = 1000, 8
@@ -35,9 +37,35 @@ def speed_table(figures: Mapping[str, Any]) -> str:
             *rows,
             "",
             f"`{speed['suite']}`, protocol {speed['protocol']}, {speed['num_simulators']} simulators on "
-            f"{speed['cores']} cores; medians of {len(ms['serial'])} rounds.",
+            f"{speed['cores']} cores; medians of {len(ms['serial'])} rounds. {where(speed['run'])}",
         ]
     )
+
+
+def pictures_table(figures: Mapping[str, Any]) -> str:
+    """How far `fast` is from `exact`."""
+    pictures = figures["pictures"]
+    rows = head(
+        "suite",
+        "camera",
+        "mean difference, levels of 255",
+        "of the picture that differs most",
+        f"pixels that differ by more than {SEEN_LEVELS} levels",
+        f"by more than {OTHER_LEVELS}",
+    )
+    rows += [
+        line(
+            f"`{one['suite']}`",
+            one["camera"],
+            f"{one['mean_levels']:.1f}",
+            f"{one['worst_levels']:.1f}",
+            f"{one['seen']:.1%}",
+            f"{one['other']:.1%}",
+        )
+        for one in pictures["differences"]
+    ]
+    told = f"{pictures['differences'][0]['pictures']} pictures of 256 px per row, settled and in motion."
+    return "\n".join([*rows, "", f"{told} {where(pictures['run'])}"])
 
 
 def scaling_table(figures: Mapping[str, Any]) -> str:
@@ -60,22 +88,33 @@ def scaling_table(figures: Mapping[str, Any]) -> str:
             "",
             f"Simulators that wait {CHUNK_S:g} s (give or take 30 %) per chunk of 8 control steps; policies that "
             f"wait, {times}. In brackets the share of the cores' time, where it is above "
-            f"{CORES_ARE_THE_LIMIT:.0%} and so the limit.",
+            f"{CORES_ARE_THE_LIMIT:.0%} and so the limit. {where(figures['scaling']['run'])}",
         ]
     )
 
 
 def capacity_table(figures: Mapping[str, Any]) -> str:
     """Where a cluster saturates."""
-    headings = ("profile", "simulators", "GPUs", "policy", "replicas' loops", "driver", "reached", "full first")
-    rows = head(*headings)
+    cells = (
+        "profile",
+        "simulators",
+        "GPUs",
+        "policy",
+        "replicas' loops",
+        "driver",
+        "reached",
+        "full first",
+        "MB/s",
+    )
+    rows = head(*cells)
     needed = []
     for profile in ("exact", "fast"):
         constants = Constants.of(figures, profile)
         found = limits(constants, _SIMULATORS, _GPUS)
-        cells = (found.simulators, found.policy, found.actors, found.driver, found.reached)
-        rates = [f"{rate:,.0f}" for rate in cells]
-        rows.append(line(f"`{profile}`", rates[0], str(_GPUS), *rates[1:], found.fullest))
+        limited = (found.simulators, found.policy, found.actors, found.driver, found.reached)
+        rates = [f"{rate:,.0f}" for rate in limited]
+        network = f"{found.network_mb_per_s:,.0f}"
+        rows.append(line(f"`{profile}`", rates[0], str(_GPUS), *rates[1:], found.fullest, network))
         needed.append(f"{gpus_for(constants, _SIMULATORS)} GPUs with `{profile}`")
     constants = Constants.of(figures)
     return "\n".join(
@@ -83,7 +122,8 @@ def capacity_table(figures: Mapping[str, Any]) -> str:
             *rows,
             "",
             "Answers per second, 8 control steps each, at which each part of a cluster of "
-            f"{_SIMULATORS:,} simulators (a core each) and {_GPUS} GPUs is full. Measured here: "
+            f"{_SIMULATORS:,} simulators (a core each) and {_GPUS} GPUs is full, and the observations that then "
+            "cross the network. Measured here: "
             f"{constants.chunk_s:.2f} s of a core per chunk with `exact`, {1e3 * constants.answer_s:.1f} ms of a "
             f"replica per answer, {1e3 * constants.driver_s:.1f} ms of the driver per episode. To let "
             f"{_SIMULATORS:,} simulators give nine tenths of what they can: {' and '.join(needed)}.",
@@ -107,6 +147,8 @@ def chaos_table(figures: Mapping[str, Any]) -> str:
                 str(chaos["different"]),
                 f"{chaos['disturbed_s']:.0f} s against {chaos['undisturbed_s']:.0f} s undisturbed",
             ),
+            "",
+            where(chaos["run"]),
         ]
     )
 
@@ -125,8 +167,9 @@ def soak_table(figures: Mapping[str, Any]) -> str:
         for process in soak["processes"]
     ]
     held = f"{soak['object_store_mb']:.0f} MB of Ray's object store"
-    left = f"left: {soak['leases']} leases, {soak['replaced']} actors, {held}"
-    return "\n".join([*rows, "", f"{soak['episodes']:,} episodes in {soak['wall_s'] / 60:.0f} minutes; {left}."])
+    left = f"left behind: {soak['leases']} leases, {soak['actors']} actors after it was closed, {held}"
+    played = f"{soak['episodes']:,} episodes in {soak['wall_s'] / 60:.0f} minutes"
+    return "\n".join([*rows, "", f"{played}; {soak['replaced']} processes replaced; {left}. {where(soak['run'])}"])
 
 
 def _share(point: Mapping[str, Any], of: str) -> str:
@@ -136,6 +179,7 @@ def _share(point: Mapping[str, Any], of: str) -> str:
 
 ROLLOUT: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "speed": speed_table,
+    "pictures": pictures_table,
     "scaling": scaling_table,
     "capacity": capacity_table,
     "chaos": chaos_table,

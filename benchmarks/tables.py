@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.expert import expert_table
 from benchmarks.forgetting_tables import FORGETTING, choice_table
 from benchmarks.markdown import head, line
-from benchmarks.record import RESULTS
+from benchmarks.record import RESULTS, where
 from benchmarks.rollout_tables import ROLLOUT
 
 ROOT = Path(__file__).parents[1]
@@ -88,10 +88,11 @@ def _side(target: Mapping[str, Any]) -> str:
 
 
 def _targets(record: Mapping[str, Any]) -> str:
-    machine = record["machine"]
-    seeds = f", seeds {_seeds(record)}" if record["seeds"] else ""
-    where = f"Commit `{record['commit'][:10]}`, {machine['cpu']}, {machine['os']}{seeds}."
-    return "\n".join([*target_rows(record["targets"]), "", where])
+    rows = target_rows(record["targets"])
+    if any("run" in part for part in record["figures"].values() if isinstance(part, Mapping)):
+        return "\n".join([*rows, "", "Commit and machine of each part stand below its table."])
+    seeds = f", seeds {_seeds(record)}." if record["seeds"] else "."
+    return "\n".join([*rows, "", where(record).removesuffix(".") + seeds])
 
 
 def _seeds(record: Mapping[str, Any]) -> str:

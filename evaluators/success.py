@@ -20,7 +20,7 @@ from ipvla.rollout.journal import Journal
 from ipvla.rollout.openpi.client import OpenpiService, OpenpiSource
 from ipvla.rollout.oversubscription import MOST_PER_CORE, simulators_for
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
-from ipvla.rollout.sim_pool import cluster_cores
+from ipvla.rollout.sim_pool import cluster_cores, cluster_room
 from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators, VideoJob
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.protocols import Protocol, load_protocol
@@ -51,7 +51,7 @@ class SuccessConfig:
         stop_width: ends as soon as the mean over tasks is known to within an interval of this width that holds
             however often one looks (`evaluators.confidence_sequence`); None to play every episode.
         num_simulators: simulator actors; None for one per core of the cluster at first, and more of them if these
-            wait for the policy.
+            wait for the policy; no more than its memory has room for.
         camera_size: side of rendered pictures in pixels, where the protocol leaves it open.
         max_attempts: runs of one episode before the evaluation gives up.
         episode_timeout_s: a run that takes longer counts as hung: its simulator is replaced and it runs again.
@@ -71,7 +71,7 @@ class SuccessConfig:
     episodes: dict[str, int] = field(default_factory=dict)
     first_layout: int = 0
     stop_width: float | None = None
-    num_simulators: int | None = 2
+    num_simulators: int | None = None
     camera_size: int = 64
     max_attempts: int = 3
     episode_timeout_s: float = 900.0
@@ -255,7 +255,7 @@ class SuccessEvaluation:
             count = self._config.num_simulators
             self._pool = SimPool(
                 self._make_simulator,
-                count or cluster_cores(),
+                count or min(cluster_cores(), cluster_room()),
                 execute=self._protocol.execute,
                 cpus_per_simulator=None if count else 1 / MOST_PER_CORE,  # leaves room for those that are added
                 episode_timeout_s=self._config.episode_timeout_s,
@@ -273,7 +273,8 @@ class SuccessEvaluation:
             if status.unheard_s > _STATS_EVERY_S:
                 status.hear(policy.stats(), self._config.policy_replicas)
             if self._config.num_simulators is None and status.new == _EPISODES_PER_ROUND * cores:
-                wanted = simulators_for(cores, status.waiting, policy.stats().get("busy", 0.0))
+                busy = policy.stats().get("busy", 0.0)
+                wanted = simulators_for(cores, status.waiting, busy, cluster_room())
                 pool.add(max(wanted - len(pool), 0))
             on_status(status)
 

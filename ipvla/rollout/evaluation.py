@@ -96,6 +96,10 @@ class SimPool:
         """So many simulators more, also for a run that is under way."""
         self._workers.add(count)
 
+    def start(self) -> None:
+        """Starts every simulator's process now and waits for it; JobFailedError if one fails again and again."""
+        self._workers.start()
+
     def close(self) -> None:
         self._workers.close()
 
@@ -126,5 +130,4 @@ def evaluate_episodes(
     for result in pool.run(journal.missing(specs), policy, max_attempts=max_attempts):
         if journal.record(result):
             on_result(result)
-    wanted = {spec.key for spec in specs}
-    return [result for result in journal.results() if result.spec.key in wanted]
+    return journal.results(specs)

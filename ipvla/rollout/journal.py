@@ -111,9 +111,12 @@ class Journal:
         recorded = {key for (key,) in self._connection.execute("SELECT key FROM episodes")}
         return [spec for spec in specs if spec.key not in recorded]
 
-    def results(self) -> list[EpisodeResult]:
-        """Every record, by task and trial."""
-        rows = self._connection.execute("SELECT result FROM episodes ORDER BY task, trial, key")
+    def results(self, specs: Iterable[EpisodeSpec] | None = None) -> list[EpisodeResult]:
+        """Every record, or those of `specs` alone, by task and trial."""
+        wanted, keys = "", tuple[str, ...]()
+        if specs is not None:
+            wanted, keys = "WHERE key IN (SELECT value FROM json_each(?))", (json.dumps([s.key for s in specs]),)
+        rows = self._connection.execute(f"SELECT result FROM episodes {wanted} ORDER BY task, trial, key", keys)
         return [_result(json.loads(text)) for (text,) in rows]
 
     def trace(self, spec: EpisodeSpec) -> EpisodeTrace | None:

@@ -19,6 +19,7 @@ import ray
 
 from ipvla.rollout.episode import Chunk
 from ipvla.rollout.policy_client import Moved, PolicyClient
+from ipvla.rollout.timed_policy import ActTime, TimedPolicy
 from ipvla.types import Observation
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class PolicyActor:
         torch.set_num_threads(threads)
         self._max_batch = max_batch
         self._limits = (capacity, lease_s)
+        self._acting = ActTime()
         self._server = self._opened(source)
         self._room = asyncio.Event()
         self._successor: Any = None
@@ -88,7 +90,7 @@ class PolicyActor:
         self._answering: asyncio.Task[None] | None = None
         self._moving: dict[str, asyncio.Future[None]] = {}
         self._started = time.perf_counter()
-        self._forwards, self._requests, self._busy_s, self._forward_cpu_s = 0, 0, 0.0, 0.0
+        self._forwards, self._requests, self._busy_s = 0, 0, 0.0
 
     async def load(self, source: PolicySource) -> None:
         """Answers with another policy from now on; episodes that are under way are forgotten and refused."""
@@ -98,7 +100,7 @@ class PolicyActor:
     def _opened(self, source: PolicySource) -> PolicyServer:
         from ipvla.rollout.policy_server import PolicyServer
 
-        return PolicyServer(source.open(), *self._limits)
+        return PolicyServer(TimedPolicy(source.open(), self._acting), *self._limits)
 
     async def act(self, episode_id: str, policy_step: int, observation: Observation) -> Chunk | Moved:
         """Float32 [execute, A], or where to ask instead.
@@ -125,7 +127,7 @@ class PolicyActor:
             started = time.perf_counter()
             try:
                 chunks = await asyncio.get_running_loop().run_in_executor(
-                    self._model_thread, self._forward, [request for request, _ in batch]
+                    self._model_thread, self._server.forward, [request for request, _ in batch]
                 )
             except Exception as error:
                 for _, answer in batch:
@@ -138,13 +140,6 @@ class PolicyActor:
             for (_, answer), chunk in zip(batch, chunks, strict=True):
                 if not answer.done():  # cancelled, if its caller went away
                     answer.set_result(chunk)
-
-    def _forward(self, requests: list[Request]) -> list[Chunk]:
-        started = time.thread_time()
-        try:
-            return self._server.forward(requests)
-        finally:
-            self._forward_cpu_s += time.thread_time() - started
 
     async def end(self, episode_id: str) -> Moved | None:
         """Frees the episode's memory, or says where it is."""
@@ -196,15 +191,17 @@ class PolicyActor:
         return False
 
     async def stats(self) -> dict[str, float]:
-        """`forwards`, `requests`, `mean_batch`, `forward_s` (their wall time), `busy` (its share of all time),
-        `forward_cpu_s` (CPU time of the model's thread in them), `episodes` (under way).
+        """`forwards`, `requests`, `mean_batch`, `forward_s` (their wall time, gathering and scattering of memory
+        and the way to the model's thread included), `busy` (its share of all time), `act_s` and `act_cpu_s` (the
+        policy's own part: wall time, and CPU time of the model's thread), `episodes` (under way).
         """
         return {
             "forwards": self._forwards,
             "requests": self._requests,
             "mean_batch": self._requests / max(self._forwards, 1),
             "forward_s": self._busy_s,
-            "forward_cpu_s": self._forward_cpu_s,
+            "act_s": self._acting.wall_s,
+            "act_cpu_s": self._acting.cpu_s,
             "busy": self._busy_s / (time.perf_counter() - self._started),
             "episodes": len(self._server),
         }

@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import ray
 
 from ipvla.rollout.affinity_queue import AffinityQueue
+from ipvla.rollout.oversubscription import SIMULATOR_BYTES
 
 Job = TypeVar("Job")
 _POLL_S = 1.0
@@ -125,6 +126,11 @@ def cluster_cores() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+def cluster_room() -> int:
+    """Simulators that the connected cluster has memory for, at least 1."""
+    return max(1, int(ray.cluster_resources()["memory"] // SIMULATOR_BYTES))
+
+
 class WorkerPool:
     """N actors that live as long as the pool, started when there is work for them.
 
@@ -167,6 +173,21 @@ class WorkerPool:
         new = [_Slot() for _ in range(count)]
         self._slots += new
         self._added += new
+
+    def start(self, max_attempts: int = 3) -> None:
+        """Starts every worker that has no process, and waits until all have one; `run` waits for nobody.
+
+        Raises:
+            JobFailedError: starts failed `max_attempts` times in a row, or none came in the time that a job has.
+        """
+        starting = self._starting
+        starting.patience(self._job_timeout_s, max_attempts)
+        cold = [slot for slot in self._slots if slot.actor is None]
+        while cold or len(starting):
+            for slot in cold:
+                starting.add(slot, self._start(slot))
+            begun = [self._begun(starting, reference) for reference, _ in self._finished({}, starting)]
+            cold = [slot for slot in begun if slot.actor is None]
 
     def run(
         self,

@@ -42,6 +42,15 @@ def test_missing_keeps_order_and_survives_reopening(tmp_path):
         assert [spec.trial for spec in journal.missing(specs)] == [4, 1, 2]
 
 
+def test_results_of_some_episodes_are_those_that_are_recorded(tmp_path):
+    with Journal(tmp_path / "j.sqlite", FINGERPRINT) as journal:
+        for trial in (1, 2, 3):
+            journal.record(result(trial))
+        wanted = [result(trial).spec for trial in (3, 4, 1)]
+        assert [r.spec.trial for r in journal.results(wanted)] == [1, 3]
+        assert journal.results([]) == []
+
+
 def test_another_study_is_refused_by_what_differs_and_left_alone(tmp_path):
     path = tmp_path / "j.sqlite"
     with Journal(path, FINGERPRINT) as journal:

@@ -195,6 +195,10 @@ class TestActor:
         rest, stats = asyncio.run(run())
         assert (stats["forwards"], stats["requests"], stats["episodes"]) == (2, 7, 7)
         assert 0 < stats["busy"] <= 1
+        assert 0.1 <= stats["act_s"] <= stats["forward_s"], (
+            "two passes; gathering and scattering are not the policy's"
+        )
+        assert stats["act_cpu_s"] < stats["act_s"], "it sleeps"
         for episode, chunk in enumerate(rest):
             np.testing.assert_allclose(chunk, alone(episode, 1)[0], atol=1e-6)
 

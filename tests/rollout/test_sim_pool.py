@@ -70,6 +70,12 @@ def test_work_goes_on_where_there_is_a_cpu_for_it_and_ends_where_there_is_none(t
         list(pool.run(range(2)))
 
 
+def test_those_that_were_started_beforehand_all_work_from_the_first_job_on(tmp_path):
+    with WorkerPool(partial(Squares, tmp_path / "x"), 2, cpus_per_worker=0.5) as pool:
+        pool.start()
+        assert len({result[1] for _, result in pool.run(range(2))}) == 2
+
+
 class Stillborn:
     def __init__(self) -> None:
         raise OSError("no such scene")
@@ -79,10 +85,9 @@ class Stillborn:
 
 
 def test_workers_that_do_not_start_end_the_run():
-    with (
-        WorkerPool(Stillborn, 2, cpus_per_worker=0.5) as pool,
-        pytest.raises(
-            JobFailedError, match=r"3 simulator processes in a row did not start; last: .*no such scene"
-        ),
-    ):
-        list(pool.run(range(8)))
+    told = r"simulator processes in a row did not start; last: .*no such scene"
+    with WorkerPool(Stillborn, 2, cpus_per_worker=0.5) as pool:
+        with pytest.raises(JobFailedError, match=f"3 {told}"):
+            list(pool.run(range(8)))
+        with pytest.raises(JobFailedError, match=f"1 {told}"):
+            pool.start(max_attempts=1)
