@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -41,3 +42,8 @@ class World:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True)
+
+
+def unsynchronised(model: nn.Module) -> AbstractContextManager[None]:
+    """While it lasts, gradients stay with their worker; a later backward pass averages them too."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
