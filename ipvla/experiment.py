@@ -87,6 +87,12 @@ class ExperimentConfig(StorageRoots):
                 f"lanes.stride {self.lanes.stride} exceeds model.chunk {self.model.chunk}: "
                 "the policy would run out of actions; lower the stride or raise the chunk"
             )
+        cached = self.model.memory.caches and self.model.backbone.layers_write_cache
+        if self.training.activation_checkpointing and cached:
+            raise ValueError(
+                "training.activation_checkpointing runs layers twice, and this backbone's layers add to the cache "
+                "that model.memory keeps; set it to false, or choose another memory"
+            )
 
     @property
     def run_directory(self) -> Path:
@@ -140,6 +146,8 @@ class ExperimentConfig(StorageRoots):
         if start is None:
             policy.model.backbone.calibrate(_mean_image(dataset, policy.transforms))
         model = policy.model.to(world.device)
+        if self.training.activation_checkpointing:
+            model.backbone.checkpoint_activations()
         optimizer = self.optimizer.build(model)
         protection = None
         if self.protected_by is not None:

@@ -31,6 +31,8 @@ class TrainingConfig:
         threads: CPU threads of a worker's arithmetic.
         accumulate: windows per optimizer step, one after another in every lane. Gradients are those of the mean
             of their losses, each reaching back through its own window; the memory is carried from one to the next.
+        activation_checkpointing: a language layer's activations are computed again in the backward pass rather
+            than kept: less memory, more time, the same gradients.
     """
 
     steps: int = 1000
@@ -41,6 +43,7 @@ class TrainingConfig:
     threads: int = 1
     until: int | None = None
     accumulate: int = 1
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

@@ -12,6 +12,7 @@ import torch
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import DataConfig, Experiment, ExperimentConfig
+from ipvla.models.backbones import PaliGemmaConfig
 from ipvla.models.memory import (
     BankMemoryConfig,
     GRUMemoryConfig,
@@ -189,6 +190,13 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(make_exper
         run(config, experiment)
     for name, value in weights(experiment).items():
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num())
+
+
+def test_a_cache_that_layers_write_is_not_written_twice(make_experiment: Make) -> None:
+    training = TrainingConfig(activation_checkpointing=True)
+    model = IPVLAConfig(PaliGemmaConfig(), KVMemoryConfig())
+    with pytest.raises(ValueError, match=r"activation_checkpointing runs layers twice.*choose another memory"):
+        make_experiment(training=training, model=model)
 
 
 def test_metrics_are_logged_by_step(make_experiment: Make, tmp_path: Path) -> None:

@@ -77,6 +77,17 @@ def test_a_method_changes_what_adapters_learn_and_nothing_else(
         assert 0 < told["hsw/norm_after"] <= told["hsw/norm_before"]
 
 
+@pytest.mark.parametrize("sites", ["last4", "writers"])
+def test_activation_checkpoints_leave_every_bit_and_every_reading(tuned: ExperimentConfig, sites: str) -> None:
+    config = protected(tuned, HSWSurgeryConfig(beta=0.5, gamma=0.0, sites=sites))
+    log, again = Log(), Log()
+    whole = trained(config, log)
+    training = replace(config.training, activation_checkpointing=True)
+    assert equal(trained(replace(config, training=training), again), whole)
+    for (_, ours), (_, theirs) in zip(log.lines, again.lines, strict=True):
+        assert {n: v for n, v in ours.items() if "hsw" in n} == {n: v for n, v in theirs.items() if "hsw" in n}
+
+
 def test_the_thermostat_measures_first_and_then_acts(tuned: ExperimentConfig) -> None:
     log = Log()
     trained(protected(tuned, HSWSurgeryConfig(), thermostat=SENSITIVE), log)
