@@ -11,7 +11,7 @@ from itertools import islice
 from ipvla.data.lanes import LaneReader
 from ipvla.tracking import MetricSink
 from ipvla.training.optimizer import OptimizerConfig
-from ipvla.training.parallel import World
+from ipvla.training.parallel import SHARDINGS, World
 from ipvla.training.precision import PRECISIONS, autocasts
 from ipvla.training.state import TrainingState
 from ipvla.training.step import training_step
@@ -33,6 +33,7 @@ class TrainingConfig:
             of their losses, each reaching back through its own window; the memory is carried from one to the next.
         activation_checkpointing: a language layer's activations are computed again in the backward pass rather
             than kept: less memory, more time, the same gradients.
+        sharding: "ddp", or "fsdp" where a model is too large for one worker's memory; a single worker has none.
     """
 
     steps: int = 1000
@@ -44,10 +45,13 @@ class TrainingConfig:
     until: int | None = None
     accumulate: int = 1
     activation_checkpointing: bool = False
+    sharding: str = "ddp"
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"training.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
+        if self.sharding not in SHARDINGS:
+            raise ValueError(f"training.sharding is {self.sharding!r}; choose one of {', '.join(SHARDINGS)}")
         for name in ("steps", "log_every", "checkpoint_every", "checkpoints_kept", "threads", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it must be at least 1")

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import torch
 
+from ipvla.models.sharding import whole
 from ipvla.training.parallel import unsynchronised
 from ipvla.training.state import TrainingState
 from ipvla.types import Memory, StepBatch
@@ -34,7 +35,7 @@ def training_step(
             loss, memory = _accumulate(state, window, memory, len(windows), autocast)
         value += loss / len(windows)
     trainable = [p for p in state.model.parameters() if p.requires_grad]
-    norm = float(torch.nn.utils.clip_grad_norm_(trainable, max_grad_norm))
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(trainable, max_grad_norm)))
     if not math.isfinite(norm):
         raise FloatingPointError(
             f"the gradient's norm is {norm} at step {state.step}; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import draccus
@@ -31,6 +32,7 @@ from ipvla.models.corda import begin_by_corda
 from ipvla.models.lora import factors, layer_of
 from ipvla.models.vla import fresh_parts
 from ipvla.training.target import Target
+from ipvla.training.whole_factors import WholeFactors
 
 
 class Surgery:
@@ -60,10 +62,12 @@ class SurgeryConfig(draccus.ChoiceRegistry):
     Attributes:
         reads_probe: training takes the probe's records, not only what was measured on them.
         moves_base: installation changes the frozen weights, so that the adapters alone are not what was learned.
+        shards: it works where weights are sharded over workers, `training.sharding` fsdp.
     """
 
     reads_probe: ClassVar[bool] = False
     moves_base: ClassVar[bool] = False
+    shards: ClassVar[bool] = False
 
     @property
     def gains(self) -> Gains | None:
@@ -87,18 +91,18 @@ class _Gradients(Surgery):
 
 
 class _GainedUpdate(Surgery):
-    def __init__(self, update: ProjectedUpdate | RoutedMoments) -> None:
+    def __init__(self, update: ProjectedUpdate | RoutedMoments, copies: WholeFactors) -> None:
         self._update = update
-        self.around = update.around  # type: ignore[method-assign]
+        self.around = partial(copies.around, update)  # type: ignore[method-assign]
 
     def set_gains(self, gains: Gains) -> None:
         self._update.set_strength(gains.beta, gains.gamma)
 
 
 class _DampedUpdate(Surgery):
-    def __init__(self, update: TwoSided) -> None:
+    def __init__(self, update: TwoSided, copies: WholeFactors) -> None:
         self._update = update
-        self.around = update.around  # type: ignore[method-assign]
+        self.around = partial(copies.around, update)  # type: ignore[method-assign]
 
     def set_gains(self, gains: Gains) -> None:
         self._update.set_strength(gains.lam, gains.kappa)
@@ -108,6 +112,8 @@ class _DampedUpdate(Surgery):
 @dataclass(frozen=True)
 class HSWSurgeryConfig(HSWConfig, SurgeryConfig):
     """See `ipvla.forgetting.hsw`."""
+
+    shards: ClassVar[bool] = True
 
     @property
     def gains(self) -> Gains:
@@ -122,6 +128,8 @@ class HSWSurgeryConfig(HSWConfig, SurgeryConfig):
 class ProjectedUpdateSurgeryConfig(ProjectedUpdateConfig, SurgeryConfig):
     """See `ipvla.forgetting.update_surgery`; `writers` name the modules that write into the residual stream."""
 
+    shards: ClassVar[bool] = True
+
     writers: tuple[str, ...] = ("o_proj", "down_proj")
 
     @property
@@ -129,8 +137,8 @@ class ProjectedUpdateSurgeryConfig(ProjectedUpdateConfig, SurgeryConfig):
         return Gains(self.beta, self.gamma)
 
     def install(self, target: Target) -> Surgery:
-        written = _writers(target, self.writers)
-        return _GainedUpdate(self.build(written, _subspace_of(target, written)))
+        copies = WholeFactors(_writers(target, self.writers))
+        return _GainedUpdate(self.build(copies.factors, _subspace_of(target, copies.factors)), copies)
 
 
 @SurgeryConfig.register_subclass("routed_moments")
@@ -146,7 +154,8 @@ class RoutedMomentsSurgeryConfig(RoutedMomentsConfig, SurgeryConfig):
 
     def install(self, target: Target) -> Surgery:
         written = _writers(target, self.writers)
-        return _GainedUpdate(self.build(written, _subspace_of(target, written), target.optimizer))
+        update = self.build(written, _subspace_of(target, written), target.optimizer)
+        return _GainedUpdate(update, WholeFactors(written))
 
 
 @SurgeryConfig.register_subclass("two_sided")
@@ -154,18 +163,21 @@ class RoutedMomentsSurgeryConfig(RoutedMomentsConfig, SurgeryConfig):
 class TwoSidedSurgeryConfig(TwoSidedConfig, SurgeryConfig):
     """See `ipvla.forgetting.update_surgery`; on every adapter."""
 
+    shards: ClassVar[bool] = True
+
     @property
     def gains(self) -> Gains:
         return Gains(lam=self.lam, kappa=self.kappa)
 
     def install(self, target: Target) -> Surgery:
-        return _DampedUpdate(self.build(factors(target.model.backbone), target.statistics.modules))
+        copies = WholeFactors(factors(target.model.backbone))
+        return _DampedUpdate(self.build(copies.factors, target.statistics.modules), copies)
 
 
 class _DecayingInputs(Surgery):
-    def __init__(self, update: InputDecay) -> None:
+    def __init__(self, update: InputDecay, copies: WholeFactors) -> None:
         self._update = update
-        self.around = update.around  # type: ignore[method-assign]
+        self.around = partial(copies.around, update)  # type: ignore[method-assign]
 
     def set_gains(self, gains: Gains) -> None:
         self._update.set_strength(gains.lam)
@@ -176,12 +188,15 @@ class _DecayingInputs(Surgery):
 class InputDecaySurgeryConfig(InputDecayConfig, SurgeryConfig):
     """See `ipvla.forgetting.update_surgery`; on every adapter of a linear module."""
 
+    shards: ClassVar[bool] = True
+
     @property
     def gains(self) -> Gains:
         return Gains(lam=self.lam)
 
     def install(self, target: Target) -> Surgery:
-        return _DecayingInputs(self.build(target.linear_factors(), target.statistics.of_inputs))
+        copies = WholeFactors(target.linear_factors())
+        return _DecayingInputs(self.build(copies.factors, target.statistics.of_inputs), copies)
 
 
 @SurgeryConfig.register_subclass("gpm")
@@ -189,16 +204,19 @@ class InputDecaySurgeryConfig(InputDecayConfig, SurgeryConfig):
 class GPMSurgeryConfig(GPMConfig, SurgeryConfig):
     """See `ipvla.forgetting.gpm`; on every adapter, with the artifact's module statistics."""
 
+    shards: ClassVar[bool] = True
+
     def install(self, target: Target) -> Surgery:
-        return _ProjectedInputs(self.build(target.linear_factors(), target.statistics.of_inputs))
+        copies = WholeFactors(target.linear_factors())
+        update = self.build(copies.factors, target.statistics.of_inputs)
+        copies.put_back()  # it projects at once
+        return _ProjectedInputs(update, copies)
 
 
 class _ProjectedInputs(Surgery):
-    def __init__(self, update: GPM) -> None:
+    def __init__(self, update: GPM, copies: WholeFactors) -> None:
         self._update = update
-
-    def around(self) -> AbstractContextManager[None]:
-        return self._update.around()
+        self.around = partial(copies.around, update)  # type: ignore[method-assign]
 
     def readings(self) -> dict[str, float]:
         return {"gpm/protected_share": self._update.protected_share}
@@ -269,6 +287,7 @@ class DistillationSurgeryConfig(DistillationConfig, SurgeryConfig):
     """See `ipvla.forgetting.distillation`; on `forgetting.probe`."""
 
     reads_probe: ClassVar[bool] = True
+    shards: ClassVar[bool] = True
 
     def install(self, target: Target) -> Surgery:
         if not self.weight:

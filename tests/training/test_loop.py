@@ -176,7 +176,7 @@ def test_a_checkpoint_of_another_run_is_refused(make_experiment: Make, tmp_path:
     other = replace(config, model=replace(config.model, memory=NoMemoryConfig()))
     with pytest.raises(CheckpointError, match=r"has model .*gru.*this run has .*none"):
         load_checkpoint(tmp_path / "c", other.build(WORLD).state, WORLD, other.identity)
-    with pytest.raises(CheckpointError, match="has workers 1, this run has 2"):
+    with pytest.raises(CheckpointError, match="has lanes of all workers 4, this run has 8"):
         load_checkpoint(tmp_path / "c", experiment.state, replace(WORLD, size=2), config.identity)
 
 
