@@ -173,7 +173,7 @@ class Trainer:
         state, training, optimizer = self.experiment.state, self.config.training, self.config.optimizer
         lr = optimizer.learning_rate(min(state.step, training.steps - 1), training.steps)
         with _timed(self.world) as seconds:
-            training_step(state, batch, lr, optimizer.max_grad_norm, self._autocast)
+            training_step(state, [batch], lr, optimizer.max_grad_norm, self._autocast)
             state.step += 1
             if state.protection:
                 state.protection.regulate(1, self.world)

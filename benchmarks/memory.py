@@ -231,7 +231,8 @@ class MemoryBenchmark:
 
 
 def _policy_steps_per_update(experiment: ExperimentConfig) -> int:
-    return experiment.num_workers * experiment.lanes.lanes * experiment.lanes.window
+    lanes, windows = experiment.lanes, experiment.training.accumulate
+    return experiment.num_workers * lanes.lanes * lanes.window * windows
 
 
 def _training_recipe(experiment: ExperimentConfig) -> dict[str, Any]:

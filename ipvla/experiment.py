@@ -13,6 +13,7 @@ import torch
 from ipvla.data.lanes import LaneConfig, LaneReader
 from ipvla.data.rlds import DatasetError, EpisodeDataset, dataset_directory
 from ipvla.data.transforms import Transforms
+from ipvla.models.memory import PromptMemoryConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy, policy_sha256
 from ipvla.storage import StorageRoots
@@ -87,6 +88,32 @@ class ExperimentConfig(StorageRoots):
                 f"lanes.stride {self.lanes.stride} exceeds model.chunk {self.model.chunk}: "
                 "the policy would run out of actions; lower the stride or raise the chunk"
             )
+        cached = self.model.memory.caches and self.model.backbone.layers_write_cache
+        if self.training.activation_checkpointing and cached:
+            raise ValueError(
+                "training.activation_checkpointing runs layers twice, and this backbone's layers add to the cache "
+                "that model.memory keeps; set it to false, or choose another memory"
+            )
+
+        if self.training.sharding == "fsdp":
+            self._check_sharding()
+
+    def _check_sharding(self) -> None:
+        """ValueError for what runs other parts of the model on each worker, or needs whole weights."""
+        model, method = self.model, self.protected_by.method if self.protected_by else None
+        refused = {
+            "model.memory.type prompt": isinstance(model.memory, PromptMemoryConfig),
+            "model.questions": model.questions is not None,
+            "model.plan_readout": model.plan_readout is not None,
+            "model.osf": model.osf is not None,
+        }
+        if method is not None and not method.shards:
+            refused[f"forgetting.method.type {method.get_choice_name(type(method))}"] = True
+        if wrong := [setting for setting, found in refused.items() if found]:
+            raise ValueError(
+                f"training.sharding is fsdp, which {' and '.join(wrong)} cannot be trained under; set it to ddp, "
+                "or do without these"
+            )
 
     @property
     def run_directory(self) -> Path:
@@ -140,6 +167,10 @@ class ExperimentConfig(StorageRoots):
         if start is None:
             policy.model.backbone.calibrate(_mean_image(dataset, policy.transforms))
         model = policy.model.to(world.device)
+        if self.training.activation_checkpointing:
+            model.backbone.checkpoint_activations()
+        memory = model.initial_memory(self.lanes.lanes)
+        wrapped = world.wrap(model, self.training.sharding)
         optimizer = self.optimizer.build(model)
         protection = None
         if self.protected_by is not None:
@@ -156,9 +187,9 @@ class ExperimentConfig(StorageRoots):
             )
         state = TrainingState(
             model=model,
-            trained=world.wrap(model),
+            trained=wrapped,
             optimizer=optimizer,
-            memory=model.initial_memory(self.lanes.lanes),
+            memory=memory,
             protection=protection,
         )
         if policy.model.plan_tokens and not dataset.episode(0).reasoning:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from ipvla.data.transforms import Transforms
 from ipvla.models.lora import merge_adapters
+from ipvla.models.sharding import is_sharded, sharded_like, whole
 from ipvla.models.vla import IPVLA, IPVLAConfig
 from ipvla.types import Memory, Observation
 
@@ -86,8 +87,11 @@ class Policy:
             "execute": str(self.execute),
         }
 
-    def save(self, directory: Path) -> None:
-        """Writes `policy.json` and `model.safetensors`; a directory that is there is replaced in one rename."""
+    def save(self, directory: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """Writes `policy.json` and `model.safetensors`; a directory that is there is replaced in one rename.
+
+        `weights`: `state(model)`, where it was taken already.
+        """
         partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -98,7 +102,7 @@ class Policy:
             "transforms": self.transforms.to_dict(),
         }
         (partial / "policy.json").write_text(json.dumps(described, indent=1))
-        save_file(state(self.model), partial / "model.safetensors")
+        save_file(state(self.model) if weights is None else weights, partial / "model.safetensors")
         if directory.exists():
             old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
             directory.rename(old)
@@ -156,15 +160,24 @@ def _no_words(instruction: str) -> list[int]:
     return []
 
 
-def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict as safetensors wants it: contiguous, and a shared tensor under its first name only."""
+def state(model: torch.nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
+    """The state dict as safetensors wants it: whole, contiguous, and a shared tensor under its first name only.
+
+    Where weights are sharded, every worker must ask; `keep` is False for those that have no use for the answer.
+    """
+    gathered = ((name, whole(value.detach())) for name, value in _named(model).items())
+    return {name: value.cpu().contiguous() for name, value in gathered if keep}
+
+
+def _named(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     seen: set[int] = set()
-    kept = {}
-    for name, value in model.state_dict().items():
-        if value.data_ptr() not in seen or value.numel() == 0:
-            seen.add(value.data_ptr())
-            kept[name] = value.detach().cpu().contiguous()
-    return kept
+    named = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        key = id(value) if is_sharded(value) else value.data_ptr()
+        if key not in seen or value.numel() == 0:
+            seen.add(key)
+            named[name] = value
+    return named
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:
@@ -173,7 +186,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
         saved = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); use an earlier checkpoint") from None
-    wanted = state(model)
+    wanted = _named(model)
     wrong = [
         f"{name} is {_shape(saved, name)} in the checkpoint and {_shape(wanted, name)} in the model"
         for name in sorted(wanted.keys() | saved.keys())
@@ -184,7 +197,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
             f"{path} belongs to another model: {wrong[0]} ({len(wrong)} tensors differ); "
             "use the configuration it was trained with, or another checkpoint"
         )
-    model.load_state_dict(saved, strict=False)
+    model.load_state_dict({n: sharded_like(value, wanted[n]) for n, value in saved.items()}, strict=False)
 
 
 def _shape(tensors: dict[str, torch.Tensor], name: str) -> str:

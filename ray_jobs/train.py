@@ -23,10 +23,12 @@ from ray.train.torch import TorchTrainer, get_device
 from ipvla.experiment import ExperimentConfig
 from ipvla.models.lora import save_adapters
 from ipvla.policy import CheckpointError
+from ipvla.policy import state as weights_of
 from ipvla.tracking import ConsoleSink, JsonlSink, MetricSink, Sinks, read_jsonl
-from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
-from ipvla.training.loop import TrainingConfig, train
+from ipvla.training.checkpoint import load_checkpoint, save_checkpoint, shared
+from ipvla.training.loop import train
 from ipvla.training.parallel import World
+from ipvla.training.target import VLM
 from ray_jobs.cli import Terminated, run
 from ray_jobs.cluster import connect
 from ray_jobs.policy_run import policy_run
@@ -80,10 +82,12 @@ def train_worker(encoded: dict[str, Any]) -> None:
     if experiment.state.step < config.training.steps:
         sink.close("KILLED")
         return
+    weights = weights_of(experiment.state.model, keep=world.rank == 0)
     if world.rank == 0:
         if config.exports_adapters:
-            save_adapters(experiment.policy.model.backbone, config.run_directory / "adapters")
-        experiment.policy.save(config.run_directory / "policy")
+            vlm = {name.removeprefix(VLM): weight for name, weight in weights.items() if name.startswith(VLM)}
+            save_adapters(experiment.policy.model.backbone, config.run_directory / "adapters", vlm)
+        experiment.policy.save(config.run_directory / "policy", weights)
     sink.close()
 
 
@@ -187,10 +191,11 @@ def _claim(directory: Path, config: ExperimentConfig) -> None:
     encoded = draccus.encode(config)
     if record.exists():
         theirs = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
-        for name in ("identity", "optimizer", "training", "num_workers"):
-            if _whole(getattr(theirs, name)) != _whole(getattr(config, name)):
+        ours = _kept(config)
+        for name, value in _kept(theirs).items():
+            if value != ours.get(name):
                 raise CheckpointError(
-                    f"{directory} holds a run with other settings ({name}: {getattr(theirs, name)}); "
+                    f"{directory} holds a run with other settings ({name}: {value}); "
                     "give --name another value, or delete that directory"
                 )
         return
@@ -200,9 +205,15 @@ def _claim(directory: Path, config: ExperimentConfig) -> None:
     partial.replace(record)
 
 
-def _whole(settings: Any) -> Any:
-    """All of a run's settings but how far it goes for now."""
-    return replace(settings, until=None) if isinstance(settings, TrainingConfig) else settings
+def _kept(config: ExperimentConfig) -> dict[str, Any]:
+    """All of a run's settings but how far it goes for now, and how it is spread over workers and their memory."""
+    training = replace(config.training, until=None, sharding="ddp", activation_checkpointing=False)
+    return {
+        **shared(config.identity, config.num_workers),
+        "forgetting": config.identity.get("forgetting"),
+        "optimizer": config.optimizer,
+        "training": training,
+    }
 
 
 def _sink(config: ExperimentConfig, step: int) -> MetricSink:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,18 @@ def cue_episode(seed: int) -> Episode:
     colour = "white" if bright else "gray"
     reasoning = (f"PLAN: press {colour} SUBTASK: 1 press {colour}",) * length
     return Episode("cue", "recall", "press the button", seed, {"agentview": images}, state, action, reasoning)
+
+
+def even_episode(seed: int, length: int = 12) -> Episode:
+    """All of one length: windows can be full everywhere, and then means of them weigh as much as their frames."""
+    long = cue_episode(seed)
+    return replace(
+        long,
+        images={camera: frames[:length] for camera, frames in long.images.items()},
+        state=long.state[:length],
+        action=long.action[:length],
+        reasoning=long.reasoning[:length],
+    )
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ipvla.models.adapted_modules import AdaptedModules
 from ipvla.models.backbones.protocol import Backbone
@@ -60,9 +61,12 @@ def merge_adapters(backbone: Backbone) -> None:
         backbone.vlm = backbone.vlm.merge_and_unload()
 
 
-def save_adapters(backbone: Backbone, directory: Path) -> None:
-    """Writes a backbone's adapters as `PeftModel.from_pretrained(base, directory)` reads them."""
-    backbone.vlm.save_pretrained(str(directory))
+def save_adapters(backbone: Backbone, directory: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Writes a backbone's adapters as `PeftModel.from_pretrained(base, directory)` reads them.
+
+    `weights`: those of `backbone.vlm`, whole, where they were gathered already.
+    """
+    backbone.vlm.save_pretrained(str(directory), state_dict=weights)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ from ipvla.models.osf import OSFConfig
 from ipvla.models.plan_readout import PlanReadout, PlanReadoutConfig
 from ipvla.models.questions import Questions, QuestionsConfig
 from ipvla.types import Memory, ModelInputs, StepBatch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,14 @@ class IPVLA(nn.Module):
     def forward(self, batch: StepBatch, memory: Memory) -> tuple[torch.Tensor, Memory]:
         """`loss`, under the name that distributed wrappers call."""
         return self.loss(batch, memory)
+
+    def whole(self, function: Callable[[], T]) -> T:
+        """What `function` returns, which may call any part of the model.
+
+        Where weights are sharded, each part of the model has its own in full meanwhile. To differentiate what it
+        returns it must be tensors, or tuples, lists or dicts of them.
+        """
+        return function()
 
     def loss(self, batch: StepBatch, memory: Memory) -> tuple[torch.Tensor, Memory]:
         """The loss of one window [B, K, ...] and the memory [B, ...] after it, still in the graph."""

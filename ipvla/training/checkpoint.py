@@ -4,6 +4,9 @@ training.json          step, plan position, world size, lanes, Thermostat, what 
 policy/                the policy, ready for rollout
 optimizer.safetensors  one tensor per parameter and moment
 lanes-RANK.safetensors each worker's memory and random state
+
+Weights and moments are whole, however the run shards them, so that it may go on with other workers: what stays is
+the number of lanes of all of them together.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ipvla.data.plan import PlanPosition
+from ipvla.models.sharding import sharded_like, whole
 from ipvla.policy import CheckpointError, Policy, load_weights
+from ipvla.policy import state as weights_of
 from ipvla.training.parallel import World
 from ipvla.training.state import TrainingState
 
@@ -33,9 +38,12 @@ def save_checkpoint(
     directory.mkdir(parents=True, exist_ok=True)
     lanes = {f"memory.{name}": value.cpu().contiguous() for name, value in state.memory.items()}
     save_file({**lanes, **_random_state(world)}, directory / f"lanes-{world.rank}.safetensors")
-    if world.rank == 0:
-        policy.save(directory / "policy")
-        save_file(_optimizer_tensors(state.optimizer), directory / "optimizer.safetensors")
+    first = world.rank == 0
+    weights = weights_of(state.model, keep=first)  # every worker takes part where these are sharded
+    moments = _optimizer_tensors(state.optimizer, keep=first)
+    if first:
+        policy.save(directory / "policy", weights)
+        save_file(moments, directory / "optimizer.safetensors")
         written = {
             "step": state.step,
             "position": asdict(state.position),
@@ -50,18 +58,18 @@ def load_checkpoint(directory: Path, state: TrainingState, world: World, identit
     """Brings `state` to where `save_checkpoint` left it.
 
     Raises:
-        CheckpointError: it is damaged, or of a run with another model, dataset, lanes or number of workers.
+        CheckpointError: it is damaged, or of a run with another model, dataset or lanes.
     """
     try:
         written = json.loads((directory / "training.json").read_text())
         optimizer = load_file(directory / "optimizer.safetensors")
-        lanes = load_file(directory / f"lanes-{world.rank}.safetensors") if written["world"] == world.size else {}
+        lanes = [load_file(directory / f"lanes-{rank}.safetensors") for rank in range(written["world"])]
     except (OSError, json.JSONDecodeError, SafetensorError) as error:
         raise CheckpointError(
             f"the checkpoint {directory} cannot be read ({error}); delete it to go on from the one before"
         ) from None
-    theirs = {"workers": written["world"], **written["identity"]}
-    for name, ours in {"workers": world.size, **identity}.items():
+    theirs = shared(written["identity"], written["world"])
+    for name, ours in shared(identity, world.size).items():
         if theirs.get(name) != ours:
             raise CheckpointError(
                 f"the checkpoint {directory} has {name} {theirs.get(name)}, this run has {ours}; "
@@ -69,15 +77,29 @@ def load_checkpoint(directory: Path, state: TrainingState, world: World, identit
             )
     load_weights(state.model, directory / "policy" / "model.safetensors")
     _load_optimizer(state.optimizer, optimizer)
-    prefix = "memory."
-    state.memory = {n.removeprefix(prefix): v.to(world.device) for n, v in lanes.items() if n.startswith(prefix)}
+    state.memory = {name: value.to(world.device) for name, value in _own_memory(lanes, world).items()}
     state.step = written["step"]
     state.position = PlanPosition(**written["position"])
     if state.protection:
         state.protection.resume(written["thermostat"])
-    torch.set_rng_state(lanes["random.cpu"])
-    if "random.cuda" in lanes:
-        torch.cuda.set_rng_state(lanes["random.cuda"], world.device)
+    random = lanes[world.rank % len(lanes)]
+    torch.set_rng_state(random["random.cpu"])
+    if "random.cuda" in random and world.device.type == "cuda":
+        torch.cuda.set_rng_state(random["random.cuda"], world.device)
+
+
+def shared(identity: dict[str, Any], workers: int) -> dict[str, Any]:
+    """What two parts of one run agree in: all of it, but how many of the lanes each worker has."""
+    lanes = dict(identity["lanes"])
+    return {**identity, "lanes of all workers": lanes.pop("lanes") * workers, "lanes": lanes}
+
+
+def _own_memory(lanes: list[dict[str, torch.Tensor]], world: World) -> dict[str, torch.Tensor]:
+    """This worker's share of the memory of all lanes, which lie in the order of the workers that had them."""
+    prefix = "memory."
+    names = [name for name in lanes[0] if name.startswith(prefix)]
+    of_all = {name.removeprefix(prefix): torch.cat([part[name] for part in lanes]) for name in names}
+    return {name: value.chunk(world.size)[world.rank].clone() for name, value in of_all.items()}
 
 
 def _random_state(world: World) -> dict[str, torch.Tensor]:
@@ -87,17 +109,20 @@ def _random_state(world: World) -> dict[str, torch.Tensor]:
     return states
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{index}.{name}": value.cpu().contiguous()
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, torch.Tensor]:
+    gathered = (
+        (f"{index}.{name}", whole(value))
         for index, moments in optimizer.state_dict()["state"].items()
         for name, value in moments.items()
-    }
+    )
+    return {name: value.cpu().contiguous() for name, value in gathered if keep}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        moments.setdefault(int(index), {})[name] = value
+        of = parameters[int(index)] if value.ndim else value  # the count of steps is not sharded
+        moments.setdefault(int(index), {})[name] = sharded_like(value, of)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 
 from ipvla.data.lanes import LaneReader
 from ipvla.tracking import MetricSink
 from ipvla.training.optimizer import OptimizerConfig
-from ipvla.training.parallel import World
+from ipvla.training.parallel import SHARDINGS, World
 from ipvla.training.precision import PRECISIONS, autocasts
 from ipvla.training.state import TrainingState
 from ipvla.training.step import training_step
@@ -28,6 +29,11 @@ class TrainingConfig:
         log_every, checkpoint_every: in steps.
         checkpoints_kept: the newest ones, each with its policy.
         threads: CPU threads of a worker's arithmetic.
+        accumulate: windows per optimizer step, one after another in every lane. Gradients are those of the mean
+            of their losses, each reaching back through its own window; the memory is carried from one to the next.
+        activation_checkpointing: a language layer's activations are computed again in the backward pass rather
+            than kept: less memory, more time, the same gradients.
+        sharding: "ddp", or "fsdp" where a model is too large for one worker's memory; a single worker has none.
     """
 
     steps: int = 1000
@@ -37,11 +43,16 @@ class TrainingConfig:
     checkpoints_kept: int = 2
     threads: int = 1
     until: int | None = None
+    accumulate: int = 1
+    activation_checkpointing: bool = False
+    sharding: str = "ddp"
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"training.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
-        for name in ("steps", "log_every", "checkpoint_every", "checkpoints_kept", "threads"):
+        if self.sharding not in SHARDINGS:
+            raise ValueError(f"training.sharding is {self.sharding!r}; choose one of {', '.join(SHARDINGS)}")
+        for name in ("steps", "log_every", "checkpoint_every", "checkpoints_kept", "threads", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
         if self.until is not None and not 1 <= self.until <= self.steps:
@@ -75,17 +86,19 @@ def train(
     meter, autocast = Meter(), autocasts(config.precision, world.device)
     with closing(lanes.batches(state.position)) as batches:
         while state.step < config.end:
-            position, batch = next(batches)
+            positions, windows = zip(*islice(batches, config.accumulate), strict=True)
             lr = optimizer.learning_rate(state.step, config.steps)
-            metrics = training_step(state, batch.to(world.device), lr, optimizer.max_grad_norm, autocast)
+            metrics = training_step(state, windows, lr, optimizer.max_grad_norm, autocast)
             state.step += 1
-            state.position = lanes.after(position)
-            meter.add(metrics, frames=int(batch.valid.sum()) * world.size)
+            state.position = lanes.after(positions[-1])
+            meter.add(metrics, frames=sum(int(window.valid.sum()) for window in windows) * world.size)
             if state.protection and (reading := state.protection.regulate(state.step, world)):
                 sink.log(reading, state.step)
             if state.step % config.log_every == 0 or state.step == config.end:
                 surgery = state.protection.readings() if state.protection else {}
-                sink.log({**meter.take(), **surgery, "train/lr": lr, "train/epoch": position.epoch}, state.step)
+                sink.log(
+                    {**meter.take(), **surgery, "train/lr": lr, "train/epoch": positions[-1].epoch}, state.step
+                )
             stopped = world.any(stop())
             if stopped or state.step % config.checkpoint_every == 0 or state.step == config.end:
                 save()

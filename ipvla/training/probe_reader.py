@@ -43,7 +43,13 @@ class ProbeReader:
 
     @torch.no_grad()
     def pool(self, records: Sequence[int], layers: Sequence[int]) -> dict[int, Tensor]:
-        """By layer float64 [len(records), D], on the CPU; the model's mode is as it was before, afterwards."""
+        """By layer float64 [len(records), D], on the CPU; the model's mode is as it was before, afterwards.
+
+        Where weights are sharded, every worker must ask for the same.
+        """
+        return self._model.whole(lambda: self._pool(records, layers))
+
+    def _pool(self, records: Sequence[int], layers: Sequence[int]) -> dict[int, Tensor]:
         model, hidden = self._model, dict[int, Tensor]()
         modules = model.backbone.language_layers()
         training = model.training

@@ -40,6 +40,9 @@ class ProbedPolicy:
 
     def read(self, batch: ModelInputs) -> Reading:
         """See `ipvla.forgetting.probed.ProbedModel`; the model's mode is as it was before, afterwards."""
+        return Reading(*self.model.whole(lambda: self._read(batch)))
+
+    def _read(self, batch: ModelInputs) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         model, inputs = self.model, batch.to(self.model.action_varies.device)
         hidden: list[Tensor] = []
         training = model.training
@@ -56,7 +59,7 @@ class ProbedPolicy:
             actions = model.head.sample(features)[..., model.action_varies]
         finally:
             model.train(training)
-        return Reading(tuple(hidden), output.instruction_mask, actions.flatten(1))
+        return tuple(hidden), output.instruction_mask, actions.flatten(1)
 
     def divergence(self, output: Tensor, reference: Tensor) -> Tensor:
         return 0.5 * (output.double() - reference.double()).square().sum(-1)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
 
+from ipvla.models.sharding import whole
+from ipvla.training.parallel import unsynchronised
 from ipvla.training.state import TrainingState
-from ipvla.types import StepBatch
+from ipvla.types import Memory, StepBatch
 
 
 def training_step(
-    state: TrainingState, batch: StepBatch, lr: float, max_grad_norm: float, autocast: bool
+    state: TrainingState, windows: Sequence[StepBatch], lr: float, max_grad_norm: float, autocast: bool
 ) -> dict[str, float]:
-    """Trains on one window; returns the loss, the gradient's norm before clipping and any penalty.
+    """Trains on the mean loss of consecutive windows, one after another, the memory carried between them.
+
+    Returns that mean, the gradient's norm before clipping and any penalty.
 
     Raises:
         FloatingPointError: loss, penalty or gradient are not finite; the weights are as they were before the step.
@@ -24,16 +29,13 @@ def training_step(
     state.optimizer.zero_grad(set_to_none=True)
     # First, so that DistributedDataParallel averages its gradient too, as one that was accumulated.
     penalty = _penalise(state)
-    with torch.autocast(batch.t.device.type, dtype=torch.bfloat16, enabled=autocast):
-        loss, memory = state.trained(batch, state.memory)
-    value = float(loss.detach())
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss is {value} at step {state.step}; lower optimizer.lr or set training.precision to fp32"
-        )
-    loss.backward()
+    value, memory = 0.0, state.memory
+    for number, window in enumerate(windows, 1):
+        with unsynchronised(state.trained) if number < len(windows) else nullcontext():
+            loss, memory = _accumulate(state, window, memory, len(windows), autocast)
+        value += loss / len(windows)
     trainable = [p for p in state.model.parameters() if p.requires_grad]
-    norm = float(torch.nn.utils.clip_grad_norm_(trainable, max_grad_norm))
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(trainable, max_grad_norm)))
     if not math.isfinite(norm):
         raise FloatingPointError(
             f"the gradient's norm is {norm} at step {state.step}; "
@@ -41,8 +43,24 @@ def training_step(
         )
     with state.protection.around() if state.protection else nullcontext():
         state.optimizer.step()
-    state.memory = {name: tensor.detach() for name, tensor in memory.items()}
+    state.memory = memory
     return {"loss": value, "grad_norm": norm, **penalty}
+
+
+def _accumulate(
+    state: TrainingState, window: StepBatch, memory: Memory, windows: int, autocast: bool
+) -> tuple[float, Memory]:
+    """Leaves the gradient of this window's share of the mean; its loss, and the memory after it, detached."""
+    window = window.to(state.model.action_varies.device)
+    with torch.autocast(window.t.device.type, dtype=torch.bfloat16, enabled=autocast):
+        loss, memory = state.trained(window, memory)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"the loss is {value} at step {state.step}; lower optimizer.lr or set training.precision to fp32"
+        )
+    (loss / windows).backward()
+    return value, {name: tensor.detach() for name, tensor in memory.items()}
 
 
 def _penalise(state: TrainingState) -> dict[str, float]:

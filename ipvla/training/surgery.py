@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import draccus
@@ -31,6 +32,7 @@ from ipvla.models.corda import begin_by_corda
 from ipvla.models.lora import factors, layer_of
 from ipvla.models.vla import fresh_parts
 from ipvla.training.target import Target
+from ipvla.training.whole_factors import WholeFactors
 
 
 class Surgery:
@@ -61,11 +63,13 @@ class SurgeryConfig(draccus.ChoiceRegistry):
         reads_probe: training takes the probe's records, not only what was measured on them.
         moves_base: installation changes the frozen weights, so that the adapters alone are not what was learned.
         gained: the gains that it is turned by, of "beta", "gamma", "lambda" and "kappa".
+        shards: it works where weights are sharded over workers, `training.sharding` fsdp.
     """
 
     reads_probe: ClassVar[bool] = False
     moves_base: ClassVar[bool] = False
     gained: ClassVar[tuple[str, ...]] = ()
+    shards: ClassVar[bool] = False
 
     @property
     def gains(self) -> Gains | None:
@@ -89,18 +93,18 @@ class _Gradients(Surgery):
 
 
 class _GainedUpdate(Surgery):
-    def __init__(self, update: ProjectedUpdate | RoutedMoments) -> None:
+    def __init__(self, update: ProjectedUpdate | RoutedMoments, copies: WholeFactors) -> None:
         self._update = update
-        self.around = update.around  # type: ignore[method-assign]
+        self.around = partial(copies.around, update)  # type: ignore[method-assign]
 
     def set_gains(self, gains: Gains) -> None:
         self._update.set_strength(gains.beta, gains.gamma)
 
 
 class _DampedUpdate(Surgery):
-    def __init__(self, update: TwoSided) -> None:
+    def __init__(self, update: TwoSided, copies: WholeFactors) -> None:
         self._update = update
-        self.around = update.around  # type: ignore[method-assign]
+        self.around = partial(copies.around, update)  # type: ignore[method-assign]
 
     def set_gains(self, gains: Gains) -> None:
         self._update.set_strength(gains.lam, gains.kappa)
@@ -112,6 +116,7 @@ class HSWSurgeryConfig(HSWConfig, SurgeryConfig):
     """See `ipvla.forgetting.hsw`."""
 
     gained: ClassVar[tuple[str, ...]] = ("beta", "gamma")
+    shards: ClassVar[bool] = True
 
     @property
     def gains(self) -> Gains:
@@ -127,6 +132,8 @@ class ProjectedUpdateSurgeryConfig(ProjectedUpdateConfig, SurgeryConfig):
     """See `ipvla.forgetting.update_surgery`; `writers` name the modules that write into the residual stream."""
 
     gained: ClassVar[tuple[str, ...]] = ("beta", "gamma")
+    shards: ClassVar[bool] = True
+
     writers: tuple[str, ...] = ("o_proj", "down_proj")
 
     @property
@@ -134,8 +141,8 @@ class ProjectedUpdateSurgeryConfig(ProjectedUpdateConfig, SurgeryConfig):
         return Gains(self.beta, self.gamma)
 
     def install(self, target: Target) -> Surgery:
-        written = _writers(target, self.writers)
-        return _GainedUpdate(self.build(written, _subspace_of(target, written)))
+        copies = WholeFactors(_writers(target, self.writers))
+        return _GainedUpdate(self.build(copies.factors, _subspace_of(target, copies.factors)), copies)
 
 
 @SurgeryConfig.register_subclass("routed_moments")
@@ -152,7 +159,8 @@ class RoutedMomentsSurgeryConfig(RoutedMomentsConfig, SurgeryConfig):
 
     def install(self, target: Target) -> Surgery:
         written = _writers(target, self.writers)
-        return _GainedUpdate(self.build(written, _subspace_of(target, written), target.optimizer))
+        update = self.build(written, _subspace_of(target, written), target.optimizer)
+        return _GainedUpdate(update, WholeFactors(written))
 
 
 @SurgeryConfig.register_subclass("two_sided")
@@ -161,19 +169,21 @@ class TwoSidedSurgeryConfig(TwoSidedConfig, SurgeryConfig):
     """See `ipvla.forgetting.update_surgery`; on every adapter."""
 
     gained: ClassVar[tuple[str, ...]] = ("lambda", "kappa")
+    shards: ClassVar[bool] = True
 
     @property
     def gains(self) -> Gains:
         return Gains(lam=self.lam, kappa=self.kappa)
 
     def install(self, target: Target) -> Surgery:
-        return _DampedUpdate(self.build(factors(target.model.backbone), target.statistics.modules))
+        copies = WholeFactors(factors(target.model.backbone))
+        return _DampedUpdate(self.build(copies.factors, target.statistics.modules), copies)
 
 
 class _DecayingInputs(Surgery):
-    def __init__(self, update: InputDecay) -> None:
+    def __init__(self, update: InputDecay, copies: WholeFactors) -> None:
         self._update = update
-        self.around = update.around  # type: ignore[method-assign]
+        self.around = partial(copies.around, update)  # type: ignore[method-assign]
 
     def set_gains(self, gains: Gains) -> None:
         self._update.set_strength(gains.lam)
@@ -185,13 +195,15 @@ class InputDecaySurgeryConfig(InputDecayConfig, SurgeryConfig):
     """See `ipvla.forgetting.update_surgery`; on every adapter of a linear module."""
 
     gained: ClassVar[tuple[str, ...]] = ("lambda",)
+    shards: ClassVar[bool] = True
 
     @property
     def gains(self) -> Gains:
         return Gains(lam=self.lam)
 
     def install(self, target: Target) -> Surgery:
-        return _DecayingInputs(self.build(target.linear_factors(), target.statistics.of_inputs))
+        copies = WholeFactors(target.linear_factors())
+        return _DecayingInputs(self.build(copies.factors, target.statistics.of_inputs), copies)
 
 
 @SurgeryConfig.register_subclass("gpm")
@@ -199,16 +211,19 @@ class InputDecaySurgeryConfig(InputDecayConfig, SurgeryConfig):
 class GPMSurgeryConfig(GPMConfig, SurgeryConfig):
     """See `ipvla.forgetting.gpm`; on every adapter, with the artifact's module statistics."""
 
+    shards: ClassVar[bool] = True
+
     def install(self, target: Target) -> Surgery:
-        return _ProjectedInputs(self.build(target.linear_factors(), target.statistics.of_inputs))
+        copies = WholeFactors(target.linear_factors())
+        update = self.build(copies.factors, target.statistics.of_inputs)
+        copies.put_back()  # it projects at once
+        return _ProjectedInputs(update, copies)
 
 
 class _ProjectedInputs(Surgery):
-    def __init__(self, update: GPM) -> None:
+    def __init__(self, update: GPM, copies: WholeFactors) -> None:
         self._update = update
-
-    def around(self) -> AbstractContextManager[None]:
-        return self._update.around()
+        self.around = partial(copies.around, update)  # type: ignore[method-assign]
 
     def readings(self) -> dict[str, float]:
         return {"gpm/protected_share": self._update.protected_share}
@@ -279,6 +294,7 @@ class DistillationSurgeryConfig(DistillationConfig, SurgeryConfig):
     """See `ipvla.forgetting.distillation`; on `forgetting.probe`."""
 
     reads_probe: ClassVar[bool] = True
+    shards: ClassVar[bool] = True
 
     def install(self, target: Target) -> Surgery:
         if not self.weight:

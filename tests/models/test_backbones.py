@@ -207,6 +207,32 @@ def test_tiny_is_saved_and_loaded_like_any_hugging_face_model(tmp_path: Path) ->
     torch.testing.assert_close(loaded(inputs).features.cognition, backbone(inputs).features.cognition)
 
 
+def test_activation_checkpoints_run_a_layer_again_and_change_no_gradient(backbone: Backbone) -> None:
+    LoRAConfig(rank=2, modules=("q_proj", "v_proj")).apply(backbone)
+    layer, calls = backbone.language_layers()[-2], dict.fromkeys(("layer", "inside"), 0)
+
+    def count(key: str) -> Callable[..., None]:
+        return lambda *_: calls.update({key: calls[key] + 1})
+
+    layer.register_forward_hook(count("layer"))
+    next(m for n, m in layer.named_modules() if n.endswith("q_proj")).register_forward_hook(count("inside"))
+
+    def gradients() -> dict[str, torch.Tensor]:
+        backbone.train().zero_grad()
+        backbone(inputs_for(backbone, WORDS)).features.cognition.square()[:, ::2].sum().backward()
+        return {name: p.grad.clone() for name, p in backbone.named_parameters() if p.requires_grad}
+
+    whole = gradients()
+    assert calls == {"layer": 1, "inside": 1}
+    backbone.checkpoint_activations()
+    again = gradients()
+    assert calls == {"layer": 2, "inside": 3}
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+    assert any(value.any() for value in whole.values())
+    backbone.eval()(inputs_for(backbone, WORDS)).features.cognition.sum().backward()
+    assert calls == {"layer": 3, "inside": 4}, "none outside of training"
+
+
 def test_unknown_weights_and_modules_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"backbone\.pretrained .* cannot be loaded"):
         PaliGemmaConfig(str(tmp_path / "nothing")).build(5, 1, 28)

@@ -27,7 +27,7 @@ from ipvla.tracking import Sinks, read_jsonl
 from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
-from ray_jobs.train import _asked_to_stop, _stopping_at, summarise, train_policy, training_lines
+from ray_jobs.train import _asked_to_stop, _claim, _stopping_at, summarise, train_policy, training_lines
 
 Make = Callable[..., ExperimentConfig]
 STEPS = TrainingConfig(steps=120, precision="fp32", log_every=5, checkpoint_every=20)
@@ -193,6 +193,14 @@ def test_a_thermostats_readings_are_no_training_steps(make_experiment: Make) -> 
     )
 
 
+def test_the_same_lanes_may_be_spread_over_other_workers(make_experiment: Make) -> None:
+    config = make_experiment()
+    training = replace(config.training, sharding="fsdp", activation_checkpointing=True)
+    spread = replace(config, num_workers=2, lanes=replace(config.lanes, lanes=2), training=training)
+    _claim(config.run_directory, config)
+    _claim(spread.run_directory, spread)
+
+
 def test_a_run_with_other_settings_is_refused_and_left_alone(make_experiment: Make) -> None:
     config = make_experiment()
     config.run_directory.mkdir(parents=True)
@@ -200,4 +208,6 @@ def test_a_run_with_other_settings_is_refused_and_left_alone(make_experiment: Ma
     record.write_text(json.dumps(draccus.encode(config)))
     with pytest.raises(CheckpointError, match=r"other settings \(optimizer"):
         train_policy(replace(config, optimizer=OptimizerConfig(lr=0.5)))
+    with pytest.raises(CheckpointError, match=r"other settings \(lanes of all workers: 4\)"):
+        train_policy(replace(config, num_workers=2))
     assert json.loads(record.read_text()) == draccus.encode(config)

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from ipvla.data.lanes import LaneConfig
-from ipvla.experiment import Experiment, ExperimentConfig
+from ipvla.data.rlds import write_rlds
+from ipvla.experiment import DataConfig, Experiment, ExperimentConfig
+from ipvla.models.backbones import PaliGemmaConfig
 from ipvla.models.memory import (
     BankMemoryConfig,
     GRUMemoryConfig,
@@ -28,6 +30,7 @@ from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
 from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
+from tests.synthetic import SIZE, even_episode
 
 Make = Callable[..., ExperimentConfig]
 WORLD = World()
@@ -83,9 +86,12 @@ def test_no_memory_does_not_learn_it(make_experiment: Make) -> None:
     assert trained_loss(make_experiment, NoMemoryConfig(), 130) > GUESSING
 
 
-@pytest.mark.parametrize("stop", [3, 6])
-def test_a_resumed_run_ends_with_the_same_weights(make_experiment: Make, tmp_path: Path, stop: int) -> None:
+@pytest.mark.parametrize(("stop", "accumulate"), [(3, 1), (6, 1), (3, 2)])
+def test_a_resumed_run_ends_with_the_same_weights(
+    make_experiment: Make, tmp_path: Path, stop: int, accumulate: int
+) -> None:
     config = make_experiment()
+    config = replace(config, training=replace(config.training, accumulate=accumulate))
     undisturbed = config.build(WORLD)
     saved = tmp_path / "checkpoint"
 
@@ -114,6 +120,40 @@ def test_the_memory_is_carried_and_detached(make_experiment: Make) -> None:
     assert not hidden.requires_grad
 
 
+@pytest.mark.parametrize("window", [6, 3])
+def test_without_memory_windows_that_are_accumulated_train_as_one(
+    make_experiment: Make, tmp_path: Path, window: int
+) -> None:
+    write_rlds(tmp_path, "even", [even_episode(seed) for seed in range(12)], SIZE)
+    config = make_experiment(data_root_dir=tmp_path, data=DataConfig(dataset="even", image_size=SIZE))
+    config = replace(config, model=replace(config.model, memory=NoMemoryConfig()))
+
+    def after_a_step(window: int, accumulate: int) -> Experiment:
+        training = replace(config.training, steps=1, accumulate=accumulate)
+        lanes = LaneConfig(lanes=4, window=window, stride=2, offsets=1)
+        experiment = replace(config, training=training, lanes=lanes).build(WORLD)
+        run(replace(config, training=training), experiment)
+        return experiment
+
+    whole, parts = after_a_step(12, 1), after_a_step(window, 12 // window)
+    assert parts.state.position.window == 12 // window
+    parameters = zip(whole.state.model.named_parameters(), parts.state.model.parameters(), strict=True)
+    for (name, ours), theirs in parameters:
+        torch.testing.assert_close(theirs.grad, ours.grad, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_memory_is_carried_between_windows_that_are_accumulated(make_experiment: Make) -> None:
+    config = make_experiment(training=TrainingConfig(steps=1, precision="fp32", accumulate=2))
+    experiment, fresh = config.build(WORLD), config.build(WORLD)
+    run(config, experiment)
+    memory, position = fresh.state.memory, fresh.state.position
+    for _ in range(2):
+        _, memory = fresh.state.model(fresh.lanes.batch(position), memory)
+        position = fresh.lanes.after(position)
+    assert experiment.state.position == position
+    torch.testing.assert_close(experiment.state.memory, {name: m.detach() for name, m in memory.items()})
+
+
 @pytest.mark.parametrize("damage", ["delete", "truncate"])
 @pytest.mark.parametrize("file", ["training.json", "optimizer.safetensors", "policy/model.safetensors"])
 def test_a_damaged_checkpoint_is_told(make_experiment: Make, tmp_path: Path, file: str, damage: str) -> None:
@@ -136,7 +176,7 @@ def test_a_checkpoint_of_another_run_is_refused(make_experiment: Make, tmp_path:
     other = replace(config, model=replace(config.model, memory=NoMemoryConfig()))
     with pytest.raises(CheckpointError, match=r"has model .*gru.*this run has .*none"):
         load_checkpoint(tmp_path / "c", other.build(WORLD).state, WORLD, other.identity)
-    with pytest.raises(CheckpointError, match="has workers 1, this run has 2"):
+    with pytest.raises(CheckpointError, match="has lanes of all workers 4, this run has 8"):
         load_checkpoint(tmp_path / "c", experiment.state, replace(WORLD, size=2), config.identity)
 
 
@@ -150,6 +190,13 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(make_exper
         run(config, experiment)
     for name, value in weights(experiment).items():
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num())
+
+
+def test_a_cache_that_layers_write_is_not_written_twice(make_experiment: Make) -> None:
+    training = TrainingConfig(activation_checkpointing=True)
+    model = IPVLAConfig(PaliGemmaConfig(), KVMemoryConfig())
+    with pytest.raises(ValueError, match=r"activation_checkpointing runs layers twice.*choose another memory"):
+        make_experiment(training=training, model=model)
 
 
 def test_metrics_are_logged_by_step(make_experiment: Make, tmp_path: Path) -> None:

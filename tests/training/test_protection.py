@@ -79,6 +79,17 @@ def test_a_method_changes_what_adapters_learn_and_nothing_else(
         assert 0 < told["hsw/norm_after"] <= told["hsw/norm_before"]
 
 
+@pytest.mark.parametrize("sites", ["last4", "writers"])
+def test_activation_checkpoints_leave_every_bit_and_every_reading(tuned: ExperimentConfig, sites: str) -> None:
+    config = protected(tuned, HSWSurgeryConfig(beta=0.5, gamma=0.0, sites=sites))
+    log, again = Log(), Log()
+    whole = trained(config, log)
+    training = replace(config.training, activation_checkpointing=True)
+    assert equal(trained(replace(config, training=training), again), whole)
+    for (_, ours), (_, theirs) in zip(log.lines, again.lines, strict=True):
+        assert {n: v for n, v in ours.items() if "hsw" in n} == {n: v for n, v in theirs.items() if "hsw" in n}
+
+
 def test_the_thermostat_measures_first_and_then_acts(tuned: ExperimentConfig) -> None:
     log = Log()
     trained(protected(tuned, HSWSurgeryConfig(), thermostat=SENSITIVE), log)
@@ -141,7 +152,7 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(
         while state.step < 3:
             position, batch = next(batches)
             lr = config.optimizer.learning_rate(state.step, config.training.steps)
-            training_step(state, batch, lr, config.optimizer.max_grad_norm, autocast=False)
+            training_step(state, [batch], lr, config.optimizer.max_grad_norm, autocast=False)
             state.step += 1
             state.position = first.lanes.after(position)
             assert state.protection is not None
@@ -164,7 +175,7 @@ def test_a_gradient_that_is_not_finite_is_refused_before_it_does_harm(tuned: Exp
     before = {name: value.clone() for name, value in weights(experiment).items()}
     next(p for p in state.model.parameters() if p.requires_grad).register_hook(lambda g: g * float("nan"))
     with pytest.raises(FloatingPointError, match=r"the gradient's norm is nan at step 0; lower optimizer\.lr"):
-        training_step(state, experiment.lanes.batch(state.position), 1e-3, 1.0, autocast=False)
+        training_step(state, [experiment.lanes.batch(state.position)], 1e-3, 1.0, autocast=False)
     assert all(torch.equal(value, before[name]) for name, value in weights(experiment).items())
 
 

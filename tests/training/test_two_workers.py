@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ipvla.data.rlds import Episode, write_rlds
+from ipvla.data.rlds import write_rlds
 from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.training.parallel import World
@@ -20,31 +20,19 @@ from ipvla.training.surgery import (
     SurgeryConfig,
     TwoSidedSurgeryConfig,
 )
-from tests.synthetic import SIZE, cue_episode
+from tests.synthetic import SIZE, even_episode
 from tests.training.fine_tuning import SENSITIVE, Log, finish, protected, trained, weights
 
 pytestmark = pytest.mark.slow
 
 LANES = 4
-LENGTH = 12
 CASES: dict[str, tuple[SurgeryConfig, ThermostatConfig | None]] = {
     "hsw": (HSWSurgeryConfig(beta=0.5, gamma=0.0), None),
     "hsw and thermostat": (HSWSurgeryConfig(), replace(SENSITIVE, beta_min=0.5, gamma_min=0.0)),
     "two-sided": (TwoSidedSurgeryConfig(lam=10.0, kappa=0.01), None),
     "distillation": (DistillationSurgeryConfig(weight=1.0, batch=8), None),
 }
-
-
-def even_episode(seed: int) -> Episode:
-    """All of one length: every window is full, and the workers' means weigh as much as their frames."""
-    long = cue_episode(seed)
-    return replace(
-        long,
-        images={camera: frames[:LENGTH] for camera, frames in long.images.items()},
-        state=long.state[:LENGTH],
-        action=long.action[:LENGTH],
-        reasoning=long.reasoning[:LENGTH],
-    )
+ACCUMULATED = ("hsw", "distillation")
 
 
 def work(rank: int, configs: dict[str, ExperimentConfig], directory: Path) -> None:
@@ -71,6 +59,8 @@ def test_two_workers_train_what_one_does(tuned: ExperimentConfig, tmp_path: Path
     configs = {}
     for name, (method, thermostat) in CASES.items():
         config = protected(tuned, method, thermostat=thermostat)
+        if name in ACCUMULATED:
+            config = replace(config, training=replace(config.training, accumulate=2))
         configs[name] = replace(config, lanes=replace(config.lanes, lanes=LANES, offsets=1))
     ones = {name: trained(config) for name, config in configs.items()}
     halves = {n: replace(c, lanes=replace(c.lanes, lanes=LANES // 2)) for n, c in configs.items()}

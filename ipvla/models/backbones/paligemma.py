@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,8 @@ class PaliGemmaConfig(BackboneConfig):
         prompt: with `{instruction}` in it.
         max_prompt_tokens: longest prompt in tokens, image tokens included.
     """
+
+    layers_write_cache: ClassVar[bool] = True
 
     pretrained: str = "google/paligemma-3b-pt-224"
     cache_dir: Path | None = None

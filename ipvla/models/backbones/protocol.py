@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from functools import wraps
+from typing import Any, ClassVar, Self
 
 import draccus
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ipvla.models.features import Features
 from ipvla.types import ModelInputs
@@ -150,6 +152,14 @@ class Backbone(nn.Module):
         """The language layers, first to last, each a module whose output's first tensor is [B, N, D]."""
         raise NotImplementedError
 
+    def checkpoint_activations(self) -> None:
+        """From now on a language layer in training keeps its inputs alone, and runs again in the backward pass.
+
+        Hooks of the layer itself stay outside and act once.
+        """
+        for layer in self.language_layers():
+            layer.forward = _run_again_in_backward(layer)
+
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
         """Next-token cross-entropy of replies int64 [B, L] to the prompts of `inputs`, 0-padded, without an end
         token: the loss adds it."""
@@ -188,9 +198,28 @@ def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
     return ids
 
 
+def _run_again_in_backward(layer: nn.Module) -> Callable[..., Any]:
+    forward = layer.forward
+
+    @wraps(forward)
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        if not (layer.training and torch.is_grad_enabled()):
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return checkpointed
+
+
 @dataclass(frozen=True)
 class BackboneConfig(draccus.ChoiceRegistry):
-    """A choice by `type`: one of the backbones of this folder."""
+    """A choice by `type`: one of the backbones of this folder.
+
+    Attributes:
+        layers_write_cache: a language layer adds to the keys and values that it is given: to run it again for the
+            backward pass would add them twice.
+    """
+
+    layers_write_cache: ClassVar[bool] = False
 
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> Backbone:
         raise NotImplementedError

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -31,6 +32,8 @@ class KVMemoryConfig(MemoryConfig):
         tokens: n, of each step the prompt's last tokens.
         recency: scales the slopes of the bias; 0 makes all steps alike.
     """
+
+    caches: ClassVar[bool] = True
 
     length: int = 32
     tokens: int = 1

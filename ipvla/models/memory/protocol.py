@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import draccus
 import torch
@@ -28,7 +29,13 @@ def select(condition: torch.Tensor, yes: Memory, no: Memory) -> Memory:
 
 @dataclass(frozen=True)
 class MemoryConfig(draccus.ChoiceRegistry):
-    """A choice by `type`: one of the mechanisms of this folder."""
+    """A choice by `type`: one of the mechanisms of this folder.
+
+    Attributes:
+        caches: it keeps keys and values of the language layers.
+    """
+
+    caches: ClassVar[bool] = False
 
     def build(self, backbone: Backbone) -> MemoryModule:
         """The mechanism for features of this backbone's sizes; the backbone itself is not kept."""
