@@ -46,6 +46,8 @@ JOBS: Mapping[str, str] = {
     "A setting that is refused": f"{SUBMIT} python -m ray_jobs.train --training.steps 0 --storage_root $ROOT",
     "The same by our own command, which ships nothing": "python -m ray_jobs.submit -- train --training.steps 0",
 }
+#: Those that are to fail; a page with others that did is not written.
+REFUSED = {"A setting that is refused": 1, "The same by our own command, which ships nothing": 2}
 _KEPT_FIRST, _KEPT_LAST, _WIDTH = 6, 14, 115
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 #: What `ray job submit` says to everybody.
@@ -93,9 +95,15 @@ def shortened(output: str) -> str:
     """Its first and last lines, without colours and without what Ray advises."""
     told = (line.rstrip() for line in _ESCAPES.sub("", output).replace("\r", "\n").splitlines())
     lines = [line[:_WIDTH] for line in told if line.strip() and not _ADVICE.match(line)]
-    if len(lines) > _KEPT_FIRST + _KEPT_LAST:
-        left = len(lines) - _KEPT_FIRST - _KEPT_LAST
-        lines = [*lines[:_KEPT_FIRST], f"... {left} lines ...", *lines[-_KEPT_LAST:]]
+    if len(lines) > #: Those that are to fail; a page with others that did is not written.
+REFUSED = {"A setting that is refused": 1, "The same by our own command, which ships nothing": 2}
+_KEPT_FIRST + _KEPT_LAST:
+        left = len(lines) - #: Those that are to fail; a page with others that did is not written.
+REFUSED = {"A setting that is refused": 1, "The same by our own command, which ships nothing": 2}
+_KEPT_FIRST - _KEPT_LAST
+        lines = [*lines[:#: Those that are to fail; a page with others that did is not written.
+REFUSED = {"A setting that is refused": 1, "The same by our own command, which ships nothing": 2}
+_KEPT_FIRST], f"... {left} lines ...", *lines[-_KEPT_LAST:]]
     return "\n".join(lines)
 
 
@@ -132,6 +140,8 @@ def main(titles: Sequence[str] = tuple(JOBS)) -> None:
             print(shlex.join([title]), flush=True)
             jobs[title] = submitted(JOBS[title], Path(root), address)
             print(jobs[title].markdown(), flush=True)
+            if jobs[title].exit_code != REFUSED.get(title, 0):
+                sys.exit(f"{title}: exit code {jobs[title].exit_code}; {PAGE.name} is left as it was")
     PAGE.write_text(page(jobs))
 
 
