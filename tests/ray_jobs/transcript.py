@@ -95,15 +95,9 @@ def shortened(output: str) -> str:
     """Its first and last lines, without colours and without what Ray advises."""
     told = (line.rstrip() for line in _ESCAPES.sub("", output).replace("\r", "\n").splitlines())
     lines = [line[:_WIDTH] for line in told if line.strip() and not _ADVICE.match(line)]
-    if len(lines) > #: Those that are to fail; a page with others that did is not written.
-REFUSED = {"A setting that is refused": 1, "The same by our own command, which ships nothing": 2}
-_KEPT_FIRST + _KEPT_LAST:
-        left = len(lines) - #: Those that are to fail; a page with others that did is not written.
-REFUSED = {"A setting that is refused": 1, "The same by our own command, which ships nothing": 2}
-_KEPT_FIRST - _KEPT_LAST
-        lines = [*lines[:#: Those that are to fail; a page with others that did is not written.
-REFUSED = {"A setting that is refused": 1, "The same by our own command, which ships nothing": 2}
-_KEPT_FIRST], f"... {left} lines ...", *lines[-_KEPT_LAST:]]
+    if len(lines) > _KEPT_FIRST + _KEPT_LAST:
+        left = len(lines) - _KEPT_FIRST - _KEPT_LAST
+        lines = [*lines[:_KEPT_FIRST], f"... {left} lines ...", *lines[-_KEPT_LAST:]]
     return "\n".join(lines)
 
 
