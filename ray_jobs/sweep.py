@@ -207,16 +207,28 @@ def run_sweep(sweep: SweepConfig, parent_run_id: str | None) -> list[Trial]:
     return [_trial(sweep, result, names, looks[-1]) for result in tuner.fit()]
 
 
-def claim(sweep: SweepConfig) -> None:
-    """Writes the sweep's settings at its first start; SettingError for a sweep of the same name with others."""
-    record = sweep.directory / "config.json"
-    encoded = json.dumps(draccus.encode(sweep), indent=1)
-    if not record.exists():
-        write_atomically(record, encoded)
-    elif record.read_text() != encoded:
-        raise SettingError(
-            f"{sweep.directory} holds a sweep with other settings; give --name another value, or delete it"
-        )
+def claim(sweep: SweepConfig) -> SweepConfig:
+    """Keeps the sweep's settings and experiment at its first start; the sweep with that copy of the experiment.
+
+    Trials read the copy: they run in other working directories, perhaps on other nodes, and long after.
+
+    Raises:
+        SettingError: a sweep of the same name has others.
+    """
+    assert sweep.experiment is not None
+    kept = {
+        sweep.directory / "experiment.yaml": sweep.experiment.read_text(),
+        sweep.directory / "config.json": json.dumps(draccus.encode(sweep), indent=1),
+    }
+    for path, text in kept.items():
+        if not path.exists():
+            write_atomically(path, text)
+        elif path.read_text() != text:
+            raise SettingError(
+                f"{sweep.directory} holds a sweep with other settings ({path.name} differs); give --name another "
+                "value, or delete it"
+            )
+    return replace(sweep, experiment=sweep.directory / "experiment.yaml")
 
 
 class SurelyWorse(tune.Stopper):

@@ -207,7 +207,7 @@ def test_every_trial_is_in_the_table_and_the_plot(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_sweep_of_real_trials(tmp_path: Path) -> None:
+def test_a_sweep_of_real_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial that raises and one whose loss is not a number fail alone: that is told, and another is the best."""
     write_rlds(tmp_path / "datasets", "cue", [cue_episode(seed) for seed in range(8)], 16)
     experiment = tmp_path / "experiment.yaml"
@@ -218,9 +218,10 @@ def test_a_sweep_of_real_trials(tmp_path: Path) -> None:
         "optimizer: {warmup_steps: 1}\n"
         "training: {steps: 3, checkpoint_every: 3, log_every: 1, precision: fp32}\n"
     )
+    monkeypatch.chdir(tmp_path)
     config = SweepConfig(
         storage_root=tmp_path,
-        experiment=experiment,
+        experiment=Path(experiment.name),
         space={
             "data.dataset": Dimension(choices=("cue", "nothing")),
             "optimizer.lr": Dimension(choices=(1e-3, 1e30)),
