@@ -50,10 +50,11 @@ JOBS: Mapping[str, str] = {
 REFUSED = {"A setting that is refused": 1, "The same by our own command, which ships nothing": 2}
 _KEPT_FIRST, _KEPT_LAST, _WIDTH = 6, 14, 115
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
-#: What `ray job submit` says to everybody.
+#: What Ray's command writes before each of its own lines.
+_PREFIX = re.compile(r"^\d{4}-\d\d-\d\d \S+\s+[A-Z]+ \S+ -- ")
+#: What it says to everybody.
 _ADVICE = re.compile(
-    r"^(-+|Job submission server address.*|Next steps|Query the .*|Request the job.*|\s*ray job .*"
-    r"|\d{4}-\d\d-\d\d .*INFO .*|Tailing logs.*|\(.*(ctrl|Ctrl|disable).*)$"
+    r"^(-+|Job submission server .*|Next steps|(Query|Request|Tailing|Running|Directory) .*|\s*ray job .*|\(.*--.*)$"
 )
 
 
@@ -93,7 +94,7 @@ def submitted(command: str, root: Path, address: str) -> Submitted:
 
 def shortened(output: str) -> str:
     """Its first and last lines, without colours and without what Ray advises."""
-    told = (line.rstrip() for line in _ESCAPES.sub("", output).replace("\r", "\n").splitlines())
+    told = (_PREFIX.sub("", line).rstrip() for line in _ESCAPES.sub("", output).splitlines())
     lines = [line[:_WIDTH] for line in told if line.strip() and not _ADVICE.match(line)]
     if len(lines) > _KEPT_FIRST + _KEPT_LAST:
         left = len(lines) - _KEPT_FIRST - _KEPT_LAST
