@@ -82,8 +82,7 @@ class ForgettingBenchmark:
 
     def play(self, points: Sequence[Point], seed: int) -> tuple[Played, dict[Point, Played]]:
         """Everything of one seed: its base policy and these points of its methods, made where missing, played."""
-        self._collect()
-        self._prepare(seed)
+        self.prepare(seed)
         self._train(points, seed)
         policies = {"base": self.study.base(seed), **{str(p): self.study.policy(p, seed) for p in points}}
         readings = self._read(policies, seed)
@@ -147,7 +146,9 @@ class ForgettingBenchmark:
                 with CollectionDisplay(self.console) as display:
                     collect(config, display.update)
 
-    def _prepare(self, seed: int) -> None:
+    def prepare(self, seed: int) -> None:
+        """Demonstrations, this seed's base policy and its subspaces, made where they are missing."""
+        self._collect()
         with self._stage(f"seed {seed}: base policy"):
             train_side_by_side({f"seed {seed}, base": self.study.base_arguments(seed)}, self.console)
         with self._stage(f"seed {seed}: subspaces"):

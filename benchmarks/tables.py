@@ -19,6 +19,7 @@ from benchmarks.forgetting_tables import FORGETTING, choice_table
 from benchmarks.markdown import head, line
 from benchmarks.record import RESULTS, where
 from benchmarks.rollout_tables import ROLLOUT
+from benchmarks.service_tables import SERVICE
 
 ROOT = Path(__file__).parents[1]
 #: Every page that has a marked table.
@@ -50,6 +51,7 @@ def table(record: Mapping[str, Any], kind: str) -> str:
         **_MEMORY,
         **FORGETTING,
         **ROLLOUT,
+        **SERVICE,
         "choice": choice_table,
         "expert": expert_table,
     }

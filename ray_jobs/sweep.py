@@ -21,6 +21,7 @@ from evaluators.success import SuccessConfig
 from ipvla.experiment import ExperimentConfig
 from ipvla.sim.libero import write_atomically
 from ipvla.storage import StorageRoots
+from ray_jobs import population
 from ray_jobs.search_space import Dimension, require_usable
 from ray_jobs.settings import SettingError, arguments, parse
 from ray_jobs.trial import NEW, OLD, SCORE, STEP, Scoring, flat, play, require_both, rungs, train_to
@@ -28,7 +29,7 @@ from ray_jobs.trial import NEW, OLD, SCORE, STEP, Scoring, flat, play, require_b
 _logger = logging.getLogger(__name__)
 
 _SEARCHES = ("optuna", "hyperopt", "random")
-_SCHEDULERS = ("interval", "asha", "none")
+_SCHEDULERS = ("interval", "asha", "pb2", "none")
 _OBJECTIVES = ("score", "pareto")
 #: A trial's driver only waits. It must ask for something; this leaves every core to workers and simulators.
 _DRIVER = tune.PlacementGroupFactory([{"memory": float(2**20)}])
@@ -47,7 +48,8 @@ class SweepConfig(StorageRoots):
         trials: in all.
         search: "optuna" (TPE; NSGA-II for a pareto objective), "hyperopt" (TPE) or "random".
         scheduler: at a trial's checkpoints, "interval" stops those whose score lies surely below the best one's
-            (their 95 % intervals are apart), "asha" the lower half, "none" nobody.
+            (their 95 % intervals are apart), "asha" the lower half, "none" nobody; "pb2" lets the lowest quarter
+            go on from the best, with settings that move (`ray_jobs.population`).
         objective: "score" (`scoring`), or "pareto": new-task success and retention, of which neither is given up.
         concurrent: trials at a time; each takes what its training, or its simulators, ask for.
         seed: of the search.
@@ -80,10 +82,15 @@ class SweepConfig(StorageRoots):
         for name in ("trials", "concurrent"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.objective == "pareto" and (self.search == "hyperopt" or self.scheduler == "asha"):
+        if self.objective == "pareto" and (self.search == "hyperopt" or self.scheduler in ("asha", "pb2")):
             raise ValueError(
                 f"search {self.search} and scheduler {self.scheduler} need one number; for objective pareto "
                 "choose search optuna or random, and scheduler interval or none"
+            )
+        if self.scheduler == "pb2" and (self.search != "random" or self.trials < 2):
+            raise ValueError(
+                f"search {self.search} with {self.trials} trials; scheduler pb2 proposes values itself, to a "
+                "population: choose search random, and at least 2 trials"
             )
         if self.experiment is None:
             raise ValueError("experiment: no file was given; name the YAML file that ray_jobs.train would take")
@@ -97,6 +104,8 @@ class SweepConfig(StorageRoots):
         """SettingError for a name or value that the experiment would refuse in some trial."""
         base = self.trained("check", {})
         require_usable(self.space, self._flags({}))
+        if self.scheduler == "pb2":
+            population.require_moving(self.space)
         if base.seed in self.confirm_seeds:
             raise SettingError(f"confirm_seeds: {base.seed} is the trials' own seed; choose others")
 
@@ -139,6 +148,29 @@ def run_trial(sample: Mapping[str, Any], sweep: SweepConfig, parent_run_id: str 
         tune.report({STEP: step, **sweep.scoring.of(played)})
 
 
+def run_member(sample: Mapping[str, Any], sweep: SweepConfig, parent_run_id: str | None) -> None:
+    """`run_trial` of a population: goes on from the checkpoint that Ray Tune gives, its own or another's."""
+
+    def trained(run: str, values: Mapping[str, Any]) -> ExperimentConfig:
+        return replace(sweep.trained(run, values), parent_run_id=parent_run_id)
+
+    member = population.Member(str(tune.get_context().get_trial_id()), 0, sample)
+    given = tune.get_checkpoint()
+    if given is not None:
+        theirs = population.Member.of(given)
+        member = theirs
+        if theirs.values != sample:
+            member = population.Member(
+                f"{tune.get_context().get_trial_id()}-{theirs.step:06d}", theirs.step, sample
+            )
+            population.inherit(trained(theirs.run, theirs.values), theirs.step, trained(member.run, member.values))
+    config = trained(member.run, sample)
+    for step in rungs(config):
+        if step > member.step:
+            told = sweep.scoring.of(play(config, train_to(config, step), step, sweep.success))
+            replace(member, step=step).report(told)
+
+
 def run_sweep(sweep: SweepConfig, parent_run_id: str | None) -> list[Trial]:
     """Runs the trials that are missing; all of them, in the order in which they began. Ray must be connected."""
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")  # what a killed driver may have to look up again
@@ -146,9 +178,13 @@ def run_sweep(sweep: SweepConfig, parent_run_id: str | None) -> list[Trial]:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # or no trial finds a relative `experiment`
     place = sweep.directory / "tune"
     names = list(sweep.space)
+    moves = sweep.scheduler == "pb2"
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, sweep=sweep, parent_run_id=parent_run_id), _DRIVER
+        tune.with_parameters(run_member if moves else run_trial, sweep=sweep, parent_run_id=parent_run_id),
+        population.driver(sweep.concurrent) if moves else _DRIVER,
     )
+    looks = rungs(sweep.trained("check", {}))
+    stop = {"interval": SurelyWorse(), "pb2": {STEP: looks[-1]}}.get(sweep.scheduler)
     if tune.Tuner.can_restore(str(place)):
         tuner = tune.Tuner.restore(str(place), trainable, resume_unfinished=True)
     else:
@@ -166,24 +202,35 @@ def run_sweep(sweep: SweepConfig, parent_run_id: str | None) -> list[Trial]:
                 name=place.name,
                 storage_path=str(place.parent),
                 verbose=0,
-                stop=SurelyWorse() if sweep.scheduler == "interval" else None,
+                stop=stop,
                 callbacks=[_Told(sweep.trials, names)],
             ),
         )
-    last = rungs(sweep.trained("check", {}))[-1]
-    return [_trial(sweep, result, names, last) for result in tuner.fit()]
+    return [_trial(sweep, result, names, looks[-1]) for result in tuner.fit()]
 
 
-def claim(sweep: SweepConfig) -> None:
-    """Writes the sweep's settings at its first start; SettingError for a sweep of the same name with others."""
-    record = sweep.directory / "config.json"
-    encoded = json.dumps(draccus.encode(sweep), indent=1)
-    if not record.exists():
-        write_atomically(record, encoded)
-    elif record.read_text() != encoded:
-        raise SettingError(
-            f"{sweep.directory} holds a sweep with other settings; give --name another value, or delete it"
-        )
+def claim(sweep: SweepConfig) -> SweepConfig:
+    """Keeps the sweep's settings and experiment at its first start; the sweep with that copy of the experiment.
+
+    Trials read the copy: they run in other working directories, perhaps on other nodes, and long after.
+
+    Raises:
+        SettingError: a sweep of the same name has others.
+    """
+    assert sweep.experiment is not None
+    kept = {
+        sweep.directory / "experiment.yaml": sweep.experiment.read_text(),
+        sweep.directory / "config.json": json.dumps(draccus.encode(sweep), indent=1),
+    }
+    for path, text in kept.items():
+        if not path.exists():
+            write_atomically(path, text)
+        elif path.read_text() != text:
+            raise SettingError(
+                f"{sweep.directory} holds a sweep with other settings ({path.name} differs); give --name another "
+                "value, or delete it"
+            )
+    return replace(sweep, experiment=sweep.directory / "experiment.yaml")
 
 
 class SurelyWorse(tune.Stopper):
@@ -229,7 +276,8 @@ def _directory(trial: Any) -> str:
 def searcher(sweep: SweepConfig) -> Any:
     """Who proposes the trials' values, for Ray Tune."""
     if sweep.search == "random":
-        return BasicVariantGenerator(max_concurrent=sweep.concurrent, random_state=sweep.seed)
+        at_once = 0 if sweep.scheduler == "pb2" else sweep.concurrent  # a population is complete from the start
+        return BasicVariantGenerator(max_concurrent=at_once, random_state=sweep.seed)
     metric, mode = ([NEW, OLD], ["max", "max"]) if sweep.objective == "pareto" else (SCORE, "max")
     if sweep.search == "hyperopt":
         from ray.tune.search.hyperopt import HyperOptSearch
@@ -246,9 +294,11 @@ def searcher(sweep: SweepConfig) -> Any:
 
 
 def _scheduler(sweep: SweepConfig) -> Any:
+    looks = rungs(sweep.trained("check", {}))
+    if sweep.scheduler == "pb2":
+        return population.scheduler(sweep.space, looks[0])
     if sweep.scheduler != "asha":
         return None
-    looks = rungs(sweep.trained("check", {}))
     return ASHAScheduler(
         time_attr=STEP, metric=SCORE, mode="max", max_t=looks[-1], grace_period=looks[0], reduction_factor=2
     )
@@ -260,9 +310,8 @@ def _trial(sweep: SweepConfig, result: Any, names: Sequence[str], last: int) -> 
     config = result.config or {}
     status = "failed" if result.error else "finished" if step == last else "stopped"
     error = _reason(result.error) if result.error else ""
-    return Trial(
-        f"{sweep.name}-{Path(result.path).name}", {n: config.get(n) for n in names}, status, step, told, error
-    )
+    run = (result.metrics or {}).get(population.RUN, Path(result.path).name)
+    return Trial(f"{sweep.name}-{run}", {n: config.get(n) for n in names}, status, step, told, error)
 
 
 def _reason(error: BaseException) -> str:

@@ -32,9 +32,12 @@ from ipvla.training.target import VLM
 from ray_jobs.cli import Terminated, run
 from ray_jobs.cluster import connect
 from ray_jobs.policy_run import policy_run
+from ray_jobs.training_failure import EndAtOnce, TrainingError, told_apart
 
 #: In a run's directory: while it is there, the run ends after its next step, with a checkpoint.
 _STOP = "stop"
+#: In a run's directory: a checkpoint of another run, that this one begins with.
+INHERITED = "inherited"
 _STOP_POLL_S = 1.0
 _logger = logging.getLogger(__name__)
 
@@ -51,17 +54,34 @@ class TrainSummary:
 
 
 def train_worker(encoded: dict[str, Any]) -> None:
-    """What every Ray Train worker runs: build, resume from the last checkpoint if there is one, train, export."""
-    config: ExperimentConfig = draccus.decode(ExperimentConfig, encoded)
+    """What every Ray Train worker runs."""
+    with told_apart():
+        config: ExperimentConfig = draccus.decode(ExperimentConfig, encoded)
+        work(config, run_sinks, _asked_to_stop(config.run_directory / _STOP))
+
+
+def work(
+    config: ExperimentConfig,
+    open_sinks: Callable[[ExperimentConfig, int], MetricSink],
+    stop: Callable[[], bool],
+) -> None:
+    """Builds, resumes from the last checkpoint if there is one, trains, exports.
+
+    Args:
+        open_sinks: of rank 0, given the step that the run goes on from.
+        stop: asked by rank 0 after every step whether to end with a checkpoint.
+    """
     config.prepare()
     torch.set_num_threads(config.training.threads)
     world = World.current(get_device())
     experiment = config.build(world)
-    checkpoint = ray.train.get_checkpoint()
+    checkpoint, inherited = ray.train.get_checkpoint(), config.run_directory / INHERITED
+    if checkpoint is None and inherited.exists():
+        checkpoint = Checkpoint.from_directory(str(inherited))
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
             load_checkpoint(Path(directory), experiment.state, world, config.identity)
-    sink = _sink(config, experiment.state.step) if world.rank == 0 else Sinks()
+    sink = open_sinks(config, experiment.state.step) if world.rank == 0 else Sinks()
 
     def save() -> None:
         step = experiment.state.step
@@ -74,8 +94,8 @@ def train_worker(encoded: dict[str, Any]) -> None:
             )
 
     try:
-        stop = _asked_to_stop(config.run_directory / _STOP) if world.rank == 0 else lambda: False
-        train(experiment.state, experiment.lanes, config.training, config.optimizer, world, sink, save, stop)
+        asked = stop if world.rank == 0 else lambda: False
+        train(experiment.state, experiment.lanes, config.training, config.optimizer, world, sink, save, asked)
     except Exception:
         sink.close("FAILED")  # a run that is tried again opens it anew
         raise
@@ -100,6 +120,7 @@ def train_policy(config: ExperimentConfig) -> TrainSummary:
     Raises:
         DatasetError: the dataset is missing or damaged.
         CheckpointError: a run of this name was configured otherwise.
+        TrainingError: it would fail again: the loss is not a number, or settings and data do not fit.
         RuntimeError: the workers failed more often than Ray Train retries.
         Terminated: SIGTERM came; the run has a checkpoint of its last step.
     """
@@ -125,10 +146,26 @@ def checkpointed_policy(config: ExperimentConfig, step: int) -> Path:
 
 
 def _fit(config: ExperimentConfig) -> None:
+    with connect(config), _stopping_at(signal.SIGTERM, config.run_directory / _STOP):
+        try:
+            trainer(config, train_worker).fit()
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+            lasting = getattr(error, "controller_failure", None)
+            if isinstance(lasting, TrainingError):
+                raise TrainingError(f"training {config.run_directory} failed: {lasting}") from error
+            raise RuntimeError(
+                f"training {config.run_directory} failed: {error}\n"
+                "Start it again to go on from its last checkpoint; if it cannot read its state, delete "
+                f"{config.run_directory / 'trainer' / 'checkpoint_manager_snapshot.json'} to begin anew."
+            ) from error
+
+
+def trainer(config: ExperimentConfig, worker: Callable[[dict[str, Any]], None]) -> TorchTrainer:
+    """A run's Ray Train, whose workers get the encoded settings."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # else a run ends 2 s after its work
     resources = {"CPU": float(config.training.threads), **({"GPU": 1.0} if config.use_gpu else {})}
-    trainer = TorchTrainer(
-        train_worker,
+    return TorchTrainer(
+        worker,
         train_loop_config=draccus.encode(config),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=resources
@@ -138,17 +175,9 @@ def _fit(config: ExperimentConfig) -> None:
             storage_path=str(config.run_directory),
             failure_config=FailureConfig(max_failures=3),
             checkpoint_config=CheckpointConfig(num_to_keep=config.training.checkpoints_kept),
+            callbacks=[EndAtOnce()],
         ),
     )
-    with connect(config), _stopping_at(signal.SIGTERM, config.run_directory / _STOP):
-        try:
-            trainer.fit()
-        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
-            raise RuntimeError(
-                f"training {config.run_directory} failed: {error}\n"
-                "Start it again to go on from its last checkpoint; if it cannot read its state, delete "
-                f"{config.run_directory / 'trainer' / 'checkpoint_manager_snapshot.json'} to begin anew."
-            ) from error
 
 
 @contextlib.contextmanager
@@ -216,7 +245,8 @@ def _kept(config: ExperimentConfig) -> dict[str, Any]:
     }
 
 
-def _sink(config: ExperimentConfig, step: int) -> MetricSink:
+def run_sinks(config: ExperimentConfig, step: int) -> Sinks:
+    """Where a run that goes on from this step logs to."""
     mlflow = policy_run(config, config.study, config.name, config.parent_run_id)
     mlflow.log_params(_flat(draccus.encode(config)))
     return Sinks((ConsoleSink(), JsonlSink(config.run_directory / "metrics.jsonl", step), mlflow))

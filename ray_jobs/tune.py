@@ -38,7 +38,7 @@ def tune(config: SweepConfig, console: Console) -> dict[str, Any]:
     """
     config.prepare()
     config.require_usable()
-    claim(config)
+    config = claim(config)
     sink = MLflowSink(
         config.mlflow_uri, experiment=config.study, run_name=config.name, run_key=str(config.directory)
     )

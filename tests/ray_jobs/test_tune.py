@@ -209,8 +209,8 @@ def test_every_trial_is_in_the_table_and_the_plot(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_sweep_of_real_trials(tmp_path: Path) -> None:
-    """One of two trials fails: that is told, and the other one is the best."""
+def test_a_sweep_of_real_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that raises and one whose loss is not a number fail alone: that is told, and another is the best."""
     write_rlds(tmp_path / "datasets", "cue", [cue_episode(seed) for seed in range(8)], 16)
     experiment = tmp_path / "experiment.yaml"
     experiment.write_text(
@@ -220,22 +220,29 @@ def test_a_sweep_of_real_trials(tmp_path: Path) -> None:
         "optimizer: {warmup_steps: 1}\n"
         "training: {steps: 3, checkpoint_every: 3, log_every: 1, precision: fp32}\n"
     )
+    monkeypatch.chdir(tmp_path)
     config = SweepConfig(
         storage_root=tmp_path,
-        experiment=Path(os.path.relpath(experiment)),
-        space={"data.dataset": Dimension(choices=("cue", "nothing"))},
-        trials=2,
+        experiment=Path(experiment.name),
+        space={
+            "data.dataset": Dimension(choices=("cue", "nothing")),
+            "optimizer.lr": Dimension(choices=(1e-3, 1e30)),
+        },
+        trials=3,
         search="random",
-        seed=1,
+        seed=23,
         success=PLAYED,
         scoring=SCORING,
         confirm_seeds=(),
     )
     told = tune(config, Console(quiet=True))
-    by_dataset = {one["values"]["data.dataset"]: one for one in told["trials"]}
-    assert by_dataset["nothing"]["status"] == "failed"
-    assert by_dataset["nothing"]["error"].startswith("ipvla.data.rlds.")
-    finished = by_dataset["cue"]
+    trials = {(*one["values"].values(),): one for one in told["trials"]}
+    raised, diverged = trials["nothing", 1e-3], trials["cue", 1e30]
+    assert (raised["status"], diverged["status"]) == ("failed", "failed")
+    assert raised["error"].startswith("ipvla.data.rlds.")
+    assert diverged["error"].startswith("ray_jobs.training_failure.TrainingError"), "not tried again"
+    assert "lower optimizer.lr" in diverged["error"]
+    finished = trials["cue", 1e-3]
     assert (finished["status"], told["best"]) == ("finished", finished["name"])
     store = RunStore(config.mlflow_uri)
     (tracked,) = store.find(store.studies(), f"attributes.run_name = '{finished['name']}'")
@@ -246,4 +253,4 @@ def test_a_sweep_of_real_trials(tmp_path: Path) -> None:
     assert trained.stat().st_mtime_ns == before, "nothing is repeated"
     assert json.loads((config.directory / "sweep.json").read_text())["best"] == told["best"]
     with pytest.raises(SettingError, match="holds a sweep with other settings"):
-        tune(replace(config, trials=3), Console(quiet=True))
+        tune(replace(config, trials=4), Console(quiet=True))

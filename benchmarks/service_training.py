@@ -1,0 +1,275 @@
+"""What the service adds to training: Ray Train's worker against a bare PyTorch loop, and MLflow's share of it.
+
+The worker and a bare loop, in processes of their own, take the same steps on the same batches and take turns at
+it: whatever else slows the machine slows both. A turn is as long as one log interval, so that what the worker logs
+to console and file counts; MLflow is measured apart, in a training that nothing interrupts.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import socket
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import draccus
+import numpy as np
+import torch
+from torch import nn
+
+from evaluators.forgetting import Estimate, FloatArray
+from ipvla.data.plan import PlanPosition
+from ipvla.experiment import ExperimentConfig
+from ipvla.policy import Policy
+from ipvla.sim.libero import write_atomically
+from ipvla.tracking import MetricSink, MLflowSink, Sinks
+from ipvla.training.parallel import World
+from ray_jobs.train import run_sinks, trainer, work
+
+TRAINER, BARE = "trainer", "bare"
+_BEGIN_S = 600.0
+
+
+@dataclass(frozen=True)
+class TurnsConfig:
+    """How the two trainings take turns.
+
+    Attributes:
+        turns: of each that count.
+        warmup: turns of each before them.
+        steps: of a turn.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
+    """
+
+    turns: int = 40
+    warmup: int = 2
+    steps: int = 20
+    draws: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in {"turns": 2, "warmup": 0, "steps": 1, "draws": 2, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Of the same steps by the worker and by the bare loop.
+
+    Attributes:
+        ms: who -> milliseconds per step of each turn, by wall time.
+        cpu_ms: the same by the process's CPU time.
+        same_weights: both ended with the same weights, bit for bit.
+    """
+
+    ms: Mapping[str, list[float]]
+    cpu_ms: Mapping[str, list[float]]
+    same_weights: bool
+
+
+class Turn:
+    """In a training, asked after every step: times what is a turn, and waits until the next one begins."""
+
+    def __init__(self, address: str, name: str, steps: int) -> None:
+        self._address, self._name, self._steps = address, name, steps
+        self._driver: Connection | None = None
+        self._taken = 0
+
+    def __call__(self) -> bool:
+        """Whether to end."""
+        if self._driver is None:  # the first step, which allocates and compiles, is in no turn
+            self._driver = Client(self._address)
+            self._driver.send(self._name)
+            return self._wait()
+        self._taken += 1
+        if self._taken % self._steps:
+            return False
+        self._driver.send((time.perf_counter() - self._wall, time.process_time() - self._cpu))
+        return self._wait()
+
+    def _wait(self) -> bool:
+        assert self._driver is not None
+        go_on: bool = self._driver.recv()
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        return not go_on
+
+
+def step_times(config: ExperimentConfig, turns: TurnsConfig) -> StepTimes:
+    """Runs both; Ray must be connected. `config` is of one worker on a CPU, and has logged nothing yet."""
+    training = replace(config.training, steps=10**6, checkpoint_every=10**6, log_every=turns.steps)
+    config = replace(config, training=training)
+    with TemporaryDirectory() as place, closing(socket.socket(socket.AF_UNIX)) as server:
+        address, bare_policy = f"{place}/turns", Path(place) / "policy"
+        server.bind(address)
+        server.listen()
+        server.settimeout(_BEGIN_S)
+        bare = multiprocessing.get_context("spawn").Process(
+            target=bare_loop, args=(config, Turn(address, BARE, turns.steps), bare_policy)
+        )
+
+        def in_turns(encoded: dict[str, Any]) -> None:
+            turn = Turn(address, TRAINER, turns.steps)
+            work(draccus.decode(ExperimentConfig, encoded), _without_mlflow, turn)
+
+        with ThreadPoolExecutor(1) as thread:
+            fitted = thread.submit(lambda: trainer(config, in_turns).fit())
+            bare.start()
+            try:
+                seconds = conduct(server, turns)
+            finally:
+                server.close()
+                bare.join(_BEGIN_S)
+            fitted.result()
+        theirs = _checkpointed(config)
+        same = _weights(theirs / "policy") == _weights(bare_policy)
+    per_step = 1e3 * seconds[:, turns.warmup :] / turns.steps  # [clock, turn, who]
+    wall, cpu = ({name: per_step[c, :, w].tolist() for w, name in enumerate((TRAINER, BARE))} for c in (0, 1))
+    return StepTimes(wall, cpu, same)
+
+
+def conduct(server: socket.socket, turns: TurnsConfig) -> FloatArray:
+    """Seconds [clock, turn, who]: one after the other, and the other way round in the next turn."""
+    trainings: dict[str, Connection] = {}
+    while len(trainings) < 2:
+        connection, _ = server.accept()
+        joined = Connection(connection.detach())
+        trainings[joined.recv()] = joined
+    told = np.zeros((2, turns.warmup + turns.turns, 2))
+    for turn in range(told.shape[1]):
+        for name in (TRAINER, BARE) if turn % 2 else (BARE, TRAINER):
+            trainings[name].send(True)
+            told[:, turn, (TRAINER, BARE).index(name)] = trainings[name].recv()
+    for training in trainings.values():
+        training.send(False)
+    return told
+
+
+def bare_loop(config: ExperimentConfig, turn: Callable[[], bool], out: Path) -> None:
+    """The step as anybody would write it, on the same model and batches, until `turn` ends it."""
+    torch.set_num_threads(config.training.threads)
+    experiment, optimizing = config.build(World()), config.optimizer
+    model, optimizer, memory = experiment.state.model, experiment.state.optimizer, experiment.state.memory
+    parameters = [weight for weight in model.parameters() if weight.requires_grad]
+    model.train()
+    with closing(experiment.lanes.batches(PlanPosition())) as batches:
+        for step, (_, batch) in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = optimizing.learning_rate(step, config.training.steps)
+            optimizer.zero_grad(set_to_none=True)
+            loss, memory = model(batch, memory)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, optimizing.max_grad_norm)
+            optimizer.step()
+            memory = {name: tensor.detach() for name, tensor in memory.items()}
+            loss.item()
+            if turn():
+                break
+    experiment.policy.save(out)
+
+
+def trainer_ratio(times: StepTimes, turns: TurnsConfig, clock: str = "ms") -> Estimate:
+    """Worker over bare loop, of medians over turns; the interval from turns drawn with replacement."""
+    by_turn = np.array([getattr(times, clock)[name] for name in (TRAINER, BARE)])  # [who, turn]
+
+    def ratio(ms: FloatArray) -> Any:
+        worker, bare = np.median(ms, axis=-1)
+        return worker / bare
+
+    rng = np.random.default_rng(turns.seed)
+    drawn = by_turn[:, rng.integers(by_turn.shape[1], size=(turns.draws, by_turn.shape[1]))]
+    low, high = np.quantile(ratio(drawn), [0.025, 0.975])
+    return Estimate(float(ratio(by_turn)), float(low), float(high))
+
+
+@dataclass
+class Timed:
+    """A sink, and the seconds that whoever logs has waited for it."""
+
+    sink: MetricSink
+    seconds: float = 0.0
+    calls: int = 0
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        with self._timed():
+            self.sink.log(metrics, step)
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        with self._timed():
+            self.sink.log_params(params)
+
+    def log_artifact(self, path: Path) -> None:
+        with self._timed():
+            self.sink.log_artifact(path)
+
+    def close(self, status: str = "FINISHED") -> None:
+        with self._timed():
+            self.sink.close(status)
+
+    @contextmanager
+    def _timed(self) -> Any:
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
+        self.calls += 1
+
+
+def mlflow_seconds(config: ExperimentConfig) -> dict[str, float]:
+    """Of a whole training as `ray_jobs.train` runs it: what it waited for MLflow, and how long it took.
+
+    `open_s`: to open the sinks, once; `logging_s`: in the calls that log and at the close; `training_s`: from the
+    opened sinks to their close.
+    """
+    told = config.run_directory / "mlflow_seconds.json"
+
+    def timed(encoded: dict[str, Any]) -> None:
+        opened: dict[str, Any] = {}
+
+        def open_sinks(config: ExperimentConfig, step: int) -> Sinks:
+            began = time.perf_counter()
+            sinks = run_sinks(config, step).sinks
+            opened["began"] = time.perf_counter()
+            opened["open_s"] = opened["began"] - began
+            opened["mlflow"] = [Timed(sink) for sink in sinks if isinstance(sink, MLflowSink)]
+            return Sinks((*(sink for sink in sinks if not isinstance(sink, MLflowSink)), *opened["mlflow"]))
+
+        config = draccus.decode(ExperimentConfig, encoded)
+        work(config, open_sinks, lambda: False)
+        (mlflow,) = opened["mlflow"]
+        training_s = time.perf_counter() - opened["began"]
+        seconds = {"open_s": opened["open_s"], "logging_s": mlflow.seconds, "training_s": training_s}
+        write_atomically(told, json.dumps(seconds | {"calls": mlflow.calls}))
+
+    trainer(config, timed).fit()
+    seconds: dict[str, float] = json.loads(told.read_text())
+    return seconds | {"steps": config.training.steps, "log_every": config.training.log_every}
+
+
+def medians(times: StepTimes) -> dict[str, float]:
+    """Who -> milliseconds per step."""
+    return {name: median(values) for name, values in times.ms.items()}
+
+
+def _without_mlflow(config: ExperimentConfig, step: int) -> Sinks:
+    return Sinks(tuple(sink for sink in run_sinks(config, step).sinks if not isinstance(sink, MLflowSink)))
+
+
+def _checkpointed(config: ExperimentConfig) -> Path:
+    (checkpoint,) = (config.run_directory / "trainer").glob("step_*")
+    return checkpoint
+
+
+def _weights(policy: Path) -> bytes:
+    """All of them, in one order."""
+    state = Policy.load(policy).model.state_dict()
+    return b"".join(state[name].cpu().numpy().tobytes() for name in sorted(state))

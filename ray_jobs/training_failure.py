@@ -1,0 +1,40 @@
+"""Failures of a training that would come again however often it is tried: told apart from a lost worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ray.train import UserCallback
+
+from ray_jobs.cli import user_error
+
+
+class TrainingError(ValueError):
+    """The same settings and data would fail again."""
+
+
+@contextmanager
+def told_apart() -> Iterator[None]:
+    """Within a worker: what a retry cannot mend becomes TrainingError.
+
+    That is a loss or gradient that is not a number, and what this project says of settings and data; a lost
+    process or a defect stays what it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = error if isinstance(error, FloatingPointError) else user_error(error)
+        if told is None:
+            raise
+        raise TrainingError(str(told)) from error
+
+
+class EndAtOnce(UserCallback):
+    """Ends a run at its first TrainingError: Ray Train takes an error of a callback for final."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if isinstance(error, TrainingError):
+                raise error
