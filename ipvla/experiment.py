@@ -61,7 +61,8 @@ class ExperimentConfig(StorageRoots):
         num_workers: training workers; use_gpu: one GPU each.
         start_from: directory of a trained policy whose weights and normalisation this run begins with, if any; a
             memory of another mechanism begins afresh. Its LoRA adapters are merged, for the next task.
-        parent_run_id: the MLflow run that this one is nested under, if any.
+        parent_run_key: the directory of the run that this one is nested under in MLflow, if any.
+        parent_run_id: the same by its MLflow id, where another program made it.
         forgetting: protection of what `start_from` knows, or None.
     """
 
@@ -71,6 +72,7 @@ class ExperimentConfig(StorageRoots):
     num_workers: int = 1
     use_gpu: bool = False
     start_from: Path | None = None
+    parent_run_key: str | None = None
     parent_run_id: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     lanes: LaneConfig = field(default_factory=LaneConfig)

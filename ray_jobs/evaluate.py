@@ -52,7 +52,8 @@ class EvaluateConfig(StorageRoots):
         success: suite, tasks, episodes, simulators.
         videos: of which episodes: "all", "failures", or so many successes and failures of every task; 0 for none.
         use_gpu: the policy actor takes one GPU.
-        parent_run_id: the MLflow run that the policies' runs are nested under, if any.
+        parent_run_key: the directory of the run that the policies' runs are nested under in MLflow, if any.
+        parent_run_id: the same by its MLflow id, where another program made it.
     """
 
     study: str = "recall"
@@ -61,6 +62,7 @@ class EvaluateConfig(StorageRoots):
     success: SuccessConfig = field(default_factory=SuccessConfig)
     videos: VideoChoice = 1
     use_gpu: bool = False
+    parent_run_key: str | None = None
     parent_run_id: str | None = None
 
     def __post_init__(self) -> None:
@@ -123,7 +125,14 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
         console.print(what_it_can_show(len(evaluation.specs)))
         for name, directory in directories.items():
             journal = directory / "episodes.sqlite"
-            sink = policy_run(config, config.study, name, config.parent_run_id)
+            sink = policy_run(
+                config,
+                config.study,
+                name,
+                parent_run_key=config.parent_run_key,
+                parent_run_id=config.parent_run_id,
+                renews=True,
+            )
             table = evaluation.run(
                 name, sources[name], journal, sink=sink, on_status=partial(display.update, name)
             )

@@ -22,6 +22,7 @@ JOBS: Final[Mapping[str, str]] = {
     "merge": "MergeConfig",
     "serve": "ServeConfig",
     "tune": "SweepConfig",
+    "mlflow_sync": "SyncConfig",
     "submit": "SubmitConfig",
 }
 

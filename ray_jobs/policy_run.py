@@ -10,18 +10,29 @@ from pathlib import Path
 from evaluators.success import SuccessConfig
 from ipvla.policy import Policy
 from ipvla.storage import StorageRoots
-from ipvla.tracking import MLflowSink
+from ipvla.tracking import MLflowSink, RunIdentity
 
 
-def policy_run(roots: StorageRoots, study: str, name: str, parent_run_id: str | None) -> MLflowSink:
-    """The run of policy `name` of `study`, found again by its directory `run_root_dir/study/name`."""
-    return MLflowSink(
+def policy_run(
+    roots: StorageRoots,
+    study: str,
+    name: str,
+    *,
+    parent_run_key: str | None = None,
+    parent_run_id: str | None = None,
+    renews: bool = False,
+) -> MLflowSink:
+    """The run `name` of `study`, found again by its directory `run_root_dir/study/name`; see `RunIdentity`."""
+    identity = RunIdentity(
         roots.mlflow_uri,
-        experiment=study,
-        run_name=name,
-        run_key=str(roots.runs / study / name),
+        study,
+        name,
+        str(roots.runs / study / name),
+        parent_key=parent_run_key,
         parent_run_id=parent_run_id,
+        renews=renews,
     )
+    return MLflowSink(identity, roots.mlflow_spool)
 
 
 def placed(success: SuccessConfig, use_gpu: bool) -> tuple[Callable[[Path], Policy], SuccessConfig]:

@@ -101,10 +101,11 @@ class SweepConfig(StorageRoots):
             raise SettingError(f"confirm_seeds: {base.seed} is the trials' own seed; choose others")
 
     def trained(self, suffix: str, values: Mapping[str, Any]) -> ExperimentConfig:
-        """The experiment with these values, as run `NAME-suffix` of the study."""
+        """The experiment with these values, as run `NAME-suffix` of the study, nested under the sweep's."""
         config = parse(ExperimentConfig, self._flags(values))
         roots = {f.name: getattr(self, f.name) for f in fields(StorageRoots)}
-        return replace(config, study=self.study, name=f"{self.name}-{suffix}", **roots)
+        name, parent = f"{self.name}-{suffix}", str(self.directory)
+        return replace(config, study=self.study, name=name, parent_run_key=parent, **roots)
 
     def _flags(self, values: Mapping[str, Any]) -> list[str]:
         return ["--config_path", str(self.experiment), *arguments({**self.settings, **values})]
@@ -130,23 +131,21 @@ class Trial:
     error: str = ""
 
 
-def run_trial(sample: Mapping[str, Any], sweep: SweepConfig, parent_run_id: str | None) -> None:
+def run_trial(sample: Mapping[str, Any], sweep: SweepConfig) -> None:
     """What a trial's process does: trains from checkpoint to checkpoint, and reports what the policy is worth."""
-    config = replace(sweep.trained(tune.get_context().get_trial_id(), sample), parent_run_id=parent_run_id)
+    config = sweep.trained(tune.get_context().get_trial_id(), sample)
     for step in rungs(config):
         policy = train_to(config, step)
         tune.report({STEP: step, **sweep.scoring.of(play(config, policy, step, sweep.success))})
 
 
-def run_sweep(sweep: SweepConfig, parent_run_id: str | None) -> list[Trial]:
+def run_sweep(sweep: SweepConfig) -> list[Trial]:
     """Runs the trials that are missing; all of them, in the order in which they began. Ray must be connected."""
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")  # what a killed driver may have to look up again
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     place = sweep.directory / "tune"
     names = list(sweep.space)
-    trainable = tune.with_resources(
-        tune.with_parameters(run_trial, sweep=sweep, parent_run_id=parent_run_id), _DRIVER
-    )
+    trainable = tune.with_resources(tune.with_parameters(run_trial, sweep=sweep), _DRIVER)
     if tune.Tuner.can_restore(str(place)):
         tuner = tune.Tuner.restore(str(place), trainable, resume_unfinished=True)
     else:

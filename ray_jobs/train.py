@@ -206,7 +206,13 @@ def _whole(settings: Any) -> Any:
 
 
 def _sink(config: ExperimentConfig, step: int) -> MetricSink:
-    mlflow = policy_run(config, config.study, config.name, config.parent_run_id)
+    mlflow = policy_run(
+        config,
+        config.study,
+        config.name,
+        parent_run_key=config.parent_run_key,
+        parent_run_id=config.parent_run_id,
+    )
     mlflow.log_params(_flat(draccus.encode(config)))
     return Sinks((ConsoleSink(), JsonlSink(config.run_directory / "metrics.jsonl", step), mlflow))
 

@@ -77,7 +77,7 @@ def play(config: ExperimentConfig, policy: Path, step: int, success: SuccessConf
     """Plays what is missing of the episodes of a policy of this run, and logs to the run's MLflow run."""
     load, success = placed(success, config.use_gpu)
     journal = config.run_directory / f"episodes_{step:06d}_{success.first_layout}.sqlite"
-    sink = policy_run(config, config.study, config.name, config.parent_run_id)
+    sink = policy_run(config, config.study, config.name, parent_run_key=config.parent_run_key, renews=True)
     with success.build(config.cache) as evaluation:
         table = evaluation.run(config.name, PolicySource(load, policy), journal, sink=sink, step=step)
     sink.close()

@@ -22,6 +22,7 @@ from evaluators.success_table import SuccessTable
 from ipvla.tracking import MLflowSink
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
+from ray_jobs.policy_run import policy_run
 from ray_jobs.sweep import SweepConfig, Trial, claim, run_sweep
 from ray_jobs.sweep_report import best, difference, importances, pareto, plot, table, write_best
 from ray_jobs.trial import play, rungs, train_to
@@ -39,16 +40,14 @@ def tune(config: SweepConfig, console: Console) -> dict[str, Any]:
     config.prepare()
     config.require_usable()
     claim(config)
-    sink = MLflowSink(
-        config.mlflow_uri, experiment=config.study, run_name=config.name, run_key=str(config.directory)
-    )
+    sink = policy_run(config, config.study, config.name, renews=True)
     try:
         with connect(config):
-            trials = run_sweep(config, sink.run_id)
+            trials = run_sweep(config)
             chosen = best(trials)
             told = _summary(config, trials, chosen)
             console.print(Markdown(told["table"]))
-            confirmed = _confirmed(config, chosen, sink.run_id) if config.confirm_seeds else {}
+            confirmed = _confirmed(config, chosen) if config.confirm_seeds else {}
     except BaseException:
         sink.close("KILLED")
         raise
@@ -67,9 +66,7 @@ def _summary(config: SweepConfig, trials: list[Trial], chosen: Trial) -> dict[st
     }
 
 
-def _confirmed(
-    config: SweepConfig, chosen: Trial, parent_run_id: str | None
-) -> Mapping[str, Mapping[int, SuccessTable]]:
+def _confirmed(config: SweepConfig, chosen: Trial) -> Mapping[str, Mapping[int, SuccessTable]]:
     """Best and default, trained with each of the fresh seeds and played on fresh layouts."""
     success = replace(config.success, first_layout=config.confirm_first_layout)
     values = dict(zip(_SIDES, (chosen.values, {}), strict=True))
@@ -77,7 +74,7 @@ def _confirmed(
     for seed in config.confirm_seeds:
         for side in _SIDES:
             run = config.trained(f"{side}-{seed}", values[side])
-            run = replace(run, seed=seed, lanes=replace(run.lanes, seed=seed), parent_run_id=parent_run_id)
+            run = replace(run, seed=seed, lanes=replace(run.lanes, seed=seed))
             last = rungs(run)[-1]
             tables[side][seed] = play(run, train_to(run, last), last, success)
     return tables
