@@ -16,6 +16,7 @@ from ipvla.data.transforms import Transforms
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
 from ipvla.storage import StorageRoots
+from ipvla.tracking import TrackingConfig
 from ipvla.training.loop import TrainingConfig
 from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
@@ -63,6 +64,7 @@ class ExperimentConfig(StorageRoots):
             memory of another mechanism begins afresh. Its LoRA adapters are merged, for the next task.
         parent_run_key: the directory of the run that this one is nested under in MLflow, if any.
         parent_run_id: the same by its MLflow id, where another program made it.
+        tracking: what MLflow gets of the run.
         forgetting: protection of what `start_from` knows, or None.
     """
 
@@ -79,6 +81,7 @@ class ExperimentConfig(StorageRoots):
     model: IPVLAConfig = field(default_factory=IPVLAConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     forgetting: ForgettingConfig | None = None
 
     def __post_init__(self) -> None:

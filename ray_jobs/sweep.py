@@ -101,11 +101,23 @@ class SweepConfig(StorageRoots):
             raise SettingError(f"confirm_seeds: {base.seed} is the trials' own seed; choose others")
 
     def trained(self, suffix: str, values: Mapping[str, Any]) -> ExperimentConfig:
-        """The experiment with these values, as run `NAME-suffix` of the study, nested under the sweep's."""
+        """The experiment with these values, as run `NAME-suffix` of the study, nested under the sweep's.
+
+        Of its policies only the best becomes a model in the registry, which is called STUDY.NAME.
+        """
         config = parse(ExperimentConfig, self._flags(values))
         roots = {f.name: getattr(self, f.name) for f in fields(StorageRoots)}
-        name, parent = f"{self.name}-{suffix}", str(self.directory)
-        return replace(config, study=self.study, name=name, parent_run_key=parent, **roots)
+        tracking = replace(
+            config.tracking, register=False, model=config.tracking.model_name(self.study, self.name)
+        )
+        return replace(
+            config,
+            study=self.study,
+            name=f"{self.name}-{suffix}",
+            parent_run_key=str(self.directory),
+            tracking=tracking,
+            **roots,
+        )
 
     def _flags(self, values: Mapping[str, Any]) -> list[str]:
         return ["--config_path", str(self.experiment), *arguments({**self.settings, **values})]

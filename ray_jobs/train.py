@@ -23,13 +23,13 @@ from ray.train.torch import TorchTrainer, get_device
 from ipvla.experiment import ExperimentConfig
 from ipvla.models.lora import save_adapters
 from ipvla.policy import CheckpointError
-from ipvla.tracking import ConsoleSink, JsonlSink, MetricSink, Sinks, read_jsonl
+from ipvla.tracking import ConsoleSink, JsonlSink, MetricSink, MLflowSink, Sinks, read_jsonl
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
 from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.parallel import World
 from ray_jobs.cli import Terminated, run
 from ray_jobs.cluster import connect
-from ray_jobs.policy_run import policy_run
+from ray_jobs.policy_run import policy_run, publish
 
 #: In a run's directory: while it is there, the run ends after its next step, with a checkpoint.
 _STOP = "stop"
@@ -59,7 +59,8 @@ def train_worker(encoded: dict[str, Any]) -> None:
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
             load_checkpoint(Path(directory), experiment.state, world, config.identity)
-    sink = _sink(config, experiment.state.step) if world.rank == 0 else Sinks()
+    mlflow = _mlflow(config) if world.rank == 0 else None
+    sink = _sinks(config, experiment.state.step, mlflow)
 
     def save() -> None:
         step = experiment.state.step
@@ -80,10 +81,11 @@ def train_worker(encoded: dict[str, Any]) -> None:
     if experiment.state.step < config.training.steps:
         sink.close("KILLED")
         return
-    if world.rank == 0:
+    if mlflow is not None:
         if config.exports_adapters:
             save_adapters(experiment.policy.model.backbone, config.run_directory / "adapters")
         experiment.policy.save(config.run_directory / "policy")
+        publish(mlflow, config, register=config.tracking.register)
     sink.close()
 
 
@@ -205,14 +207,20 @@ def _whole(settings: Any) -> Any:
     return replace(settings, until=None) if isinstance(settings, TrainingConfig) else settings
 
 
-def _sink(config: ExperimentConfig, step: int) -> MetricSink:
-    mlflow = policy_run(
+def _mlflow(config: ExperimentConfig) -> MLflowSink:
+    return policy_run(
         config,
         config.study,
         config.name,
         parent_run_key=config.parent_run_key,
         parent_run_id=config.parent_run_id,
     )
+
+
+def _sinks(config: ExperimentConfig, step: int, mlflow: MLflowSink | None) -> MetricSink:
+    """Of the first worker; the others have none."""
+    if mlflow is None:
+        return Sinks()
     mlflow.log_params(_flat(draccus.encode(config)))
     return Sinks((ConsoleSink(), JsonlSink(config.run_directory / "metrics.jsonl", step), mlflow))
 

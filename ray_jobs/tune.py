@@ -19,10 +19,11 @@ from rich.markdown import Markdown
 
 from evaluators.forgetting import Estimate
 from evaluators.success_table import SuccessTable
+from ipvla.experiment import ExperimentConfig
 from ipvla.tracking import MLflowSink
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
-from ray_jobs.policy_run import policy_run
+from ray_jobs.policy_run import BEST, policy_run, publish
 from ray_jobs.sweep import SweepConfig, Trial, claim, run_sweep
 from ray_jobs.sweep_report import best, difference, importances, pareto, plot, table, write_best
 from ray_jobs.trial import play, rungs, train_to
@@ -96,7 +97,7 @@ def _publish(
 ) -> None:
     """Files in the sweep's directory, and all of it in the sweep's MLflow run."""
     place = config.directory
-    experiment = config.trained(chosen.name, chosen.values)
+    experiment = replace(config.trained("best", chosen.values), name=chosen.name)
     (place / "sweep.json").write_text(json.dumps(told, indent=1))
     text = report(config, told)
     (place / "report.md").write_text(text + "\n")
@@ -111,6 +112,14 @@ def _publish(
     for file in files:
         sink.log_artifact(file)
     sink.note(text)
+    sink.close()
+    _register(experiment)
+
+
+def _register(chosen: ExperimentConfig) -> None:
+    """The best trial's policy, as the best version of the sweep's model."""
+    sink = policy_run(chosen, chosen.study, chosen.name, parent_run_key=chosen.parent_run_key, renews=True)
+    publish(sink, chosen, register=True, alias=BEST)
     sink.close()
 
 

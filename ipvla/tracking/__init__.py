@@ -4,6 +4,7 @@ from ipvla.tracking.mlflow_run import require_usable
 from ipvla.tracking.mlflow_sink import MLflowSink
 from ipvla.tracking.mlflow_spool import RunIdentity
 from ipvla.tracking.mlflow_sync import Synced, sync
+from ipvla.tracking.settings import TrackingConfig
 from ipvla.tracking.sinks import ConsoleSink, JsonlSink, MetricSink, Sinks, read_jsonl
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "RunIdentity",
     "Sinks",
     "Synced",
+    "TrackingConfig",
     "read_jsonl",
     "require_usable",
     "sync",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow import MlflowClient
 from rich.console import Console
 
 from evaluators.success import SuccessConfig
@@ -205,6 +206,22 @@ def test_every_trial_is_in_the_table_and_the_plot(tmp_path: Path) -> None:
     assert plot(trials, trials[0], tmp_path / "p.png").stat().st_size > 5000
 
 
+def in_mlflow(config: SweepConfig, finished: dict[str, Any]) -> None:
+    """One experiment; the sweep, with its table; below it the trial that could begin, which is the best model."""
+    client = MlflowClient(config.mlflow_uri)
+    experiment = client.get_experiment_by_name(config.study)
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"sweep", finished["name"]}
+    sweep, trained = runs["sweep"], runs[finished["name"]]
+    assert trained.data.tags["mlflow.parentRunId"] == sweep.info.run_id
+    assert finished["name"] in sweep.data.tags["mlflow.note.content"]
+    assert {file.path for file in client.list_artifacts(sweep.info.run_id)} >= {"report.md", "pareto.png"}
+    assert {file.path for file in client.list_artifacts(trained.info.run_id)} >= {"experiment.json", "policy"}
+    model = client.get_model_version_by_alias(f"{config.study}.{config.name}", "best")
+    assert model.run_id == trained.info.run_id
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_sweep_of_real_trials(tmp_path: Path) -> None:
@@ -240,5 +257,6 @@ def test_a_sweep_of_real_trials(tmp_path: Path) -> None:
     assert tune(config, Console(quiet=True))["best"] == told["best"]
     assert trained.stat().st_mtime_ns == before, "nothing is repeated"
     assert json.loads((config.directory / "sweep.json").read_text())["best"] == told["best"]
+    in_mlflow(config, finished)
     with pytest.raises(SettingError, match="holds a sweep with other settings"):
         tune(replace(config, trials=3), Console(quiet=True))
