@@ -19,7 +19,7 @@ from ipvla.tracking import MLflowSink, RunIdentity
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
 from ray_jobs.collect import CollectConfig, CollectSummary, collect
-from ray_jobs.evaluate import EvaluateConfig, Evaluation, comparison_table, evaluate, report
+from ray_jobs.evaluate import EvaluateConfig, Evaluation, comparison_table, evaluate, log_comparison, report
 from ray_jobs.progress import CollectionDisplay
 from ray_jobs.settings import parse
 from ray_jobs.side_by_side import train_side_by_side
@@ -149,6 +149,7 @@ def main(config: QuickstartConfig) -> None:
         partial.write_text(json.dumps(summary, indent=1))
         partial.replace(finished)
     page = report(settings, evaluation, "Does memory matter? The Recall suite", note)
+    log_comparison(settings, evaluation, mlflow)
     for path in (finished, page):
         mlflow.log_artifact(path)
     mlflow.close()

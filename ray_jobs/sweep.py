@@ -23,7 +23,19 @@ from ipvla.sim.libero import write_atomically
 from ipvla.storage import StorageRoots
 from ray_jobs.search_space import Dimension, require_usable
 from ray_jobs.settings import SettingError, arguments, parse
-from ray_jobs.trial import NEW, OLD, SCORE, STEP, Scoring, flat, play, require_both, rungs, train_to
+from ray_jobs.trial import (
+    NEW,
+    OLD,
+    SCORE,
+    STEP,
+    Scoring,
+    flat,
+    play,
+    play_start,
+    require_both,
+    rungs,
+    train_to,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -143,21 +155,26 @@ class Trial:
     error: str = ""
 
 
-def run_trial(sample: Mapping[str, Any], sweep: SweepConfig) -> None:
+def run_trial(sample: Mapping[str, Any], sweep: SweepConfig, before: float | None) -> None:
     """What a trial's process does: trains from checkpoint to checkpoint, and reports what the policy is worth."""
     config = sweep.trained(tune.get_context().get_trial_id(), sample)
     for step in rungs(config):
         policy = train_to(config, step)
-        tune.report({STEP: step, **sweep.scoring.of(play(config, policy, step, sweep.success))})
+        table = play(config, policy, step, sweep.success, sweep.scoring, before)
+        tune.report({STEP: step, **sweep.scoring.of(table)})
 
 
 def run_sweep(sweep: SweepConfig) -> list[Trial]:
-    """Runs the trials that are missing; all of them, in the order in which they began. Ray must be connected."""
+    """Runs the trials that are missing; all of them, in the order in which they began. Ray must be connected.
+
+    Before that the policy that they start from plays what they will play: the reference, as run `NAME-start`.
+    """
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")  # what a killed driver may have to look up again
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     place = sweep.directory / "tune"
     names = list(sweep.space)
-    trainable = tune.with_resources(tune.with_parameters(run_trial, sweep=sweep), _DRIVER)
+    before = play_start(sweep.trained("start", {}), sweep.success, sweep.scoring)
+    trainable = tune.with_resources(tune.with_parameters(run_trial, sweep=sweep, before=before), _DRIVER)
     if tune.Tuner.can_restore(str(place)):
         tuner = tune.Tuner.restore(str(place), trainable, resume_unfinished=True)
     else:

@@ -10,6 +10,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ipvla.experiment import ExperimentConfig
 from ipvla.models.lora import save_adapters
 from ipvla.policy import CheckpointError
 from ipvla.tracking import ConsoleSink, JsonlSink, MetricSink, MLflowSink, Sinks, read_jsonl
+from ipvla.tracking.system_metrics import Place, SystemMonitor
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
 from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.parallel import World
@@ -74,7 +76,8 @@ def train_worker(encoded: dict[str, Any]) -> None:
 
     try:
         stop = _asked_to_stop(config.run_directory / _STOP) if world.rank == 0 else lambda: False
-        train(experiment.state, experiment.lanes, config.training, config.optimizer, world, sink, save, stop)
+        with _watched(config, world, mlflow, lambda: experiment.state.step):
+            train(experiment.state, experiment.lanes, config.training, config.optimizer, world, sink, save, stop)
     except Exception:
         sink.close("FAILED")  # a run that is tried again opens it anew
         raise
@@ -215,6 +218,19 @@ def _mlflow(config: ExperimentConfig) -> MLflowSink:
         parent_run_key=config.parent_run_key,
         parent_run_id=config.parent_run_id,
     )
+
+
+def _watched(
+    config: ExperimentConfig, world: World, mlflow: MLflowSink | None, step: Callable[[], int]
+) -> AbstractContextManager[object]:
+    """What this worker asks of its machine goes to MLflow meanwhile."""
+    every_s = config.tracking.system_every_s
+    if not every_s:
+        return contextlib.nullcontext()
+    here = ray.train.get_context()
+    gpu = (world.device.index or 0) if world.device.type == "cuda" else None
+    place = Place(world.rank, here.get_node_rank(), here.get_local_rank() == 0, gpu)
+    return SystemMonitor(place, config.run_directory / "system", every_s, step, mlflow)
 
 
 def _sinks(config: ExperimentConfig, step: int, mlflow: MLflowSink | None) -> MetricSink:

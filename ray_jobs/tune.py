@@ -26,7 +26,7 @@ from ray_jobs.cluster import connect
 from ray_jobs.policy_run import BEST, policy_run, publish
 from ray_jobs.sweep import SweepConfig, Trial, claim, run_sweep
 from ray_jobs.sweep_report import best, difference, importances, pareto, plot, table, write_best
-from ray_jobs.trial import play, rungs, train_to
+from ray_jobs.trial import logged, play, rungs, train_to
 
 _SIDES = ("best", "default")
 
@@ -77,7 +77,7 @@ def _confirmed(config: SweepConfig, chosen: Trial) -> Mapping[str, Mapping[int, 
             run = config.trained(f"{side}-{seed}", values[side])
             run = replace(run, seed=seed, lanes=replace(run.lanes, seed=seed))
             last = rungs(run)[-1]
-            tables[side][seed] = play(run, train_to(run, last), last, success)
+            tables[side][seed] = play(run, train_to(run, last), last, success, config.scoring)
     return tables
 
 
@@ -108,7 +108,7 @@ def _publish(
         place / "report.md",
     ]
     sink.log_params({"trials": config.trials, "search": config.search, "scheduler": config.scheduler})
-    sink.log({f"sweep/{name}": value for name, value in chosen.told.items()}, step=0)
+    sink.log(logged(chosen.told), chosen.step)
     for file in files:
         sink.log_artifact(file)
     sink.note(text)

@@ -4,6 +4,7 @@ import pytest
 
 from evaluators.paired import compare
 from evaluators.report import Report
+from evaluators.result_note import result_note
 from evaluators.success import SuccessConfig, SuccessEvaluation
 from evaluators.videos import Video
 from ipvla.rollout.journal import JournalError
@@ -111,7 +112,10 @@ def test_an_evaluation_from_simulators_to_report(tmp_path, ray_cluster):
         gru = evaluation.run("gru", remembers, journal, sink=JsonlSink(tmp_path / "gru.jsonl"))
         assert [(row.name, row.k, row.n) for row in gru.families] == [("ground", 4, 6), ("recall", 4, 6)]
         (logged,) = read_jsonl(tmp_path / "gru.jsonl")
-        assert logged["success/recall"] == logged["success/task/recall_go"] == pytest.approx(2 / 3)
+        suite = f"success/{SUITE.name}"
+        of_recall = (logged[suite], logged[f"{suite}/recall_go"], logged[f"{suite}/family/recall"])
+        assert of_recall == pytest.approx((2 / 3,) * 3)
+        assert logged[f"{suite}/low"] < logged[suite] < logged[f"{suite}/high"]
         assert gru.fingerprint["protocol"] == str(load_protocol("recall"))
 
         again = evaluation.run("gru", remembers, journal, on_status=lambda status: shown.append(status.new))
@@ -123,6 +127,9 @@ def test_an_evaluation_from_simulators_to_report(tmp_path, ray_cluster):
         none = evaluation.run("none", left, tmp_path / "none.sqlite")
         comparisons = compare(none, gru, evaluation.tasks)
         assert [(c.pairs, c.only_first, c.only_second) for c in comparisons] == [(6, 0, 2)] * 2
+        note = result_note([none, gru], comparisons)
+        assert "| recall | 2/6  0.33 (0.10-0.70) | 4/6  0.67 (0.30-0.90) | " in note
+        assert "| recall | none - gru | 6 | -0.33 (" in note
 
         videos = evaluation.record(gru, journal, 1, tmp_path / "videos")
         assert [(v.task, v.trial, v.outcome) for v in videos] == [

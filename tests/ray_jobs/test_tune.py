@@ -21,6 +21,7 @@ from ipvla.data.rlds import write_rlds
 from ipvla.experiment import ExperimentConfig
 from ipvla.sim.simulator import Task
 from ipvla.storage import SOURCE_TREE
+from ipvla.training.parallel import World
 from ipvla.types import EpisodeResult, EpisodeSpec
 from ray_jobs.search_space import Dimension, require_usable
 from ray_jobs.settings import SettingError, arguments, parse
@@ -211,10 +212,15 @@ def in_mlflow(config: SweepConfig, finished: dict[str, Any]) -> None:
     client = MlflowClient(config.mlflow_uri)
     experiment = client.get_experiment_by_name(config.study)
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {"sweep", finished["name"]}
+    assert set(runs) == {"sweep", "sweep-start", finished["name"]}
+    before = runs.pop("sweep-start").data.metrics["forgetting/old"]
     sweep, trained = runs["sweep"], runs[finished["name"]]
     assert trained.data.tags["mlflow.parentRunId"] == sweep.info.run_id
     assert finished["name"] in sweep.data.tags["mlflow.note.content"]
+    for run in runs.values():
+        assert run.data.metrics["forgetting/score"] == finished["told"]["score"]
+    assert "success/recall/ground_red" in trained.data.metrics
+    assert trained.data.metrics["forgetting/bwt"] == finished["told"]["old"] - before
     assert {file.path for file in client.list_artifacts(sweep.info.run_id)} >= {"report.md", "pareto.png"}
     assert {file.path for file in client.list_artifacts(trained.info.run_id)} >= {"experiment.json", "policy"}
     model = client.get_model_version_by_alias(f"{config.study}.{config.name}", "best")
@@ -227,6 +233,7 @@ def in_mlflow(config: SweepConfig, finished: dict[str, Any]) -> None:
 def test_a_sweep_of_real_trials(tmp_path: Path) -> None:
     """One of two trials fails: that is told, and the other one is the best."""
     write_rlds(tmp_path / "datasets", "cue", [cue_episode(seed) for seed in range(8)], 16)
+    roots = ["--storage_root", str(tmp_path)]
     experiment = tmp_path / "experiment.yaml"
     experiment.write_text(
         "data: {dataset: cue, image_size: 64, cache_gib: 0.1}\n"
@@ -235,9 +242,12 @@ def test_a_sweep_of_real_trials(tmp_path: Path) -> None:
         "optimizer: {warmup_steps: 1}\n"
         "training: {steps: 3, checkpoint_every: 3, log_every: 1, precision: fp32}\n"
     )
+    start = tmp_path / "start"
+    parse(ExperimentConfig, ["--config_path", str(experiment), *roots]).build(World()).policy.save(start)
     config = SweepConfig(
         storage_root=tmp_path,
         experiment=experiment,
+        settings={"start_from": str(start)},
         space={"data.dataset": Dimension(choices=("cue", "nothing"))},
         trials=2,
         search="random",
