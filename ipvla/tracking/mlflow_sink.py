@@ -14,7 +14,7 @@ from ipvla.tracking.mlflow_sync import deliver, take_over
 
 _logger = logging.getLogger("ipvla.tracking")
 
-_FLUSH_S = 5.0
+_FLUSH_S = 10.0
 _RETRY_S = 60.0
 _PARAMETER_CHARACTERS = 6000  # MLflow's limit
 

@@ -40,7 +40,7 @@ class Place:
 
 
 class SystemMonitor:
-    """Logs while it is entered; a look takes about a millisecond, none of it in the training loop's own thread.
+    """Logs while it is entered, from a thread of its own; a look takes a quarter of a millisecond of CPU.
 
     `system/worker_<rank>/{cpu_percent, memory_mib, gpu_memory_mib, gpu_percent}`, of one core and of its own GPU,
     and `system/node_<number>/{cpu_percent, memory_percent}` of the whole machine.
