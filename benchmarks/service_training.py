@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import draccus
 import numpy as np
@@ -31,7 +31,8 @@ from ipvla.data.plan import PlanPosition
 from ipvla.experiment import ExperimentConfig
 from ipvla.policy import Policy
 from ipvla.sim.libero import write_atomically
-from ipvla.tracking import MetricSink, MLflowSink, Sinks
+from ipvla.tracking import MLflowSink, Sinks
+from ipvla.tracking.mlflow_spool import Record
 from ipvla.training.parallel import World
 from ray_jobs.train import run_sinks, trainer, work
 
@@ -192,42 +193,44 @@ def trainer_ratio(times: StepTimes, turns: TurnsConfig, clock: str = "ms") -> Es
     return Estimate(float(ratio(by_turn)), float(low), float(high))
 
 
-@dataclass
-class Timed:
-    """A sink, and the seconds that whoever logs has waited for it."""
+class TimedMLflowSink(MLflowSink):
+    """With the seconds that its run has cost: whoever logs waited for, or the sending thread's CPU was at work."""
 
-    sink: MetricSink
-    seconds: float = 0.0
-    calls: int = 0
+    seconds: float
+    calls: int
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        with self._timed():
-            self.sink.log(metrics, step)
-
-    def log_params(self, params: Mapping[str, object]) -> None:
-        with self._timed():
-            self.sink.log_params(params)
-
-    def log_artifact(self, path: Path) -> None:
-        with self._timed():
-            self.sink.log_artifact(path)
+    @classmethod
+    def of(cls, sink: MLflowSink) -> Self:
+        """`sink` itself, from now on timed."""
+        sink.__class__ = cls
+        assert isinstance(sink, cls)
+        sink.seconds, sink.calls = 0.0, 0
+        return sink
 
     def close(self, status: str = "FINISHED") -> None:
-        with self._timed():
-            self.sink.close(status)
+        with self._timed(time.perf_counter):
+            super().close(status)
+
+    def _append(self, record: Record) -> None:
+        with self._timed(time.perf_counter):
+            super()._append(record)
+        self.calls += 1
+
+    def _send(self) -> None:
+        with self._timed(time.thread_time):
+            super()._send()
 
     @contextmanager
-    def _timed(self) -> Any:
-        began = time.perf_counter()
+    def _timed(self, clock: Callable[[], float]) -> Iterator[None]:
+        began = clock()
         yield
-        self.seconds += time.perf_counter() - began
-        self.calls += 1
+        self.seconds += clock() - began
 
 
 def mlflow_seconds(config: ExperimentConfig) -> dict[str, float]:
     """Of a whole training as `ray_jobs.train` runs it: what it waited for MLflow, and how long it took.
 
-    `open_s`: to open the sinks, once; `logging_s`: in the calls that log and at the close; `training_s`: from the
+    `open_s`: to open the sinks, once; `logging_s`: see `TimedMLflowSink`; `training_s`: from the
     opened sinks to their close.
     """
     told = config.run_directory / "mlflow_seconds.json"
@@ -240,8 +243,8 @@ def mlflow_seconds(config: ExperimentConfig) -> dict[str, float]:
             sinks = run_sinks(config, step).sinks
             opened["began"] = time.perf_counter()
             opened["open_s"] = opened["began"] - began
-            opened["mlflow"] = [Timed(sink) for sink in sinks if isinstance(sink, MLflowSink)]
-            return Sinks((*(sink for sink in sinks if not isinstance(sink, MLflowSink)), *opened["mlflow"]))
+            opened["mlflow"] = [TimedMLflowSink.of(sink) for sink in sinks if isinstance(sink, MLflowSink)]
+            return Sinks(sinks)
 
         config = draccus.decode(ExperimentConfig, encoded)
         work(config, open_sinks, lambda: False)

@@ -12,6 +12,7 @@ from typing import Self
 
 from evaluators.confidence_sequence import confidence_sequence
 from evaluators.rollout_status import RolloutStatus
+from evaluators.statistics import wilson_interval
 from evaluators.success_table import SuccessTable, tabulate
 from evaluators.videos import Video, VideoChoice, chosen_videos
 from ipvla.rollout.evaluation import Service, SimPool, evaluate_episodes
@@ -156,7 +157,8 @@ class SuccessEvaluation:
 
         Args:
             name: the policy's, in tables.
-            sink: gets `success/<family>` and `success/task/<task>` with their intervals, and the fingerprint.
+            sink: gets `success/<suite>`, `success/<suite>/<task>` and `success/<suite>/family/<family>` with their
+                intervals (`/low`, `/high`), and the fingerprint.
             step: of these metrics: how long the policy has been trained, say.
             on_status: called with what is known, at first and after each new result (progress bars).
 
@@ -172,7 +174,7 @@ class SuccessEvaluation:
             table = replace(table, anytime95=confidence_sequence(_means_over_tasks(results))[-1])
         sink = sink or Sinks()
         sink.log_params({f"fingerprint.{key}": value for key, value in depends_on.items()})
-        sink.log(_metrics(table), step)
+        sink.log(_metrics(table, f"success/{self._suite.name}"), step)
         return table
 
     def record(self, table: SuccessTable, journal: Path, choice: VideoChoice, directory: Path) -> list[Video]:
@@ -307,13 +309,15 @@ def _means_over_tasks(results: Sequence[EpisodeResult]) -> list[float]:
     return [fmean(trials[trial]) for trial in sorted(trials)]
 
 
-def _metrics(table: SuccessTable) -> Mapping[str, float]:
-    metrics: dict[str, float] = {}
-    for prefix, rows in (("success", table.families), ("success/task", table.tasks)):
+def _metrics(table: SuccessTable, success: str) -> Mapping[str, float]:
+    won, played = sum(result.success for result in table.results), len(table.results)
+    low, high = wilson_interval(won, played)
+    metrics = {success: won / played, f"{success}/low": low, f"{success}/high": high}
+    for prefix, rows in ((success, table.tasks), (f"{success}/family", table.families)):
         for row in rows:
             name, (low, high) = f"{prefix}/{row.name}", row.wilson95
             metrics |= {name: row.rate, f"{name}/low": low, f"{name}/high": high}
     if table.anytime95 is not None:
-        metrics |= dict(zip(("success/anytime/low", "success/anytime/high"), table.anytime95, strict=True))
+        metrics |= dict(zip((f"{success}/anytime/low", f"{success}/anytime/high"), table.anytime95, strict=True))
     steps = [result.steps for result in table.results if result.success]
-    return metrics | ({"success/steps": sum(steps) / len(steps)} if steps else {})
+    return metrics | ({f"{success}/steps": sum(steps) / len(steps)} if steps else {})

@@ -17,6 +17,7 @@ from ipvla.models.memory import PromptMemoryConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy, policy_sha256
 from ipvla.storage import StorageRoots
+from ipvla.tracking import TrackingConfig
 from ipvla.training.loop import TrainingConfig
 from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
@@ -62,7 +63,9 @@ class ExperimentConfig(StorageRoots):
         num_workers: training workers; use_gpu: one GPU each.
         start_from: directory of a trained policy whose weights and normalisation this run begins with, if any; a
             memory of another mechanism begins afresh. Its LoRA adapters are merged, for the next task.
-        parent_run_id: the MLflow run that this one is nested under, if any.
+        parent_run_key: the directory of the run that this one is nested under in MLflow, if any.
+        parent_run_id: the same by its MLflow id, where another program made it.
+        tracking: what MLflow gets of the run.
         forgetting: protection of what `start_from` knows, or None.
     """
 
@@ -72,12 +75,14 @@ class ExperimentConfig(StorageRoots):
     num_workers: int = 1
     use_gpu: bool = False
     start_from: Path | None = None
+    parent_run_key: str | None = None
     parent_run_id: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     lanes: LaneConfig = field(default_factory=LaneConfig)
     model: IPVLAConfig = field(default_factory=IPVLAConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     forgetting: ForgettingConfig | None = None
 
     def __post_init__(self) -> None:

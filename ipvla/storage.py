@@ -85,6 +85,11 @@ class StorageRoots:
         """`$MLFLOW_TRACKING_URI`, else an absolute SQLite URI under the run root."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.runs / 'mlflow.db'}"
 
+    @property
+    def mlflow_spool(self) -> Path:
+        """What MLflow has not got yet: `ipvla.tracking.mlflow_spool`."""
+        return self.runs / "mlflow_spool"
+
     def prepare(self) -> None:
         """Creates the directories and points Hugging Face's and torch's caches at `cache_dir`.
 

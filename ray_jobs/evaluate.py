@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
@@ -13,9 +13,11 @@ from rich.console import Console
 
 from evaluators.console import comparison_table, success_table
 from evaluators.episodes import write_episodes
+from evaluators.outcome_plots import success_bars
 from evaluators.paired import PairedComparison, compare
 from evaluators.power import minimum_detectable_difference
 from evaluators.report import Report
+from evaluators.result_note import result_note
 from evaluators.success import Source, SuccessConfig
 from evaluators.success_record import write_success
 from evaluators.success_table import SuccessTable
@@ -27,6 +29,7 @@ from ipvla.rollout.openpi.contract import TOKEN_VARIABLE
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.suites import EXPERT_SUITES
 from ipvla.storage import StorageRoots
+from ipvla.tracking import MLflowSink
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
 from ray_jobs.evaluation_display import EvaluationDisplay
@@ -51,7 +54,8 @@ class EvaluateConfig(StorageRoots):
         success: suite, tasks, episodes, simulators.
         videos: of which episodes: "all", "failures", or so many successes and failures of every task; 0 for none.
         use_gpu: the policy actor takes one GPU.
-        parent_run_id: the MLflow run that the policies' runs are nested under, if any.
+        parent_run_key: the directory of the run that the policies' runs are nested under in MLflow, if any.
+        parent_run_id: the same by its MLflow id, where another program made it.
     """
 
     study: str = "recall"
@@ -60,6 +64,7 @@ class EvaluateConfig(StorageRoots):
     success: SuccessConfig = field(default_factory=SuccessConfig)
     videos: VideoChoice = 1
     use_gpu: bool = False
+    parent_run_key: str | None = None
     parent_run_id: str | None = None
 
     def __post_init__(self) -> None:
@@ -122,7 +127,14 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
         console.print(what_it_can_show(len(evaluation.specs)))
         for name, directory in directories.items():
             journal = directory / "episodes.sqlite"
-            sink = policy_run(config, config.study, name, config.parent_run_id)
+            sink = policy_run(
+                config,
+                config.study,
+                name,
+                parent_run_key=config.parent_run_key,
+                parent_run_id=config.parent_run_id,
+                renews=True,
+            )
             table = evaluation.run(
                 name, sources[name], journal, sink=sink, on_status=partial(display.update, name)
             )
@@ -132,12 +144,31 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
                 for video in recorded:
                     sink.log_artifact(video.path)
                 videos += recorded
+            _show(sink, [table], directory / f"success_{config.success.suite}.png")
             display.tell(name, "played")
             sink.close()
             tables.append(table)
             run_ids[name] = sink.run_id
         comparisons = [c for a, b in combinations(tables, 2) for c in compare(a, b, evaluation.tasks)]
     return Evaluation(tuple(tables), tuple(comparisons), tuple(videos), run_ids)
+
+
+def _show(
+    sink: MLflowSink, tables: Sequence[SuccessTable], plot: Path, comparisons: Sequence[PairedComparison] = ()
+) -> None:
+    """Table and bars of success in an MLflow run."""
+    sink.note(result_note(tables, comparisons))
+    if (png := success_bars(tables)) is not None:
+        plot.write_bytes(png)
+        sink.log_artifact(plot)
+
+
+def log_comparison(config: EvaluateConfig, evaluation: Evaluation, sink: MLflowSink) -> None:
+    """What the policies come to beside each other, in a run of its own or in that of the whole study."""
+    names = {f"policy_{i}": table.policy for i, table in enumerate(evaluation.tables)}
+    sink.log_params({"suite": config.success.suite, **names})
+    plot = config.directory / f"success_{config.success.suite}.png"
+    _show(sink, evaluation.tables, plot, evaluation.comparisons)
 
 
 def report(config: EvaluateConfig, evaluation: Evaluation, title: str, note: str = "") -> Path:
@@ -171,7 +202,14 @@ def main(config: EvaluateConfig) -> None:
         console.print(comparison_table(evaluation.comparisons))
     write_success(evaluation.tables, evaluation.comparisons, config.directory / "success.json")
     write_episodes(evaluation.tables, config.directory / "episodes.parquet")
-    console.print(f"report: {report(config, evaluation, f'Success: {config.study}')}")
+    page = report(config, evaluation, f"Success: {config.study}")
+    if len(evaluation.tables) > 1:
+        sink = policy_run(config, config.study, "-".join(("evaluation", config.success.suite, *config.policies)))
+        log_comparison(config, evaluation, sink)
+        for path in (page, config.directory / "success.json"):
+            sink.log_artifact(path)
+        sink.close()
+    console.print(f"report: {page}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ JOBS: Final[Mapping[str, str]] = {
     "paired": "PairedConfig",
     "serve": "ServeConfig",
     "tune": "SweepConfig",
+    "mlflow_sync": "SyncConfig",
     "submit": "SubmitConfig",
 }
 

@@ -30,7 +30,8 @@ class MemoryUseJobConfig(StorageRoots):
         success: suite, tasks, episodes, simulators.
         probe: what is done to the memory, and at which control steps.
         use_gpu: the policy actor takes one GPU.
-        parent_run_id: the MLflow run that the policies' runs are nested under, if any.
+        parent_run_key: the directory of the run that the policies' runs are nested under in MLflow, if any.
+        parent_run_id: the same by its MLflow id, where another program made it.
     """
 
     study: str = "recall"
@@ -38,6 +39,7 @@ class MemoryUseJobConfig(StorageRoots):
     success: SuccessConfig = field(default_factory=SuccessConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     use_gpu: bool = False
+    parent_run_key: str | None = None
     parent_run_id: str | None = None
 
     def __post_init__(self) -> None:
@@ -84,7 +86,14 @@ def _publish(config: MemoryUseJobConfig, use: MemoryUse) -> None:
     """Numbers and pictures: beside the journals, and in the policy's MLflow run."""
     path = config.directory / use.policy / "memory_use" / "memory_use"
     files = [use.write(path.with_suffix(".json")), *write_plot(use, path)]
-    sink = policy_run(config, config.study, use.policy, config.parent_run_id)
+    sink = policy_run(
+        config,
+        config.study,
+        use.policy,
+        parent_run_key=config.parent_run_key,
+        parent_run_id=config.parent_run_id,
+        renews=True,
+    )
     use.log(sink)
     for file in files:
         sink.log_artifact(file)

@@ -75,9 +75,7 @@ def paired(config: PairedConfig, console: Console) -> tuple[PairedComparison, ..
     comparisons = tuple(
         comparison
         for one, other in combinations(tables, 2)
-        for comparison in compare(
-            one, other, [*tasks.values()], across_protocols=config.across_protocols
-        )
+        for comparison in compare(one, other, [*tasks.values()], across_protocols=config.across_protocols)
     )
     console.print(success_table(tables), comparison_table(comparisons))
     for one, other in combinations(tables, 2):

@@ -6,22 +6,75 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from evaluators.success import SuccessConfig
+from ipvla.experiment import ExperimentConfig
 from ipvla.policy import Policy
+from ipvla.rollout.policy_actor import PolicySource
+from ipvla.sim.fingerprint import fingerprint
 from ipvla.storage import StorageRoots
-from ipvla.tracking import MLflowSink
+from ipvla.tracking import MLflowSink, RunIdentity
+
+#: Aliases in the model registry: the last that was trained, and the one that a sweep chose.
+NEWEST: Final = "newest"
+BEST: Final = "best"
 
 
-def policy_run(roots: StorageRoots, study: str, name: str, parent_run_id: str | None) -> MLflowSink:
-    """The run of policy `name` of `study`, found again by its directory `run_root_dir/study/name`."""
-    return MLflowSink(
+def policy_run(
+    roots: StorageRoots,
+    study: str,
+    name: str,
+    *,
+    parent_run_key: str | None = None,
+    parent_run_id: str | None = None,
+    renews: bool = False,
+) -> MLflowSink:
+    """The run `name` of `study`, found again by its directory `run_root_dir/study/name`; see `RunIdentity`."""
+    identity = RunIdentity(
         roots.mlflow_uri,
-        experiment=study,
-        run_name=name,
-        run_key=str(roots.runs / study / name),
+        study,
+        name,
+        str(roots.runs / study / name),
+        parent_key=parent_run_key,
         parent_run_id=parent_run_id,
+        renews=renews,
     )
+    return MLflowSink(identity, roots.mlflow_spool)
+
+
+def publish(sink: MLflowSink, config: ExperimentConfig, *, register: bool, alias: str = NEWEST) -> None:
+    """Settings, adapters and policy of a finished training as artifacts, and as a version in the model registry.
+
+    The version's tags are `policy_sha256`, `base_sha256` (of `start_from`, if any), `artifact` (whether it is the
+    policy or, that being larger than `tracking.policy_mib`, its adapters) and the fingerprint.
+
+    Args:
+        alias: moved to this version.
+    """
+    directory = config.run_directory
+    sink.log_artifact(directory / "experiment.json")
+    registered = None
+    if config.exports_adapters:
+        registered = "adapters"
+        sink.log_artifact(directory / registered)
+    if _mib(directory / "policy") <= config.tracking.policy_mib:
+        registered = "policy"
+        sink.log_artifact(directory / registered)
+    if register and registered is not None:
+        base = {"base_sha256": _sha256(config.start_from)} if config.start_from else {}
+        own = {"policy_sha256": _sha256(directory / "policy"), "artifact": registered}
+        made_with = {f"fingerprint.{name}": value for name, value in fingerprint().items()}
+        model = config.tracking.model_name(config.study, config.name)
+        sink.register(model, registered, {**own, **base, **made_with}, alias)
+
+
+def _sha256(policy: Path) -> str:
+    return PolicySource(Policy.load, policy).sha256()
+
+
+def _mib(directory: Path) -> float:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) / 2**20
 
 
 def placed(success: SuccessConfig, use_gpu: bool) -> tuple[Callable[[Path], Policy], SuccessConfig]:

@@ -15,11 +15,11 @@ from rich.console import Console
 from evaluators.console import comparison_table, success_table
 from ipvla.experiment import ExperimentConfig
 from ipvla.storage import SOURCE_TREE, StorageRoots
-from ipvla.tracking import MLflowSink
+from ipvla.tracking import MLflowSink, RunIdentity
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
 from ray_jobs.collect import CollectConfig, CollectSummary, collect
-from ray_jobs.evaluate import EvaluateConfig, Evaluation, evaluate, report
+from ray_jobs.evaluate import EvaluateConfig, Evaluation, evaluate, log_comparison, report
 from ray_jobs.progress import CollectionDisplay
 from ray_jobs.settings import parse
 from ray_jobs.side_by_side import train_side_by_side
@@ -60,19 +60,19 @@ class QuickstartConfig(StorageRoots):
     def collection(self) -> CollectConfig:
         return parse(CollectConfig, self.preset("collect"))
 
-    def training_arguments(self, memory: str, parent_run_id: str | None) -> list[str]:
+    def training_arguments(self, memory: str) -> list[str]:
         """Of `ray_jobs.train`; the policies differ in nothing but these names."""
-        parent = ["--parent_run_id", parent_run_id] if parent_run_id else []
         names = ["--study", self.study, "--name", memory, "--model.memory.type", memory]
-        return [*self.preset("train"), *names, *parent]
+        return [*self.preset("train"), *names, "--parent_run_key", str(self.runs / self.study)]
 
     def training(self, memory: str) -> ExperimentConfig:
-        return parse(ExperimentConfig, self.training_arguments(memory, None))
+        return parse(ExperimentConfig, self.training_arguments(memory))
 
-    def evaluation(self, parent_run_id: str | None) -> EvaluateConfig:
+    @property
+    def evaluation(self) -> EvaluateConfig:
         policies = f"[{', '.join(MEMORIES)}]"
         config = parse(EvaluateConfig, [*self.preset("evaluate"), "--study", self.study, "--policies", policies])
-        return replace(config, parent_run_id=parent_run_id)
+        return replace(config, parent_run_key=str(self.runs / self.study))
 
 
 def _summary(
@@ -127,7 +127,7 @@ def main(config: QuickstartConfig) -> None:
         console.print(f"{config.study} is complete; delete {directory} (and its dataset) to run it anew.")
     stopwatch = Stopwatch(directory / "seconds.txt")
     uri = config.mlflow_uri
-    mlflow = MLflowSink(uri, experiment=config.study, run_name=config.study, run_key=str(directory))
+    mlflow = MLflowSink(RunIdentity(uri, config.study, config.study, str(directory)), config.mlflow_spool)
     note = _SMOKE if config.tier == "smoke" else ""
     if note:
         console.print(f"[bold yellow]{note}")
@@ -137,18 +137,20 @@ def main(config: QuickstartConfig) -> None:
             collected = collect(config.collection, display.update)
         stopwatch.read()
         console.rule("2/3  two policies on the same demonstrations: without and with memory")
-        runs = {memory: config.training_arguments(memory, mlflow.run_id) for memory in MEMORIES}
+        runs = {memory: config.training_arguments(memory) for memory in MEMORIES}
         trained = train_side_by_side(runs, console)
         stopwatch.read()
         console.rule("3/3  closed loop on layouts that neither has seen")
-        settings = config.evaluation(mlflow.run_id)
+        settings = config.evaluation
         evaluation = evaluate(settings, console)
+    mlflow.flush()  # so that it has an id
     if not finished.exists():
         summary = _summary(stopwatch.read(), collected, trained, evaluation, mlflow, uri)
         partial = finished.with_suffix(".partial")
         partial.write_text(json.dumps(summary, indent=1))
         partial.replace(finished)
     page = report(settings, evaluation, "Does memory matter? The Recall suite", note)
+    log_comparison(settings, evaluation, mlflow)
     for path in (finished, page):
         mlflow.log_artifact(path)
     mlflow.close()

@@ -24,7 +24,19 @@ from ipvla.storage import StorageRoots
 from ray_jobs import population
 from ray_jobs.search_space import Dimension, require_usable
 from ray_jobs.settings import SettingError, arguments, parse
-from ray_jobs.trial import NEW, OLD, SCORE, STEP, Scoring, flat, play, require_both, rungs, train_to
+from ray_jobs.trial import (
+    NEW,
+    OLD,
+    SCORE,
+    STEP,
+    Scoring,
+    flat,
+    play,
+    play_start,
+    require_both,
+    rungs,
+    train_to,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -110,10 +122,23 @@ class SweepConfig(StorageRoots):
             raise SettingError(f"confirm_seeds: {base.seed} is the trials' own seed; choose others")
 
     def trained(self, suffix: str, values: Mapping[str, Any]) -> ExperimentConfig:
-        """The experiment with these values, as run `NAME-suffix` of the study."""
+        """The experiment with these values, as run `NAME-suffix` of the study, nested under the sweep's.
+
+        Of its policies only the best becomes a model in the registry, which is called STUDY.NAME.
+        """
         config = parse(ExperimentConfig, self._flags(values))
         roots = {f.name: getattr(self, f.name) for f in fields(StorageRoots)}
-        return replace(config, study=self.study, name=f"{self.name}-{suffix}", **roots)
+        tracking = replace(
+            config.tracking, register=False, model=config.tracking.model_name(self.study, self.name)
+        )
+        return replace(
+            config,
+            study=self.study,
+            name=f"{self.name}-{suffix}",
+            parent_run_key=str(self.directory),
+            tracking=tracking,
+            **roots,
+        )
 
     def _flags(self, values: Mapping[str, Any]) -> list[str]:
         return ["--config_path", str(self.experiment), *arguments({**self.settings, **values})]
@@ -139,48 +164,48 @@ class Trial:
     error: str = ""
 
 
-def run_trial(sample: Mapping[str, Any], sweep: SweepConfig, parent_run_id: str | None) -> None:
+def run_trial(sample: Mapping[str, Any], sweep: SweepConfig, before: float | None) -> None:
     """What a trial's process does: trains from checkpoint to checkpoint, and reports what the policy is worth."""
-    config = replace(sweep.trained(tune.get_context().get_trial_id(), sample), parent_run_id=parent_run_id)
+    config = sweep.trained(tune.get_context().get_trial_id(), sample)
     for step in rungs(config):
         policy = train_to(config, step)
-        played = play(config, policy, step, sweep.success, sweep.scoring)
-        tune.report({STEP: step, **sweep.scoring.of(played)})
+        table = play(config, policy, step, sweep.success, sweep.scoring, before)
+        tune.report({STEP: step, **sweep.scoring.of(table)})
 
 
-def run_member(sample: Mapping[str, Any], sweep: SweepConfig, parent_run_id: str | None) -> None:
+def run_member(sample: Mapping[str, Any], sweep: SweepConfig, before: float | None) -> None:
     """`run_trial` of a population: goes on from the checkpoint that Ray Tune gives, its own or another's."""
-
-    def trained(run: str, values: Mapping[str, Any]) -> ExperimentConfig:
-        return replace(sweep.trained(run, values), parent_run_id=parent_run_id)
-
-    member = population.Member(str(tune.get_context().get_trial_id()), 0, sample)
+    trial = str(tune.get_context().get_trial_id())
+    member = population.Member(trial, 0, sample)
     given = tune.get_checkpoint()
     if given is not None:
         theirs = population.Member.of(given)
         member = theirs
         if theirs.values != sample:
-            member = population.Member(
-                f"{tune.get_context().get_trial_id()}-{theirs.step:06d}", theirs.step, sample
-            )
-            population.inherit(trained(theirs.run, theirs.values), theirs.step, trained(member.run, member.values))
-    config = trained(member.run, sample)
+            member = population.Member(f"{trial}-{theirs.step:06d}", theirs.step, sample)
+            donor, heir = (sweep.trained(one.run, one.values) for one in (theirs, member))
+            population.inherit(donor, theirs.step, heir)
+    config = sweep.trained(member.run, sample)
     for step in rungs(config):
         if step > member.step:
-            told = sweep.scoring.of(play(config, train_to(config, step), step, sweep.success))
-            replace(member, step=step).report(told)
+            table = play(config, train_to(config, step), step, sweep.success, sweep.scoring, before)
+            replace(member, step=step).report(sweep.scoring.of(table))
 
 
-def run_sweep(sweep: SweepConfig, parent_run_id: str | None) -> list[Trial]:
-    """Runs the trials that are missing; all of them, in the order in which they began. Ray must be connected."""
+def run_sweep(sweep: SweepConfig) -> list[Trial]:
+    """Runs the trials that are missing; all of them, in the order in which they began. Ray must be connected.
+
+    Before that the policy that they start from plays what they will play: the reference, as run `NAME-start`.
+    """
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")  # what a killed driver may have to look up again
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # or no trial finds a relative `experiment`
     place = sweep.directory / "tune"
     names = list(sweep.space)
+    before = play_start(sweep.trained("start", {}), sweep.success, sweep.scoring)
     moves = sweep.scheduler == "pb2"
     trainable = tune.with_resources(
-        tune.with_parameters(run_member if moves else run_trial, sweep=sweep, parent_run_id=parent_run_id),
+        tune.with_parameters(run_member if moves else run_trial, sweep=sweep, before=before),
         population.driver(sweep.concurrent) if moves else _DRIVER,
     )
     looks = rungs(sweep.trained("check", {}))

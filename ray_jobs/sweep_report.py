@@ -102,7 +102,7 @@ def table(trials: Sequence[Trial], names: Sequence[str]) -> str:
 
 def write_best(config: ExperimentConfig, trial: Trial, path: Path) -> Path:
     """The trial's experiment as a YAML file that `ray_jobs.train` takes as it is, but for where it is kept."""
-    own = {*StorageRoots.__dataclass_fields__, "name", "parent_run_id"}
+    own = {*StorageRoots.__dataclass_fields__, "name", "parent_run_key", "parent_run_id", "tracking"}
     tree = {name: value for name, value in draccus.encode(config).items() if name not in own}
     head = (
         f"# {trial.name}: new {trial.told[NEW]:.2f}, old {trial.told[OLD]:.2f}, score {trial.told[SCORE]:.2f}\n"

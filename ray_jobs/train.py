@@ -10,6 +10,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,15 @@ from ipvla.experiment import ExperimentConfig
 from ipvla.models.lora import save_adapters
 from ipvla.policy import CheckpointError
 from ipvla.policy import state as weights_of
-from ipvla.tracking import ConsoleSink, JsonlSink, MetricSink, Sinks, read_jsonl
+from ipvla.tracking import ConsoleSink, JsonlSink, MLflowSink, Sinks, read_jsonl
+from ipvla.tracking.system_metrics import Place, SystemMonitor
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint, shared
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
 from ipvla.training.target import VLM
 from ray_jobs.cli import Terminated, run
 from ray_jobs.cluster import connect
-from ray_jobs.policy_run import policy_run
+from ray_jobs.policy_run import policy_run, publish
 from ray_jobs.training_failure import EndAtOnce, TrainingError, told_apart
 
 #: In a run's directory: while it is there, the run ends after its next step, with a checkpoint.
@@ -62,7 +64,7 @@ def train_worker(encoded: dict[str, Any]) -> None:
 
 def work(
     config: ExperimentConfig,
-    open_sinks: Callable[[ExperimentConfig, int], MetricSink],
+    open_sinks: Callable[[ExperimentConfig, int], Sinks],
     stop: Callable[[], bool],
 ) -> None:
     """Builds, resumes from the last checkpoint if there is one, trains, exports.
@@ -95,7 +97,8 @@ def work(
 
     try:
         asked = stop if world.rank == 0 else lambda: False
-        train(experiment.state, experiment.lanes, config.training, config.optimizer, world, sink, save, asked)
+        with _watched(config, world, sink.mlflow, lambda: experiment.state.step):
+            train(experiment.state, experiment.lanes, config.training, config.optimizer, world, sink, save, asked)
     except Exception:
         sink.close("FAILED")  # a run that is tried again opens it anew
         raise
@@ -108,6 +111,8 @@ def work(
             vlm = {name.removeprefix(VLM): weight for name, weight in weights.items() if name.startswith(VLM)}
             save_adapters(experiment.policy.model.backbone, config.run_directory / "adapters", vlm)
         experiment.policy.save(config.run_directory / "policy", weights)
+        if sink.mlflow is not None:
+            publish(sink.mlflow, config, register=config.tracking.register)
     sink.close()
 
 
@@ -245,9 +250,28 @@ def _kept(config: ExperimentConfig) -> dict[str, Any]:
     }
 
 
+def _watched(
+    config: ExperimentConfig, world: World, mlflow: MLflowSink | None, step: Callable[[], int]
+) -> AbstractContextManager[object]:
+    """What this worker asks of its machine goes to MLflow meanwhile."""
+    every_s = config.tracking.system_every_s
+    if not every_s:
+        return contextlib.nullcontext()
+    here = ray.train.get_context()
+    gpu = (world.device.index or 0) if world.device.type == "cuda" else None
+    place = Place(world.rank, here.get_node_rank(), here.get_local_rank() == 0, gpu)
+    return SystemMonitor(place, config.run_directory / "system", every_s, step, mlflow)
+
+
 def run_sinks(config: ExperimentConfig, step: int) -> Sinks:
     """Where a run that goes on from this step logs to."""
-    mlflow = policy_run(config, config.study, config.name, config.parent_run_id)
+    mlflow = policy_run(
+        config,
+        config.study,
+        config.name,
+        parent_run_key=config.parent_run_key,
+        parent_run_id=config.parent_run_id,
+    )
     mlflow.log_params(_flat(draccus.encode(config)))
     return Sinks((ConsoleSink(), JsonlSink(config.run_directory / "metrics.jsonl", step), mlflow))
 

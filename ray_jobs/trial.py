@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from evaluators.result_note import result_note
 from evaluators.statistics import wilson_interval
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
@@ -15,7 +16,7 @@ from ipvla.rollout.policy_actor import PolicySource
 from ray_jobs.policy_run import placed, policy_run
 from ray_jobs.train import checkpointed_policy, train_policy
 
-#: What a trial reports: the names in Ray Tune, MLflow and the sweep's table.
+#: What a trial reports: the names in Ray Tune and the sweep's table, and, below `forgetting/`, in MLflow.
 NEW: Final = "new"
 OLD: Final = "old"
 SCORE: Final = "score"
@@ -61,6 +62,11 @@ class Scoring:
         return told
 
 
+def logged(told: Mapping[str, float]) -> dict[str, float]:
+    """What `Scoring.of` says, under the names that MLflow has for it."""
+    return {f"forgetting/{name}": value for name, value in told.items()}
+
+
 def rungs(config: ExperimentConfig) -> tuple[int, ...]:
     """The steps after which a trial is looked at: its checkpoints."""
     training = config.training
@@ -74,20 +80,38 @@ def train_to(config: ExperimentConfig, step: int) -> Path:
 
 
 def play(
-    config: ExperimentConfig, policy: Path, step: int, success: SuccessConfig, scoring: Scoring
+    config: ExperimentConfig,
+    policy: Path,
+    step: int,
+    success: SuccessConfig,
+    scoring: Scoring,
+    before: float | None = None,
 ) -> SuccessTable:
-    """Plays what is missing of the episodes of a policy of this run.
+    """Plays what is missing of the episodes of a policy of this run, and logs to the run's MLflow run.
 
-    The run's MLflow run gets the results, and `sweep/new`, `sweep/old` and `sweep/score` with their intervals.
+    That gets `forgetting/{new, old, score}` beside success.
+
+    Args:
+        before: success on the old tasks before this training: MLflow also gets `forgetting/bwt`, the backward
+            transfer (`evaluators.forgetting`; the old tasks count as one).
     """
     load, success = placed(success, config.use_gpu)
     journal = config.run_directory / f"episodes_{step:06d}_{success.first_layout}.sqlite"
-    sink = policy_run(config, config.study, config.name, config.parent_run_id)
+    sink = policy_run(config, config.study, config.name, parent_run_key=config.parent_run_key, renews=True)
     with success.build(config.cache) as evaluation:
         table = evaluation.run(config.name, PolicySource(load, policy), journal, sink=sink, step=step)
-    sink.log({f"sweep/{name}": value for name, value in scoring.of(table).items()}, step)
+    told = scoring.of(table)
+    sink.log(logged(told) | ({} if before is None else {"forgetting/bwt": told[OLD] - before}), step)
+    sink.note(result_note([table]))
     sink.close()
     return table
+
+
+def play_start(config: ExperimentConfig, success: SuccessConfig, scoring: Scoring) -> float | None:
+    """Success on the old tasks of the policy that this run starts from, if any; logged as the run's, at step 0."""
+    if config.start_from is None:
+        return None
+    return scoring.of(play(config, config.start_from, 0, success, scoring))[OLD]
 
 
 def require_both(success: SuccessConfig, scoring: Scoring) -> None:

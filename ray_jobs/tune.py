@@ -19,12 +19,14 @@ from rich.markdown import Markdown
 
 from evaluators.forgetting import Estimate
 from evaluators.success_table import SuccessTable
+from ipvla.experiment import ExperimentConfig
 from ipvla.tracking import MLflowSink
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
+from ray_jobs.policy_run import BEST, policy_run, publish
 from ray_jobs.sweep import SweepConfig, Trial, claim, run_sweep
 from ray_jobs.sweep_report import best, difference, importances, pareto, plot, table, write_best
-from ray_jobs.trial import play, rungs, train_to
+from ray_jobs.trial import logged, play, rungs, train_to
 
 _SIDES = ("best", "default")
 
@@ -39,16 +41,14 @@ def tune(config: SweepConfig, console: Console) -> dict[str, Any]:
     config.prepare()
     config.require_usable()
     config = claim(config)
-    sink = MLflowSink(
-        config.mlflow_uri, experiment=config.study, run_name=config.name, run_key=str(config.directory)
-    )
+    sink = policy_run(config, config.study, config.name, renews=True)
     try:
         with connect(config):
-            trials = run_sweep(config, sink.run_id)
+            trials = run_sweep(config)
             chosen = best(trials)
             told = _summary(config, trials, chosen)
             console.print(Markdown(told["table"]))
-            confirmed = _confirmed(config, chosen, sink.run_id) if config.confirm_seeds else {}
+            confirmed = _confirmed(config, chosen) if config.confirm_seeds else {}
     except BaseException:
         sink.close("KILLED")
         raise
@@ -67,9 +67,7 @@ def _summary(config: SweepConfig, trials: list[Trial], chosen: Trial) -> dict[st
     }
 
 
-def _confirmed(
-    config: SweepConfig, chosen: Trial, parent_run_id: str | None
-) -> Mapping[str, Mapping[int, SuccessTable]]:
+def _confirmed(config: SweepConfig, chosen: Trial) -> Mapping[str, Mapping[int, SuccessTable]]:
     """Best and default, trained with each of the fresh seeds and played on fresh layouts."""
     success = replace(config.success, first_layout=config.confirm_first_layout)
     values = dict(zip(_SIDES, (chosen.values, {}), strict=True))
@@ -77,7 +75,7 @@ def _confirmed(
     for seed in config.confirm_seeds:
         for side in _SIDES:
             run = config.trained(f"{side}-{seed}", values[side])
-            run = replace(run, seed=seed, lanes=replace(run.lanes, seed=seed), parent_run_id=parent_run_id)
+            run = replace(run, seed=seed, lanes=replace(run.lanes, seed=seed))
             last = rungs(run)[-1]
             tables[side][seed] = play(run, train_to(run, last), last, success, config.scoring)
     return tables
@@ -99,7 +97,7 @@ def _publish(
 ) -> None:
     """Files in the sweep's directory, and all of it in the sweep's MLflow run."""
     place = config.directory
-    experiment = config.trained(chosen.name, chosen.values)
+    experiment = replace(config.trained("best", chosen.values), name=chosen.name)
     (place / "sweep.json").write_text(json.dumps(told, indent=1))
     text = report(config, told)
     (place / "report.md").write_text(text + "\n")
@@ -110,10 +108,18 @@ def _publish(
         place / "report.md",
     ]
     sink.log_params({"trials": config.trials, "search": config.search, "scheduler": config.scheduler})
-    sink.log({f"sweep/{name}": value for name, value in chosen.told.items()}, step=0)
+    sink.log(logged(chosen.told), chosen.step)
     for file in files:
         sink.log_artifact(file)
     sink.note(text)
+    sink.close()
+    _register(experiment)
+
+
+def _register(chosen: ExperimentConfig) -> None:
+    """The best trial's policy, as the best version of the sweep's model."""
+    sink = policy_run(chosen, chosen.study, chosen.name, parent_run_key=chosen.parent_run_key, renews=True)
+    publish(sink, chosen, register=True, alias=BEST)
     sink.close()
 
 

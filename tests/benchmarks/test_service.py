@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from benchmarks.service import ServiceStudy, targets
 from benchmarks.service_sweep import KilledSweep, evidence, figures
@@ -22,7 +23,7 @@ from benchmarks.service_training import (
     BARE,
     TRAINER,
     StepTimes,
-    Timed,
+    TimedMLflowSink,
     Turn,
     TurnsConfig,
     bare_loop,
@@ -32,7 +33,7 @@ from benchmarks.service_training import (
 from ipvla.experiment import ExperimentConfig
 from ipvla.policy import Policy
 from ipvla.rollout.journal import Journal
-from ipvla.tracking import JsonlSink, MLflowSink, Sinks
+from ipvla.tracking import MLflowSink, RunIdentity, Sinks
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
 from ipvla.types import EpisodeResult, EpisodeSpec
@@ -176,12 +177,13 @@ def test_the_bare_loop_takes_the_same_step(make_experiment: Make, tmp_path: Path
 
 
 def test_a_timed_sink_logs_all_the_same(tmp_path: Path) -> None:
-    timed = Timed(JsonlSink(tmp_path / "metrics.jsonl"))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    timed = TimedMLflowSink.of(MLflowSink(RunIdentity(uri, "study", "run", "runs/run"), tmp_path / "spool"))
     timed.log({"train/loss": 1.0}, 1)
     timed.close()
     assert timed.calls == 2
     assert timed.seconds > 0
-    assert "train/loss" in (tmp_path / "metrics.jsonl").read_text()
+    assert MlflowClient(uri).get_run(timed.run_id).data.metrics == {"train/loss": 1.0}
 
 
 def test_trials_start_from_the_base_of_the_forgetting_study(tmp_path: Path) -> None:

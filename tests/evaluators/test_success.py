@@ -4,6 +4,7 @@ import pytest
 
 from evaluators.paired import compare
 from evaluators.report import Report
+from evaluators.result_note import result_note
 from evaluators.success import SuccessConfig, SuccessEvaluation
 from evaluators.videos import Video
 from ipvla.rollout.journal import Journal, JournalError
@@ -29,7 +30,9 @@ def policy(directory: Path, load) -> PolicySource:
     return PolicySource(load, directory)
 
 
-@pytest.mark.parametrize("field", ["camera_size", "num_simulators", "max_attempts", "policy_replicas", "policy_lease_s"])
+@pytest.mark.parametrize(
+    "field", ["camera_size", "num_simulators", "max_attempts", "policy_replicas", "policy_lease_s"]
+)
 def test_a_configuration_that_can_run_nothing_is_refused(field):
     with pytest.raises(ValueError, match=f"{field} is 0; pass {field} >= 1"):
         SuccessConfig(**{field: 0})
@@ -139,7 +142,10 @@ def test_an_evaluation_from_simulators_to_report(tmp_path, ray_cluster):
         gru = evaluation.run("gru", remembers, journal, sink=JsonlSink(tmp_path / "gru.jsonl"))
         assert [(row.name, row.k, row.n) for row in gru.families] == [("ground", 4, 6), ("recall", 4, 6)]
         (logged,) = read_jsonl(tmp_path / "gru.jsonl")
-        assert logged["success/recall"] == logged["success/task/recall_go"] == pytest.approx(2 / 3)
+        suite = f"success/{SUITE.name}"
+        of_recall = (logged[suite], logged[f"{suite}/recall_go"], logged[f"{suite}/family/recall"])
+        assert of_recall == pytest.approx((2 / 3,) * 3)
+        assert logged[f"{suite}/low"] < logged[suite] < logged[f"{suite}/high"]
         assert gru.fingerprint["protocol"] == str(load_protocol("recall"))
 
         again = evaluation.run("gru", remembers, journal, on_status=lambda status: shown.append(status.new))
@@ -151,6 +157,9 @@ def test_an_evaluation_from_simulators_to_report(tmp_path, ray_cluster):
         none = evaluation.run("none", left, tmp_path / "none.sqlite")
         comparisons = compare(none, gru, evaluation.tasks)
         assert [(c.pairs, c.only_first, c.only_second) for c in comparisons] == [(6, 0, 2)] * 2
+        note = result_note([none, gru], comparisons)
+        assert "| recall | 2/6  0.33 (0.10-0.70) | 4/6  0.67 (0.30-0.90) | " in note
+        assert "| recall | none - gru | 6 | -0.33 (" in note
 
         videos = evaluation.record(gru, journal, 1, tmp_path / "videos")
         assert [(v.task, v.trial, v.outcome) for v in videos] == [

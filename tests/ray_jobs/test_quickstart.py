@@ -73,11 +73,12 @@ def test_an_interrupted_quickstart_continues_to_its_end(tmp_path: Path) -> None:
     client = MlflowClient(mlflow["tracking_uri"])
     parent = client.get_run(mlflow["run_ids"]["quickstart"])
     assert {a.path for a in client.list_artifacts(parent.info.run_id)} >= {"report.html", "summary.json"}
+    assert "| recall | " in parent.data.tags["mlflow.note.content"]
     for memory in ("none", "gru"):
         child = client.get_run(mlflow["run_ids"][memory])
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.info.status == "FINISHED"
         assert child.data.params["model.memory.type"] == memory
-        assert child.data.metrics["success/recall"] == summary["success"][memory]["recall"]["rate"]
+        assert child.data.metrics["success/recall/family/recall"] == summary["success"][memory]["recall"]["rate"]
         losses = client.get_metric_history(child.info.run_id, "train/loss")
         assert [m.step for m in losses] == [5, 10, 15, 20], "logged once per step, over both starts"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow import MlflowClient
 from rich.console import Console
 
 from evaluators.success import SuccessConfig
@@ -22,6 +22,7 @@ from ipvla.data.rlds import write_rlds
 from ipvla.experiment import ExperimentConfig
 from ipvla.sim.simulator import Task
 from ipvla.storage import SOURCE_TREE
+from ipvla.training.parallel import World
 from ipvla.types import EpisodeResult, EpisodeSpec
 from ray_jobs.search_space import Dimension, require_usable
 from ray_jobs.settings import SettingError, arguments, parse
@@ -207,11 +208,33 @@ def test_every_trial_is_in_the_table_and_the_plot(tmp_path: Path) -> None:
     assert plot(trials, trials[0], tmp_path / "p.png").stat().st_size > 5000
 
 
+def in_mlflow(config: SweepConfig, finished: dict[str, Any]) -> None:
+    """One experiment; the sweep, with its table; below it the trial that could begin, which is the best model."""
+    client = MlflowClient(config.mlflow_uri)
+    experiment = client.get_experiment_by_name(config.study)
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"sweep", "sweep-start", finished["name"]}
+    before = runs.pop("sweep-start").data.metrics["forgetting/old"]
+    sweep, trained = runs["sweep"], runs[finished["name"]]
+    assert trained.data.tags["mlflow.parentRunId"] == sweep.info.run_id
+    assert finished["name"] in sweep.data.tags["mlflow.note.content"]
+    for run in runs.values():
+        assert run.data.metrics["forgetting/score"] == finished["told"]["score"]
+    assert "success/recall/ground_red" in trained.data.metrics
+    assert trained.data.metrics["forgetting/bwt"] == finished["told"]["old"] - before
+    assert {file.path for file in client.list_artifacts(sweep.info.run_id)} >= {"report.md", "pareto.png"}
+    assert {file.path for file in client.list_artifacts(trained.info.run_id)} >= {"experiment.json", "policy"}
+    model = client.get_model_version_by_alias(f"{config.study}.{config.name}", "best")
+    assert model.run_id == trained.info.run_id
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_sweep_of_real_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial that raises and one whose loss is not a number fail alone: that is told, and another is the best."""
     write_rlds(tmp_path / "datasets", "cue", [cue_episode(seed) for seed in range(8)], 16)
+    roots = ["--storage_root", str(tmp_path)]
     experiment = tmp_path / "experiment.yaml"
     experiment.write_text(
         "data: {dataset: cue, image_size: 64, cache_gib: 0.1}\n"
@@ -220,10 +243,13 @@ def test_a_sweep_of_real_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "optimizer: {warmup_steps: 1}\n"
         "training: {steps: 3, checkpoint_every: 3, log_every: 1, precision: fp32}\n"
     )
+    start = tmp_path / "start"
+    parse(ExperimentConfig, ["--config_path", str(experiment), *roots]).build(World()).policy.save(start)
     monkeypatch.chdir(tmp_path)
     config = SweepConfig(
         storage_root=tmp_path,
         experiment=Path(experiment.name),
+        settings={"start_from": str(start)},
         space={
             "data.dataset": Dimension(choices=("cue", "nothing")),
             "optimizer.lr": Dimension(choices=(1e-3, 1e30)),
@@ -252,5 +278,6 @@ def test_a_sweep_of_real_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert tune(config, Console(quiet=True))["best"] == told["best"]
     assert trained.stat().st_mtime_ns == before, "nothing is repeated"
     assert json.loads((config.directory / "sweep.json").read_text())["best"] == told["best"]
+    in_mlflow(config, finished)
     with pytest.raises(SettingError, match="holds a sweep with other settings"):
         tune(replace(config, trials=4), Console(quiet=True))

@@ -1,0 +1,22 @@
+"""Where metrics go: the console, a JSONL file, MLflow. A run logs to several through `Sinks`."""
+
+from ipvla.tracking.mlflow_run import require_usable
+from ipvla.tracking.mlflow_sink import MLflowSink
+from ipvla.tracking.mlflow_spool import RunIdentity
+from ipvla.tracking.mlflow_sync import Synced, sync
+from ipvla.tracking.settings import TrackingConfig
+from ipvla.tracking.sinks import ConsoleSink, JsonlSink, MetricSink, Sinks, read_jsonl
+
+__all__ = [
+    "ConsoleSink",
+    "JsonlSink",
+    "MLflowSink",
+    "MetricSink",
+    "RunIdentity",
+    "Sinks",
+    "Synced",
+    "TrackingConfig",
+    "read_jsonl",
+    "require_usable",
+    "sync",
+]

@@ -1,0 +1,181 @@
+"""What MLflow has not got yet: a file per sink, written before anything is sent."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, Self
+
+#: One thing to be sent; `ipvla.tracking.mlflow_run.MLflowRun.send` says which there are.
+Record = Mapping[str, Any]
+
+
+class SpoolError(ValueError):
+    """A spool file cannot be read."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Which MLflow run it is, whether or not it exists there yet.
+
+    Attributes:
+        tracking_uri: where it belongs.
+        experiment: by name.
+        name: what the UI shows.
+        key: names the run for ever, e.g. the run directory; kept as the tag `ipvla.run_key`.
+        parent_key: the key of the run that it is nested under, which may come into being later than this one.
+        parent_run_id: the MLflow id of such a run, where another program made it.
+        tags: of a new run.
+        renews: of two values of one metric at one step, by two processes, the later counts (an evaluation that has
+            played more); otherwise the earlier (a training that goes on from a checkpoint).
+        started_ms: since the epoch.
+    """
+
+    tracking_uri: str
+    experiment: str
+    name: str
+    key: str
+    parent_key: str | None = None
+    parent_run_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    renews: bool = False
+    started_ms: int = field(default_factory=lambda: int(time.time() * 1000))
+
+    @property
+    def run(self) -> tuple[str, str, str]:
+        """The same for every process that has a part in the run."""
+        return self.tracking_uri, self.experiment, self.key
+
+
+class Spool:
+    """The records of one sink, in order; only the process that has it open sends them.
+
+    A record is on disk (the kernel has it) when `append` returns, and the file stays until all of it is delivered.
+    """
+
+    def __init__(self, path: Path, file: IO[bytes], identity: RunIdentity) -> None:
+        self.path, self.identity = path, identity
+        self._file, self._guard = file, threading.Lock()
+        self._begin = self._delivered = len(_line(asdict(identity)))
+
+    @classmethod
+    def create(cls, directory: Path, identity: RunIdentity) -> Self:
+        """A new file in `directory`, whose name tells when it was begun."""
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"{time.time_ns():020d}-{socket.gethostname()}-{os.getpid()}.jsonl"
+        unfinished = path.with_suffix(".unfinished")
+        # A tracking URI may hold a password.
+        file = os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "rb+", buffering=0)
+        _lock(file)
+        file.write(_line(asdict(identity)))
+        unfinished.rename(path)
+        return cls(path, file, identity)
+
+    @classmethod
+    def take(cls, path: Path) -> Self | None:
+        """What a process left behind; None if that is still at it, or somebody else is.
+
+        Raises:
+            SpoolError: the file is damaged.
+        """
+        try:
+            file = path.open("rb+", buffering=0)
+        except FileNotFoundError:  # delivered in this moment
+            return None
+        if not _lock(file) or not path.exists():
+            file.close()
+            return None
+        try:
+            return cls(path, file, _identity(path, file.readline()))
+        except SpoolError:
+            file.close()
+            raise
+
+    def append(self, record: Record) -> None:
+        with self._guard:
+            self._file.seek(0, os.SEEK_END)
+            self._file.write(_line(record))
+
+    def undelivered(self) -> list[tuple[Record, int]]:
+        """Each complete record, and the offset where it ends.
+
+        Raises:
+            SpoolError: the file is damaged.
+        """
+        with self._guard:
+            self._file.seek(self._delivered)
+            text = self._file.read()
+        found, end = [], self._delivered
+        for line in text[: text.rfind(b"\n") + 1].splitlines(keepends=True):
+            end += len(line)
+            try:
+                found.append((json.loads(line), end))
+            except ValueError as error:
+                raise SpoolError(f"{self.path} is damaged before byte {end} ({error}); move it away") from None
+        return found
+
+    def deliver(self, end: int) -> None:
+        """Everything up to `end` has arrived; once that is all, the file holds the run's identity alone."""
+        with self._guard:
+            self._delivered = end
+            if end == self._file.seek(0, os.SEEK_END):
+                self._file.truncate(self._begin)
+                self._delivered = self._begin
+
+    def close(self, *, delete: bool) -> None:
+        if delete:
+            self.path.unlink(missing_ok=True)
+        self._file.close()
+
+
+def spooled(directory: Path) -> list[Path]:
+    """The files there, the first that was begun first."""
+    return sorted(directory.glob("*.jsonl"))
+
+
+def identity_of(path: Path) -> RunIdentity | None:
+    """Whose file it is; None if it is gone. SpoolError if it is damaged."""
+    try:
+        with path.open("rb") as file:
+            return _identity(path, file.readline())
+    except FileNotFoundError:
+        return None
+
+
+@contextlib.contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """One process at a time."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("ab") as file:
+        with contextlib.suppress(OSError):  # some network file systems cannot lock
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _identity(path: Path, line: bytes) -> RunIdentity:
+    try:
+        return RunIdentity(**json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise SpoolError(f"{path} is not a spool of MLflow records ({error}); move it away") from None
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Marks the file as in use for as long as it is open; False if another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)  # file systems that cannot lock do not refuse
+    return True
