@@ -68,8 +68,6 @@ class SystemMonitor:
         self._thread = threading.Thread(target=self._work, name="system-metrics", daemon=True)
 
     def __enter__(self) -> Self:
-        self._process.cpu_percent()  # shares of time are counted from here on
-        psutil.cpu_percent()
         if self._sink is None:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._own.write_text("")
@@ -85,6 +83,8 @@ class SystemMonitor:
         return self._directory / f"worker_{self._place.rank}.jsonl"
 
     def _work(self) -> None:
+        self._process.cpu_percent()  # shares of time are counted from here on, by psutil for each thread
+        psutil.cpu_percent()
         while not self._stop.wait(self._every_s):
             self._look()
         self._look()

@@ -9,12 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import draccus
 import numpy as np
 import numpy.typing as npt
 import pytest
+from mlflow import MlflowClient
 from rich.console import Console
 
 from evaluators.success import SuccessConfig
@@ -119,6 +121,19 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(root: Path, tmp_path:
     told = json.loads((root / "runs" / "recall" / "success.json").read_text())["policies"]["again"]
     assert told["fingerprint"] == undisturbed.fingerprint
     assert {name: row["n"] for name, row in told["tasks"].items()} == EPISODES
+
+    main(replace(settings(root, "gru"), policies=("gru", "again")))  # nothing is left to play
+    client = MlflowClient(settings(root, "gru").mlflow_uri)
+    found = client.search_runs([client.get_experiment_by_name("recall").experiment_id])
+    runs = {run.info.run_name: run for run in found}
+    assert set(runs) == {"gru", "again", "evaluation-recall-gru-again"}
+    assert all("| ground | " in run.data.tags["mlflow.note.content"] for run in found)
+    assert (
+        "| place | gru - again | 2 | +0.00 ("
+        in runs["evaluation-recall-gru-again"].data.tags["mlflow.note.content"]
+    )
+    files = client.list_artifacts(runs["evaluation-recall-gru-again"].info.run_id)
+    assert {file.path for file in files} == {"report.html", "success.json", "success_recall.png"}
 
 
 def test_what_an_evaluation_can_show_is_told_before_it_runs() -> None:
