@@ -123,10 +123,10 @@ def test_what_results_depend_on_is_compared_among_those_that_have_results() -> N
 
 def test_a_scatter_has_a_point_for_each_run_with_both_metrics() -> None:
     runs = [run(str(n), {**PLAYED, "forgetting/bwt": -n / 10}) for n in range(3)]
-    figure = scatter([*runs, run("parent")], "success/place", "forgetting/bwt")
+    figure = scatter([*runs, run("twin", runs[0].metrics), run("parent")], "success/place", "forgetting/bwt")
     assert figure is not None
     axes = figure.axes[0]
-    assert sorted(text.get_text() for text in axes.texts) == ["0", "1", "2"]
+    assert sorted(text.get_text() for text in axes.texts) == ["0\ntwin", "1", "2"]
     assert axes.get_ylabel() == "forgetting/bwt"
     assert axes.get_xlabel().startswith("success/place (with")
     assert scatter([run("parent")], "success/place", "forgetting/bwt") is None
