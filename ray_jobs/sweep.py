@@ -135,8 +135,7 @@ def run_trial(sample: Mapping[str, Any], sweep: SweepConfig, parent_run_id: str 
     config = replace(sweep.trained(tune.get_context().get_trial_id(), sample), parent_run_id=parent_run_id)
     for step in rungs(config):
         policy = train_to(config, step)
-        played = play(config, policy, step, sweep.success, sweep.scoring)
-        tune.report({STEP: step, **sweep.scoring.of(played)})
+        tune.report({STEP: step, **sweep.scoring.of(play(config, policy, step, sweep.success))})
 
 
 def run_sweep(sweep: SweepConfig, parent_run_id: str | None) -> list[Trial]:

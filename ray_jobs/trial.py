@@ -73,19 +73,13 @@ def train_to(config: ExperimentConfig, step: int) -> Path:
     return checkpointed_policy(config, step)
 
 
-def play(
-    config: ExperimentConfig, policy: Path, step: int, success: SuccessConfig, scoring: Scoring
-) -> SuccessTable:
-    """Plays what is missing of the episodes of a policy of this run.
-
-    The run's MLflow run gets the results, and `sweep/new`, `sweep/old` and `sweep/score` with their intervals.
-    """
+def play(config: ExperimentConfig, policy: Path, step: int, success: SuccessConfig) -> SuccessTable:
+    """Plays what is missing of the episodes of a policy of this run, and logs to the run's MLflow run."""
     load, success = placed(success, config.use_gpu)
     journal = config.run_directory / f"episodes_{step:06d}_{success.first_layout}.sqlite"
     sink = policy_run(config, config.study, config.name, config.parent_run_id)
     with success.build(config.cache) as evaluation:
         table = evaluation.run(config.name, PolicySource(load, policy), journal, sink=sink, step=step)
-    sink.log({f"sweep/{name}": value for name, value in scoring.of(table).items()}, step)
     sink.close()
     return table
 

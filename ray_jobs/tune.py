@@ -79,7 +79,7 @@ def _confirmed(
             run = config.trained(f"{side}-{seed}", values[side])
             run = replace(run, seed=seed, lanes=replace(run.lanes, seed=seed), parent_run_id=parent_run_id)
             last = rungs(run)[-1]
-            tables[side][seed] = play(run, train_to(run, last), last, success, config.scoring)
+            tables[side][seed] = play(run, train_to(run, last), last, success)
     return tables
 
 
