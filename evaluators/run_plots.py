@@ -16,7 +16,7 @@ from evaluators.run_table import number, short_names
 from evaluators.tracked_runs import TrackedRun, labels
 
 _NAMED = 12  # points that have room for their names
-_DECADES = 1.5  # an axis of positive numbers that spans more is logarithmic
+_DECADES = 1.0  # an axis of positive numbers that spans more is logarithmic
 _WIDEST = 10  # characters of a value beside an axis
 
 
@@ -27,6 +27,7 @@ def scatter(runs: Sequence[TrackedRun], x: str, y: str) -> Figure | None:
         return None
     figure = Figure(figsize=(6.5, 5), layout="constrained")
     axes = figure.add_subplot()
+    named: dict[tuple[float, float], list[str]] = {}  # several runs may lie on one point
     for place, (label, run) in enumerate(pairs):
         at = run.metrics[x], run.metrics[y]
         axes.errorbar(
@@ -38,8 +39,9 @@ def scatter(runs: Sequence[TrackedRun], x: str, y: str) -> Figure | None:
             elinewidth=0.8,
             alpha=0.8,
         )
-        if len(pairs) <= _NAMED:
-            axes.annotate(label, at, (5, 5), textcoords="offset points", fontsize=8)
+        named.setdefault(at, []).append(label)
+    for at, names in named.items() if len(pairs) <= _NAMED else ():
+        axes.annotate("\n".join(names), at, (5, 5), textcoords="offset points", fontsize=8)
     axes.set(xlabel=_with_ends(runs, x), ylabel=_with_ends(runs, y))
     axes.grid(alpha=0.3)
     return figure

@@ -21,9 +21,10 @@ from evaluators.tracked_runs import FINGERPRINT, TrackedRun, labels
 from ipvla.storage import StorageRoots
 
 #: What a comparison is about, in this order.
-RESULTS: Final = ("sweep/", "success/", "forgetting/", "probe/", "gain/")
+RESULTS: Final = ("forgetting/", "success/", "probe/", "gain/")
 #: Where and under which name a run was made, and how far it was to go for then, say nothing of what it does.
 _OWN = {*StorageRoots.__dataclass_fields__, "name", "study", "parent_run_id", "parent_run_key", "training.until"}
+_ASIDE = (FINGERPRINT, "tracking.")
 _LONGEST = 32  # characters of a value on the console
 _ABREAST = 4  # so many runs are columns, more are rows
 
@@ -122,12 +123,12 @@ def shared_metrics(runs: Sequence[TrackedRun]) -> list[str]:
         name for name in without_ends(counts) if name.startswith(RESULTS) and counts[name] >= min(len(runs), 2)
     ]
     kinds = {name: next(i for i, prefix in enumerate(RESULTS) if name.startswith(prefix)) for name in found}
-    return sorted(found, key=lambda name: (kinds[name], name.count("/"), name))
+    return sorted(found, key=lambda name: (name.count("/"), kinds[name], name))
 
 
 def opposed(metrics: Sequence[str]) -> tuple[str, str] | None:
     """What was learned and what was kept, as far as names tell; else the first two. None if there are not two."""
-    kept = [name for name in metrics if name.startswith("forgetting/") or name.endswith(("/old", "/retention"))]
+    kept = [name for name in metrics if name.endswith(("/bwt", "/old", "/retention"))]
     new = [name for name in metrics if name.endswith("/new")]
     up = [*kept, *metrics[1:]]
     across = [name for name in (*new, *metrics) if up and name != up[0]]
@@ -149,7 +150,7 @@ def differing_parameters(runs: Sequence[TrackedRun]) -> list[str]:
     values: dict[str, set[str]] = {}
     for run in runs:
         for name, value in run.params.items():
-            if name not in _OWN and not name.startswith(FINGERPRINT):
+            if name not in _OWN and not name.startswith(_ASIDE):
                 values.setdefault(name, set()).add(value)
     parents = {name[:dot] for name in values for dot, mark in enumerate(name) if mark == "."}
     groups = {name for name, found in values.items() if found == {"None"} and name in parents}

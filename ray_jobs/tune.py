@@ -77,7 +77,7 @@ def _confirmed(config: SweepConfig, chosen: Trial) -> Mapping[str, Mapping[int, 
             run = config.trained(f"{side}-{seed}", values[side])
             run = replace(run, seed=seed, lanes=replace(run.lanes, seed=seed))
             last = rungs(run)[-1]
-            tables[side][seed] = play(run, train_to(run, last), last, success, config.scoring)
+            tables[side][seed] = play(run, train_to(run, last), last, success)
     return tables
 
 

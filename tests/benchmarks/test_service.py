@@ -108,7 +108,8 @@ def test_whatever_is_done_again_changes_what_a_trial_left(tmp_path: Path) -> Non
     checkpoint.write_text("{}")
     sink = JsonlSink(run / "metrics.jsonl")
     sink.log({"train/loss": 1.0}, 1)
-    tracked = MLflowSink(uri, experiment="s", run_name="run", run_key=str(run))
+    tracked = MLflowSink(RunIdentity(uri, "s", "run", str(run)), tmp_path / "spool")
+    tracked.flush()
     with Journal(run / "episodes_000003_0.sqlite", {}) as journal:
         journal.record(DONE)
         seen = [evidence(run, uri)]

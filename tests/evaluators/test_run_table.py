@@ -51,9 +51,9 @@ def test_a_value_is_told_with_its_interval(metrics: dict[str, float], cell: str)
 def test_shown_are_the_results_that_two_runs_have() -> None:
     a = run("a", {**PLAYED, "success/s/task": 1.0, "train/loss": 0.1, "probe/d": 0.2, "gain/beta": 1.0})
     b = run("b", {**PLAYED, "success/s/task": 0.0, "train/loss": 0.2, "probe/d": 0.1})
-    parent = run("parent", {"sweep/score": 0.3})
-    assert shared_metrics([a, b, parent]) == ["success/place", "success/s/task", "probe/d"]
-    assert shared_metrics([a])[-1] == "gain/beta", "a single run shares all"
+    parent = run("parent", {"forgetting/score": 0.3})
+    assert shared_metrics([a, b, parent]) == ["success/place", "probe/d", "success/s/task"]
+    assert shared_metrics([a])[2] == "gain/beta", "a single run shares all"
 
 
 def test_shown_are_the_parameters_in_which_runs_differ() -> None:
@@ -110,7 +110,7 @@ def test_csv_and_json_hold_the_numbers(tmp_path) -> None:
 
 def test_what_was_learned_is_set_against_what_was_kept() -> None:
     assert opposed(["success/place", "success/new", "forgetting/bwt"]) == ("success/new", "forgetting/bwt")
-    assert opposed(["sweep/new", "sweep/old"]) == ("sweep/new", "sweep/old")
+    assert opposed(["forgetting/new", "forgetting/old"]) == ("forgetting/new", "forgetting/old")
     assert opposed(["success/a", "success/b"]) == ("success/a", "success/b")
     assert opposed(["success/a"]) is None
 
@@ -123,10 +123,10 @@ def test_what_results_depend_on_is_compared_among_those_that_have_results() -> N
 
 def test_a_scatter_has_a_point_for_each_run_with_both_metrics() -> None:
     runs = [run(str(n), {**PLAYED, "forgetting/bwt": -n / 10}) for n in range(3)]
-    figure = scatter([*runs, run("parent")], "success/place", "forgetting/bwt")
+    figure = scatter([*runs, run("twin", runs[0].metrics), run("parent")], "success/place", "forgetting/bwt")
     assert figure is not None
     axes = figure.axes[0]
-    assert sorted(text.get_text() for text in axes.texts) == ["0", "1", "2"]
+    assert sorted(text.get_text() for text in axes.texts) == ["0\ntwin", "1", "2"]
     assert axes.get_ylabel() == "forgetting/bwt"
     assert axes.get_xlabel().startswith("success/place (with")
     assert scatter([run("parent")], "success/place", "forgetting/bwt") is None

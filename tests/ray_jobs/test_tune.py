@@ -17,7 +17,6 @@ from rich.console import Console
 
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable, tabulate
-from evaluators.tracked_runs import RunStore
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import ExperimentConfig
 from ipvla.sim.simulator import Task
@@ -270,9 +269,6 @@ def test_a_sweep_of_real_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "lower optimizer.lr" in diverged["error"]
     finished = trials["cue", 1e-3]
     assert (finished["status"], told["best"]) == ("finished", finished["name"])
-    store = RunStore(config.mlflow_uri)
-    (tracked,) = store.find(store.studies(), f"attributes.run_name = '{finished['name']}'")
-    assert {name: tracked.metrics[f"sweep/{name}"] for name in finished["told"]} == finished["told"]
     trained = config.directory.with_name(finished["name"]) / "metrics.jsonl"
     before = trained.stat().st_mtime_ns
     assert tune(config, Console(quiet=True))["best"] == told["best"]
