@@ -302,8 +302,9 @@ def main(study: RolloutStudy) -> None:
     with placed(study, study.quick) as here, connect(here) if study.quick else nullcontext():
         for part in study.parts:
             console.rule(part)
+            run_of_part = this_run()  # as it began
             with nullcontext() if part == "pictures" else connect(here):
-                figures[part] = {**measure(here, part, console), "run": this_run()}
+                figures[part] = {**measure(here, part, console), "run": run_of_part}
             if not study.quick:  # what the parts after this one come to does not matter to it
                 console.print(f"written to {write_record('rollout', [], figures, targets(figures))}")
     console.print(Markdown("\n".join(target_rows([target.to_dict() for target in targets(figures)]))))
