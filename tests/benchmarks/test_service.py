@@ -33,7 +33,7 @@ from benchmarks.service_training import (
 from ipvla.experiment import ExperimentConfig
 from ipvla.policy import Policy
 from ipvla.rollout.journal import Journal
-from ipvla.tracking import MLflowSink, RunIdentity, Sinks
+from ipvla.tracking import JsonlSink, MLflowSink, RunIdentity, Sinks
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
 from ipvla.types import EpisodeResult, EpisodeSpec
