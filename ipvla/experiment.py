@@ -99,7 +99,6 @@ class ExperimentConfig(StorageRoots):
                 "training.activation_checkpointing runs layers twice, and this backbone's layers add to the cache "
                 "that model.memory keeps; set it to false, or choose another memory"
             )
-
         if self.training.sharding == "fsdp":
             self._check_sharding()
 

@@ -52,17 +52,18 @@ def shard(rank: int, configs: dict[str, ExperimentConfig], directory: Path) -> N
         experiment = config.build(world)
         state = experiment.state
         assert all(is_sharded(p) for p in state.model.parameters()), name
-        for until in (STOP, config.training.steps):
+        for until in sorted({STOP, config.training.steps}):
             finish(experiment, replace(config, training=replace(config.training, until=until)), log, world)
             save_checkpoint(directory / name / str(until), state, experiment.policy, world, config.identity)
         gains = state.protection and state.protection.gains
-        torch.save((losses(log), gains), directory / f"{name}-{rank}.pt")
+        torch.save((told(log), gains), directory / f"{name}-{rank}.pt")
     dist.destroy_process_group()
 
 
-def losses(log: Log) -> torch.Tensor:
-    """Means of two steps each."""
-    return torch.tensor([line["train/loss"] for step, line in log.lines if "train/loss" in line and step % 2 == 0])
+def told(log: Log) -> torch.Tensor:
+    """Losses of a worker's own lanes and norms of the gradient, means of two steps each."""
+    lines = [line for _, line in log.lines if "train/loss" in line]
+    return torch.tensor([[line[f"train/{name}"] for name in ("loss", "grad_norm")] for line in lines])
 
 
 @pytest.mark.slow
@@ -85,6 +86,8 @@ def test_two_workers_with_sharded_weights_train_what_one_does(tuned: ExperimentC
     )
     ones[FULL] = replace(tuned, model=replace(tuned.model, lora=None))
     ones[CACHED] = replace(tuned, model=replace(model, memory=KVMemoryConfig(length=4)))
+    short = replace(tuned.training, steps=STOP)
+    ones |= {name: replace(ones[name], training=short) for name in ("idle", FULL, CACHED)}
     halves = {
         name: replace(
             config,
@@ -101,7 +104,7 @@ def test_two_workers_with_sharded_weights_train_what_one_does(tuned: ExperimentC
             torch.load(tmp_path / f"{name}-{r}.pt", weights_only=False) for r in (0, 1)
         )
         torch.testing.assert_close(
-            (first + second) / 2, losses(log), rtol=1e-3, atol=0, msg=lambda m, n=name: f"{n}: {m}"
+            (first + second) / 2, told(log), rtol=1e-3, atol=0, msg=lambda m, n=name: f"{n}: {m}"
         )
         assert gains == others, f"{name}: one reading for all workers"
         if name == FULL:
