@@ -326,10 +326,10 @@ def test_the_policy_is_a_real_one_and_always_the_same(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_an_answer_takes_beyond_the_policy_is_measured(tmp_path: Path) -> None:
-    """Two passes over 64 MB, in and out of the batch, take some ms; none of the policy's 300 ms may be left."""
+    """32 MB of memory, into the batch and out of it, take some ms; nothing of the policy's 500 ms may be left."""
     for callers in (1, 2):
-        overhead = act_overhead_ms(callers, 10, tmp_path, IdlePolicies(act_s=0.3, width=2**24))
-        assert 5 < overhead < 250
+        overhead = act_overhead_ms(callers, 4, tmp_path, IdlePolicies(act_s=0.5, width=2**23))
+        assert 4 < overhead < 400
 
 
 def test_a_study_of_nothing_is_refused() -> None:
