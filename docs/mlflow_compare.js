@@ -22,7 +22,7 @@ async function main() {
     runs.every((run) => Number.isFinite(value(run, name))) && new Set(runs.map((run) => value(run, name))).size > 1);
   const profile = fs.mkdtempSync(path.join(os.tmpdir(), "mlflow-compare-"));
   const browser = await chromium.launchPersistentContext(profile, {
-    executablePath: "/usr/bin/chromium", args: quiet, viewport: { width: 1500, height: 610 },
+    executablePath: "/usr/bin/chromium", args: quiet, viewport: { width: 1500, height: 640 },
   });
   const page = browser.pages()[0];
   page.setDefaultTimeout(120000);
@@ -33,10 +33,10 @@ async function main() {
   const json = (list) => encodeURIComponent(JSON.stringify(list));
   const ids = runs.map((run) => run.info.run_id);
   await page.goto(`${server}/#/compare-runs?runs=${json(ids)}&experiments=${json([id])}&workflowType=machine_learning`);
-  await page.getByText("Scatter Plot").click();
   for (const name of ["Close", "Toggle sidebar"]) { // MLflow's assistant; the menu
     await page.getByRole("button", { name, exact: true }).click();
   }
+  await page.getByText("Scatter Plot").click();
   for (const [axis, metric] of [["x", x], ["y", y]]) {
     await page.locator(`#${axis}-axis-selector`).click();
     await page.getByRole("option", { name: metric, exact: true }).click();

@@ -129,7 +129,7 @@ def plot(trials: Sequence[Trial], chosen: Trial, path: Path) -> Path:
     axes.scatter(new, old, s=140, facecolor="none", edgecolor="tab:red", label="highest score")
     axes.set(xlabel="success on the new task", ylabel="success on what was known", xlim=(-0.03, 1.03))
     axes.set_ylim(-0.03, 1.03)
-    axes.legend(loc="lower left")
+    axes.legend()
     figure.savefig(path, dpi=150)
     return path
 
