@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
@@ -42,18 +42,19 @@ class RunTable:
     metrics: tuple[str, ...]
     parameters: tuple[str, ...]
 
-    def console(self, title: str = "") -> Table:
-        """A run per row, or per column if they are few."""
+    def console(self, width: int, title: str = "") -> Group:
+        """A run per row, or per column if they are few; several tables, if one would be wider than that."""
         headings, rows = self._cells()
+        columns = list(zip(headings, *rows, strict=True))
         if len(rows) <= _ABREAST:
-            first, *rest = zip(headings, *rows, strict=True)
-            headings, rows = list(first), [list(row) for row in rest]
-        table = Table(title=escape(title) or None, pad_edge=False)
-        for number, heading in enumerate(headings):
-            table.add_column(escape(heading), justify="right" if number else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*map(escape, row))
-        return table
+            columns = list(zip(*columns, strict=True))
+        first, *rest = columns
+        blocks = [[first]]
+        for column in rest:
+            if len(blocks[-1]) > 1 and _width([*blocks[-1], column]) > width:
+                blocks.append([first])
+            blocks[-1].append(column)
+        return Group(*(_drawn(block, title) for block in blocks))
 
     def markdown(self) -> str:
         """A run per row."""
@@ -204,6 +205,20 @@ def _parameter(run: TrackedRun, name: str) -> str:
     if told is not None and not value.lstrip("-").isdigit():
         return f"{told:.4g}"
     return value if len(value) <= _LONGEST else f"{value[: _LONGEST - 3]}..."
+
+
+def _width(columns: Sequence[Sequence[str]]) -> int:
+    """Characters of their table: a rule and two blanks go with every column, less the blanks at the edges."""
+    return sum(max(map(len, column)) + 3 for column in columns) - 1
+
+
+def _drawn(columns: Sequence[Sequence[str]], title: str) -> Table:
+    table = Table(title=escape(title) or None, pad_edge=False)
+    for number, (heading, *_) in enumerate(columns):
+        table.add_column(escape(heading), justify="right" if number else "left", overflow="fold")
+    for row in list(zip(*columns, strict=True))[1:]:
+        table.add_row(*map(escape, row))
+    return table
 
 
 def _cell(text: str) -> str:

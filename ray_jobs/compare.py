@@ -91,7 +91,7 @@ def compare(config: CompareConfig, console: Console) -> RunTable:
         notes = _differences(runs, config.across_protocols)
         table = RunTable(tuple(runs), *_shown(config, runs, notes))
         plots = _plots(config, table)  # what is wrong is told before anything is written
-    console.print(table.console(config.study or store.uri))
+    console.print(table.console(console.width, config.study or store.uri))
     for note in notes:
         console.print(note, style="yellow", markup=False, highlight=False)
     if config.out is not None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from evaluators.run_plots import parallel_coordinates, scatter
 from evaluators.run_table import (
@@ -88,6 +89,21 @@ def test_a_wall_time_is_short() -> None:
 def table() -> RunTable:
     runs = (run("a|b", PLAYED, lr="0.001"), run("[c]", {"success/place": math.nan}, lr="0.002"))
     return RunTable(runs, ("success/place",), ("lr",))
+
+
+@pytest.mark.parametrize("runs", [2, 6])
+@pytest.mark.parametrize("width", [50, 80, 200])
+def test_on_the_console_no_value_is_broken(runs: int, width: int) -> None:
+    names = [f"success/{i}" for i in range(8)]
+    metrics = {
+        f"{name}{end}": value for name in names for end, value in (("", 0.9), ("/low", 0.8), ("/high", 1.0))
+    }
+    table = RunTable(tuple(run(f"run{i}", metrics) for i in range(runs)), tuple(names), ())
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table.console(width))
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert told.count("0.90 (0.80-1.00)") == runs * len(names)
+    assert max(map(len, told.splitlines())) <= width
 
 
 def test_markdown_has_a_row_for_each_run() -> None:
