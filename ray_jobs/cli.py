@@ -6,7 +6,8 @@ import logging
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -18,6 +19,20 @@ from ray_jobs.settings import Config, parse
 
 class Terminated(BaseException):
     """SIGTERM came, and what was under way has been saved."""
+
+
+@contextmanager
+def ending_at_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, by an exception; in the main thread."""
+
+    def end(*_: object) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 _OURS = ("ipvla", "evaluators", "ray_jobs")

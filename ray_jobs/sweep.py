@@ -199,6 +199,7 @@ def run_sweep(sweep: SweepConfig) -> list[Trial]:
     """
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")  # what a killed driver may have to look up again
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # which would end the sweep as if it were whole
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # or no trial finds a relative `experiment`
     place = sweep.directory / "tune"
     names = list(sweep.space)

@@ -21,7 +21,7 @@ from evaluators.forgetting import Estimate
 from evaluators.success_table import SuccessTable
 from ipvla.experiment import ExperimentConfig
 from ipvla.tracking import MLflowSink
-from ray_jobs.cli import run
+from ray_jobs.cli import ending_at_sigterm, run
 from ray_jobs.cluster import connect
 from ray_jobs.policy_run import BEST, policy_run, publish
 from ray_jobs.sweep import SweepConfig, Trial, claim, run_sweep
@@ -43,7 +43,7 @@ def tune(config: SweepConfig, console: Console) -> dict[str, Any]:
     config = claim(config)
     sink = policy_run(config, config.study, config.name, renews=True)
     try:
-        with connect(config):
+        with ending_at_sigterm(), connect(config):
             trials = run_sweep(config)
             chosen = best(trials)
             told = _summary(config, trials, chosen)
@@ -77,7 +77,7 @@ def _confirmed(config: SweepConfig, chosen: Trial) -> Mapping[str, Mapping[int, 
             run = config.trained(f"{side}-{seed}", values[side])
             run = replace(run, seed=seed, lanes=replace(run.lanes, seed=seed))
             last = rungs(run)[-1]
-            tables[side][seed] = play(run, train_to(run, last), last, success)
+            tables[side][seed] = play(run, train_to(run, last), last, success, config.scoring)
     return tables
 
 

@@ -207,12 +207,13 @@ def test_every_trial_is_in_the_table_and_the_plot(tmp_path: Path) -> None:
     assert plot(trials, trials[0], tmp_path / "p.png").stat().st_size > 5000
 
 
-def in_mlflow(config: SweepConfig, finished: dict[str, Any]) -> None:
-    """One experiment; the sweep, with its table; below it the trial that could begin, which is the best model."""
+def in_mlflow(config: SweepConfig, finished: dict[str, Any], diverged: dict[str, Any]) -> None:
+    """One experiment; the sweep, with its table; below it the trials that could begin, one of them the best model."""
     client = MlflowClient(config.mlflow_uri)
     experiment = client.get_experiment_by_name(config.study)
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {"sweep", "sweep-start", finished["name"]}
+    assert set(runs) == {"sweep", "sweep-start", finished["name"], diverged["name"]}
+    assert runs.pop(diverged["name"]).info.status == "FAILED"
     before = runs.pop("sweep-start").data.metrics["forgetting/old"]
     sweep, trained = runs["sweep"], runs[finished["name"]]
     assert trained.data.tags["mlflow.parentRunId"] == sweep.info.run_id
@@ -274,6 +275,6 @@ def test_a_sweep_of_real_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert tune(config, Console(quiet=True))["best"] == told["best"]
     assert trained.stat().st_mtime_ns == before, "nothing is repeated"
     assert json.loads((config.directory / "sweep.json").read_text())["best"] == told["best"]
-    in_mlflow(config, finished)
+    in_mlflow(config, finished, diverged)
     with pytest.raises(SettingError, match="holds a sweep with other settings"):
         tune(replace(config, trials=4), Console(quiet=True))
