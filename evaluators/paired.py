@@ -77,13 +77,19 @@ def compare(
 
     Raises:
         ProtocolError: they were, although that was not asked for.
-        ValueError: the policies share no layout.
+        ValueError: the policies share no layout, or played different versions of a suite.
     """
     played_by = [table.fingerprint.get("protocol") for table in (first, second)]
     if played_by[0] != played_by[1] and not across_protocols:
         raise ProtocolError(
             f"{first.policy} was played by protocol {played_by[0]}, {second.policy} by {played_by[1]}: their "
             "difference is not one of policies; play both by the same protocol, or ask for across_protocols"
+        )
+    versions = [table.fingerprint.get("suite_version") for table in (first, second)]
+    if versions[0] != versions[1]:
+        raise ValueError(
+            f"{first.policy} was played on version {versions[0]} of the suite, {second.policy} on {versions[1]}: "
+            "the same trial need not be the same layout; play both on the same version"
         )
     families = {task.name: task.family for task in tasks}
     theirs = {result.spec.key: result.success for result in second.results}

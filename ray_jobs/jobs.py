@@ -20,6 +20,7 @@ JOBS: Final[Mapping[str, str]] = {
     "memory_use": "MemoryUseJobConfig",
     "replay": "ReplayConfig",
     "merge": "MergeConfig",
+    "paired": "PairedConfig",
     "serve": "ServeConfig",
     "tune": "SweepConfig",
     "submit": "SubmitConfig",
