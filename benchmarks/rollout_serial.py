@@ -36,7 +36,7 @@ def play_serially(
     environment = OffScreenRenderEnv(
         bddl_file_name=str(bddl_file(suite, task)), camera_heights=size, camera_widths=size
     )
-    environment.seed(0)
+    environment.seed(protocol.world_seed)
     seconds, steps = [], []
     for trial in range(trials):
         started = time.perf_counter()

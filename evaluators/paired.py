@@ -88,8 +88,8 @@ def compare(
     versions = [table.fingerprint.get("suite_version") for table in (first, second)]
     if versions[0] != versions[1]:
         raise ValueError(
-            f"{first.policy} was played on version {versions[0]} of the suite, {second.policy} on {versions[1]}: the "
-            "same trial need not be the same layout; play both on the same version"
+            f"{first.policy} was played on version {versions[0]} of the suite, {second.policy} on {versions[1]}: "
+            "the same trial need not be the same layout; play both on the same version"
         )
     families = {task.name: task.family for task in tasks}
     theirs = {result.spec.key: result.success for result in second.results}

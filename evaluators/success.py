@@ -60,8 +60,8 @@ class SuccessConfig:
         policy_resources: what a policy actor asks Ray for, such as {"num_gpus": 1}.
         policy_replicas: actors with the same policy; an episode keeps to one.
         policy_capacity: episodes that one of them keeps in memory at a time; None for as many as there are.
-        policy_lease_s: an episode that is not heard of for so long is forgotten, and its place given to another: more
-            than a simulator takes between two requests.
+        policy_lease_s: an episode that is not heard of for so long is forgotten, and its place given to another;
+            more than a simulator takes between two requests.
         policy_max_batch: observations of a forward pass, None for as many as wait; with 1, results are the same to
             the last bit whatever dies and however many simulators there are.
     """
@@ -107,10 +107,9 @@ class SuccessConfig:
                 raise ValueError(f"stop_width is {self.stop_width}; give the width of an interval, in (0, 1)")
             if len(set(self.episodes.values())) > 1:
                 raise ValueError("stop_width needs as many episodes of every task; make `episodes` the same")
-        if self.profile not in PROFILES:
-            raise ValueError(f"profile is {self.profile!r}; choose among {', '.join(PROFILES)}")
-        if self.suite == "recall" and self.profile != "exact":
-            raise ValueError(f"profile is {self.profile!r}; recall is always drawn as it is: pass exact")
+        profiles = PROFILES if self.suite != "recall" else ("exact",)
+        if self.profile not in profiles:
+            raise ValueError(f"profile is {self.profile!r}; for {self.suite} choose among {', '.join(profiles)}")
         if self.suite in SUITES:
             self.played_by.horizon(self.suite, 1)  # one that does not cover the suite is told now
 

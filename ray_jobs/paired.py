@@ -33,7 +33,7 @@ class PairedConfig(StorageRoots):
     """Whose results.
 
     Attributes:
-        evaluations: two or more, each `STUDY/POLICY` of `run_root_dir`, or a journal (what `ray_jobs.merge` wrote).
+        evaluations: two or more, each `STUDY/POLICY` of `run_root_dir`, or the path of a journal.
         across_protocols: also compares results of different protocols, and says in what these differ.
         out: a JSON file to write it all to, as `ray_jobs.evaluate` does to `success.json`; none by default.
     """

@@ -190,8 +190,8 @@ def _unusable(path: Path, error: sqlite3.DatabaseError) -> JournalError:
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
         return JournalError(f"{path} is not a readable journal ({error}); move it away to start afresh")
     return JournalError(
-        f"{path} cannot be written ({error}); free the disk, let it be written, or end what holds the journal, and "
-        "start again: what was recorded stays, the rest is played then"
+        f"{path} cannot be written ({error}); free the disk, let it be written, or end what holds the journal, "
+        "and start again: what was recorded stays, the rest is played then"
     )
 
 

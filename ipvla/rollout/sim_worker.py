@@ -45,10 +45,10 @@ class SuiteSimulators:
     profile: str = "exact"
 
     def __call__(self, suite: str, task: str) -> Simulator:
-        size = self.protocol.render_size or self.camera_size
-        opened = load_suite(suite, self.cache_dir)
-        simulator = opened.simulator(task, size, self.protocol.cameras, self.profile)
-        return ProtocolSimulator(simulator, self.protocol, suite)
+        protocol, opened = self.protocol, load_suite(suite, self.cache_dir)
+        size = protocol.render_size or self.camera_size
+        simulator = opened.simulator(task, size, protocol.cameras, self.profile, protocol.world_seed)
+        return ProtocolSimulator(simulator, protocol, suite)
 
 
 class RemotePolicy(Structural):

@@ -33,6 +33,9 @@ class Protocol:
         name, version: results of another name or version are of another protocol.
         horizons: suite -> control steps that the policy has; empty for those of the tasks themselves.
         trials: per task, of the published initial states from the first one on.
+        world_seed: of the random numbers with which a world of LIBERO's own suites is built: where furniture
+            stands, within a centimetre or two, of which initial states say nothing. A script that seeds every
+            episode anew has the seed of its first one.
         settle_steps, settle_action: control steps before the policy's first one, and what is played in them.
         cameras: whose pictures the policy gets, by MuJoCo's names.
         render_size: side of a rendered picture, in pixels; None to leave it to the evaluation's settings.
@@ -52,6 +55,7 @@ class Protocol:
     version: int
     horizons: Mapping[str, int] = field(default_factory=dict)
     trials: int = 50
+    world_seed: int = 0
     settle_steps: int = 0
     settle_action: tuple[float, ...] = _WAIT
     cameras: tuple[str, ...] = _AGENT
@@ -81,8 +85,9 @@ class Protocol:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"protocol {self.name}: {name} is {value}; it must be at least 1")
-        if self.settle_steps < 0:
-            raise ValueError(f"protocol {self.name}: settle_steps is {self.settle_steps}; it must be at least 0")
+        for name in ("world_seed", "settle_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"protocol {self.name}: {name} is {getattr(self, name)}; it must be at least 0")
 
     def horizon(self, suite: str, of_task: int) -> int:
         """Control steps that a policy has in a suite, given the task's own.
@@ -129,8 +134,9 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = {
         replace(_OPENVLA, name="oft", cameras=_AGENT_AND_WRIST, execute=8),
         Protocol(
             "openpi",
-            1,
+            2,
             horizons=HORIZONS,
+            world_seed=7,
             settle_steps=10,
             cameras=_AGENT_AND_WRIST,
             render_size=256,
@@ -141,9 +147,10 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = {
         ),
         Protocol(
             "lerobot",
-            1,
+            2,
             horizons={**HORIZONS, "libero_spatial": 280},
             trials=10,
+            world_seed=1000,
             settle_steps=10,
             cameras=_AGENT_AND_WRIST,
             render_size=256,
@@ -173,6 +180,14 @@ def load_protocol(name: str) -> Protocol:
     close = difflib.get_close_matches(name, PROTOCOLS, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}?" if close else f"choose among {', '.join(PROTOCOLS)}"
     raise ProtocolError(f"{name!r} is no protocol; {hint}")
+
+
+def recorded_protocol(recorded: str) -> Protocol:
+    """The protocol that a result names, `NAME-VERSION+FINGERPRINT`. ProtocolError if it is another one now."""
+    protocol = load_protocol(recorded.rpartition("+")[0].rpartition("-")[0])
+    if str(protocol) != recorded:
+        raise ProtocolError(f"protocol {recorded} is {protocol} here")
+    return protocol
 
 
 def diff(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:

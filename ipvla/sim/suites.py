@@ -29,7 +29,8 @@ class Suite:
         name: as in `SUITES`.
         version: results of different versions are not comparable.
         tasks: all of them, in the order of reports.
-        build: makes the simulator of a task's name at a camera size, with these cameras, drawn by this profile.
+        build: makes the simulator of a task's name at a camera size, with these cameras, drawn by this profile,
+            its world built from this seed.
         unlisted: the task of a name that is not in `tasks`, None if there is none either.
         expert: (simulator at the start of an episode, the episode's seed) -> who solves it; None if nobody does.
         demonstrate: (simulator, seed) -> the expert's demonstration of that episode, None if it failed.
@@ -38,7 +39,7 @@ class Suite:
     name: str
     version: str
     tasks: tuple[Task, ...]
-    build: Callable[[str, int, Sequence[str], str], Simulator]
+    build: Callable[[str, int, Sequence[str], str, int], Simulator]
     unlisted: Callable[[str], Task | None] = lambda name: None
     expert: Callable[[Simulator, int], Expert] | None = None
     demonstrate: Callable[[Simulator, int], Demonstration | None] | None = None
@@ -63,6 +64,7 @@ class Suite:
         camera_size: int = 64,
         cameras: Sequence[str] = ("agentview",),
         profile: str = "exact",
+        world_seed: int = 0,
     ) -> Simulator:
         """A world of the task, at some episode; call `reset` for the one you want.
 
@@ -70,13 +72,14 @@ class Suite:
             camera_size: side of the pictures that are observed, in pixels.
             cameras: that are observed, by MuJoCo's names.
             profile: of `PROFILES`.
+            world_seed: see `ipvla.sim.protocols.Protocol`; Recall has nothing that depends on it.
 
         Raises:
             ValueError: the suite has no such task, or there is no such profile.
         """
         if profile not in PROFILES:
             raise _unknown("render profile", profile, PROFILES)
-        return self.build(self.task(task_name).name, camera_size, cameras, profile)
+        return self.build(self.task(task_name).name, camera_size, cameras, profile, world_seed)
 
 
 def load_suite(name: str, cache_dir: Path) -> Suite:

@@ -208,7 +208,7 @@ def test_every_trial_is_in_the_table_and_the_plot(tmp_path: Path) -> None:
 
 
 def in_mlflow(config: SweepConfig, finished: dict[str, Any], diverged: dict[str, Any]) -> None:
-    """One experiment; the sweep, with its table; below it the trials that could begin, one of them the best model."""
+    """One experiment; the sweep with its table, and below it the trials that began, one of which is the best."""
     client = MlflowClient(config.mlflow_uri)
     experiment = client.get_experiment_by_name(config.study)
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}

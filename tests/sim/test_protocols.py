@@ -31,6 +31,7 @@ def test_a_protocol_is_told_apart_from_what_was_changed_in_it() -> None:
     openvla = load_protocol("openvla")
     assert str(openvla) == f"openvla-1+{openvla.fingerprint}"
     assert replace(openvla, crop_area=0.8).fingerprint != openvla.fingerprint
+    assert replace(openvla, world_seed=7).fingerprint != openvla.fingerprint
     assert replace(openvla).fingerprint == openvla.fingerprint
 
 
@@ -44,12 +45,14 @@ def test_a_diff_names_what_differs_and_nothing_else() -> None:
     }
 
 
-def test_horizons_and_settling_are_those_of_the_published_evaluations() -> None:
+def test_horizons_settling_and_seeds_are_those_of_the_published_evaluations() -> None:
     assert load_protocol("openvla").horizon("libero_10", 0) == 520
     assert load_protocol("lerobot").horizon("libero_spatial", 0) == 280
     assert load_protocol("libero_native").horizon("libero_goal", 0) == 600
     assert load_protocol("recall").horizon("recall", 77) == 77
     assert load_protocol("openvla").settle_action == (0, 0, 0, 0, 0, 0, -1)
+    seeds = {name: protocol.world_seed for name, protocol in PROTOCOLS.items() if protocol.world_seed}
+    assert seeds == {"openpi": 7, "lerobot": 1000}
 
 
 def test_what_does_not_exist_or_does_not_fit_is_refused() -> None:
@@ -62,6 +65,7 @@ def test_what_does_not_exist_or_does_not_fit_is_refused() -> None:
         ({"orientation": "tilted"}, "orientation is 'tilted'; choose among"),
         ({"execute": 0}, "execute is 0"),
         ({"settle_steps": -1}, "settle_steps is -1"),
+        ({"world_seed": -1}, "world_seed is -1"),
     ):
         with pytest.raises(ValueError, match=message):
             Protocol("mine", 1, **wrong)  # type: ignore[arg-type]

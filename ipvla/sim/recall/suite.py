@@ -18,7 +18,9 @@ def recall_suite(cache_dir: Path) -> Suite:
 
     listed = {task.name: task for task in TASKS}
 
-    def build(name: str, camera_size: int, cameras: Sequence[str], _profile: str) -> LiberoSimulator:
+    def build(
+        name: str, camera_size: int, cameras: Sequence[str], _profile: str, _world_seed: int
+    ) -> LiberoSimulator:
         task = listed.get(name) or unlisted_task(name)
         assert task is not None, "the suite has looked the name up before"
         return build_simulator(task, cache_dir, camera_size, cameras)

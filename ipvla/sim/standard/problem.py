@@ -40,8 +40,6 @@ from ipvla.sim.light_robot import draw_collision_meshes
 from ipvla.sim.render_context import RenderContext
 from ipvla.sim.simulator import Split, StepOutcome, Task
 
-#: As the public evaluations seed an environment before its first reset.
-_WORLD_SEED: Final = 0
 #: Side of the shadow map in profile "fast"; LIBERO's is 4096.
 _FAST_SHADOWS_PX: Final = 512
 _PHYSICS: Final = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -58,10 +56,16 @@ class StandardProblem:
         task: the same task as data.
         initial_states: float64 [n, state], the published ones.
         profile: how pictures are drawn, see `ipvla.sim.suites.PROFILES`.
+        world_seed: as public evaluations seed an environment before its first reset.
     """
 
     def __init__(
-        self, bddl_file: Path, task: Task, initial_states: npt.NDArray[np.float64], profile: str = "exact"
+        self,
+        bddl_file: Path,
+        task: Task,
+        initial_states: npt.NDArray[np.float64],
+        profile: str = "exact",
+        world_seed: int = 0,
     ) -> None:
         self.task, self._initial_states = task, initial_states
         problem = _seen_on_demand(TASK_MAPPING[get_problem_info(str(bddl_file))["problem_name"]], profile)
@@ -74,8 +78,7 @@ class StandardProblem:
             ignore_done=True,
         )
         self._drawn = self._bodies()  # where a world has its fixtures before it draws their places
-        with _random_numbers(_WORLD_SEED):
-            self._env.reset()
+        self._draw(world_seed)
         self._env.hard_reset = False
         self._published = self._bodies()
         self._first = np.empty(mujoco.mj_stateSize(self._model, _PHYSICS))

@@ -24,11 +24,14 @@ def standard_suite(name: str, cache_dir: Path) -> Suite:
     assets = find_assets(cache_dir)
     tasks = {task.name: task for task in standard_tasks(name)}
 
-    def build(task: str, camera_size: int, cameras: Sequence[str], profile: str) -> LiberoSimulator:
+    def build(
+        task: str, camera_size: int, cameras: Sequence[str], profile: str, world_seed: int
+    ) -> LiberoSimulator:
         configure(cache_dir, assets)
         from ipvla.sim.standard.problem import StandardProblem
 
-        problem = StandardProblem(bddl_file(name, task), tasks[task], initial_states(name, task), profile)
+        states = initial_states(name, task)
+        problem = StandardProblem(bddl_file(name, task), tasks[task], states, profile, world_seed)
         return LiberoSimulator(problem, tasks[task], camera_size, cameras)
 
     version = f"{metadata.version('hf-libero')}+{assets_version(assets)}"

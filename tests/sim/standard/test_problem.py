@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.libero import LiberoSimulator, configure
+from ipvla.sim.protocols import Protocol
 from ipvla.sim.simulator import Split
 from ipvla.sim.standard.assets import find_assets
 from ipvla.sim.standard.tasks import bddl_file, initial_states
@@ -20,43 +22,65 @@ pytestmark = pytest.mark.slow
 
 SIZE = 64
 CAMERAS = ("agentview", "robot0_eye_in_hand")
-#: One with a drawer that is drawn open, one with a stove to be lit.
+#: Suite, task, and the seed of its world: one with a drawer that is drawn open, one with a stove to be lit.
 TASKS = [
-    ("libero_spatial", "pick_up_the_black_bowl_in_the_top_drawer_of_the_wooden_cabinet_and_place_it_on_the_plate"),
-    ("libero_goal", "turn_on_the_stove"),
+    (
+        "libero_spatial",
+        "pick_up_the_black_bowl_in_the_top_drawer_of_the_wooden_cabinet_and_place_it_on_the_plate",
+        7,
+    ),
+    ("libero_goal", "turn_on_the_stove", 0),
 ]
+#: Of the other suites, in short; libero_10 has the scenes of libero_90.
+OTHERS = [
+    ("libero_object", "pick_up_the_alphabet_soup_and_place_it_in_the_basket", 0),
+    ("libero_90", "KITCHEN_SCENE1_open_the_bottom_drawer_of_the_cabinet", 1000),
+]
+Named = tuple[str, str, int]
 
 
-@pytest.fixture(scope="module", params=TASKS, ids=[task[:40] for _, task in TASKS])
-def named(request: pytest.FixtureRequest) -> tuple[str, str]:
-    task: tuple[str, str] = request.param
+@pytest.fixture(scope="module", params=TASKS, ids=[task[:40] for _, task, _ in TASKS])
+def named(request: pytest.FixtureRequest) -> Named:
+    task: Named = request.param
     return task
 
 
-@pytest.fixture(scope="module")
-def simulator(named: tuple[str, str], standard_cache: Path) -> Iterator[LiberoSimulator]:
-    suite, task = named
-    built = load_suite(suite, standard_cache).simulator(task, SIZE, CAMERAS)
+def world(cache: Path, named: Named, cameras: tuple[str, ...] = CAMERAS) -> LiberoSimulator:
+    suite, task, seed = named
+    protocol = Protocol("mine", 1, world_seed=seed, cameras=cameras, render_size=SIZE)
+    built = SuiteSimulators(cache, protocol=protocol)(suite, task).simulator  # type: ignore[attr-defined]
     assert isinstance(built, LiberoSimulator)
+    return built
+
+
+@pytest.fixture(scope="module")
+def simulator(named: Named, standard_cache: Path) -> Iterator[LiberoSimulator]:
+    built = world(standard_cache, named)
     yield built
     built.close()
 
 
 @pytest.fixture(scope="module")
-def first_episode(named: tuple[str, str], standard_cache: Path) -> list[dict[str, npt.NDArray[Any]]]:
+def first_episode(named: Named, standard_cache: Path) -> list[dict[str, npt.NDArray[Any]]]:
+    return liberos_own(standard_cache, named, motion(), SIZE)
+
+
+def liberos_own(
+    cache: Path, named: Named, actions: npt.NDArray[np.float64], size: int, **settings: Any
+) -> list[dict[str, npt.NDArray[Any]]]:
     """What a public evaluation script sees of trial 3 in an environment that it has just made."""
-    configure(standard_cache, find_assets(standard_cache))
+    configure(cache, find_assets(cache))
     from libero.libero.envs import OffScreenRenderEnv
 
-    suite, task = named
+    suite, task, seed = named
     environment = OffScreenRenderEnv(
-        bddl_file_name=str(bddl_file(suite, task)), camera_heights=SIZE, camera_widths=SIZE
+        bddl_file_name=str(bddl_file(suite, task)), camera_heights=size, camera_widths=size, **settings
     )
-    environment.seed(0)
+    environment.seed(seed)
     environment.reset()
     seen = [environment.set_init_state(initial_states(suite, task)[3])]
     physics = [environment.get_sim_state()]
-    for action in motion():
+    for action in actions:
         seen.append(environment.step(action)[0])
         physics.append(environment.get_sim_state())
     environment.close()
@@ -101,6 +125,25 @@ def test_an_episode_is_what_libero_plays_in_a_new_environment_to_the_last_bit(
             assert not simulator.step(motion()[step]).done
 
 
+@pytest.mark.parametrize("other", OTHERS, ids=[suite for suite, _, _ in OTHERS])
+def test_in_other_suites_too_a_world_that_was_played_in_is_a_new_one_again(
+    other: Named, standard_cache: Path
+) -> None:
+    actions = motion()[:4]
+    theirs = liberos_own(standard_cache, other, actions, 16, camera_names=["agentview"])
+    simulator = world(standard_cache, other, ("agentview",))
+    for seed in (Split.HELD_OUT.seed(7), 11):
+        simulator.reset(seed)
+        for action in -actions:
+            simulator.step(action)
+    simulator.reset(Split.HELD_OUT.seed(3))
+    for step, seen in enumerate(theirs):
+        np.testing.assert_array_equal(physics(simulator), seen["physics"])
+        if step < len(actions):
+            simulator.step(actions[step])
+    simulator.close()
+
+
 def test_a_drawn_layout_depends_on_its_seed_alone(simulator: LiberoSimulator) -> None:
     def layout(seed: int) -> npt.NDArray[np.float64]:
         simulator.reset(seed)
@@ -138,10 +181,10 @@ def test_a_trial_beyond_the_published_states_is_refused(simulator: LiberoSimulat
 
 
 def test_fast_pictures_change_no_physics_and_little_of_what_is_seen(
-    named: tuple[str, str], simulator: LiberoSimulator, standard_cache: Path
+    named: Named, simulator: LiberoSimulator, standard_cache: Path
 ) -> None:
-    suite, task = named
-    fast = load_suite(suite, standard_cache).simulator(task, SIZE, CAMERAS, "fast")
+    suite, task, seed = named
+    fast = load_suite(suite, standard_cache).simulator(task, SIZE, CAMERAS, "fast", seed)
     assert isinstance(fast, LiberoSimulator)
     for world in (fast, simulator):
         world.reset(Split.HELD_OUT.seed(2))
