@@ -110,8 +110,8 @@ class PolicyActor:
         """
         while policy_step == 0 and episode_id not in self._server and not await self._has_room():
             pass
+        await self._move(episode_id)
         if self._successor is not None:
-            await self._move(episode_id)
             return Moved(self._successor)
         request = self._server.admit(episode_id, policy_step, observation, time.monotonic())
         answer: asyncio.Future[Chunk] = asyncio.get_running_loop().create_future()
@@ -148,29 +148,33 @@ class PolicyActor:
         self._room.set()
         return None if self._successor is None else Moved(self._successor)
 
-    async def drain(self, successor: Any) -> None:
+    async def drain(self, successor: Any) -> bool:
         """Hands every episode with its memory to another actor, those that are being answered as soon as they are.
 
-        From now on whoever asks here is sent there.
+        From now on whoever asks here is sent there. False if that actor died: what it has not got goes on here.
         """
         self._successor = successor
         self._room.set()
-        while len(self._server):
+        while len(self._server) and self._successor is successor:
             for episode_id in self._server.idle():
                 await self._move(episode_id)
             await asyncio.sleep(_DRAIN_POLL_S)
+        return self._successor is successor
 
     async def take_over(self, episode_id: str, lease: Lease) -> None:
         self._server.take_over(episode_id, lease, time.monotonic())
 
     async def _move(self, episode_id: str) -> None:
+        """To the successor, if there is one; the episode is kept until it has arrived."""
         await self._settled(episode_id)
-        if episode_id not in self._server:
+        if self._successor is None or episode_id not in self._server:
             return
         moving = self._moving[episode_id] = asyncio.get_running_loop().create_future()
         try:
-            lease = self._server.hand_over(episode_id)
-            await self._successor.take_over.remote(episode_id, lease)
+            await self._successor.take_over.remote(episode_id, self._server.lease(episode_id))
+            self._server.end(episode_id)
+        except ray.exceptions.RayActorError:
+            self._successor = None
         finally:
             del self._moving[episode_id]
             moving.set_result(None)
@@ -255,24 +259,28 @@ class PolicyService:
             PolicyDiedError: the replicas' processes end again and again while they load.
             ray.exceptions.ActorDiedError: the policy does not load, and says why.
         """
+        return PolicyClient(self._least_loaded())
+
+    def _least_loaded(self, besides: int | None = None) -> Any:
+        """Of the replicas that have loaded, but for that in one place."""
         for _ in range(_STARTS):
-            self._fill_places()
-            told = self._answers()
+            self._fill_places(besides)
+            told = {place: stats for place, stats in self._answers().items() if place != besides}
             if told:
-                return PolicyClient(self._replicas[min(told, key=lambda place: told[place]["episodes"])])
+                return self._replicas[min(told, key=lambda place: told[place]["episodes"])]
         raise PolicyDiedError(
             f"the process of the policy in {self.source.directory} ended {_STARTS} times while it loaded; "
             "Ray's log may say why (out of memory?)"
         )
 
-    def _fill_places(self) -> None:
-        """Starts what is missing; waits for it only if nobody else could answer."""
+    def _fill_places(self, besides: int | None = None) -> None:
+        """Starts what is missing; waits for it only if nobody else (`besides` does not count) could answer."""
         for place, actor in enumerate(self._replicas):
-            if actor is None:
+            if actor is None and place != besides:
                 self._replicas[place] = self._start()
                 self._loading[place] = self._replicas[place].stats.remote()
-        alone = len(self._loading) == len(self._replicas)
-        places = {first_answer: place for place, first_answer in self._loading.items()}
+        alone = len({*self._loading, besides} - {None}) == len(self._replicas)
+        places = {first_answer: place for place, first_answer in self._loading.items() if place != besides}
         loaded = ray.wait(list(places), num_returns=len(places), timeout=None if alone else 0)[0] if places else []
         for first_answer in loaded:
             del self._loading[places[first_answer]]
@@ -284,22 +292,35 @@ class PolicyService:
                     raise
 
     def drain(self, place: int) -> None:
-        """Moves the episodes of a replica to another one, memories included, and takes it out of service.
+        """Moves a replica's episodes to the one with the fewest, memories included, and takes it out of service.
 
+        For whoever runs the service and is about to take a replica's node or GPU away; nothing here calls it.
         Another one takes its place when it is needed. Until `close` it tells those who ask where to ask instead.
 
         Raises:
             ValueError: there is no other replica.
+            PolicyDiedError: those that were to take the episodes over die again and again; they go on where they
+                are.
         """
-        leaving = self._replicas[place]
-        others = [actor for actor in self._replicas if actor is not None and actor != leaving]
-        if not others:
+        if len(self._replicas) < 2:
             raise ValueError("the only replica cannot be drained; start the service with replicas >= 2")
-        if leaving is not None:
-            ray.get(leaving.drain.remote(others[0]))
+        leaving = self._replicas[place]
+        if place in self._loading:  # nobody has been sent there
+            del self._loading[place]
+            ray.kill(leaving)
+        elif leaving is not None:
+            self._move_all(leaving, place)
             self._leaving.append(leaving)  # answers those who have not heard yet
-            self._replicas[place] = None
-            self._loading.pop(place, None)
+        self._replicas[place] = None
+
+    def _move_all(self, leaving: Any, place: int) -> None:
+        for _ in range(_STARTS):
+            try:
+                if ray.get(leaving.drain.remote(self._least_loaded(besides=place))):
+                    return
+            except ray.exceptions.RayActorError:
+                return  # it died itself, and its episodes run again
+        raise PolicyDiedError(f"replica {place} was not drained: {_STARTS} others died while they took over")
 
     def switch(self, source: PolicySource) -> None:
         """Serves another policy, without starting actors anew; no episode may be under way."""

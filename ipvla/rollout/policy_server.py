@@ -153,8 +153,8 @@ class PolicyServer:
         """The episodes that could be handed over now: nobody waits for their answer."""
         return [name for name, episode in self._episodes.items() if not episode.waiting]
 
-    def hand_over(self, episode_id: str) -> Lease:
-        """Frees an idle episode here, to be taken over elsewhere.
+    def lease(self, episode_id: str) -> Lease:
+        """An idle episode as another server may take it over; it stays here until `end`.
 
         Raises:
             StaleEpisodeError: it is not here, or its answer is under way.
@@ -162,7 +162,6 @@ class PolicyServer:
         episode = self._episodes.get(episode_id)
         if episode is None or episode.waiting:
             raise StaleEpisodeError(f"{episode_id} is not here between two steps; it cannot be handed over")
-        del self._episodes[episode_id]
         return Lease(episode.memory, episode.next_step)
 
     def take_over(self, episode_id: str, lease: Lease, now_s: float = 0.0) -> None:

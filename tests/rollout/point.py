@@ -187,6 +187,16 @@ def load_unlucky(directory: Path) -> PointPolicy:
     return Unlucky()
 
 
+LATE_S = 120
+
+
+def load_one_late(directory: Path) -> PointPolicy:
+    """A policy that takes long to load, the fourth time."""
+    if not any(first_time(directory / f"loaded-{n}") for n in range(3)):
+        time.sleep(LATE_S)
+    return PointPolicy()
+
+
 def load_stillborn(directory: Path) -> PointPolicy:
     """A policy that no process survives."""
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,5 +1,6 @@
 """Episodes over real Ray actors, with processes killed under them."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -13,12 +14,14 @@ from ipvla.rollout.sim_pool import JobFailedError
 from ipvla.rollout.sim_worker import VideoJob
 from ipvla.types import EpisodeSpec
 from tests.rollout.point import (
+    LATE_S,
     Points,
     load_buggy,
     load_dying,
     load_dying_at_birth,
     load_fixed_left,
     load_nothing,
+    load_one_late,
     load_point,
     load_stillborn,
     load_unlucky,
@@ -106,15 +109,22 @@ def test_a_policy_that_no_process_survives_ends_the_run(tmp_path, pool, monkeypa
         evaluate(tmp_path, pool, load_stillborn)
 
 
-def test_replicas_share_the_episodes_and_one_that_drains_loses_none(tmp_path, pool, undisturbed):
-    policy = PolicyService(PolicySource(load_point, tmp_path), replicas=2, capacity=2)
+def test_replicas_share_the_episodes_and_those_that_drain_lose_none(tmp_path, pool, undisturbed):
+    """The second of them drains while the first one's replacement still loads: the third gets its episodes."""
+    policy = PolicyService(PolicySource(load_one_late, tmp_path), replicas=3, capacity=2)
     policy.client()
-    drained = []
+    ended = []
 
     def on_result(result):
-        if not drained:
-            drained.append(result)
+        ended.append(result)
+        if len(ended) == 1:
             policy.drain(0)
+            policy.client()
+        if len(ended) == 2:
+            assert list(policy._loading) == [0]
+            began = time.monotonic()
+            policy.drain(1)
+            assert time.monotonic() - began < LATE_S / 2, "who loads is not waited for"
 
     with Journal(tmp_path / "journal.sqlite", {}) as journal:
         results = evaluate_episodes(SPECS, pool, policy, journal, on_result=on_result)

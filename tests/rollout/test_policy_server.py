@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import ray
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -142,7 +143,9 @@ class TestLeases:
         for step, place in enumerate(places):
             here = servers[place]
             if step and places[step - 1] != place:
-                here.take_over("x", servers[places[step - 1]].hand_over("x"))
+                before = servers[places[step - 1]]
+                here.take_over("x", before.lease("x"))
+                before.end("x")
             chunks += here.forward([here.admit("x", step, observation(0, step))])
         np.testing.assert_array_equal(chunks, alone(0, len(places)))
         assert sum(map(len, servers)) == 1
@@ -152,7 +155,7 @@ class TestLeases:
         server.admit("a", 0, observation(0, 0))
         for name in ("a", "b"):
             with pytest.raises(StaleEpisodeError, match="is not here between two steps"):
-                server.hand_over(name)
+                server.lease(name)
 
 
 class Handle:
@@ -280,6 +283,37 @@ class TestActor:
         assert (left, kept) == (0, 2)
         for e in (0, 1):
             np.testing.assert_allclose(answers[e], alone(e, 4), atol=1e-6)
+
+    def test_what_a_dying_successor_has_not_got_goes_on_where_it_is(self):
+        class Dying(Handle):
+            async def _take_over(self, episode_id, lease):
+                await asyncio.sleep(0)
+                raise ray.exceptions.ActorDiedError
+
+            @property
+            def take_over(self):
+                return SimpleNamespace(remote=self._take_over)
+
+        async def run():
+            old, new = (
+                PolicyActor(PolicySource(lambda directory: RecurrentPolicy(), None), threads=1) for _ in range(2)
+            )
+            answers = {e: [await old.act(str(e), 0, observation(e, 0))] for e in range(3)}
+            draining = asyncio.create_task(old.drain(Dying(None)))
+            await asyncio.sleep(0)
+            answers[0].append(await old.act("0", 1, observation(0, 1)))
+            assert not await draining
+            assert (await old.stats())["episodes"] == 3
+            assert await old.drain(Handle(new)), "another one gets all of them"
+            for e, chunks in answers.items():
+                while len(chunks) < 4:
+                    chunks.append(await new.act(str(e), len(chunks), observation(e, len(chunks))))
+            return answers, (await old.stats())["episodes"], (await new.stats())["episodes"]
+
+        answers, left, kept = asyncio.run(run())
+        assert (left, kept) == (0, 3)
+        for e, chunks in answers.items():
+            np.testing.assert_allclose(chunks, alone(e, 4), atol=1e-6)
 
 
 def test_the_hash_of_a_policy_sees_names_and_content(tmp_path):
