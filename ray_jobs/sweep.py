@@ -171,7 +171,7 @@ def run_member(sample: Mapping[str, Any], sweep: SweepConfig, parent_run_id: str
 
 
 def run_sweep(sweep: SweepConfig, parent_run_id: str | None) -> list[Trial]:
-    """Runs the trials that are missing; all of them, in the order in which they began. Ray must be connected."""
+    """Runs the trials that are missing; all of them, in no certain order. Ray must be connected."""
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")  # what a killed driver may have to look up again
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     place = sweep.directory / "tune"
