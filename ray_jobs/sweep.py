@@ -193,7 +193,7 @@ def run_member(sample: Mapping[str, Any], sweep: SweepConfig, before: float | No
 
 
 def run_sweep(sweep: SweepConfig) -> list[Trial]:
-    """Runs the trials that are missing; all of them, in the order in which they began. Ray must be connected.
+    """Runs the trials that are missing; all of them, in no certain order. Ray must be connected.
 
     Before that the policy that they start from plays what they will play: the reference, as run `NAME-start`.
     """

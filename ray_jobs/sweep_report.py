@@ -25,7 +25,7 @@ _ENOUGH = 8
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """The finished trial of the highest score; of equal ones that of better retention.
+    """The finished trial of the highest score; of equal ones that of better retention, whatever their order.
 
     Raises:
         ValueError: none has finished.
@@ -35,7 +35,7 @@ def best(trials: Sequence[Trial]) -> Trial:
         failed = [trial for trial in trials if trial.error]
         reason = f"; the first that failed: {failed[0].error}" if failed else ""
         raise ValueError(f"none of {len(trials)} trials has finished{reason}")
-    return max(finished, key=lambda trial: (trial.told[SCORE], trial.told[OLD]))
+    return max(finished, key=lambda trial: (trial.told[SCORE], trial.told[OLD], trial.name))
 
 
 def pareto(trials: Sequence[Trial]) -> list[Trial]:

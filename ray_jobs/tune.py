@@ -9,6 +9,7 @@ retention, each setting's importance, and a comparison of the best with the defa
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -137,6 +138,8 @@ def report(config: SweepConfig, told: Mapping[str, Any]) -> str:
 
 
 def _interval(one: Estimate) -> str:
+    if math.isnan(one.low):
+        return f"{one.value:+.3f} (one seed has no interval)"
     return f"{one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f})"
 
 

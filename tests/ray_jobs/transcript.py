@@ -54,8 +54,8 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"^\d{4}-\d\d-\d\d \S+\s+[A-Z]+ \S+ -- ")
 #: What it says to everybody.
 _ADVICE = re.compile(
-    r"^(-+|Job submission server .*|Next steps|(Query|Request|Tailing|Running|Directory) .*"
-    r"|\s*ray job .*|\(.*--.*)$"
+    r"^(-+|Job submission server .*|Next steps|(Query|Request|Tailing|Running|Directory|Ignoring|WebSocket) .*"
+    r"|Package gcs://.*|Runtime env is .*|\s*ray job .*|\(.*--.*)$"
 )
 
 
