@@ -39,7 +39,7 @@ JOBS: Mapping[str, str] = {
     "Evaluation": f"{SUBMIT} python -m ray_jobs.evaluate --config_path {_SMOKE}/evaluate.yaml --study tiny "
     '--policies "[gru]" --success.episodes "{ground_red: 2, ground_blue: 2}" --videos 0 --storage_root $ROOT',
     "A sweep": f"{SUBMIT} python -m ray_jobs.tune --study tiny --name sweep --experiment {_SMOKE}/train.yaml "
-    '--settings "{data.dataset: tiny, training.steps: 10, training.checkpoint_every: 5}" '
+    '--settings "{data.dataset: tiny, training.steps: 10, training.checkpoint_every: 10}" '
     '--space "{optimizer.lr: {low: 3.0e-4, high: 3.0e-3, log: true}}" --trials 2 '
     '--success.episodes "{ground_red: 1, ground_blue: 1}" --scoring.new_tasks "[ground_red]" '
     '--confirm_seeds "[1]" --storage_root $ROOT',
