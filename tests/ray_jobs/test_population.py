@@ -75,12 +75,12 @@ def test_who_goes_on_from_another_has_its_state_and_gains_of_its_own(tuned: Expe
 
 
 def climb(sample: dict[str, Any]) -> None:
-    """A member whose score grows by its gain at each of two looks, from where it goes on."""
+    """A member whose score grows by its gain at each of three looks, from where it goes on."""
     trial, given = str(tune.get_context().get_trial_id()), tune.get_checkpoint()
     member = Member.of(given) if given else Member(trial, 0, sample)
     if member.values != sample:
         member = Member(f"{trial}-{member.step}", member.step, sample)
-    for step in range(member.step + 1, 3):
+    for step in range(member.step + 1, 4):
         Member(member.run, step, sample).report({"score": step * sample["gain"]})
 
 
@@ -89,13 +89,13 @@ def climb(sample: dict[str, Any]) -> None:
 def test_the_worst_goes_on_from_the_best(tmp_path: Path) -> None:
     space = {"gain": Dimension(0.0, 1.0)}
     results = tune.Tuner(
-        tune.with_resources(climb, driver(concurrent=2)),
-        param_space={"gain": tune.grid_search([0.1, 0.9])},
+        tune.with_resources(climb, driver(concurrent=3)),
+        param_space={"gain": tune.grid_search([0.1, 0.5, 0.9])},
         tune_config=tune.TuneConfig(scheduler=scheduler(space, every=1)),
-        run_config=tune.RunConfig(storage_path=str(tmp_path), name="tune", verbose=0, stop={"step": 2}),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), name="tune", verbose=0, stop={"step": 3}),
     ).fit()
     told = [result.metrics for result in results]
-    assert all(one is not None and one["step"] == 2 for one in told), "nobody is left behind"
+    assert all(one is not None and one["step"] == 3 for one in told), "nobody is left behind"
     moved = [result for result in results if result.metrics and "-" in result.metrics["run"]]
     assert moved, "somebody went on from another"
     assert all(result.config is not None and result.config["gain"] != 0.1 for result in moved)
