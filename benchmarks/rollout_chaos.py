@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -51,14 +52,18 @@ class Chaos:
 
 
 def measure_chaos(
-    service: RecallService, episodes: int, between_kills_s: tuple[float, float], journals: Path
+    service: RecallService,
+    episodes: int,
+    between_kills_s: tuple[float, float],
+    journals: Path,
+    most_kills: float = math.inf,
 ) -> Chaos:
     """Kills a random simulator or replica again and again, at intervals that are drawn from this range."""
     specs = service.specs(_TASKS, episodes)
     with service.running() as (pool, policy):
         list(pool.run(service.specs(_TASKS, len(pool)), policy))  # to load the simulators
         undisturbed = _play(pool, policy, specs, journals / "undisturbed.sqlite")
-        with Killer(between_kills_s) as killer:
+        with Killer(between_kills_s, most_kills) as killer:
             disturbed = _play(pool, policy, specs, journals / "disturbed.sqlite")
     return Chaos(
         episodes=episodes,
@@ -81,6 +86,7 @@ class Killer:
     """Within its `with`, kills one of this job's actors after another."""
 
     between_s: tuple[float, float]
+    most: float = math.inf
     seed: int = 0
     kills: Counter[str] = field(default_factory=Counter)
 
@@ -96,7 +102,7 @@ class Killer:
 
     def _kill(self) -> None:
         random = np.random.default_rng(self.seed)
-        while not self._ended.wait(random.uniform(*self.between_s)):
+        while self.kills.total() < self.most and not self._ended.wait(random.uniform(*self.between_s)):
             alive = sorted(actors().items(), key=lambda actor: actor[0].pid)
             if alive:
                 process, kind = alive[random.integers(len(alive))]
