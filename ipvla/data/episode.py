@@ -1,14 +1,15 @@
-"""One episode: raw as a simulator records it, and encoded as it lies on disk."""
+"""One episode: raw as a simulator records it, and standardised with its pictures still encoded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import cv2
 import numpy as np
 import numpy.typing as npt
+
+from ipvla.data.pictures import Pictures
 
 
 class EpisodeRecord(Protocol):
@@ -65,15 +66,21 @@ class Episode:
 
 @dataclass(frozen=True)
 class EncodedEpisode:
-    """An episode as read from disk: fields as in `Episode`, images still PNG or JPEG bytes per step."""
+    """An episode as a standard gives it: fields as in `Episode`, pictures still encoded.
+
+    Attributes:
+        pictures: camera name -> T pictures.
+        raw_step: int64 [T], the step in the dataset's own episode that each is: standards may leave steps out.
+    """
 
     task: str
     family: str
     instruction: str
     seed: int
-    encoded_images: Mapping[str, Sequence[bytes]]
+    pictures: Mapping[str, Pictures]
     state: npt.NDArray[np.float32]
     action: npt.NDArray[np.float32]
+    raw_step: npt.NDArray[np.int64]
     reasoning: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
@@ -83,16 +90,19 @@ class EncodedEpisode:
 
     @property
     def nbytes(self) -> int:
-        encoded = sum(len(image) for images in self.encoded_images.values() for image in images)
+        pictures = sum(pictures.nbytes for pictures in self.pictures.values())
         recorded = (self.reasoning, self.questions, self.answers)
         texts = sum(8 * len(each) + sum(len(text) for text in set(each)) for each in recorded)
-        return encoded + self.state.nbytes + self.action.nbytes + texts
+        return pictures + self.state.nbytes + self.action.nbytes + self.raw_step.nbytes + texts
 
     def image(self, t: int, camera: str) -> npt.NDArray[np.uint8]:
         """Decodes one frame to uint8 [H, W, 3] RGB; an unknown camera or a broken image is a ValueError."""
-        if camera not in self.encoded_images:
-            raise ValueError(f"no camera {camera!r} in the dataset; it has {sorted(self.encoded_images)}")
-        pixels = cv2.imdecode(np.frombuffer(self.encoded_images[camera][t], np.uint8), cv2.IMREAD_COLOR_RGB)
-        if pixels is None:
-            raise ValueError(f"the {camera!r} image at step {t} of a {self.task!r} episode cannot be decoded")
-        return np.asarray(pixels, np.uint8)
+        if camera not in self.pictures:
+            raise ValueError(f"no camera {camera!r} in the dataset; it has {sorted(self.pictures)}")
+        try:
+            return self.pictures[camera].decode(int(self.raw_step[t]))
+        except ValueError as error:
+            raise ValueError(
+                f"the {camera!r} image at step {self.raw_step[t]} of a {self.task!r} episode cannot be decoded: "
+                f"{error}"
+            ) from None

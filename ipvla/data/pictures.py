@@ -1,0 +1,57 @@
+"""Pictures that stay encoded until one of them is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+_JPEG = b"\xff\xd8"
+
+
+class Pictures(Protocol):
+    """The pictures of one camera in one episode, one per control step."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take in memory as they are."""
+        ...
+
+    def decode(self, t: int) -> npt.NDArray[np.uint8]:
+        """Picture `t`, uint8 [H, W, 3] RGB. ValueError if it cannot be decoded."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncodedPictures:
+    """Pictures as they were encoded one by one.
+
+    Attributes:
+        encoded: T files' contents, PNG or JPEG.
+    """
+
+    encoded: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(map(len, self.encoded))
+
+    def decode(self, t: int) -> npt.NDArray[np.uint8]:
+        """JPEG gives the same pixels as TensorFlow's decoder with its default (fast) transform."""
+        encoded = self.encoded[t]
+        if encoded[:2] == _JPEG:
+            return np.asarray(simplejpeg.decode_jpeg(encoded, "RGB", fastdct=True), np.uint8)
+        pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB) if encoded else None
+        if pixels is None:
+            raise ValueError(f"{len(encoded)} bytes that are neither PNG nor JPEG")
+        return np.asarray(pixels, np.uint8)

@@ -1,0 +1,117 @@
+"""Random access to the records of a shard: TFRecord through any file system, array_record on a local one."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+from array_record.python.array_record_module import ArrayRecordReader
+
+_HEADER = struct.Struct("<QI")  # length of the record, masked checksum of these eight bytes
+_FOOTER = struct.Struct("<I")
+_MASK = 0xA282EAD8
+#: A shard is scanned in pieces of so many bytes.
+_PIECE = 1 << 20
+_RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
+
+
+class CorruptRecordError(ValueError):
+    """A record's length or checksum is wrong, or the file ends within it."""
+
+
+class ShardRecords(Protocol):
+    """The records of one shard, by the place that `places` gave."""
+
+    def places(self) -> npt.NDArray[np.int64]:
+        """int64 [N, 2], offset and size of each record in bytes; a format that knows its records' numbers gives
+        the number and 0."""
+        ...
+
+    def read(self, offset: int, size: int) -> bytes:
+        """One record. CorruptRecordError if it is damaged."""
+        ...
+
+
+class TFRecordShard:
+    """A TFRecord file, uncompressed: every record behind its length, both with CRC-32C.
+
+    Args:
+        path: local path, or an address that fsspec knows (`s3://...`, `gs://...`).
+    """
+
+    def __init__(self, path: str) -> None:
+        self._files, self._path = fsspec.core.url_to_fs(path)
+
+    def places(self) -> npt.NDArray[np.int64]:
+        """Goes from length to length. CorruptRecordError where a length is damaged or the file ends too early."""
+        return np.array(list(self._places()), np.int64).reshape(-1, 2)
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        size = int(self._files.size(self._path))
+        with self._files.open(self._path, "rb", block_size=_PIECE) as file:
+            offset = 0
+            while offset < size:
+                file.seek(offset)
+                header = file.read(_HEADER.size)
+                length = _length(header, offset)
+                end = offset + _HEADER.size + length + _FOOTER.size
+                if end > size:
+                    raise CorruptRecordError(f"the file ends at byte {size}, within the record at byte {offset}")
+                yield offset, end - offset
+                offset = end
+
+    def read(self, offset: int, size: int) -> bytes:
+        framed = self._files.cat_file(self._path, start=offset, end=offset + size)
+        if len(framed) != size or _length(framed[: _HEADER.size], offset) != size - _HEADER.size - _FOOTER.size:
+            raise CorruptRecordError(f"no record of {size} bytes at byte {offset}")
+        record = framed[_HEADER.size : -_FOOTER.size]
+        if _FOOTER.unpack(framed[-_FOOTER.size :])[0] != _masked_crc(record):
+            raise CorruptRecordError(f"wrong checksum of the record at byte {offset}")
+        return bytes(record)
+
+
+class ArrayRecordShard:
+    """An array_record file, whose records have numbers; its reader knows local paths alone."""
+
+    def __init__(self, path: str) -> None:
+        self._reader: Any = ArrayRecordReader(path, _RANDOM_ACCESS)
+        self._lock = threading.Lock()  # the reader seeks
+
+    def places(self) -> npt.NDArray[np.int64]:
+        records = self._reader.num_records() if self._reader.ok() else 0
+        return np.stack([np.arange(records), np.zeros(records, np.int64)], axis=1)
+
+    def read(self, offset: int, size: int) -> bytes:
+        try:
+            with self._lock:
+                return bytes(self._reader.read([offset])[0])
+        except Exception as error:  # of no narrower type
+            raise CorruptRecordError(str(error)) from error
+
+
+def open_shard(path: str, file_format: str) -> TFRecordShard | ArrayRecordShard:
+    """A shard in one of the formats "tfrecord" and "array_record"."""
+    if file_format == "tfrecord":
+        return TFRecordShard(path)
+    return ArrayRecordShard(str(Path(path)))
+
+
+def _length(header: bytes, offset: int) -> int:
+    if len(header) < _HEADER.size:
+        raise CorruptRecordError(f"the file ends within the header at byte {offset}")
+    length, crc = _HEADER.unpack(header)
+    if crc != _masked_crc(header[:8]):
+        raise CorruptRecordError(f"wrong checksum of the length at byte {offset}")
+    return int(length)
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + _MASK) & 0xFFFFFFFF
