@@ -29,7 +29,7 @@ _GRIPPER_COLUMN = 6
 class Libero(Standard):
     """The gripper becomes 1 (open) or 0 (closed), as OpenVLA has it.
 
-    State is the hand's position (3) and axis-angle (3) and its two fingers: 8 numbers, as in OpenVLA-OFT and as the
+    State is the hand's position (3) and axis-angle (3) and its two fingers: 8 numbers, as in OpenVLA-OFT and as
     simulators give it.
 
     Attributes:

@@ -40,8 +40,8 @@ def standard_for(name: str, features: Mapping[str, Feature]) -> Standard:
     own = recorded(name, features)
     if own is None:
         raise DatasetError(
-            f"nothing tells what the features of {name} mean: {', '.join(sorted(features))}. Configure its standard: "
-            "name the features of cameras, action, state and language (ipvla.data.standards.StandardConfig). "
+            f"nothing tells what the features of {name} mean: {', '.join(sorted(features))}. Configure its "
+            "standard: name the features of cameras, action, state and language (ipvla.data.standards.StandardConfig). "
             f"Known by name are {', '.join(STANDARDS)}"
         )
     return own

@@ -52,8 +52,8 @@ class Standard(ABC):
             raise ValueError(f"standard {self.name!r} has no cameras; name at least one")
         if len(self.normalised) != len(self.absolute) or not self.normalised:
             raise ValueError(
-                f"standard {self.name!r} says of {len(self.normalised)} action dimensions whether they are normalised "
-                f"and of {len(self.absolute)} whether they are absolute; give one value per dimension for both"
+                f"standard {self.name!r} tells {len(self.normalised)} action dimensions to be normalised or not, and "
+                f"{len(self.absolute)} to be absolute or not; give both one value per dimension"
             )
         if self.gripper not in GRIPPERS:
             raise ValueError(f"gripper is {self.gripper!r}; choose one of {', '.join(GRIPPERS)}")
@@ -67,7 +67,7 @@ class Standard(ABC):
 
     @abstractmethod
     def action(self, trajectory: Trajectory) -> FloatArray:
-        """Actions of all T recorded steps, float32 [T, A], in the dataset's units; trimmed steps may hold anything."""
+        """Actions of all T recorded steps, float32 [T, A], in the dataset's units; of trimmed ones anything."""
 
     @abstractmethod
     def state(self, trajectory: Trajectory) -> FloatArray:
@@ -123,7 +123,7 @@ class Standard(ABC):
             kept = kept[moving_steps(action[kept])]
         if not len(kept):
             raise BrokenEpisodeError(
-                f"{trajectory.where}: of its {len(action)} steps the standard {self.name!r} leaves none; leave it out"
+                f"{trajectory.where}: of its {len(action)} steps the standard {self.name!r} keeps none; leave it out"
             )
         return kept
 
