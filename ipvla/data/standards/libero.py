@@ -1,0 +1,57 @@
+"""LIBERO's suites as OpenVLA published them: replayed without no-ops, pictures turned upright."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ipvla.data.gripper import opening_from_environment
+from ipvla.data.source import Trajectory
+from ipvla.data.standards.recorded import ACTION, LIBERO_CAMERAS, STATE
+from ipvla.data.standards.standard import FloatArray, Standard, concatenated
+
+#: Four suites and LIBERO-90; `libero_lm_90` is the latter with ECoT's reasoning, as MiniVLA names it.
+LIBERO_DATASETS = (
+    "libero_spatial_no_noops",
+    "libero_object_no_noops",
+    "libero_goal_no_noops",
+    "libero_10_no_noops",
+    "libero_90_no_noops",
+    "libero_lm_90",
+)
+
+#: Where the gripper begins in a state.
+_GRIPPER_COLUMN = 6
+
+
+@dataclass(frozen=True)
+class Libero(Standard):
+    """The gripper becomes 1 (open) or 0 (closed), as OpenVLA has it.
+
+    State is the hand's position (3) and axis-angle (3) and its two fingers: 8 numbers, as in OpenVLA-OFT and as
+    simulators give it.
+
+    Attributes:
+        padded_state: puts a 0 before the fingers, as OpenVLA does: statistics of the two are not interchangeable.
+    """
+
+    padded_state: bool = False
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        return (ACTION, STATE)
+
+    def action(self, trajectory: Trajectory) -> FloatArray:
+        action = concatenated(trajectory, (ACTION,))
+        return np.concatenate([action[:, :6], opening_from_environment(action[:, -1:])], axis=1)
+
+    def state(self, trajectory: Trajectory) -> FloatArray:
+        state = concatenated(trajectory, (STATE,))
+        return np.insert(state, _GRIPPER_COLUMN, 0, axis=1) if self.padded_state else state
+
+
+def libero(name: str) -> Libero:
+    """The standard of one of `LIBERO_DATASETS`."""
+    cameras = {camera: f"observation/{key}" for key, camera in LIBERO_CAMERAS.items()}
+    return Libero(name, cameras, gripper="open_is_one")

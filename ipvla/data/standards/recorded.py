@@ -1,0 +1,47 @@
+"""Datasets that this project wrote, and others with LIBERO's layout: everything as it was recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ipvla.data.source import Feature, Trajectory
+from ipvla.data.standards.standard import FloatArray, Standard, concatenated
+
+ACTION, STATE, LANGUAGE = "action", "observation/state", "language_instruction"
+_OBSERVATION = "observation/"
+#: LIBERO's RLDS names its two cameras `image` and `wrist_image`; other cameras keep their own name.
+LIBERO_CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}
+
+
+@dataclass(frozen=True)
+class Recorded(Standard):
+    """Actions and states as they are: actions in the environment's units, the gripper -1 (open) or +1 (closed)."""
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        return (ACTION, STATE)
+
+    def action(self, trajectory: Trajectory) -> FloatArray:
+        return concatenated(trajectory, (ACTION,))
+
+    def state(self, trajectory: Trajectory) -> FloatArray:
+        return concatenated(trajectory, (STATE,))
+
+
+def recorded(name: str, features: Mapping[str, Feature]) -> Recorded | None:
+    """The standard of a dataset with these step features, None if they are not LIBERO's."""
+    needed = {ACTION: "number", STATE: "number", LANGUAGE: "text"}
+    kinds = {path: feature.kind for path, feature in features.items()}
+    keys = [path.removeprefix(_OBSERVATION) for path in kinds if path.startswith(_OBSERVATION)]
+    cameras = {LIBERO_CAMERAS.get(k, k): _OBSERVATION + k for k in keys if kinds[_OBSERVATION + k] == "image"}
+    if any(kinds.get(path) != kind for path, kind in needed.items()) or not cameras:
+        return None
+    (dim,) = features[ACTION].shape
+    motion = dim - 1
+    return Recorded(
+        name,
+        cameras,
+        normalised=(True,) * motion + (False,),
+        absolute=(False,) * motion + (True,),
+    )

@@ -1,0 +1,47 @@
+"""Which standard a dataset has, by its name or by its features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from ipvla.data.source import DatasetError, Feature
+from ipvla.data.standards.bridge import BRIDGE_DATASETS, bridge
+from ipvla.data.standards.droid import DROID_DATASETS, droid
+from ipvla.data.standards.fractal import FRACTAL_DATASETS, fractal
+from ipvla.data.standards.libero import LIBERO_DATASETS, libero
+from ipvla.data.standards.recorded import recorded
+from ipvla.data.standards.standard import Standard
+
+#: Datasets of other hands by their public names.
+STANDARDS: Final[Mapping[str, Callable[[str], Standard]]] = {
+    **dict.fromkeys(LIBERO_DATASETS, libero),
+    **dict.fromkeys(BRIDGE_DATASETS, bridge),
+    **dict.fromkeys(FRACTAL_DATASETS, fractal),
+    **dict.fromkeys(DROID_DATASETS, droid),
+}
+
+
+def standard_for(name: str, features: Mapping[str, Feature]) -> Standard:
+    """The standard of a known name, else that of LIBERO's layout, which this project's own datasets have.
+
+    Raises:
+        DatasetError: the dataset of a known name lacks features, or nothing tells what its features mean.
+    """
+    if name in STANDARDS:
+        standard = STANDARDS[name](name)
+        missing = standard.missing(features)
+        if missing:
+            raise DatasetError(
+                f"{name} lacks {', '.join(missing)}, which the dataset of that name has; it has "
+                f"{', '.join(sorted(features))}. Rename the dataset, or configure its standard"
+            )
+        return standard
+    own = recorded(name, features)
+    if own is None:
+        raise DatasetError(
+            f"nothing tells what the features of {name} mean: {', '.join(sorted(features))}. Configure its "
+            "standard: name the features of cameras, action, state and language (ipvla.data.standards.StandardConfig). "
+            f"Known by name are {', '.join(STANDARDS)}"
+        )
+    return own

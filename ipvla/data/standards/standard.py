@@ -1,0 +1,147 @@
+"""A standard: how one dataset's recorded episodes become the episodes that policies train on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ipvla.data.episode import EncodedEpisode
+from ipvla.data.gripper import GRIPPERS, Gripper
+from ipvla.data.source import BrokenEpisodeError, DatasetError, Feature, Trajectory
+from ipvla.data.standards.noops import moving_steps
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+
+#: Of a hand's motion (6) and its gripper: the gripper alone is not normalised, and it alone is absolute.
+HAND_NORMALISED = (True,) * 6 + (False,)
+HAND_ABSOLUTE = (False,) * 6 + (True,)
+
+
+@dataclass(frozen=True)
+class Standard(ABC):
+    """What every family of datasets tells; `action` and `state` are its own.
+
+    Attributes:
+        name: the dataset's.
+        cameras: name of each view -> the step feature that holds its pictures.
+        language: the step feature that holds the task in words, or the metadata of that name.
+        normalised: bool [A], action dimensions that are normalised (OpenVLA's `action_normalization_mask`).
+        absolute: bool [A], action dimensions that tell where to be rather than how to move, and so repeat past an
+            episode's end (OpenVLA's `absolute_action_mask`).
+        gripper: how the last action dimension tells the gripper.
+        trimmed: how many steps are left out at an episode's start and at its end.
+        skip_noops: leave out steps that do nothing, by `moving_steps`.
+    """
+
+    name: str
+    cameras: Mapping[str, str]
+    language: str = "language_instruction"
+    normalised: tuple[bool, ...] = HAND_NORMALISED
+    absolute: tuple[bool, ...] = HAND_ABSOLUTE
+    gripper: Gripper = "environment"
+    trimmed: tuple[int, int] = (0, 0)
+    skip_noops: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.cameras:
+            raise ValueError(f"standard {self.name!r} has no cameras; name at least one")
+        if len(self.normalised) != len(self.absolute) or not self.normalised:
+            raise ValueError(
+                f"standard {self.name!r} tells {len(self.normalised)} action dimensions to be normalised or not, and "
+                f"{len(self.absolute)} to be absolute or not; give both one value per dimension"
+            )
+        if self.gripper not in GRIPPERS:
+            raise ValueError(f"gripper is {self.gripper!r}; choose one of {', '.join(GRIPPERS)}")
+        if min(self.trimmed) < 0:
+            raise ValueError(f"trimmed is {self.trimmed}; give two numbers of steps, 0 or more")
+
+    @property
+    @abstractmethod
+    def numbers(self) -> tuple[str, ...]:
+        """The step features that `action` and `state` read."""
+
+    @abstractmethod
+    def action(self, trajectory: Trajectory) -> FloatArray:
+        """Actions of all T recorded steps, float32 [T, A], in the dataset's units; of trimmed ones anything."""
+
+    @abstractmethod
+    def state(self, trajectory: Trajectory) -> FloatArray:
+        """Proprioception of all T recorded steps, float32 [T, P], in the dataset's units."""
+
+    @property
+    def known_length(self) -> bool:
+        """Whether an episode's length follows from the recorded one, without reading the episode."""
+        return not self.skip_noops
+
+    def missing(self, features: Mapping[str, Feature]) -> tuple[str, ...]:
+        """The step features that it needs and `features` lacks, sorted."""
+        return tuple(sorted({*self.cameras.values(), *self.numbers} - set(features)))
+
+    def settings(self) -> dict[str, Any]:
+        """All that its episodes depend on, as JSON values."""
+        return {"standard": type(self).__name__, **asdict(self)}
+
+    def episode(self, trajectory: Trajectory) -> EncodedEpisode:
+        """The steps that are kept, pictures as they are.
+
+        Raises:
+            DatasetError: a feature is missing, or actions are not of A dimensions.
+            BrokenEpisodeError: a number is not finite, or no step is left.
+        """
+        action, state = self.action(trajectory), self.state(trajectory)
+        if action.shape != (len(trajectory), len(self.normalised)):
+            raise DatasetError(
+                f"{trajectory.where}: actions are {list(action.shape)}, the standard {self.name!r} has them as "
+                f"{[len(trajectory), len(self.normalised)]}; configure one for this dataset"
+            )
+        kept = self._kept(action, trajectory)
+        if not (np.isfinite(action[kept]).all() and np.isfinite(state[kept]).all()):
+            raise BrokenEpisodeError(f"{trajectory.where} has actions or states that are not finite; leave it out")
+        metadata = trajectory.metadata
+        instruction = self._instruction(trajectory)
+        return EncodedEpisode(
+            task=str(metadata.get("task", instruction)),
+            family=str(metadata.get("family", "")),
+            instruction=instruction,
+            seed=int(metadata.get("seed", -1)),
+            pictures={camera: trajectory.pictures(path) for camera, path in self.cameras.items()},
+            state=state[kept],
+            action=action[kept],
+            raw_step=kept,
+            **{field: tuple(_rows(trajectory.texts(path), kept)) for field, path in _RECORDED.items()},
+        )
+
+    def _kept(self, action: FloatArray, trajectory: Trajectory) -> npt.NDArray[np.int64]:
+        first, last = self.trimmed
+        kept = np.arange(first, len(action) - last, dtype=np.int64)
+        if self.skip_noops:
+            kept = kept[moving_steps(action[kept])]
+        if not len(kept):
+            raise BrokenEpisodeError(
+                f"{trajectory.where}: of its {len(action)} steps the standard {self.name!r} keeps none; leave it out"
+            )
+        return kept
+
+    def _instruction(self, trajectory: Trajectory) -> str:
+        if self.language in trajectory.steps:
+            return next((text for text in trajectory.texts(self.language) if text), "")
+        return str(trajectory.metadata.get(self.language, ""))
+
+
+#: Fields of an episode and the step features that record them; datasets of other hands have none.
+_RECORDED = {"reasoning": "reasoning", "questions": "question", "answers": "answer"}
+
+
+def _rows(texts: tuple[str, ...], kept: npt.NDArray[np.int64]) -> Iterator[str]:
+    return (texts[t] for t in kept.tolist()) if texts else iter(())
+
+
+def concatenated(trajectory: Trajectory, paths: tuple[str, ...]) -> FloatArray:
+    """Features of numbers side by side, float32 [T, D]; scalars of a step are one column."""
+    columns = [trajectory.numbers(path) for path in paths]
+    return np.concatenate([np.asarray(c, np.float32).reshape(len(c), -1) for c in columns], axis=1)
