@@ -28,7 +28,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.forgetting_loop import Line, constant, controls, trace
 from ipvla.data.plan import PlanPosition
-from ipvla.data.rlds import Episode, EpisodeDataset, dataset_directory, write_rlds
+from ipvla.data.dataset import EpisodeDataset, open_dataset
+from ipvla.data.episode import Episode
+from ipvla.data.rlds import dataset_directory, write_rlds
 from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.sim.libero import write_atomically
@@ -277,7 +279,7 @@ def write_conflicting(data_root: Path, plan: StepConfig, columns: Sequence[int] 
     """
     target = dataset_directory(data_root, plan.conflicting)
     if not target.exists():
-        dataset = EpisodeDataset(dataset_directory(data_root, plan.new))
+        dataset = open_dataset(dataset_directory(data_root, plan.new))
         size = dataset.frame(0, 0, dataset.cameras[0]).shape[0]
         write_rlds(data_root, plan.conflicting, _mirrored(dataset, list(columns)), size)
     return target

@@ -35,7 +35,7 @@ from benchmarks.record import read_record, write_record
 from benchmarks.scratch import placed
 from benchmarks.tables import memory_tables, target_rows
 from evaluators.success_table import SuccessTable
-from ipvla.data.rlds import EpisodeDataset
+from ipvla.data.dataset import open_dataset
 from ipvla.experiment import ExperimentConfig
 from ipvla.sim.suites import load_suite
 from ipvla.storage import SOURCE_TREE
@@ -194,7 +194,7 @@ class MemoryBenchmark:
     def _costs(self) -> dict[str, dict[str, float]]:
         seed = self.study.training_seeds[0]
         config = _QUICK_COSTS if self.study.quick else CostConfig()
-        dataset = EpisodeDataset(self.study.collection.directory)
+        dataset = open_dataset(self.study.collection.directory)
         measured = {}
         with self._stage("costs", self.expected.costs):
             for name in self.study.names:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ipvla.data.rlds import EpisodeDataset
+from ipvla.data.dataset import EpisodeDataset
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.libero import write_atomically

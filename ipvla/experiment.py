@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from ipvla.data.lanes import LaneConfig, LaneReader
-from ipvla.data.rlds import DatasetError, EpisodeDataset, dataset_directory
+from ipvla.data.dataset import EpisodeDataset, open_dataset
+from ipvla.data.rlds import dataset_directory
+from ipvla.data.source import DatasetError
 from ipvla.data.transforms import Transforms
 from ipvla.models.memory import PromptMemoryConfig
 from ipvla.models.vla import IPVLAConfig
@@ -49,7 +51,7 @@ class DataConfig:
 
     def build(self, data_root: Path) -> EpisodeDataset:
         """Opens the dataset. DatasetError if it is missing or damaged."""
-        return EpisodeDataset(dataset_directory(data_root, self.dataset), int(self.cache_gib * 2**30))
+        return open_dataset(dataset_directory(data_root, self.dataset), int(self.cache_gib * 2**30))
 
 
 @dataclass(frozen=True)

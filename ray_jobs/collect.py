@@ -23,7 +23,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ipvla.data.rlds import DatasetError, dataset_directory, write_rlds
+from ipvla.data.rlds import dataset_directory, write_rlds
+from ipvla.data.source import DatasetError
 from ipvla.rollout.sim_pool import WorkerPool, cluster_cores
 from ipvla.sim.demonstration import Demonstration
 from ipvla.sim.fingerprint import fingerprint

@@ -14,7 +14,8 @@ from transformers import PaliGemmaConfig as HFPaliGemmaConfig
 from transformers import PaliGemmaForConditionalGeneration, PreTrainedTokenizerFast
 
 from ipvla.data.lanes import LaneConfig
-from ipvla.data.rlds import Episode, write_rlds
+from ipvla.data.episode import Episode
+from ipvla.data.rlds import write_rlds
 from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.models.backbones import TinyConfig
 from ipvla.models.heads import RegressionConfig

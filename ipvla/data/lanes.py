@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ipvla.data.plan import EpochPlan, IntArray, PlanPosition, WindowPlan
+from ipvla.data.plan import EpochPlan, IntArray, Layout, PlanPosition, WindowPlan
 from ipvla.data.prefetch import prefetch
-from ipvla.data.rlds import EpisodeDataset
+from ipvla.data.dataset import EpisodeDataset
 from ipvla.data.transforms import Transforms
 from ipvla.types import StepBatch
 
@@ -68,34 +68,39 @@ class LaneReader:
         self._config = config
         self._rank = rank
         self._world_size = world_size
-        self._plan: tuple[int, EpochPlan] | None = None
+        self._plan: tuple[tuple[int, tuple[Layout, ...]], EpochPlan] | None = None
 
-    def plan(self, epoch: int) -> EpochPlan:
-        """The plan of all workers' lanes."""
-        cached = self._plan
-        if cached is None or cached[0] != epoch:
+    @property
+    def lanes_total(self) -> int:
+        """Of all workers."""
+        return self._config.lanes * self._world_size
+
+    def plan(self, position: PlanPosition) -> EpochPlan:
+        """The plan of all workers' lanes that the position is in."""
+        cached, key = self._plan, (position.epoch, position.before)
+        if cached is None or cached[0] != key:
             c = self._config
-            lanes_total = c.lanes * self._world_size
             plan = EpochPlan(
                 self._dataset.lengths,
                 c.seed,
-                epoch,
-                lanes_total=lanes_total,
+                position.epoch,
+                lanes_total=self.lanes_total,
                 window=c.window,
                 stride=c.stride,
                 offsets=c.offsets,
+                before=position.before,
             )
-            self._plan = cached = (epoch, plan)
+            self._plan = cached = (key, plan)
         return cached[1]
 
     def after(self, position: PlanPosition) -> PlanPosition:
         """The position that follows: what a checkpoint taken after training on `position` stores."""
-        return position.next(self.plan(position.epoch).num_windows)
+        return position.next(self.plan(position).num_windows)
 
     def batch(self, position: PlanPosition) -> StepBatch:
         """The window at `position`: leading axes [B, K]. DatasetError if an episode turns out corrupt."""
         first = self._rank * self._config.lanes
-        window = self.plan(position.epoch).window(position.window).lanes(first, first + self._config.lanes)
+        window = self.plan(position).window(position.window).lanes(first, first + self._config.lanes)
         return self._read(window)
 
     def batches(self, start: PlanPosition) -> Generator[tuple[PlanPosition, StepBatch], None, None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +14,48 @@ IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Lanes that some of an epoch was played on.
+
+    Attributes:
+        lanes: of all workers together.
+        windows: played on them.
+    """
+
+    lanes: int
+    windows: int
+
+
+@dataclass(frozen=True)
 class PlanPosition:
-    """The window that comes next: all that a checkpoint needs to resume the data."""
+    """The window that comes next: all that a checkpoint needs to resume the data.
+
+    Attributes:
+        window: of the present layout.
+        before: layouts that this epoch was played on until the number of lanes changed, in order.
+    """
 
     epoch: int = 0
     window: int = 0
+    before: tuple[Layout, ...] = ()
 
     def next(self, num_windows: int) -> PlanPosition:
-        """One window on, into the next epoch after the last of this epoch's `num_windows`."""
-        last = self.window + 1 >= num_windows
-        return PlanPosition(self.epoch + 1, 0) if last else PlanPosition(self.epoch, self.window + 1)
+        """One window on, into the next epoch after the last of this plan's `num_windows`."""
+        if self.window + 1 >= num_windows:
+            return PlanPosition(self.epoch + 1)
+        return replace(self, window=self.window + 1)
+
+    def on_other_lanes(self, lanes: int) -> PlanPosition:
+        """The same place for whoever goes on with another number; `lanes` is the one up to now."""
+        if not self.window:
+            return self
+        return PlanPosition(self.epoch, 0, (*self.before, Layout(lanes, self.window)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PlanPosition:
+        """The inverse of `dataclasses.asdict`."""
+        before = tuple(Layout(**layout) for layout in values.get("before", ()))
+        return cls(values["epoch"], values["window"], before)
 
 
 @dataclass(frozen=True)
@@ -50,6 +84,10 @@ class EpochPlan:
     and episode, so that with `offsets` = `stride` every control step is seen over the epochs. Offsets and thus the
     sampled steps depend on (lengths, seed, epoch, stride, offsets) only, not on the number of lanes.
 
+    Where the number of lanes changed within the epoch, what is left is laid onto the new ones. An episode that was
+    under way goes on first on the lane of its number, where its memory is; if that lane is gone, it goes on
+    elsewhere from the same step, as if it began there (`restarted`).
+
     Args:
         lengths: int64 [E], control steps per episode, each >= 1.
         seed, epoch: non-negative; key everything random.
@@ -57,10 +95,12 @@ class EpochPlan:
         window: K, policy steps per window.
         stride: control steps per policy step.
         offsets: first control steps to draw from, at most `stride`; None for `stride`.
+        before: the layouts that some of the epoch was played on already.
 
     Attributes:
-        num_windows: in this epoch.
+        num_windows: that are left of this epoch; 0 if nothing is.
         idle_share: fraction of all (lane, step) places without an episode; they all lie at the lanes' ends.
+        restarted: episodes under way that had to go on without their memory.
     """
 
     def __init__(
@@ -73,27 +113,33 @@ class EpochPlan:
         window: int,
         stride: int,
         offsets: int | None = None,
+        before: Sequence[Layout] = (),
     ) -> None:
         if not len(lengths) or lengths.min() < 1:
             raise ValueError("a plan needs at least one episode, and every episode at least one step")
         rng = np.random.default_rng((seed, epoch))
         rank = rng.permutation(len(lengths))
         offset = (rng.random(len(lengths)) * np.minimum(lengths, offsets or stride)).astype(np.int64)
-        steps = -(-(lengths - offset) // stride)
-        lane = _schedule(steps, rank, lanes_total)
-        per_lane = np.bincount(lane, weights=steps, minlength=lanes_total).astype(np.int64)
-
-        self.num_windows = int(-(-per_lane.max() // window))
-        self.idle_share = float(1 - steps.sum() / (lanes_total * self.num_windows * window))
-        self._lanes_total, self._window, self._stride = lanes_total, window, stride
+        left = _Parts(
+            episode=np.arange(len(lengths)),
+            first=np.zeros(len(lengths), np.int64),
+            steps=-(-(lengths - offset) // stride),
+            lane=np.full(len(lengths), -1),
+        )
+        for layout in before:
+            left = left.on(layout.lanes, rank).after(layout.windows * window)
+        self.restarted = int(((left.first > 0) & (left.lane >= lanes_total)).sum())
+        parts = left.on(lanes_total, rank)
+        longest = int(parts.end.max()) if len(parts.steps) else 0
+        self.num_windows = -(-longest // window)
+        places = lanes_total * self.num_windows * window
+        self.idle_share = float(1 - parts.steps.sum() / places) if places else 0.0
+        self._window, self._stride = window, stride
         # Lanes are laid end to end on one axis, so that one binary search finds the episodes of a whole window.
         self._lane_start = np.arange(lanes_total) * self.num_windows * window
-        self._episode = np.lexsort((rank, lane))
-        self._steps, self._offset = steps[self._episode], offset[self._episode]
-        before = np.cumsum(self._steps) - self._steps
-        lane_before = np.cumsum(per_lane) - per_lane
-        in_order = lane[self._episode]
-        self._start = self._lane_start[in_order] + before - lane_before[in_order]
+        self._parts = parts
+        self._offset = offset
+        self._start = self._lane_start[parts.lane] + parts.start
 
     def window(self, index: int) -> WindowPlan:
         """Window `index` of all lanes; ValueError outside [0, num_windows)."""
@@ -103,22 +149,67 @@ class EpochPlan:
                 "resume with the dataset, number of lanes, window and stride of the checkpoint"
             )
         place = self._lane_start[:, None] + index * self._window + np.arange(self._window)
-        which = np.searchsorted(self._start, place, side="right") - 1
+        # A lane that never plays anything lies before the first part, or behind another lane's last one.
+        which = np.maximum(np.searchsorted(self._start, place, side="right") - 1, 0)
         step = place - self._start[which]
-        active = step < self._steps[which]
+        parts = self._parts
+        active = (step >= 0) & (step < parts.steps[which])
+        episode = parts.episode[which]
+        t = self._offset[episode] + (parts.first[which] + step) * self._stride
         return WindowPlan(
-            episode=np.where(active, self._episode[which], -1),
-            t=np.where(active, self._offset[which] + step * self._stride, 0),
-            is_first=step == 0,
+            episode=np.where(active, episode, -1),
+            t=np.where(active, t, 0),
+            is_first=active & (step == 0) & ~parts.goes_on[which],
         )
 
 
-def _schedule(steps: IntArray, rank: IntArray, lanes_total: int) -> IntArray:
-    """Lane of each episode, int64 [E]: the longest first, each onto the lane with least to do."""
-    loads = [(0, lane) for lane in range(lanes_total)]
-    lanes = np.empty(len(steps), np.int64)
-    for episode in np.lexsort((rank, -steps)).tolist():
+@dataclass(frozen=True)
+class _Parts:
+    """What is left of episodes, each int64 [N]: from sampled step `first` on `steps` more.
+
+    `lane` is where they were under way, -1 where they were not; once laid out, where they go on, with `start`, their
+    place on it, and `goes_on`, whether they have their memory there.
+    """
+
+    episode: IntArray
+    first: IntArray
+    steps: IntArray
+    lane: IntArray
+    start: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    goes_on: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+
+    @property
+    def end(self) -> IntArray:
+        return self.start + self.steps
+
+    def on(self, lanes: int, rank: IntArray) -> _Parts:
+        """In the order of the lanes and on each of them of play."""
+        goes_on = (self.lane >= 0) & (self.lane < lanes)
+        lane = _schedule(self.steps, rank[self.episode], np.where(goes_on, self.lane, -1), lanes)
+        order = np.lexsort((rank[self.episode], ~goes_on, lane))
+        steps, lane = self.steps[order], lane[order]
+        per_lane = np.bincount(lane, weights=steps, minlength=lanes).astype(np.int64)
+        start = np.cumsum(steps) - steps - (np.cumsum(per_lane) - per_lane)[lane]
+        return _Parts(self.episode[order], self.first[order], steps, lane, start, goes_on[order])
+
+    def after(self, played: int) -> _Parts:
+        """What is left once every lane has played so many places."""
+        done = np.clip(played - self.start, 0, self.steps)
+        left = done < self.steps
+        lane = np.where(done > 0, self.lane, -1)
+        return _Parts(self.episode[left], (self.first + done)[left], (self.steps - done)[left], lane[left])
+
+
+def _schedule(steps: IntArray, rank: IntArray, fixed: IntArray, lanes_total: int) -> IntArray:
+    """Lane of each part, int64 [N]: `fixed` where that is one, else the longest first onto the lane with least."""
+    lanes = fixed.copy()
+    kept = fixed >= 0
+    busy = np.bincount(fixed[kept], weights=steps[kept], minlength=lanes_total).astype(np.int64)
+    loads = list(zip(busy.tolist(), range(lanes_total), strict=True))
+    heapq.heapify(loads)
+    free = np.nonzero(~kept)[0]
+    for part in free[np.lexsort((rank[free], -steps[free]))].tolist():
         load, lane = loads[0]
-        heapq.heapreplace(loads, (load + int(steps[episode]), lane))
-        lanes[episode] = lane
+        heapq.heapreplace(loads, (load + int(steps[part]), lane))
+        lanes[part] = lane
     return lanes

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ipvla.data.rlds import DatasetError, EpisodeDataset, dataset_directory
+from ipvla.data.dataset import EpisodeDataset, open_dataset
+from ipvla.data.rlds import dataset_directory
+from ipvla.data.source import DatasetError
 from ipvla.data.transforms import Transforms
 from ipvla.types import ModelInputs, Observation
 
@@ -37,7 +39,7 @@ class ProbeConfig:
 
     def build(self, probe_root: Path) -> ProbeSet:
         """Opens it. DatasetError if the dataset is missing, damaged, or has too few frames."""
-        return ProbeSet(EpisodeDataset(dataset_directory(probe_root, self.dataset)), self)
+        return ProbeSet(open_dataset(dataset_directory(probe_root, self.dataset)), self)
 
 
 class ProbeSet:

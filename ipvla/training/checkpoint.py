@@ -5,8 +5,8 @@ policy/                the policy, ready for rollout
 optimizer.safetensors  one tensor per parameter and moment
 lanes-RANK.safetensors each worker's memory and random state
 
-Weights and moments are whole, however the run shards them, so that it may go on with other workers: what stays is
-the number of lanes of all of them together.
+Weights and moments are whole, however the run shards them, so that it may go on with other workers. With another
+number of lanes in all, what is left of the epoch is laid onto those: memory stays with the lane of its number.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ipvla.policy import CheckpointError, Policy, load_weights
 from ipvla.policy import state as weights_of
 from ipvla.training.parallel import World
 from ipvla.training.state import TrainingState
+from ipvla.types import Memory
 
 
 def save_checkpoint(
@@ -68,8 +69,8 @@ def load_checkpoint(directory: Path, state: TrainingState, world: World, identit
         raise CheckpointError(
             f"the checkpoint {directory} cannot be read ({error}); delete it to go on from the one before"
         ) from None
-    theirs = shared(written["identity"], written["world"])
-    for name, ours in shared(identity, world.size).items():
+    theirs = shared(written["identity"])
+    for name, ours in shared(identity).items():
         if theirs.get(name) != ours:
             raise CheckpointError(
                 f"the checkpoint {directory} has {name} {theirs.get(name)}, this run has {ours}; "
@@ -77,9 +78,12 @@ def load_checkpoint(directory: Path, state: TrainingState, world: World, identit
             )
     load_weights(state.model, directory / "policy" / "model.safetensors")
     _load_optimizer(state.optimizer, optimizer)
-    state.memory = {name: value.to(world.device) for name, value in _own_memory(lanes, world).items()}
+    state.memory = _own_memory(lanes, state.memory, world)
     state.step = written["step"]
-    state.position = PlanPosition(**written["position"])
+    state.position = PlanPosition.from_dict(written["position"])
+    before, now = (lanes_total(i, w) for i, w in ((written["identity"], written["world"]), (identity, world.size)))
+    if before != now:
+        state.position = state.position.on_other_lanes(before)
     if state.protection:
         state.protection.resume(written["thermostat"])
     random = lanes[world.rank % len(lanes)]
@@ -88,18 +92,25 @@ def load_checkpoint(directory: Path, state: TrainingState, world: World, identit
         torch.cuda.set_rng_state(random["random.cuda"], world.device)
 
 
-def shared(identity: dict[str, Any], workers: int) -> dict[str, Any]:
-    """What two parts of one run agree in: all of it, but how many of the lanes each worker has."""
-    lanes = dict(identity["lanes"])
-    return {**identity, "lanes of all workers": lanes.pop("lanes") * workers, "lanes": lanes}
+def shared(identity: dict[str, Any]) -> dict[str, Any]:
+    """What two parts of one run agree in: all of it, but how many lanes there are."""
+    return {**identity, "lanes": {name: value for name, value in identity["lanes"].items() if name != "lanes"}}
 
 
-def _own_memory(lanes: list[dict[str, torch.Tensor]], world: World) -> dict[str, torch.Tensor]:
-    """This worker's share of the memory of all lanes, which lie in the order of the workers that had them."""
-    prefix = "memory."
-    names = [name for name in lanes[0] if name.startswith(prefix)]
-    of_all = {name.removeprefix(prefix): torch.cat([part[name] for part in lanes]) for name in names}
-    return {name: value.chunk(world.size)[world.rank].clone() for name, value in of_all.items()}
+def lanes_total(identity: dict[str, Any], workers: int) -> int:
+    """Lanes of all workers together."""
+    return int(identity["lanes"]["lanes"]) * workers
+
+
+def _own_memory(lanes: list[dict[str, torch.Tensor]], initial: Memory, world: World) -> Memory:
+    """This worker's share of the memory of all lanes; a lane that was not there begins as in `initial` [B, ...]."""
+    own: Memory = {}
+    for name, fresh in initial.items():
+        saved = torch.cat([part[f"memory.{name}"] for part in lanes]).to(fresh)
+        first = world.rank * len(fresh)
+        kept = saved[first : first + len(fresh)]
+        own[name] = torch.cat([kept, fresh[len(kept) :]])
+    return own
 
 
 def _random_state(world: World) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ from benchmarks.forgetting_response import (
     response_figures,
     write_conflicting,
 )
-from ipvla.data.rlds import EpisodeDataset
+from ipvla.data.dataset import open_dataset
 from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.training.surgery import HSWSurgeryConfig
@@ -142,7 +142,7 @@ class TestRun:
     ) -> None:
         directory = write_conflicting(tuned.datasets, self.PLAN)
         assert write_conflicting(tuned.datasets, self.PLAN) == directory, "written once"
-        one, other = replace(tuned.data, dataset="cue").build(tuned.datasets), EpisodeDataset(directory)
+        one, other = replace(tuned.data, dataset="cue").build(tuned.datasets), open_dataset(directory)
         assert len(one) == len(other)
         for index in (0, len(one) - 1):
             ours, theirs = one.episode(index), other.episode(index)

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ipvla.data.rlds import Episode, EpisodeDataset, write_rlds
+from ipvla.data.dataset import EpisodeDataset, open_dataset
+from ipvla.data.episode import Episode
+from ipvla.data.rlds import write_rlds
 from ipvla.data.statistics import Statistics
 from ipvla.data.transforms import Transforms
 
@@ -46,7 +48,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, episodes: list[Episode]) -
 
 @pytest.fixture
 def dataset(written: Path) -> EpisodeDataset:
-    return EpisodeDataset(written)
+    return open_dataset(written)
 
 
 @pytest.fixture

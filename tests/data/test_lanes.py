@@ -15,7 +15,9 @@ import torch
 
 from ipvla.data.lanes import LaneConfig, LaneReader
 from ipvla.data.plan import PlanPosition
-from ipvla.data.rlds import DatasetError, EpisodeDataset, write_rlds
+from ipvla.data.dataset import EpisodeDataset, open_dataset
+from ipvla.data.rlds import write_rlds
+from ipvla.data.source import DatasetError
 from ipvla.data.transforms import Transforms
 from ipvla.types import ModelInputs, StepBatch
 from tests.data.conftest import LENGTHS, SIZE, random_episode
@@ -137,7 +139,7 @@ def test_each_plan_is_tokenised_once_for_all_batches(dataset: EpisodeDataset, ma
 
 def test_episodes_without_reasoning_have_empty_plans(tmp_path: Path, make_transforms: Make) -> None:
     plain = replace(random_episode(0, 9), reasoning=())
-    dataset = EpisodeDataset(write_rlds(tmp_path, "plain", [plain], SIZE))
+    dataset = open_dataset(write_rlds(tmp_path, "plain", [plain], SIZE))
     batch = CONFIG.build(dataset, make_transforms(plan_tokens=6)).batch(PlanPosition())
     assert batch.valid.any()
     assert not batch.plan.any()
@@ -154,7 +156,7 @@ def test_questions_and_answers_are_those_recorded_at_the_step(tmp_path: Path, ma
         )
         for seed in range(4)
     ]
-    dataset = EpisodeDataset(write_rlds(tmp_path, "asked", [*episodes, random_episode(4, 20)], SIZE))
+    dataset = open_dataset(write_rlds(tmp_path, "asked", [*episodes, random_episode(4, 20)], SIZE))
     transforms = make_transforms(
         tokenize_question=lambda text: list(text.encode()),
         tokenize_plan=lambda text: [int(text) + 1],
@@ -197,7 +199,7 @@ def test_resuming_mid_epoch_equals_never_having_stopped(
     with closing(reader.batches(PlanPosition())) as stream:
         undisturbed = list(itertools.islice(stream, count))
     stopped_after = undisturbed[1][0]
-    again = CONFIG.build(EpisodeDataset(dataset.directory, cache_bytes=0), make_transforms())
+    again = CONFIG.build(open_dataset(dataset.directory, cache_bytes=0), make_transforms())
     with closing(again.batches(again.after(stopped_after))) as stream:
         resumed = list(itertools.islice(stream, count - 2))
     assert resumed[-1][0] == PlanPosition(2, 1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ipvla.data.rlds import EpisodeDataset
+from ipvla.data.dataset import EpisodeDataset
 from ipvla.data.transforms import Transforms
 from ipvla.types import Observation
 from tests.data.conftest import SIZE

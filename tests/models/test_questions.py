@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ipvla.data.rlds import DatasetError, write_rlds
+from ipvla.data.rlds import write_rlds
+from ipvla.data.source import DatasetError
 from ipvla.experiment import DataConfig, Experiment, ExperimentConfig
 from ipvla.models.lora import LoRAConfig
 from ipvla.models.questions import QuestionsConfig

@@ -14,7 +14,8 @@ import numpy as np
 import psutil
 import pytest
 
-from ipvla.data.rlds import DatasetError, EpisodeDataset
+from ipvla.data.dataset import open_dataset
+from ipvla.data.source import DatasetError
 from ipvla.sim.demonstration import Demonstration
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.attempts import Attempt, Outcome, Staging, next_attempts
@@ -51,7 +52,7 @@ def undisturbed(ray_cluster, tmp_path_factory):
 @pytest.mark.slow
 def test_every_task_gets_exactly_its_number_in_the_order_of_seeds(undisturbed):
     config, summary, seen = undisturbed
-    dataset = EpisodeDataset(config.directory)
+    dataset = open_dataset(config.directory)
     assert [(task, dataset.tasks.count(task)) for task in dict.fromkeys(dataset.tasks)] == list(WANTED.items())
     assert summary.demos == len(dataset) == 5
     assert summary.directory == config.directory
@@ -153,7 +154,7 @@ def staged(ray_cluster, tmp_path):
 @pytest.mark.slow
 def test_the_first_successes_count_and_all_attempts_are_accounted_for(staged):
     summary = collect(staged)
-    dataset = EpisodeDataset(staged.directory)
+    dataset = open_dataset(staged.directory)
     assert [dataset.episode(index).seed for index in range(len(dataset))] == [3_000_001, 3_000_003]
     assert summary.control_steps == 1 + 2 + 3 + 4 + 5
     assert summary.cpu_ms_per_step == pytest.approx(1000 * 5 * 0.01 / 15)
@@ -226,7 +227,7 @@ def test_the_expert_of_a_standard_suite_fills_a_dataset(ray_cluster, standard_ca
         camera_size=32,
     )
     assert collect(config).demos == 2
-    dataset = EpisodeDataset(config.directory)
+    dataset = open_dataset(config.directory)
     assert list(dataset.tasks) == [soup] * 2
     assert all(50 < length < 280 for length in dataset.lengths), "within the protocols' horizon"
     assert dataset.episode(0).image(0, "agentview").shape == (32, 32, 3)

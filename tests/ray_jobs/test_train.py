@@ -19,7 +19,7 @@ import psutil
 import pytest
 import torch
 
-from ipvla.data.rlds import DatasetError
+from ipvla.data.source import DatasetError
 from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.policy import CheckpointError, Policy
 from ipvla.storage import SOURCE_TREE

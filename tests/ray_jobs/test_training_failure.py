@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from ipvla.data.rlds import DatasetError
+from ipvla.data.source import DatasetError
 from ipvla.training.optimizer import OptimizerConfig
 from ray_jobs.training_failure import EndAtOnce, TrainingError, told_apart
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ipvla.data.probe import ProbeConfig
-from ipvla.data.rlds import Episode, write_rlds
+from ipvla.data.episode import Episode
+from ipvla.data.rlds import write_rlds
 from ipvla.experiment import Experiment, ExperimentConfig
 from ipvla.forgetting.fisher import FisherConfig
 from ipvla.forgetting.icsm import ICSMConfig

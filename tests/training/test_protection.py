@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ipvla.data.rlds import DatasetError
+from ipvla.data.source import DatasetError
 from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting.subspaces import ArtifactError, Subspaces
 from ipvla.forgetting.thermostat import ThermostatConfig

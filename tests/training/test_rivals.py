@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ipvla.data.rlds import DatasetError
+from ipvla.data.source import DatasetError
 from ipvla.experiment import Experiment, ExperimentConfig
 from ipvla.forgetting.gpm import input_space
 from ipvla.forgetting.module_statistics import ModuleStatistics

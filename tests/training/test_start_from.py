@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipvla.data.rlds import DatasetError, write_rlds
+from ipvla.data.rlds import write_rlds
+from ipvla.data.source import DatasetError
 from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.models.backbones import TinyConfig
 from ipvla.models.lora import LoRAConfig

@@ -1,4 +1,4 @@
-"""The on-disk layout: LIBERO's RLDS step features, `reasoning` and questions; file names, and the error."""
+"""The on-disk layout: LIBERO's RLDS step features, `reasoning` and questions; file names."""
 
 from __future__ import annotations
 
@@ -18,10 +18,6 @@ EPISODES_FILE = "episodes.json"
 #: LIBERO's RLDS names its two cameras `image` and `wrist_image`; other cameras keep their own name.
 _LIBERO_KEYS = {"agentview": "image", "robot0_eye_in_hand": "wrist_image"}
 _LIBERO_CAMERAS = {key: camera for camera, key in _LIBERO_KEYS.items()}
-
-
-class DatasetError(ValueError):
-    """A dataset is missing, damaged, or not what was asked for; the message names it and a remedy."""
 
 
 def dataset_directory(data_root: Path, name: str) -> Path:

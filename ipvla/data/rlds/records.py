@@ -10,8 +10,6 @@ from typing import Any, Protocol
 
 import fsspec
 import google_crc32c
-import numpy as np
-import numpy.typing as npt
 from array_record.python.array_record_module import ArrayRecordReader
 
 _HEADER = struct.Struct("<QI")  # length of the record, masked checksum of these eight bytes
@@ -29,9 +27,9 @@ class CorruptRecordError(ValueError):
 class ShardRecords(Protocol):
     """The records of one shard, by the place that `places` gave."""
 
-    def places(self) -> npt.NDArray[np.int64]:
-        """int64 [N, 2], offset and size of each record in bytes; a format that knows its records' numbers gives
-        the number and 0."""
+    def places(self) -> Iterator[tuple[int, int]]:
+        """Offset and size of each record in bytes; a format that numbers its records gives the number and 0.
+        CorruptRecordError where what follows cannot be found."""
         ...
 
     def read(self, offset: int, size: int) -> bytes:
@@ -49,11 +47,7 @@ class TFRecordShard:
     def __init__(self, path: str) -> None:
         self._files, self._path = fsspec.core.url_to_fs(path)
 
-    def places(self) -> npt.NDArray[np.int64]:
-        """Goes from length to length. CorruptRecordError where a length is damaged or the file ends too early."""
-        return np.array(list(self._places()), np.int64).reshape(-1, 2)
-
-    def _places(self) -> Iterator[tuple[int, int]]:
+    def places(self) -> Iterator[tuple[int, int]]:
         size = int(self._files.size(self._path))
         with self._files.open(self._path, "rb", block_size=_PIECE) as file:
             offset = 0
@@ -84,9 +78,9 @@ class ArrayRecordShard:
         self._reader: Any = ArrayRecordReader(path, _RANDOM_ACCESS)
         self._lock = threading.Lock()  # the reader seeks
 
-    def places(self) -> npt.NDArray[np.int64]:
-        records = self._reader.num_records() if self._reader.ok() else 0
-        return np.stack([np.arange(records), np.zeros(records, np.int64)], axis=1)
+    def places(self) -> Iterator[tuple[int, int]]:
+        for number in range(self._reader.num_records() if self._reader.ok() else 0):
+            yield number, 0
 
     def read(self, offset: int, size: int) -> bytes:
         try:

@@ -17,17 +17,17 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow_datasets as tfds
 
-from ipvla.data.rlds.episode import EpisodeRecord
+from ipvla.data.episode import EpisodeRecord
 from ipvla.data.rlds.format import (
     EPISODES_FILE,
     SPLIT,
     STATISTICS_FILE,
     VERSION,
-    DatasetError,
     dataset_directory,
     image_key,
     rlds_features,
 )
+from ipvla.data.source import DatasetError
 from ipvla.data.statistics import Statistics
 
 _EPISODES_PER_SHARD = 256

@@ -19,7 +19,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from ipvla.data.rlds import DatasetError, Episode, EpisodeDataset, write_rlds
+from ipvla.data.dataset import EpisodeDataset, open_dataset
+from ipvla.data.episode import Episode
+from ipvla.data.rlds import write_rlds
+from ipvla.data.source import DatasetError
 from tests.data.conftest import LENGTHS, SIZE, random_episode
 
 
@@ -51,7 +54,7 @@ def test_several_cameras_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("ipvla.data.rlds.writer._EPISODES_PER_SHARD", 2)
     cameras = ("agentview", "robot0_eye_in_hand", "overhead")
     episodes = [random_episode(seed, 3, cameras) for seed in range(5)]
-    dataset = EpisodeDataset(write_rlds(tmp_path, "many", episodes, SIZE))
+    dataset = open_dataset(write_rlds(tmp_path, "many", episodes, SIZE))
     assert len(list(dataset.directory.glob("many-train.array_record-*"))) == 3
     assert set(dataset.cameras) == set(cameras)
     for index in (4, 0, 3):
@@ -82,7 +85,7 @@ def test_tfds_opens_it_with_liberos_step_features_and_reasoning(written: Path, e
 
 def test_an_episode_without_reasoning_lies_beside_one_with_it(tmp_path: Path) -> None:
     plain = replace(random_episode(0, 4), reasoning=())
-    dataset = EpisodeDataset(write_rlds(tmp_path, "mixed", [plain, random_episode(1, 3)], SIZE))
+    dataset = open_dataset(write_rlds(tmp_path, "mixed", [plain, random_episode(1, 3)], SIZE))
     assert dataset.episode(0).reasoning == ()
     assert dataset.episode(1).reasoning == random_episode(1, 3).reasoning
 
@@ -99,7 +102,7 @@ def with_questions(episode: Episode) -> Episode:
 def test_questions_are_read_back_and_may_be_missing_in_later_episodes(tmp_path: Path) -> None:
     asked = with_questions(random_episode(0, 4))
     directory = write_rlds(tmp_path, "asked", [asked, random_episode(1, 3)], SIZE)
-    dataset = EpisodeDataset(directory)
+    dataset = open_dataset(directory)
     assert (dataset.episode(0).questions, dataset.episode(0).answers) == (asked.questions, asked.answers)
     assert (dataset.episode(1).questions, dataset.episode(1).answers) == ((), ())
     assert dataset.episode(0).reasoning == asked.reasoning
@@ -128,11 +131,12 @@ _WITHOUT_TENSORFLOW = """
     import sys
     from pathlib import Path
     import tensorflow_datasets as tfds
-    from ipvla.data.rlds import EpisodeDataset, write_rlds
+    from ipvla.data.dataset import EpisodeDataset, open_dataset
+    from ipvla.data.rlds import write_rlds
     from tests.data.conftest import SIZE, random_episode
 
     directory = write_rlds(Path(sys.argv[1]), "plain", [random_episode(0, 4)], SIZE)
-    EpisodeDataset(directory).frame(0, 3, "agentview")
+    open_dataset(directory).frame(0, 3, "agentview")
     builder = tfds.builder_from_directory(directory)
     builder.as_data_source(split="train", decoders={"steps": tfds.decode.SkipDecoding()})[0]
     assert "tensorflow" not in sys.modules
@@ -167,7 +171,7 @@ def test_a_killed_writer_leaves_no_dataset_and_does_not_stand_in_the_way(tmp_pat
     assert not directory.exists()
     assert list(directory.parent.glob(".*incomplete")), "the writer was killed too early to test anything"
     write_rlds(tmp_path, "killed", [random_episode(2, 6)], SIZE)
-    assert EpisodeDataset(directory).lengths.tolist() == [6]
+    assert open_dataset(directory).lengths.tolist() == [6]
     assert not list(directory.parent.glob(".*incomplete"))
 
 
@@ -194,7 +198,7 @@ def test_two_writers_of_one_dataset_do_not_mix(tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match="another process is writing"):
             write_rlds(tmp_path, "contested", [random_episode(1, 9)], SIZE)
 
-    assert EpisodeDataset(write_rlds(tmp_path, "contested", episodes(), SIZE)).lengths.tolist() == [4]
+    assert open_dataset(write_rlds(tmp_path, "contested", episodes(), SIZE)).lengths.tolist() == [4]
 
 
 @pytest.mark.parametrize(
@@ -232,17 +236,17 @@ def _shard(directory: Path) -> Path:
 
 def test_a_missing_directory_names_itself(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"nowhere does not exist; collect it"):
-        EpisodeDataset(tmp_path / "nowhere")
+        open_dataset(tmp_path / "nowhere")
 
 
 def test_the_parent_of_a_version_suggests_the_version(copy: Path) -> None:
     with pytest.raises(DatasetError, match=r"no dataset_info\.json; did you mean .*copy/1\.0\.0\?"):
-        EpisodeDataset(copy.parent)
+        open_dataset(copy.parent)
 
 
 def test_any_other_directory_is_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no dataset_info\.json; give an RLDS version directory"):
-        EpisodeDataset(tmp_path)
+        open_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
@@ -251,14 +255,14 @@ def test_a_truncated_shard_names_its_file(copy: Path, kept: float) -> None:
     content = shard.read_bytes()
     shard.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(DatasetError, match=f"{shard.name} is truncated or corrupt: 0 of 7 .* collect"):
-        EpisodeDataset(copy)
+        open_dataset(copy)
 
 
 def test_a_missing_shard_names_its_file(copy: Path) -> None:
     shard = _shard(copy)
     shard.unlink()
     with pytest.raises(DatasetError, match=f"{shard.name} is missing"):
-        EpisodeDataset(copy)
+        open_dataset(copy)
 
 
 def test_flipped_bytes_are_found_when_the_episode_is_read(copy: Path) -> None:
@@ -267,7 +271,7 @@ def test_flipped_bytes_are_found_when_the_episode_is_read(copy: Path) -> None:
     middle = len(content.rstrip(b"\0")) // 2
     content[middle : middle + 64] = bytes(64)
     shard.write_bytes(content)
-    dataset = EpisodeDataset(copy)
+    dataset = open_dataset(copy)
 
     def read_all() -> None:
         for index in range(len(dataset)):
@@ -280,7 +284,7 @@ def test_flipped_bytes_are_found_when_the_episode_is_read(copy: Path) -> None:
 def test_unreadable_metadata_is_one_line(copy: Path) -> None:
     (copy / "dataset_info.json").write_text("{")
     with pytest.raises(DatasetError, match="unreadable metadata") as caught:
-        EpisodeDataset(copy)
+        open_dataset(copy)
     assert "\n" not in str(caught.value)
 
 
@@ -288,20 +292,20 @@ def test_another_file_format_says_how_to_convert(copy: Path) -> None:
     info = json.loads((copy / "dataset_info.json").read_text())
     (copy / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
     with pytest.raises(DatasetError, match="stored as tfrecord; convert it"):
-        EpisodeDataset(copy)
+        open_dataset(copy)
 
 
 def test_features_without_actions_are_no_robot_episodes(copy: Path) -> None:
     features = (copy / "features.json").read_text()
     (copy / "features.json").write_text(features.replace('"action"', '"activity"'))
     with pytest.raises(DatasetError, match="no step feature 'action'"):
-        EpisodeDataset(copy)
+        open_dataset(copy)
 
 
 def test_an_index_of_another_dataset_is_refused(copy: Path) -> None:
     (copy / "episodes.json").write_text(json.dumps([{"length": 3, "task": "a", "family": "b"}]))
     with pytest.raises(DatasetError, match=r"episodes\.json lists 1 episodes of 7"):
-        EpisodeDataset(copy)
+        open_dataset(copy)
 
 
 def test_a_dataset_of_other_hands_needs_none_of_our_files(tmp_path: Path) -> None:
@@ -309,7 +313,7 @@ def test_a_dataset_of_other_hands_needs_none_of_our_files(tmp_path: Path) -> Non
     directory = tmp_path / "libero_spatial" / "1.0.0"
     directory.mkdir(parents=True)
     actions = _write_foreign(directory)
-    dataset = EpisodeDataset(directory)
+    dataset = open_dataset(directory)
     assert dataset.lengths.tolist() == [3, 5]
     assert dataset.tasks == ("pick up the bowl",) * 2
     assert dataset.cameras == ("agentview",)

@@ -1,0 +1,123 @@
+"""Where each episode lies and how long it is: made by reading a dataset once, kept in a file, mapped into memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+_ROW = np.dtype(
+    [
+        *(("shard", "<i4"), ("offset", "<i8"), ("size", "<i8")),
+        *(("steps", "<i4"), ("task", "<i4"), ("family", "<i4")),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class EpisodeEntry:
+    """One readable episode.
+
+    Attributes:
+        shard: number of the shard.
+        offset, size: of the record, as `ShardRecords.places` tells them.
+        steps: control steps.
+        task, family: labels, "" where the dataset has none.
+    """
+
+    shard: int
+    offset: int
+    size: int
+    steps: int
+    task: str
+    family: str
+
+
+class EpisodeIndex:
+    """All readable episodes of a split, in the order of the shards, 32 bytes each.
+
+    Args:
+        rows: structured array [E], perhaps mapped from a file.
+        labels: the texts that rows refer to by number.
+        broken: what was wrong with the episodes that were left out, a message each.
+    """
+
+    def __init__(
+        self, rows: npt.NDArray[Any], labels: tuple[str, ...] = ("",), broken: tuple[str, ...] = ()
+    ) -> None:
+        self._rows = rows
+        self._labels = labels
+        self.broken = broken
+
+    @classmethod
+    def of(cls, entries: Iterable[EpisodeEntry], broken: Iterable[str] = ()) -> Self:
+        numbers: dict[str, int] = {}
+        rows = [
+            (
+                *(entry.shard, entry.offset, entry.size, entry.steps),
+                numbers.setdefault(entry.task, len(numbers)),
+                numbers.setdefault(entry.family, len(numbers)),
+            )
+            for entry in entries
+        ]
+        return cls(np.array(rows, _ROW), tuple(numbers), tuple(broken))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """int64 [E], control steps."""
+        return self._rows["steps"].astype(np.int64)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self._labels[number] for number in self._rows["task"].tolist())
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        return tuple(self._labels[number] for number in self._rows["family"].tolist())
+
+    def place(self, index: int) -> tuple[int, int, int]:
+        """Shard, offset and size of an episode's record."""
+        shard, offset, size, *_ = self._rows[index].item()
+        return shard, offset, size
+
+    def save(self, path: Path) -> None:
+        """Writes `path` (.npy) and its labels beside it; each appears whole, the rows last."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        told = json.dumps({"labels": self._labels, "broken": self.broken})
+        _publish(path.with_suffix(".json"), told.encode())
+        part = _part(path)
+        with part.open("wb") as file:
+            np.save(file, np.asarray(self._rows))
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """The inverse of `save`; None if nothing whole is there."""
+        try:
+            told: Mapping[str, list[str]] = json.loads(path.with_suffix(".json").read_bytes())
+            rows = np.load(path, mmap_mode="r")
+        except (OSError, EOFError, ValueError):
+            return None
+        if rows.dtype != _ROW:
+            return None
+        return cls(rows, tuple(told["labels"]), tuple(told["broken"]))
+
+
+def _publish(path: Path, content: bytes) -> None:
+    part = _part(path)
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
