@@ -40,7 +40,12 @@ def open_dataset(
         DatasetError: it is missing or damaged, or nothing tells its standard.
     """
     source = RldsSource(location, index_root=index_root, skip_bad_episodes=skip_bad_episodes)
-    return EpisodeDataset(source, standard or standard_for(source.name, source.features), cache_bytes)
+    return EpisodeDataset(
+        source,
+        standard or standard_for(source.name, source.features),
+        cache_bytes,
+        skips_bad_episodes=skip_bad_episodes,
+    )
 
 
 class EpisodeDataset:
@@ -50,6 +55,7 @@ class EpisodeDataset:
         source: the episodes as they lie on disk.
         standard: how they become robot episodes.
         cache_bytes: bound on the encoded episodes and decoded frames kept in memory.
+        skips_bad_episodes: whoever reads it does without what turns out to be unreadable.
 
     Attributes:
         name, location: the source's.
@@ -58,8 +64,16 @@ class EpisodeDataset:
         cameras: names of the views.
     """
 
-    def __init__(self, source: EpisodeSource, standard: Standard, cache_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        source: EpisodeSource,
+        standard: Standard,
+        cache_bytes: int = 1 << 30,
+        *,
+        skips_bad_episodes: bool = False,
+    ) -> None:
         self._source = source
+        self.skips_bad_episodes = skips_bad_episodes
         self.standard = standard
         self.name, self.location = source.name, source.location
         self.lengths: npt.NDArray[np.int64] = source.lengths - sum(standard.trimmed)
