@@ -50,7 +50,7 @@ class Mixture:
     def repeats(self, lengths: Mapping[str, IntArray], seed: int, epoch: int) -> dict[str, IntArray]:
         """How often each episode is seen in an epoch.
 
-        floor(w) times, and once more with probability w - floor(w). That is drawn by (seed, epoch, dataset, episode)
+        floor(w) times, and once more with probability w - floor(w). That is drawn by seed, epoch, dataset and episode
         alone and is the same whatever other datasets there are; whole weights leave nothing to chance.
 
         Args:
