@@ -50,8 +50,8 @@ class Mixture:
     def repeats(self, lengths: Mapping[str, IntArray], seed: int, epoch: int) -> dict[str, IntArray]:
         """How often each episode is seen in an epoch.
 
-        floor(w) times, and once more with probability w - floor(w). That is drawn by seed, epoch, dataset and episode
-        alone and is the same whatever other datasets there are; whole weights leave nothing to chance.
+        floor(w) times, and once more with probability w - floor(w). The draw depends on seed, epoch, dataset and
+        episode alone, not on what other datasets there are; whole weights leave nothing to chance.
 
         Args:
             lengths: dataset -> int64 [E], control steps per episode; episodes of 0 steps are never seen.

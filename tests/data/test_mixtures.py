@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipvla.data.mixtures import Mixture, mixture_named
@@ -18,6 +18,7 @@ _SEED = st.integers(0, 2**31)
 _LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=40).map(lambda x: np.array(x, np.int64))
 
 
+@settings(deadline=None)
 @given(weight=_WEIGHTS, lengths=_LENGTHS, seed=_SEED, epoch=st.integers(0, 50))
 def test_an_episode_is_seen_floor_or_ceiling_of_the_weight_times(
     weight: float, lengths: np.ndarray, seed: int, epoch: int
@@ -27,11 +28,13 @@ def test_an_episode_is_seen_floor_or_ceiling_of_the_weight_times(
     assert set(counts.tolist()) <= {math.floor(weight), math.ceil(weight)}
 
 
+@settings(deadline=None)
 @given(weight=st.integers(1, 4), lengths=_LENGTHS, seed=_SEED)
 def test_a_whole_weight_is_exact(weight: int, lengths: np.ndarray, seed: int) -> None:
     assert (Mixture({"a": float(weight)}).repeats({"a": lengths}, seed, 0)["a"] == weight).all()
 
 
+@settings(deadline=None)
 @given(weights=st.tuples(_WEIGHTS, _WEIGHTS), lengths=st.tuples(_LENGTHS, _LENGTHS), seed=_SEED)
 def test_a_draw_depends_on_seed_epoch_dataset_and_episode_alone(
     weights: tuple[float, float], lengths: tuple[np.ndarray, np.ndarray], seed: int
@@ -74,6 +77,7 @@ def test_a_weight_multiplies_the_share_of_control_steps() -> None:
         assert seen[name] / sum(seen.values()) == pytest.approx(share, abs=0.01)
 
 
+@settings(deadline=None)
 @given(weights=st.lists(_WEIGHTS, min_size=1, max_size=6), data=st.data())
 def test_shares_are_openvlas_sampling_weights(weights: list[float], data: st.DataObject) -> None:
     steps = data.draw(st.lists(st.integers(1, 10**7), min_size=len(weights), max_size=len(weights)))

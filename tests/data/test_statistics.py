@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -152,6 +152,7 @@ def test_few_transitions_are_warned_about(caplog: pytest.LogCaptureFixture) -> N
     assert "only 80 transitions" in caplog.text
 
 
+@settings(deadline=None)
 @given(_values)
 def test_bounds_q99_is_to_the_bit_what_saved_policies_were_trained_with(values: np.ndarray) -> None:
     s = _all_scaled(values)
