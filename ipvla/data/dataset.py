@@ -7,12 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 
 from ipvla.data.byte_cache import ByteCache
 from ipvla.data.episode import EncodedEpisode
-from ipvla.data.lerobot import LeRobotSource, is_lerobot
+from ipvla.data.lerobot import LeRobotSource
 from ipvla.data.rlds.dlimp_source import DlimpSource
 from ipvla.data.rlds.format import STATISTICS_FILE
 from ipvla.data.rlds.source import RldsSource
@@ -52,14 +53,19 @@ def open_dataset(
         DatasetError: it is missing or damaged, or nothing tells its standard.
     """
     source: EpisodeSource
-    if is_lerobot(location):
-        source = LeRobotSource(location, cache_root=read_root)
+    if _is_lerobot(location):
+        source = LeRobotSource(location, read_root)
     elif rlds_backend == "dlimp":
         source = DlimpSource(location)
     else:
         source = RldsSource(location, index_root=read_root, skip_bad_episodes=skip_bad_episodes)
     made = standard.build(source.name, source.features) if standard else standard_for(source.name, source.features)
     return EpisodeDataset(source, made, cache_bytes, read_root=read_root, skips_bad_episodes=skip_bad_episodes)
+
+
+def _is_lerobot(location: str | Path) -> bool:
+    files, root = fsspec.core.url_to_fs(str(location))
+    return bool(files.exists(f"{root}/meta/info.json"))
 
 
 class EpisodeDataset:
