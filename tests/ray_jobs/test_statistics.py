@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,14 @@ def test_parts_read_by_other_processes_make_the_survey(config: StatisticsConfig)
     rows = [reader({"first": first, "stop": first + 3}) for first in (3, 0)]
     found = combined((SurveyPart.from_bytes(row["part"]) for row in rows), source, standard)
     assert found.to_dict() == _in_this_process(config).to_dict()
+
+
+def test_other_processes_can_be_sent_what_they_need(config: StatisticsConfig) -> None:
+    source = config.open_source()
+    standard = config.standard_of(source)
+    opened, sent = pickle.loads(pickle.dumps((config.open_source, standard)))
+    assert sent == standard
+    assert opened().lengths.tolist() == source.lengths.tolist()
 
 
 def test_what_was_read_before_is_told_without_a_cluster(
