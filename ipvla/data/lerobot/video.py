@@ -12,7 +12,6 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-
 #: Looking for a key frame takes about as long as decoding so many frames.
 _SEEK_FRAMES = 2
 
