@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,8 +14,11 @@ import torch
 from ipvla.data.dataset import EpisodeDataset
 from ipvla.data.plan import EpochPlan, IntArray, Layout, PlanPosition, WindowPlan
 from ipvla.data.prefetch import prefetch
+from ipvla.data.source import BrokenEpisodeError, DatasetError
 from ipvla.data.transforms import Transforms
-from ipvla.types import StepBatch
+from ipvla.types import Observation, StepBatch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,11 @@ class LaneConfig:
 
 
 class LaneReader:
-    """One worker's lanes. `batch(position)` depends on nothing but its argument and the constructor's."""
+    """One worker's lanes. `batch(position)` depends on nothing but its argument and the constructor's.
+
+    Attributes:
+        broken: episodes of which a step could not be read and was left idle.
+    """
 
     def __init__(
         self,
@@ -68,6 +78,7 @@ class LaneReader:
         self._config = config
         self._rank = rank
         self._world_size = world_size
+        self.broken: set[int] = set()
         self._plan: tuple[tuple[int, tuple[Layout, ...]], EpochPlan] | None = None
 
     @property
@@ -114,12 +125,11 @@ class LaneReader:
 
     def _read(self, window: WindowPlan) -> StepBatch:
         lanes, steps = window.episode.shape
+        if self._dataset.skips_bad_episodes:
+            window = self._readable(window)
         valid = window.episode >= 0
-        # An idle place repeats the dataset's first observation: well-formed inputs, masked by `valid`.
-        observations = [
-            self._dataset.observation(max(episode, 0), t, self._transforms.cameras)
-            for episode, t in zip(window.episode.ravel().tolist(), window.t.ravel().tolist(), strict=True)
-        ]
+        places = zip(window.episode.ravel().tolist(), window.t.ravel().tolist(), strict=True)
+        observations = [self._stand_in if episode < 0 else self._observation(episode, t) for episode, t in places]
         inputs = self._transforms.inputs(observations)
         actions = np.zeros((lanes, steps, self._transforms.chunk, self._transforms.action_dim), np.float32)
         action_valid = np.zeros(actions.shape[:3], np.bool_)
@@ -136,7 +146,7 @@ class LaneReader:
             actions=torch.from_numpy(actions),
             action_valid=torch.from_numpy(action_valid),
             is_first=torch.from_numpy(window.is_first),
-            valid=torch.from_numpy(valid),
+            valid=torch.from_numpy(valid | window.is_first),
             t=torch.from_numpy(window.t),
             episode_key=torch.from_numpy(window.episode),
             plan=torch.from_numpy(plan),
@@ -144,6 +154,34 @@ class LaneReader:
             question=torch.from_numpy(question),
             answer=torch.from_numpy(answer),
         )
+
+    def _observation(self, episode: int, t: int) -> Observation:
+        return self._dataset.observation(episode, t, self._transforms.cameras)
+
+    @cached_property
+    def _stand_in(self) -> Observation:
+        """What idle places show: well-formed inputs, masked by `valid`."""
+        for episode in range(len(self._dataset)):
+            with suppress(BrokenEpisodeError):
+                return self._observation(episode, 0)
+        raise DatasetError(f"{self._dataset.location}: no episode can be read; copy or collect it again")
+
+    def _readable(self, window: WindowPlan) -> WindowPlan:
+        """The window without steps that cannot be read; each episode with some is told and counted once.
+
+        They are idle, but for an episode's first step: that stays valid, without targets, so that memory is reset.
+        """
+        readable = window.episode >= 0
+        for place in zip(*np.nonzero(readable), strict=True):
+            episode, t = int(window.episode[place]), int(window.t[place])
+            try:
+                self._observation(episode, t)
+            except BrokenEpisodeError as error:
+                readable[place] = False
+                if episode not in self.broken:
+                    self.broken.add(episode)
+                    logger.warning("step %d and perhaps others are left out: %s", t, error)
+        return WindowPlan(np.where(readable, window.episode, -1), window.t, window.is_first)
 
     def _plans(self, window: WindowPlan) -> tuple[IntArray, IntArray]:
         """The plans at the window's steps and one policy step before them, each int64 [lanes, K, Lp]."""

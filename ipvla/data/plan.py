@@ -167,7 +167,7 @@ class EpochPlan:
 class _Parts:
     """What is left of episodes, each int64 [N]: from sampled step `first` on `steps` more.
 
-    `lane` is where they were under way, -1 where they were not; once laid out, where they go on, with `start`, their
+    `lane` is where they were under way, else -1; once laid out it is where they go on, with `start`, their
     place on it, and `goes_on`, whether they have their memory there.
     """
 
