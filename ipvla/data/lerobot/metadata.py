@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from ipvla.data.lerobot.format import INFO, STATISTICS, TASK, TASKS, info_values
 from ipvla.data.lerobot.layout import Layout
@@ -41,6 +40,8 @@ def write_metadata(
     rows: int,
 ) -> None:
     """Writes `meta/info.json`, `meta/stats.json` and `meta/tasks.parquet`; `rows` and `episodes` are how many."""
+    import pandas as pd
+
     info = info_values(
         layout.info_features(),
         fps=layout.fps,
