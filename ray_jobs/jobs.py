@@ -14,6 +14,7 @@ JOBS: Final[Mapping[str, str]] = {
     "quickstart": "QuickstartConfig",
     "collect": "CollectConfig",
     "statistics": "StatisticsConfig",
+    "convert": "ConvertConfig",
     "train": "ExperimentConfig",
     "subspaces": "SubspacesConfig",
     "interpolate": "InterpolateConfig",

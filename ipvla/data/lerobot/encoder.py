@@ -59,14 +59,15 @@ class VideoEncoder:
             raise DatasetError(f"pictures of {width} x {height} px cannot be a video: sides are even; keep images")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._container = av.open(str(path), "w", options={"movflags": "faststart"})
+        self._container: Any = av.open(str(path), "w", options={"movflags": "faststart"})
         options = {"g": str(settings.key_frame_every), "crf": str(settings.crf)}
         if settings.codec == "libsvtav1":
             os.environ.setdefault("SVT_LOG", "1")  # errors alone; it writes to stderr on its own
             options |= {"preset": "12", "svtav1-params": "lp=1"}
-        self._stream: Any = self._container.add_stream(_ENCODERS[settings.codec], rate=fps, options=options)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        self._stream.codec_context.thread_count = 1
+        stream: Any = self._container.add_stream(_ENCODERS[settings.codec], rate=fps, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1
+        self._stream = stream
         self._time_base = Fraction(1, fps)
         self.frames = 0
 

@@ -6,13 +6,11 @@ same time on different machines and put together by giving their files second na
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,20 +20,15 @@ from ipvla.data.lerobot.format import (
     DATA_PATH,
     EPISODES_PATH,
     INDEX_FEATURES,
-    INFO,
     METADATA,
-    STATISTICS,
     TASK,
-    TASKS,
     VIDEO_PATH,
-    info_values,
     numbered,
 )
 from ipvla.data.lerobot.layout import Layout
-from ipvla.data.lerobot.statistics import Moments, aggregate, episode_statistics
-from ipvla.data.pictures import EncodedPictures, Pictures
-from ipvla.data.png import encode_png
-from ipvla.data.publish import link
+from ipvla.data.lerobot.metadata import write_metadata
+from ipvla.data.lerobot.statistics import Moments, aggregate, episode_statistics, json_values
+from ipvla.data.png import encoded
 from ipvla.data.source import DatasetError, Feature, Steps, Trajectory
 
 
@@ -116,7 +109,7 @@ class PartWriter:
         path = self._directory / EPISODES_PATH.format(**numbered(self._part))
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(self._episodes), path, compression="snappy")
-        _write_metadata(
+        write_metadata(
             self._directory, self._layout, self._tasks, aggregate(self._statistics), self.episodes, self.rows
         )
 
@@ -156,52 +149,6 @@ class PartWriter:
         return self._layout.features.get(name) or INDEX_FEATURES[name]
 
 
-def assemble(parts: Sequence[Path], directory: Path, layout: Layout, tasks: Mapping[str, int]) -> None:
-    """Makes one dataset of all parts, which stay as they are.
-
-    Args:
-        parts: their directories, all of them, in order.
-        directory: new or empty, in the same file system if the files are not to be copied.
-        layout, tasks: of the whole.
-    """
-    told = [json.loads((part / INFO).read_text()) for part in parts]
-    for part in parts:
-        for path in sorted(part.rglob("chunk-*/file-*")):
-            link(path, directory / path.relative_to(part))
-    statistics = aggregate([json.loads((part / STATISTICS).read_text()) for part in parts])
-    episodes, rows = (sum(each[key] for each in told) for key in ("total_episodes", "total_frames"))
-    _write_metadata(directory, layout, tasks, statistics, episodes, rows)
-
-
-def _write_metadata(
-    directory: Path,
-    layout: Layout,
-    tasks: Mapping[str, int],
-    statistics: Mapping[str, Moments],
-    episodes: int,
-    rows: int,
-) -> None:
-    info = info_values(
-        layout.info_features(),
-        fps=layout.fps,
-        robot_type=layout.robot_type,
-        episodes=episodes,
-        frames=rows,
-        tasks=len(tasks),
-        videos=layout.video is not None,
-    )
-    (directory / INFO).write_text(json.dumps(info, indent=4, ensure_ascii=False))
-    told = {
-        name: {key: _told(key, value) for key, value in moments.items()} for name, moments in statistics.items()
-    }
-    (directory / STATISTICS).write_text(json.dumps(told, indent=4))
-    # lerobot looks tasks up by pandas' index, in which the texts are.
-    index = pd.Index(list(tasks), dtype=object, name=TASK)
-    pd.DataFrame({"task_index": np.array(list(tasks.values()), np.int64)}, index=index).to_parquet(
-        directory / TASKS
-    )
-
-
 def _checked(trajectory: Trajectory, name: str, feature: Feature) -> Steps:
     if feature.kind == "image":
         pictures = trajectory.pictures(name)
@@ -228,29 +175,18 @@ def _array(values: Steps, feature: Feature) -> Any:
         return array_of_numbers(values, feature)
     if isinstance(values, tuple):
         return pa.array(values, pa.string())
-    return array_of_pictures(_encoded(values))
-
-
-def _encoded(pictures: Pictures) -> Sequence[bytes]:
-    """As they are, or as PNG if they are no files."""
-    if isinstance(pictures, EncodedPictures):
-        return pictures.encoded
-    return [encode_png(pictures.decode(t)) for t in range(len(pictures))]
+    return array_of_pictures(encoded(values))
 
 
 def _file(prefix: str, part: int) -> dict[str, int]:
     return {f"{prefix}/{name}": number for name, number in numbered(part).items()}
 
 
-def _told(key: str, value: Any) -> Any:
-    return np.asarray(value, np.int64 if key == "count" else np.float64).tolist()
-
-
 def _told_statistics(statistics: Mapping[str, Moments]) -> dict[str, Any]:
     return {
-        f"stats/{name}/{key}": _told(key, value)
+        f"stats/{name}/{key}": value
         for name, moments in statistics.items()
-        for key, value in moments.items()
+        for key, value in json_values(moments).items()
     }
 
 

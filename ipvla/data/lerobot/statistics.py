@@ -46,6 +46,14 @@ def aggregate(parts: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Mom
     return {name: _aggregate([part[name] for part in parts]) for name in parts[0]}
 
 
+def json_values(moments: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of numbers; counts are whole."""
+    return {
+        name: np.asarray(value, np.int64 if name == "count" else np.float64).tolist()
+        for name, value in moments.items()
+    }
+
+
 def _of_numbers(values: npt.NDArray[Any]) -> Moments:
     rows = np.asarray(values, np.float64).reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
     return {
@@ -82,7 +90,7 @@ def _of_levels(counts: npt.NDArray[np.int64]) -> dict[str, float]:
         "max": float(level[present[-1]]),
         "mean": mean,
         "std": float(np.sqrt(((level - mean) ** 2) @ share)),
-        **{name: float(level[min(np.searchsorted(cumulative, q), 255)]) for name, q in QUANTILES.items()},
+        **{name: float(level[np.searchsorted(cumulative, q).clip(max=255)]) for name, q in QUANTILES.items()},
     }
 
 

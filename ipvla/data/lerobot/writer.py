@@ -8,7 +8,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 from ipvla.data.lerobot.layout import Layout
-from ipvla.data.lerobot.parts import PartWriter, assemble
+from ipvla.data.lerobot.metadata import assemble
+from ipvla.data.lerobot.parts import PartWriter
 from ipvla.data.publish import appearing, exclusive
 from ipvla.data.source import DatasetError, Trajectory
 
