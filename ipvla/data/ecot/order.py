@@ -1,0 +1,72 @@
+"""In which order an epoch's frames come: numbers alone, so that a place is found without reading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+#: Random numbers are drawn in blocks of this size.
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One episode's turn in an epoch; `copy` tells apart several turns of an episode with a weight above 1."""
+
+    dataset: int
+    episode: int
+    copy: int = 0
+
+
+def epoch_visits(
+    episodes: Sequence[npt.NDArray[np.int64]], weights: Sequence[float], seed: int, epoch: int, shuffle: bool
+) -> list[Visit]:
+    """Every episode's turns in one epoch, in order: once each, or in the mean as often as its dataset's weight
+    says.
+
+    Args:
+        episodes: per dataset, the indices of its episodes.
+        weights: per dataset; a weight of 1.3 gives each episode one turn, and three in ten of them a second one.
+        seed, epoch: non-negative; with the arguments above they alone decide.
+        shuffle: False keeps the datasets' order.
+    """
+    rng = np.random.default_rng((seed, epoch, 0))
+    visits = []
+    for dataset, (indices, weight) in enumerate(zip(episodes, weights, strict=True)):
+        turns = np.floor(weight + rng.random(len(indices)))
+        if weight == 1:
+            turns[:] = 1
+        for episode, often in zip(indices.tolist(), turns.astype(int).tolist(), strict=True):
+            visits += [Visit(dataset, episode, copy) for copy in range(often)]
+    return [visits[i] for i in rng.permutation(len(visits))] if shuffle else visits
+
+
+def frame_order(lengths: Sequence[int], buffer: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+    """(turn, step) of every frame of turns with these lengths, each exactly once.
+
+    Frames enter a buffer in order, and the next one out is drawn from it once it holds more than `buffer`; 0 keeps
+    their order.
+    """
+    luck = _uniform(rng)
+    held: list[tuple[int, int]] = []
+    for turn, length in enumerate(lengths):
+        for step in range(length):
+            held.append((turn, step))
+            if len(held) > buffer:
+                yield _take(held, next(luck))
+    while held:
+        yield _take(held, next(luck))
+
+
+def _take(held: list[tuple[int, int]], place: float) -> tuple[int, int]:
+    i = int(place * len(held))
+    held[i], held[-1] = held[-1], held[i]
+    return held.pop()
+
+
+def _uniform(rng: np.random.Generator) -> Iterator[float]:
+    while True:
+        yield from rng.random(_BLOCK).tolist()
