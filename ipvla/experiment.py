@@ -10,8 +10,8 @@ import draccus
 import numpy as np
 import torch
 
-from ipvla.data.lanes import LaneConfig, LaneReader
 from ipvla.data.dataset import EpisodeDataset, open_dataset
+from ipvla.data.lanes import LaneConfig, LaneReader
 from ipvla.data.rlds import dataset_directory
 from ipvla.data.source import DatasetError
 from ipvla.data.transforms import Transforms
@@ -200,12 +200,12 @@ class ExperimentConfig(StorageRoots):
         )
         if policy.model.plan_tokens and not dataset.episode(0).reasoning:
             raise DatasetError(
-                f"dataset: {dataset.directory} has no plans (step feature `reasoning`), which memory.type prompt "
+                f"dataset: {dataset.location} has no plans (step feature `reasoning`), which memory.type prompt "
                 "and model.plan_readout are trained on; collect it again, or do without these"
             )
         if policy.model.answer_tokens and "question" not in dataset.step_features:
             raise DatasetError(
-                f"dataset: {dataset.directory} has no questions (step features `question`, `answer`), which "
+                f"dataset: {dataset.location} has no questions (step features `question`, `answer`), which "
                 "model.questions is trained on; collect it again, or set model.questions to null"
             )
         lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size)

@@ -240,10 +240,10 @@ def _claim(directory: Path, config: ExperimentConfig) -> None:
 
 
 def _kept(config: ExperimentConfig) -> dict[str, Any]:
-    """All of a run's settings but how far it goes for now, and how it is spread over workers and their memory."""
+    """All of a run's settings but how far it goes for now, and how it is spread over lanes and workers."""
     training = replace(config.training, until=None, sharding="ddp", activation_checkpointing=False)
     return {
-        **shared(config.identity, config.num_workers),
+        **shared(config.identity),
         "forgetting": config.identity.get("forgetting"),
         "optimizer": config.optimizer,
         "training": training,

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PaliGemmaConfig as HFPaliGemmaConfig
 from transformers import PaliGemmaForConditionalGeneration, PreTrainedTokenizerFast
 
-from ipvla.data.lanes import LaneConfig
 from ipvla.data.episode import Episode
+from ipvla.data.lanes import LaneConfig
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.models.backbones import TinyConfig

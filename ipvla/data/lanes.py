@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ipvla.data.dataset import EpisodeDataset
 from ipvla.data.plan import EpochPlan, IntArray, Layout, PlanPosition, WindowPlan
 from ipvla.data.prefetch import prefetch
-from ipvla.data.dataset import EpisodeDataset
 from ipvla.data.transforms import Transforms
 from ipvla.types import StepBatch
 

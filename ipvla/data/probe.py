@@ -60,7 +60,7 @@ class ProbeSet:
             if wanted > length:
                 raise DatasetError(
                     f"probe.records is {config.records}, which asks for {wanted} frames of an episode of {length} "
-                    f"in {dataset.directory}; lower it, or collect more episodes"
+                    f"in {dataset.location}; lower it, or collect more episodes"
                 )
             frames += [(episode, t) for t in sorted(rng.choice(length, wanted, replace=False).tolist())]
         self.frames = tuple(frames)

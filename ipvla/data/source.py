@@ -43,8 +43,8 @@ class Trajectory:
     """One recorded episode of T control steps as its dataset has it.
 
     Attributes:
-        steps: by path, parts joined with "/" for RLDS ("observation/image_0", "action") and as they are for LeRobot
-            ("observation.images.front").
+        steps: by path; parts are joined with "/" for RLDS ("observation/image_0", "action"), and for LeRobot they
+            are as they are ("observation.images.front").
         metadata: of the whole episode, by path without "episode_metadata/"; texts are decoded.
         where: dataset, shard and episode in words, for messages.
     """

@@ -103,7 +103,7 @@ def lanes_total(identity: dict[str, Any], workers: int) -> int:
 
 
 def _own_memory(lanes: list[dict[str, torch.Tensor]], initial: Memory, world: World) -> Memory:
-    """This worker's share of the memory of all lanes; a lane that was not there begins as in `initial` [B, ...]."""
+    """This worker's share of the memory of all lanes; a lane that is new begins as in `initial` [B, ...]."""
     own: Memory = {}
     for name, fresh in initial.items():
         saved = torch.cat([part[f"memory.{name}"] for part in lanes]).to(fresh)

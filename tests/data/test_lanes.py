@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.lanes import LaneConfig, LaneReader
 from ipvla.data.plan import PlanPosition
-from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.rlds import write_rlds
 from ipvla.data.source import DatasetError
 from ipvla.data.transforms import Transforms
@@ -47,7 +47,7 @@ def _equal(a: StepBatch, b: StepBatch) -> bool:
 def test_batches_are_the_plan_filled_from_the_dataset(
     reader: LaneReader, dataset: EpisodeDataset, make_transforms: Make
 ) -> None:
-    transforms, plan = make_transforms(), reader.plan(0)
+    transforms, plan = make_transforms(), reader.plan(PlanPosition())
     for w in range(plan.num_windows):
         window, batch = plan.window(w), reader.batch(PlanPosition(0, w))
         np.testing.assert_array_equal(batch.episode_key, window.episode)
@@ -85,7 +85,7 @@ def test_plans_are_those_recorded_now_and_one_policy_step_ago(
     reader = CONFIG.build(dataset, transforms)
     late_starts = changes = 0
     for epoch in range(3):
-        for w in range(reader.plan(epoch).num_windows):
+        for w in range(reader.plan(PlanPosition(epoch)).num_windows):
             batch = reader.batch(PlanPosition(epoch, w))
             assert batch.plan.shape == batch.last_plan.shape == (3, 4, 40)
             for place in np.ndindex(3, 4):
@@ -110,7 +110,7 @@ def test_what_the_last_window_ended_with_is_the_next_ones_last_plan(
     dataset: EpisodeDataset, make_transforms: Make
 ) -> None:
     reader = CONFIG.build(dataset, make_transforms(plan_tokens=6))
-    batches = [reader.batch(PlanPosition(0, w)) for w in range(reader.plan(0).num_windows)]
+    batches = [reader.batch(PlanPosition(0, w)) for w in range(reader.plan(PlanPosition()).num_windows)]
     plan, last_plan, is_first, valid = (
         torch.cat([getattr(batch, name) for batch in batches], 1)
         for name in ("plan", "last_plan", "is_first", "valid")
@@ -132,7 +132,7 @@ def test_each_plan_is_tokenised_once_for_all_batches(dataset: EpisodeDataset, ma
     calls: list[str] = []
     transforms = make_transforms(tokenize_plan=lambda text: calls.append(text) or [1], plan_tokens=1)
     reader = CONFIG.build(dataset, transforms)
-    for w in range(reader.plan(0).num_windows):
+    for w in range(reader.plan(PlanPosition()).num_windows):
         reader.batch(PlanPosition(0, w))
     assert len(calls) == len(set(calls)) > 0
 
@@ -164,7 +164,7 @@ def test_questions_and_answers_are_those_recorded_at_the_step(tmp_path: Path, ma
         answer_tokens=2,
     )
     reader, seen = CONFIG.build(dataset, transforms), 0
-    for w in range(reader.plan(0).num_windows):
+    for w in range(reader.plan(PlanPosition()).num_windows):
         batch = reader.batch(PlanPosition(0, w))
         assert (batch.question.shape, batch.answer.shape) == ((3, 4, 16), (3, 4, 2))
         for place in np.ndindex(3, 4):
@@ -185,7 +185,7 @@ def test_workers_share_an_epoch_without_overlap(dataset: EpisodeDataset, make_tr
     readers = [CONFIG.build(dataset, make_transforms(), rank, 2) for rank in range(2)]
     seen: list[tuple[int, int]] = []
     for reader in readers:
-        for w in range(reader.plan(0).num_windows):
+        for w in range(reader.plan(PlanPosition()).num_windows):
             batch = reader.batch(PlanPosition(0, w))
             seen += zip(batch.episode_key[batch.valid].tolist(), batch.t[batch.valid].tolist(), strict=True)
     assert len(seen) == len(set(seen))
@@ -195,11 +195,11 @@ def test_workers_share_an_epoch_without_overlap(dataset: EpisodeDataset, make_tr
 def test_resuming_mid_epoch_equals_never_having_stopped(
     reader: LaneReader, dataset: EpisodeDataset, make_transforms: Make
 ) -> None:
-    count = reader.plan(0).num_windows + reader.plan(1).num_windows + 2
+    count = reader.plan(PlanPosition()).num_windows + reader.plan(PlanPosition(1)).num_windows + 2
     with closing(reader.batches(PlanPosition())) as stream:
         undisturbed = list(itertools.islice(stream, count))
     stopped_after = undisturbed[1][0]
-    again = CONFIG.build(open_dataset(dataset.directory, cache_bytes=0), make_transforms())
+    again = CONFIG.build(open_dataset(dataset.location, cache_bytes=0), make_transforms())
     with closing(again.batches(again.after(stopped_after))) as stream:
         resumed = list(itertools.islice(stream, count - 2))
     assert resumed[-1][0] == PlanPosition(2, 1)

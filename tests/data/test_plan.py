@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -157,3 +159,72 @@ def test_positions_run_into_the_next_epoch() -> None:
         position = position.next(num_windows)
     assert seen == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
     assert position == PlanPosition(2, 0)
+
+
+@st.composite
+def _replanned(draw: st.DrawFn) -> tuple[np.ndarray, int, list[tuple[EpochPlan, int, int]]]:
+    """(lengths, stride, parts of one epoch: plan, its lanes, windows of it that are played)"""
+    lengths, stride, window = draw(_lengths), draw(_small), draw(_small)
+    position, played = PlanPosition(), []
+    while position.epoch == 0:
+        lanes = draw(st.integers(1, 8)) * draw(st.integers(1, 3))
+        plan = EpochPlan(lengths, 5, 0, lanes_total=lanes, window=window, stride=stride, before=position.before)
+        windows = draw(st.integers(1, plan.num_windows)) if len(played) < 4 else plan.num_windows
+        for _ in range(windows):
+            position = position.next(plan.num_windows)
+        played.append((plan, lanes, windows))
+        position = position.on_other_lanes(lanes) if position.epoch == 0 else position
+    return lengths, stride, played
+
+
+@given(_replanned())
+def test_with_other_lanes_midway_every_sampled_step_still_comes_once(
+    case: tuple[np.ndarray, int, list[tuple[EpochPlan, int, int]]],
+) -> None:
+    lengths, stride, played = case
+    seen: list[tuple[int, int]] = []
+    for plan, _, windows in played:
+        for window in map(plan.window, range(windows)):
+            active = window.episode >= 0
+            seen += zip(window.episode[active].tolist(), window.t[active].tolist(), strict=True)
+    assert sorted(seen) == sorted(_steps(EpochPlan(lengths, 5, 0, lanes_total=1, window=1, stride=stride)))
+
+
+@given(_replanned())
+def test_an_episode_under_way_goes_on_where_its_memory_is_or_begins_afresh(
+    case: tuple[np.ndarray, int, list[tuple[EpochPlan, int, int]]],
+) -> None:
+    _, _, played = case
+    memory: dict[int, tuple[int, int]] = {}  # lane -> the episode and step that its memory is of
+    restarted = 0
+    for plan, lanes, windows in played:
+        started = {episode for episode, _ in memory.values()}
+        memory = {lane: held for lane, held in memory.items() if lane < lanes}
+        carried = {episode for episode, _ in memory.values()}
+        places = [
+            (lane, *place)
+            for window in map(plan.window, range(windows))
+            for lane in range(lanes)
+            for place in zip(window.episode[lane], window.t[lane], window.is_first[lane], strict=True)
+        ]
+        for lane, episode, t, first in places:
+            if episode < 0:
+                continue
+            if not first:
+                assert memory[lane][0] == episode
+                assert memory[lane][1] < t
+            else:
+                assert episode not in carried
+                restarted += episode in started
+            memory[lane] = (int(episode), int(t))
+    assert restarted <= sum(plan.restarted for plan, _, _ in played)
+
+
+def test_a_position_is_written_and_read_back() -> None:
+    position = PlanPosition(3, 7).on_other_lanes(16).next(9).on_other_lanes(4)
+    assert PlanPosition.from_dict(json.loads(json.dumps(asdict(position)))) == position
+    assert PlanPosition.from_dict({"epoch": 1, "window": 2}) == PlanPosition(1, 2)
+
+
+def test_before_the_first_window_of_an_epoch_any_number_of_lanes_is_as_good() -> None:
+    assert PlanPosition(4).on_other_lanes(8) == PlanPosition(4)

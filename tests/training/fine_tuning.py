@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ipvla.data.probe import ProbeConfig
 from ipvla.data.episode import Episode
+from ipvla.data.probe import ProbeConfig
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import Experiment, ExperimentConfig
 from ipvla.forgetting.fisher import FisherConfig

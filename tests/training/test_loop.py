@@ -176,8 +176,26 @@ def test_a_checkpoint_of_another_run_is_refused(make_experiment: Make, tmp_path:
     other = replace(config, model=replace(config.model, memory=NoMemoryConfig()))
     with pytest.raises(CheckpointError, match=r"has model .*gru.*this run has .*none"):
         load_checkpoint(tmp_path / "c", other.build(WORLD).state, WORLD, other.identity)
-    with pytest.raises(CheckpointError, match="has lanes of all workers 4, this run has 8"):
-        load_checkpoint(tmp_path / "c", experiment.state, replace(WORLD, size=2), config.identity)
+
+
+@pytest.mark.parametrize("lanes", [2, 6])
+def test_with_other_lanes_the_memory_stays_with_the_lane_of_its_number(
+    make_experiment: Make, tmp_path: Path, lanes: int
+) -> None:
+    config = make_experiment()
+    experiment = config.build(WORLD)
+    run(config, experiment)
+    save_checkpoint(tmp_path / "c", experiment.state, experiment.policy, WORLD, config.identity)
+    other = replace(config, lanes=replace(config.lanes, lanes=lanes))
+    resumed = other.build(WORLD)
+    fresh = {name: value.clone() for name, value in resumed.state.memory.items()}
+    load_checkpoint(tmp_path / "c", resumed.state, WORLD, other.identity)
+    kept = min(lanes, config.lanes.lanes)
+    for name, value in resumed.state.memory.items():
+        torch.testing.assert_close(value[:kept], experiment.state.memory[name][:kept], rtol=0, atol=0)
+        torch.testing.assert_close(value[kept:], fresh[name][kept:], rtol=0, atol=0)
+    position = experiment.state.position
+    assert resumed.state.position == position.on_other_lanes(config.lanes.lanes)
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(make_experiment: Make) -> None:

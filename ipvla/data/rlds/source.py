@@ -116,7 +116,9 @@ class RldsSource:
             try:
                 self._records[shard] = open_shard(self._path(shard), self._file_format)
             except Exception as error:
-                raise DatasetError(f"shard {self._path(shard)} cannot be opened ({error}); {_COLLECT_AGAIN}") from error
+                raise DatasetError(
+                    f"shard {self._path(shard)} cannot be opened ({error}); {_COLLECT_AGAIN}"
+                ) from error
         return self._records[shard]
 
     def _path(self, shard: int) -> str:
@@ -145,7 +147,9 @@ class RldsSource:
         broken: list[str] = []
         index = EpisodeIndex.of(self._entries(labels, broken), broken)
         if not len(index):
-            raise DatasetError(f"{self.location} has no readable episodes; {broken[0] if broken else _COLLECT_AGAIN}")
+            raise DatasetError(
+                f"{self.location} has no readable episodes; {broken[0] if broken else _COLLECT_AGAIN}"
+            )
         return index
 
     def _entries(self, labels: Sequence[Mapping[str, Any]] | None, broken: list[str]) -> Iterator[EpisodeEntry]:

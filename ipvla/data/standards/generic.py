@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ipvla.data.gripper import Gripper
+from ipvla.data.gripper import GRIPPERS, Gripper
 from ipvla.data.source import DatasetError, Feature, Trajectory
 from ipvla.data.standards.standard import FloatArray, Standard, concatenated
 
@@ -64,6 +64,10 @@ class StandardConfig:
         for name in ("action", "state"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; name the step features that make it up")
+        if self.gripper not in GRIPPERS:
+            raise ValueError(f"gripper is {self.gripper!r}; choose one of {', '.join(GRIPPERS)}")
+        if min(self.trimmed) < 0:
+            raise ValueError(f"trimmed is {self.trimmed}; give two numbers of steps, 0 or more")
         if self.skip_noops and (self.absolute or self.gripper == "none"):
             raise ValueError("skip_noops wants motions and a gripper; set it to false for other actions")
 

@@ -20,7 +20,7 @@ def moving_steps(action: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         action: float32 [T, A], unnormalised; the last dimension is the gripper.
     """
     moves = np.linalg.norm(action[:, :-1], axis=1) >= THRESHOLD
-    # A step that is left out has the gripper of the one before it, so that neighbours tell as much as the last kept.
+    # A step that is left out has the gripper of the one before it: neighbours tell what the last kept would.
     changes = np.diff(action[:, -1], prepend=action[:1, -1]) != 0
     started = np.logical_or.accumulate(moves)
     return np.asarray((moves | changes) & started)

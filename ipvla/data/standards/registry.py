@@ -41,7 +41,7 @@ def standard_for(name: str, features: Mapping[str, Feature]) -> Standard:
     if own is None:
         raise DatasetError(
             f"nothing tells what the features of {name} mean: {', '.join(sorted(features))}. Configure its "
-            "standard: name the features of cameras, action, state and language (ipvla.data.standards.StandardConfig). "
+            "standard: name the features of cameras, action, state and language, as StandardConfig does. "
             f"Known by name are {', '.join(STANDARDS)}"
         )
     return own

@@ -52,8 +52,8 @@ class Standard(ABC):
             raise ValueError(f"standard {self.name!r} has no cameras; name at least one")
         if len(self.normalised) != len(self.absolute) or not self.normalised:
             raise ValueError(
-                f"standard {self.name!r} tells {len(self.normalised)} action dimensions to be normalised or not, and "
-                f"{len(self.absolute)} to be absolute or not; give both one value per dimension"
+                f"standard {self.name!r} has normalised for {len(self.normalised)} action dimensions and absolute "
+                f"for {len(self.absolute)}; give both one value per dimension"
             )
         if self.gripper not in GRIPPERS:
             raise ValueError(f"gripper is {self.gripper!r}; choose one of {', '.join(GRIPPERS)}")
@@ -123,7 +123,7 @@ class Standard(ABC):
             kept = kept[moving_steps(action[kept])]
         if not len(kept):
             raise BrokenEpisodeError(
-                f"{trajectory.where}: of its {len(action)} steps the standard {self.name!r} keeps none; leave it out"
+                f"{trajectory.where}: of {len(action)} steps the standard {self.name!r} keeps none; leave it out"
             )
         return kept
 

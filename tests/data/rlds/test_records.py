@@ -46,8 +46,7 @@ def test_any_changed_byte_is_noticed(records: list[bytes], data: st.DataObject) 
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     opened = shard(bytes(content))
     with pytest.raises(CorruptRecordError):
-        for place in list(opened.places()):
-            opened.read(*place)
+        [opened.read(*place) for place in opened.places()]
 
 
 @given(RECORDS, st.data())

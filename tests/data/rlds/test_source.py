@@ -57,7 +57,9 @@ def test_object_storage_gives_the_same() -> None:
     local, remote = RldsSource(WRITTEN), RldsSource("memory://bucket/1.0.0")
     assert remote.lengths.tolist() == local.lengths.tolist()
     for index in range(len(local)):
-        np.testing.assert_array_equal(remote.trajectory(index).numbers("action"), local.trajectory(index).numbers("action"))
+        np.testing.assert_array_equal(
+            remote.trajectory(index).numbers("action"), local.trajectory(index).numbers("action")
+        )
 
 
 def test_a_kept_index_spares_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +90,9 @@ def test_a_wrong_checksum_names_dataset_shard_and_episode(copy: Path) -> None:
     content = bytearray(shard.read_bytes())
     content[-100] ^= 1
     shard.write_bytes(bytes(content))
-    with pytest.raises(BrokenEpisodeError, match=rf"{NAME}: .*{shard.name}, episode 1 is corrupt \(wrong checksum"):
+    with pytest.raises(
+        BrokenEpisodeError, match=rf"{NAME}: .*{shard.name}, episode 1 is corrupt \(wrong checksum"
+    ):
         RldsSource(copy)
 
 

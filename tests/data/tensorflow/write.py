@@ -38,9 +38,7 @@ def features() -> Any:
         "is_terminal": f.Scalar(np.bool_),
         "language_instruction": f.Text(),
     }
-    return f.FeaturesDict(
-        {"steps": f.Dataset(steps), "episode_metadata": f.FeaturesDict({"file_path": f.Text()})}
-    )
+    return f.FeaturesDict({"steps": f.Dataset(steps), "episode_metadata": f.FeaturesDict({"file_path": f.Text()})})
 
 
 def picture(rng: np.random.Generator, t: int) -> Any:
