@@ -76,6 +76,7 @@ def test_the_libero_files_names_are_known() -> None:
     }
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.sampled_from(sorted(SAID)), _texts))
 def test_words_are_kept_to_the_letter(said: dict[str, str]) -> None:
     parts = step_parts(said, {}, 0)
@@ -83,6 +84,7 @@ def test_words_are_kept_to_the_letter(said: dict[str, str]) -> None:
     assert all(f"{tag}: {text}" in render(parts) for tag, text in parts.items())
 
 
+@settings(deadline=None, max_examples=50)
 @given(_parts)
 def test_the_text_reads_back_where_no_words_look_like_a_tag(parts: dict[str, str]) -> None:
     try:
@@ -99,7 +101,7 @@ def test_an_at_sign_separates_nothing() -> None:
     assert parse(render(parts)) == parts
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(st.dictionaries(st.integers(0, 500), _parts, max_size=5))
 def test_an_episode_comes_back_from_its_row(said: dict[int, dict[str, str]]) -> None:
     assert unpack(pack(said)) == said
