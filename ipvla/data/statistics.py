@@ -1,4 +1,4 @@
-"""Dataset statistics in OpenVLA's schema, and the BOUNDS_Q99 normalisation that they define."""
+"""Dataset statistics, computed, written in OpenVLA's schema and read from others."""
 
 from __future__ import annotations
 
@@ -8,81 +8,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+from ipvla.data.normalisation import FeatureStatistics
+from ipvla.data.statistics_schema import UnknownDatasetError, dataset_values
 
 logger = logging.getLogger(__name__)
 
-Array = TypeVar("Array", npt.NDArray[np.floating[Any]], torch.Tensor)
-
 #: Below this many transitions the 1 % and 99 % quantiles are poor estimates.
 _FEW_TRANSITIONS = 5_000
-
-
-@dataclass(frozen=True)
-class FeatureStatistics:
-    """Per-dimension statistics of one vector feature, each float32 [D].
-
-    Attributes:
-        mean, std, min, max, q01, q99: over all control steps, in the feature's units.
-        mask: bool [D], True where the feature is normalised; False passes it through (the gripper).
-    """
-
-    mean: npt.NDArray[np.float32]
-    std: npt.NDArray[np.float32]
-    min: npt.NDArray[np.float32]
-    max: npt.NDArray[np.float32]
-    q01: npt.NDArray[np.float32]
-    q99: npt.NDArray[np.float32]
-    mask: npt.NDArray[np.bool_]
-
-    @classmethod
-    def compute(cls, values: npt.NDArray[np.floating[Any]], mask: npt.NDArray[np.bool_]) -> Self:
-        """From [N, D] values, one row per control step, N >= 1."""
-        x = np.asarray(values, np.float64)
-        rows = {
-            "mean": x.mean(0),
-            "std": x.std(0),
-            "min": x.min(0),
-            "max": x.max(0),
-            "q01": np.quantile(x, 0.01, axis=0),
-            "q99": np.quantile(x, 0.99, axis=0),
-        }
-        return cls(**{name: row.astype(np.float32) for name, row in rows.items()}, mask=mask)
-
-    @property
-    def dim(self) -> int:
-        return len(self.mask)
-
-    @property
-    def constant(self) -> npt.NDArray[np.bool_]:
-        """bool [D], True where the feature never changed: there is nothing to predict."""
-        return np.asarray(self.min == self.max)
-
-    def normalise(self, x: Array) -> Array:
-        """[..., D] in units -> [..., D], q01..q99 onto [-1, 1] and clipped; constant dimensions become 0."""
-        q01, q99, scaled, fixed = (_like(v, x) for v in (self.q01, self.q99, self.mask, self._degenerate))
-        y = (2 * (x - q01) / (q99 - q01 + 1e-8) - 1).clip(-1, 1)
-        where = _where(x)
-        result: Array = where(fixed, 0.0, where(scaled, y, x))
-        return result
-
-    def denormalise(self, y: Array) -> Array:
-        """The inverse on [q01, q99]; constant dimensions get their exact constant, whatever `y` is."""
-        q01, q99, low, scaled, constant = (
-            _like(v, y) for v in (self.q01, self.q99, self.min, self.mask, self.constant)
-        )
-        where = _where(y)
-        result: Array = where(constant, low, where(scaled, 0.5 * (y + 1) * (q99 - q01) + q01, y))
-        return result
-
-    @property
-    def _degenerate(self) -> npt.NDArray[np.bool_]:
-        # Equal quantiles with rare outliers carry no scale: the formula would send the usual value to -1.
-        return np.asarray(self.constant | (self.mask & (self.q01 == self.q99)))
 
 
 @dataclass(frozen=True)
@@ -96,18 +33,22 @@ class Statistics:
 
     @classmethod
     def compute(
-        cls, actions: Sequence[npt.NDArray[np.float32]], proprios: Sequence[npt.NDArray[np.float32]]
+        cls,
+        actions: Sequence[npt.NDArray[np.float32]],
+        proprios: Sequence[npt.NDArray[np.float32]],
+        normalised: Sequence[bool] | None = None,
     ) -> Self:
         """Over all control steps of all episodes: one [T, A] and one [T, P] array per episode.
 
-        The action's last dimension is the gripper, which is already -1 or +1 and is left unscaled.
+        Args:
+            normalised: bool [A], action dimensions that are scaled; None for all but the last, the gripper.
         """
         action, proprio = np.concatenate(actions), np.concatenate(proprios)
-        if len(action) < _FEW_TRANSITIONS:
-            logger.warning("statistics rest on only %d transitions: q01 and q99 are rough", len(action))
-        arm = np.arange(action.shape[1]) < action.shape[1] - 1
+        warn_of_few(len(action))
+        if normalised is None:
+            normalised = [True] * (action.shape[1] - 1) + [False]
         return cls(
-            action=FeatureStatistics.compute(action, arm),
+            action=FeatureStatistics.compute(action, np.array(normalised, np.bool_)),
             proprio=FeatureStatistics.compute(proprio, np.ones(proprio.shape[1], np.bool_)),
             num_transitions=len(action),
             num_trajectories=len(actions),
@@ -119,9 +60,9 @@ class Statistics:
         return self.action.constant
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; `from_dict` gives back equal statistics."""
+        """JSON values, null for NaN; `from_dict` gives back equal statistics."""
         return {
-            key: {name: row.tolist() for name, row in value.items()} if isinstance(value, dict) else value
+            key: {name: _numbers(row) for name, row in value.items()} if isinstance(value, dict) else value
             for key, value in asdict(self).items()
         }
 
@@ -141,21 +82,26 @@ class Statistics:
         os.replace(part, path)
 
     @classmethod
-    def load(cls, path: Path, expected_action_dim: int | None = None) -> Self:
-        """Reads a statistics file of one dataset.
+    def load(cls, path: Path, expected_action_dim: int | None = None, name: str | None = None) -> Self:
+        """Reads a statistics file of OpenVLA or openpi, or the `norm_stats` of OpenVLA's `config.json`.
+
+        Args:
+            name: the dataset's, in a file of several; None for the only one.
 
         Raises:
-            ValueError: the file is missing or not in OpenVLA's schema, or its action size is not the expected one.
+            ValueError: the file is missing or in no such schema, has no such dataset, or its action size is not
+                the expected one.
         """
         try:
-            datasets = json.loads(path.read_text())
-            (values,) = datasets.values()
+            values = dataset_values(json.loads(path.read_text()), name)
             statistics = cls.from_dict(values)
         except FileNotFoundError:
             raise ValueError(f"statistics file {path} does not exist; collect the dataset again") from None
+        except UnknownDatasetError as error:
+            raise ValueError(f"{path} {error}") from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} does not hold one dataset's statistics in OpenVLA's schema ({error!r}); "
+                f"{path} does not hold one dataset's statistics in OpenVLA's schema or openpi's ({error!r}); "
                 "delete it or collect the dataset again"
             ) from None
         if expected_action_dim is not None and statistics.action.dim != expected_action_dim:
@@ -175,9 +121,11 @@ def _feature(values: Mapping[str, Any]) -> FeatureStatistics:
     return FeatureStatistics(**rows, mask=mask)
 
 
-def _like(constants: npt.NDArray[Any], x: Any) -> Any:
-    return torch.from_numpy(constants).to(x.device) if isinstance(x, torch.Tensor) else constants
+def _numbers(row: npt.NDArray[Any]) -> list[Any]:
+    return [None if unknown else value for value, unknown in zip(row.tolist(), np.isnan(row), strict=True)]
 
 
-def _where(x: Any) -> Any:
-    return torch.where if isinstance(x, torch.Tensor) else np.where
+def warn_of_few(num_transitions: int) -> None:
+    """Says so in the log if quantiles of so few control steps are poor estimates."""
+    if num_transitions < _FEW_TRANSITIONS:
+        logger.warning("statistics rest on only %d transitions: q01 and q99 are rough", num_transitions)

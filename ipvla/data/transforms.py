@@ -11,6 +11,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from ipvla.data.chunks import PAST_END, PastEnd, past_the_end
+from ipvla.data.gripper import GRIPPERS, Gripper, environment_gripper
+from ipvla.data.normalisation import NORMALISATIONS, Normalisation
 from ipvla.data.statistics import Statistics
 from ipvla.types import ModelInputs, Observation
 
@@ -35,6 +38,11 @@ class Transforms:
         tokenize_question: a question in text to its prompt's token ids, without padding; None for `tokenize`.
         question_tokens, answer_tokens: Lq and La; questions and answers are padded to them as plans are, answers
             are tokenised as plans are. With 0 none are read.
+        normalisation: of actions and proprioception.
+        past_end: what a chunk holds past its episode's end.
+        absolute: bool [A], action dimensions that tell where to be rather than how to move; None for the last
+            alone, the gripper.
+        gripper: how the statistics' dataset tells the gripper.
     """
 
     statistics: Statistics
@@ -49,6 +57,10 @@ class Transforms:
     tokenize_question: Callable[[str], Sequence[int]] | None = None
     question_tokens: int = 0
     answer_tokens: int = 0
+    normalisation: Normalisation = "bounds_q99"
+    past_end: PastEnd = "mask"
+    absolute: tuple[bool, ...] | None = None
+    gripper: Gripper = "environment"
     _prompts: dict[str, tuple[IntArray, npt.NDArray[np.bool_]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -76,6 +88,14 @@ class Transforms:
         known = self.statistics.proprio.dim
         if self.proprio_index is not None and not all(0 <= i < known for i in self.proprio_index):
             raise ValueError(f"proprio_index {self.proprio_index} leaves the {known} columns; use 0..{known - 1}")
+        choices = {"normalisation": NORMALISATIONS, "past_end": PAST_END, "gripper": GRIPPERS}
+        for name, known_values in choices.items():
+            if getattr(self, name) not in known_values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known_values)}")
+        self.statistics.action.require(self.normalisation)
+        self.statistics.proprio.require(self.normalisation)
+        if self.absolute is not None and len(self.absolute) != self.action_dim:
+            raise ValueError(f"absolute tells of {len(self.absolute)} action dimensions of {self.action_dim}")
 
     @property
     def action_dim(self) -> int:
@@ -88,7 +108,8 @@ class Transforms:
     def inputs(self, observations: Sequence[Observation]) -> ModelInputs:
         """One row per observation: leading axis [B]. ValueError for a missing camera or too long a prompt."""
         prompts = [self._prompt(o.instruction) for o in observations]
-        proprio = self.statistics.proprio.normalise(np.stack([o.proprio for o in observations]).astype(np.float32))
+        states = np.stack([o.proprio for o in observations]).astype(np.float32)
+        proprio = self.statistics.proprio.normalise(states, self.normalisation)
         if self.proprio_index is not None:
             proprio = proprio[:, list(self.proprio_index)]
         images = np.stack([np.stack([self._image(o, camera) for camera in self.cameras]) for o in observations])
@@ -159,17 +180,27 @@ class Transforms:
             t: control steps, any shape [...], in [0, T).
 
         Returns:
-            float32 [..., C, A], normalised; and bool [..., C], False past the end, where the last action repeats.
+            float32 [..., C, A], normalised; and bool [..., C], True where it is a target. What they are past the
+            end is `past_end`'s to say: by default the last action repeats there and is no target.
         """
         steps = np.asarray(t)[..., None] + np.arange(self.chunk)
-        target = self.statistics.action.normalise(action[np.minimum(steps, len(action) - 1)])
-        return target, steps < len(action)
+        recorded = action[np.minimum(steps, len(action) - 1)]
+        target = self.statistics.action.normalise(recorded, self.normalisation)
+        absolute = self.absolute or (False,) * (self.action_dim - 1) + (True,)
+        return past_the_end(target, steps < len(action), self.past_end, absolute)
 
     def denormalise(self, actions: npt.NDArray[np.floating[Any]] | torch.Tensor) -> FloatArray:
-        """Model output [..., A] to environment units, float32: arm within [-1, 1], gripper exactly -1 or +1."""
+        """Model output [..., A] to environment units, float32: arm within [-1, 1], gripper exactly -1 or +1.
+
+        Whatever the dataset's convention, -1 opens and +1 closes. Actions without a gripper stay in the dataset's
+        units, unclipped.
+        """
         y = actions.detach().float().cpu().numpy() if isinstance(actions, torch.Tensor) else actions
-        x = self.statistics.action.denormalise(np.asarray(y, np.float32)).clip(-1, 1)
-        x[..., -1] = np.where(x[..., -1] > 0, 1, -1)
+        x = self.statistics.action.denormalise(np.asarray(y, np.float32), self.normalisation)
+        if self.gripper == "none":
+            return x
+        x = x.clip(-1, 1)
+        x[..., -1] = environment_gripper(x[..., -1], self.gripper)
         return x
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,6 +215,10 @@ class Transforms:
             "plan_tokens": self.plan_tokens,
             "question_tokens": self.question_tokens,
             "answer_tokens": self.answer_tokens,
+            "normalisation": self.normalisation,
+            "past_end": self.past_end,
+            "absolute": None if self.absolute is None else list(self.absolute),
+            "gripper": self.gripper,
         }
 
     @classmethod
@@ -194,8 +229,8 @@ class Transforms:
         tokenize_plan: Callable[[str], Sequence[int]] | None = None,
         tokenize_question: Callable[[str], Sequence[int]] | None = None,
     ) -> Self:
-        """The inverse of `to_dict`; what was saved before there were plans or questions has none."""
-        index = values["proprio_index"]
+        """The inverse of `to_dict`; what a setting was before it existed is its default."""
+        index, absolute = values["proprio_index"], values.get("absolute")
         return cls(
             statistics=Statistics.from_dict(values["statistics"]),
             tokenize=tokenize,
@@ -209,6 +244,10 @@ class Transforms:
             tokenize_question=tokenize_question,
             question_tokens=values.get("question_tokens", 0),
             answer_tokens=values.get("answer_tokens", 0),
+            normalisation=values.get("normalisation", "bounds_q99"),
+            past_end=values.get("past_end", "mask"),
+            absolute=None if absolute is None else tuple(absolute),
+            gripper=values.get("gripper", "environment"),
         )
 
     def _image(self, observation: Observation, camera: str) -> npt.NDArray[np.uint8]:

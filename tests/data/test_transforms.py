@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ipvla.data.dataset import EpisodeDataset
+from ipvla.data.statistics import Statistics
 from ipvla.data.transforms import Transforms
 from ipvla.types import Observation
 from tests.data.conftest import SIZE
@@ -167,7 +168,16 @@ def test_played_actions_stay_in_range_whatever_the_model_says(make_transforms: M
 
 
 def test_they_survive_json(make_transforms: Make) -> None:
-    transforms = make_transforms(proprio_index=(0, 7), plan_tokens=9, question_tokens=5, answer_tokens=2)
+    transforms = make_transforms(
+        proprio_index=(0, 7),
+        plan_tokens=9,
+        question_tokens=5,
+        answer_tokens=2,
+        normalisation="normal",
+        past_end="openvla",
+        absolute=(False,) * 5 + (True,) * 2,
+        gripper="open_is_one",
+    )
     stored = json.loads(json.dumps(transforms.to_dict()))
     loaded = Transforms.from_dict(stored, tokenize=transforms.tokenize, tokenize_plan=lambda text: [3])
     assert loaded.to_dict() == transforms.to_dict()
@@ -184,9 +194,114 @@ def test_transforms_saved_before_there_were_plans_or_questions_have_none(make_tr
     assert (restored.plan_tokens, restored.question_tokens, restored.answer_tokens) == (0, 0, 0)
 
 
+def test_transforms_saved_before_there_was_a_choice_do_what_was_done_then(make_transforms: Make) -> None:
+    stored = make_transforms().to_dict()
+    for name in ("normalisation", "past_end", "absolute", "gripper"):
+        del stored[name]
+    restored = Transforms.from_dict(stored, tokenize=len)
+    assert restored.to_dict() == make_transforms().to_dict()
+    assert (restored.normalisation, restored.past_end) == ("bounds_q99", "mask")
+    assert (restored.absolute, restored.gripper) == (None, "environment")
+
+
+@pytest.mark.parametrize("kind", ["bounds", "normal"])
+def test_the_normalisation_is_that_of_targets_states_and_played_actions(
+    make_transforms: Make, dataset: EpisodeDataset, kind: str
+) -> None:
+    transforms, action = make_transforms(normalisation=kind), dataset.episode(3).action
+    statistics = transforms.statistics
+    targets, _ = transforms.chunk_targets(action, 5)
+    np.testing.assert_array_equal(targets, statistics.action.normalise(action[5:9], kind))
+    np.testing.assert_allclose(transforms.denormalise(targets), action[5:9], atol=1e-5)
+    observation = _observation()
+    expected = statistics.proprio.normalise(observation.proprio, kind)
+    np.testing.assert_array_equal(transforms.inputs([observation]).proprio[0], expected)
+
+
+def test_past_the_end_openvlas_relative_dimensions_are_zero_and_its_absolute_ones_repeat(
+    make_transforms: Make, dataset: EpisodeDataset
+) -> None:
+    action = dataset.episode(0).action
+    for absolute in (None, (True,) + (False,) * 5 + (True,)):
+        transforms = make_transforms(past_end="openvla", absolute=absolute)
+        normal = transforms.statistics.action.normalise(action)
+        target, valid = transforms.chunk_targets(action, np.array([0, len(action) - 2]))
+        last = np.where(absolute or [False] * 6 + [True], normal[-1], 0)
+        np.testing.assert_array_equal(target[0], normal[:4])
+        np.testing.assert_array_equal(target[1], [normal[-2], normal[-1], last, last])
+        assert target.dtype == np.float32
+        assert valid.all()
+
+
+def test_truncated_chunks_that_reach_past_the_end_are_no_targets(
+    make_transforms: Make, dataset: EpisodeDataset
+) -> None:
+    transforms, action = make_transforms(past_end="truncate"), dataset.episode(1).action
+    target, valid = transforms.chunk_targets(action, np.arange(len(action)))
+    counted = np.arange(len(action)) <= len(action) - transforms.chunk
+    assert valid.shape == target.shape[:2]
+    assert (valid == counted[:, None]).all()
+    windows = np.stack([transforms.statistics.action.normalise(action)[t : t + 4] for t in np.nonzero(counted)[0]])
+    np.testing.assert_array_equal(target[counted], windows)
+
+
+def test_an_episode_shorter_than_a_chunk_has_no_targets_when_truncated(make_transforms: Make) -> None:
+    _, valid = make_transforms(past_end="truncate").chunk_targets(np.zeros((3, 7), np.float32), np.arange(3))
+    assert not valid.any()
+
+
+@pytest.mark.parametrize(
+    ("gripper", "said", "played"),
+    [
+        ("environment", [-3, -0.1, 0.1, 3], [-1, -1, 1, 1]),
+        ("open_is_one", [-3, 0.4, 0.6, 3], [1, 1, -1, -1]),
+    ],
+)
+def test_the_environment_is_told_minus_one_to_open_and_one_to_close(
+    make_transforms: Make, gripper: str, said: list[float], played: list[float]
+) -> None:
+    outputs = np.zeros((4, 7), np.float32)
+    outputs[:, 6] = said
+    result = make_transforms(gripper=gripper).denormalise(outputs)
+    assert result[:, 6].tolist() == played
+    assert result.dtype == np.float32
+
+
+def test_recorded_grippers_of_either_convention_are_played_as_they_were(make_transforms: Make) -> None:
+    rng = np.random.default_rng(0)
+    closes = rng.choice([-1.0, 1.0], 40)
+    action = rng.uniform(-1, 1, (40, 7)).astype(np.float32)
+    for gripper, column in (("environment", closes), ("open_is_one", (1 - closes) / 2)):
+        action[:, 6] = column
+        statistics = Statistics.compute([action], [np.zeros((40, 8), np.float32)])
+        transforms = make_transforms(statistics=statistics, gripper=gripper, chunk=1)
+        targets, _ = transforms.chunk_targets(action, np.arange(40))
+        assert transforms.denormalise(targets)[:, 0, 6].tolist() == closes.tolist()
+
+
+def test_actions_without_a_gripper_stay_in_the_datasets_units(make_transforms: Make) -> None:
+    rng = np.random.default_rng(0)
+    joints = rng.uniform(-3, 3, (60, 14)).astype(np.float32)
+    statistics = Statistics.compute([joints], [joints], (True,) * 14)
+    transforms = make_transforms(statistics=statistics, gripper="none", normalisation="bounds")
+    targets, _ = transforms.chunk_targets(joints, 0)
+    np.testing.assert_allclose(transforms.denormalise(targets), joints[:4], atol=1e-5)
+
+
+def test_statistics_that_lack_what_the_normalisation_needs_are_refused(make_transforms: Make) -> None:
+    values = make_transforms().statistics.to_dict()
+    values["proprio"]["min"] = [None] * 8
+    with pytest.raises(ValueError, match="normalisation is 'bounds', and the statistics have no min"):
+        make_transforms(statistics=Statistics.from_dict(values), normalisation="bounds")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"normalisation": "minmax"}, "normalisation is 'minmax'; choose one of bounds_q99, bounds, normal"),
+        ({"past_end": "repeat"}, "past_end is 'repeat'; choose one of mask, openvla, truncate"),
+        ({"gripper": "open"}, "gripper is 'open'; choose one of environment"),
+        ({"absolute": (True, False)}, "absolute tells of 2 action dimensions of 7"),
         ({"chunk": 0}, "chunk is 0"),
         ({"plan_tokens": -1}, "plan_tokens is -1"),
         ({"question_tokens": 3}, "question_tokens is 3 and answer_tokens 0"),

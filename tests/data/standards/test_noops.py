@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipvla.data.source import BrokenEpisodeError
@@ -38,6 +38,7 @@ def _step_by_step(action: np.ndarray) -> list[bool]:
     return said
 
 
+@settings(deadline=None)
 @given(_STEPS)
 def test_a_step_is_kept_if_the_hand_moves_or_the_gripper_differs_from_the_step_kept_before(
     steps: list[tuple[float, float]],
@@ -46,6 +47,7 @@ def test_a_step_is_kept_if_the_hand_moves_or_the_gripper_differs_from_the_step_k
     assert moving_steps(action).tolist() == _step_by_step(action)
 
 
+@settings(deadline=None)
 @given(_STEPS)
 def test_filtering_again_changes_nothing(steps: list[tuple[float, float]]) -> None:
     action = _action(steps)

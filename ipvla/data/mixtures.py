@@ -1,0 +1,82 @@
+"""Mixtures of datasets: how much each weighs, and how often each of its episodes is seen in an epoch."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ipvla.data.oxe_mixtures import OXE_MIXTURES
+from ipvla.data.source import DatasetError
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Datasets by name with their weights.
+
+    A weight w says how often each episode of a dataset is seen in an epoch: on average w times, always as a whole.
+    Among all control steps of an epoch a dataset of N_d steps thus has the share w_d N_d / sum_e w_e N_e, which is
+    what OpenVLA's weights mean too (`balance_weights` in prismatic/vla/datasets/rlds/dataset.py). Weights that are
+    all twice as large leave the shares as they are and make an epoch twice as long.
+
+    Attributes:
+        weights: dataset -> w, finite and more than 0.
+    """
+
+    weights: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise ValueError("a mixture has no datasets; name at least one with its weight")
+        for name, weight in self.weights.items():
+            if not (math.isfinite(weight) and weight > 0):
+                raise ValueError(
+                    f"the weight of {name} is {weight}; give a number above 0, or leave the dataset out"
+                )
+
+    def shares(self, steps: Mapping[str, int]) -> dict[str, float]:
+        """Each dataset's average share of an epoch's control steps, adding up to 1, from its control steps N."""
+        weighed = {name: weight * steps[name] for name, weight in self.weights.items()}
+        total = sum(weighed.values())
+        return {name: part / total for name, part in weighed.items()}
+
+    def repeats(self, lengths: Mapping[str, IntArray], seed: int, epoch: int) -> dict[str, IntArray]:
+        """How often each episode is seen in an epoch.
+
+        floor(w) times, and once more with probability w - floor(w). The draw depends on seed, epoch, dataset and
+        episode alone, not on what other datasets there are; whole weights leave nothing to chance.
+
+        Args:
+            lengths: dataset -> int64 [E], control steps per episode; episodes of 0 steps are never seen.
+            seed, epoch: non-negative.
+
+        Returns:
+            dataset -> int64 [E], in the mixture's order.
+        """
+        return {
+            name: np.where(lengths[name] > 0, _repeats(name, weight, len(lengths[name]), seed, epoch), 0)
+            for name, weight in self.weights.items()
+        }
+
+
+def mixture_named(name: str) -> Mixture:
+    """One of `OXE_MIXTURES`. DatasetError that suggests others if there is none of that name."""
+    if name not in OXE_MIXTURES:
+        close = difflib.get_close_matches(name, OXE_MIXTURES, n=3, cutoff=0.5)
+        remedy = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(OXE_MIXTURES)}"
+        raise DatasetError(f"there is no mixture {name!r}; {remedy} Or give datasets with their weights")
+    return Mixture(OXE_MIXTURES[name])
+
+
+def _repeats(name: str, weight: float, episodes: int, seed: int, epoch: int) -> IntArray:
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    draw = np.random.default_rng((seed, epoch, key)).random(episodes)
+    whole = math.floor(weight)
+    return whole + (draw < weight - whole).astype(np.int64)

@@ -1,0 +1,175 @@
+"""What is only known once a dataset was read with its standard: kept lengths, statistics, broken episodes."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource
+from ipvla.data.standards.standard import Standard
+from ipvla.data.statistics import Statistics, warn_of_few
+from ipvla.data.summary import FeatureSummary, tail_size
+
+IntArray = npt.NDArray[np.int64]
+_ARRAYS = ("mean", "squares", "low", "high")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A whole dataset as its standard gives it.
+
+    Attributes:
+        lengths: int64 [E], control steps that are kept of each episode, 0 of one that is broken.
+        labelled: bool [E], whether the task is told in words. OpenVLA trains on no others; statistics count all.
+        broken: episode -> what is wrong with it.
+        statistics: over all episodes that are not broken.
+    """
+
+    lengths: IntArray
+    labelled: npt.NDArray[np.bool_]
+    broken: Mapping[int, str]
+    statistics: Statistics
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; `from_dict` gives back an equal survey."""
+        return {
+            "lengths": self.lengths.tolist(),
+            "unlabelled": np.nonzero(~self.labelled)[0].tolist(),
+            "broken": {str(episode): message for episode, message in self.broken.items()},
+            "statistics": self.statistics.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        lengths = np.array(values["lengths"], np.int64)
+        labelled = np.ones(len(lengths), np.bool_)
+        labelled[values["unlabelled"]] = False
+        broken = {int(episode): message for episode, message in values["broken"].items()}
+        return cls(lengths, labelled, broken, Statistics.from_dict(values["statistics"]))
+
+
+@dataclass(frozen=True)
+class SurveyPart:
+    """Some episodes; parts of any grouping merge into the same whole.
+
+    Attributes:
+        episodes: int64 [n], their numbers.
+        lengths, labelled, broken: as in `Survey`, of these episodes.
+        action, proprio: of those that are not broken, None if all are.
+    """
+
+    episodes: IntArray
+    lengths: IntArray
+    labelled: npt.NDArray[np.bool_]
+    broken: Mapping[int, str]
+    action: FeatureSummary | None
+    proprio: FeatureSummary | None
+
+    def to_bytes(self) -> bytes:
+        """For other processes; without pickle."""
+        arrays = {"episodes": self.episodes, "lengths": self.lengths, "labelled": self.labelled}
+        for name, summary in (("action", self.action), ("proprio", self.proprio)):
+            if summary is not None:
+                arrays |= {f"{name}/{array}": getattr(summary, array) for array in _ARRAYS}
+        told = json.dumps([[episode, message] for episode, message in self.broken.items()])
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, broken=np.frombuffer(told.encode(), np.uint8), **arrays)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        with np.load(io.BytesIO(content)) as arrays:
+            summaries = [
+                FeatureSummary(**{array: arrays[f"{name}/{array}"] for array in _ARRAYS})
+                if f"{name}/mean" in arrays
+                else None
+                for name in ("action", "proprio")
+            ]
+            broken = {int(episode): str(message) for episode, message in json.loads(arrays["broken"].tobytes())}
+            return cls(arrays["episodes"], arrays["lengths"], arrays["labelled"], broken, *summaries)
+
+
+def survey_part(source: EpisodeSource, standard: Standard, episodes: Sequence[int]) -> SurveyPart:
+    """Reads these episodes. DatasetError if the standard does not fit the dataset."""
+    actions, states, broken = [], [], {}
+    lengths, labelled = np.zeros(len(episodes), np.int64), np.zeros(len(episodes), np.bool_)
+    for row, index in enumerate(episodes):
+        try:
+            episode = standard.episode(source.trajectory(index))
+        except BrokenEpisodeError as error:
+            broken[index] = str(error)
+            continue
+        lengths[row], labelled[row] = len(episode), bool(episode.instruction)
+        actions.append(episode.action)
+        states.append(episode.state)
+    tail = tail_size(int(source.lengths.sum()))
+    summaries = [FeatureSummary.of(feature, tail) if feature else None for feature in (actions, states)]
+    return SurveyPart(np.array(episodes, np.int64), lengths, labelled, broken, *summaries)
+
+
+def merged(parts: Sequence[SurveyPart], source: EpisodeSource) -> SurveyPart:
+    """One part of all their episodes, in the order of their numbers."""
+    tail = tail_size(int(source.lengths.sum()))
+    episodes = np.concatenate([part.episodes for part in parts])
+    order = np.argsort(episodes, kind="stable")
+    lengths = np.concatenate([part.lengths for part in parts])
+    readable = np.argsort(episodes[lengths > 0], kind="stable")
+    broken: dict[int, str] = {}
+    for part in parts:
+        broken |= part.broken
+    return SurveyPart(
+        episodes[order],
+        lengths[order],
+        np.concatenate([part.labelled for part in parts])[order],
+        dict(sorted(broken.items())),
+        _merged_summary([part.action for part in parts], tail, readable),
+        _merged_summary([part.proprio for part in parts], tail, readable),
+    )
+
+
+def completed(part: SurveyPart, source: EpisodeSource, standard: Standard) -> Survey:
+    """The survey of a whole dataset. DatasetError if episodes are missing, or none can be used."""
+    if not np.array_equal(part.episodes, np.arange(len(source.lengths))):
+        raise DatasetError(
+            f"{source.location}: {len(np.unique(part.episodes))} of {len(source.lengths)} episodes were surveyed; "
+            "start the survey again"
+        )
+    if part.action is None or part.proprio is None:
+        first = next(iter(part.broken.values()))
+        raise DatasetError(
+            f"{source.location}: none of its {len(part.episodes)} episodes can be used with the standard "
+            f"{standard.name!r}: {first}"
+        )
+    kept = part.lengths[part.lengths > 0]
+    warn_of_few(int(kept.sum()))
+    proprio_dim = part.proprio.mean.shape[1]
+    statistics = Statistics(
+        action=part.action.statistics(kept, np.array(standard.normalised, np.bool_)),
+        proprio=part.proprio.statistics(kept, np.ones(proprio_dim, np.bool_)),
+        num_transitions=int(kept.sum()),
+        num_trajectories=len(kept),
+    )
+    return Survey(part.lengths, part.labelled, part.broken, statistics)
+
+
+def combined(parts: Iterable[SurveyPart], source: EpisodeSource, standard: Standard) -> Survey:
+    """The survey of a whole dataset from parts as they come, of which few are in memory at once."""
+    whole: SurveyPart | None = None
+    for part in parts:
+        whole = part if whole is None else merged([whole, part], source)
+    if whole is None:
+        raise DatasetError(f"{source.location} has no episodes to survey; collect or copy it again")
+    return completed(merged([whole], source), source, standard)
+
+
+def _merged_summary(
+    summaries: Sequence[FeatureSummary | None], tail: int, order: npt.NDArray[np.int64]
+) -> FeatureSummary | None:
+    present = [summary for summary in summaries if summary is not None]
+    return FeatureSummary.merged(present, tail).ordered(order) if present else None
