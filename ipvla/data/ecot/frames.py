@@ -9,19 +9,21 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ipvla.data.ecot.config import EcotConfig, Parallel
-from ipvla.data.ecot.order import Visit, epoch_visits, frame_order
+from ipvla.data.ecot.order import IntArray, Visit, epoch_visits, frame_order
 from ipvla.data.ecot.samples import EpisodeNumbers, Frame, Sample, SampleMaker, views
 from ipvla.data.ecot.store import ReasoningStore, along
+from ipvla.data.mixtures import Mixture
 from ipvla.data.source import DatasetError, EpisodeSource
 from ipvla.data.standards import Standard
 from ipvla.data.statistics import Statistics
+from ipvla.data.survey import Survey
 
 #: Samples that are in the making ahead of the one that is given, per thread.
 _AHEAD = 2
@@ -35,23 +37,23 @@ class Member:
     Attributes:
         source: its episodes as they lie on disk.
         standard: how they become robot episodes.
-        lengths: int64 [E], kept steps per episode.
-        statistics: of its actions and proprioception.
+        survey: of both; broken episodes are left out, and those without an instruction, as OpenVLA does.
+        statistics: of the split that is trained on.
         reasoning: of its episodes, None for none.
         weight: how often an episode comes in one epoch, in the mean.
     """
 
     source: EpisodeSource
     standard: Standard
-    lengths: npt.NDArray[np.int64]
+    survey: Survey
     statistics: Statistics
     reasoning: ReasoningStore | None = None
     weight: float = 1.0
 
-    @property
-    def labelled(self) -> npt.NDArray[np.int64]:
-        """Episodes with an instruction: the others cannot be learned from, and OpenVLA leaves them out too."""
-        return np.array([i for i, task in enumerate(self.source.tasks) if task.strip()], np.int64)
+    @cached_property
+    def lengths(self) -> IntArray:
+        """int64 [E], steps per episode; 0 for one that is left out."""
+        return np.where(self.survey.labelled, self.survey.lengths, 0)
 
     def frames(self, visit: Visit) -> list[Frame]:
         """All frames of one episode, pictures encoded. BrokenEpisodeError if it cannot be read."""
@@ -59,8 +61,8 @@ class Member:
         episode = self.standard.episode(trajectory)
         if len(episode) != self.lengths[visit.episode]:
             raise DatasetError(
-                f"{trajectory.where} has {len(episode)} steps after its standard, and "
-                f"{self.lengths[visit.episode]} were counted before; delete the cached list of episodes"
+                f"{trajectory.where} has {len(episode)} steps after its standard and had "
+                f"{self.lengths[visit.episode]} before: the dataset has changed; delete its survey in the cache"
             )
         said = self.reasoning.of(trajectory.metadata) if self.reasoning is not None else {}
         state = self.statistics.proprio.normalise(episode.state) if episode.state.shape[1] else None
@@ -68,7 +70,7 @@ class Member:
             episode.instruction,
             self.statistics.action.normalise(episode.action),
             state,
-            np.array(self.standard.absolute, np.bool_),
+            self.standard.absolute,
         )
         steps = zip(episode.raw_step.tolist(), along(said, episode.raw_step), strict=True)
         key = (visit.dataset, visit.episode, visit.copy)
@@ -105,6 +107,8 @@ class FrameDataset(IterableDataset[Sample]):
         self.members, self.config = tuple(members), config
         self.rank, self.world_size = rank, world_size
         self.maker = SampleMaker(config)
+        self._mixture = Mixture({member.source.name: member.weight for member in members})
+        self._lengths = {member.source.name: member.lengths for member in members}
         self._epoch = self._position = 0
 
     @property
@@ -161,14 +165,10 @@ class FrameDataset(IterableDataset[Sample]):
         )
 
     def _visits(self, epoch: int, shard: Shard) -> list[Visit]:
-        members, c = self.members, self.config
-        visits = epoch_visits(
-            [member.labelled for member in members],
-            [member.weight for member in members],
-            c.seed,
-            epoch if c.ecot.train else 0,
-            c.ecot.train,
-        )
+        seed, train = self.config.seed, self.config.ecot.train
+        epoch = epoch if train else 0
+        repeats = self._mixture.repeats(self._lengths, seed, epoch)
+        visits = epoch_visits(repeats.values(), seed, epoch, train)
         return visits[shard.index :: shard.count]
 
     def _length(self, visit: Visit) -> int:

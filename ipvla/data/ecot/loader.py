@@ -12,26 +12,29 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from ipvla.data.dataset import EpisodeDataset
 from ipvla.data.ecot.batches import FrameLoader
 from ipvla.data.ecot.config import DATASET_PY, EcotConfig, read_config
 from ipvla.data.ecot.frames import FrameDataset, Member
 from ipvla.data.ecot.store import ReasoningStore, open_store
+from ipvla.data.mixtures import Mixture, mixture_named
+from ipvla.data.oxe_mixtures import OXE_MIXTURES
 from ipvla.data.rlds.source import RldsSource
 from ipvla.data.source import DatasetError
 from ipvla.data.standards import standard_for
+from ipvla.data.survey_store import surveyed
 from ipvla.storage import StorageRoots
 
 logger = logging.getLogger(__name__)
 
 STATISTICS_FILE = "dataset_statistics.json"
+_TRAIN, _VALIDATION = "train", "val"
 
 
 def get_vla_dataset_ecot(cfg: Any) -> FrameDataset:
     """The frames of `cfg.datasets.vla_data`, as a torch IterableDataset of samples (`SampleMaker`).
 
     Reads `datasets.vla_data` with its section `ecot`, `framework.action_model`, `trainer.loss_scale` and `seed`,
-    and nothing else of `cfg`. Lists of episodes and compiled reasoning are kept below
+    and nothing else of `cfg`. Lists of episodes, surveys and compiled reasoning are kept below
     `$IPVLA_STORAGE_ROOT/cache`.
 
     Args:
@@ -44,7 +47,8 @@ def get_vla_dataset_ecot(cfg: Any) -> FrameDataset:
     config = read_config(cfg)
     cache = StorageRoots().cache
     reasoning = open_store(config.ecot.reasoning_json, cache / "reasoning")
-    members = [_member(config, name, weight, reasoning, cache / "episodes") for name, weight in _mix(config)]
+    mix = _mixture(config.ecot.data_mix).weights
+    members = [_member(config, name, weight, reasoning, cache) for name, weight in mix.items()]
     rank, world_size = _rank()
     frames = FrameDataset(members, config, rank, world_size)
     c = config.ecot
@@ -80,23 +84,28 @@ def save_dataset_statistics(run_dir: Path | str, stats: Mapping[str, Any]) -> No
     os.replace(part, directory / STATISTICS_FILE)
 
 
-def _mix(config: EcotConfig) -> list[tuple[str, float]]:
-    return [(config.ecot.data_mix, 1.0)]
+def _mixture(data_mix: str) -> Mixture:
+    return mixture_named(data_mix) if data_mix in OXE_MIXTURES else Mixture({data_mix: 1.0})
 
 
-def _member(
-    config: EcotConfig, name: str, weight: float, reasoning: ReasoningStore | None, index_root: Path
-) -> Member:
+def _member(config: EcotConfig, name: str, weight: float, reasoning: ReasoningStore | None, cache: Path) -> Member:
     location = _version(config.ecot.data_root_dir, name)
-    source = RldsSource(location, "train" if config.ecot.train else "val", index_root=index_root)
-    standard = standard_for(name, source.features)
-    dataset = EpisodeDataset(source, standard, cache_bytes=0)
+    trained = RldsSource(location, _TRAIN, index_root=cache / "episodes")
+    standard = standard_for(name, trained.features)
     if len(standard.absolute) != config.action_dim:
         raise DatasetError(
             f"{name} has {len(standard.absolute)} action dimensions, framework.action_model.action_dim is "
             f"{config.action_dim}; set it to {len(standard.absolute)}, or take another data_mix"
         )
-    return Member(source, standard, dataset.lengths, dataset.statistics(), reasoning, weight)
+    survey = surveyed(trained, standard, cache / "surveys")
+    source, statistics = trained, survey.statistics
+    if not config.ecot.train:
+        source = RldsSource(location, _VALIDATION, index_root=cache / "episodes")
+        survey = surveyed(source, standard, cache / "surveys")
+    if survey.broken:
+        example = next(iter(survey.broken.values()))
+        logger.warning("%s: %d episodes cannot be used and are left out: %s", name, len(survey.broken), example)
+    return Member(source, standard, survey, statistics, reasoning, weight)
 
 
 def _version(data_root_dir: str, name: str) -> str:
@@ -106,7 +115,7 @@ def _version(data_root_dir: str, name: str) -> str:
     if not found:
         raise DatasetError(
             f"there is no dataset {name} below {data_root_dir}; put it at {name}/<version>/, or correct "
-            "datasets.vla_data.ecot.data_root_dir or data_mix"
+            f"datasets.vla_data.ecot.data_root_dir or data_mix; mixtures are {', '.join(OXE_MIXTURES)}"
         )
     newest = max(found, key=lambda version: [int(part) if part.isdigit() else -1 for part in version.split(".")])
     return f"{data_root_dir.rstrip('/')}/{name}/{newest}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
 
 #: Random numbers are drawn in blocks of this size.
 _BLOCK = 4096
@@ -21,26 +24,21 @@ class Visit:
     copy: int = 0
 
 
-def epoch_visits(
-    episodes: Sequence[npt.NDArray[np.int64]], weights: Sequence[float], seed: int, epoch: int, shuffle: bool
-) -> list[Visit]:
-    """Every episode's turns in one epoch, in order: once each, or in the mean as often as its dataset's weight
-    says.
+def epoch_visits(repeats: Iterable[IntArray], seed: int, epoch: int, shuffle: bool) -> list[Visit]:
+    """All turns of one epoch, in order.
 
     Args:
-        episodes: per dataset, the indices of its episodes.
-        weights: per dataset; a weight of 1.3 gives each episode one turn, and three in ten of them a second one.
-        seed, epoch: non-negative; with the arguments above they alone decide.
-        shuffle: False keeps the datasets' order.
+        repeats: per dataset int64 [E], how often each episode comes (`Mixture.repeats`).
+        seed, epoch: non-negative, of the order.
+        shuffle: False keeps the datasets' own.
     """
+    visits = [
+        Visit(dataset, episode, copy)
+        for dataset, times in enumerate(repeats)
+        for episode, often in enumerate(times.tolist())
+        for copy in range(often)
+    ]
     rng = np.random.default_rng((seed, epoch, 0))
-    visits = []
-    for dataset, (indices, weight) in enumerate(zip(episodes, weights, strict=True)):
-        turns = np.floor(weight + rng.random(len(indices)))
-        if weight == 1:
-            turns[:] = 1
-        for episode, often in zip(indices.tolist(), turns.astype(int).tolist(), strict=True):
-            visits += [Visit(dataset, episode, copy) for copy in range(often)]
     return [visits[i] for i in rng.permutation(len(visits))] if shuffle else visits
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ipvla.data.chunks import past_the_end
 from ipvla.data.ecot.augment import augment
 from ipvla.data.ecot.config import EcotConfig
 from ipvla.data.ecot.reasoning import Parts, ReasoningFilter, render
@@ -34,13 +35,13 @@ class EpisodeNumbers:
         instruction: the task in words.
         action: float32 [T, A], normalised.
         state: float32 [T, P], normalised; None where the dataset has no proprioception.
-        absolute: bool [A], action dimensions that repeat past the episode's end; the others become 0 there.
+        absolute: which of the A dimensions repeat past the episode's end; the others become 0 there.
     """
 
     instruction: str
     action: FloatArray
     state: FloatArray | None
-    absolute: npt.NDArray[np.bool_]
+    absolute: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,9 @@ def chunk(numbers: EpisodeNumbers, t: int, past: int, length: int) -> FloatArray
     and the others are 0, which in normalised units is the middle of what the dataset does.
     """
     steps = t - past + np.arange(length)
-    action = numbers.action[np.clip(steps, 0, len(numbers.action) - 1)]
-    action[(steps >= len(numbers.action))[:, None] & ~numbers.absolute] = 0
-    return action
+    end = len(numbers.action)
+    target = numbers.action[np.clip(steps, 0, end - 1)]
+    return past_the_end(target, steps < end, "openvla", numbers.absolute)[0]
 
 
 def one_picture(pictures: Pictures, index: int) -> tuple[Pictures, int]:

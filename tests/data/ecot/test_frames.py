@@ -7,6 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -257,22 +258,59 @@ def test_without_proprioception_there_is_no_state(make_cfg: Cfg) -> None:
         absolute = member.standard.absolute
 
         def episode(self, trajectory: Any) -> Any:
-            from dataclasses import replace
-
             episode = member.standard.episode(trajectory)
             return replace(episode, state=episode.state[:, :0])
 
-    blind = Member(member.source, Blind(), member.lengths, member.statistics)  # type: ignore[arg-type]
+    blind = replace(member, standard=Blind())  # type: ignore[arg-type]
     samples = list(FrameDataset([blind], _config(make_cfg())))
     assert len(samples) == len(KEPT)
     assert not any("state" in sample for sample in samples)
 
 
 def test_episodes_without_an_instruction_are_left_out(make_cfg: Cfg) -> None:
-    frames = get_vla_dataset_ecot(make_cfg())
-    source = frames.members[0].source
-    source._index = _Tasks(source._index, ("", " ", *source.tasks[2:]))  # type: ignore[attr-defined]
+    (member,) = get_vla_dataset_ecot(make_cfg()).members
+    survey = replace(member.survey, labelled=np.arange(len(bridge.LENGTHS)) > 1)
+    frames = FrameDataset([replace(member, survey=survey)], _config(make_cfg()))
     assert sorted(_all(frames)) == [(episode, step) for episode, step in KEPT if episode > 1]
+
+
+def test_a_broken_episode_is_left_out_with_one_warning(
+    tmp_path: Path, make_cfg: Cfg, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = bridge.state
+    monkeypatch.setattr(bridge, "state", lambda episode, length: whole(episode, length) / np.float32(episode != 2))
+    bridge.write(tmp_path)
+    frames = get_vla_dataset_ecot(make_cfg(**{f"{ECOT}.data_root_dir": str(tmp_path)}))
+    assert sorted(_all(frames)) == [(episode, step) for episode, step in KEPT if episode != 2]
+    (told,) = (record.message for record in caplog.records if "left out" in record.message)
+    assert told.startswith("bridge_orig: 1 episodes cannot be used and are left out: bridge_orig:")
+
+
+@pytest.mark.parametrize("weight", [2.0, 0.5])
+def test_a_weight_is_how_often_an_episode_comes(make_cfg: Cfg, weight: float) -> None:
+    (member,) = get_vla_dataset_ecot(make_cfg()).members
+    frames = FrameDataset([replace(member, weight=weight)], _config(make_cfg()))
+    times = Counter(itertools.chain.from_iterable(_all(frames) for _ in range(10)))
+    if weight == 2:
+        assert times == dict.fromkeys(KEPT, 20)
+    else:
+        assert 0.2 < sum(times.values()) / 10 / len(KEPT) < 0.8
+        assert max(times.values()) <= 10
+
+
+def test_a_mixtures_name_stands_for_its_datasets(make_cfg: Cfg) -> None:
+    frames = get_vla_dataset_ecot(make_cfg(**{f"{ECOT}.data_mix": "bridge"}))
+    assert set(frames.dataset_statistics) == {bridge.NAME}
+    assert sorted(_all(frames)) == KEPT
+
+
+def test_validation_is_in_the_units_of_the_training_split(make_cfg: Cfg, tmp_path: Path) -> None:
+    bridge.write(tmp_path, splits=("train",))
+    root = {f"{ECOT}.data_root_dir": str(tmp_path)}
+    with pytest.raises(DatasetError, match="val"):
+        get_vla_dataset_ecot(make_cfg(**root, **{f"{ECOT}.train": False}))
+    train, validation = (get_vla_dataset_ecot(make_cfg(**{f"{ECOT}.train": train})) for train in (True, False))
+    assert train.dataset_statistics == validation.dataset_statistics
 
 
 def test_the_log_tells_what_is_read_and_no_paths(
@@ -313,16 +351,6 @@ def test_statistics_may_hold_arrays(tmp_path: Path) -> None:
 def test_data_that_do_not_fit_are_named(make_cfg: Cfg, path: str, value: Any, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         get_vla_dataset_ecot(make_cfg(**{path: value}))
-
-
-class _Tasks:
-    """An index with other tasks."""
-
-    def __init__(self, index: Any, tasks: tuple[str, ...]) -> None:
-        self._index, self.tasks = index, tasks
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._index, name)
 
 
 def _config(cfg: dict[str, Any]) -> Any:

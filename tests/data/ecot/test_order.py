@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,25 +42,16 @@ def test_a_buffer_of_everything_mixes_evenly() -> None:
 
 
 def test_seed_and_epoch_decide_the_order_of_episodes() -> None:
-    episodes = [np.arange(50)]
-    orders = [epoch_visits(episodes, [1.0], seed, epoch, True) for seed in (0, 1) for epoch in (0, 1)]
-    assert orders[0] == epoch_visits(episodes, [1.0], 0, 0, True)
+    once = [np.ones(50, np.int64)]
+    orders = [epoch_visits(once, seed, epoch, True) for seed in (0, 1) for epoch in (0, 1)]
+    assert orders[0] == epoch_visits(once, 0, 0, True)
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
     assert all({visit.episode for visit in order} == set(range(50)) for order in orders)
 
 
-@pytest.mark.parametrize("weight", [0.3, 1.0, 1.7, 2.0])
-def test_a_weight_is_how_often_an_episode_comes_in_the_mean(weight: float) -> None:
-    times = np.zeros(200)
-    for epoch in range(50):
-        visits = epoch_visits([np.arange(200)], [weight], 0, epoch, True)
-        assert len({(visit.episode, visit.copy) for visit in visits}) == len(visits)
-        np.add.at(times, [visit.episode for visit in visits], 1)
-    assert abs(times.mean() / 50 - weight) < 0.05
-    assert times.min() / 50 >= np.floor(weight)
-    assert times.max() / 50 <= np.ceil(weight)
-
-
-def test_only_the_given_episodes_are_visited_and_unshuffled_in_order() -> None:
-    visits = epoch_visits([np.array([1, 4]), np.array([0])], [1.0, 1.0], 0, 0, False)
-    assert [(visit.dataset, visit.episode) for visit in visits] == [(0, 1), (0, 4), (1, 0)]
+def test_episodes_come_as_often_as_told_and_unshuffled_in_order() -> None:
+    visits = epoch_visits([np.array([0, 2, 1]), np.array([1])], 0, 0, False)
+    assert [(v.dataset, v.episode, v.copy) for v in visits] == [(0, 1, 0), (0, 1, 1), (0, 2, 0), (1, 0, 0)]
+    assert sorted(map(str, epoch_visits([np.array([0, 2, 1]), np.array([1])], 0, 0, True))) == sorted(
+        map(str, visits)
+    )
