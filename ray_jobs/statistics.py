@@ -17,9 +17,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ipvla.data.rlds import dataset_directory
 from ipvla.data.source import EpisodeSource
-from ipvla.data.sources import open_source
+from ipvla.data.sources import dataset_location, open_source
 from ipvla.data.standards import Standard, StandardConfig, adjusted, standard_for
 from ipvla.data.survey import Survey, SurveyPart, combined, survey_part
 from ipvla.data.survey_store import load_survey, part_bounds, publish_survey, survey_path
@@ -53,7 +52,7 @@ class StatisticsConfig(StorageRoots):
     @property
     def location(self) -> str:
         """Of the version directory."""
-        return self.dataset if "/" in self.dataset else str(dataset_directory(self.datasets, self.dataset))
+        return dataset_location(self.datasets, self.dataset)
 
     @property
     def read_root(self) -> Path:

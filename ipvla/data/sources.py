@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -9,6 +10,7 @@ import fsspec
 
 from ipvla.data.lerobot import LeRobotSource
 from ipvla.data.rlds.dlimp_source import DlimpSource
+from ipvla.data.rlds.format import dataset_directory
 from ipvla.data.rlds.source import RldsSource
 from ipvla.data.source import EpisodeSource
 
@@ -35,9 +37,23 @@ def open_source(
     Raises:
         DatasetError: it is missing or damaged.
     """
-    files, root = fsspec.core.url_to_fs(str(location))
-    if files.exists(f"{root}/meta/info.json"):
+    if _is_lerobot(location):
         return LeRobotSource(location, read_root)
     if rlds_backend == "dlimp":
         return DlimpSource(location)
     return RldsSource(location, index_root=read_root, skip_bad_episodes=skip_bad_episodes)
+
+
+def dataset_location(data_root: Path, name: str) -> str:
+    """Where a dataset is: the newest version of its name below `data_root`, or what is a path or address already."""
+    if "/" in name:
+        return name
+    versions = [path.parent for path in (data_root / name).glob("*/dataset_info.json")]
+    if versions:
+        return str(max(versions, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)]))
+    return str(data_root / name) if _is_lerobot(data_root / name) else str(dataset_directory(data_root, name))
+
+
+def _is_lerobot(location: str | Path) -> bool:
+    files, root = fsspec.core.url_to_fs(str(location))
+    return bool(files.exists(f"{root}/meta/info.json"))
