@@ -2,13 +2,13 @@
 
     python -m benchmarks.data [--tensorflow_python /path/to/python] [--quick true]
 
-- reading: processes of their own decode every picture of one RLDS dataset (JPEG in TFRecord), in turns: ours, tfds'
-  `as_dataset`, and dlimp as OpenVLA uses it. Needs a Python with `requirements-oxe.txt`; dlimp is left out where it is
-  not installed.
+- reading: processes of their own decode every picture of one RLDS dataset (JPEG in TFRecord), in turns: ours,
+  tfds' `as_dataset`, and dlimp as OpenVLA uses it. Needs a Python with `requirements-oxe.txt`; dlimp is left out
+  where it is not installed.
 - lanes: memory of a process that trains on windows of whole episodes, over three epochs.
 - lookup: where an episode lies, among a million.
-- scale: what an epoch of Open X-Embodiment's size asks of object storage and of each worker, from the constants that
-  were measured and a plan of that size (`data_scale`).
+- scale: what an epoch of Open X-Embodiment's size asks of object storage and of each worker, from the constants
+  that were measured and a plan of that size (`data_scale`).
 
 A full run writes `benchmarks/results/data.json`; a quick one means nothing.
 """
@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import draccus
 import numpy as np
@@ -183,8 +182,8 @@ def main(study: DataStudy) -> None:
     console = Console()
     if not _has(study.python, "tensorflow"):
         raise ValueError(
-            f"{study.python} has no TensorFlow to compare with; install requirements-oxe.txt in an environment and "
-            "give its interpreter as --tensorflow_python"
+            f"{study.python} has no TensorFlow to compare with; install requirements-oxe.txt in an environment "
+            "and give its interpreter as --tensorflow_python"
         )
     episodes, steps = (6, 30) if study.quick else (study.episodes, study.steps)
     with tempfile.TemporaryDirectory() as scratch:

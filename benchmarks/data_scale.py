@@ -1,4 +1,4 @@
-"""What an epoch of a large collection asks of storage and workers: on paper, from measured constants and a real plan."""
+"""What an epoch of a large collection asks of storage and workers: from measured constants and a real plan."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Collection:
     pixels: int
 
 
-#: About Open X-Embodiment as OpenVLA takes it: a million episodes, most of some tens of steps, some of many hundreds.
+#: About Open X-Embodiment as OpenVLA takes it: a million episodes, most of some tens of steps, some of hundreds.
 OXE: Final = Collection(episodes=1_000_000, median_steps=60, spread=0.8, cameras=2, pixels=256)
 
 

@@ -16,9 +16,9 @@ def reading_table(figures: Mapping[str, Any]) -> str:
         rows.append(line(name, rate, f"{told['rss_mb']:.0f}", f"{told['first_s']:.2f}"))
     data, lanes = figures["dataset"], figures["lanes_rss_mb"]
     told = (
-        f"{data['episodes']} episodes of {data['steps']} steps, {data['cameras']} JPEG pictures of {data['pixels']} px "
-        f"each. A process that trains on windows of them holds {', '.join(f'{mb:.0f}' for mb in lanes)} MB after one, "
-        f"two and three epochs. To find an episode among a million takes {figures['lookup_us']:.1f} microseconds."
+        f"{data['episodes']} episodes of {data['steps']} steps, {data['cameras']} JPEG pictures of "
+        f"{data['pixels']} px each. A process that trains on windows of them holds "
+        f"{', '.join(f'{mb:.0f}' for mb in lanes)} MB after one, two and three epochs. To find an episode among a million takes {figures['lookup_us']:.1f} microseconds."
     )
     return "\n".join([*rows, "", told])
 

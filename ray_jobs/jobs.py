@@ -13,6 +13,7 @@ JOBS: Final[Mapping[str, str]] = {
     "doctor": "DoctorConfig",
     "quickstart": "QuickstartConfig",
     "collect": "CollectConfig",
+    "statistics": "StatisticsConfig",
     "convert": "ConvertConfig",
     "train": "ExperimentConfig",
     "subspaces": "SubspacesConfig",

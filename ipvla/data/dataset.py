@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from ipvla.data.byte_cache import ByteCache
 from ipvla.data.episode import EncodedEpisode
 from ipvla.data.lerobot import LeRobotSource
 from ipvla.data.rlds.dlimp_source import DlimpSource
-from ipvla.data.rlds.format import STATISTICS_FILE
+from ipvla.data.rlds.format import STATISTICS_FILE, dataset_directory
 from ipvla.data.rlds.source import RldsSource
 from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource
 from ipvla.data.standards import Standard, StandardConfig, standard_for
@@ -61,6 +62,16 @@ def open_dataset(
         source = RldsSource(location, index_root=read_root, skip_bad_episodes=skip_bad_episodes)
     made = standard.build(source.name, source.features) if standard else standard_for(source.name, source.features)
     return EpisodeDataset(source, made, cache_bytes, read_root=read_root, skips_bad_episodes=skip_bad_episodes)
+
+
+def dataset_location(data_root: Path, name: str) -> str:
+    """Where a dataset is that is called by its name: its newest version, or itself if the name is an address."""
+    if "://" in name:
+        return name
+    versions = [path.parent for path in (data_root / name).glob("*/dataset_info.json")]
+    if versions:
+        return str(max(versions, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)]))
+    return str(data_root / name) if _is_lerobot(data_root / name) else str(dataset_directory(data_root, name))
 
 
 def _is_lerobot(location: str | Path) -> bool:
@@ -132,6 +143,13 @@ class EpisodeDataset:
     def step_features(self) -> frozenset[str]:
         """What an episode's steps may have recorded, by the source's names."""
         return frozenset(self._source.features)
+
+    def part(self, index: int) -> str:
+        """The name of the dataset that an episode is of: this one's."""
+        return self.name
+
+    def repeats(self, seed: int, epoch: int) -> None:
+        """How often each episode is seen in an epoch: None, for once."""
 
     def episode(self, index: int) -> EncodedEpisode:
         """Raises BrokenEpisodeError if it cannot be read, IndexError outside [0, len)."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 import torch
 
 from ipvla.data.dataset import EpisodeDataset
+from ipvla.data.mixture_dataset import MixtureDataset
 from ipvla.data.plan import EpochPlan, IntArray, Layout, PlanPosition, WindowPlan
 from ipvla.data.prefetch import prefetch
 from ipvla.data.source import BrokenEpisodeError, DatasetError
 from ipvla.data.transforms import Transforms
-from ipvla.types import Observation, StepBatch
+from ipvla.types import ModelInputs, Observation, StepBatch
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class LaneConfig:
             raise ValueError(f"seed is {self.seed}; set it to 0 or more")
 
     def build(
-        self, dataset: EpisodeDataset, transforms: Transforms, rank: int = 0, world_size: int = 1
+        self, dataset: EpisodeDataset | MixtureDataset, transforms: Transforms, rank: int = 0, world_size: int = 1
     ) -> LaneReader:
         """The lanes of worker `rank` of `world_size`."""
         return LaneReader(dataset, transforms, self, rank, world_size)
@@ -65,7 +67,7 @@ class LaneReader:
 
     def __init__(
         self,
-        dataset: EpisodeDataset,
+        dataset: EpisodeDataset | MixtureDataset,
         transforms: Transforms,
         config: LaneConfig,
         rank: int = 0,
@@ -79,6 +81,7 @@ class LaneReader:
         self._rank = rank
         self._world_size = world_size
         self.broken: set[int] = set()
+        self._transforms_by_part: dict[str, Transforms] = {}
         self._plan: tuple[tuple[int, tuple[Layout, ...]], EpochPlan] | None = None
 
     @property
@@ -100,6 +103,7 @@ class LaneReader:
                 stride=c.stride,
                 offsets=c.offsets,
                 before=position.before,
+                repeats=self._dataset.repeats(c.seed, position.epoch),
             )
             self._plan = cached = (key, plan)
         return cached[1]
@@ -130,14 +134,15 @@ class LaneReader:
         valid = window.episode >= 0
         places = zip(window.episode.ravel().tolist(), window.t.ravel().tolist(), strict=True)
         observations = [self._stand_in if episode < 0 else self._observation(episode, t) for episode, t in places]
-        inputs = self._transforms.inputs(observations)
+        inputs = self._inputs(observations, window.episode.ravel().tolist())
         actions = np.zeros((lanes, steps, self._transforms.chunk, self._transforms.action_dim), np.float32)
         action_valid = np.zeros(actions.shape[:3], np.bool_)
         for lane in range(lanes):
             for episode in np.unique(window.episode[lane, valid[lane]]).tolist():
                 places = window.episode[lane] == episode
                 recorded = self._dataset.episode(episode).action
-                targets = self._transforms.chunk_targets(recorded, window.t[lane, places])
+                transforms = self._transforms_of(self._dataset.part(episode))
+                targets = transforms.chunk_targets(recorded, window.t[lane, places])
                 actions[lane, places], action_valid[lane, places] = targets
         plan, last_plan = self._plans(window)
         question, answer = self._questions(window)
@@ -154,6 +159,25 @@ class LaneReader:
             question=torch.from_numpy(question),
             answer=torch.from_numpy(answer),
         )
+
+    def _inputs(self, observations: Sequence[Observation], episodes: Sequence[int]) -> ModelInputs:
+        """In the order of the places, each normalised as its dataset is; idle ones as the first dataset."""
+        parts = [self._dataset.part(max(episode, 0)) for episode in episodes]
+        if len(set(parts)) == 1:
+            return self._transforms_of(parts[0]).inputs(observations)
+        order = sorted(range(len(parts)), key=parts.__getitem__)
+        made = [
+            self._transforms_of(part).inputs([observations[place] for place in places])
+            for part, places in groupby(order, key=parts.__getitem__)
+        ]
+        back = torch.from_numpy(np.argsort(order))
+        names = [field.name for field in fields(ModelInputs)]
+        return ModelInputs(**{name: torch.cat([getattr(part, name) for part in made])[back] for name in names})
+
+    def _transforms_of(self, part: str) -> Transforms:
+        if part not in self._transforms_by_part:
+            self._transforms_by_part[part] = self._transforms.of(part)
+        return self._transforms_by_part[part]
 
     def _observation(self, episode: int, t: int) -> Observation:
         return self._dataset.observation(episode, t, self._transforms.cameras)

@@ -260,7 +260,7 @@ def test_a_picture_that_does_not_decode_is_told_with_dataset_and_episode(
     reader = CONFIG.build(damaged(written, {(2, 0), (2, 1), (2, 2)}, skips=False), make_transforms())
     with (
         closing(reader.batches(PlanPosition())) as stream,
-        pytest.raises(DatasetError, match="synthetic.*episode 2"),
+        pytest.raises(DatasetError, match=r"synthetic.*episode 2"),
     ):
         list(itertools.islice(stream, reader.plan(PlanPosition()).num_windows))
 
