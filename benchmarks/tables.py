@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.data_tables import DATA
 from benchmarks.expert import expert_table
 from benchmarks.forgetting_tables import FORGETTING, choice_table
 from benchmarks.markdown import head, line
@@ -49,6 +50,7 @@ def table(record: Mapping[str, Any], kind: str) -> str:
         "success": _success,
         "figures": _figures,
         **_MEMORY,
+        **DATA,
         **FORGETTING,
         **ROLLOUT,
         **SERVICE,

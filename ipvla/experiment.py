@@ -10,10 +10,14 @@ import draccus
 import numpy as np
 import torch
 
-from ipvla.data.dataset import EpisodeDataset, open_dataset
+from ipvla.data.chunks import PAST_END, PastEnd
+from ipvla.data.dataset import RLDS_BACKENDS, EpisodeDataset, RldsBackend, dataset_location, open_dataset
 from ipvla.data.lanes import LaneConfig, LaneReader
-from ipvla.data.rlds import dataset_directory
+from ipvla.data.mixture_dataset import MixtureDataset
+from ipvla.data.mixtures import OXE_MIXTURES, Mixture, mixture_named
+from ipvla.data.normalisation import NORMALISATIONS, Normalisation
 from ipvla.data.source import DatasetError
+from ipvla.data.standards import StandardConfig
 from ipvla.data.transforms import Transforms
 from ipvla.models.memory import PromptMemoryConfig
 from ipvla.models.vla import IPVLAConfig
@@ -32,7 +36,16 @@ class DataConfig:
     """What is trained on.
 
     Attributes:
-        dataset: name of an RLDS dataset under `data_root_dir`.
+        dataset: name of an RLDS dataset or a LeRobotDataset v3 under `data_root_dir`, of which the newest version
+            is taken; or the address of one in object storage.
+        mixture: instead of one dataset, several with their weights (`ipvla.data.mixtures.Mixture`); or the name of
+            a public one as `dataset`. Rollouts are normalised as its first dataset, or as they are told.
+        standard: how the features of a dataset that is not known by name become robot episodes.
+        normalisation: of actions and proprioception: bounds_q99, bounds or normal.
+        past_end: what a chunk holds past its episode's end: `mask` (no targets there), `openvla` or `truncate`
+            (`ipvla.data.chunks`).
+        skip_bad_episodes: go on without episodes that cannot be read, and say how many.
+        rlds_backend: native, or dlimp for TensorFlow's own way to read RLDS (requirements-oxe.txt).
         cameras: views in order.
         image_size: side in pixels that the model sees.
         proprio: columns of the recorded proprioception that the model sees; None for all.
@@ -44,14 +57,48 @@ class DataConfig:
     image_size: int = 64
     proprio: tuple[int, ...] | None = None
     cache_gib: float = 2.0
+    mixture: dict[str, float] = field(default_factory=dict)
+    standard: StandardConfig | None = None
+    normalisation: Normalisation = "bounds_q99"
+    past_end: PastEnd = "mask"
+    skip_bad_episodes: bool = False
+    rlds_backend: RldsBackend = "native"
 
     def __post_init__(self) -> None:
+        for name, choices in (
+            ("normalisation", NORMALISATIONS),
+            ("past_end", PAST_END),
+            ("rlds_backend", RLDS_BACKENDS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"data.{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
         if self.cache_gib <= 0:
             raise ValueError(f"data.cache_gib is {self.cache_gib}; it must be above 0")
 
-    def build(self, data_root: Path) -> EpisodeDataset:
-        """Opens the dataset. DatasetError if it is missing or damaged."""
-        return open_dataset(dataset_directory(data_root, self.dataset), int(self.cache_gib * 2**30))
+    def build(self, data_root: Path, read_root: Path | None = None) -> EpisodeDataset | MixtureDataset:
+        """Opens the dataset or datasets. DatasetError if one is missing or damaged.
+
+        Args:
+            data_root: the directory of all datasets.
+            read_root: where what is only known once they were read is kept.
+        """
+        mixture = Mixture(self.mixture) if self.mixture else None
+        if mixture is None and self.dataset in OXE_MIXTURES and not (data_root / self.dataset).exists():
+            mixture = mixture_named(self.dataset)
+        if mixture is None:
+            return self._open(data_root, self.dataset, 1, read_root)
+        parts = [self._open(data_root, name, len(mixture.weights), read_root) for name in mixture.weights]
+        return MixtureDataset(parts, mixture)
+
+    def _open(self, data_root: Path, name: str, shares: int, read_root: Path | None) -> EpisodeDataset:
+        return open_dataset(
+            dataset_location(data_root, name),
+            int(self.cache_gib * 2**30 / shares),
+            standard=self.standard,
+            read_root=read_root,
+            skip_bad_episodes=self.skip_bad_episodes,
+            rlds_backend=self.rlds_backend,
+        )
 
 
 @dataclass(frozen=True)
@@ -157,11 +204,13 @@ class ExperimentConfig(StorageRoots):
             ArtifactError: the subspaces of `forgetting` are missing or of something else.
             ValueError: the policy in `start_from` has other sizes, or `forgetting.method` does not fit the model.
         """
-        dataset = self.data.build(self.datasets)
+        dataset = self.data.build(self.datasets, self.cache / "datasets")
         start = None if self.start_from is None else Policy.load(self.start_from).merged()
         torch.manual_seed(self.seed)
+        conventions = self._conventions(dataset) if start is None else start.transforms.conventions
         transforms = Transforms(
-            statistics=dataset.statistics() if start is None else start.transforms.statistics,
+            **conventions,
+            past_end=self.data.past_end,
             tokenize=lambda text: [],
             max_prompt_tokens=1,
             cameras=self.data.cameras,
@@ -211,6 +260,17 @@ class ExperimentConfig(StorageRoots):
         lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size)
         return Experiment(policy, state, lanes)
 
+    def _conventions(self, dataset: EpisodeDataset | MixtureDataset) -> dict[str, Any]:
+        """What `Transforms.conventions` gives, of a dataset."""
+        mixed = dataset.mixed() if isinstance(dataset, MixtureDataset) else {}
+        return {
+            "statistics": dataset.statistics(),
+            "normalisation": self.data.normalisation,
+            "absolute": dataset.standard.absolute,
+            "gripper": dataset.standard.gripper,
+            "mixed": mixed,
+        }
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -221,7 +281,9 @@ class Experiment:
     lanes: LaneReader
 
 
-def _mean_image(dataset: EpisodeDataset, transforms: Transforms, samples: int = 500) -> torch.Tensor:
+def _mean_image(
+    dataset: EpisodeDataset | MixtureDataset, transforms: Transforms, samples: int = 500
+) -> torch.Tensor:
     """float32 [3, H, W]: the mean of frames spread evenly over the dataset, in pixel values."""
     episodes = np.linspace(0, len(dataset) - 1, samples).astype(int)
     fraction = np.random.default_rng(0).random(samples)

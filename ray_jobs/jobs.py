@@ -13,6 +13,8 @@ JOBS: Final[Mapping[str, str]] = {
     "doctor": "DoctorConfig",
     "quickstart": "QuickstartConfig",
     "collect": "CollectConfig",
+    "statistics": "StatisticsConfig",
+    "convert": "ConvertConfig",
     "train": "ExperimentConfig",
     "subspaces": "SubspacesConfig",
     "interpolate": "InterpolateConfig",

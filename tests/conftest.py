@@ -14,7 +14,12 @@ os.environ.update(
     OMP_NUM_THREADS="1",
 )
 
+import hypothesis
 import pytest
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("ipvla", deadline=None)
+hypothesis.settings.load_profile("ipvla")
 
 pytest_plugins = ("tests.synthetic", "tests.training.fine_tuning")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Final, Literal, TypeAlias, get_args
 
 import fsspec
 import numpy as np
@@ -11,21 +14,30 @@ import numpy.typing as npt
 
 from ipvla.data.byte_cache import ByteCache
 from ipvla.data.episode import EncodedEpisode
-from ipvla.data.rlds.format import STATISTICS_FILE
+from ipvla.data.lerobot import LeRobotSource
+from ipvla.data.rlds.dlimp_source import DlimpSource
+from ipvla.data.rlds.format import STATISTICS_FILE, dataset_directory
 from ipvla.data.rlds.source import RldsSource
 from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource
-from ipvla.data.standards import Standard, standard_for
+from ipvla.data.standards import Standard, StandardConfig, standard_for
 from ipvla.data.statistics import Statistics
+from ipvla.data.survey import Survey
+from ipvla.data.survey_store import surveyed
 from ipvla.types import Observation
+
+#: How RLDS is read.
+RldsBackend: TypeAlias = Literal["native", "dlimp"]
+RLDS_BACKENDS: Final[tuple[str, ...]] = get_args(RldsBackend)
 
 
 def open_dataset(
     location: str | Path,
     cache_bytes: int = 1 << 30,
     *,
-    standard: Standard | None = None,
-    index_root: Path | None = None,
+    standard: StandardConfig | None = None,
+    read_root: Path | None = None,
     skip_bad_episodes: bool = False,
+    rlds_backend: RldsBackend = "native",
 ) -> EpisodeDataset:
     """The dataset at a directory or address, whatever its format.
 
@@ -33,14 +45,38 @@ def open_dataset(
         location: an RLDS version directory (`<data_root>/recall/1.0.0`) or a LeRobotDataset v3.
         cache_bytes: bound on the encoded episodes and decoded frames kept in memory.
         standard: how its features become robot episodes; None for the one that its name or features tell.
-        index_root: where a list of its episodes is kept for the next opening; None to keep none.
+        read_root: where what is only known once it was read is kept for the next opening: where its episodes lie,
+            their lengths, statistics. None to keep nothing.
         skip_bad_episodes: leave out episodes that cannot be read, and count them.
+        rlds_backend: "native", or "dlimp" for TensorFlow's own way to read RLDS.
 
     Raises:
         DatasetError: it is missing or damaged, or nothing tells its standard.
     """
-    source = RldsSource(location, index_root=index_root, skip_bad_episodes=skip_bad_episodes)
-    return EpisodeDataset(source, standard or standard_for(source.name, source.features), cache_bytes)
+    source: EpisodeSource
+    if _is_lerobot(location):
+        source = LeRobotSource(location, read_root)
+    elif rlds_backend == "dlimp":
+        source = DlimpSource(location)
+    else:
+        source = RldsSource(location, index_root=read_root, skip_bad_episodes=skip_bad_episodes)
+    made = standard.build(source.name, source.features) if standard else standard_for(source.name, source.features)
+    return EpisodeDataset(source, made, cache_bytes, read_root=read_root, skips_bad_episodes=skip_bad_episodes)
+
+
+def dataset_location(data_root: Path, name: str) -> str:
+    """Where a dataset is that is called by its name: its newest version, or itself if the name is an address."""
+    if "://" in name:
+        return name
+    versions = [path.parent for path in (data_root / name).glob("*/dataset_info.json")]
+    if versions:
+        return str(max(versions, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)]))
+    return str(data_root / name) if _is_lerobot(data_root / name) else str(dataset_directory(data_root, name))
+
+
+def _is_lerobot(location: str | Path) -> bool:
+    files, root = fsspec.core.url_to_fs(str(location))
+    return bool(files.exists(f"{root}/meta/info.json"))
 
 
 class EpisodeDataset:
@@ -50,25 +86,47 @@ class EpisodeDataset:
         source: the episodes as they lie on disk.
         standard: how they become robot episodes.
         cache_bytes: bound on the encoded episodes and decoded frames kept in memory.
+        read_root: where its survey is kept, if it needs one; None to keep none.
+        skips_bad_episodes: whoever reads it does without what turns out to be unreadable.
 
     Attributes:
         name, location: the source's.
+        broken: how many of the source's episodes are left out, which only skipping allows.
         lengths: int64 [E], control steps per standardised episode.
         tasks, families: one name per episode; a dataset that has none gives the instruction and "".
         cameras: names of the views.
     """
 
-    def __init__(self, source: EpisodeSource, standard: Standard, cache_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        source: EpisodeSource,
+        standard: Standard,
+        cache_bytes: int = 1 << 30,
+        *,
+        read_root: Path | None = None,
+        skips_bad_episodes: bool = False,
+    ) -> None:
         self._source = source
+        self._read_root = read_root
+        self.skips_bad_episodes = skips_bad_episodes
         self.standard = standard
         self.name, self.location = source.name, source.location
-        self.lengths: npt.NDArray[np.int64] = source.lengths - sum(standard.trimmed)
-        if len(short := np.nonzero(self.lengths < 1)[0]):
-            raise DatasetError(
-                f"{self.location}: of episode {short[0]}'s {source.lengths[short[0]]} steps the standard "
-                f"{standard.name!r} leaves none; leave episodes so short out"
+        lengths = source.lengths - sum(standard.trimmed) if standard.known_length else self._survey.lengths
+        #: The source's number of each episode.
+        self._numbers = np.nonzero(lengths > 0)[0]
+        self.broken = len(lengths) - len(self._numbers) + len(getattr(source, "broken", ()))
+        if len(self._numbers) < len(lengths) and not skips_bad_episodes:
+            number = int(np.argmin(lengths > 0))
+            reason = "" if standard.known_length else f": {self._survey.broken.get(number, '')}"
+            raise BrokenEpisodeError(
+                f"{self.location}: of episode {number}'s {source.lengths[number]} steps the standard "
+                f"{standard.name!r} leaves none{reason}; set skip_bad_episodes to go on without such episodes"
             )
-        self.tasks, self.families = source.tasks, source.families
+        if not len(self._numbers):
+            raise DatasetError(f"{self.location}: the standard {standard.name!r} leaves no episode; correct it")
+        self.lengths: npt.NDArray[np.int64] = lengths[self._numbers]
+        self.tasks = tuple(source.tasks[number] for number in self._numbers.tolist())
+        self.families = tuple(source.families[number] for number in self._numbers.tolist())
         self._episodes = ByteCache[int, EncodedEpisode](cache_bytes // 4, lambda episode: episode.nbytes)
         self._frames = ByteCache[tuple[int, int, str], npt.NDArray[np.uint8]](
             cache_bytes - cache_bytes // 4, lambda frame: frame.nbytes
@@ -85,6 +143,13 @@ class EpisodeDataset:
     def step_features(self) -> frozenset[str]:
         """What an episode's steps may have recorded, by the source's names."""
         return frozenset(self._source.features)
+
+    def part(self, index: int) -> str:
+        """The name of the dataset that an episode is of: this one's."""
+        return self.name
+
+    def repeats(self, seed: int, epoch: int) -> None:
+        """How often each episode is seen in an epoch: None, for once."""
 
     def episode(self, index: int) -> EncodedEpisode:
         """Raises BrokenEpisodeError if it cannot be read, IndexError outside [0, len)."""
@@ -106,17 +171,19 @@ class EpisodeDataset:
         Raises:
             ValueError: the file is not in OpenVLA's schema, or of another action size than the episodes.
         """
-        files, root = fsspec.core.url_to_fs(self.location)
-        path = f"{root}/{STATISTICS_FILE}"
-        if files.exists(path):
-            return Statistics.load(Path(path), self.episode(0).action.shape[1])
-        episodes = [self._read(index) for index in range(len(self))]
-        return Statistics.compute([e.action for e in episodes], [e.state for e in episodes])
+        path = Path(self.location) / STATISTICS_FILE
+        if path.is_file():
+            return Statistics.load(path, len(self.standard.normalised))
+        return self._survey.statistics
+
+    @cached_property
+    def _survey(self) -> Survey:
+        return surveyed(self._source, self.standard, self._read_root)
 
     def _read(self, index: int) -> EncodedEpisode:
         if not 0 <= index < len(self):
             raise IndexError(f"episode {index} is outside the {len(self)} episodes of {self.location}")
-        return self.standard.episode(self._source.trajectory(index))
+        return self.standard.episode(self._source.trajectory(int(self._numbers[index])))
 
     def _decode(self, index: int, t: int, camera: str) -> npt.NDArray[np.uint8]:
         try:

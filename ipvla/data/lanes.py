@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 import torch
 
 from ipvla.data.dataset import EpisodeDataset
+from ipvla.data.mixture_dataset import MixtureDataset
 from ipvla.data.plan import EpochPlan, IntArray, Layout, PlanPosition, WindowPlan
 from ipvla.data.prefetch import prefetch
+from ipvla.data.source import BrokenEpisodeError, DatasetError
 from ipvla.data.transforms import Transforms
-from ipvla.types import StepBatch
+from ipvla.types import ModelInputs, Observation, StepBatch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,18 +52,22 @@ class LaneConfig:
             raise ValueError(f"seed is {self.seed}; set it to 0 or more")
 
     def build(
-        self, dataset: EpisodeDataset, transforms: Transforms, rank: int = 0, world_size: int = 1
+        self, dataset: EpisodeDataset | MixtureDataset, transforms: Transforms, rank: int = 0, world_size: int = 1
     ) -> LaneReader:
         """The lanes of worker `rank` of `world_size`."""
         return LaneReader(dataset, transforms, self, rank, world_size)
 
 
 class LaneReader:
-    """One worker's lanes. `batch(position)` depends on nothing but its argument and the constructor's."""
+    """One worker's lanes. `batch(position)` depends on nothing but its argument and the constructor's.
+
+    Attributes:
+        broken: episodes of which a step could not be read and was left idle.
+    """
 
     def __init__(
         self,
-        dataset: EpisodeDataset,
+        dataset: EpisodeDataset | MixtureDataset,
         transforms: Transforms,
         config: LaneConfig,
         rank: int = 0,
@@ -68,6 +80,8 @@ class LaneReader:
         self._config = config
         self._rank = rank
         self._world_size = world_size
+        self.broken: set[int] = set()
+        self._transforms_by_part: dict[str, Transforms] = {}
         self._plan: tuple[tuple[int, tuple[Layout, ...]], EpochPlan] | None = None
 
     @property
@@ -89,6 +103,7 @@ class LaneReader:
                 stride=c.stride,
                 offsets=c.offsets,
                 before=position.before,
+                repeats=self._dataset.repeats(c.seed, position.epoch),
             )
             self._plan = cached = (key, plan)
         return cached[1]
@@ -114,20 +129,20 @@ class LaneReader:
 
     def _read(self, window: WindowPlan) -> StepBatch:
         lanes, steps = window.episode.shape
+        if self._dataset.skips_bad_episodes:
+            window = self._readable(window)
         valid = window.episode >= 0
-        # An idle place repeats the dataset's first observation: well-formed inputs, masked by `valid`.
-        observations = [
-            self._dataset.observation(max(episode, 0), t, self._transforms.cameras)
-            for episode, t in zip(window.episode.ravel().tolist(), window.t.ravel().tolist(), strict=True)
-        ]
-        inputs = self._transforms.inputs(observations)
+        places = zip(window.episode.ravel().tolist(), window.t.ravel().tolist(), strict=True)
+        observations = [self._stand_in if episode < 0 else self._observation(episode, t) for episode, t in places]
+        inputs = self._inputs(observations, window.episode.ravel().tolist())
         actions = np.zeros((lanes, steps, self._transforms.chunk, self._transforms.action_dim), np.float32)
         action_valid = np.zeros(actions.shape[:3], np.bool_)
         for lane in range(lanes):
             for episode in np.unique(window.episode[lane, valid[lane]]).tolist():
                 places = window.episode[lane] == episode
                 recorded = self._dataset.episode(episode).action
-                targets = self._transforms.chunk_targets(recorded, window.t[lane, places])
+                transforms = self._transforms_of(self._dataset.part(episode))
+                targets = transforms.chunk_targets(recorded, window.t[lane, places])
                 actions[lane, places], action_valid[lane, places] = targets
         plan, last_plan = self._plans(window)
         question, answer = self._questions(window)
@@ -136,7 +151,7 @@ class LaneReader:
             actions=torch.from_numpy(actions),
             action_valid=torch.from_numpy(action_valid),
             is_first=torch.from_numpy(window.is_first),
-            valid=torch.from_numpy(valid),
+            valid=torch.from_numpy(valid | window.is_first),
             t=torch.from_numpy(window.t),
             episode_key=torch.from_numpy(window.episode),
             plan=torch.from_numpy(plan),
@@ -144,6 +159,54 @@ class LaneReader:
             question=torch.from_numpy(question),
             answer=torch.from_numpy(answer),
         )
+
+    def _inputs(self, observations: Sequence[Observation], episodes: Sequence[int]) -> ModelInputs:
+        """In the order of the places, each normalised as its dataset is; idle ones as the first dataset."""
+        parts = [self._dataset.part(max(episode, 0)) for episode in episodes]
+        if len(set(parts)) == 1:
+            return self._transforms_of(parts[0]).inputs(observations)
+        order = sorted(range(len(parts)), key=parts.__getitem__)
+        made = [
+            self._transforms_of(part).inputs([observations[place] for place in places])
+            for part, places in groupby(order, key=parts.__getitem__)
+        ]
+        back = torch.from_numpy(np.argsort(order))
+        return ModelInputs(
+            **{f.name: torch.cat([getattr(m, f.name) for m in made])[back] for f in fields(ModelInputs)}
+        )
+
+    def _transforms_of(self, part: str) -> Transforms:
+        if part not in self._transforms_by_part:
+            self._transforms_by_part[part] = self._transforms.of(part)
+        return self._transforms_by_part[part]
+
+    def _observation(self, episode: int, t: int) -> Observation:
+        return self._dataset.observation(episode, t, self._transforms.cameras)
+
+    @cached_property
+    def _stand_in(self) -> Observation:
+        """What idle places show: well-formed inputs, masked by `valid`."""
+        for episode in range(len(self._dataset)):
+            with suppress(BrokenEpisodeError):
+                return self._observation(episode, 0)
+        raise DatasetError(f"{self._dataset.location}: no episode can be read; copy or collect it again")
+
+    def _readable(self, window: WindowPlan) -> WindowPlan:
+        """The window without steps that cannot be read; each episode with some is told and counted once.
+
+        They are idle, but for an episode's first step: that stays valid, without targets, so that memory is reset.
+        """
+        readable = window.episode >= 0
+        for place in zip(*np.nonzero(readable), strict=True):
+            episode, t = int(window.episode[place]), int(window.t[place])
+            try:
+                self._observation(episode, t)
+            except BrokenEpisodeError as error:
+                readable[place] = False
+                if episode not in self.broken:
+                    self.broken.add(episode)
+                    logger.warning("step %d and perhaps others are left out: %s", t, error)
+        return WindowPlan(np.where(readable, window.episode, -1), window.t, window.is_first)
 
     def _plans(self, window: WindowPlan) -> tuple[IntArray, IntArray]:
         """The plans at the window's steps and one policy step before them, each int64 [lanes, K, Lp]."""

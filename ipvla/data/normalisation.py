@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-Array = TypeVar("Array", npt.NDArray[np.floating[Any]], torch.Tensor)
+if TYPE_CHECKING:  # whoever only reads episodes has no use for it: 150 MB and two seconds
+    import torch
+
+Array = TypeVar("Array", npt.NDArray[np.floating[Any]], "torch.Tensor")
 
 #: OpenVLA's three (prismatic/vla/datasets/rlds/utils/data_utils.py): the 1 % and 99 % quantiles onto [-1, 1] and
 #: clipped; the minimum and maximum onto [-1, 1]; mean 0 and standard deviation 1, not clipped.
@@ -102,8 +104,16 @@ class FeatureStatistics:
 
 
 def _like(constants: npt.NDArray[Any], x: Any) -> Any:
-    return torch.from_numpy(constants).to(x.device) if isinstance(x, torch.Tensor) else constants
+    if isinstance(x, np.ndarray):
+        return constants
+    import torch
+
+    return torch.from_numpy(constants).to(x.device)
 
 
 def _where(x: Any) -> Any:
-    return torch.where if isinstance(x, torch.Tensor) else np.where
+    if isinstance(x, np.ndarray):
+        return np.where
+    import torch
+
+    return torch.where

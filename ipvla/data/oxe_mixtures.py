@@ -1,6 +1,7 @@
 """Open X-Embodiment's mixtures under the names, and with the weights, that OpenVLA published.
 
 From github.com/openvla/openvla and github.com/moojink/openvla-oft, prismatic/vla/datasets/rlds/oxe/mixtures.py.
+Those of their datasets that `ipvla.data.standards` does not know by name need a standard that is configured.
 """
 
 from __future__ import annotations

@@ -96,6 +96,7 @@ class EpochPlan:
         stride: control steps per policy step.
         offsets: first control steps to draw from, at most `stride`; None for `stride`.
         before: the layouts that some of the epoch was played on already.
+        repeats: int64 [E], how often each episode is seen, each time from an offset of its own; None for once.
 
     Attributes:
         num_windows: that are left of this epoch; 0 if nothing is.
@@ -114,7 +115,10 @@ class EpochPlan:
         stride: int,
         offsets: int | None = None,
         before: Sequence[Layout] = (),
+        repeats: IntArray | None = None,
     ) -> None:
+        self._episode = np.arange(len(lengths)) if repeats is None else np.repeat(np.arange(len(lengths)), repeats)
+        lengths = lengths[self._episode]
         if not len(lengths) or lengths.min() < 1:
             raise ValueError("a plan needs at least one episode, and every episode at least one step")
         rng = np.random.default_rng((seed, epoch))
@@ -154,10 +158,10 @@ class EpochPlan:
         step = place - self._start[which]
         parts = self._parts
         active = (step >= 0) & (step < parts.steps[which])
-        episode = parts.episode[which]
-        t = self._offset[episode] + (parts.first[which] + step) * self._stride
+        seen = parts.episode[which]
+        t = self._offset[seen] + (parts.first[which] + step) * self._stride
         return WindowPlan(
-            episode=np.where(active, episode, -1),
+            episode=np.where(active, self._episode[seen], -1),
             t=np.where(active, t, 0),
             is_first=active & (step == 0) & ~parts.goes_on[which],
         )
@@ -167,7 +171,7 @@ class EpochPlan:
 class _Parts:
     """What is left of episodes, each int64 [N]: from sampled step `first` on `steps` more.
 
-    `lane` is where they were under way, -1 where they were not; once laid out, where they go on, with `start`, their
+    `lane` is where they were under way, else -1; once laid out it is where they go on, with `start`, their
     place on it, and `goes_on`, whether they have their memory there.
     """
 

@@ -65,20 +65,21 @@ def load_survey(path: Path) -> Survey | None:
         ) from None
 
 
-def surveyed(source: EpisodeSource, standard: Standard, directory: Path) -> Survey:
+def surveyed(source: EpisodeSource, standard: Standard, directory: Path | None) -> Survey:
     """The survey under `directory`; if there is none, reads the dataset through in this process and publishes it.
 
-    `ray_jobs.statistics` does the same with all CPUs of a cluster.
+    Without a directory nothing is kept for the next time. `ray_jobs.statistics` does the same with all CPUs of a cluster.
 
     Raises:
         DatasetError: the standard does not fit the dataset, or no episode can be used.
     """
-    path = survey_path(directory, source, standard)
-    survey = load_survey(path)
+    path = None if directory is None else survey_path(directory, source, standard)
+    survey = None if path is None else load_survey(path)
     if survey is None:
         logger.info("reading the %d episodes of %s once", len(source.lengths), source.location)
         survey = combined(_parts(source, standard), source, standard)
-        publish_survey(path, source.name, survey)
+        if path is not None:
+            publish_survey(path, source.name, survey)
     return survey
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -43,6 +43,7 @@ class Transforms:
         absolute: bool [A], action dimensions that tell where to be rather than how to move; None for the last
             alone, the gripper.
         gripper: how the statistics' dataset tells the gripper.
+        mixed: statistics of every dataset of a mixture, by its name; `of` gives the transforms with one of them.
     """
 
     statistics: Statistics
@@ -61,6 +62,7 @@ class Transforms:
     past_end: PastEnd = "mask"
     absolute: tuple[bool, ...] | None = None
     gripper: Gripper = "environment"
+    mixed: Mapping[str, Statistics] = field(default_factory=dict)
     _prompts: dict[str, tuple[IntArray, npt.NDArray[np.bool_]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -104,6 +106,20 @@ class Transforms:
     @property
     def proprio_dim(self) -> int:
         return self.statistics.proprio.dim if self.proprio_index is None else len(self.proprio_index)
+
+    @property
+    def conventions(self) -> dict[str, Any]:
+        """The attributes by which actions and proprioception are told, for transforms of the same units."""
+        names = ("statistics", "normalisation", "absolute", "gripper", "mixed")
+        return {name: getattr(self, name) for name in names}
+
+    def of(self, dataset: str) -> Self:
+        """The transforms of one dataset of a mixture, or the only ones. ValueError if it is not in the mixture."""
+        if not self.mixed:
+            return self
+        if dataset not in self.mixed:
+            raise ValueError(f"dataset {dataset!r} is none of the mixture's; choose among {', '.join(self.mixed)}")
+        return replace(self, statistics=self.mixed[dataset])
 
     def inputs(self, observations: Sequence[Observation]) -> ModelInputs:
         """One row per observation: leading axis [B]. ValueError for a missing camera or too long a prompt."""
@@ -219,6 +235,7 @@ class Transforms:
             "past_end": self.past_end,
             "absolute": None if self.absolute is None else list(self.absolute),
             "gripper": self.gripper,
+            **({"mixed": {name: one.to_dict() for name, one in self.mixed.items()}} if self.mixed else {}),
         }
 
     @classmethod
@@ -248,6 +265,7 @@ class Transforms:
             past_end=values.get("past_end", "mask"),
             absolute=None if absolute is None else tuple(absolute),
             gripper=values.get("gripper", "environment"),
+            mixed={name: Statistics.from_dict(one) for name, one in values.get("mixed", {}).items()},
         )
 
     def _image(self, observation: Observation, camera: str) -> npt.NDArray[np.uint8]:

@@ -45,7 +45,7 @@ def chat_batch(
         processor: a Hugging Face tokenizer with a chat template; or a processor (its `tokenizer`, template and
             handling of images), for models that see.
         prompts, replies: B texts each.
-        images: B lists of images, put before the prompt's words; only with a processor.
+        images: B lists of images, at least one each, put before the prompt's words; only with a processor.
 
     Raises:
         ValueError: the template rewrites the prompt once a reply follows, so that no part is the reply's alone.
@@ -72,9 +72,9 @@ def chat_batch(
     for name in sorted(set().union(*more) - {"attention_mask"}):
         inputs[name] = torch.cat(
             [
-                # one value per token (types of tokens): the reply's are 0; else pictures, which are strung together
-                _padded(each[name][0], length, 0)[None] if each[name].shape == (1, len(ids)) else each[name]
+                _reaching(each[name], len(ids), length)
                 for each, (ids, _) in zip(more, rows, strict=True)
+                if name in each
             ]
         )
     return ChatBatch(inputs, torch.stack(labels))
@@ -111,6 +111,11 @@ def _encode(processor: Any, tokenizer: Any, text: str, images: list[Any] | None)
     if images:
         return dict(processor(text=[text], images=images, add_special_tokens=False, return_tensors="pt"))
     return {"input_ids": torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], dtype=torch.long)}
+
+
+def _reaching(value: torch.Tensor, prompt: int, length: int) -> torch.Tensor:
+    """What a processor gave besides ids: values per token are 0 on the reply, pictures stay as they are."""
+    return _padded(value[0], length, 0)[None] if value.shape == (1, prompt) else value
 
 
 def _padded(row: torch.Tensor, length: int, value: int) -> torch.Tensor:

@@ -8,16 +8,21 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.lanes import LaneConfig, LaneReader
+from ipvla.data.pictures import EncodedPictures
 from ipvla.data.plan import PlanPosition
-from ipvla.data.rlds import write_rlds
-from ipvla.data.source import DatasetError
+from ipvla.data.rlds import RldsSource, write_rlds
+from ipvla.data.source import DatasetError, Trajectory
+from ipvla.data.standards import standard_for
 from ipvla.data.transforms import Transforms
 from ipvla.types import ModelInputs, StepBatch
 from tests.data.conftest import LENGTHS, SIZE, random_episode
@@ -224,6 +229,68 @@ def test_a_corrupt_episode_is_raised_to_the_trainer(reader: LaneReader, monkeypa
     monkeypatch.setattr(reader._dataset, "_read", corrupt)
     with pytest.raises(DatasetError, match="corrupt at episode"):
         next(reader.batches(PlanPosition()))
+
+
+class Damaged:
+    """A source some of whose pictures do not decode."""
+
+    def __init__(self, source: RldsSource, places: set[tuple[int, int]]) -> None:
+        self._source, self._places = source, places
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def trajectory(self, index: int) -> Trajectory:
+        whole = self._source.trajectory(index)
+        pictures = whole.pictures("observation/image")
+        assert isinstance(pictures, EncodedPictures)
+        damaged = [b"" if (index, t) in self._places else one for t, one in enumerate(pictures.encoded)]
+        return replace(whole, steps={**whole.steps, "observation/image": EncodedPictures(damaged)})
+
+
+def damaged(written: Path, places: set[tuple[int, int]], skips: bool) -> EpisodeDataset:
+    source = RldsSource(written)
+    standard = standard_for(source.name, source.features)
+    return EpisodeDataset(Damaged(source, places), standard, skips_bad_episodes=skips)
+
+
+def test_a_picture_that_does_not_decode_is_told_with_dataset_and_episode(
+    written: Path, make_transforms: Make
+) -> None:
+    reader = CONFIG.build(damaged(written, {(2, 0), (2, 1), (2, 2)}, skips=False), make_transforms())
+    with (
+        closing(reader.batches(PlanPosition())) as stream,
+        pytest.raises(DatasetError, match=r"synthetic.*episode 2"),
+    ):
+        list(itertools.islice(stream, reader.plan(PlanPosition()).num_windows))
+
+
+@given(places=st.sets(st.tuples(st.integers(0, 6), st.integers(0, 29)), max_size=40))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+def test_steps_that_cannot_be_read_are_idle_and_all_others_as_ever(
+    written: Path, make_transforms: Make, places: set[tuple[int, int]]
+) -> None:
+    places = {(episode, t) for episode, t in places if t < LENGTHS[episode]}
+    transforms = make_transforms()
+    whole = CONFIG.build(open_dataset(written), transforms)
+    reader = CONFIG.build(damaged(written, places, skips=True), transforms)
+    met = set()
+    for w in range(reader.plan(PlanPosition()).num_windows):
+        position = PlanPosition(0, w)
+        batch, expected = reader.batch(position), whole.batch(position)
+        assert torch.equal(batch.is_first, expected.is_first)
+        for place in np.ndindex(batch.valid.shape):
+            at = (int(expected.episode_key[place]), int(expected.t[place]))
+            if at in places:
+                met.add(at[0])
+                assert not batch.action_valid[place].any()
+                assert batch.valid[place] == expected.is_first[place]
+            elif not expected.valid[place]:
+                assert not batch.valid[place]
+            else:
+                for ours, theirs in zip(_tensors(batch), _tensors(expected), strict=True):
+                    assert torch.equal(ours[place], theirs[place])
+    assert reader.broken == met
 
 
 def test_a_position_of_another_configuration_is_refused(reader: LaneReader) -> None:

@@ -105,7 +105,7 @@ def _member(config: EcotConfig, name: str, weight: float, reasoning: ReasoningSt
     if survey.broken:
         example = next(iter(survey.broken.values()))
         logger.warning("%s: %d episodes cannot be used and are left out: %s", name, len(survey.broken), example)
-    return Member(source, standard, survey, statistics, reasoning, weight)
+    return Member(name, source, standard, survey, statistics, reasoning, weight)
 
 
 def _version(data_root_dir: str, name: str) -> str:

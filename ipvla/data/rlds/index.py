@@ -1,4 +1,4 @@
-"""Where each episode lies and how long it is: made by reading a dataset once, kept in a file, mapped into memory."""
+"""Where each episode lies and how long it is: made by reading a dataset once, kept in a file that is mapped."""
 
 from __future__ import annotations
 

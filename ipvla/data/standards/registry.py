@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from ipvla.data.source import DatasetError, Feature
-from ipvla.data.standards.bridge import BRIDGE_DATASETS, bridge
+from ipvla.data.standards.bridge import BRIDGE_DATASETS, Bridge, bridge
 from ipvla.data.standards.droid import DROID_DATASETS, droid
 from ipvla.data.standards.fractal import FRACTAL_DATASETS, fractal
-from ipvla.data.standards.libero import LIBERO_DATASETS, libero
+from ipvla.data.standards.libero import LIBERO_DATASETS, Libero, libero
 from ipvla.data.standards.recorded import recorded
 from ipvla.data.standards.standard import Standard
 
@@ -45,3 +46,19 @@ def standard_for(name: str, features: Mapping[str, Feature]) -> Standard:
             f"Known by name are {', '.join(STANDARDS)}"
         )
     return own
+
+
+def adjusted(standard: Standard, *, skip_noops: bool = False, padded_state: bool = False) -> Standard:
+    """The same standard with steps that do nothing left out, or with OpenVLA's padding of the state.
+
+    Raises:
+        DatasetError: the state of this dataset is padded by nobody.
+    """
+    if padded_state:
+        if not isinstance(standard, Libero | Bridge):
+            raise DatasetError(
+                f"padded_state is true, and {standard.name!r} is none of the datasets whose state OpenVLA pads, "
+                "LIBERO's and Bridge; set it to false"
+            )
+        standard = replace(standard, padded_state=True)
+    return replace(standard, skip_noops=True) if skip_noops else standard

@@ -77,7 +77,7 @@ def test_lanes_read_reasoning_as_plans(source: RldsSource, store: ReasoningStore
 
     def tokens(text: str) -> list[int]:
         """`SUBTASK: reach 3/7` -> [3 + 1, 7 + 1]"""
-        return [int(number) + 1 for number in text.split()[-1].split("/")]
+        return [int(number) + 1 for number in text.rpartition(" ")[2].split("/")]
 
     transforms = Transforms(
         dataset.statistics(), lambda _: [1], 1, ("primary",), 28, 4, tokenize_plan=tokens, plan_tokens=2

@@ -24,7 +24,7 @@ Sample = dict[str, Any]
 def test_training_on_the_contracts_batches_lowers_its_losses(
     make_cfg: Callable[..., dict[str, Any]], vlm_cot: float
 ) -> None:
-    """120 steps of two samples with the project's own network: pictures, state and words in, actions and words out."""
+    """120 steps of two samples with the project's own network."""
     torch.manual_seed(0)
     cfg = make_cfg(
         **{
@@ -45,7 +45,7 @@ def test_training_on_the_contracts_batches_lowers_its_losses(
             intermediate_size=48,
             trunk_channels=8,
             max_text_tokens=256,
-        )  # fmt: skip
+        )
     )
     backbone = TinyBackbone(network, max_prompt_tokens=64)
     head = RegressionConfig(hidden=32).build(backbone.width, backbone.perception_size, 7, 8, 7)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ipvla.data.source import BrokenEpisodeError, DatasetError, Trajectory
-from ipvla.data.standards import STANDARDS, Standard, standard_for
+from ipvla.data.standards import STANDARDS, Standard, adjusted, standard_for
 from ipvla.data.standards.bridge import Bridge, bridge
 from ipvla.data.standards.droid import droid
 from ipvla.data.standards.fractal import fractal
@@ -231,3 +231,16 @@ def test_standards_that_differ_in_anything_have_other_settings() -> None:
         bridge("bridge_orig"),
     ]
     assert len({json.dumps(other.settings(), sort_keys=True) for other in others}) == len(others)
+
+
+@pytest.mark.parametrize("name", ["libero_10_no_noops", "bridge_orig"])
+def test_a_standard_is_adjusted_as_told(name: str) -> None:
+    standard = STANDARDS[name](name)
+    assert adjusted(standard) == standard
+    assert adjusted(standard, skip_noops=True) == replace(standard, skip_noops=True)
+    assert adjusted(standard, padded_state=True) == replace(standard, padded_state=True)
+
+
+def test_padding_where_openvla_has_none_is_refused() -> None:
+    with pytest.raises(DatasetError, match="padded_state is true, and 'droid' is none of the datasets"):
+        adjusted(droid("droid"), padded_state=True)

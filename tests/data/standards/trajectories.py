@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -142,3 +143,31 @@ def recorded(length: int, seed: int = 0) -> Trajectory:
         seed=np.int64(7),
         file_path="press/7",
     )
+
+
+@dataclass(frozen=True)
+class MemorySource:
+    """An `EpisodeSource` of trajectories that are there already."""
+
+    name: str
+    trajectories: tuple[Trajectory, ...]
+    location: str = "memory"
+
+    @property
+    def features(self) -> Mapping[str, Feature]:
+        return features(self.trajectories[0])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(made) for made in self.trajectories], np.int64)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return ("",) * len(self.trajectories)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        return self.tasks
+
+    def trajectory(self, index: int) -> Trajectory:
+        return self.trajectories[index]

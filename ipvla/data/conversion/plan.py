@@ -1,0 +1,129 @@
+"""What is converted, to what, and in which parts: all that a worker needs to know."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from ipvla.data import lerobot
+from ipvla.data.conversion.columns import Columns, columns
+from ipvla.data.conversion.sources import LEROBOT, RLDS, format_of, naming_of, open_source
+from ipvla.data.conversion.targets import LeRobotTarget, Part, RldsTarget, Target, metadata_features
+from ipvla.data.pictures import EncodedPictures
+from ipvla.data.rlds.layout import RldsLayout
+from ipvla.data.source import DatasetError, EpisodeSource, Feature, Trajectory
+
+_JPEG = b"\xff\xd8"
+
+
+@dataclass(frozen=True)
+class ConversionConfig:
+    """One conversion.
+
+    Attributes:
+        source: directory or address of an RLDS dataset, a LeRobotDataset v3 or LIBERO's HDF5 files.
+        target: the directory that the dataset is to be; local, and seen by all workers.
+        to: "lerobot" or "rlds".
+        name: of an RLDS dataset.
+        fps: control steps per second, which a LeRobotDataset must tell; None for the source's, if it tells them.
+        video: how pictures are encoded for LeRobot; None keeps them as they are.
+        robot_type: what a LeRobotDataset says of it; "" for nothing.
+        file_format: of RLDS's shards, "tfrecord" or "array_record".
+        leave_out: features of the source that are not wanted.
+        episodes_per_part: of one file, and of one piece of work.
+        max_mean_difference: the most that pictures of a video may differ on average, in levels of 255.
+        skip_bad_episodes: leave out RLDS episodes that cannot be read.
+    """
+
+    source: str
+    target: Path
+    to: str
+    name: str = "dataset"
+    fps: int | None = None
+    video: lerobot.VideoSettings | None = None
+    robot_type: str = ""
+    file_format: str = "tfrecord"
+    leave_out: tuple[str, ...] = ()
+    episodes_per_part: int = 50
+    max_mean_difference: float = 6.0
+    skip_bad_episodes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.to not in (LEROBOT, RLDS):
+            raise ValueError(f"to is {self.to!r}; choose 'lerobot' or 'rlds'")
+        if self.episodes_per_part < 1:
+            raise ValueError(f"episodes_per_part is {self.episodes_per_part}; set it to at least 1")
+
+    def build(self) -> Plan:
+        """Opens the source and lays the target out. DatasetError if the one cannot become the other."""
+        source = open_source(self.source, self.work, self.skip_bad_episodes)
+        kept = columns(source.features, naming_of(format_of(self.source)), self.to, self.leave_out)
+        first = kept.apply(source.trajectory(0))
+        starts = range(0, len(source.lengths), self.episodes_per_part)
+        rows = np.concatenate([[0], np.cumsum(source.lengths)])
+        parts = tuple(
+            Part(number, start, min(start + self.episodes_per_part, len(source.lengths)), int(rows[start]))
+            for number, start in enumerate(starts)
+        )
+        lengths = hashlib.sha256(np.asarray(source.lengths, "<i8").tobytes()).hexdigest()
+        return Plan(self, kept, self._target(source, kept.features, first), parts, lengths)
+
+    @property
+    def work(self) -> Path:
+        """Where parts are kept until all are there, beside the target."""
+        return self.target.with_name(f".{self.target.name}.converting")
+
+    def _target(self, source: EpisodeSource, features: Mapping[str, Feature], first: Trajectory) -> Target:
+        if self.to == RLDS:
+            encodings = {name: _encoding(first, name) for name, f in features.items() if f.kind == "image"}
+            fps = getattr(source, "fps", None)
+            described = f"Converted from {source.name}" + (f", {fps:g} control steps per second." if fps else ".")
+            metadata = metadata_features(first.metadata)
+            return RldsTarget(RldsLayout(self.name, features, encodings, metadata, self.file_format, described))
+        fps = self.fps if self.fps is not None else getattr(source, "fps", None)
+        if fps is None or fps != int(fps):
+            raise DatasetError(
+                f"fps is {fps}: {source.location} does not tell it; give --fps, for example --fps 10"
+            )
+        written = {
+            name: replace(feature, shape=first.pictures(name).decode(0).shape)
+            if feature.kind == "image"
+            else feature
+            for name, feature in features.items()
+            if name != lerobot.TASK
+        }
+        return LeRobotTarget(lerobot.Layout(int(fps), written, self.video, self.robot_type or None))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A conversion in parts; picklable, and the same whenever it is made anew.
+
+    Attributes:
+        config: what was asked for.
+        columns: how the source's features become the target's.
+        target: what is written.
+        parts: all of them.
+        lengths_sha256: of the source's episode lengths.
+    """
+
+    config: ConversionConfig
+    columns: Columns
+    target: Target
+    parts: tuple[Part, ...]
+    lengths_sha256: str = field(repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Text that is equal where parts may be used together."""
+        return json.dumps([repr(self.config), repr(self.columns), repr(self.target), self.lengths_sha256])
+
+
+def _encoding(first: Trajectory, name: str) -> str:
+    pictures = first.pictures(name)
+    return "jpeg" if isinstance(pictures, EncodedPictures) and pictures.encoded[0][:2] == _JPEG else "png"

@@ -1,0 +1,183 @@
+"""The files of a LeRobotDataset v3 and what `meta/info.json` says (lerobot 0.4, `datasets/utils.py`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import fsspec
+
+from ipvla.data.source import DatasetError, Feature
+
+CODEBASE_VERSION = "v3.0"
+INFO = "meta/info.json"
+STATISTICS = "meta/stats.json"
+TASKS = "meta/tasks.parquet"
+_FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
+EPISODES_PATH = f"meta/episodes/{_FILE}.parquet"
+DATA_PATH = f"data/{_FILE}.parquet"
+VIDEO_PATH = f"videos/{{video_key}}/{_FILE}.mp4"
+FILES_PER_CHUNK = 1000
+
+#: The columns of every row, all scalars: seconds and steps since the episode began, the episode, the row in the
+#: whole dataset, the task.
+INDEX_FEATURES: Final[Mapping[str, Feature]] = {
+    "timestamp": Feature("number", (), "float32"),
+    "frame_index": Feature("number", (), "int64"),
+    "episode_index": Feature("number", (), "int64"),
+    "index": Feature("number", (), "int64"),
+    "task_index": Feature("number", (), "int64"),
+}
+#: What a reader makes of `task_index`: the task in words.
+TASK = "task"
+#: Columns of an episode that hold what another format knew of it.
+METADATA = "episode_metadata/"
+
+_PICTURES = ("image", "video")
+_CONVERT = "python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=NAME --root={} --push-to-hub=false"
+
+
+class Tree:
+    """The files under one directory, on a local disk or in object storage.
+
+    Attributes:
+        location: as it was given, for messages.
+        local: True if the files have paths here.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location.rstrip("/")
+        self.files, self._root = fsspec.core.url_to_fs(self.location)
+        protocol = self.files.protocol
+        self.local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+    def path(self, name: str) -> str:
+        """The file system's path of a file."""
+        return f"{self._root}/{name}"
+
+    def exists(self, name: str) -> bool:
+        return bool(self.files.exists(self.path(name)))
+
+    def read(self, name: str) -> bytes:
+        return bytes(self.files.cat_file(self.path(name)))
+
+    def glob(self, pattern: str) -> list[str]:
+        """Names of files, sorted."""
+        return sorted(str(path)[len(self._root) + 1 :] for path in self.files.glob(self.path(pattern)))
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a reader needs of `meta/info.json`.
+
+    Attributes:
+        fps: control steps per second.
+        features: by name, as `Trajectory.steps` gives them; image features are [H, W, 3].
+        videos: those image features that are stored as video.
+        episodes, frames: how many there are.
+        data_path, video_path: patterns of the files' names, with chunk_index, file_index and video_key.
+    """
+
+    fps: float
+    features: Mapping[str, Feature]
+    videos: frozenset[str]
+    episodes: int
+    frames: int
+    data_path: str
+    video_path: str
+
+    @classmethod
+    def read(cls, tree: Tree) -> Info:
+        """DatasetError if the file is missing, damaged, or of another version of the format."""
+        if not tree.exists(INFO):
+            raise DatasetError(
+                f"{tree.location} holds no {INFO}; give the directory of a LeRobotDataset {_ours()}"
+            )
+        try:
+            values = json.loads(tree.read(INFO))
+            version = str(values["codebase_version"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DatasetError(f"{tree.location}/{INFO} is damaged ({error!r}); copy the dataset again") from None
+        _require_version(tree.location, version)
+        try:
+            return cls(
+                fps=float(values["fps"]),
+                features=_features(values["features"]),
+                videos=frozenset(key for key, f in values["features"].items() if f["dtype"] == "video"),
+                episodes=int(values["total_episodes"]),
+                frames=int(values["total_frames"]),
+                data_path=values["data_path"],
+                video_path=values.get("video_path") or VIDEO_PATH,
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DatasetError(f"{tree.location}/{INFO} is damaged ({error!r}); copy the dataset again") from None
+
+
+def numbered(part: int) -> dict[str, int]:
+    """The file of a part: its chunk_index and file_index."""
+    return {"chunk_index": part // FILES_PER_CHUNK, "file_index": part % FILES_PER_CHUNK}
+
+
+def info_values(
+    features: Mapping[str, Mapping[str, Any]], *, fps: int, robot_type: str | None, episodes: int, frames: int,
+    tasks: int, videos: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """`meta/info.json` of a dataset with these features, each `{dtype, shape, names}`."""
+    index = {
+        name: {"dtype": feature.dtype, "shape": [1], "names": None} for name, feature in INDEX_FEATURES.items()
+    }
+    return {
+        "codebase_version": CODEBASE_VERSION,
+        "robot_type": robot_type,
+        "total_episodes": episodes,
+        "total_frames": frames,
+        "total_tasks": tasks,
+        "chunks_size": FILES_PER_CHUNK,
+        "data_files_size_in_mb": 100,
+        "video_files_size_in_mb": 200,
+        "fps": fps,
+        "splits": {"train": f"0:{episodes}"},
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH if videos else None,
+        "features": {**features, **index},
+    }
+
+
+def _require_version(location: str, version: str) -> None:
+    major = version.lstrip("v").partition(".")[0]
+    if major == "3":
+        return
+    if major == "2":
+        first = "" if version.startswith("v2.1") else "to v2.1 with an older lerobot first, and then "
+        remedy = f"convert it {first}with `{_CONVERT.format(location)}`"
+    else:
+        remedy = "convert it with the lerobot package of that version"
+    raise DatasetError(f"{location} is a LeRobotDataset {version}, and {_ours()} is read here; {remedy}")
+
+
+def _ours() -> str:
+    return CODEBASE_VERSION.partition(".")[0]
+
+
+def _features(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Feature]:
+    features = {}
+    for name, value in values.items():
+        shape = tuple(int(size) for size in value["shape"])
+        if name in INDEX_FEATURES:
+            features[name] = INDEX_FEATURES[name]
+        elif value["dtype"] in _PICTURES:
+            features[name] = Feature("image", _channels_last(shape, value.get("names")), "uint8")
+        elif value["dtype"] == "string":
+            features[name] = Feature("text", (), "str")
+        else:
+            features[name] = Feature("number", shape, value["dtype"])
+    return {**features, TASK: Feature("text", (), "str")}
+
+
+def _channels_last(shape: tuple[int, ...], names: Any) -> tuple[int, ...]:
+    # Some recorders wrote [3, H, W]; the pictures themselves know no such order.
+    if isinstance(names, list) and str(names[0]).startswith("channel"):
+        return (*shape[1:], shape[0])
+    return shape

@@ -1,0 +1,194 @@
+"""A LeRobotDataset v3 in parts: each part is a dataset of its own, of consecutive episodes, in one file per kind.
+
+Parts are numbered, and know which episode and row of the whole they begin with, so that they can be written at the
+same time on different machines and put together by giving their files second names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ipvla.data.lerobot.columns import array_of_numbers, array_of_pictures
+from ipvla.data.lerobot.encoder import VideoEncoder
+from ipvla.data.lerobot.format import (
+    DATA_PATH,
+    EPISODES_PATH,
+    INDEX_FEATURES,
+    METADATA,
+    TASK,
+    VIDEO_PATH,
+    numbered,
+)
+from ipvla.data.lerobot.layout import Layout
+from ipvla.data.lerobot.metadata import write_metadata
+from ipvla.data.lerobot.statistics import Moments, aggregate, episode_statistics, json_values
+from ipvla.data.png import encoded
+from ipvla.data.source import DatasetError, Feature, Steps, Trajectory
+
+
+class PartWriter:
+    """Writes one part, episode by episode; whole only after `close`.
+
+    Args:
+        directory: of the part, new or empty.
+        layout: of the whole dataset.
+        part: its number.
+        first_episode, first_row: where in the whole it begins.
+        tasks: the task in words -> task_index; tasks that are not in it yet are added, in their order.
+    """
+
+    def __init__(
+        self, directory: Path, layout: Layout, part: int, first_episode: int, first_row: int, tasks: dict[str, int]
+    ) -> None:
+        self._directory, self._layout, self._part, self._tasks = directory, layout, part, tasks
+        self._first_episode, self._first_row = first_episode, first_row
+        self.rows = 0
+        self._episodes: list[dict[str, Any]] = []
+        self._statistics: list[dict[str, Moments]] = []
+        self._data: Any = None
+        self._videos: dict[str, VideoEncoder] = {}
+
+    @property
+    def episodes(self) -> int:
+        """How many were written."""
+        return len(self._episodes)
+
+    def add(self, trajectory: Trajectory) -> None:
+        """The next episode.
+
+        Raises:
+            DatasetError: it lacks a feature, has other shapes than the layout, or a picture cannot be decoded.
+        """
+        number, length = self._first_episode + self.episodes, len(trajectory)
+        spoken = trajectory.texts(TASK) or ("",) * length
+        steps: dict[str, Steps] = {
+            "timestamp": (np.arange(length) / self._layout.fps).astype(np.float32),
+            "frame_index": np.arange(length),
+            "episode_index": np.full(length, number),
+            "index": np.arange(length) + self._first_row + self.rows,
+            "task_index": np.array([self._tasks.setdefault(text, len(self._tasks)) for text in spoken]),
+        }
+        try:
+            steps |= {name: _checked(trajectory, name, of) for name, of in self._layout.features.items()}
+            statistics = episode_statistics(steps)
+            videos = self._add_videos(steps) if self._layout.video else {}
+        except DatasetError:
+            raise
+        except ValueError as error:
+            raise DatasetError(f"{trajectory.where} has a picture that cannot be used: {error}") from error
+        self._add_rows(steps)
+        row = {
+            "episode_index": number,
+            "tasks": list(dict.fromkeys(spoken)),
+            "length": length,
+            **_file("data", self._part),
+            "dataset_from_index": self._first_row + self.rows,
+            "dataset_to_index": self._first_row + self.rows + length,
+            **videos,
+            **_told_statistics(statistics),
+            **_file("meta/episodes", self._part),
+            **{f"{METADATA}{name}": _plain(value) for name, value in trajectory.metadata.items()},
+        }
+        self._statistics.append(statistics)
+        self._episodes.append(row)
+        self.rows += length
+
+    def close(self) -> None:
+        """Writes what is left and the metadata. DatasetError if there were no episodes."""
+        if not self._episodes:
+            raise DatasetError(f"{self._directory} would have no episodes; give at least one")
+        self._data.close()
+        for video in self._videos.values():
+            video.close()
+        path = self._directory / EPISODES_PATH.format(**numbered(self._part))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(self._episodes), path, compression="snappy")
+        write_metadata(
+            self._directory, self._layout, self._tasks, aggregate(self._statistics), self.episodes, self.rows
+        )
+
+    def _add_rows(self, steps: Mapping[str, Steps]) -> None:
+        columns = {
+            name: _array(values, self._feature(name))
+            for name, values in steps.items()
+            if not (self._layout.video and name in self._layout.images)
+        }
+        table = pa.table(columns)
+        if self._data is None:
+            path = self._directory / DATA_PATH.format(**numbered(self._part))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            small = [name for name in columns if self._feature(name).kind != "image"]
+            self._data = pq.ParquetWriter(path, table.schema, compression="snappy", use_dictionary=small)
+        self._data.write_table(table, row_group_size=table.num_rows)
+
+    def _add_videos(self, steps: Mapping[str, Steps]) -> dict[str, Any]:
+        assert self._layout.video is not None
+        told: dict[str, Any] = {}
+        for name in self._layout.images:
+            if name not in self._videos:
+                path = self._directory / VIDEO_PATH.format(video_key=name, **numbered(self._part))
+                shape = self._layout.features[name].shape
+                self._videos[name] = VideoEncoder(path, self._layout.fps, shape, self._layout.video)
+            video, pictures = self._videos[name], steps[name]
+            assert not isinstance(pictures, np.ndarray | tuple)
+            start = video.frames
+            for t in range(len(pictures)):
+                video.add(pictures.decode(t))
+            told |= _file(f"videos/{name}", self._part)
+            told[f"videos/{name}/from_timestamp"] = start / self._layout.fps
+            told[f"videos/{name}/to_timestamp"] = video.frames / self._layout.fps
+        return told
+
+    def _feature(self, name: str) -> Feature:
+        return self._layout.features.get(name) or INDEX_FEATURES[name]
+
+
+def _checked(trajectory: Trajectory, name: str, feature: Feature) -> Steps:
+    if feature.kind == "image":
+        pictures = trajectory.pictures(name)
+        found = pictures.decode(0).shape
+        if found != feature.shape:
+            raise DatasetError(
+                f"{trajectory.where}, {name!r}: pictures of {found}, and the dataset has {feature.shape}; "
+                "leave it out"
+            )
+        return pictures
+    if feature.kind == "text":
+        return trajectory.texts(name) or ("",) * len(trajectory)
+    values = trajectory.numbers(name).astype(feature.dtype, copy=False)
+    shape = (len(trajectory), *feature.shape)
+    if values.size != np.prod(shape):
+        raise DatasetError(
+            f"{trajectory.where}, {name!r}: {values.shape}, and the dataset has {shape}; leave it out"
+        )
+    return values.reshape(shape)
+
+
+def _array(values: Steps, feature: Feature) -> Any:
+    if isinstance(values, np.ndarray):
+        return array_of_numbers(values, feature)
+    if isinstance(values, tuple):
+        return pa.array(values, pa.string())
+    return array_of_pictures(encoded(values))
+
+
+def _file(prefix: str, part: int) -> dict[str, int]:
+    return {f"{prefix}/{name}": number for name, number in numbered(part).items()}
+
+
+def _told_statistics(statistics: Mapping[str, Moments]) -> dict[str, Any]:
+    return {
+        f"stats/{name}/{key}": value
+        for name, moments in statistics.items()
+        for key, value in json_values(moments).items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

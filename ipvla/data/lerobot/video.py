@@ -1,0 +1,147 @@
+"""Pictures that are frames of a video: found by their time, decoded forward from the key frame before them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+#: Looking for a key frame takes about as long as decoding so many frames.
+_SEEK_FRAMES = 2
+
+
+class VideoFile:
+    """One video, open from its first frame on until it is closed; safe to use from several threads.
+
+    Going forward costs one decoded frame per frame; going back, or far forward, starts at a key frame.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._container: Any = None
+        self._decoded: Iterator[Any] = iter(())
+        self._current: Any = None
+
+    def frame(self, seconds: float, tolerance_s: float) -> npt.NDArray[np.uint8]:
+        """The frame that is shown at a time, uint8 [H, W, 3] RGB.
+
+        Raises:
+            ValueError: there is none within the tolerance, or the file cannot be decoded.
+        """
+        with self._lock:
+            try:
+                found = self._find(seconds, tolerance_s)
+            except (av.FFmpegError, OSError) as error:
+                self._close()
+                raise ValueError(f"video {self._path} cannot be decoded at {seconds:.4f} s ({error})") from error
+            if found is None or abs(found.time - seconds) > tolerance_s:
+                nearest = "the video ends before" if found is None else f"the next one is at {found.time:.4f} s"
+                raise ValueError(f"video {self._path} has no frame at {seconds:.4f} s: {nearest}")
+            return np.asarray(found.to_ndarray(format="rgb24"), np.uint8)
+
+    def close(self) -> None:
+        """Frees what is held; the next frame opens the file again."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+        self._container, self._decoded, self._current = None, iter(()), None
+
+    def _find(self, seconds: float, tolerance_s: float) -> Any:
+        """The first frame from `seconds - tolerance_s` on, which becomes the current one; None past the end."""
+        if self._container is None:
+            self._container = av.open(self._path)
+            # One thread decodes: frames are small, and loaders have threads of their own.
+            self._container.streams.video[0].codec_context.thread_count = 1
+        earliest = seconds - tolerance_s
+        if self._current is None or not self._reaches(seconds, earliest):
+            stream = self._container.streams.video[0]
+            self._container.seek(round(seconds / stream.time_base), stream=stream)
+            self._decoded = self._container.decode(stream)
+            self._current = next(self._decoded, None)
+        while self._current is not None and self._current.time < earliest:
+            self._current = next(self._decoded, None)
+        return self._current
+
+    def _reaches(self, seconds: float, earliest: float) -> bool:
+        """Is going on from the current frame right, and hardly longer than from the key frame?"""
+        if self._current.time >= earliest:
+            return bool(self._current.time <= seconds + (seconds - earliest))
+        stream = self._container.streams.video[0]
+        key = stream.index_entries.search_timestamp(round(seconds / stream.time_base))
+        if key < 0:
+            return True
+        key_s = stream.index_entries[key].timestamp * stream.time_base
+        return bool(self._current.time >= key_s - _SEEK_FRAMES / stream.average_rate)
+
+
+class OpenVideos:
+    """The videos that were used last, kept open.
+
+    Args:
+        at_most: how many.
+    """
+
+    def __init__(self, at_most: int = 8) -> None:
+        self._at_most = at_most
+        self._lock = threading.Lock()
+        self._videos: OrderedDict[str, VideoFile] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._videos)
+
+    def get(self, path: str) -> VideoFile:
+        """A video by its local path; one that is pushed out by it stays usable, and opens itself again."""
+        closing: list[VideoFile] = []
+        with self._lock:
+            video = self._videos.setdefault(path, VideoFile(path))
+            self._videos.move_to_end(path)
+            while len(self._videos) > self._at_most:
+                closing.append(self._videos.popitem(last=False)[1])
+        for each in closing:
+            each.close()
+        return video
+
+
+class LocalCopy(Protocol):
+    """Gives the local path of a file, fetched if need be."""
+
+    def __call__(self, name: str) -> str: ...
+
+
+@dataclass(frozen=True)
+class VideoPictures:
+    """The frames of one episode within a video that it may share with others.
+
+    Attributes:
+        videos: where the video is kept open.
+        local_copy: gives the video's path when the first frame is wanted.
+        name: of the video.
+        seconds: float64 [T], when each picture is shown, in the video's time.
+        tolerance_s: how far from that the frame's own time may be; less than half the time between frames.
+    """
+
+    videos: OpenVideos
+    local_copy: LocalCopy
+    name: str
+    seconds: npt.NDArray[np.float64]
+    tolerance_s: float
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    @property
+    def nbytes(self) -> int:
+        return self.seconds.nbytes
+
+    def decode(self, t: int) -> npt.NDArray[np.uint8]:
+        return self.videos.get(self.local_copy(self.name)).frame(float(self.seconds[t]), self.tolerance_s)

@@ -1,0 +1,165 @@
+"""LIBERO's own demonstrations, HDF5 files of robomimic's layout, under the names that OpenVLA's RLDS gives them.
+
+Facts: for the files, LIBERO `scripts/create_dataset.py` and OpenVLA `regenerate_libero_dataset.py`, which replays
+them; for what is made of them, the RLDS datasets that OpenVLA published.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from ipvla.data.pictures import Pictures
+from ipvla.data.source import BrokenEpisodeError, DatasetError, Feature, Steps, Trajectory
+
+#: RLDS feature -> dataset below `data/demo_N`; the state is made of two.
+_IMAGES: Final = {"observation/image": "obs/agentview_rgb", "observation/wrist_image": "obs/eye_in_hand_rgb"}
+_STATE: Final = ("obs/ee_states", "obs/gripper_states")
+_JOINTS: Final = "obs/joint_states"
+
+
+@dataclass(frozen=True)
+class TurnedPictures:
+    """Pictures of an HDF5 dataset, turned by 180 degrees as OpenVLA's RLDS has them, and read one by one.
+
+    The files have OpenGL's lowest row first; turned, pictures are upright, and mirrored left to right.
+
+    Attributes:
+        path: of the file.
+        name: of the dataset, uint8 [T, H, W, 3].
+        length: T.
+    """
+
+    path: Path
+    name: str
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.name)
+
+    def decode(self, t: int) -> npt.NDArray[np.uint8]:
+        try:
+            with h5py.File(self.path, "r") as file:
+                return np.ascontiguousarray(np.asarray(file[self.name][t], np.uint8)[::-1, ::-1])
+        except (KeyError, OSError) as error:
+            raise ValueError(f"{self.path} has no picture {t} in {self.name} ({error})") from error
+
+
+class LiberoHdf5Source:
+    """All demonstrations of a directory of LIBERO's HDF5 files, file by file in the order of their names.
+
+    Steps have OpenVLA's features: `observation/{image, wrist_image}` (`TurnedPictures`), `observation/state`
+    float32 [T, 8] (the hand's position and axis-angle, two fingers), `observation/joint_state` float32 [T, 7],
+    `action` float32 [T, 7] as the environment takes it (gripper -1 open, +1 closed), `language_instruction`, and
+    RLDS's flags; the reward is 1 at the end, since LIBERO kept successes alone. Steps that do nothing are kept.
+
+    Args:
+        location: the directory, or one file.
+
+    Raises:
+        DatasetError: there are no such files, or one is damaged.
+    """
+
+    def __init__(self, location: str | Path) -> None:
+        self.location = str(location)
+        root = Path(location)
+        self.name = root.stem if root.is_file() else root.name
+        files = [root] if root.is_file() else sorted(root.glob("*.hdf5"))
+        if not files:
+            raise DatasetError(f"{root} holds no *.hdf5 files; give the directory of one of LIBERO's suites")
+        self._episodes = [episode for path in files for episode in _demonstrations(path)]
+        if not self._episodes:
+            raise DatasetError(f"{root} holds no demonstrations; download the files again")
+        self.lengths: npt.NDArray[np.int64] = np.array([e.length for e in self._episodes], np.int64)
+        self.tasks: tuple[str, ...] = tuple(e.instruction for e in self._episodes)
+        self.families: tuple[str, ...] = ("",) * len(self._episodes)
+        self.features: Mapping[str, Feature] = self._features()
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    def trajectory(self, index: int) -> Trajectory:
+        if not 0 <= index < len(self):
+            raise IndexError(f"episode {index} is outside the {len(self)} episodes of {self.location}")
+        episode = self._episodes[index]
+        try:
+            with h5py.File(episode.path, "r") as file:
+                steps = dict(_steps(file[episode.group], episode))
+        except (KeyError, OSError, ValueError) as error:
+            raise BrokenEpisodeError(
+                f"{self.name}: {episode.path}, {episode.group} cannot be read ({error}); download the file again"
+            ) from error
+        where = f"{self.name}: {episode.path}, {episode.group}"
+        return Trajectory(steps, where, {"file_path": f"{episode.path.name}/{episode.group.rpartition('/')[2]}"})
+
+    def _features(self) -> dict[str, Feature]:
+        steps = self.trajectory(0).steps
+        return {path: _feature(values) for path, values in steps.items()}
+
+
+@dataclass(frozen=True)
+class _Demonstration:
+    path: Path
+    group: str
+    length: int
+    instruction: str
+
+
+def _demonstrations(path: Path) -> Iterator[_Demonstration]:
+    try:
+        with h5py.File(path, "r") as file:
+            data = file["data"]
+            instruction = _instruction(path, data.attrs)
+            for name in sorted(data, key=lambda name: int(name.rpartition("_")[2])):
+                yield _Demonstration(path, f"data/{name}", len(data[name]["actions"]), instruction)
+    except (KeyError, OSError, ValueError) as error:
+        raise DatasetError(
+            f"{path} is no HDF5 file of LIBERO's, or damaged ({error}); download it again"
+        ) from None
+
+
+def _instruction(path: Path, attributes: Mapping[str, Any]) -> str:
+    """What the file says, or, in the files that OpenVLA's replay makes, what its name says."""
+    if "problem_info" in attributes:
+        told = json.loads(attributes["problem_info"])["language_instruction"]
+        return "".join(told).strip()
+    return re.sub(r"^.*SCENE\d+_", "", path.stem.removesuffix("_demo")).replace("_", " ")
+
+
+def _steps(group: Any, episode: _Demonstration) -> Iterator[tuple[str, Steps]]:
+    length = episode.length
+    last = np.arange(length) == length - 1
+    for path, name in _IMAGES.items():
+        if len(group[name]) != length:
+            raise ValueError(f"{len(group[name])} pictures in {name} for {length} actions")
+        yield path, TurnedPictures(episode.path, f"{episode.group}/{name}", length)
+    yield "observation/state", np.concatenate([np.asarray(group[name], np.float32) for name in _STATE], axis=1)
+    yield "observation/joint_state", np.asarray(group[_JOINTS], np.float32)
+    yield "action", np.asarray(group["actions"], np.float32)
+    yield "language_instruction", (episode.instruction,) * length
+    yield "reward", last.astype(np.float32)
+    yield "discount", np.ones(length, np.float32)
+    yield "is_first", np.arange(length) == 0
+    yield "is_last", last
+    yield "is_terminal", last
+
+
+def _feature(values: Steps) -> Feature:
+    if isinstance(values, np.ndarray):
+        return Feature("number", values.shape[1:], values.dtype.name)
+    if isinstance(values, tuple):
+        return Feature("text", (), "str")
+    pictures: Pictures = values
+    return Feature("image", pictures.decode(0).shape, "uint8")

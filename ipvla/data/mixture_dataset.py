@@ -1,0 +1,126 @@
+"""Datasets side by side: one list of episodes, each with its own dataset's standard and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ipvla.data.dataset import EpisodeDataset
+from ipvla.data.episode import EncodedEpisode
+from ipvla.data.mixtures import Mixture
+from ipvla.data.source import DatasetError
+from ipvla.data.standards import Standard
+from ipvla.data.statistics import Statistics
+from ipvla.types import Observation
+
+IntArray = npt.NDArray[np.int64]
+
+
+class MixtureDataset:
+    """The episodes of several datasets, one dataset after another, seen as often as a mixture says.
+
+    Args:
+        parts: the datasets.
+        mixture: their weights, by the names of `parts`; None for 1 each.
+
+    Attributes:
+        parts: by name, in order.
+        lengths, tasks, families: as in `EpisodeDataset`, of all parts.
+
+    Raises:
+        DatasetError: two parts have one name, or actions or proprioception of different sizes.
+    """
+
+    def __init__(self, parts: Sequence[EpisodeDataset], mixture: Mixture | None = None) -> None:
+        self.parts = {part.name: part for part in parts}
+        if len(self.parts) < len(parts):
+            raise DatasetError(f"two datasets of one name: {[part.name for part in parts]}; rename one of them")
+        self._mixture = mixture or Mixture(dict.fromkeys(self.parts, 1.0))
+        sizes = {
+            name: (part.episode(0).action.shape[1], part.episode(0).state.shape[1])
+            for name, part in self.parts.items()
+        }
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(f"{name} {action} and {state}" for name, (action, state) in sizes.items())
+            raise DatasetError(
+                f"datasets with actions and proprioception of different sizes cannot be mixed: {told}; "
+                "configure standards that make them equal, or mix others"
+            )
+        conventions = {
+            name: (part.standard.gripper, part.standard.normalised, part.standard.absolute)
+            for name, part in self.parts.items()
+        }
+        if len(set(conventions.values())) > 1:
+            raise DatasetError(
+                f"datasets that tell actions differently cannot be mixed: {conventions}; configure standards that agree"
+            )
+        self._datasets = tuple(self.parts.values())
+        self._first = np.cumsum([0, *(len(part) for part in self._datasets)])
+        self.lengths: IntArray = np.concatenate([part.lengths for part in self._datasets])
+        self.tasks = tuple(task for part in self._datasets for task in part.tasks)
+        self.families = tuple(family for part in self._datasets for family in part.families)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.parts)
+
+    @property
+    def location(self) -> str:
+        return ", ".join(part.location for part in self._datasets)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The views that all parts have."""
+        shared = set.intersection(*(set(part.cameras) for part in self._datasets))
+        return tuple(sorted(shared))
+
+    @property
+    def step_features(self) -> frozenset[str]:
+        """What all parts may have recorded."""
+        return frozenset.intersection(*(part.step_features for part in self._datasets))
+
+    @property
+    def skips_bad_episodes(self) -> bool:
+        return any(part.skips_bad_episodes for part in self._datasets)
+
+    @property
+    def standard(self) -> Standard:
+        """What the standards of all parts agree in."""
+        return self._datasets[0].standard
+
+    def part(self, index: int) -> str:
+        """The name of the dataset that an episode is of."""
+        return list(self.parts)[self._place(index)[0]]
+
+    def repeats(self, seed: int, epoch: int) -> IntArray:
+        """int64 [E], how often each episode is seen in an epoch: `Mixture.repeats`."""
+        lengths = {name: part.lengths for name, part in self.parts.items()}
+        drawn = self._mixture.repeats(lengths, seed, epoch)
+        return np.concatenate([drawn[name] for name in self.parts])
+
+    def episode(self, index: int) -> EncodedEpisode:
+        part, own = self._place(index)
+        return self._datasets[part].episode(own)
+
+    def observation(self, index: int, t: int, cameras: Sequence[str]) -> Observation:
+        part, own = self._place(index)
+        return self._datasets[part].observation(own, t, cameras)
+
+    def statistics(self) -> Statistics:
+        """Of the first part, which rollouts are normalised by unless told otherwise."""
+        return self._datasets[0].statistics()
+
+    def mixed(self) -> dict[str, Statistics]:
+        """Of every part, by its name."""
+        return {name: part.statistics() for name, part in self.parts.items()}
+
+    def _place(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"episode {index} is outside the {len(self)} episodes of {self.name}")
+        part = int(np.searchsorted(self._first, index, side="right")) - 1
+        return part, index - int(self._first[part])

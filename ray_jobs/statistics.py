@@ -1,0 +1,150 @@
+"""`python -m ray_jobs.statistics`: reads a dataset once, with all CPUs, for the statistics that training needs.
+
+Training does the same by itself, with one CPU, if this was not done before.
+
+    ipvla statistics --dataset libero_spatial_no_noops
+    ipvla statistics --dataset bridge_orig --padded_state true --out bridge.json
+    ipvla statistics --dataset s3://bucket/my_robot/1.0.0 --standard.cameras "{front: observation/image}"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ipvla.data.rlds import dataset_directory
+from ipvla.data.rlds.source import RldsSource
+from ipvla.data.source import EpisodeSource
+from ipvla.data.standards import Standard, StandardConfig, adjusted, standard_for
+from ipvla.data.survey import Survey, SurveyPart, combined, survey_part
+from ipvla.data.survey_store import load_survey, part_bounds, publish_survey, survey_path
+from ipvla.storage import StorageRoots
+from ray_jobs.cli import run
+from ray_jobs.cluster import connect
+
+OpenSource = Callable[[], EpisodeSource]
+
+
+@dataclass(frozen=True)
+class StatisticsConfig(StorageRoots):
+    """Of which dataset, and how its episodes are to be understood.
+
+    Attributes:
+        dataset: a name below `data_root_dir`, or the path or address of a dataset's version directory.
+        standard: which features are what, for a dataset that is not known by name.
+        skip_noops: leave out steps that do nothing.
+        padded_state: a 0 before the gripper in the state of LIBERO and Bridge, as OpenVLA has it.
+        skip_bad_episodes: leave out episodes that cannot be read, and say how many.
+        out: a JSON file to write the statistics to as well, in OpenVLA's schema.
+    """
+
+    dataset: str = "recall"
+    standard: StandardConfig | None = None
+    skip_noops: bool = False
+    padded_state: bool = False
+    skip_bad_episodes: bool = False
+    out: Path | None = None
+
+    @property
+    def location(self) -> str:
+        """Of the version directory."""
+        return self.dataset if "/" in self.dataset else str(dataset_directory(self.datasets, self.dataset))
+
+    @property
+    def surveys(self) -> Path:
+        """Where surveys are published."""
+        return self.cache / "surveys"
+
+    @property
+    def open_source(self) -> OpenSource:
+        """Opens the dataset, in any process."""
+        return partial(
+            RldsSource,
+            self.location,
+            index_root=self.cache / "episodes",
+            skip_bad_episodes=self.skip_bad_episodes,
+        )
+
+    def standard_of(self, source: EpisodeSource) -> Standard:
+        """DatasetError if nothing tells it, or a setting does not apply."""
+        if self.standard is not None:
+            standard: Standard = self.standard.build(source.name, source.features)
+        else:
+            standard = standard_for(source.name, source.features)
+        return adjusted(standard, skip_noops=self.skip_noops, padded_state=self.padded_state)
+
+
+class PartReader:
+    """Surveys parts of a dataset in a process of its own."""
+
+    def __init__(self, open_source: OpenSource, standard: Standard) -> None:
+        self._source = open_source()
+        self._standard = standard
+
+    def __call__(self, bounds: dict[str, Any]) -> dict[str, bytes]:
+        """The part of episodes `first` to `stop`."""
+        episodes = range(int(bounds["first"]), int(bounds["stop"]))
+        return {"part": survey_part(self._source, self._standard, episodes).to_bytes()}
+
+
+def survey(config: StatisticsConfig) -> tuple[Survey, Path]:
+    """The survey and where it is published; read on the cluster if there is none.
+
+    Raises:
+        DatasetError: the dataset is missing or damaged, its standard does not fit it, or no episode can be used.
+        StorageError: a storage directory cannot be used.
+    """
+    config.prepare()
+    source = config.open_source()
+    standard = config.standard_of(source)
+    path = survey_path(config.surveys, source, standard)
+    found = load_survey(path)
+    if found is None:
+        with connect(config):
+            found = combined(_parts(config.open_source, standard, len(source.lengths)), source, standard)
+        publish_survey(path, source.name, found)
+    if config.out is not None:
+        config.out.expanduser().parent.mkdir(parents=True, exist_ok=True)
+        found.statistics.save(config.out.expanduser(), source.name)
+    return found, path
+
+
+def _parts(open_source: OpenSource, standard: Standard, episodes: int) -> Iterator[SurveyPart]:
+    """From as many processes as the cluster has CPUs, in whatever order they come."""
+    import ray
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    bounds = [{"first": first, "stop": stop} for first, stop in part_bounds(episodes)]
+    readers = max(1, min(len(bounds), int(ray.cluster_resources()["CPU"])))
+    rows = ray.data.from_items(bounds, override_num_blocks=len(bounds)).map(
+        PartReader,
+        fn_constructor_args=(open_source, standard),
+        concurrency=(1, readers),
+        num_cpus=1,
+    )
+    for row in rows.iter_rows():
+        yield SurveyPart.from_bytes(row["part"])
+
+
+def main(config: StatisticsConfig) -> None:
+    """Says what the dataset comes to."""
+    console = Console()
+    found, path = survey(config)
+    size = found.statistics
+    console.print(f"{size.num_transitions} control steps of {size.num_trajectories} episodes: {path}")
+    unlabelled = int((~found.labelled & (found.lengths > 0)).sum())
+    if unlabelled:
+        console.print(f"{unlabelled} episodes have no task in words; statistics count them", style="yellow")
+    if found.broken:
+        first = next(iter(found.broken.values()))
+        console.print(f"{len(found.broken)} episodes cannot be used: {first}", style="yellow", markup=False)
+
+
+if __name__ == "__main__":
+    run(StatisticsConfig, main, __doc__)
