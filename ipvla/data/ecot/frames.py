@@ -35,6 +35,7 @@ class Member:
     """One dataset of the mix.
 
     Attributes:
+        name: under which the mix and the statistics know it.
         source: its episodes as they lie on disk.
         standard: how they become robot episodes.
         survey: of both; broken episodes are left out, and those without an instruction, as OpenVLA does.
@@ -43,6 +44,7 @@ class Member:
         weight: how often an episode comes in one epoch, in the mean.
     """
 
+    name: str
     source: EpisodeSource
     standard: Standard
     survey: Survey
@@ -92,6 +94,9 @@ class Shard:
 class FrameDataset(IterableDataset[Sample]):
     """Samples of all datasets of the mix; one iteration is one epoch, the next iteration the next one.
 
+    Where a DataLoader of your own has it read by worker processes, the epoch is counted there and lost: call
+    `set_epoch` before each epoch. `FrameLoader` needs no call.
+
     The order is a pure function of (members, configuration, epoch, number of parts). An episode belongs to one
     part of rank and worker, so that no frame comes twice. The shuffle buffer holds numbers; an episode is read
     when the first of its frames is due, and its other frames wait as encoded bytes, of at most as many frames as
@@ -107,14 +112,14 @@ class FrameDataset(IterableDataset[Sample]):
         self.members, self.config = tuple(members), config
         self.rank, self.world_size = rank, world_size
         self.maker = SampleMaker(config)
-        self._mixture = Mixture({member.source.name: member.weight for member in members})
-        self._lengths = {member.source.name: member.lengths for member in members}
+        self._mixture = Mixture({member.name: member.weight for member in members})
+        self._lengths = {member.name: member.lengths for member in members}
         self._epoch = self._position = 0
 
     @property
     def dataset_statistics(self) -> dict[str, Any]:
         """In OpenVLA's schema, `{dataset: {action, proprio, num_transitions, num_trajectories}}`, JSON values."""
-        return {member.source.name: member.statistics.to_dict() for member in self.members}
+        return {member.name: member.statistics.to_dict() for member in self.members}
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration begins with this epoch's first frame."""

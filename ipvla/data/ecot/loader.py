@@ -48,7 +48,7 @@ def get_vla_dataset_ecot(cfg: Any) -> FrameDataset:
     cache = StorageRoots().cache
     reasoning = open_store(config.ecot.reasoning_json, cache / "reasoning")
     mix = _mixture(config.ecot.data_mix).weights
-    members = [_member(config, name, weight, reasoning, cache) for name, weight in mix.items()]
+    members = [_member(config, name, weight, reasoning, cache / "datasets") for name, weight in mix.items()]
     rank, world_size = _rank()
     frames = FrameDataset(members, config, rank, world_size)
     c = config.ecot
@@ -88,24 +88,26 @@ def _mixture(data_mix: str) -> Mixture:
     return mixture_named(data_mix) if data_mix in OXE_MIXTURES else Mixture({data_mix: 1.0})
 
 
-def _member(config: EcotConfig, name: str, weight: float, reasoning: ReasoningStore | None, cache: Path) -> Member:
+def _member(
+    config: EcotConfig, name: str, weight: float, reasoning: ReasoningStore | None, read_root: Path
+) -> Member:
     location = _version(config.ecot.data_root_dir, name)
-    trained = RldsSource(location, _TRAIN, index_root=cache / "episodes")
+    trained = RldsSource(location, _TRAIN, index_root=read_root)
     standard = standard_for(name, trained.features)
     if len(standard.absolute) != config.action_dim:
         raise DatasetError(
             f"{name} has {len(standard.absolute)} action dimensions, framework.action_model.action_dim is "
             f"{config.action_dim}; set it to {len(standard.absolute)}, or take another data_mix"
         )
-    survey = surveyed(trained, standard, cache / "surveys")
+    survey = surveyed(trained, standard, read_root)
     source, statistics = trained, survey.statistics
     if not config.ecot.train:
-        source = RldsSource(location, _VALIDATION, index_root=cache / "episodes")
-        survey = surveyed(source, standard, cache / "surveys")
+        source = RldsSource(location, _VALIDATION, index_root=read_root)
+        survey = surveyed(source, standard, read_root)
     if survey.broken:
         example = next(iter(survey.broken.values()))
         logger.warning("%s: %d episodes cannot be used and are left out: %s", name, len(survey.broken), example)
-    return Member(source, standard, survey, statistics, reasoning, weight)
+    return Member(name, source, standard, survey, statistics, reasoning, weight)
 
 
 def _version(data_root_dir: str, name: str) -> str:
