@@ -45,7 +45,7 @@ def open_source(
 
 
 def dataset_location(data_root: Path, name: str) -> str:
-    """Where a dataset is: the newest version of its name below `data_root`, or the path or address that was given."""
+    """Where a dataset is: the newest version of its name below `data_root`; a path or address is where it says."""
     if "/" in name:
         return name
     versions = [path.parent for path in (data_root / name).glob("*/dataset_info.json")]
