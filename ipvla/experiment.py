@@ -203,6 +203,10 @@ class ExperimentConfig(StorageRoots):
         moved = self.protected_by is not None and self.protected_by.method.moves_base
         return self.model.adapted is not None and not moved
 
+    def open_dataset(self) -> EpisodeDataset | MixtureDataset:
+        """What is trained on. DatasetError if it is missing or damaged."""
+        return self.data.build(self.datasets, self.cache / "datasets")
+
     def build(self, world: World) -> Experiment:
         """Dataset -> transforms -> policy -> optimizer -> lanes, seeded; the same on every worker.
 
@@ -212,7 +216,7 @@ class ExperimentConfig(StorageRoots):
             ArtifactError: the subspaces of `forgetting` are missing or of something else.
             ValueError: the policy in `start_from` has other sizes, or `forgetting.method` does not fit the model.
         """
-        dataset = self.data.build(self.datasets, self.cache / "datasets")
+        dataset = self.open_dataset()
         start = None if self.start_from is None else Policy.load(self.start_from).merged()
         torch.manual_seed(self.seed)
         conventions = self._conventions(dataset) if start is None else start.transforms.conventions

@@ -130,7 +130,7 @@ def train_policy(config: ExperimentConfig) -> TrainSummary:
         Terminated: SIGTERM came; the run has a checkpoint of its last step.
     """
     config.prepare()
-    config.data.build(config.datasets).statistics()  # what is wrong is told here, not by a worker after a minute
+    config.open_dataset().statistics()  # what is wrong is told here, not by a worker after a minute
     directory = config.run_directory
     _claim(directory, config)
     wanted = [directory / "policy"]

@@ -112,6 +112,12 @@ class LaneReader:
         """The position that follows: what a checkpoint taken after training on `position` stores."""
         return position.next(self.plan(position).num_windows)
 
+    def readings(self, position: PlanPosition) -> dict[str, float]:
+        """For the log: the epoch, its share of places in lanes without an episode, episodes with unreadable steps."""
+        told = {"train/epoch": position.epoch, "data/idle_share": self.plan(position).idle_share}
+        broken = self._dataset.broken + len(self.broken)
+        return {**told, "data/broken_episodes": broken} if self._dataset.skips_bad_episodes else told
+
     def batch(self, position: PlanPosition) -> StepBatch:
         """The window at `position`: leading axes [B, K]. DatasetError if an episode turns out corrupt."""
         first = self._rank * self._config.lanes

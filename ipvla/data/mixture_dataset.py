@@ -86,6 +86,11 @@ class MixtureDataset:
         return frozenset.intersection(*(part.step_features for part in self._datasets))
 
     @property
+    def broken(self) -> int:
+        """How many episodes are left out of all parts."""
+        return sum(part.broken for part in self._datasets)
+
+    @property
     def skips_bad_episodes(self) -> bool:
         return any(part.skips_bad_episodes for part in self._datasets)
 

@@ -96,9 +96,8 @@ def train(
                 sink.log(reading, state.step)
             if state.step % config.log_every == 0 or state.step == config.end:
                 surgery = state.protection.readings() if state.protection else {}
-                sink.log(
-                    {**meter.take(), **surgery, "train/lr": lr, "train/epoch": positions[-1].epoch}, state.step
-                )
+                read = lanes.readings(positions[-1])
+                sink.log({**meter.take(), **surgery, **read, "train/lr": lr}, state.step)
             stopped = world.any(stop())
             if stopped or state.step % config.checkpoint_every == 0 or state.step == config.end:
                 save()

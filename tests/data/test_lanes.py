@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,49 @@ def test_resuming_mid_epoch_equals_never_having_stopped(
         assert _equal(batch, expected)
 
 
+@given(
+    lanes=st.integers(1, 4),
+    world=st.integers(1, 8),
+    window=st.integers(1, 5),
+    stride=st.integers(1, 4),
+    stop=st.integers(0, 60),
+    data=st.data(),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+def test_killed_at_any_step_the_same_batches_follow(
+    written: Path,
+    make_transforms: Make,
+    lanes: int,
+    world: int,
+    window: int,
+    stride: int,
+    stop: int,
+    data: st.DataObject,
+) -> None:
+    config = LaneConfig(lanes=lanes, window=window, stride=stride, seed=3)
+    rank, transforms = data.draw(st.integers(0, world - 1)), make_transforms()
+    reader = config.build(open_dataset(written), transforms, rank, world)
+    position = PlanPosition()
+    for _ in range(stop):
+        position = reader.after(position)
+    again = config.build(open_dataset(written, cache_bytes=0), transforms, rank, world)
+    resumed = PlanPosition.from_dict(json.loads(json.dumps(asdict(position))))
+    for _ in range(3):
+        assert _equal(again.batch(resumed), reader.batch(position))
+        position, resumed = reader.after(position), again.after(resumed)
+    assert position == resumed
+
+
+def test_what_is_idle_and_broken_is_told(written: Path, make_transforms: Make) -> None:
+    whole = CONFIG.build(open_dataset(written), make_transforms())
+    idle = whole.plan(PlanPosition()).idle_share
+    assert whole.readings(PlanPosition()) == {"train/epoch": 0, "data/idle_share": idle}
+    reader = CONFIG.build(damaged(written, {(2, t) for t in range(9)}, skips=True), make_transforms())
+    for w in range(reader.plan(PlanPosition()).num_windows):
+        reader.batch(PlanPosition(0, w))
+    assert reader.readings(PlanPosition(1))["data/broken_episodes"] == 1
+
+
 def test_closing_the_stream_ends_its_thread(reader: LaneReader) -> None:
     before = threading.active_count()
     stream = reader.batches(PlanPosition())
@@ -266,7 +310,7 @@ def test_a_picture_that_does_not_decode_is_told_with_dataset_and_episode(
 
 
 @given(places=st.sets(st.tuples(st.integers(0, 6), st.integers(0, 29)), max_size=40))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 def test_steps_that_cannot_be_read_are_idle_and_all_others_as_ever(
     written: Path, make_transforms: Make, places: set[tuple[int, int]]
 ) -> None:
