@@ -18,7 +18,8 @@ def reading_table(figures: Mapping[str, Any]) -> str:
     told = (
         f"{data['episodes']} episodes of {data['steps']} steps, {data['cameras']} JPEG pictures of "
         f"{data['pixels']} px each. A process that trains on windows of them holds "
-        f"{', '.join(f'{mb:.0f}' for mb in lanes)} MB after one, two and three epochs. To find an episode among a million takes {figures['lookup_us']:.1f} microseconds."
+        f"{', '.join(f'{mb:.0f}' for mb in lanes)} MB after one, two and three epochs. "
+        f"To find an episode among a million takes {figures['lookup_us']:.1f} microseconds."
     )
     return "\n".join([*rows, "", told])
 

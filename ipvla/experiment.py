@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from ipvla.data.chunks import PAST_END, PastEnd
-from ipvla.data.dataset import RLDS_BACKENDS, EpisodeDataset, RldsBackend, dataset_location, open_dataset
+from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.lanes import LaneConfig, LaneReader
 from ipvla.data.mixture_dataset import MixtureDataset
-from ipvla.data.mixtures import OXE_MIXTURES, Mixture, mixture_named
+from ipvla.data.mixtures import Mixture, mixture_named
 from ipvla.data.normalisation import NORMALISATIONS, Normalisation
+from ipvla.data.oxe_mixtures import OXE_MIXTURES
 from ipvla.data.source import DatasetError
+from ipvla.data.sources import RLDS_BACKENDS, RldsBackend, dataset_location
 from ipvla.data.standards import StandardConfig
 from ipvla.data.transforms import Transforms
 from ipvla.models.memory import PromptMemoryConfig
@@ -41,6 +43,8 @@ class DataConfig:
         mixture: instead of one dataset, several with their weights (`ipvla.data.mixtures.Mixture`); or the name of
             a public one as `dataset`. Rollouts are normalised as its first dataset, or as they are told.
         standard: how the features of a dataset that is not known by name become robot episodes.
+        skip_noops: leave out steps that do nothing.
+        padded_state: a 0 before the gripper in the state of LIBERO and Bridge, as OpenVLA has it.
         normalisation: of actions and proprioception: bounds_q99, bounds or normal.
         past_end: what a chunk holds past its episode's end: `mask` (no targets there), `openvla` or `truncate`
             (`ipvla.data.chunks`).
@@ -59,6 +63,8 @@ class DataConfig:
     cache_gib: float = 2.0
     mixture: dict[str, float] = field(default_factory=dict)
     standard: StandardConfig | None = None
+    skip_noops: bool = False
+    padded_state: bool = False
     normalisation: Normalisation = "bounds_q99"
     past_end: PastEnd = "mask"
     skip_bad_episodes: bool = False
@@ -95,6 +101,8 @@ class DataConfig:
             dataset_location(data_root, name),
             int(self.cache_gib * 2**30 / shares),
             standard=self.standard,
+            skip_noops=self.skip_noops,
+            padded_state=self.padded_state,
             read_root=read_root,
             skip_bad_episodes=self.skip_bad_episodes,
             rlds_backend=self.rlds_backend,

@@ -7,8 +7,8 @@
 
 Ray Data converts parts of the dataset on all CPUs of the cluster. Each part is read back and compared with the
 source before it counts: all numbers and texts are equal, encoded pictures stay the same files, and of video the
-difference is told. A command that was stopped goes on when it is run again; the dataset appears once it is whole. On
-several machines, `data_root_dir` must be a file system that all of them share.
+difference is told. A command that was stopped goes on when it is run again; the dataset appears once it is whole.
+On several machines, `data_root_dir` must be a file system that all of them share.
 
 LIBERO's pictures are turned by 180 degrees, as OpenVLA's RLDS has them; its steps that do nothing are kept.
 """

@@ -4,7 +4,7 @@ Training does the same by itself, with one CPU, if this was not done before.
 
     ipvla statistics --dataset libero_spatial_no_noops
     ipvla statistics --dataset bridge_orig --padded_state true --out bridge.json
-    ipvla statistics --dataset s3://bucket/my_robot/1.0.0 --standard.cameras "{front: observation/image}"
+    ipvla statistics --dataset /data/my_lerobot_dataset --standard.cameras "{front: observation.images.front}"
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ipvla.data.rlds import dataset_directory
-from ipvla.data.rlds.source import RldsSource
 from ipvla.data.source import EpisodeSource
+from ipvla.data.sources import dataset_location, open_source
 from ipvla.data.standards import Standard, StandardConfig, adjusted, standard_for
 from ipvla.data.survey import Survey, SurveyPart, combined, survey_part
 from ipvla.data.survey_store import load_survey, part_bounds, publish_survey, survey_path
@@ -53,20 +52,20 @@ class StatisticsConfig(StorageRoots):
     @property
     def location(self) -> str:
         """Of the version directory."""
-        return self.dataset if "/" in self.dataset else str(dataset_directory(self.datasets, self.dataset))
+        return dataset_location(self.datasets, self.dataset)
 
     @property
-    def surveys(self) -> Path:
-        """Where surveys are published."""
-        return self.cache / "surveys"
+    def read_root(self) -> Path:
+        """Where training, too, keeps what is only known once a dataset was read."""
+        return self.cache / "datasets"
 
     @property
     def open_source(self) -> OpenSource:
         """Opens the dataset, in any process."""
         return partial(
-            RldsSource,
+            open_source,
             self.location,
-            index_root=self.cache / "episodes",
+            read_root=self.read_root,
             skip_bad_episodes=self.skip_bad_episodes,
         )
 
@@ -102,7 +101,7 @@ def survey(config: StatisticsConfig) -> tuple[Survey, Path]:
     config.prepare()
     source = config.open_source()
     standard = config.standard_of(source)
-    path = survey_path(config.surveys, source, standard)
+    path = survey_path(config.read_root, source, standard)
     found = load_survey(path)
     if found is None:
         with connect(config):

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, get_args
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 
 from ipvla.data.byte_cache import ByteCache
 from ipvla.data.episode import EncodedEpisode
-from ipvla.data.lerobot import LeRobotSource
-from ipvla.data.rlds.dlimp_source import DlimpSource
-from ipvla.data.rlds.format import STATISTICS_FILE, dataset_directory
-from ipvla.data.rlds.source import RldsSource
+from ipvla.data.rlds.format import STATISTICS_FILE
 from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource
-from ipvla.data.standards import Standard, StandardConfig, standard_for
+from ipvla.data.sources import RldsBackend, open_source
+from ipvla.data.standards import Standard, StandardConfig, adjusted, standard_for
+from ipvla.data.standards.recorded import Recorded
 from ipvla.data.statistics import Statistics
 from ipvla.data.survey import Survey
 from ipvla.data.survey_store import surveyed
 from ipvla.types import Observation
-
-#: How RLDS is read.
-RldsBackend: TypeAlias = Literal["native", "dlimp"]
-RLDS_BACKENDS: Final[tuple[str, ...]] = get_args(RldsBackend)
 
 
 def open_dataset(
@@ -35,6 +27,8 @@ def open_dataset(
     cache_bytes: int = 1 << 30,
     *,
     standard: StandardConfig | None = None,
+    skip_noops: bool = False,
+    padded_state: bool = False,
     read_root: Path | None = None,
     skip_bad_episodes: bool = False,
     rlds_backend: RldsBackend = "native",
@@ -45,6 +39,8 @@ def open_dataset(
         location: an RLDS version directory (`<data_root>/recall/1.0.0`) or a LeRobotDataset v3.
         cache_bytes: bound on the encoded episodes and decoded frames kept in memory.
         standard: how its features become robot episodes; None for the one that its name or features tell.
+        skip_noops: leave out steps that do nothing.
+        padded_state: a 0 before the gripper in the state of LIBERO and Bridge, as OpenVLA has it.
         read_root: where what is only known once it was read is kept for the next opening: where its episodes lie,
             their lengths, statistics. None to keep nothing.
         skip_bad_episodes: leave out episodes that cannot be read, and count them.
@@ -53,30 +49,12 @@ def open_dataset(
     Raises:
         DatasetError: it is missing or damaged, or nothing tells its standard.
     """
-    source: EpisodeSource
-    if _is_lerobot(location):
-        source = LeRobotSource(location, read_root)
-    elif rlds_backend == "dlimp":
-        source = DlimpSource(location)
-    else:
-        source = RldsSource(location, index_root=read_root, skip_bad_episodes=skip_bad_episodes)
+    source = open_source(
+        location, read_root=read_root, skip_bad_episodes=skip_bad_episodes, rlds_backend=rlds_backend
+    )
     made = standard.build(source.name, source.features) if standard else standard_for(source.name, source.features)
+    made = adjusted(made, skip_noops=skip_noops, padded_state=padded_state)
     return EpisodeDataset(source, made, cache_bytes, read_root=read_root, skips_bad_episodes=skip_bad_episodes)
-
-
-def dataset_location(data_root: Path, name: str) -> str:
-    """Where a dataset is that is called by its name: its newest version, or itself if the name is an address."""
-    if "://" in name:
-        return name
-    versions = [path.parent for path in (data_root / name).glob("*/dataset_info.json")]
-    if versions:
-        return str(max(versions, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)]))
-    return str(data_root / name) if _is_lerobot(data_root / name) else str(dataset_directory(data_root, name))
-
-
-def _is_lerobot(location: str | Path) -> bool:
-    files, root = fsspec.core.url_to_fs(str(location))
-    return bool(files.exists(f"{root}/meta/info.json"))
 
 
 class EpisodeDataset:
@@ -166,13 +144,15 @@ class EpisodeDataset:
         return Observation(images, episode.state[t], episode.instruction, t)
 
     def statistics(self) -> Statistics:
-        """Read from the file beside the shards, or computed from all episodes if there is none.
+        """Read from the file beside the shards where this project wrote it, else from the survey of all episodes.
+
+        What another program wrote beside its dataset may be of another standard.
 
         Raises:
             ValueError: the file is not in OpenVLA's schema, or of another action size than the episodes.
         """
         path = Path(self.location) / STATISTICS_FILE
-        if path.is_file():
+        if isinstance(self.standard, Recorded) and self.standard.known_length and path.is_file():
             return Statistics.load(path, len(self.standard.normalised))
         return self._survey.statistics
 

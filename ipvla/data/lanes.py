@@ -171,9 +171,8 @@ class LaneReader:
             for part, places in groupby(order, key=parts.__getitem__)
         ]
         back = torch.from_numpy(np.argsort(order))
-        return ModelInputs(
-            **{f.name: torch.cat([getattr(m, f.name) for m in made])[back] for f in fields(ModelInputs)}
-        )
+        names = [field.name for field in fields(ModelInputs)]
+        return ModelInputs(**{name: torch.cat([getattr(part, name) for part in made])[back] for name in names})
 
     def _transforms_of(self, part: str) -> Transforms:
         if part not in self._transforms_by_part:

@@ -54,7 +54,8 @@ class MixtureDataset:
         }
         if len(set(conventions.values())) > 1:
             raise DatasetError(
-                f"datasets that tell actions differently cannot be mixed: {conventions}; configure standards that agree"
+                f"datasets that tell actions differently cannot be mixed: {conventions}; configure standards "
+                "that agree"
             )
         self._datasets = tuple(self.parts.values())
         self._first = np.cumsum([0, *(len(part) for part in self._datasets)])

@@ -118,7 +118,7 @@ class Transforms:
         if not self.mixed:
             return self
         if dataset not in self.mixed:
-            raise ValueError(f"dataset {dataset!r} is none of the mixture's; choose among {', '.join(self.mixed)}")
+            raise ValueError(f"dataset {dataset!r} is not in the mixture; choose among {', '.join(self.mixed)}")
         return replace(self, statistics=self.mixed[dataset])
 
     def inputs(self, observations: Sequence[Observation]) -> ModelInputs:

@@ -31,7 +31,7 @@ def config(tmp_path: Path) -> StatisticsConfig:
 
 def _in_this_process(config: StatisticsConfig) -> Survey:
     source = config.open_source()
-    return surveyed(source, config.standard_of(source), config.surveys)
+    return surveyed(source, config.standard_of(source), config.read_root)
 
 
 @pytest.mark.slow

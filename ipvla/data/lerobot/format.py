@@ -45,11 +45,17 @@ class Tree:
     Attributes:
         location: as it was given, for messages.
         local: True if the files have paths here.
+
+    Raises:
+        DatasetError: nothing that is installed knows such addresses.
     """
 
     def __init__(self, location: str) -> None:
         self.location = location.rstrip("/")
-        self.files, self._root = fsspec.core.url_to_fs(self.location)
+        try:
+            self.files, self._root = fsspec.core.url_to_fs(self.location)
+        except (ImportError, ValueError) as error:  # fsspec says which package is missing
+            raise DatasetError(f"{self.location} cannot be reached: {error}") from None
         protocol = self.files.protocol
         self.local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 

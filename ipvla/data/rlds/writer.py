@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import tensorflow_datasets as tfds
 
 from ipvla.data.episode import EpisodeRecord
+from ipvla.data.png import encode_png
+from ipvla.data.publish import appearing, exclusive
 from ipvla.data.rlds.format import (
     EPISODES_FILE,
     SPLIT,
@@ -31,8 +28,6 @@ from ipvla.data.source import DatasetError
 from ipvla.data.statistics import Statistics
 
 _EPISODES_PER_SHARD = 256
-#: Lossless; on rendered frames four times as fast as the default filter.
-_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
 
 
 def write_rlds(data_root: Path, name: str, episodes: Iterable[EpisodeRecord], camera_size: int) -> Path:
@@ -48,19 +43,8 @@ def write_rlds(data_root: Path, name: str, episodes: Iterable[EpisodeRecord], ca
         DatasetError: the dataset exists, another process is writing it, or an episode does not fit the others.
     """
     target = dataset_directory(data_root, name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _exclusive(target.parent):
-        if target.exists():
-            raise DatasetError(f"dataset {target} exists already; choose another name or delete that directory")
-        # A killed writer leaves this behind; holding the lock, it can only be such a remainder.
-        building = target.parent / f".{VERSION}.incomplete"
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir()
-        try:
-            _write_version(building, name, episodes, camera_size)
-            os.rename(building, target)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+    with exclusive(target), appearing(target) as building:
+        _write_version(building, name, episodes, camera_size)
     return target
 
 
@@ -163,16 +147,4 @@ def _example(episode: EpisodeRecord, questions: bool) -> dict[str, Any]:
 
 def _png(rgb: npt.NDArray[np.uint8]) -> io.BytesIO:
     # tfds writes bytes from a file object as they are; given an array it would call TensorFlow to encode.
-    encoded = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), _PNG)[1]
-    return io.BytesIO(encoded.tobytes())
-
-
-@contextmanager
-def _exclusive(directory: Path) -> Iterator[None]:
-    """One writer per dataset; the kernel drops the lock when its holder dies."""
-    with (directory / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(f"another process is writing {directory}; wait or choose another name") from None
-        yield
+    return io.BytesIO(encode_png(rgb))

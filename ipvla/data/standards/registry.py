@@ -10,6 +10,7 @@ from ipvla.data.source import DatasetError, Feature
 from ipvla.data.standards.bridge import BRIDGE_DATASETS, Bridge, bridge
 from ipvla.data.standards.droid import DROID_DATASETS, droid
 from ipvla.data.standards.fractal import FRACTAL_DATASETS, fractal
+from ipvla.data.standards.lerobot import lerobot
 from ipvla.data.standards.libero import LIBERO_DATASETS, Libero, libero
 from ipvla.data.standards.recorded import recorded
 from ipvla.data.standards.standard import Standard
@@ -24,7 +25,7 @@ STANDARDS: Final[Mapping[str, Callable[[str], Standard]]] = {
 
 
 def standard_for(name: str, features: Mapping[str, Feature]) -> Standard:
-    """The standard of a known name, else that of LIBERO's layout, which this project's own datasets have.
+    """The standard of a known name, else of LIBERO's layout, which this project's own datasets have, or LeRobot's.
 
     Raises:
         DatasetError: the dataset of a known name lacks features, or nothing tells what its features mean.
@@ -38,14 +39,14 @@ def standard_for(name: str, features: Mapping[str, Feature]) -> Standard:
                 f"{', '.join(sorted(features))}. Rename the dataset, or configure its standard"
             )
         return standard
-    own = recorded(name, features)
-    if own is None:
+    layout = recorded(name, features) or lerobot(name, features)
+    if layout is None:
         raise DatasetError(
             f"nothing tells what the features of {name} mean: {', '.join(sorted(features))}. Configure its "
             "standard: name the features of cameras, action, state and language, as StandardConfig does. "
             f"Known by name are {', '.join(STANDARDS)}"
         )
-    return own
+    return layout
 
 
 def adjusted(standard: Standard, *, skip_noops: bool = False, padded_state: bool = False) -> Standard:

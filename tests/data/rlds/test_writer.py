@@ -182,7 +182,7 @@ def test_a_failing_source_leaves_nothing_behind(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="the simulator died"):
         write_rlds(tmp_path, "failed", episodes(), SIZE)
-    assert [path.name for path in (tmp_path / "failed").iterdir()] == [".lock"]
+    assert [path.name for path in (tmp_path / "failed").iterdir()] == [".1.0.0.lock"]
 
 
 def test_an_existing_dataset_is_never_overwritten(written: Path, episodes: list[Episode]) -> None:
