@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessorPil, Qwen2VLProcessor
+from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
 SPECIAL = (
     "<|endoftext|>",
@@ -42,10 +42,14 @@ def chat_tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerFast:
     return made
 
 
-def chat_processor() -> Qwen2VLProcessor:
-    """With images: each becomes a number of `<|image_pad|>` that depends on its size."""
-    return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112),
+def chat_processor() -> LlavaProcessor:
+    """With images: each becomes four `<|image_pad|>`, one per patch of 14 pixels."""
+    size = {"height": 28, "width": 28}
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=size),
         tokenizer=chat_tokenizer(),
+        patch_size=14,
+        vision_feature_select_strategy="full",
         chat_template=TEMPLATE,
+        image_token="<|image_pad|>",
     )

@@ -111,19 +111,34 @@ def test_a_chat_without_reasoning_is_a_prompt_without_labels(model: Qwen2ForCaus
 
 def test_images_are_put_before_the_words_and_labels_stay_on_the_reply() -> None:
     processor = chat_processor()
-    images = [[Image.new("RGB", (56, 56)), Image.new("RGB", (112, 56))], [Image.new("RGB", (56, 56))] * 2]
+    images = [
+        [Image.new("RGB", (28, 28), colour) for colour in pair] for pair in (("red", "blue"), ("green", "white"))
+    ]
     batch = chat_batch(processor, PROMPTS[:2], REPLIES[:2], images)
     pad = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    assert (batch.inputs["input_ids"] == pad).sum(1).tolist() == [4 + 8, 4 + 4], (
-        "one per four patches of 14 pixels"
-    )
-    assert len(batch.inputs["image_grid_thw"]) == 4
-    assert len(batch.inputs["pixel_values"]) == int(batch.inputs["image_grid_thw"].prod(1).sum())
+    assert (batch.inputs["input_ids"] == pad).sum(1).tolist() == [2 * 4] * 2
+    assert batch.inputs["pixel_values"].shape == (4, 3, 28, 28)
+    single = processor.image_processor(images[1][0], return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(batch.inputs["pixel_values"][2], single)
     for labels, reply in zip(batch.labels, REPLIES, strict=False):
         assert processor.tokenizer.decode(labels[labels != IGNORED]) == f"{reply}<|im_end|>"
-    for name, values in batch.inputs.items():
-        if values.shape[0] == 2 and values.ndim == 2:
-            assert values.shape == batch.labels.shape, name
+
+
+def test_what_a_processor_says_of_each_token_reaches_to_the_end_of_the_reply() -> None:
+    """Qwen's newer processors mark the tokens of pictures, and the reply has none."""
+    inner = chat_processor()
+    pad = inner.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+
+    class Marking:
+        tokenizer = inner.tokenizer
+        apply_chat_template = inner.apply_chat_template
+
+        def __call__(self, **given: Any) -> dict[str, torch.Tensor]:
+            encoded = inner(**given)
+            return {**encoded, "mm_token_type_ids": (encoded["input_ids"] == pad).long()}
+
+    batch = chat_batch(Marking(), PROMPTS[:2], REPLIES[:2], [[Image.new("RGB", (28, 28))]] * 2)
+    torch.testing.assert_close(batch.inputs["mm_token_type_ids"], (batch.inputs["input_ids"] == pad).long())
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused() -> None:

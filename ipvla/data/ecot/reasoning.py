@@ -74,6 +74,12 @@ class ReasoningFilter:
     scheduled_stage: int = 0
     reasoning_dropout_prob: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.scheduled_stage < 0:
+            raise ValueError(f"scheduled_stage is {self.scheduled_stage}; give 0 for all tags, or more")
+        if not 0 <= self.reasoning_dropout_prob <= 1:
+            raise ValueError(f"reasoning_dropout_prob is {self.reasoning_dropout_prob}; give a number in [0, 1]")
+
     def __call__(self, parts: Parts, key: Sequence[int] = ()) -> dict[str, str]:
         """The parts that are kept. `key`: non-negative integers that the draw is a pure function of."""
         tags = TAGS[self.scheduled_stage :]

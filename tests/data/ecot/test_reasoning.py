@@ -151,3 +151,9 @@ def test_the_same_key_draws_the_same_and_another_one_others() -> None:
     draws = [tuple(ReasoningFilter(0, 0.5)(parts, (0, key))) for key in range(20)]
     assert draws == [tuple(ReasoningFilter(0, 0.5)(parts, (0, key))) for key in range(20)]
     assert len(set(draws)) > 10
+
+
+@pytest.mark.parametrize(("stage", "probability"), [(-1, 0.0), (0, -0.1), (0, 1.5), (0, float("nan"))])
+def test_a_filter_that_cannot_be_is_refused(stage: int, probability: float) -> None:
+    with pytest.raises(ValueError, match=r"scheduled_stage is -1|reasoning_dropout_prob is"):
+        ReasoningFilter(stage, probability)
