@@ -52,6 +52,18 @@ class Policy:
         if not 1 <= self.execute <= self.config.chunk:
             raise ValueError(f"execute is {self.execute}; it must lie in 1..chunk, here 1..{self.config.chunk}")
 
+    def unnormalised_as(self, dataset: str) -> Self:
+        """With the statistics of one dataset of the mixture that it was trained on (OpenVLA's `unnorm_key`).
+
+        ValueError if it was not trained on that one.
+        """
+        if not self.transforms.mixed:
+            raise ValueError(
+                f"unnorm_key is {dataset!r}, and the policy was not trained on a mixture; leave it out, its one "
+                "dataset's statistics are used"
+            )
+        return replace(self, transforms=self.transforms.of(dataset))
+
     def initial_memory(self, batch: int) -> Memory:
         """Memory of episodes that have not begun, [batch, ...]."""
         return self.model.initial_memory(batch)
@@ -112,8 +124,17 @@ class Policy:
             partial.rename(directory)
 
     @classmethod
-    def load(cls, directory: Path | str, device: str = "cpu") -> Self:
-        """The policy that `save` wrote, in evaluation mode. CheckpointError if it is missing or damaged."""
+    def load(cls, directory: Path | str, device: str = "cpu", unnorm_key: str | None = None) -> Self:
+        """The policy that `save` wrote, in evaluation mode.
+
+        Args:
+            unnorm_key: the dataset whose statistics are used, of a policy that was trained on a mixture; None for
+                the mixture's first.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+            ValueError: it was not trained on that dataset.
+        """
         directory = Path(directory)
         try:
             described: dict[str, Any] = json.loads((directory / "policy.json").read_text())
@@ -127,7 +148,7 @@ class Policy:
         policy = cls.build(config, transforms, described["execute"])
         load_weights(policy.model, directory / "model.safetensors")
         policy.model.to(device).eval()
-        return policy
+        return policy if unnorm_key is None else policy.unnormalised_as(unnorm_key)
 
     @classmethod
     def build(cls, config: IPVLAConfig, transforms: Transforms, execute: int, start: IPVLA | None = None) -> Self:

@@ -54,6 +54,8 @@ class EvaluateConfig(StorageRoots):
         success: suite, tasks, episodes, simulators.
         videos: of which episodes: "all", "failures", or so many successes and failures of every task; 0 for none.
         use_gpu: the policy actor takes one GPU.
+        unnorm_key: the dataset whose statistics turn what policies say into actions, for policies that were
+            trained on a mixture; by default its first.
         parent_run_key: the directory of the run that the policies' runs are nested under in MLflow, if any.
         parent_run_id: the same by its MLflow id, where another program made it.
     """
@@ -64,6 +66,7 @@ class EvaluateConfig(StorageRoots):
     success: SuccessConfig = field(default_factory=SuccessConfig)
     videos: VideoChoice = 1
     use_gpu: bool = False
+    unnorm_key: str | None = None
     parent_run_key: str | None = None
     parent_run_id: str | None = None
 
@@ -84,13 +87,14 @@ class EvaluateConfig(StorageRoots):
     def directory(self) -> Path:
         return self.runs / self.study
 
-    def source(self, name: str, load: Callable[[Path], Policy]) -> Source:
+    def source(self, name: str, load: Callable[..., Policy]) -> Source:
         """Where the actions of the policy of this name come from."""
         if name == EXPERT:
             return ExpertSource(self.cache)
         if name in self.servers:
             return OpenpiSource(self.servers[name], os.environ.get(TOKEN_VARIABLE))
-        return PolicySource(load, self.directory / name / "policy")
+        load = load if self.unnorm_key is None else partial(load, unnorm_key=self.unnorm_key)
+        return PolicySource(load, self.directory / name / "policy", variant=self.unnorm_key)
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     sources = {name: config.source(name, load) for name in config.policies}
     for source in sources.values():  # what is wrong is told here rather than by an actor
         if isinstance(source, PolicySource):
-            Policy.load(source.directory)
+            Policy.load(source.directory, unnorm_key=config.unnorm_key)
         elif isinstance(source, OpenpiSource):
             source.metadata()
     tables: list[SuccessTable] = []

@@ -42,6 +42,8 @@ class ServeConfig(StorageRoots):
         threads: CPU threads of a forward pass.
         max_batch: observations of a forward pass, null for as many as wait.
         use_gpu: the policy acts on the GPU.
+        unnorm_key: the dataset whose statistics turn what the policy says into actions, if it was trained on a
+            mixture; by default its first.
     """
 
     policy: Path | None = None
@@ -51,6 +53,7 @@ class ServeConfig(StorageRoots):
     threads: int = 1
     max_batch: int | None = None
     use_gpu: bool = False
+    unnorm_key: str | None = None
 
     def __post_init__(self) -> None:
         if (self.policy is None) == (not self.name):
@@ -70,8 +73,8 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
         CheckpointError: the policy does not exist or cannot be loaded.
         ValueError: others than this machine could connect without a token.
     """
-    policy = Policy.load(config.directory, "cuda" if config.use_gpu else "cpu")
-    source = PolicySource(lambda _: policy, config.directory)
+    policy = Policy.load(config.directory, "cuda" if config.use_gpu else "cpu", config.unnorm_key)
+    source = PolicySource(lambda _: policy, config.directory, variant=config.unnorm_key)
     actor = PolicyActor(source, config.threads, max_batch=config.max_batch)
     transforms = policy.transforms
     proprio_dim = transforms.statistics.proprio.dim

@@ -113,7 +113,7 @@ class LaneReader:
         return position.next(self.plan(position).num_windows)
 
     def readings(self, position: PlanPosition) -> dict[str, float]:
-        """For the log: the epoch, its share of places in lanes without an episode, episodes with unreadable steps."""
+        """For the log: the epoch, the share of places in lanes without an episode, episodes that are broken."""
         told = {"train/epoch": position.epoch, "data/idle_share": self.plan(position).idle_share}
         broken = self._dataset.broken + len(self.broken)
         return {**told, "data/broken_episodes": broken} if self._dataset.skips_bad_episodes else told

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,19 +41,22 @@ class PolicySource:
     Attributes:
         load: `ipvla.policy.Policy.load`, or another picklable function of the directory.
         directory: the policy's checkpoint, readable where the actor runs.
+        variant: what else than the files decides about its actions; it is part of the hash.
     """
 
     load: Callable[[Path], Policy]
     directory: Path
+    variant: str | None = field(default=None, kw_only=True)
 
     def open(self) -> Policy:
         return self.load(self.directory)
 
     def sha256(self) -> str:
-        """One hash of every file's name and content below the directory."""
+        """One hash of every file's name and content below the directory, and of the variant."""
         from ipvla.policy import policy_sha256
 
-        return policy_sha256(Path(self.directory))
+        files = policy_sha256(Path(self.directory))
+        return files if self.variant is None else hashlib.sha256(f"{files} {self.variant}".encode()).hexdigest()
 
 
 class PolicyDiedError(RuntimeError):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from ipvla.models.backbones import TinyConfig
 from ipvla.models.lora import LoRAConfig
 from ipvla.models.memory import GRUMemoryConfig, MemoryConfig, NoMemoryConfig, PromptMemoryConfig
 from ipvla.models.vla import IPVLA
-from ipvla.policy import CheckpointError
+from ipvla.policy import CheckpointError, Policy
 from ipvla.training.parallel import World
 from tests.synthetic import SIZE, cue_episode
 
@@ -129,3 +130,22 @@ def test_the_adapters_of_an_earlier_fine_tuning_are_merged(
     assert float(plain.model.eval().loss(batch, memory)[0]) != pytest.approx(losses[0], rel=1e-3)
     assert first.merged().config == plain.config
     assert plain.merged() is plain, "nothing to merge"
+
+
+def test_a_policy_of_a_mixture_acts_in_the_units_of_the_dataset_that_is_asked_for(
+    make_experiment: Make, storage_root: Path, tmp_path: Path
+) -> None:
+    wide = [replace(e, action=2 * e.action) for e in (cue_episode(seed) for seed in range(40, 46))]
+    write_rlds(storage_root / "datasets", "wide", wide, SIZE)
+    config = make_experiment()
+    mixed = replace(config, data=replace(config.data, mixture={"cue": 1.0, "wide": 1.0}))
+    mixed.build(World()).policy.save(tmp_path / "mixed")
+    by_key = {key: Policy.load(tmp_path / "mixed", unnorm_key=key) for key in (None, "cue", "wide")}
+    spans = {key: policy.transforms.statistics.action.q99 for key, policy in by_key.items()}
+    np.testing.assert_array_equal(spans[None], spans["cue"])
+    assert spans["wide"][0] > spans["cue"][0]
+    with pytest.raises(ValueError, match="'narrow' is not in the mixture; choose among cue, wide"):
+        Policy.load(tmp_path / "mixed", unnorm_key="narrow")
+    config.build(World()).policy.save(tmp_path / "single")
+    with pytest.raises(ValueError, match="was not trained on a mixture"):
+        Policy.load(tmp_path / "single", unnorm_key="cue")
