@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-from ray_jobs.jobs import JOBS, summary
+from ray_jobs.jobs import JOBS, module, named, summary
 from ray_jobs.settings import did_you_mean
 
 _COMPLETION = "completion"
@@ -28,7 +28,7 @@ def usage() -> str:
 
 def main() -> None:
     """Runs the job that the command line names, as `python -m` would."""
-    name, *arguments = sys.argv[1:] or ["--help"]
+    name, arguments = named(sys.argv[1:] or ["--help"])
     if name in ("-h", "--help", "help"):
         print(usage())
     elif name == _COMPLETION:
@@ -37,7 +37,7 @@ def main() -> None:
         sys.exit(complete(arguments))
     elif name in JOBS:
         sys.argv = [f"ipvla {name}", *arguments]
-        runpy.run_module(f"ray_jobs.{name}", run_name="__main__", alter_sys=True)
+        runpy.run_module(module(name), run_name="__main__", alter_sys=True)
     else:
         sys.stderr.write(f"error: {name}: there is no such job; {did_you_mean(name, [*JOBS, _COMPLETION])}\n")
         sys.exit(2)

@@ -14,7 +14,7 @@ from typing import Any
 import shtab
 
 from ray_jobs.jobs import JOBS, config_class, summary
-from ray_jobs.settings import CONFIG_PATH, did_you_mean, group_of, is_choice
+from ray_jobs.settings import CONFIG_PATH, did_you_mean, group_of, is_choice, positional_of
 
 
 def complete(arguments: Sequence[str]) -> int:
@@ -30,9 +30,14 @@ def complete(arguments: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line as argparse would have it: only to be completed, never to parse."""
     whole = argparse.ArgumentParser("ipvla", add_help=False)
-    jobs = whole.add_subparsers()
+    rooms = {"": whole.add_subparsers()}
     for job in JOBS:
-        one = jobs.add_parser(job, help=summary(job), add_help=False)
+        room, _, name = job.rpartition(" ")
+        if room not in rooms:
+            rooms[room] = rooms[""].add_parser(room, add_help=False).add_subparsers()
+        one = rooms[room].add_parser(name, help=summary(job), add_help=False)
+        if (positional := positional_of(config_class(job))) is not None:
+            one.add_argument(positional, nargs="?").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
         one.add_argument("--help", action="store_true")
         _takes(one, CONFIG_PATH, Path)
         for name, kind in options(config_class(job)):

@@ -132,7 +132,7 @@ def with_ray_data(work: Callable[[Part], Any], parts: Sequence[Part]) -> Iterato
         return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that there are no bars
 
     def row(given: dict[str, Any]) -> dict[str, Any]:
         part = parts[given["item"]]

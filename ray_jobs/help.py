@@ -15,15 +15,17 @@ from typing import Any
 
 import draccus
 
-from ray_jobs.settings import default_of, group_of, is_choice
+from ray_jobs.settings import default_of, group_of, is_choice, positional_of
 
 _INDENT = " " * 6
 
 
 def help_text(config_class: type[Any], program: str, description: str) -> str:
     """Usage, then every setting by group with its type, default and meaning."""
+    positional = positional_of(config_class)
+    first = f" [{positional.upper()}]" if positional else ""
     head = [
-        f"usage: {program} [--config_path FILE] [--SETTING VALUE ...]",
+        f"usage: {program}{first} [--config_path FILE] [--SETTING VALUE ...]",
         "",
         inspect.cleandoc(description),
         "",

@@ -1,9 +1,12 @@
-"""The jobs by name: what `ipvla NAME` and `ray_jobs.submit -- NAME` run, each a module of this package."""
+"""The jobs by name: what `ipvla NAME` and `ray_jobs.submit -- NAME` run, each a module of this package.
+
+`data show` is two words on the command line, and the module `ray_jobs.data.show`.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +18,7 @@ JOBS: Final[Mapping[str, str]] = {
     "collect": "CollectConfig",
     "statistics": "StatisticsConfig",
     "convert": "ConvertConfig",
+    "data show": "ShowConfig",
     "train": "ExperimentConfig",
     "subspaces": "SubspacesConfig",
     "interpolate": "InterpolateConfig",
@@ -31,13 +35,27 @@ JOBS: Final[Mapping[str, str]] = {
 }
 
 
+def named(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The job that a command line begins with, and the words behind it; its first word if that is no job."""
+    first, *rest = words
+    if rest and (both := f"{first} {rest[0]}") in JOBS:
+        return both, rest[1:]
+    return first, rest
+
+
+def module(job: str) -> str:
+    """The name of a job's module."""
+    return f"ray_jobs.{job.replace(' ', '.')}"
+
+
 def config_class(job: str) -> type[Any]:
     """The class of a job's settings; imports the job."""
-    found: type[Any] = getattr(import_module(f"ray_jobs.{job}"), JOBS[job])
+    found: type[Any] = getattr(import_module(module(job)), JOBS[job])
     return found
 
 
 def summary(job: str) -> str:
     """What a job does: the first line of its module, which is read, not imported."""
-    text = ast.get_docstring(ast.parse(Path(__file__).with_name(f"{job}.py").read_text())) or ""
-    return text.splitlines()[0].removeprefix(f"`python -m ray_jobs.{job}`: ").rstrip(".")
+    path = Path(__file__).parent.joinpath(*job.split()).with_suffix(".py")
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return text.splitlines()[0].removeprefix(f"`python -m {module(job)}`: ").rstrip(".")

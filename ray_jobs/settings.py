@@ -38,13 +38,14 @@ def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
     """The configuration that a command line asks for.
 
     Args:
+        config_class: may name one of its settings in a class variable `positional`.
         arguments: `--config_path file.yaml` and `--name value`, `--group.name value` or `--name=value`; a setting
-            that is true or false may stand alone.
+            that is true or false may stand alone. The value of the `positional` one may come first, without name.
 
     Raises:
         SettingError: an unknown name, a value that does not fit, or values that the config class refuses.
     """
-    overrides = _options(arguments)
+    overrides = _options(_with_positional(config_class, arguments))
     tree = _load(overrides.pop(CONFIG_PATH)) if CONFIG_PATH in overrides else {}
     for name, text in overrides.items():
         _insert(tree, name.split("."), text)
@@ -62,6 +63,12 @@ def arguments(values: Mapping[str, Any]) -> list[str]:
         for name, value in values.items()
         for part in (f"--{name}", str(value) if isinstance(value, str | Path) else json.dumps(value))
     ]
+
+
+def positional_of(config_class: type[Any]) -> str | None:
+    """The setting whose value may come first on the command line, without its name; None if there is none."""
+    name: str | None = getattr(config_class, "positional", None)
+    return name
 
 
 def group_of(kind: Any) -> Any:
@@ -94,6 +101,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"choose one of: {', '.join(known)}" if known else "there is none to choose"
+
+
+def _with_positional(config_class: type[Any], arguments: Sequence[str]) -> list[str]:
+    name = positional_of(config_class)
+    if name is None or not arguments or arguments[0].startswith("--"):
+        return list(arguments)
+    return [f"--{name}={arguments[0]}", *arguments[1:]]
 
 
 def _options(arguments: Sequence[str]) -> dict[str, str]:

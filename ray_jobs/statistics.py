@@ -9,73 +9,30 @@ Training does the same by itself, with one CPU, if this was not done before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ipvla.data.source import EpisodeSource
-from ipvla.data.sources import dataset_location, open_source
-from ipvla.data.standards import Standard, StandardConfig, adjusted, standard_for
+from ipvla.data.standards import Standard
 from ipvla.data.survey import Survey, SurveyPart, combined, survey_part
 from ipvla.data.survey_store import load_survey, part_bounds, publish_survey, survey_path
-from ipvla.storage import StorageRoots
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
-
-OpenSource = Callable[[], EpisodeSource]
+from ray_jobs.dataset_settings import DatasetConfig, OpenSource
 
 
 @dataclass(frozen=True)
-class StatisticsConfig(StorageRoots):
-    """Of which dataset, and how its episodes are to be understood.
+class StatisticsConfig(DatasetConfig):
+    """What to do with the statistics.
 
     Attributes:
-        dataset: a name below `data_root_dir`, or the path or address of a dataset's version directory.
-        standard: which features are what, for a dataset that is not known by name.
-        skip_noops: leave out steps that do nothing.
-        padded_state: a 0 before the gripper in the state of LIBERO and Bridge, as OpenVLA has it.
-        skip_bad_episodes: leave out episodes that cannot be read, and say how many.
-        out: a JSON file to write the statistics to as well, in OpenVLA's schema.
+        out: a JSON file to write them to as well, in OpenVLA's schema.
     """
 
-    dataset: str = "recall"
-    standard: StandardConfig | None = None
-    skip_noops: bool = False
-    padded_state: bool = False
-    skip_bad_episodes: bool = False
     out: Path | None = None
-
-    @property
-    def location(self) -> str:
-        """Of the version directory."""
-        return dataset_location(self.datasets, self.dataset)
-
-    @property
-    def read_root(self) -> Path:
-        """Where training, too, keeps what is only known once a dataset was read."""
-        return self.cache / "datasets"
-
-    @property
-    def open_source(self) -> OpenSource:
-        """Opens the dataset, in any process."""
-        return partial(
-            open_source,
-            self.location,
-            read_root=self.read_root,
-            skip_bad_episodes=self.skip_bad_episodes,
-        )
-
-    def standard_of(self, source: EpisodeSource) -> Standard:
-        """DatasetError if nothing tells it, or a setting does not apply."""
-        if self.standard is not None:
-            standard: Standard = self.standard.build(source.name, source.features)
-        else:
-            standard = standard_for(source.name, source.features)
-        return adjusted(standard, skip_noops=self.skip_noops, padded_state=self.padded_state)
 
 
 class PartReader:

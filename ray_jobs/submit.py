@@ -25,7 +25,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.cli import run
 from ray_jobs.cluster import ClusterError
-from ray_jobs.jobs import JOBS, config_class
+from ray_jobs.jobs import JOBS, config_class, module, named
 from ray_jobs.settings import SettingError, did_you_mean, parse
 
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -70,12 +70,12 @@ class SubmitConfig:
         Raises:
             SettingError: there is no such job, or it would refuse its settings.
         """
-        name, *settings = self.job
+        name, settings = named(self.job)
         if name not in JOBS or name == "submit":
             known = [job for job in JOBS if job != "submit"]
             raise SettingError(f"{name}: there is no such job; {did_you_mean(name, known)}")
         parse(config_class(name), settings)
-        return shlex.join(["python", "-m", f"ray_jobs.{name}", *settings])
+        return shlex.join(["python", "-m", module(name), *settings])
 
     def environment(self) -> dict[str, Any]:
         """Ray's runtime environment. SettingError if its file cannot be used."""

@@ -19,7 +19,7 @@ from ipvla.data.statistics_schema import UnknownDatasetError, dataset_values
 logger = logging.getLogger(__name__)
 
 #: Below this many transitions the 1 % and 99 % quantiles are poor estimates.
-_FEW_TRANSITIONS = 5_000
+FEW_TRANSITIONS = 5_000
 
 
 @dataclass(frozen=True)
@@ -127,5 +127,5 @@ def _numbers(row: npt.NDArray[Any]) -> list[Any]:
 
 def warn_of_few(num_transitions: int) -> None:
     """Says so in the log if quantiles of so few control steps are poor estimates."""
-    if num_transitions < _FEW_TRANSITIONS:
+    if num_transitions < FEW_TRANSITIONS:
         logger.warning("statistics rest on only %d transitions: q01 and q99 are rough", num_transitions)
