@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
-import fsspec
-
+from ipvla.data.addresses import file_system
 from ipvla.data.lerobot import LeRobotSource
 from ipvla.data.rlds.dlimp_source import DlimpSource
 from ipvla.data.rlds.format import dataset_directory
@@ -55,5 +54,5 @@ def dataset_location(data_root: Path, name: str) -> str:
 
 
 def _is_lerobot(location: str | Path) -> bool:
-    files, root = fsspec.core.url_to_fs(str(location))
+    files, root = file_system(str(location))
     return bool(files.exists(f"{root}/meta/info.json"))

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import fsspec
-
+from ipvla.data.addresses import file_system
 from ipvla.data.source import DatasetError, Feature
 
 CODEBASE_VERSION = "v3.0"
@@ -52,10 +51,7 @@ class Tree:
 
     def __init__(self, location: str) -> None:
         self.location = location.rstrip("/")
-        try:
-            self.files, self._root = fsspec.core.url_to_fs(self.location)
-        except (ImportError, ValueError) as error:  # fsspec says which package is missing
-            raise DatasetError(f"{self.location} cannot be reached: {error}") from None
+        self.files, self._root = file_system(self.location)
         protocol = self.files.protocol
         self.local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 

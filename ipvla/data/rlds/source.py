@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import tensorflow_datasets as tfds
 
+from ipvla.data.addresses import file_system
 from ipvla.data.pictures import EncodedPictures
 from ipvla.data.rlds.format import EPISODES_FILE, SPLIT
 from ipvla.data.rlds.index import EpisodeEntry, EpisodeIndex
@@ -57,7 +57,7 @@ class RldsSource:
     ) -> None:
         self.location = str(location).rstrip("/")
         self._skips = skip_bad_episodes
-        files, root = fsspec.core.url_to_fs(self.location)
+        files, root = file_system(self.location)
         builder = _open_builder(self.location, files, root)
         self.name: str = builder.name
         self._tfds_features = builder.info.features

@@ -12,6 +12,7 @@ import pytest
 
 from ipvla.data.rlds import RldsSource
 from ipvla.data.source import BrokenEpisodeError, DatasetError, Feature
+from ipvla.data.sources import open_source
 from tests.data.tensorflow.write import LENGTHS, NAME, SIZE
 
 TENSORFLOW = Path(__file__).parents[1] / "tensorflow"
@@ -60,6 +61,14 @@ def test_object_storage_gives_the_same() -> None:
         np.testing.assert_array_equal(
             remote.trajectory(index).numbers("action"), local.trajectory(index).numbers("action")
         )
+
+
+@pytest.mark.parametrize(
+    ("address", "message"), [("nowhere://bucket/1.0.0", "Protocol not known: nowhere"), ("s3://b/1.0.0", "s3fs")]
+)
+def test_an_address_that_nothing_installed_knows_is_told(address: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=f"cannot be reached: .*{message}"):
+        open_source(address)
 
 
 def test_a_kept_index_spares_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
