@@ -63,13 +63,12 @@ class Histogram:
     """How often values of one action dimension occur.
 
     Attributes:
-        low, high: ends of the bins, in the dataset's units.
+        values: from where to where, in the dataset's units, in words.
         heights: of the bars, in [0, 1]: the logarithm of 1 + count over that of the fullest bin.
         q01, q99: where they stand between the ends, in [0, 1].
     """
 
-    low: float
-    high: float
+    values: str
     heights: tuple[float, ...]
     q01: float
     q99: float
@@ -78,12 +77,13 @@ class Histogram:
     def of(cls, values: npt.NDArray[np.float32], q01: float, q99: float) -> Histogram:
         """Of values [N]; a single value gets bins of its own width."""
         low, high = float(values.min()), float(values.max())
+        told = f"always {low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
         if low == high:
             low, high = low - 0.5, high + 0.5
         counts, _ = np.histogram(values, bins=_BINS, range=(low, high))
         heights = np.log1p(counts) / np.log1p(counts.max())
         q01, q99 = (float(np.clip((q - low) / (high - low), 0, 1)) for q in (q01, q99))
-        return cls(low, high, tuple(heights.round(3).tolist()), q01, q99)
+        return cls(told, tuple(heights.round(3).tolist()), q01, q99)
 
 
 def histograms(card: DatasetCard, sample: DatasetSample) -> list[Histogram]:

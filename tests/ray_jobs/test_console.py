@@ -10,7 +10,8 @@ import pytest
 from ipvla.storage import SOURCE_TREE
 from ray_jobs import __main__ as console
 from ray_jobs.completion import options, parser
-from ray_jobs.jobs import JOBS, config_class, summary
+from ray_jobs.help import help_text
+from ray_jobs.jobs import JOBS, config_class, named, summary
 
 
 def ipvla(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -35,12 +36,13 @@ def test_jobs_are_listed_without_being_imported() -> None:
 
 
 def test_every_job_can_be_run_and_no_other_module_can() -> None:
+    jobs = SOURCE_TREE / "ray_jobs"
     modules = {
-        path.stem
-        for path in (SOURCE_TREE / "ray_jobs").glob("*.py")
-        if 'if __name__ == "__main__"' in path.read_text()
+        " ".join(path.relative_to(jobs).with_suffix("").parts)
+        for path in jobs.rglob("*.py")
+        if path.stem != "__main__" and 'if __name__ == "__main__"' in path.read_text()
     }
-    assert modules - {"__main__", "side_by_side"} == set(JOBS), "side_by_side takes command lines, not settings"
+    assert modules - {"side_by_side"} == set(JOBS), "side_by_side takes command lines, not settings"
     for job in JOBS:
         assert config_class(job).__name__ == JOBS[job]
 
@@ -60,6 +62,42 @@ def test_a_job_is_what_its_module_is() -> None:
     assert by_name.returncode == by_module.returncode == 2
     assert by_name.stderr == by_module.stderr
     assert "--into" in ipvla("merge", "--help").stdout
+
+
+def test_a_job_of_two_words() -> None:
+    told = [
+        subprocess.run(
+            [sys.executable, "-m", *words, "cue", "--strips", "0"],
+            cwd=SOURCE_TREE,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        for words in (("ray_jobs", "data", "show"), ("ray_jobs.data", "show"))
+    ]
+    assert {done.returncode for done in told} == {2}
+    assert {done.stderr for done in told} == {"error: strips is 0; it must be at least 1\n"}
+    alone = ipvla("data")
+    assert alone.stderr == "error: data: there is no such job; did you mean 'data show'?\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "job", "rest"),
+    [
+        (["data", "show", "cue"], "data show", ["cue"]),
+        (["train", "--name", "show"], "train", ["--name", "show"]),
+        (["data", "shwo"], "data", ["shwo"]),
+        (["data"], "data", []),
+    ],
+)
+def test_a_command_line_begins_with_a_job(words: list[str], job: str, rest: list[str]) -> None:
+    assert named(words) == (job, rest)
+
+
+def test_help_names_what_may_come_first() -> None:
+    text = help_text(config_class("data show"), "ipvla data show", "")
+    assert text.startswith("usage: ipvla data show [DATASET] [--config_path FILE]")
 
 
 def test_what_is_no_job() -> None:
@@ -92,3 +130,4 @@ def test_every_setting_is_completed_once() -> None:
     assert len(names) == len(set(names)) > 100
     assert {"training.steps", "model.memory.type", "forgetting.thermostat.kp", "storage_root"} <= set(names)
     assert parser().parse_args(["train", "--model.memory.type", "gru"])
+    assert parser().parse_args(["data", "show", "cue", "--skip_noops", "true"]).dataset == "cue"

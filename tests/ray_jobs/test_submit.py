@@ -110,6 +110,10 @@ def test_a_job_that_would_not_begin_is_not_shipped(job: tuple[str, ...], reason:
         submit(SubmitConfig(address="http://127.0.0.1:9", job=job))
 
 
+def test_a_job_of_two_words_is_one_module() -> None:
+    assert SubmitConfig(job=("data", "show", "cue")).entrypoint == "python -m ray_jobs.data.show cue"
+
+
 def test_a_cluster_that_does_not_answer() -> None:
     with pytest.raises(ClusterError, match=r"http://127.0.0.1:9 does not take the job"):
         submit(SubmitConfig(address="http://127.0.0.1:9", job=("train",)))
