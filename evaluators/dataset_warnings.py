@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from evaluators.dataset_gripper import suspicions
 from evaluators.dataset_sample import DatasetSample
-from ipvla.data.gripper import environment_gripper
 from ipvla.data.normalisation import FeatureStatistics
 from ipvla.data.standards import Standard
 from ipvla.data.standards.libero import Libero
@@ -22,12 +22,6 @@ _MANY_NOOPS = 0.1
 _PLAYED_BACK = ": it is no target of training, and is played back as recorded"
 #: How far a value may be outside its range before it is told: rounding is not.
 _TOLERANCE = 1e-3
-#: Sizes of LIBERO's state, as it is and as OpenVLA pads it; the two fingers are its end.
-_STATES_WITH_FINGERS = (8, 9)
-#: Control steps after which fingers have done what they were told.
-_SETTLED = 8
-#: Below so many settled steps, fingers tell nothing.
-_ENOUGH = 20
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class DatasetWarning:
 def dataset_warnings(
     standard: Standard, survey: Survey, sample: DatasetSample, broken: int = 0
 ) -> tuple[DatasetWarning, ...]:
-    """All that apply; what rests on the sample's episodes alone says so.
+    """All that apply; the gripper's start and fingers, no-ops and cameras are judged by the sample.
 
     Args:
         broken: episodes that cannot be used, those that the source has left out included.
@@ -117,51 +111,11 @@ def _outside(standard: Standard, statistics: FeatureStatistics) -> Iterator[Data
 
 
 def _gripper(standard: Standard, statistics: FeatureStatistics, sample: DatasetSample) -> Iterator[DatasetWarning]:
-    if standard.gripper == "none":
-        return
-    low, high = float(statistics.min[-1]), float(statistics.max[-1])
-    lowest, open_value, closed_value = (-1, -1, 1) if standard.gripper == "environment" else (0, 1, 0)
-    told = f"{standard.gripper} takes {open_value} for open and {closed_value} for closed"
-    if low < lowest - _TOLERANCE or high > 1 + _TOLERANCE:
-        yield _suspicious(f"it goes from {low:.3g} to {high:.3g}; {told}")
-    elif standard.gripper == "environment" and -_TOLERANCE <= low < 0.5:
-        yield _suspicious(f"it goes from {low:.3g} to {high:.3g}, as openings of 0 and 1 do; {told}")
-    elif low == high:
-        yield _suspicious(f"it is {low:.3g} throughout; {told}")
-    closed = [environment_gripper(action[:, -1], standard.gripper) > 0 for action in sample.actions]
-    starts = int(sum(each[0] for each in closed))
-    if low != high and starts > len(closed) / 2:
-        yield _suspicious(f"{starts} of {len(closed)} episodes begin with it closed; {told}")
-    if isinstance(standard, Recorded | Libero) and sample.states[0].shape[1] in _STATES_WITH_FINGERS:
-        opening, told_closed = _settled(sample, closed)
-        shut, wide = opening[told_closed], opening[~told_closed]
-        if min(len(shut), len(wide)) >= _ENOUGH and shut.mean() > wide.mean():
-            yield _suspicious(
-                f"fingers are {shut.mean():.3g} m apart where they are told to close and {wide.mean():.3g} m "
-                "where they are told to open"
-            )
-
-
-def _settled(
-    sample: DatasetSample, closed: list[npt.NDArray[np.bool_]]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """How far LIBERO's fingers are apart where their command has been the same for a while, and that command."""
-    openings, commands = [], []
-    for state, command in zip(sample.states, closed, strict=True):
-        step = np.arange(len(command))
-        changes = np.diff(command, prepend=command[:1])
-        since = step - np.maximum.accumulate(np.where(changes, step, 0))
-        still = since >= _SETTLED
-        openings.append(np.abs(state[still, -2] - state[still, -1]).astype(np.float64))
-        commands.append(command[still])
-    return np.concatenate(openings), np.concatenate(commands)
-
-
-def _suspicious(found: str) -> DatasetWarning:
-    return DatasetWarning(
-        f"the gripper's sign is suspicious: {found}",
-        "look at the pictures; configure the standard (standard.gripper), or correct the recorded actions",
-    )
+    for found in suspicions(standard, statistics, sample):
+        yield DatasetWarning(
+            f"the gripper's sign is suspicious: {found}",
+            "look at the pictures; configure the standard (standard.gripper), or correct the recorded actions",
+        )
 
 
 def _noops(standard: Standard, sample: DatasetSample) -> Iterator[DatasetWarning]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ipvla.data.standards import Standard, adjusted, standard_for
+from ipvla.data.standards import Standard, StandardConfig, adjusted, standard_for
 from ipvla.data.standards.libero import libero
 from tests.evaluators.made_dataset import (
     FEATURES,
@@ -74,13 +74,36 @@ def test_what_is_suspicious_is_told(change: Callable[[MadeEpisode], MadeEpisode]
 
 
 @pytest.mark.parametrize("standard", [RECORDED, LIBERO], ids=["as recorded", "LIBERO's"])
-def test_a_gripper_of_the_other_sign_is_seen_by_its_start_and_by_its_fingers(standard: Standard) -> None:
+def test_a_gripper_of_the_other_sign_is_seen_by_its_fingers_and_by_its_start(standard: Standard) -> None:
     told = [what for what in warned([_reversed(e) for e in good_episodes()], standard) if "sign" in what]
     assert len(told) == 2
+    assert "fingers are 0.08 m apart where they are told to close and 0.004 m where" in told[0]
+    assert "6 of 6 episodes begin with it closed" in told[1]
+
+
+def _with_fingers(episode: MadeEpisode, apart_m: np.ndarray | float) -> MadeEpisode:
+    state = episode.state.copy()
+    state[:, 6] = np.divide(apart_m, 2)
+    state[:, 7] = -state[:, 6]
+    return replace(episode, state=state)
+
+
+def test_a_gripper_that_begins_or_stays_closed_is_fine_where_fingers_do_what_they_are_told() -> None:
+    late = [_reversed(e) for e in good_episodes()]
+    late = [_with_fingers(e, np.where(e.action[:, 6] > 0, 0.004, 0.08)) for e in late]
+    pressing = [_with_fingers(with_gripper(e, 1), 0.01 + 0.001 * e.action[:, 0]) for e in good_episodes()]
+    waving = [_with_fingers(with_gripper(e, -1), 0.07 + 0.001 * e.action[:, 0]) for e in good_episodes()]
+    for episodes in (late, pressing, waving):
+        assert not any("sign" in what for what in warned(episodes))
+    told = warned([_with_fingers(with_gripper(e, 1), 0.07 + 0.001 * e.action[:, 0]) for e in good_episodes()])
+    assert any("it is 1 throughout" in what for what in told)
+
+
+def test_without_fingers_in_the_state_the_start_decides() -> None:
+    standard = StandardConfig({"front": "observation/image"}, state=("action",)).build("made", FEATURES)
+    told = [what for what in warned([_reversed(e) for e in good_episodes()], standard) if "sign" in what]
+    assert len(told) == 1
     assert "6 of 6 episodes begin with it closed" in told[0]
-    assert (
-        "fingers are 0.08 m apart where they are told to close and 0.004 m where they are told to open" in told[1]
-    )
 
 
 def test_fingers_are_not_judged_by_what_they_are_just_told() -> None:
