@@ -43,7 +43,7 @@ from benchmarks.service_training import (
 from benchmarks.tables import target_rows
 from ipvla.experiment import ExperimentConfig
 from ipvla.storage import SOURCE_TREE, StorageRoots
-from ray_jobs.cli import run
+from ray_jobs.cli import ending_at_sigterm, run
 from ray_jobs.cluster import connect
 from ray_jobs.quickstart import Stopwatch
 from ray_jobs.settings import arguments, parse
@@ -227,7 +227,7 @@ def main(study: ServiceStudy) -> None:
         study = replace(study, turns=4, steps=60, trials=min(study.trials, 3))
     earlier = None if study.quick else read_record("service")
     figures: dict[str, Any] = dict(earlier["figures"]) if earlier else {}
-    with placed(study, study.quick) as here:
+    with ending_at_sigterm(), placed(study, study.quick) as here:
         prepared_s = prepare(here, console)
         for part in here.measured:
             console.rule(part)
