@@ -21,6 +21,7 @@ from ipvla.data.source import DatasetError
 from ipvla.data.sources import RLDS_BACKENDS, RldsBackend, dataset_location
 from ipvla.data.standards import StandardConfig
 from ipvla.data.transforms import Transforms
+from ipvla.models.heads import BinsConfig
 from ipvla.models.memory import PromptMemoryConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy, policy_sha256
@@ -49,6 +50,7 @@ class DataConfig:
         past_end: what a chunk holds past its episode's end: `mask` (no targets there), `openvla` or `truncate`
             (`ipvla.data.chunks`).
         skip_bad_episodes: go on without episodes that cannot be read, and say how many.
+        skip_unlabelled: leave out episodes whose task is not told in words; reads the dataset once.
         rlds_backend: native, or dlimp for TensorFlow's own way to read RLDS (requirements-oxe.txt).
         cameras: views in order.
         image_size: side in pixels that the model sees.
@@ -68,6 +70,7 @@ class DataConfig:
     normalisation: Normalisation = "bounds_q99"
     past_end: PastEnd = "mask"
     skip_bad_episodes: bool = False
+    skip_unlabelled: bool = False
     rlds_backend: RldsBackend = "native"
 
     def __post_init__(self) -> None:
@@ -105,6 +108,7 @@ class DataConfig:
             padded_state=self.padded_state,
             read_root=read_root,
             skip_bad_episodes=self.skip_bad_episodes,
+            skip_unlabelled=self.skip_unlabelled,
             rlds_backend=self.rlds_backend,
         )
 
@@ -149,6 +153,11 @@ class ExperimentConfig(StorageRoots):
             raise ValueError(
                 f"lanes.stride {self.lanes.stride} exceeds model.chunk {self.model.chunk}: "
                 "the policy would run out of actions; lower the stride or raise the chunk"
+            )
+        if isinstance(self.model.head, BinsConfig) and self.data.normalisation == "normal":
+            raise ValueError(
+                "data.normalisation normal leaves actions without bounds, and model.head's bins cover [-1, 1]; "
+                "choose bounds_q99 or bounds, or another head"
             )
         cached = self.model.memory.caches and self.model.backbone.layers_write_cache
         if self.training.activation_checkpointing and cached:

@@ -31,6 +31,7 @@ def open_dataset(
     padded_state: bool = False,
     read_root: Path | None = None,
     skip_bad_episodes: bool = False,
+    skip_unlabelled: bool = False,
     rlds_backend: RldsBackend = "native",
 ) -> EpisodeDataset:
     """The dataset at a directory or address, whatever its format.
@@ -44,6 +45,7 @@ def open_dataset(
         read_root: where what is only known once it was read is kept for the next opening: where its episodes lie,
             their lengths, statistics. None to keep nothing.
         skip_bad_episodes: leave out episodes that cannot be read, and count them.
+        skip_unlabelled: leave out episodes whose task is not told in words.
         rlds_backend: "native", or "dlimp" for TensorFlow's own way to read RLDS.
 
     Raises:
@@ -54,7 +56,14 @@ def open_dataset(
     )
     made = standard.build(source.name, source.features) if standard else standard_for(source.name, source.features)
     made = adjusted(made, skip_noops=skip_noops, padded_state=padded_state)
-    return EpisodeDataset(source, made, cache_bytes, read_root=read_root, skips_bad_episodes=skip_bad_episodes)
+    return EpisodeDataset(
+        source,
+        made,
+        cache_bytes,
+        read_root=read_root,
+        skips_bad_episodes=skip_bad_episodes,
+        skips_unlabelled=skip_unlabelled,
+    )
 
 
 class EpisodeDataset:
@@ -65,6 +74,7 @@ class EpisodeDataset:
         standard: how they become robot episodes.
         cache_bytes: bound on the encoded episodes and decoded frames kept in memory.
         read_root: where its survey is kept, if it needs one; None to keep none.
+        skips_unlabelled: episodes whose task is not told in words are left out; statistics count them all the same.
         skips_bad_episodes: whoever reads it does without what turns out to be unreadable.
 
     Attributes:
@@ -83,6 +93,7 @@ class EpisodeDataset:
         *,
         read_root: Path | None = None,
         skips_bad_episodes: bool = False,
+        skips_unlabelled: bool = False,
     ) -> None:
         self._source = source
         self._read_root = read_root
@@ -90,18 +101,22 @@ class EpisodeDataset:
         self.standard = standard
         self.name, self.location = source.name, source.location
         lengths = source.lengths - sum(standard.trimmed) if standard.known_length else self._survey.lengths
-        #: The source's number of each episode.
-        self._numbers = np.nonzero(lengths > 0)[0]
-        self.broken = len(lengths) - len(self._numbers) + len(getattr(source, "broken", ()))
-        if len(self._numbers) < len(lengths) and not skips_bad_episodes:
+        left = lengths > 0
+        self.broken = int((~left).sum()) + len(getattr(source, "broken", ()))
+        if not left.all() and not skips_bad_episodes:
             number = int(np.argmin(lengths > 0))
             reason = "" if standard.known_length else f": {self._survey.broken.get(number, '')}"
             raise BrokenEpisodeError(
                 f"{self.location}: of episode {number}'s {source.lengths[number]} steps the standard "
                 f"{standard.name!r} leaves none{reason}; set skip_bad_episodes to go on without such episodes"
             )
+        #: The source's number of each episode.
+        self._numbers = np.nonzero(left & self._survey.labelled if skips_unlabelled else left)[0]
         if not len(self._numbers):
-            raise DatasetError(f"{self.location}: the standard {standard.name!r} leaves no episode; correct it")
+            raise DatasetError(
+                f"{self.location}: the standard {standard.name!r} leaves no episode"
+                f"{' with a task in words' if skips_unlabelled else ''}; correct it"
+            )
         self.lengths: npt.NDArray[np.int64] = lengths[self._numbers]
         self.tasks = tuple(source.tasks[number] for number in self._numbers.tolist())
         self.families = tuple(source.families[number] for number in self._numbers.tolist())
