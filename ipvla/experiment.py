@@ -54,7 +54,7 @@ class DataConfig:
         rlds_backend: native, or dlimp for TensorFlow's own way to read RLDS (requirements-oxe.txt).
         cameras: views in order.
         image_size: side in pixels that the model sees.
-        proprio: columns of the recorded proprioception that the model sees; None for all.
+        proprio: columns of the recorded proprioception that the model sees; None for all, [] for none.
         cache_gib: memory for decoded frames, per worker.
     """
 
@@ -96,8 +96,9 @@ class DataConfig:
             mixture = mixture_named(self.dataset)
         if mixture is None:
             return self._open(data_root, self.dataset, 1, read_root)
-        parts = [self._open(data_root, name, len(mixture.weights), read_root) for name in mixture.weights]
-        return MixtureDataset(parts, mixture)
+        shares = len(mixture.weights)
+        parts = {name: self._open(data_root, name, shares, read_root) for name in mixture.weights}
+        return MixtureDataset(parts, mixture, self.proprio)
 
     def _open(self, data_root: Path, name: str, shares: int, read_root: Path | None) -> EpisodeDataset:
         return open_dataset(

@@ -74,7 +74,7 @@ class EpisodeDataset:
         standard: how they become robot episodes.
         cache_bytes: bound on the encoded episodes and decoded frames kept in memory.
         read_root: where its survey is kept, if it needs one; None to keep none.
-        skips_unlabelled: episodes whose task is not told in words are left out; statistics count them all the same.
+        skips_unlabelled: episodes whose task is not told in words are left out; statistics count them even so.
         skips_bad_episodes: whoever reads it does without what turns out to be unreadable.
 
     Attributes:

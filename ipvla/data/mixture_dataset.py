@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,31 +22,39 @@ class MixtureDataset:
     """The episodes of several datasets, one dataset after another, seen as often as a mixture says.
 
     Args:
-        parts: the datasets.
-        mixture: their weights, by the names of `parts`; None for 1 each.
+        parts: the datasets by the names that the mixture has them by.
+        mixture: their weights; None for 1 each.
+        proprio: the columns of proprioception that are used, None for all; () for none, which datasets of other
+            robots may need.
 
     Attributes:
         parts: by name, in order.
         lengths, tasks, families: as in `EpisodeDataset`, of all parts.
 
     Raises:
-        DatasetError: two parts have one name, or actions or proprioception of different sizes.
+        DatasetError: parts have actions of different sizes or conventions, or proprioception that does not fit.
     """
 
-    def __init__(self, parts: Sequence[EpisodeDataset], mixture: Mixture | None = None) -> None:
-        self.parts = {part.name: part for part in parts}
-        if len(self.parts) < len(parts):
-            raise DatasetError(f"two datasets of one name: {[part.name for part in parts]}; rename one of them")
+    def __init__(
+        self,
+        parts: Mapping[str, EpisodeDataset],
+        mixture: Mixture | None = None,
+        proprio: tuple[int, ...] | None = None,
+    ) -> None:
+        self.parts = dict(parts)
         self._mixture = mixture or Mixture(dict.fromkeys(self.parts, 1.0))
         sizes = {
             name: (part.episode(0).action.shape[1], part.episode(0).state.shape[1])
             for name, part in self.parts.items()
         }
-        if len(set(sizes.values())) > 1:
+        actions, states = ({size[i] for size in sizes.values()} for i in (0, 1))
+        needed = max(proprio, default=-1) + 1 if proprio is not None else max(states)
+        if len(actions) > 1 or min(states) < needed or (proprio is None and len(states) > 1):
             told = ", ".join(f"{name} {action} and {state}" for name, (action, state) in sizes.items())
             raise DatasetError(
-                f"datasets with actions and proprioception of different sizes cannot be mixed: {told}; "
-                "configure standards that make them equal, or mix others"
+                f"datasets with actions and proprioception of different sizes cannot be mixed: {told}; configure "
+                "standards that make them equal, choose columns that all have (data.proprio, [] for none), or mix "
+                "others"
             )
         conventions = {
             name: (part.standard.gripper, part.standard.normalised, part.standard.absolute)

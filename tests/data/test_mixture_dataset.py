@@ -42,7 +42,7 @@ def far(tmp_path: Path) -> EpisodeDataset:
 
 
 def test_episodes_stand_one_dataset_after_another(near: EpisodeDataset, far: EpisodeDataset) -> None:
-    mixed = MixtureDataset([near, far])
+    mixed = MixtureDataset({"near": near, "far": far})
     assert mixed.lengths.tolist() == [6] * 4 + [9] * 3
     assert mixed.tasks == near.tasks + far.tasks
     assert [mixed.part(index) for index in range(7)] == ["near"] * 4 + ["far"] * 3
@@ -54,7 +54,7 @@ def test_episodes_stand_one_dataset_after_another(near: EpisodeDataset, far: Epi
 def test_each_step_is_normalised_by_its_own_datasets_statistics(
     near: EpisodeDataset, far: EpisodeDataset, make_transforms: Make
 ) -> None:
-    mixed = MixtureDataset([near, far])
+    mixed = MixtureDataset({"near": near, "far": far})
     transforms = make_transforms(near.statistics(), mixed=mixed.mixed())
     lanes = LaneConfig(lanes=2, window=3, stride=1).build(mixed, transforms)
     checked = set()
@@ -77,7 +77,7 @@ def test_each_step_is_normalised_by_its_own_datasets_statistics(
 def test_weights_say_how_often_an_episode_is_seen(
     near: EpisodeDataset, far: EpisodeDataset, make_transforms: Make
 ) -> None:
-    mixed = MixtureDataset([near, far], Mixture({"near": 1.0, "far": 2.0}))
+    mixed = MixtureDataset({"near": near, "far": far}, Mixture({"near": 1.0, "far": 2.0}))
     lanes = LaneConfig(lanes=2, window=3, stride=1).build(mixed, make_transforms(mixed=mixed.mixed()))
     plan = lanes.plan(PlanPosition())
     seen: Counter[tuple[int, int]] = Counter()
@@ -92,7 +92,7 @@ def test_weights_say_how_often_an_episode_is_seen(
 def test_a_policy_keeps_the_statistics_of_all_its_datasets(
     near: EpisodeDataset, far: EpisodeDataset, make_transforms: Make
 ) -> None:
-    mixed = MixtureDataset([near, far])
+    mixed = MixtureDataset({"near": near, "far": far})
     transforms = make_transforms(mixed=mixed.mixed())
     again = Transforms.from_dict(transforms.to_dict(), transforms.tokenize)
     ones = np.ones(7, np.float32)
@@ -103,8 +103,27 @@ def test_a_policy_keeps_the_statistics_of_all_its_datasets(
 
 
 def test_datasets_that_do_not_fit_are_not_mixed(tmp_path: Path, near: EpisodeDataset) -> None:
-    smaller = [replace(e, state=e.state[:, :3]) for e in (random_episode(0, 4),)]
+    episode = random_episode(0, 4)
+    smaller = _written(tmp_path, "smaller", [replace(episode, state=episode.state[:, :3])])
     with pytest.raises(DatasetError, match="near 7 and 8, smaller 7 and 3; configure standards"):
-        MixtureDataset([near, _written(tmp_path, "smaller", smaller)])
-    with pytest.raises(DatasetError, match="two datasets of one name"):
-        MixtureDataset([near, near])
+        MixtureDataset({"near": near, "smaller": smaller})
+    with pytest.raises(DatasetError, match="near 7 and 8, smaller 7 and 3"):
+        MixtureDataset({"near": near, "smaller": smaller}, proprio=(0, 3))
+    assert len(MixtureDataset({"near": near, "smaller": smaller}, proprio=(0, 2))) == 5
+
+
+def test_without_proprioception_datasets_of_different_robots_are_mixed(
+    tmp_path: Path, near: EpisodeDataset, make_transforms: Make
+) -> None:
+    episode = random_episode(0, 4)
+    smaller = _written(tmp_path, "smaller", [replace(episode, state=episode.state[:, :3])])
+    mixed = MixtureDataset({"near": near, "smaller": smaller}, proprio=())
+    transforms = make_transforms(near.statistics(), mixed=mixed.mixed(), proprio_index=())
+    batch = LaneConfig(lanes=5, window=2, stride=1).build(mixed, transforms).batch(PlanPosition())
+    assert batch.inputs.proprio.shape == (5, 2, 0)
+
+
+def test_a_dataset_may_have_another_name_in_the_mixture(near: EpisodeDataset, far: EpisodeDataset) -> None:
+    mixed = MixtureDataset({"/data/near": near, "far": far}, Mixture({"/data/near": 1.0, "far": 1.0}))
+    assert mixed.part(0) == "/data/near"
+    assert mixed.repeats(0, 0).tolist() == [1] * 7

@@ -20,6 +20,7 @@ from ipvla.models.vla import IPVLA
 from ipvla.policy import CheckpointError, Policy
 from ipvla.training.parallel import World
 from tests.synthetic import SIZE, cue_episode
+from tests.training.test_loop import run
 
 Make = Callable[..., ExperimentConfig]
 
@@ -149,3 +150,17 @@ def test_a_policy_of_a_mixture_acts_in_the_units_of_the_dataset_that_is_asked_fo
     config.build(World()).policy.save(tmp_path / "single")
     with pytest.raises(ValueError, match="was not trained on a mixture"):
         Policy.load(tmp_path / "single", unnorm_key="cue")
+
+
+def test_a_mixture_of_robots_with_other_states_is_trained_without_them(
+    make_experiment: Make, storage_root: Path
+) -> None:
+    other = [replace(e, state=e.state[:, :3]) for e in (cue_episode(seed) for seed in range(40, 46))]
+    write_rlds(storage_root / "datasets", "other", other, SIZE)
+    config = make_experiment()
+    mixture = {"cue": 1.0, "other": 2.0}
+    with pytest.raises(DatasetError, match=r"data\.proprio, \[\] for none"):
+        replace(config, data=replace(config.data, mixture=mixture)).build(World())
+    experiment = replace(config, data=replace(config.data, mixture=mixture, proprio=())).build(World())
+    run(config, experiment)
+    assert experiment.state.step == config.training.steps
