@@ -312,5 +312,5 @@ def _mean_image(
     steps = (fraction * dataset.lengths[episodes]).astype(int)
     pairs = zip(episodes.tolist(), steps.tolist(), strict=True)
     seen = [dataset.observation(e, t, transforms.cameras) for e, t in pairs]
-    images = transforms.inputs(seen).images.float()
+    images = transforms.images(seen).float()
     return images.mean(dim=(0, 1)).permute(2, 0, 1)

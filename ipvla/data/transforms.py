@@ -128,13 +128,17 @@ class Transforms:
         proprio = self.statistics.proprio.normalise(states, self.normalisation)
         if self.proprio_index is not None:
             proprio = proprio[:, list(self.proprio_index)]
-        images = np.stack([np.stack([self._image(o, camera) for camera in self.cameras]) for o in observations])
         return ModelInputs(
-            images=torch.from_numpy(images),
+            images=self.images(observations),
             proprio=torch.from_numpy(proprio),
             input_ids=torch.from_numpy(np.stack([ids for ids, _ in prompts])),
             attention_mask=torch.from_numpy(np.stack([mask for _, mask in prompts])),
         )
+
+    def images(self, observations: Sequence[Observation]) -> torch.Tensor:
+        """The pictures of `inputs` alone, uint8 [B, V, H, W, 3]."""
+        views = [np.stack([self._image(o, camera) for camera in self.cameras]) for o in observations]
+        return torch.from_numpy(np.stack(views))
 
     def require_prompt(self, instruction: str) -> None:
         """ValueError if the instruction's prompt is too long."""
