@@ -13,6 +13,7 @@ import numpy.typing as npt
 from evaluators.dataset_sample import Camera, DatasetSample
 from evaluators.dataset_warnings import DatasetWarning, dataset_warnings
 from ipvla.data.lerobot import LeRobotSource
+from ipvla.data.rlds import RldsSource
 from ipvla.data.source import EpisodeSource
 from ipvla.data.standards import Standard
 from ipvla.data.statistics import Statistics
@@ -39,7 +40,7 @@ class DatasetCard:
 
     Attributes:
         name, location: the source's.
-        format: "RLDS" or "LeRobotDataset v3".
+        format: "LeRobotDataset v3" or "RLDS", with the format of its records.
         standard: name of the standard's class, and what is not usual about it.
         fps: control steps per second; None where the dataset does not tell.
         episodes: that can be used; `transitions` are their control steps.
@@ -79,7 +80,7 @@ def dataset_card(source: EpisodeSource, standard: Standard, survey: Survey, samp
     return DatasetCard(
         name=source.name,
         location=source.location,
-        format="LeRobotDataset v3" if isinstance(source, LeRobotSource) else "RLDS",
+        format=_format(source),
         standard=_told(standard),
         fps=source.fps if isinstance(source, LeRobotSource) else None,
         episodes=len(numbers),
@@ -107,3 +108,9 @@ def _told(standard: Standard) -> str:
     if standard.skip_noops:
         told.append("without steps that do nothing")
     return f"{type(standard).__name__}: {', '.join(told)}"
+
+
+def _format(source: EpisodeSource) -> str:
+    if isinstance(source, LeRobotSource):
+        return "LeRobotDataset v3"
+    return f"RLDS, {source.file_format}" if isinstance(source, RldsSource) else "RLDS"

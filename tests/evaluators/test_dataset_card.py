@@ -43,7 +43,7 @@ def printed(card: DatasetCard) -> str:
 
 def test_the_card_of_a_dataset_that_tensorflow_wrote() -> None:
     card = opened(TENSORFLOW, padded_state=True)
-    assert (card.name, card.format, card.fps) == ("libero_spatial_no_noops", "RLDS", None)
+    assert (card.name, card.format, card.fps) == ("libero_spatial_no_noops", "RLDS, tfrecord", None)
     assert card.standard == "Libero: gripper open_is_one, state padded as OpenVLA's"
     assert (card.episodes, card.transitions, card.unlabelled, card.broken) == (3, 15, 0, ())
     assert (card.lengths.least, card.lengths.median, card.lengths.mean, card.lengths.most) == (4, 5, 5, 6)

@@ -42,6 +42,10 @@ class RldsSource:
         index_root: where the list of episodes is kept for the next opening; None to keep none.
         skip_bad_episodes: leave out episodes that cannot be read, and count them in `broken`.
 
+    Attributes:
+        file_format: "tfrecord" or "array_record".
+        broken: what was wrong with each episode that was left out.
+
     Raises:
         DatasetError: the directory is missing or no RLDS dataset, a shard is missing, the split is empty.
         BrokenEpisodeError: an episode cannot be read, and is not to be skipped.
@@ -64,7 +68,7 @@ class RldsSource:
         if "steps" not in self._tfds_features:
             raise DatasetError(f"{self.location} has no feature `steps`; it is no RLDS dataset of episodes")
         self.features = dict(_features(self._tfds_features["steps"].feature))
-        self._file_format = _file_format(self.location, builder)
+        self.file_format = _file_format(self.location, builder)
         self._names, self._expected = _shards(self.location, builder, split)
         self._missing_shards(files, root)
         self._records: dict[int, ShardRecords] = {}
@@ -114,7 +118,7 @@ class RldsSource:
     def _shard(self, shard: int) -> ShardRecords:
         if shard not in self._records:
             try:
-                self._records[shard] = open_shard(self._path(shard), self._file_format)
+                self._records[shard] = open_shard(self._path(shard), self.file_format)
             except Exception as error:
                 raise DatasetError(
                     f"shard {self._path(shard)} cannot be opened ({error}); {_COLLECT_AGAIN}"
