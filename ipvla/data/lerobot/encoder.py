@@ -76,7 +76,7 @@ class VideoEncoder:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         frame.pts, frame.time_base = self.frames, self._time_base
         try:
-            self._container.mux(self._stream.encode(frame))
+            self._encode(frame)
         except av.FFmpegError as error:
             raise DatasetError(
                 f"{self._path} cannot be encoded ({error}); try another codec, or images"
@@ -85,8 +85,17 @@ class VideoEncoder:
 
     def close(self) -> None:
         """Writes what is left."""
-        self._container.mux(self._stream.encode(None))
+        self._encode(None)
         self._container.close()
+
+    def _encode(self, frame: Any) -> None:
+        policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+        try:
+            self._container.mux(self._stream.encode(frame))
+        finally:
+            # For root SVT-AV1 makes whoever opens it a real-time thread, before which all others would have to wait.
+            if os.sched_getscheduler(0) != policy:
+                os.sched_setscheduler(0, policy, parameters)
 
     def __enter__(self) -> Self:
         return self

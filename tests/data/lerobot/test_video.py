@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,6 +45,12 @@ def test_every_order_of_frames_gives_the_same_frames(videos, steps, which):
     for t in steps:
         assert abs(int(video.frame(t / FPS, TOLERANCE_S).mean()) - level(t)) <= 2
     video.close()
+
+
+def test_encoding_leaves_the_process_with_the_priority_that_it_had(tmp_path):
+    before = os.sched_getscheduler(0)
+    write(tmp_path / "av1.mp4", VideoSettings("libsvtav1", 30))
+    assert os.sched_getscheduler(0) == before
 
 
 def test_going_forward_decodes_each_frame_once_and_going_back_starts_at_a_key_frame(videos):
