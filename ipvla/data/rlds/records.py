@@ -95,7 +95,7 @@ class ArrayRecordShard:
             raise CorruptRecordError(str(error)) from error
 
     def _open(self) -> None:
-        # a forked process crashes in a reader that it has inherited: it opens its own
+        # forked processes would share one place in the file, and seek away beneath each other: each opens its own
         self._reader: Any = ArrayRecordReader(self._path, _RANDOM_ACCESS)
         self._lock = threading.Lock()  # the reader seeks
         self._process = os.getpid()
