@@ -14,7 +14,8 @@ import numpy as np
 
 from ipvla.data.ecot.batches import FrameLoader
 from ipvla.data.ecot.config import DATASET_PY, EcotConfig, read_config
-from ipvla.data.ecot.frames import FrameDataset, Member
+from ipvla.data.ecot.frames import FrameDataset
+from ipvla.data.ecot.member import Member
 from ipvla.data.ecot.store import ReasoningStore, open_store
 from ipvla.data.mixtures import Mixture, mixture_named
 from ipvla.data.oxe_mixtures import OXE_MIXTURES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 from collections.abc import Iterator
@@ -75,19 +76,29 @@ class ArrayRecordShard:
     """An array_record file, whose records have numbers; its reader knows local paths alone."""
 
     def __init__(self, path: str) -> None:
-        self._reader: Any = ArrayRecordReader(path, _RANDOM_ACCESS)
-        self._lock = threading.Lock()  # the reader seeks
+        self._path = path
+        self._left: list[Any] = []
+        self._open()
 
     def places(self) -> Iterator[tuple[int, int]]:
         for number in range(self._reader.num_records() if self._reader.ok() else 0):
             yield number, 0
 
     def read(self, offset: int, size: int) -> bytes:
+        if self._process != os.getpid():
+            self._left.append(self._reader)  # to end it would wait for threads that the fork has left behind
+            self._open()
         try:
             with self._lock:
                 return bytes(self._reader.read([offset])[0])
         except Exception as error:  # of no narrower type
             raise CorruptRecordError(str(error)) from error
+
+    def _open(self) -> None:
+        # forked processes would share one place in the file, and seek away beneath each other: each opens its own
+        self._reader: Any = ArrayRecordReader(self._path, _RANDOM_ACCESS)
+        self._lock = threading.Lock()  # the reader seeks
+        self._process = os.getpid()
 
 
 def open_shard(path: str, file_format: str) -> TFRecordShard | ArrayRecordShard:

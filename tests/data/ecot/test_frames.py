@@ -24,7 +24,7 @@ from ipvla.data.ecot import (
     make_dataloader_ecot,
     save_dataset_statistics,
 )
-from ipvla.data.ecot.frames import Member
+from ipvla.data.ecot.member import Member
 from ipvla.data.ecot.order import Visit
 from ipvla.data.ecot.reasoning import TAGS
 from ipvla.data.source import DatasetError
