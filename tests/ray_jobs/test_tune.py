@@ -274,7 +274,7 @@ def test_a_sweep_of_real_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     trials = {(*one["values"].values(),): one for one in told["trials"]}
     raised, diverged = trials["nothing", 1e-3], trials["cue", 1e30]
     assert (raised["status"], diverged["status"]) == ("failed", "failed")
-    assert raised["error"].startswith("ipvla.data.rlds.")
+    assert raised["error"].startswith("ipvla.data.source.")
     assert diverged["error"].startswith("ray_jobs.training_failure.TrainingError"), "not tried again"
     assert "lower optimizer.lr" in diverged["error"]
     finished = trials["cue", 1e-3]

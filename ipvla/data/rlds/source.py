@@ -135,19 +135,19 @@ class RldsSource:
                 raise DatasetError(f"shard {self.location}/{name} is missing; {_COLLECT_AGAIN}")
 
     def _open_index(self, files: Any, root: str, index_root: Path | None, split: str) -> EpisodeIndex:
-        if index_root is None:
-            return self._make_index(files, root)
+        labels = self._labels(files, root)
+        if index_root is None or labels is not None:  # what the dataset lists itself need not be kept
+            return self._make_index(labels)
         sizes = [[name, files.size(f"{root}/{name}")] for name in self._names]
         key = hashlib.sha256(json.dumps([self.location, split, self._skips, sizes]).encode()).hexdigest()[:16]
         path = index_root / f"{self.name}-{key}.npy"
         index = EpisodeIndex.load(path)
         if index is None:
-            index = self._make_index(files, root)
+            index = self._make_index(None)
             index.save(path)
         return index
 
-    def _make_index(self, files: Any, root: str) -> EpisodeIndex:
-        labels = self._labels(files, root)
+    def _make_index(self, labels: Sequence[Mapping[str, Any]] | None) -> EpisodeIndex:
         broken: list[str] = []
         index = EpisodeIndex.of(self._entries(labels, broken), broken)
         if not len(index):
