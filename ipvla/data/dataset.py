@@ -118,8 +118,9 @@ class EpisodeDataset:
                 f"{' with a task in words' if skips_unlabelled else ''}; correct it"
             )
         self.lengths: npt.NDArray[np.int64] = lengths[self._numbers]
-        self.tasks = tuple(source.tasks[number] for number in self._numbers.tolist())
-        self.families = tuple(source.families[number] for number in self._numbers.tolist())
+        tasks, families = source.tasks, source.families  # once: a source may put them together anew
+        self.tasks = tuple(tasks[number] for number in self._numbers.tolist())
+        self.families = tuple(families[number] for number in self._numbers.tolist())
         self._episodes = ByteCache[int, EncodedEpisode](cache_bytes // 4, lambda episode: episode.nbytes)
         self._frames = ByteCache[tuple[int, int, str], npt.NDArray[np.uint8]](
             cache_bytes - cache_bytes // 4, lambda frame: frame.nbytes

@@ -65,7 +65,7 @@ class MixtureDataset:
                 f"datasets that tell actions differently cannot be mixed: {conventions}; configure standards "
                 "that agree"
             )
-        self._datasets = tuple(self.parts.values())
+        self._names, self._datasets = tuple(self.parts), tuple(self.parts.values())
         self._first = np.cumsum([0, *(len(part) for part in self._datasets)])
         self.lengths: IntArray = np.concatenate([part.lengths for part in self._datasets])
         self.tasks = tuple(task for part in self._datasets for task in part.tasks)
@@ -109,7 +109,7 @@ class MixtureDataset:
 
     def part(self, index: int) -> str:
         """The name of the dataset that an episode is of."""
-        return list(self.parts)[self._place(index)[0]]
+        return self._names[self._place(index)[0]]
 
     def repeats(self, seed: int, epoch: int) -> IntArray:
         """int64 [E], how often each episode is seen in an epoch: `Mixture.repeats`."""
