@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ipvla.data import sources
 from ipvla.data.lerobot.format import INFO, Tree
-from ipvla.data.lerobot.source import LeRobotSource
 from ipvla.data.libero_hdf5 import LiberoHdf5Source
-from ipvla.data.rlds.source import RldsSource
 from ipvla.data.source import DatasetError, EpisodeSource
 
 RLDS, LEROBOT, HDF5 = "rlds", "lerobot", "libero_hdf5"
@@ -46,9 +45,6 @@ def open_source(location: str, cache_directory: Path, skip_bad_episodes: bool = 
     Raises:
         DatasetError: it is none, or damaged.
     """
-    kind = format_of(location)
-    if kind == LEROBOT:
-        return LeRobotSource(location, cache_directory / "videos")
-    if kind == HDF5:
+    if format_of(location) == HDF5:
         return LiberoHdf5Source(location)
-    return RldsSource(location, index_root=cache_directory / "index", skip_bad_episodes=skip_bad_episodes)
+    return sources.open_source(location, read_root=cache_directory, skip_bad_episodes=skip_bad_episodes)
