@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.data.normalisation import FeatureStatistics
+from ipvla.data.publish import replacing
 from ipvla.data.statistics_schema import UnknownDatasetError, dataset_values
 
 logger = logging.getLogger(__name__)
@@ -77,9 +77,8 @@ class Statistics:
 
     def save(self, path: Path, name: str) -> None:
         """Writes `{name: {action, proprio, num_transitions, num_trajectories}}`, replacing the file at once."""
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps({name: self.to_dict()}, indent=2))
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_text(json.dumps({name: self.to_dict()}, indent=2))
 
     @classmethod
     def load(cls, path: Path, expected_action_dim: int | None = None, name: str | None = None) -> Self:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from ipvla.data.publish import replacing
 from ipvla.data.source import DatasetError, EpisodeSource
 from ipvla.data.standards.standard import Standard
 from ipvla.data.survey import Survey, SurveyPart, combined, survey_part
@@ -41,16 +40,8 @@ def survey_path(directory: Path, source: EpisodeSource, standard: Standard) -> P
 
 def publish_survey(path: Path, name: str, survey: Survey) -> None:
     """Writes a survey; whoever reads meanwhile finds none or a whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with part.open("w") as file:
-            json.dump({"dataset": name, **survey.to_dict()}, file, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part:
+        part.write_text(json.dumps({"dataset": name, **survey.to_dict()}, allow_nan=False))
 
 
 def load_survey(path: Path) -> Survey | None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipvla.data import survey_store
+from ipvla.data import publish, survey_store
 from ipvla.data.normalisation import FeatureStatistics
 from ipvla.data.source import BrokenEpisodeError, DatasetError, Feature, Trajectory
 from ipvla.data.standards import Standard, standard_for
@@ -224,7 +224,7 @@ def test_publishing_replaces_whole_files_and_leaves_none_behind(
     def interrupted(*_: object) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(survey_store.os, "replace", interrupted)
+    monkeypatch.setattr(publish.os, "replace", interrupted)
     with pytest.raises(OSError, match="full"):
         publish_survey(path, "bridge_orig", replace(survey, broken={}))
     assert path.read_bytes() == before

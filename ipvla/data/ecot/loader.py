@@ -19,6 +19,7 @@ from ipvla.data.ecot.member import Member
 from ipvla.data.ecot.store import ReasoningStore, open_store
 from ipvla.data.mixtures import Mixture, mixture_named
 from ipvla.data.oxe_mixtures import OXE_MIXTURES
+from ipvla.data.publish import replacing
 from ipvla.data.rlds.source import RldsSource
 from ipvla.data.source import DatasetError
 from ipvla.data.standards import standard_for
@@ -78,11 +79,8 @@ def save_dataset_statistics(run_dir: Path | str, stats: Mapping[str, Any]) -> No
     Args:
         stats: `FrameDataset.dataset_statistics`, or another mapping in OpenVLA's schema; arrays become lists.
     """
-    directory = Path(run_dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    part = directory / f".{STATISTICS_FILE}.part"
-    part.write_text(json.dumps(stats, indent=2, default=_json))
-    os.replace(part, directory / STATISTICS_FILE)
+    with replacing(Path(run_dir) / STATISTICS_FILE) as part:
+        part.write_text(json.dumps(stats, indent=2, default=_json))
 
 
 def _mixture(data_mix: str) -> Mixture:

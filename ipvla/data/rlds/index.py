@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,8 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from ipvla.data.publish import replacing
 
 _ROW = np.dtype(
     [
@@ -92,13 +92,10 @@ class EpisodeIndex:
 
     def save(self, path: Path) -> None:
         """Writes `path` (.npy) and its labels beside it; each appears whole, the rows last."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        told = json.dumps({"labels": self._labels, "broken": self.broken})
-        _publish(path.with_suffix(".json"), told.encode())
-        part = _part(path)
-        with part.open("wb") as file:
+        with replacing(path.with_suffix(".json")) as part:
+            part.write_text(json.dumps({"labels": self._labels, "broken": self.broken}))
+        with replacing(path) as part, part.open("wb") as file:
             np.save(file, np.asarray(self._rows))
-        os.replace(part, path)
 
     @classmethod
     def load(cls, path: Path) -> Self | None:
@@ -111,13 +108,3 @@ class EpisodeIndex:
         if rows.dtype != _ROW:
             return None
         return cls(rows, tuple(told["labels"]), tuple(told["broken"]))
-
-
-def _publish(path: Path, content: bytes) -> None:
-    part = _part(path)
-    part.write_bytes(content)
-    os.replace(part, path)
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
