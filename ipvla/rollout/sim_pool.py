@@ -110,15 +110,22 @@ class _Starting:
 
 
 def simulator_environment() -> dict[str, str]:
-    """Environment of a process that renders on the CPU beside others: no GPU, one thread, OSMesa unless set."""
-    return {
+    """Environment of a process that renders beside others: no CUDA, one thread, OSMesa unless MUJOCO_GL is set.
+
+    With MUJOCO_GL=egl all draw on the GPU that MUJOCO_EGL_DEVICE_ID names, by default the first.
+    """
+    renderer = os.environ.get("MUJOCO_GL", "osmesa")
+    environment = {
         "CUDA_VISIBLE_DEVICES": "",  # Ray does not hide GPUs from actors that ask for none
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
-        "MUJOCO_GL": os.environ.get("MUJOCO_GL", "osmesa"),
-        "PYOPENGL_PLATFORM": os.environ.get("PYOPENGL_PLATFORM", os.environ.get("MUJOCO_GL", "osmesa")),
+        "MUJOCO_GL": renderer,
+        "PYOPENGL_PLATFORM": os.environ.get("PYOPENGL_PLATFORM", renderer),
     }
+    if renderer == "egl":  # robosuite would look for the device among CUDA's, which are hidden
+        environment["MUJOCO_EGL_DEVICE_ID"] = os.environ.get("MUJOCO_EGL_DEVICE_ID", "0")
+    return environment
 
 
 def cluster_cores() -> int:

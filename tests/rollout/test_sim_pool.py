@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvla.rollout.sim_pool import JobFailedError, WorkerPool
+from ipvla.rollout.sim_pool import JobFailedError, WorkerPool, simulator_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -44,6 +44,16 @@ def test_a_hanging_worker_is_replaced_and_its_job_runs_again(tmp_path):
         assert processes & {result[1] for _, result in done}, (
             "the pool keeps its processes from one run to the next"
         )
+
+
+def test_simulators_that_draw_by_egl_are_told_which_gpu_as_cuda_is_hidden_from_them(monkeypatch):
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    assert simulator_environment()["MUJOCO_EGL_DEVICE_ID"] == "0"
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "1")
+    assert simulator_environment()["MUJOCO_EGL_DEVICE_ID"] == "1"
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    assert "MUJOCO_EGL_DEVICE_ID" not in simulator_environment()
 
 
 def test_a_worker_keeps_to_its_group_while_it_lasts(tmp_path):
