@@ -25,6 +25,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.cli import run
 from ray_jobs.cluster import ClusterError
+from ray_jobs.commit import COMMIT_VARIABLE, commit
 from ray_jobs.jobs import JOBS, config_class, module, named
 from ray_jobs.settings import SettingError, did_you_mean, parse
 
@@ -91,7 +92,9 @@ class SubmitConfig:
             raise SettingError(
                 f"runtime_env: {self.runtime_env} holds {read!r:.60}; it must hold `name: value` lines"
             )
-        variables = {**(read.get("env_vars") or {}), **self.env}
+        # the repository stays behind
+        told = {COMMIT_VARIABLE: commit()} if self.working_dir == str(SOURCE_TREE) else {}
+        variables = {**told, **(read.get("env_vars") or {}), **self.env}
         return {**read, "working_dir": self.working_dir, "env_vars": variables}
 
 

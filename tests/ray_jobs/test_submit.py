@@ -15,6 +15,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from ipvla.data.rlds import write_rlds
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.cluster import ClusterError
+from ray_jobs.commit import commit
 from ray_jobs.settings import SettingError
 from ray_jobs.submit import SubmitConfig, split, submit
 from tests.ray_jobs.head import ray_head
@@ -129,15 +130,26 @@ def test_what_the_job_runs_in(tmp_path: Path) -> None:
     assert shipped["working_dir"] == str(SOURCE_TREE)
     assert shipped["env_vars"]["MUJOCO_GL"] == "egl"
     assert ".venv" in shipped["excludes"]
-    assert SubmitConfig(job=("train",), runtime_env=None).environment() == {
-        "working_dir": str(SOURCE_TREE),
-        "env_vars": {},
-    }
+    assert shipped["env_vars"]["IPVLA_COMMIT"] == commit(), ".git stays behind"
+    elsewhere = "s3://packages/of_mine.zip"
+    bare = SubmitConfig(job=("train",), runtime_env=None, working_dir=elsewhere)
+    assert bare.environment() == {"working_dir": elsewhere, "env_vars": {}}
     wrong = tmp_path / "wrong.yaml"
     for text in ("[1, 2", "- a\n- b\n"):
         wrong.write_text(text)
         with pytest.raises(SettingError, match=r"runtime_env: .*wrong.yaml"):
             SubmitConfig(job=("train",), runtime_env=wrong).environment()
+
+
+def test_where_no_repository_is_the_environment_tells_the_commit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("ray_jobs.commit.SOURCE_TREE", tmp_path)
+    assert commit() == "none"
+    monkeypatch.setenv("IPVLA_COMMIT", "a" * 40)
+    assert commit() == "a" * 40
+    monkeypatch.setenv("PATH", "")
+    assert commit() == "a" * 40, "and where there is no git"
 
 
 def test_what_follows_two_dashes_is_the_jobs() -> None:
