@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.data_tables import DATA
 from benchmarks.expert import expert_table
 from benchmarks.forgetting_tables import FORGETTING, choice_table
+from benchmarks.gpu_tables import GPU
 from benchmarks.markdown import head, line
 from benchmarks.record import RESULTS, where
 from benchmarks.rollout_tables import ROLLOUT
@@ -52,6 +53,7 @@ def table(record: Mapping[str, Any], kind: str) -> str:
         **_MEMORY,
         **DATA,
         **FORGETTING,
+        **GPU,
         **ROLLOUT,
         **SERVICE,
         "choice": choice_table,

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PaliGemmaConfig as HFPaliGemmaConfig
-from transformers import PaliGemmaForConditionalGeneration, PreTrainedTokenizerFast
 
+from benchmarks.random_paligemma import SMALLEST, save_random_paligemma
 from ipvla.data.episode import Episode
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.rlds import write_rlds
@@ -87,49 +84,6 @@ def make_experiment(storage_root: Path, tmp_path: Path) -> Callable[..., Experim
 def paligemma_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smallest PaliGemma: 6 + 2 layers, 4 image tokens per 28-pixel view."""
     directory = tmp_path_factory.mktemp("paligemma")
-    words = [
-        "<pad>",
-        "<eos>",
-        "<bos>",
-        "<unk>",
-        "<image>",
-        "\n",
-        "what",
-        "action",
-        "should",
-        "the",
-        "robot",
-        "take",
-    ]
-    words += ["to", "press", "red", "blue", "button", "?", "which", "is", "lit"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split("\n", "isolated"),
-            pre_tokenizers.Split(" ", "removed"),
-            pre_tokenizers.Punctuation(),
-        ]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
-    ).save_pretrained(directory)
-    torch.manual_seed(0)
-    config = HFPaliGemmaConfig(
-        vision_config={
-            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "image_size": 28, "patch_size": 14, "projection_dim": 48,
-        },
-        text_config={
-            "model_type": "gemma", "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 6,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 24, "vocab_size": len(words),
-        },
-        projection_dim=48,
-        image_token_id=4,
-        image_token_index=4,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
-    )  # fmt: skip
-    PaliGemmaForConditionalGeneration(config).save_pretrained(directory)
+    words = "what action should the robot take to press red blue button ? which is lit"
+    save_random_paligemma(directory, SMALLEST, words.split())
     return directory

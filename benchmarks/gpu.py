@@ -1,0 +1,335 @@
+"""On a GPU, at the size of PaliGemma 3B: what an answer takes, by batch and memory, and what protection costs.
+
+    python -m benchmarks.gpu [--parts "[acting, tuning]"] [--pretrained google/paligemma-3b-pt-224] [--quick true]
+
+- acting: `Policy.act` from pictures in main memory to actions there, for batches of episodes that are under way.
+- tuning: a LoRA step without protection, with HSW, and the Thermostat's readings (`forgetting_costs`); frames per
+  second and the largest memory of a run, also with activations computed again.
+
+The weights are random unless a checkpoint is given: time does not depend on them. `--quick` does a little of each
+with a tiny model, on the CPU where there is no GPU; its results mean nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+
+from benchmarks.forgetting_costs import StepCostConfig, Trainer, step_costs, variants
+from benchmarks.gpu_tables import GPU
+from benchmarks.random_paligemma import PALIGEMMA_3B, SMALLEST, save_random_paligemma
+from benchmarks.record import Target, read_record, this_run, write_record
+from benchmarks.scratch import placed
+from benchmarks.tables import target_rows
+from ipvla.data.episode import Episode
+from ipvla.data.lanes import LaneConfig
+from ipvla.data.probe import ProbeConfig
+from ipvla.data.rlds import write_rlds
+from ipvla.experiment import DataConfig, ExperimentConfig
+from ipvla.forgetting.icsm import ICSMConfig
+from ipvla.forgetting.thermostat import ThermostatConfig
+from ipvla.models.backbones import PaliGemmaConfig
+from ipvla.models.lora import LoRAConfig
+from ipvla.models.memory import (
+    BankMemoryConfig,
+    GRUMemoryConfig,
+    KVMemoryConfig,
+    LatentMemoryConfig,
+    MemoryConfig,
+    NoMemoryConfig,
+)
+from ipvla.models.vla import IPVLAConfig
+from ipvla.policy import Policy
+from ipvla.storage import StorageRoots
+from ipvla.training.loop import TrainingConfig
+from ipvla.training.parallel import World
+from ipvla.training.protection import ForgettingConfig
+from ipvla.training.surgery import HSWSurgeryConfig
+from ipvla.types import Observation
+from ray_jobs.cli import run
+from ray_jobs.subspaces import SubspacesConfig, read_teacher
+
+PARTS: Final = ("acting", "tuning")
+MEMORIES: Final[Mapping[str, MemoryConfig]] = {
+    "none": NoMemoryConfig(),
+    "gru": GRUMemoryConfig(),
+    "latent": LatentMemoryConfig(),
+    "bank": BankMemoryConfig(),
+    "kv": KVMemoryConfig(),
+}
+_CHUNK = 8
+_INSTRUCTION = "put the black bowl on the plate and open the drawer"
+_DATASET = "pictures"
+_ARTIFACT = "icsm_gpu"
+
+
+@dataclass(frozen=True)
+class GPUStudy(StorageRoots):
+    """What is measured.
+
+    Attributes:
+        quick: in small, in a temporary place unless a storage root is given.
+        parts: of `PARTS`.
+        pretrained: a PaliGemma that `from_pretrained` reads, or null for random weights of the 3B's sizes.
+        memories: keys of `MEMORIES`.
+        batches: episodes that are answered at once, ascending.
+        repeats: of every answer.
+        lanes, window: of a training step: their product is frames per step.
+        lora_rank: of the adapters, on all language layers.
+        probe: records that ICSM and the Thermostat read.
+        costs: how steps are compared.
+    """
+
+    quick: bool = False
+    parts: tuple[str, ...] = PARTS
+    pretrained: str | None = None
+    memories: tuple[str, ...] = tuple(MEMORIES)
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    repeats: int = 20
+    lanes: int = 8
+    window: int = 4
+    lora_rank: int = 32
+    probe: int = 256
+    costs: StepCostConfig = field(default_factory=lambda: StepCostConfig(rounds=40))
+
+    def __post_init__(self) -> None:
+        for name, choices in (("parts", PARTS), ("memories", tuple(MEMORIES))):
+            given = getattr(self, name)
+            if not given or set(given) - set(choices):
+                raise ValueError(f"{name} is {list(given)}; choose among {', '.join(choices)}")
+        for name in ("repeats", "lanes", "window", "lora_rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if list(self.batches) != sorted(set(self.batches)) or len(self.batches) < 2 or self.batches[0] < 1:
+            raise ValueError(f"batches is {list(self.batches)}; give two or more ascending numbers of at least 1")
+        if not self.quick and not torch.cuda.is_available():
+            raise ValueError("torch sees no CUDA device; run this on one, or pass --quick true")
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def backbone(self) -> PaliGemmaConfig:
+        """Of the published size unless quick; its random weights lie in the cache directory."""
+        prompt = self.picture_tokens + 40
+        return PaliGemmaConfig(self.pretrained or str(self.cache / "random_paligemma"), max_prompt_tokens=prompt)
+
+    @property
+    def picture(self) -> int:
+        """Pixels on a side."""
+        return int(self._sizes["vision"]["image_size"])
+
+    @property
+    def picture_tokens(self) -> int:
+        return (self.picture // int(self._sizes["vision"]["patch_size"])) ** 2
+
+    @property
+    def _sizes(self) -> Mapping[str, Mapping[str, Any]]:
+        return SMALLEST if self.quick else PALIGEMMA_3B
+
+    def prepare(self) -> None:
+        super().prepare()
+        directory = self.cache / "random_paligemma"
+        if self.pretrained is None and not (directory / "config.json").exists():
+            words = _INSTRUCTION.split() + self.backbone.prompt.split()
+            save_random_paligemma(directory, self._sizes, sorted(set(words)), torch.bfloat16, str(self.device))
+        for root, count in ((self.datasets, 16), (self.probes, 16)):
+            if not (root / _DATASET).exists():
+                write_rlds(root, _DATASET, (episode(seed, self.picture) for seed in range(count)), self.picture)
+
+    def experiment(self, memory: MemoryConfig) -> ExperimentConfig:
+        """Of one picture per step, all weights in bfloat16; nothing is tuned yet."""
+        places: dict[str, Any] = self.directories
+        return ExperimentConfig(
+            **places,
+            use_gpu=self.device.type == "cuda",
+            data=DataConfig(dataset=_DATASET, image_size=self.picture),
+            lanes=LaneConfig(lanes=self.lanes, window=self.window, stride=_CHUNK),
+            model=IPVLAConfig(backbone=self.backbone, memory=memory, chunk=_CHUNK),
+            training=TrainingConfig(precision="bf16"),
+        )
+
+
+def episode(seed: int, size: int, steps: int = 64) -> Episode:
+    """Pictures of coarse random patches, no two alike, and random actions."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (steps, 14, 14, 3), np.uint8)
+    frames = coarse.repeat(size // 14, 1).repeat(size // 14, 2)
+    state = rng.normal(size=(steps, 8)).astype(np.float32)
+    action = rng.uniform(-1, 1, (steps, 7)).astype(np.float32)
+    return Episode("pictures", "pictures", _INSTRUCTION, seed, {"agentview": frames}, state, action)
+
+
+def measure_acting(study: GPUStudy, console: Console) -> dict[str, Any]:
+    """Of every memory: by batch the milliseconds of an act, and the line through them."""
+    told: dict[str, Any] = {}
+    for name in study.memories:
+        policy = study.experiment(MEMORIES[name]).build(World()).policy
+        policy.model.to(study.device).eval()
+        with _peak(study.device) as peak:
+            by_batch = {batch: act_ms(policy, batch, study) for batch in study.batches}
+        per_row, fixed = np.polyfit(list(by_batch), [median(ms) for ms in by_batch.values()], 1).tolist()
+        told[name] = {
+            "ms": {str(batch): ms for batch, ms in by_batch.items()},
+            "fixed_ms": fixed,
+            "per_row_ms": per_row,
+            "memory_bytes": sum(v.numel() * v.element_size() for v in policy.initial_memory(1).values()),
+            "peak_gib": peak["gib"],
+        }
+        medians = ", ".join(f"{batch}: {median(ms):.1f}" for batch, ms in by_batch.items())
+        console.print(f"{name}: milliseconds by batch {medians}")
+    return {"memories": told, "pictures": 1, "pixels": study.picture}
+
+
+def act_ms(policy: Policy, batch: int, study: GPUStudy) -> list[float]:
+    """Milliseconds of consecutive steps of so many episodes, the first three not counted."""
+    memory, taken = policy.initial_memory(batch), []
+    for step in range(3 + study.repeats):
+        rng = np.random.default_rng(step)
+        observations = [
+            Observation(
+                {"agentview": rng.integers(0, 256, (study.picture, study.picture, 3), np.uint8)},
+                rng.normal(size=8).astype(np.float32),
+                _INSTRUCTION,
+                step * _CHUNK,
+            )
+            for _ in range(batch)
+        ]
+        started = time.perf_counter()
+        _, memory = policy.act(observations, memory)  # actions are in main memory: the device has been waited for
+        taken.append(1e3 * (time.perf_counter() - started))
+    return taken[3:]
+
+
+def measure_tuning(study: GPUStudy, console: Console) -> dict[str, Any]:
+    """Costs of protection, frames per second, and the memory that a run takes."""
+    config = protected(study)
+    costs = step_costs(config, study.costs)
+    frames = study.lanes * study.window
+    console.print(f"step: {costs.baseline_ms:.1f} ms, with the method {costs.method_ms:.1f} ms")
+    runs = variants(config)
+    again = replace(runs["method"], training=replace(config.training, activation_checkpointing=True))
+    peaks = {
+        name: peak_gib(run_, study)
+        for name, run_ in {"baseline": runs["baseline"], "method": runs["method"], "checkpointed": again}.items()
+    }
+    return {
+        "costs": costs.to_dict(),
+        "frames": frames,
+        "frames_per_s": 1e3 * frames / costs.method_ms,
+        "peak_gib": peaks,
+        "lora_rank": study.lora_rank,
+    }
+
+
+def protected(study: GPUStudy) -> ExperimentConfig:
+    """LoRA on all language layers, HSW at all sites and a Thermostat; teacher and artifact are made."""
+    base = study.experiment(MEMORIES["gru"])
+    teacher = study.runs / "teacher"
+    base.build(World()).policy.save(teacher)
+    probe = ProbeConfig(dataset=_DATASET, records=study.probe)
+    places: dict[str, Any] = study.directories
+    read_teacher(
+        SubspacesConfig(
+            **places,
+            teacher=teacher,
+            probe=probe,
+            icsm=ICSMConfig(rank=min(128, study.probe // 2), scoring="fisher"),
+            adapters=None,
+            batch=16,
+            use_gpu=base.use_gpu,
+        ),
+        study.artifacts / _ARTIFACT,
+    )
+    return replace(
+        base,
+        start_from=teacher,
+        model=replace(base.model, lora=LoRAConfig(rank=study.lora_rank, alpha=study.lora_rank)),
+        forgetting=ForgettingConfig(
+            artifact=_ARTIFACT,
+            method=HSWSurgeryConfig(beta=0.9, gamma=0.5),
+            thermostat=ThermostatConfig(batch=min(64, study.probe // 2)),
+            probe=probe,
+        ),
+    )
+
+
+def peak_gib(config: ExperimentConfig, study: GPUStudy) -> float | None:
+    """Most memory of three steps of a run that has the device to itself."""
+    with _peak(study.device) as peak:
+        trainer = Trainer(config, World(device=study.device))
+        for batch in trainer.batches(3):
+            trainer.step(batch)
+        del trainer
+    return peak["gib"]
+
+
+@contextmanager
+def _peak(device: torch.device) -> Iterator[dict[str, float | None]]:
+    """Fills in `gib`, the most that tensors took meanwhile; None on a CPU."""
+    told: dict[str, float | None] = {"gib": None}
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    yield told
+    if device.type == "cuda":
+        told["gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+
+
+def targets(figures: Mapping[str, Any]) -> list[Target]:
+    """What is promised of protection on any device."""
+    if "tuning" not in figures:
+        return []
+    costs: Mapping[str, Any] = figures["tuning"]["costs"]
+    return [
+        Target(
+            f"{name}_gpu",
+            costs[name]["value"],
+            bound,
+            False,
+            interval=(costs[name]["low"], costs[name]["high"]),
+        )
+        for name, bound in (("hsw_step_ratio", 1.05), ("thermostat_step_ratio", 1.02))
+    ]
+
+
+def main(study: GPUStudy) -> None:
+    """Measures and prints; what is not in small is recorded."""
+    console = Console()
+    if study.quick:
+        study = _in_small(study)
+    record = None if study.quick else read_record("gpu")
+    figures: dict[str, Any] = dict(record["figures"]) if record else {}
+    measures = {"acting": measure_acting, "tuning": measure_tuning}
+    with placed(study, study.quick) as here:
+        for part in study.parts:
+            console.rule(part)
+            told = {"device": _name(here.device), "run": this_run()}
+            figures[part] = {**measures[part](here, console), **told}
+            if not study.quick:
+                console.print(f"written to {write_record('gpu', [], figures, targets(figures))}")
+            console.print(Markdown(GPU[part](figures)))
+    console.print(Markdown("\n".join(target_rows([target.to_dict() for target in targets(figures)]))))
+
+
+def _in_small(study: GPUStudy) -> GPUStudy:
+    costs = replace(study.costs, rounds=6, warmup=1, draws=50)
+    return replace(study, batches=study.batches[:2], repeats=3, lanes=2, window=2, probe=32, costs=costs)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+if __name__ == "__main__":
+    run(GPUStudy, main, __doc__)
