@@ -71,6 +71,12 @@ class Constants:
         )
 
 
+def forward_on_gpu(figures: Mapping[str, Any], memory: str = "gru") -> ForwardTime:
+    """What `benchmarks.gpu` measured of this memory: the line through its times by batch."""
+    told = figures["acting"]["memories"][memory]
+    return ForwardTime(told["fixed_ms"] / 1e3, told["per_row_ms"] / 1e3)
+
+
 def limits(constants: Constants, simulators: int, gpus: int, forward: ForwardTime = PI0) -> Limits:
     """Of so many simulators with a core each, and one replica per GPU."""
     reached = min(

@@ -7,8 +7,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.markdown import head, line
-from benchmarks.record import where
-from benchmarks.rollout_capacity import Constants, gpus_for, limits
+from benchmarks.record import read_record, where
+from benchmarks.rollout_capacity import PI0, Constants, forward_on_gpu, gpus_for, limits
 from benchmarks.rollout_pictures import OTHER_LEVELS, SEEN_LEVELS
 from benchmarks.rollout_scaling import CHUNK_S, CORES_ARE_THE_LIMIT, FORWARDS
 
@@ -97,36 +97,50 @@ def capacity_table(figures: Mapping[str, Any]) -> str:
     """Where a cluster saturates."""
     cells = (
         "profile",
+        "policy",
         "simulators",
         "GPUs",
-        "policy",
+        "policy's passes",
         "replicas' loops",
         "driver",
         "reached",
         "full first",
         "MB/s",
+        f"GPUs for {_SIMULATORS:,}",
     )
     rows = head(*cells)
-    needed = []
-    for profile in ("exact", "fast"):
-        constants = Constants.of(figures, profile)
-        found = limits(constants, _SIMULATORS, _GPUS)
-        limited = (found.simulators, found.policy, found.actors, found.driver, found.reached)
-        rates = [f"{rate:,.0f}" for rate in limited]
-        network = f"{found.network_mb_per_s:,.0f}"
-        rows.append(line(f"`{profile}`", rates[0], str(_GPUS), *rates[1:], found.fullest, network))
-        needed.append(f"{gpus_for(constants, _SIMULATORS)} GPUs with `{profile}`")
+    forwards = {"pi0, RTX 4090": PI0}
+    if (gpu := read_record("gpu")) is not None:
+        acting = gpu["figures"]["acting"]
+        forwards[f"3B with a GRU, {acting['device'].removeprefix('NVIDIA ')}"] = forward_on_gpu(gpu["figures"])
+    for policy, forward in forwards.items():
+        for profile in ("exact", "fast"):
+            constants = Constants.of(figures, profile)
+            found = limits(constants, _SIMULATORS, _GPUS, forward)
+            limited = (found.policy, found.actors, found.driver, found.reached)
+            rows.append(
+                line(
+                    f"`{profile}`",
+                    policy,
+                    f"{found.simulators:,.0f}",
+                    str(_GPUS),
+                    *(f"{rate:,.0f}" for rate in limited),
+                    found.fullest,
+                    f"{found.network_mb_per_s:,.0f}",
+                    str(gpus_for(constants, _SIMULATORS, forward=forward)),
+                )
+            )
     constants = Constants.of(figures)
     return "\n".join(
         [
             *rows,
             "",
             "Answers per second, 8 control steps each, at which each part of a cluster of "
-            f"{_SIMULATORS:,} simulators (a core each) and {_GPUS} GPUs is full, and the observations that then "
-            "cross the network. Measured here: "
+            f"{_SIMULATORS:,} simulators (a core each) and {_GPUS} GPUs is full, the observations that then "
+            f"cross the network, and the GPUs with which {_SIMULATORS:,} simulators give nine tenths of what they "
+            "can. Measured on this page's machine: "
             f"{constants.chunk_s:.2f} s of a core per chunk with `exact`, {1e3 * constants.answer_s:.1f} ms of a "
-            f"replica per answer, {1e3 * constants.driver_s:.1f} ms of the driver per episode. To let "
-            f"{_SIMULATORS:,} simulators give nine tenths of what they can: {' and '.join(needed)}.",
+            f"replica per answer, {1e3 * constants.driver_s:.1f} ms of the driver per episode.",
         ]
     )
 

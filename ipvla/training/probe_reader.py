@@ -68,10 +68,8 @@ class ProbeReader:
     def _rows(self, records: Sequence[int]) -> Embedded:
         if self._kept is None:
             starts = range(0, len(self), _BLOCK)
-            blocks = [
-                self._embed(range(first, min(first + _BLOCK, len(self)))).map(Tensor.cpu) for first in starts
-            ]
-            self._kept = _joined(blocks)
+            blocks = (self._embed(range(first, min(first + _BLOCK, len(self)))) for first in starts)
+            self._kept = _joined([_without_perception(block).map(Tensor.cpu) for block in blocks])
         rows, device = torch.tensor(records), self._model.action_varies.device
         return self._kept.map(lambda x: x[rows].to(device))
 
@@ -86,6 +84,11 @@ def _keep(hidden: dict[int, Tensor], layer: int) -> Callable[[Tensor], Tensor]:
         return output
 
     return edit
+
+
+def _without_perception(embedded: Embedded) -> Embedded:
+    """No language layer reads it, and of a large model it weighs twice what the tokens do."""
+    return replace(embedded, perception=embedded.perception[:, :0])
 
 
 def _joined(blocks: Sequence[Embedded]) -> Embedded:

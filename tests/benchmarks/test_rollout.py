@@ -147,7 +147,9 @@ def test_tables_say_what_limits() -> None:
     assert "| service, `exact` | 30.0 | 10.0 x | 0.86 | 1.30 |" in tables["speed"]
     assert "| `libero_goal` | agentview | 4.3 | 8.7 | 12.5% | 12.5% |" in tables["pictures"]
     assert "| 4 | 4.8 | 4.8 | 0.60 (97%) | 0.60 (97%) | 0.62 (97%) | 0.62 (97%) |" in tables["scaling"]
-    assert "| `exact` | 5,000 | 8 | 174 | 6,667 | 6,875 | 173 | policy | 54 |" in tables["capacity"]
+    assert (
+        "| `exact` | pi0, RTX 4090 | 5,000 | 8 | 174 | 6,667 | 6,875 | 173 | policy | 54 |" in tables["capacity"]
+    )
     assert (
         "| 200 | 9 x policy, 20 x simulator | 31 | 0 | 0 | 1 | 90 s against 50 s undisturbed |" in tables["chaos"]
     )
