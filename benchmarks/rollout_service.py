@@ -151,6 +151,24 @@ class _Caller:
         return seconds[steps // 10 :]
 
 
+class _Nobody:
+    """Takes a policy actor's place and answers without a policy, a queue or a thread."""
+
+    def act(self, name: str, step: int, observation: Observation) -> npt.NDArray[np.float32]:
+        return np.zeros((_IdlePolicy.execute, 7), np.float32)
+
+    def end(self, name: str) -> None: ...
+
+
+def bare_call_ms(steps: int) -> float:
+    """Milliseconds that a lone caller waits for an actor that does nothing with the same pictures."""
+    nobody, caller = (ray.remote(num_cpus=0)(kind).remote() for kind in (_Nobody, _Caller))
+    waits: list[float] = ray.get(caller.ask.remote("bare", PolicyClient(nobody), steps))
+    for actor in (nobody, caller):
+        ray.kill(actor)
+    return 1e3 * median(waits)
+
+
 def act_overhead_ms(
     callers: int, steps: int, scratch: Path, load: Callable[[Path], Policy] = IdlePolicies()
 ) -> float:

@@ -32,12 +32,14 @@ class Growth:
         memory_mb: of its own (USS), at the end.
         slope_mb_per_1000: of a line through its memory, per 1,000 episodes.
         files: open ones at the end, beyond those at the first reading.
+        course_mb: its memory at every reading: a line that rises to the end, or steps that end.
     """
 
     kind: str
     memory_mb: float
     slope_mb_per_1000: float
     files: int
+    course_mb: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def _growth(kind: str, process: psutil.Process, readings: Sequence[_Reading]) ->
         memory_mb=memory[-1],
         slope_mb_per_1000=1000 * slope([reading.episodes for reading in readings], memory),
         files=readings[-1].files[process] - readings[0].files[process],
+        course_mb=[round(one, 2) for one in memory],
     )
 
 

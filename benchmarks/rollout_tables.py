@@ -42,6 +42,21 @@ def speed_table(figures: Mapping[str, Any]) -> str:
     )
 
 
+def overhead_table(figures: Mapping[str, Any]) -> str:
+    """What an answer takes beyond the policy."""
+    overhead = figures["overhead"]
+    names = {
+        "bare": "Ray: a call of an actor that does nothing",
+        "1": "service, one caller",
+        "8": "service, eight",
+    }
+    rows = head("", "ms per answer beyond the policy", "least and most of the rounds")
+    for name, ms in overhead["ms"].items():
+        rows.append(line(names[name], f"{median(ms):.2f}", f"{min(ms):.2f} to {max(ms):.2f}"))
+    told = f"Two pictures of 224 px per call; medians of {len(overhead['ms']['1'])} rounds."
+    return "\n".join([*rows, "", f"{told} {where(overhead['run'])}"])
+
+
 def pictures_table(figures: Mapping[str, Any]) -> str:
     """How far `fast` is from `exact`."""
     pictures = figures["pictures"]
@@ -193,6 +208,7 @@ def _share(point: Mapping[str, Any], of: str) -> str:
 
 ROLLOUT: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "speed": speed_table,
+    "overhead": overhead_table,
     "pictures": pictures_table,
     "scaling": scaling_table,
     "capacity": capacity_table,
