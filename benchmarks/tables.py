@@ -40,7 +40,10 @@ def _marked(mark: re.Match[str]) -> str:
     results = RESULTS / f"{name}.json"
     if not results.exists():
         return mark[0]
-    return f"<!-- {name} {kind} -->\n{table(json.loads(results.read_text()), kind)}\n<!-- /{name} {kind} -->"
+    record = json.loads(results.read_text())
+    if kind in SERVICE and kind not in record["figures"]:  # a part that has not run
+        return mark[0]
+    return f"<!-- {name} {kind} -->\n{table(record, kind)}\n<!-- /{name} {kind} -->"
 
 
 def table(record: Mapping[str, Any], kind: str) -> str:
