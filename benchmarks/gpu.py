@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ from benchmarks.tables import target_rows
 from ipvla.data.episode import Episode
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.probe import ProbeConfig
+from ipvla.data.publish import appearing, exclusive
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.forgetting.icsm import ICSMConfig
@@ -68,7 +70,7 @@ MEMORIES: Final[Mapping[str, MemoryConfig]] = {
 }
 _CHUNK = 8
 _INSTRUCTION = "put the black bowl on the plate and open the drawer"
-_DATASET = "pictures"
+_EPISODES = 16
 _ARTIFACT = "icsm_gpu"
 
 
@@ -120,9 +122,19 @@ class GPUStudy(StorageRoots):
 
     @property
     def backbone(self) -> PaliGemmaConfig:
-        """Of the published size unless quick; its random weights lie in the cache directory."""
+        """Of the published size unless quick."""
         prompt = self.picture_tokens + 40
-        return PaliGemmaConfig(self.pretrained or str(self.cache / "random_paligemma"), max_prompt_tokens=prompt)
+        return PaliGemmaConfig(self.pretrained or str(self._random_weights), max_prompt_tokens=prompt)
+
+    @property
+    def dataset(self) -> str:
+        """What is trained on, and below the probe root what is read; of this study's pictures alone."""
+        return f"pictures_{self.picture}px"
+
+    @property
+    def _random_weights(self) -> Path:
+        """Those of this study's sizes: one in small must not leave its own to a full one."""
+        return self.cache / f"random_paligemma_{self.picture}px"
 
     @property
     def picture(self) -> int:
@@ -139,13 +151,14 @@ class GPUStudy(StorageRoots):
 
     def prepare(self) -> None:
         super().prepare()
-        directory = self.cache / "random_paligemma"
-        if self.pretrained is None and not (directory / "config.json").exists():
-            words = _INSTRUCTION.split() + self.backbone.prompt.split()
-            save_random_paligemma(directory, self._sizes, sorted(set(words)), torch.bfloat16, str(self.device))
-        for root, count in ((self.datasets, 16), (self.probes, 16)):
-            if not (root / _DATASET).exists():
-                write_rlds(root, _DATASET, (episode(seed, self.picture) for seed in range(count)), self.picture)
+        if self.pretrained is None and not self._random_weights.exists():
+            words = sorted({*_INSTRUCTION.split(), *self.backbone.prompt.split()})
+            with exclusive(self._random_weights), appearing(self._random_weights) as building:
+                save_random_paligemma(building, self._sizes, words, torch.bfloat16, str(self.device))
+        for root, first in ((self.datasets, 0), (self.probes, _EPISODES)):
+            if not (root / self.dataset).exists():
+                seeds = range(first, first + _EPISODES)
+                write_rlds(root, self.dataset, (episode(seed, self.picture) for seed in seeds), self.picture)
 
     def experiment(self, memory: MemoryConfig) -> ExperimentConfig:
         """Of one picture per step, all weights in bfloat16; nothing is tuned yet."""
@@ -153,7 +166,7 @@ class GPUStudy(StorageRoots):
         return ExperimentConfig(
             **places,
             use_gpu=self.device.type == "cuda",
-            data=DataConfig(dataset=_DATASET, image_size=self.picture),
+            data=DataConfig(dataset=self.dataset, image_size=self.picture),
             lanes=LaneConfig(lanes=self.lanes, window=self.window, stride=_CHUNK),
             model=IPVLAConfig(backbone=self.backbone, memory=memory, chunk=_CHUNK),
             training=TrainingConfig(precision="bf16"),
@@ -237,7 +250,7 @@ def protected(study: GPUStudy) -> ExperimentConfig:
     base = study.experiment(MEMORIES["gru"])
     teacher = study.runs / "teacher"
     base.build(World()).policy.save(teacher)
-    probe = ProbeConfig(dataset=_DATASET, records=study.probe)
+    probe = ProbeConfig(dataset=study.dataset, records=study.probe)
     places: dict[str, Any] = study.directories
     read_teacher(
         SubspacesConfig(

@@ -264,7 +264,7 @@ def _speed_targets(figures: Mapping[str, Any]) -> list[Target]:
 
 
 def _overhead_targets(ms: Mapping[str, Sequence[float]]) -> list[Target]:
-    note = f"a bare call of Ray's with the same pictures takes {median(ms['bare']):.2f} ms" if "bare" in ms else ""
+    note = f"a bare call of Ray's with the same pictures takes {median(ms['bare']):.2f} ms"
     return [
         Target(f"act_overhead_ms_{n}", median(ms[n]), bound, False, interval=_span(ms[n]), note=told)
         for n, bound, told in (("1", 2.0, note), ("8", 1.0, ""))

@@ -32,41 +32,18 @@ from ipvla.policy import Policy
 from ipvla.rollout.policy_server import PolicyServer
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
 from ipvla.training.parallel import World
-from ipvla.training.surgery import (
-    CorDASurgeryConfig,
-    DistillationSurgeryConfig,
-    EWCSurgeryConfig,
-    GPMSurgeryConfig,
-    HSWSurgeryConfig,
-    InputDecaySurgeryConfig,
-    L2SPSurgeryConfig,
-    ProjectedUpdateSurgeryConfig,
-    RoutedMomentsSurgeryConfig,
-    SurgeryConfig,
-    TwoSidedSurgeryConfig,
-)
+from ipvla.training.surgery import HSWSurgeryConfig, SurgeryConfig
 from ipvla.types import Observation
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
 from tests.synthetic import SIZE
 from tests.training.fine_tuning import PROBE, SENSITIVE, Log, equal, finish, protected, trained
+from tests.training.test_protection import STRONG
+from tests.training.test_rivals import RIVALS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 
 Make = Callable[..., ExperimentConfig]
-METHODS: list[SurgeryConfig | None] = [
-    None,
-    HSWSurgeryConfig(beta=0.5, gamma=0.0),
-    HSWSurgeryConfig(beta=0.5, gamma=0.0, sites="writers"),
-    ProjectedUpdateSurgeryConfig(beta=0.5, gamma=0.0),
-    RoutedMomentsSurgeryConfig(beta=0.5, gamma=0.0),
-    TwoSidedSurgeryConfig(lam=10.0, kappa=0.01),
-    InputDecaySurgeryConfig(lam=0.1),
-    GPMSurgeryConfig(energy=0.5),
-    CorDASurgeryConfig(),
-    L2SPSurgeryConfig(strength=1.0),
-    EWCSurgeryConfig(strength=1.0),
-    DistillationSurgeryConfig(weight=1.0, batch=8),
-]
+METHODS: list[SurgeryConfig | None] = [None, *STRONG, *RIVALS]
 MEMORIES: list[MemoryConfig] = [
     NoMemoryConfig(),
     GRUMemoryConfig(hidden=16),
