@@ -146,9 +146,11 @@ class WorkerPool:
         cpus_per_worker: what an actor asks Ray for. By default 1, or an equal share of the machine if the
             cluster is a single machine with fewer cores than workers (it would wait for ever otherwise).
         job_timeout_s: a job that takes longer counts as failed and its actor as hung.
+        start_timeout_s: how long to wait, with nothing else at work, for any actor to start (a process loads its
+            packages and, on a full cluster, waits for a CPU first).
 
     Raises:
-        ValueError: fewer than one worker, or no time for a job.
+        ValueError: fewer than one worker, or no time for a job or a start.
     """
 
     def __init__(
@@ -158,18 +160,22 @@ class WorkerPool:
         *,
         cpus_per_worker: float | None = None,
         job_timeout_s: float = 900.0,
+        start_timeout_s: float = 900.0,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         if num_workers < 1:
             raise ValueError(f"a pool of {num_workers} simulators cannot run anything; pass num_simulators >= 1")
         if job_timeout_s <= 0:
             raise ValueError(f"a job cannot end within {job_timeout_s} s; give it more than 0")
+        if start_timeout_s <= 0:
+            raise ValueError(f"no process can start within {start_timeout_s} s; give it more than 0")
         self._make_worker = make_worker
         self._slots = [_Slot() for _ in range(num_workers)]
         self._added: list[_Slot] = []
         self._starting = _Starting()
         self._cpus = cpus_per_worker
         self._job_timeout_s = job_timeout_s
+        self._start_timeout_s = start_timeout_s
         self._environment = simulator_environment() | dict(environment or {})
 
     def __len__(self) -> int:
@@ -185,10 +191,10 @@ class WorkerPool:
         """Starts every worker that has no process, and waits until all have one; `run` waits for nobody.
 
         Raises:
-            JobFailedError: starts failed `max_attempts` times in a row, or none came in the time that a job has.
+            JobFailedError: starts failed `max_attempts` times in a row, or none came within `start_timeout_s`.
         """
         starting = self._starting
-        starting.patience(self._job_timeout_s, max_attempts)
+        starting.patience(self._start_timeout_s, max_attempts)
         cold = [slot for slot in self._slots if slot.actor is None]
         while cold or len(starting):
             for slot in cold:
@@ -215,13 +221,13 @@ class WorkerPool:
 
         Raises:
             JobFailedError: a job, or an actor's start, failed `max_attempts` times, chained to the last failure;
-                or nothing runs, and no actor has started for the time that a job has.
+                or nothing runs, and no actor has started for `start_timeout_s`.
         """
         queue = AffinityQueue(jobs, group)
         attempts: dict[str, int] = {}
         running: dict[ray.ObjectRef[Any], _Running[Job]] = {}
         starting = self._starting
-        starting.patience(self._job_timeout_s, max_attempts)
+        starting.patience(self._start_timeout_s, max_attempts)
         idle, self._added = [slot for slot in self._slots if slot not in starting.slots], []
         try:
             while queue or running:

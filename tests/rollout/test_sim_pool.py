@@ -69,10 +69,10 @@ def test_a_worker_keeps_to_its_group_while_it_lasts(tmp_path):
 
 def test_work_goes_on_where_there_is_a_cpu_for_it_and_ends_where_there_is_none(tmp_path):
     make_worker = partial(Squares, tmp_path / "x")
-    with WorkerPool(make_worker, 2, cpus_per_worker=1.5, job_timeout_s=2) as pool:
+    with WorkerPool(make_worker, 2, cpus_per_worker=1.5) as pool:
         assert sorted(job for job, _ in pool.run(range(6))) == list(range(6)), "one of two never starts"
     with (
-        WorkerPool(make_worker, 1, cpus_per_worker=3, job_timeout_s=2) as pool,
+        WorkerPool(make_worker, 1, cpus_per_worker=3, start_timeout_s=2) as pool,
         pytest.raises(
             JobFailedError, match="no simulator process has started for 2 s: the cluster has no free CPU"
         ),
@@ -84,6 +84,21 @@ def test_those_that_were_started_beforehand_all_work_from_the_first_job_on(tmp_p
     with WorkerPool(partial(Squares, tmp_path / "x"), 2, cpus_per_worker=0.5) as pool:
         pool.start()
         assert len({result[1] for _, result in pool.run(range(2))}) == 2
+
+
+class SlowToStart:
+    def __init__(self) -> None:
+        time.sleep(8)
+
+    def run(self, job: int) -> int:
+        return job
+
+
+def test_a_process_may_take_longer_to_start_than_a_job_has():
+    with WorkerPool(SlowToStart, 1, cpus_per_worker=0.5, job_timeout_s=4) as pool:
+        assert [result for _, result in pool.run(range(3))] == [0, 1, 2]
+    with pytest.raises(ValueError, match="no process can start within 0 s"):
+        WorkerPool(SlowToStart, 1, start_timeout_s=0)
 
 
 class Stillborn:
