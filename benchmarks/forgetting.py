@@ -55,10 +55,10 @@ from benchmarks.scratch import placed
 from evaluators.rollout_status import RolloutStatus
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
+from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
-from ipvla.sim.libero import write_atomically
 from ipvla.storage import SOURCE_TREE
 from ipvla.training.interpolation import interpolate
 from ray_jobs.cli import run
@@ -136,7 +136,7 @@ class ForgettingBenchmark:
             both = replace(config.forgetting, thermostat=thermostat.forgetting.thermostat)
             with self._stage("costs"):
                 costs = step_costs(replace(config, forgetting=both), StepCostConfig())
-            write_atomically(kept, json.dumps(costs.to_dict()))
+            write_text(kept, json.dumps(costs.to_dict()))
         told: dict[str, Any] = json.loads(kept.read_text())
         return told
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from evaluators.grounding import GroundingConfig, GroundingRow, grounding
+from ipvla.atomic_file import write_text
 from ipvla.data.probe import ProbeConfig
 from ipvla.forgetting.drift import DriftProbe, pool
 from ipvla.policy import Policy
@@ -56,9 +57,7 @@ def read(config: ReadingsConfig, policy: Path, probes: Path, cache: Path) -> Rea
     kept = policy.parent / "readings.json"
     if not kept.exists():
         taken = _take(config, policy, probes, cache)
-        partial = kept.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(taken), indent=1))
-        partial.replace(kept)
+        write_text(kept, json.dumps(asdict(taken), indent=1))
     values = json.loads(kept.read_text())
     return Readings(values["kl"], values["drift"], tuple(GroundingRow(**row) for row in values["questions"]))
 

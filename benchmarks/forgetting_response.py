@@ -27,13 +27,13 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.forgetting_loop import Line, constant, controls, trace
+from ipvla.atomic_file import write_text
 from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.episode import Episode
 from ipvla.data.plan import PlanPosition
 from ipvla.data.rlds import dataset_directory, write_rlds
 from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
-from ipvla.sim.libero import write_atomically
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
 
@@ -159,7 +159,7 @@ def respond(config: ExperimentConfig, plan: StepConfig, record: Path) -> list[Li
     told: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
     if told.get("made_from") != made_from:
         told = {"made_from": made_from, "lines": _train_through(config, plan)}
-        write_atomically(record, json.dumps(told))
+        write_text(record, json.dumps(told))
     lines: list[Line] = told["lines"]
     return lines
 

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ipvla.atomic_file import write_text
 from ipvla.data.dataset import EpisodeDataset
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
-from ipvla.sim.libero import write_atomically
 from ipvla.types import Memory, Observation
 
 
@@ -85,7 +85,7 @@ def costs(policy_directory: Path, dataset: EpisodeDataset, config: CostConfig, r
     if told.get("measured_on") == measured_on:
         return Costs(**told["costs"])
     measured = measure(Policy.load(policy_directory), dataset, config)
-    write_atomically(record, json.dumps({"measured_on": measured_on, "costs": asdict(measured)}, indent=1))
+    write_text(record, json.dumps({"measured_on": measured_on, "costs": asdict(measured)}, indent=1))
     return measured
 
 

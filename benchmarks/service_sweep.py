@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from ipvla.sim.libero import write_atomically
+from ipvla.atomic_file import write_text
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.quickstart import Stopwatch
 from ray_jobs.settings import parse
@@ -69,13 +69,13 @@ class KilledSweep:
             self._run_until(lambda: self._is_halfway(config.trials), stopwatch)
             ended = {path.name: evidence(path, config.mlflow_uri) for path in self.trials[:-1]}
             seen = {"ended": ended, "interrupted": self.trials[-1].name, "seconds": stopwatch.read()}
-            write_atomically(before, json.dumps(seen, indent=1))
+            write_text(before, json.dumps(seen, indent=1))
         seen = json.loads(before.read_text())
         say(f"{len(seen['ended'])} trials had ended when the driver was killed; the same command again")
         stopwatch = Stopwatch(place / "seconds.txt")
         if not (place / "after.json").exists():
             self._run_until(lambda: False, stopwatch)
-            write_atomically(place / "after.json", json.dumps({"seconds": stopwatch.read()}))
+            write_text(place / "after.json", json.dumps({"seconds": stopwatch.read()}))
         after = json.loads((place / "after.json").read_text())
         again = {name: evidence(config.directory.with_name(name), config.mlflow_uri) for name in seen["ended"]}
         told = json.loads((config.directory / "sweep.json").read_text())

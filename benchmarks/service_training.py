@@ -27,10 +27,10 @@ import torch
 from torch import nn
 
 from evaluators.forgetting import Estimate, FloatArray
+from ipvla.atomic_file import write_text
 from ipvla.data.plan import PlanPosition
 from ipvla.experiment import ExperimentConfig
 from ipvla.policy import Policy
-from ipvla.sim.libero import write_atomically
 from ipvla.tracking import MLflowSink, Sinks
 from ipvla.tracking.mlflow_spool import Record
 from ipvla.training.parallel import World
@@ -251,7 +251,7 @@ def mlflow_seconds(config: ExperimentConfig) -> dict[str, float]:
         (mlflow,) = opened["mlflow"]
         training_s = time.perf_counter() - opened["began"]
         seconds = {"open_s": opened["open_s"], "logging_s": mlflow.seconds, "training_s": training_s}
-        write_atomically(told, json.dumps(seconds | {"calls": mlflow.calls}))
+        write_text(told, json.dumps(seconds | {"calls": mlflow.calls}))
 
     trainer(config, timed).fit()
     seconds: dict[str, float] = json.loads(told.read_text())

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from evaluators.dataset_card import DatasetCard
 from evaluators.dataset_sample import DatasetSample
 from evaluators.dataset_table import ROWS, card_lines, statistics_rows
+from ipvla.atomic_file import write_text
 from ipvla.data.episode import EncodedEpisode
 
 #: Frames of a strip, and their height in pixels.
@@ -108,11 +109,7 @@ def write_sheet(card: DatasetCard, strips: Sequence[Strip], bars: Sequence[Histo
         histograms=bars,
         strips=strips,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(html, encoding="utf-8")
-    unfinished.replace(path)
-    return path
+    return write_text(path, html)
 
 
 def _frame(episode: EncodedEpisode, t: int, camera: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ipvla.atomic_file import replacing
 from ipvla.types import EpisodeTrace
 
 
@@ -28,8 +29,6 @@ def write_trace(trace: EpisodeTrace, path: Path) -> Path:
         "step_s": trace.step_s,
         **{f"action_{i}": column for i, column in enumerate(trace.actions.T)},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    pq.write_table(pa.table(columns), unfinished)
-    unfinished.replace(path)
+    with replacing(path) as part:
+        pq.write_table(pa.table(columns), part)
     return path

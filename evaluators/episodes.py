@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.success_table import SuccessTable
+from ipvla.atomic_file import replacing
 from ipvla.types import EpisodeResult
 
 #: Of the fingerprint, what tells results apart that are put into one file.
@@ -23,10 +24,8 @@ def write_episodes(tables: Sequence[SuccessTable], path: Path) -> Path:
     import pyarrow.parquet as pq
 
     rows = [_row(table, result) for table in tables for result in table.results]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    pq.write_table(pa.Table.from_pylist(rows), unfinished)
-    unfinished.replace(path)
+    with replacing(path) as part:
+        pq.write_table(pa.Table.from_pylist(rows), part)
     return path
 
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from evaluators.statistics import wilson_interval
+from ipvla.atomic_file import replacing
 from ipvla.policy import Policy
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.libero import ACTION_SIZE, CAMERA, LiberoSimulator
@@ -228,11 +229,10 @@ def _episode(simulator: LiberoSimulator, seed: int, count: int) -> Iterator[Grou
 
 
 def _save(records: Sequence[GroundingRecord], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.stack([getattr(r, name) for r in records]) for name in ("image", "proprio")}
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, {"records": json.dumps([r.told for r in records]), "sha256": digest(records)})
-    partial.replace(path)
+    told = {"records": json.dumps([r.told for r in records]), "sha256": digest(records)}
+    with replacing(path) as part:
+        save_file(tensors, part, told)
 
 
 def _load(path: Path) -> tuple[GroundingRecord, ...] | None:

@@ -21,6 +21,7 @@ from evaluators.rollout_status import RolloutStatus
 from evaluators.statistics import mcnemar_exact, wilson_interval
 from evaluators.success import Source, SuccessConfig, SuccessEvaluation
 from evaluators.success_table import SuccessTable
+from ipvla.atomic_file import write_text
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.memory_probe import (
     PROBES,
@@ -180,9 +181,7 @@ class MemoryUse:
             "tasks": [row.to_dict() for row in self.tasks],
             "families": [row.to_dict() for row in self.families],
         }
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(described, indent=1))
-        return unfinished.replace(path)
+        return write_text(path, json.dumps(described, indent=1))
 
 
 @dataclass(frozen=True)

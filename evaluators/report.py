@@ -16,6 +16,7 @@ from evaluators.outcome_plots import failure_timeline, success_bars
 from evaluators.paired import PairedComparison
 from evaluators.success_table import SuccessTable
 from evaluators.videos import Video
+from ipvla.atomic_file import write_text
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,7 @@ class Report:
             videos=[(video, os.path.relpath(video.path, path.parent)) for video in self.videos],
             fingerprints={table.policy: table.fingerprint for table in self.tables},
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(html)
-        unfinished.replace(path)
-        return path
+        return write_text(path, html)
 
     def _rows(self, kind: str) -> list[tuple[str, list[str], float]]:
         """(name, a cell per policy, chance)."""

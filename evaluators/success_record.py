@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evaluators.paired import PairedComparison
 from evaluators.success_table import SuccessTable
+from ipvla.atomic_file import write_text
 
 
 def write_success(tables: Sequence[SuccessTable], comparisons: Sequence[PairedComparison], path: Path) -> Path:
@@ -16,7 +17,4 @@ def write_success(tables: Sequence[SuccessTable], comparisons: Sequence[PairedCo
         "policies": {table.policy: table.record() for table in tables},
         "comparisons": [comparison.to_dict() for comparison in comparisons],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(told, indent=1))
-    return unfinished.replace(path)
+    return write_text(path, json.dumps(told, indent=1))

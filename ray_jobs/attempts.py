@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ipvla.atomic_file import write_text
 from ipvla.sim.demonstration import Demonstration
-from ipvla.sim.libero import ACTION_SIZE, LiberoSimulator, write_atomically
+from ipvla.sim.libero import ACTION_SIZE, LiberoSimulator
 from ipvla.sim.simulator import Simulator, Split
 from ipvla.sim.suites import load_suite
 
@@ -94,7 +95,7 @@ class Staging:
         """Records the attempt. The outcome comes last: where it is, the demonstration is whole."""
         if demonstration is not None:
             demonstration.save(self._path(attempt, "npz"))
-        write_atomically(self._path(attempt, "json"), json.dumps(asdict(outcome)))
+        write_text(self._path(attempt, "json"), json.dumps(asdict(outcome)))
 
     def outcomes(self, task: str, seed: int) -> dict[int, Outcome]:
         """By index, of the attempts that are through."""

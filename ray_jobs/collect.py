@@ -23,12 +23,12 @@ from typing import Any
 
 from rich.console import Console
 
+from ipvla.atomic_file import write_text
 from ipvla.data.rlds import dataset_directory, write_rlds
 from ipvla.data.source import DatasetError
 from ipvla.rollout.sim_pool import WorkerPool, cluster_cores
 from ipvla.sim.demonstration import Demonstration
 from ipvla.sim.fingerprint import fingerprint
-from ipvla.sim.libero import write_atomically
 from ipvla.sim.simulator import Split
 from ipvla.sim.suites import EXPERT_SUITES, SUITES, Suite, load_suite
 from ipvla.storage import StorageRoots
@@ -157,7 +157,7 @@ def collect(config: CollectConfig, on_progress: OnProgress = lambda tasks: None)
             return _finished(config, request)
         _refuse_other_attempts(config, request)
         with connect(config, dashboard_port=config.dashboard_port):
-            write_atomically(config.staging / "request.json", json.dumps(request))
+            write_text(config.staging / "request.json", json.dumps(request))
             staging = Staging(config.staging / "attempts")
             _attempt_all(config, staging, wanted, on_progress)
         summary = _write(config, staging, wanted, request, started)
@@ -263,7 +263,7 @@ def _write(
     # Before the dataset: where it is, its record is too.
     told = {name: value for name, value in asdict(summary).items() if name != "directory"}
     record = {"request": request, "summary": told, "os": platform.platform(), "fingerprint": fingerprint()}
-    write_atomically(config.record, json.dumps(record, indent=1))
+    write_text(config.record, json.dumps(record, indent=1))
     write_rlds(config.datasets, config.dataset, demonstrations(), config.camera_size)
     return summary
 

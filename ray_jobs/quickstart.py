@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from evaluators.console import comparison_table, success_table
+from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
 from ipvla.storage import SOURCE_TREE, StorageRoots
 from ipvla.tracking import MLflowSink, RunIdentity
@@ -146,9 +147,7 @@ def main(config: QuickstartConfig) -> None:
     mlflow.flush()  # so that it has an id
     if not finished.exists():
         summary = _summary(stopwatch.read(), collected, trained, evaluation, mlflow, uri)
-        partial = finished.with_suffix(".partial")
-        partial.write_text(json.dumps(summary, indent=1))
-        partial.replace(finished)
+        write_text(finished, json.dumps(summary, indent=1))
     page = report(settings, evaluation, "Does memory matter? The Recall suite", note)
     log_comparison(settings, evaluation, mlflow)
     for path in (finished, page):

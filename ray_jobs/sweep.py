@@ -18,8 +18,8 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
 
 from evaluators.success import SuccessConfig
+from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
-from ipvla.sim.libero import write_atomically
 from ipvla.storage import StorageRoots
 from ray_jobs import population
 from ray_jobs.search_space import Dimension, require_usable
@@ -250,7 +250,7 @@ def claim(sweep: SweepConfig) -> SweepConfig:
     }
     for path, text in kept.items():
         if not path.exists():
-            write_atomically(path, text)
+            write_text(path, text)
         elif path.read_text() != text:
             raise SettingError(
                 f"{sweep.directory} holds a sweep with other settings ({path.name} differs); give --name another "

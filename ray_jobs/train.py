@@ -21,6 +21,7 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
+from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
 from ipvla.models.lora import save_adapters
 from ipvla.policy import CheckpointError
@@ -222,7 +223,6 @@ def _asked_to_stop(path: Path) -> Callable[[], bool]:
 def _claim(directory: Path, config: ExperimentConfig) -> None:
     """Writes the run's settings at its first start; a run of the same name with other settings is refused."""
     record = directory / "experiment.json"
-    encoded = draccus.encode(config)
     if record.exists():
         theirs = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
         ours = _kept(config)
@@ -233,10 +233,7 @@ def _claim(directory: Path, config: ExperimentConfig) -> None:
                     "give --name another value, or delete that directory"
                 )
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = record.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(encoded, indent=1))
-    partial.replace(record)
+    write_text(record, json.dumps(draccus.encode(config), indent=1))
 
 
 def _kept(config: ExperimentConfig) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""Directories and files that appear whole, by one rename, or not at all."""
+"""Directories that appear whole, by one rename, or not at all."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,23 +47,6 @@ def appearing(target: Path) -> Iterator[Path]:
         os.rename(building, target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of `path` if the block ends well, and else is removed.
-
-    Processes that write the same file do not disturb each other: the last one's stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def require_absent(target: Path) -> None:

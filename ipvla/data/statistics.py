@@ -12,8 +12,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from ipvla.atomic_file import replacing
 from ipvla.data.normalisation import FeatureStatistics
-from ipvla.data.publish import replacing
 from ipvla.data.statistics_schema import UnknownDatasetError, dataset_values
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ipvla.data.publish import replacing
+from ipvla.atomic_file import replacing
 from ipvla.data.source import DatasetError, EpisodeSource
 from ipvla.data.standards.standard import Standard
 from ipvla.data.survey import Survey, SurveyPart, combined, survey_part

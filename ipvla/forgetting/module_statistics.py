@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from ipvla.forgetting.probed import ProbedModel, sampled_gradients
-from ipvla.forgetting.subspaces import ArtifactError, read_artifact, write_artifact
+from ipvla.forgetting.subspaces import ArtifactError, ArtifactIdentity, read_artifact, write_artifact
 
 
 @dataclass(frozen=True)
@@ -54,30 +54,14 @@ class ModuleStatistics:
         )
 
     @classmethod
-    def load(
-        cls,
-        directory: Path,
-        *,
-        backbone: str,
-        width: int,
-        probe_sha256: str | None = None,
-        num_layers: int | None = None,
-        teacher_sha256: str | None = None,
-    ) -> Self:
-        """What `save` wrote, if it is of this backbone, width and (where given) probe, number of layers, teacher.
+    def load(cls, directory: Path, **identity: Unpack[ArtifactIdentity]) -> Self:
+        """What `save` wrote, if it is of this identity.
 
         Raises:
             ArtifactError: it is missing, damaged, or of something else.
         """
-        expected = {
-            "backbone": backbone,
-            "width": width,
-            "probe_sha256": probe_sha256,
-            "num_layers": num_layers,
-            "teacher_sha256": teacher_sha256,
-        }
         meta_path = directory / "module_statistics.json"
-        tensors, meta = read_artifact(directory / "module_statistics.safetensors", meta_path, expected)
+        tensors, meta = read_artifact(directory / "module_statistics.safetensors", meta_path, identity)
         try:
             modules = {name: (tensors[f"{name}.A"], tensors[f"{name}.G"]) for name in meta["modules"]}
         except (KeyError, TypeError) as error:

@@ -11,13 +11,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Required, Self, TypedDict, Unpack
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ipvla.atomic_file import replacing, write_text
 from ipvla.forgetting.layers import LayerGroup
 
 
@@ -25,16 +26,24 @@ class ArtifactError(ValueError):
     """An offline product is missing, damaged, or of another model or probe."""
 
 
+class ArtifactIdentity(TypedDict, total=False):
+    """What an artifact must have been made from; what is absent or None may be anything."""
+
+    backbone: Required[str]
+    width: Required[int]
+    probe_sha256: str | None
+    num_layers: int | None
+    teacher_sha256: str | None
+
+
 def write_artifact(
     tensors_path: Path, meta_path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
 ) -> None:
     """Writes both files, each whole or not at all; `meta` must be JSON values."""
-    tensors_path.parent.mkdir(parents=True, exist_ok=True)
-    beside, meta_beside = (path.with_name(f"{path.name}.part") for path in (tensors_path, meta_path))
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, beside)
-    meta_beside.write_text(json.dumps({**meta, "tensors_sha256": _sha256(beside)}, indent=1))
-    beside.replace(tensors_path)
-    meta_beside.replace(meta_path)
+    with replacing(tensors_path) as part:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part)
+        told = json.dumps({**meta, "tensors_sha256": _sha256(part)}, indent=1)
+    write_text(meta_path, told)
 
 
 def read_artifact(
@@ -137,30 +146,14 @@ class Subspaces:
         write_artifact(directory / "subspaces.safetensors", directory / "meta.json", tensors, meta)
 
     @classmethod
-    def load(
-        cls,
-        directory: Path,
-        *,
-        backbone: str,
-        width: int,
-        probe_sha256: str | None = None,
-        num_layers: int | None = None,
-        teacher_sha256: str | None = None,
-    ) -> Self:
-        """What `save` wrote, if it is of this backbone, width and (where given) probe, number of layers, teacher.
+    def load(cls, directory: Path, **identity: Unpack[ArtifactIdentity]) -> Self:
+        """What `save` wrote, if it is of this identity.
 
         Raises:
             ArtifactError: it is missing, damaged, or of something else.
         """
-        expected = {
-            "backbone": backbone,
-            "width": width,
-            "probe_sha256": probe_sha256,
-            "num_layers": num_layers,
-            "teacher_sha256": teacher_sha256,
-        }
         meta_path = directory / "meta.json"
-        tensors, meta = read_artifact(directory / "subspaces.safetensors", meta_path, expected)
+        tensors, meta = read_artifact(directory / "subspaces.safetensors", meta_path, identity)
         try:
             groups = tuple(LayerGroup(g["name"], tuple(g["layers"]), g["representative"]) for g in meta["groups"])
             layers = {group.representative: _layer(tensors, group.representative) for group in groups}
@@ -169,7 +162,7 @@ class Subspaces:
                 f"{meta_path} lacks {error}; make it again from the teacher and the probe"
             ) from None
         for subspace in layers.values():
-            _check(subspace, width)
+            _check(subspace, identity["width"])
         return cls(groups, layers, meta)
 
 

@@ -16,7 +16,6 @@ an episode is subject to comes with its observations, so that one policy actor s
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 
+from ipvla.atomic_file import replacing
 from ipvla.rollout.episode import Chunk
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.rollout.policy_client import PolicyClient
@@ -92,11 +92,8 @@ class Record(Probe):
     directory: Path
 
     def change(self, memory: Memory, initial: Memory, episode: str) -> Memory:
-        path = memory_file(self.directory, episode, self.t)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-        save_file({name: value.cpu().clone() for name, value in memory.items()}, unfinished)
-        unfinished.replace(path)
+        with replacing(memory_file(self.directory, episode, self.t)) as part:
+            save_file({name: value.cpu().clone() for name, value in memory.items()}, part)
         return memory
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ipvla.atomic_file import replacing
 from ipvla.sim.simulator import Simulator, StepOutcome
 
 _CONTROL_HZ = 20
@@ -42,14 +42,16 @@ class VideoRecorder:
         """Writes the mp4 at real-time speed; the file appears whole or not at all."""
         import imageio_ffmpeg
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-        writer = imageio_ffmpeg.write_frames(
-            str(unfinished), (self._size, self._size), fps=_CONTROL_HZ / self._every, ffmpeg_log_level="error"
-        )
-        writer.send(None)
-        for frame in self.frames:
-            writer.send(np.ascontiguousarray(frame))
-        writer.close()
-        unfinished.replace(path)
+        with replacing(path) as part:
+            writer = imageio_ffmpeg.write_frames(
+                str(part),
+                (self._size, self._size),
+                fps=_CONTROL_HZ / self._every,
+                ffmpeg_log_level="error",
+                output_params=["-f", "mp4"],
+            )
+            writer.send(None)
+            for frame in self.frames:
+                writer.send(np.ascontiguousarray(frame))
+            writer.close()
         return path

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -11,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from ipvla.atomic_file import replacing
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,10 @@ class Demonstration:
 
     def save(self, path: Path) -> None:
         """Writes one compressed npz; it appears complete or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {f"images/{camera}": pictures for camera, pictures in self.images.items()}
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".demonstration-") as directory:
-            partial = Path(directory) / "partial.npz"
+        with replacing(path) as part, part.open("wb") as file:
             np.savez_compressed(
-                partial,
+                file,
                 task=np.array(self.task),
                 family=np.array(self.family),
                 instruction=np.array(self.instruction),
@@ -81,7 +79,6 @@ class Demonstration:
                 answers=np.array(self.answers, dtype=np.str_),
                 **arrays,  # type: ignore[arg-type]
             )
-            os.replace(partial, path)
 
     @classmethod
     def load(cls, path: Path) -> Demonstration:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ipvla.atomic_file import write_text
 from ipvla.sim.simulator import StepOutcome, Task
 from ipvla.types import Observation
 
@@ -49,7 +49,7 @@ def configure(cache_dir: Path, assets: Path | None = None) -> Path:
     # Without this file LIBERO prompts on standard input when it is imported.
     config_file = Path(os.environ.setdefault("LIBERO_CONFIG_PATH", str(root))) / "config.yaml"
     if not config_file.exists():
-        write_atomically(config_file, "".join(f"{k}: {root / v}\n" for k, v in _DIRECTORIES.items()))
+        write_text(config_file, "".join(f"{k}: {root / v}\n" for k, v in _DIRECTORIES.items()))
     os.environ.setdefault("MUJOCO_GL", "osmesa")
     # Simulators run in parallel as processes; their small matrices and pictures gain nothing from threads.
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS"):
@@ -66,16 +66,6 @@ def configure(cache_dir: Path, assets: Path | None = None) -> Path:
     if assets is not None or libero.libero._assets_path_cache is None:
         libero.libero._assets_path_cache = str(assets or root / "assets")
     return root
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes the file by one rename, so that simulators starting at once never read half of it."""
-    if path.exists() and path.read_text() == text:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)
 
 
 @dataclass(frozen=True)

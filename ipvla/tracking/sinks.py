@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from ipvla.atomic_file import write_text
+
 if TYPE_CHECKING:
     from ipvla.tracking.mlflow_sink import MLflowSink
 
@@ -87,9 +89,7 @@ class JsonlSink:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             kept = [line for line in read_jsonl(path) if resume_step is None or line["step"] <= resume_step]
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            unfinished.replace(path)
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file: IO[str] = path.open("a")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

@@ -14,7 +14,7 @@ from ipvla.data.transforms import Transforms
 from ipvla.forgetting.distillation import TeacherOutputs
 from ipvla.forgetting.fisher import DiagonalFisher
 from ipvla.forgetting.module_statistics import ModuleStatistics
-from ipvla.forgetting.subspaces import Subspaces
+from ipvla.forgetting.subspaces import ArtifactIdentity, Subspaces
 from ipvla.forgetting.update_surgery import Factors
 from ipvla.forgetting.weight_change import FullChange, LowRankChange, WeightChange
 from ipvla.models.lora import adapters, factors
@@ -52,12 +52,12 @@ class Target:
     seed: int
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> ArtifactIdentity:
         """What an artifact's meta must agree with; None for anything."""
         return {
             "backbone": self.backbone,
             "width": self.model.backbone.width,
-            "probe_sha256": self.probe and self.probe.sha256,
+            "probe_sha256": self.probe.sha256 if self.probe else None,
             "num_layers": self.model.backbone.num_layers,
             "teacher_sha256": self.teacher_sha256,
         }

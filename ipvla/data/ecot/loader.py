@@ -12,6 +12,7 @@ from typing import Any
 import fsspec
 import numpy as np
 
+from ipvla.atomic_file import replacing
 from ipvla.data.ecot.batches import FrameLoader
 from ipvla.data.ecot.config import DATASET_PY, EcotConfig, read_config
 from ipvla.data.ecot.frames import FrameDataset
@@ -19,7 +20,6 @@ from ipvla.data.ecot.member import Member
 from ipvla.data.ecot.store import ReasoningStore, open_store
 from ipvla.data.mixtures import Mixture, mixture_named
 from ipvla.data.oxe_mixtures import OXE_MIXTURES
-from ipvla.data.publish import replacing
 from ipvla.data.rlds.source import RldsSource
 from ipvla.data.source import DatasetError
 from ipvla.data.standards import standard_for

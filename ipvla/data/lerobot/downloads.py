@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
-import uuid
 from pathlib import Path
 
+from ipvla.atomic_file import replacing
 from ipvla.data.lerobot.format import Tree
 from ipvla.data.source import DatasetError
 
@@ -43,11 +42,6 @@ class Downloads:
         copy = self._directory / f"{hashlib.sha256(address.encode()).hexdigest()[:24]}{Path(name).suffix}"
         with self._lock:
             if not copy.exists():
-                self._directory.mkdir(parents=True, exist_ok=True)
-                part = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")
-                try:
+                with replacing(copy) as part:
                     self._tree.files.get_file(self._tree.path(name), str(part))
-                    os.replace(part, copy)
-                finally:
-                    part.unlink(missing_ok=True)
         return str(copy)

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.data.publish import replacing
+from ipvla.atomic_file import replacing
 
 _ROW = np.dtype(
     [

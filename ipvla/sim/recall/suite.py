@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ipvla.sim.libero import CAMERA, LiberoSimulator, configure, write_atomically
+from ipvla.atomic_file import write_text
+from ipvla.sim.libero import CAMERA, LiberoSimulator, configure
 from ipvla.sim.recall.arena import arena_mjcf
 from ipvla.sim.recall.bddl import bddl_text
 from ipvla.sim.recall.expert import demonstrate, expert
@@ -37,6 +38,6 @@ def build_simulator(
 
     bddl_file = root / "bddl_files" / "recall" / f"{task.name}.bddl"
     arena_file = root / "recall_arena.xml"
-    write_atomically(bddl_file, bddl_text(task))
-    write_atomically(arena_file, arena_mjcf())
+    write_text(bddl_file, bddl_text(task))
+    write_text(arena_file, arena_mjcf())
     return LiberoSimulator(RecallProblem(bddl_file, arena_file, task), task, camera_size, cameras)

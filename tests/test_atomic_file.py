@@ -1,0 +1,44 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ipvla.atomic_file import replacing, write_text
+
+
+def test_a_file_appears_when_its_block_has_ended_well(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    with replacing(path) as part:
+        part.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_was_there_stays_if_the_block_fails(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(RuntimeError, match="half"), replacing(path) as part:
+        part.write_text("ne")
+        raise RuntimeError("half way")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with replacing(path) as first, replacing(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first", "the last to end"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_holds_the_text_already_is_left_alone(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a.txt", "Zürich\n")
+    before = path.stat()
+    assert write_text(path, "Zürich\n").stat().st_ino == before.st_ino
+    assert write_text(path, "Bern\n").stat().st_ino != before.st_ino
+    assert path.read_text(encoding="utf-8") == "Bern\n"
