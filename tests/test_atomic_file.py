@@ -20,9 +20,14 @@ def test_a_file_appears_when_its_block_has_ended_well(tmp_path: Path) -> None:
 
 def test_what_was_there_stays_if_the_block_fails(tmp_path: Path) -> None:
     path = write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(RuntimeError, match="half"), replacing(path) as part:
-        part.write_text("ne")
-        raise RuntimeError("half way")
+
+    def fail() -> None:
+        with replacing(path) as part:
+            part.write_text("ne")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half"):
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
