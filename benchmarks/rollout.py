@@ -98,7 +98,7 @@ class RolloutStudy(StorageRoots):
     chaos_episodes: int = 400
     kill_s: tuple[float, float] = (3.0, 7.0)
     soak_episodes: int = 6000
-    soak_warm_up: int = 16
+    soak_warm_up: int = 128
     reading: int = 100
 
     def __post_init__(self) -> None:

@@ -81,7 +81,8 @@ def measure_soak(
     """Plays so many episodes in some evaluations, and reads every process's memory after each `every` of them.
 
     What they do in `warm_up` short evaluations before does not count: a simulator's memory is at its highest once
-    it has built and closed some thirty worlds, in whatever order.
+    it has built and closed some thirty worlds, in whatever order, and a driver's once it has handed out some two
+    thousand episodes (with simulators that only wait it is flat from there on).
     """
     readings: list[_Reading] = []
     kinds: dict[psutil.Process, str] = {}
