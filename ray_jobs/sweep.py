@@ -223,6 +223,7 @@ def run_sweep(sweep: SweepConfig) -> list[Trial]:
                 scheduler=_scheduler(sweep),
                 trial_dirname_creator=_directory,
                 max_concurrent_trials=sweep.concurrent if sweep.search != "random" else None,
+                reuse_actors=True,  # a process costs seconds, and a population would start one at every move
             ),
             run_config=tune.RunConfig(
                 name=place.name,

@@ -91,7 +91,7 @@ def test_the_worst_goes_on_from_the_best(tmp_path: Path) -> None:
     results = tune.Tuner(
         tune.with_resources(climb, driver(concurrent=3)),
         param_space={"gain": tune.grid_search([0.1, 0.5, 0.9])},
-        tune_config=tune.TuneConfig(scheduler=scheduler(space, every=1)),
+        tune_config=tune.TuneConfig(scheduler=scheduler(space, every=1), reuse_actors=True),
         run_config=tune.RunConfig(storage_path=str(tmp_path), name="tune", verbose=0, stop={"step": 3}),
     ).fit()
     told = [result.metrics for result in results]
