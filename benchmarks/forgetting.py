@@ -48,7 +48,7 @@ from benchmarks.forgetting_response import (
     write_conflicting,
 )
 from benchmarks.forgetting_sequence import SequenceRun, sequence_figures
-from benchmarks.forgetting_study import ForgettingStudy, methods
+from benchmarks.forgetting_study import ForgettingStudy, methods, same_recipe
 from benchmarks.forgetting_tables import forgetting_tables
 from benchmarks.record import read_record, write_record
 from benchmarks.scratch import placed
@@ -294,7 +294,7 @@ def respond_to_step(plan: Plan, benchmark: ForgettingBenchmark, seed: int) -> di
 def publish(found: dict[str, Any], console: Console) -> dict[str, Any]:
     """Writes record and plot, over the seeds of earlier runs of this recipe as well; returns these figures."""
     record, runs = read_record("forgetting"), []
-    if record is not None and record["figures"]["recipe"] == found["recipe"]:
+    if record is not None and same_recipe(record["figures"]["recipe"], found["recipe"]):
         found, runs = joined(record["figures"], found), record["runs"]
     plot_fronts(found, _DOCS / "forgetting.png")
     console.print(f"written to {write_record('forgetting', found['seeds'], found, targets(found), runs)}")

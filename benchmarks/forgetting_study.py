@@ -36,6 +36,8 @@ _PRESETS = _EXPERIMENTS / "forgetting"
 _SLICE = 1000
 #: Pictures that questions are about.
 _ASKED = ("ground_red", "recall", "place")
+#: Parts of the base's and of the fine-tunings' settings that belong to a recipe.
+_RECIPE = ("lanes", "model", "optimizer", "training", "num_workers")
 
 
 @dataclass(frozen=True)
@@ -310,13 +312,12 @@ class ForgettingStudy(StorageRoots):
         seed = 0
         fine_tuning = parse(ExperimentConfig, [*self._fine_tuning, *self._run_flags("any", seed)])
         base = parse(ExperimentConfig, self.base_arguments(seed))
-        parts = ("lanes", "model", "optimizer", "training", "num_workers")
         success = self.success(seed)
         told = {
             "suite_version": load_suite(success.suite, self.cache).version,
             "demonstrations": {config.dataset: config.demonstrations for config in self.collections},
-            "base": {name: draccus.encode(getattr(base, name)) for name in parts},
-            "fine_tuning": {name: draccus.encode(getattr(fine_tuning, name)) for name in parts},
+            "base": {name: draccus.encode(getattr(base, name)) for name in _RECIPE},
+            "fine_tuning": {name: draccus.encode(getattr(fine_tuning, name)) for name in _RECIPE},
             "subspaces": {n: draccus.encode(getattr(self.subspaces(seed)[0], n)) for n in ("probe", "icsm")},
             "methods": {name: asdict(methods()[name]) for name in self.names},
             "episodes_per_seed": success.episodes,
@@ -352,6 +353,20 @@ class ForgettingStudy(StorageRoots):
     def _preset(self, name: str) -> list[str]:
         path = _PRESETS / ("quick" if self.quick else "") / f"{name}.yaml"
         return ["--config_path", str(path), *arguments(self.directories)]
+
+
+def same_recipe(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> bool:
+    """Whether two recipes are one; a setting that has come since `earlier` was written had its default then."""
+    return _completed(earlier) == _completed(later)
+
+
+def _completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """With the defaults of settings that it does not know."""
+    told = dict(recipe)
+    for part in {"base", "fine_tuning"} & set(recipe):
+        settings = json.loads(json.dumps(draccus.encode(draccus.decode(ExperimentConfig, recipe[part]))))
+        told[part] = {name: settings[name] for name in _RECIPE}
+    return told
 
 
 def replay_of(closed: Point, method: str) -> Point:

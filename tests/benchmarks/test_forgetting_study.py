@@ -1,5 +1,6 @@
 """The forgetting study: who is compared, on equal terms, and how points are chosen."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from benchmarks.forgetting_choice import Choice, choose, success
 from benchmarks.forgetting_outcomes import ROLES, USES, Played, Point, Skill
 from benchmarks.forgetting_plan import Plan
-from benchmarks.forgetting_study import ForgettingStudy, methods, replay_of, replayed
+from benchmarks.forgetting_study import ForgettingStudy, methods, replay_of, replayed, same_recipe
 from evaluators.success_table import SuccessTable
 from ipvla.experiment import ExperimentConfig
 from ipvla.types import EpisodeResult, EpisodeSpec
@@ -156,3 +157,16 @@ def test_the_sequence_scores_old_skills_as_a_mean_over_families(study):
     scores = study.sequence_scores(SuccessTable("p", (), (), results))
     assert scores == pytest.approx([(1 + 0 + 0.5) / 3, 0.5, 0.0])
     assert list(study.sequence_chance) == ["old skills", "ground_yellow", "count_red1_blue1"]
+
+
+def test_a_recipe_stays_the_same_when_settings_come_and_has_others_when_they_change(study):
+    today = study.recipe
+    before = deepcopy(today)
+    del before["base"]["training"]["accumulate"]
+    assert before != today
+    assert same_recipe(before, today)
+    for part, name, value in (("training", "accumulate", 2), ("optimizer", "lr", 0.5)):
+        other = deepcopy(today)
+        other["fine_tuning"][part][name] = value
+        assert not same_recipe(before, other)
+    assert not same_recipe(before, {**today, "suite_version": "0"})
