@@ -70,8 +70,11 @@ def scheduler(space: Mapping[str, Dimension], every: int) -> TrialScheduler:
 
 
 def driver(concurrent: int) -> tune.PlacementGroupFactory:
-    """What a member's driver asks for: so much of the head node that so many can run at a time."""
-    share = math.floor(1e4 / concurrent) / 1e4
+    """What a member's driver asks for: so much of the head node that so many can run at a time, and no more.
+
+    The rest is for Ray Train, which asks for a thousandth of the head node for every training.
+    """
+    share = (math.floor(1e4 / (concurrent + 1)) + 1) / 1e4
     return tune.PlacementGroupFactory([{"node:__internal_head__": share}])
 
 

@@ -84,6 +84,12 @@ def climb(sample: dict[str, Any]) -> None:
         Member(member.run, step, sample).report({"score": step * sample["gain"]})
 
 
+@pytest.mark.parametrize("concurrent", [1, 2, 3, 4, 8, 16])
+def test_so_many_members_run_at_a_time_and_leave_room_for_their_trainings(concurrent: int) -> None:
+    (share,) = driver(concurrent).bundles[0].values()
+    assert concurrent * (share + 0.001) <= 1 < (concurrent + 1) * share
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_worst_goes_on_from_the_best(tmp_path: Path) -> None:
