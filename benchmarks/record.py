@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ipvla.atomic_file import write_text
 from ipvla.sim.fingerprint import fingerprint
 from ray_jobs.commit import commit
 
@@ -74,9 +75,7 @@ def write_record(
         "targets": [target.to_dict() for target in targets],
         **({"runs": [*earlier, run]} if earlier else {}),
     }
-    path = RESULTS / f"{name}.json"
-    path.write_text(laid_out(record) + "\n")
-    return path
+    return write_text(RESULTS / f"{name}.json", laid_out(record) + "\n")
 
 
 def this_run() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.atomic_file import replacing
+from ipvla.atomic_file import write_text
 from ipvla.data.normalisation import FeatureStatistics
 from ipvla.data.statistics_schema import UnknownDatasetError, dataset_values
 
@@ -77,8 +77,7 @@ class Statistics:
 
     def save(self, path: Path, name: str) -> None:
         """Writes `{name: {action, proprio, num_transitions, num_trajectories}}`, replacing the file at once."""
-        with replacing(path) as part:
-            part.write_text(json.dumps({name: self.to_dict()}, indent=2))
+        write_text(path, json.dumps({name: self.to_dict()}, indent=2))
 
     @classmethod
     def load(cls, path: Path, expected_action_dim: int | None = None, name: str | None = None) -> Self:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ipvla.atomic_file import replacing
+from ipvla.atomic_file import write_text
 from ipvla.data.source import DatasetError, EpisodeSource
 from ipvla.data.standards.standard import Standard
 from ipvla.data.survey import Survey, SurveyPart, combined, survey_part
@@ -40,8 +40,7 @@ def survey_path(directory: Path, source: EpisodeSource, standard: Standard) -> P
 
 def publish_survey(path: Path, name: str, survey: Survey) -> None:
     """Writes a survey; whoever reads meanwhile finds none or a whole one."""
-    with replacing(path) as part:
-        part.write_text(json.dumps({"dataset": name, **survey.to_dict()}, allow_nan=False))
+    write_text(path, json.dumps({"dataset": name, **survey.to_dict()}, allow_nan=False))
 
 
 def load_survey(path: Path) -> Survey | None:

@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from ipvla.atomic_file import replacing
+from ipvla.atomic_file import write_text
 from ipvla.data.ecot.batches import FrameLoader
 from ipvla.data.ecot.config import DATASET_PY, EcotConfig, read_config
 from ipvla.data.ecot.frames import FrameDataset
@@ -79,8 +79,7 @@ def save_dataset_statistics(run_dir: Path | str, stats: Mapping[str, Any]) -> No
     Args:
         stats: `FrameDataset.dataset_statistics`, or another mapping in OpenVLA's schema; arrays become lists.
     """
-    with replacing(Path(run_dir) / STATISTICS_FILE) as part:
-        part.write_text(json.dumps(stats, indent=2, default=_json))
+    write_text(Path(run_dir) / STATISTICS_FILE, json.dumps(stats, indent=2, default=_json))
 
 
 def _mixture(data_mix: str) -> Mixture:

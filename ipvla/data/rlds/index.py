@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.atomic_file import replacing
+from ipvla.atomic_file import replacing, write_text
 
 _ROW = np.dtype(
     [
@@ -92,8 +92,7 @@ class EpisodeIndex:
 
     def save(self, path: Path) -> None:
         """Writes `path` (.npy) and its labels beside it; each appears whole, the rows last."""
-        with replacing(path.with_suffix(".json")) as part:
-            part.write_text(json.dumps({"labels": self._labels, "broken": self.broken}))
+        write_text(path.with_suffix(".json"), json.dumps({"labels": self._labels, "broken": self.broken}))
         with replacing(path) as part, part.open("wb") as file:
             np.save(file, np.asarray(self._rows))
 
