@@ -113,7 +113,7 @@ class Stopwatch:
     def read(self) -> float:
         """Seconds so far; also written down, for the next start."""
         total = self._before + time.monotonic() - self._started
-        self._path.write_text(str(total))
+        write_text(self._path, str(total))
         return total
 
 

@@ -14,6 +14,7 @@ import yaml
 from evaluators.forgetting import Estimate
 from evaluators.pareto import Outcomes, front, gap
 from evaluators.success_table import SuccessTable
+from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
 from ipvla.storage import StorageRoots
 from ray_jobs.search_space import Dimension
@@ -108,8 +109,7 @@ def write_best(config: ExperimentConfig, trial: Trial, path: Path) -> Path:
         f"# {trial.name}: new {trial.told[NEW]:.2f}, old {trial.told[OLD]:.2f}, score {trial.told[SCORE]:.2f}\n"
         f"#     python -m ray_jobs.train --config_path {path.name} --name NAME\n"
     )
-    path.write_text(head + yaml.safe_dump(tree, sort_keys=False, width=115))
-    return path
+    return write_text(path, head + yaml.safe_dump(tree, sort_keys=False, width=115))
 
 
 def plot(trials: Sequence[Trial], chosen: Trial, path: Path) -> Path:

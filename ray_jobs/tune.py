@@ -20,6 +20,7 @@ from rich.markdown import Markdown
 
 from evaluators.forgetting import Estimate
 from evaluators.success_table import SuccessTable
+from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
 from ipvla.tracking import MLflowSink
 from ray_jobs.cli import ending_at_sigterm, run
@@ -99,14 +100,12 @@ def _publish(
     """Files in the sweep's directory, and all of it in the sweep's MLflow run."""
     place = config.directory
     experiment = replace(config.trained("best", chosen.values), name=chosen.name)
-    (place / "sweep.json").write_text(json.dumps(told, indent=1))
     text = report(config, told)
-    (place / "report.md").write_text(text + "\n")
     files = [
         write_best(experiment, chosen, place / "best.yaml"),
         plot(trials, chosen, place / "pareto.png"),
-        place / "sweep.json",
-        place / "report.md",
+        write_text(place / "sweep.json", json.dumps(told, indent=1)),
+        write_text(place / "report.md", text + "\n"),
     ]
     sink.log_params({"trials": config.trials, "search": config.search, "scheduler": config.scheduler})
     sink.log(logged(chosen.told), chosen.step)
