@@ -101,7 +101,15 @@ def _targets(record: Mapping[str, Any]) -> str:
     if any("run" in part for part in record["figures"].values() if isinstance(part, Mapping)):
         return "\n".join([*rows, "", "Commit and machine of each part stand below its table."])
     seeds = f", seeds {_seeds(record)}." if record["seeds"] else "."
-    return "\n".join([*rows, "", where(record).removesuffix(".") + seeds])
+    return "\n".join([*rows, "", where(record).removesuffix(".") + seeds + _earlier(record)])
+
+
+def _earlier(record: Mapping[str, Any]) -> str:
+    """A sentence on the runs before the last one that gave some of the figures."""
+    commits = dict.fromkeys(run["commit"] for run in record.get("runs", []) if run["commit"] != record["commit"])
+    return (
+        f" Earlier runs, which count too, at {', '.join(f'`{one[:10]}`' for one in commits)}." if commits else ""
+    )
 
 
 def _seeds(record: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from benchmarks.memory_costs import CostConfig, costs, measure
 from benchmarks.memory_figures import delay_figures, joined, plot_delays, success_figures, targets, third_best
 from benchmarks.memory_plan import EVERY, ONCE, MeteredAct, plan_figures
 from benchmarks.memory_study import MemoryStudy, drop_memory, mechanisms, reason_at_every_step
-from benchmarks.record import Target
+from benchmarks.record import Target, read_record
 from benchmarks.tables import PAGES, memory_tables, rendered
 from evaluators.success_table import SuccessTable, tabulate
 from ipvla.experiment import ExperimentConfig
@@ -281,3 +281,11 @@ def test_reasoning_at_every_step_writes_a_plan_at_every_step(make_experiment: Ma
     make_experiment().build(World()).policy.save(tmp_path / "gru")
     with pytest.raises(ValueError, match=r"memory\.type prompt"):
         reason_at_every_step(tmp_path / "gru", tmp_path / "never")
+
+
+def test_a_table_names_the_commits_of_all_runs_that_count() -> None:
+    record = read_record("forgetting")
+    assert record is not None
+    commits = {run["commit"][:10] for run in record["runs"]}
+    assert len(commits) > 1
+    assert all(f"`{commit}`" in tables.table(record, "targets") for commit in commits)
