@@ -15,7 +15,7 @@ from ipvla.atomic_file import write_text
 from ipvla.data.probe import ProbeConfig
 from ipvla.forgetting.drift import DriftProbe, pool
 from ipvla.policy import Policy
-from ipvla.training.probed_policy import ProbedPolicy
+from ipvla.training.feature_reader import ProbedPolicy
 
 _BATCH = 64
 

@@ -23,7 +23,7 @@ from ipvla.models.lora import LoRAConfig
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import StorageRoots
-from ipvla.training.probed_policy import ProbedPolicy
+from ipvla.training.feature_reader import ProbedPolicy
 from ipvla.training.target import VLM
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ipvla.forgetting.update_surgery import Factors, UpdateSurgery, check_names
+from ipvla.forgetting.adapter_update import Factors, UpdateSurgery, check_names
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,7 @@ from typing import ClassVar
 import draccus
 from torch import Tensor
 
-from ipvla.forgetting.distillation import DistillationConfig
-from ipvla.forgetting.gpm import GPM, GPMConfig
-from ipvla.forgetting.hsw import HSW, HSWConfig
-from ipvla.forgetting.subspaces import LayerSubspace
-from ipvla.forgetting.thermostat import Gains
-from ipvla.forgetting.update_surgery import (
+from ipvla.forgetting.adapter_update import (
     Factors,
     InputDecay,
     InputDecayConfig,
@@ -27,6 +22,11 @@ from ipvla.forgetting.update_surgery import (
     TwoSided,
     TwoSidedConfig,
 )
+from ipvla.forgetting.distillation import DistillationConfig
+from ipvla.forgetting.gpm import GPM, GPMConfig
+from ipvla.forgetting.hsw import HSW, HSWConfig
+from ipvla.forgetting.subspaces import LayerSubspace
+from ipvla.forgetting.thermostat import Gains
 from ipvla.forgetting.weight_penalty import EWCConfig, L2SPConfig, WeightPenalty
 from ipvla.models.corda import begin_by_corda
 from ipvla.models.lora import factors, layer_of
@@ -129,7 +129,7 @@ class HSWSurgeryConfig(HSWConfig, SurgeryConfig):
 @SurgeryConfig.register_subclass("projected_update")
 @dataclass(frozen=True)
 class ProjectedUpdateSurgeryConfig(ProjectedUpdateConfig, SurgeryConfig):
-    """See `ipvla.forgetting.update_surgery`; `writers` name the modules that write into the residual stream."""
+    """See `ipvla.forgetting.adapter_update`; `writers` name the modules that write into the residual stream."""
 
     gained: ClassVar[tuple[str, ...]] = ("beta", "gamma")
     shards: ClassVar[bool] = True
@@ -148,7 +148,7 @@ class ProjectedUpdateSurgeryConfig(ProjectedUpdateConfig, SurgeryConfig):
 @SurgeryConfig.register_subclass("routed_moments")
 @dataclass(frozen=True)
 class RoutedMomentsSurgeryConfig(RoutedMomentsConfig, SurgeryConfig):
-    """See `ipvla.forgetting.update_surgery`; `writers` name the modules that write into the residual stream."""
+    """See `ipvla.forgetting.adapter_update`; `writers` name the modules that write into the residual stream."""
 
     gained: ClassVar[tuple[str, ...]] = ("beta", "gamma")
     writers: tuple[str, ...] = ("o_proj", "down_proj")
@@ -166,7 +166,7 @@ class RoutedMomentsSurgeryConfig(RoutedMomentsConfig, SurgeryConfig):
 @SurgeryConfig.register_subclass("two_sided")
 @dataclass(frozen=True)
 class TwoSidedSurgeryConfig(TwoSidedConfig, SurgeryConfig):
-    """See `ipvla.forgetting.update_surgery`; on every adapter."""
+    """See `ipvla.forgetting.adapter_update`; on every adapter."""
 
     gained: ClassVar[tuple[str, ...]] = ("lambda", "kappa")
     shards: ClassVar[bool] = True
@@ -192,7 +192,7 @@ class _DecayingInputs(Surgery):
 @SurgeryConfig.register_subclass("input_decay")
 @dataclass(frozen=True)
 class InputDecaySurgeryConfig(InputDecayConfig, SurgeryConfig):
-    """See `ipvla.forgetting.update_surgery`; on every adapter of a linear module."""
+    """See `ipvla.forgetting.adapter_update`; on every adapter of a linear module."""
 
     gained: ClassVar[tuple[str, ...]] = ("lambda",)
     shards: ClassVar[bool] = True

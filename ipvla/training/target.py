@@ -11,15 +11,15 @@ import torch
 
 from ipvla.data.probe import ProbeSet
 from ipvla.data.transforms import Transforms
+from ipvla.forgetting.adapter_update import Factors
 from ipvla.forgetting.distillation import TeacherOutputs
 from ipvla.forgetting.fisher import DiagonalFisher
 from ipvla.forgetting.module_statistics import ModuleStatistics
 from ipvla.forgetting.subspaces import ArtifactIdentity, Subspaces
-from ipvla.forgetting.update_surgery import Factors
 from ipvla.forgetting.weight_change import FullChange, LowRankChange, WeightChange
 from ipvla.models.lora import adapters, factors
 from ipvla.models.vla import IPVLA
-from ipvla.training.probed_policy import ProbedPolicy
+from ipvla.training.feature_reader import ProbedPolicy
 
 #: What a name inside `backbone.vlm` is preceded by in the model.
 VLM = "backbone.vlm."

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ipvla.forgetting.update_surgery import Factors, UpdateSurgery
+from ipvla.forgetting.adapter_update import Factors, UpdateSurgery
 from ipvla.models.sharding import is_sharded, sharded_like, whole
 
 

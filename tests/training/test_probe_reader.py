@@ -11,9 +11,9 @@ from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting.drift import pool
 from ipvla.models.lora import LoRAConfig
 from ipvla.models.vla import IPVLA
+from ipvla.training.feature_reader import ProbedPolicy
 from ipvla.training.parallel import World
 from ipvla.training.probe_reader import ProbeReader, _joined
-from ipvla.training.probed_policy import ProbedPolicy
 from tests.training.fine_tuning import PROBE
 
 LAYERS = (3, 5)

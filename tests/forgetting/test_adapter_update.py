@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ipvla.forgetting.update_surgery import (
+from ipvla.forgetting.adapter_update import (
     InputDecayConfig,
     ProjectedUpdateConfig,
     RoutedMomentsConfig,
