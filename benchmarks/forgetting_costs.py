@@ -24,9 +24,9 @@ import torch
 from evaluators.forgetting import Estimate, FloatArray
 from ipvla.data.plan import PlanPosition
 from ipvla.experiment import ExperimentConfig
-from ipvla.forgetting.thermostat import Gains, ThermostatConfig
-from ipvla.training.parallel import World
-from ipvla.training.precision import autocasts
+from ipvla.forgetting import Gains
+from ipvla.forgetting.thermostat import ThermostatConfig
+from ipvla.training.parallel import World, autocasts
 from ipvla.training.step import training_step
 from ipvla.types import StepBatch
 
@@ -132,7 +132,7 @@ def variants(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
     protection = config.protected_by
     if protection is None:
         raise ValueError("the experiment's forgetting is None or off; give the method whose cost is asked for")
-    if protection.method.gains == Gains():
+    if protection.method.gained and protection.method.gains == Gains():
         raise ValueError(f"the gains of {protection.method} leave training as it is; lower gamma or beta")
     regulated = replace(protection, thermostat=protection.thermostat or ThermostatConfig())
     return {

@@ -15,7 +15,7 @@ from ipvla.atomic_file import write_text
 from ipvla.data.probe import ProbeConfig
 from ipvla.forgetting.drift import DriftProbe, pool
 from ipvla.policy import Policy
-from ipvla.training.feature_reader import ProbedPolicy
+from ipvla.training.feature_reader import FeatureReader
 
 _BATCH = 64
 
@@ -68,7 +68,7 @@ def _take(config: ReadingsConfig, policy: Path, probes: Path, cache: Path) -> Re
     probe = config.probe.build(probes)
     backbone = teacher.config.backbone
     name = backbone.get_choice_name(type(backbone))
-    models = [ProbedPolicy(p.model, name) for p in (teacher, student)]
+    models = [FeatureReader(p.model, name) for p in (teacher, student)]
     batches = probe.batches(teacher.transforms, _BATCH)
     divergences = []
     with torch.no_grad():
@@ -79,7 +79,7 @@ def _take(config: ReadingsConfig, policy: Path, probes: Path, cache: Path) -> Re
     return Readings(float(torch.cat(divergences).mean()), drift, grounding(student, config.questions.build(cache)))
 
 
-def _drift(config: ReadingsConfig, student: ProbedPolicy, batches: Sequence[object]) -> float:
+def _drift(config: ReadingsConfig, student: FeatureReader, batches: Sequence[object]) -> float:
     meta = json.loads((config.artifact / "drift.json").read_text())
     probe = DriftProbe.load(config.artifact, backbone=student.name, layers=meta["layers"])
     vectors = [pool(student, batch, list(probe.teacher))[0] for batch in batches]

@@ -37,6 +37,7 @@ from ipvla.data.probe import ProbeConfig
 from ipvla.data.publish import appearing, exclusive
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import DataConfig, ExperimentConfig
+from ipvla.forgetting import HSWConfig
 from ipvla.forgetting.icsm import ICSMConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.models.backbones import PaliGemmaConfig
@@ -55,7 +56,6 @@ from ipvla.storage import StorageRoots
 from ipvla.training.loop import TrainingConfig
 from ipvla.training.parallel import World
 from ipvla.training.protection import ForgettingConfig
-from ipvla.training.surgery import HSWSurgeryConfig
 from ipvla.types import Observation
 from ray_jobs.cli import run
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
@@ -270,7 +270,7 @@ def protected(study: GPUStudy) -> ExperimentConfig:
         model=replace(base.model, lora=LoRAConfig(rank=study.lora_rank, alpha=study.lora_rank)),
         forgetting=ForgettingConfig(
             artifact=_ARTIFACT,
-            method=HSWSurgeryConfig(beta=0.9, gamma=0.5),
+            method=HSWConfig(beta=0.9, gamma=0.5),
             thermostat=ThermostatConfig(batch=min(64, study.probe // 2)),
             probe=probe,
         ),

@@ -31,7 +31,7 @@ from ipvla.training.loop import TrainingConfig
 from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
 from ipvla.training.protection import ForgettingConfig
-from ipvla.training.state import TrainingState
+from ipvla.training.step import TrainingState
 
 
 @dataclass(frozen=True)

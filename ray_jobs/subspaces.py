@@ -23,7 +23,7 @@ from ipvla.models.lora import LoRAConfig
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import StorageRoots
-from ipvla.training.feature_reader import ProbedPolicy
+from ipvla.training.feature_reader import FeatureReader
 from ipvla.training.target import VLM
 from ray_jobs.cli import run
 from ray_jobs.cluster import connect
@@ -110,7 +110,7 @@ def find(config: SubspacesConfig) -> tuple[Path, Subspaces]:
 def read_teacher(config: SubspacesConfig, directory: Path) -> Subspaces:
     """`find` in this process: writes all that was asked for and, last, the subspaces."""
     teacher = Teacher.open(config)
-    model = ProbedPolicy(teacher.policy.model, teacher.backbone)
+    model = FeatureReader(teacher.policy.model, teacher.backbone)
     batches = teacher.probe.batches(teacher.policy.transforms, config.batch)
     meta: dict[str, Any] = {
         "probe_sha256": teacher.probe.sha256,

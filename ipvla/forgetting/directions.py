@@ -10,14 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ipvla.forgetting.gains import Gains
 from ipvla.forgetting.subspaces import LayerSubspace
-
-
-def check_gains(beta: float, gamma: float, most: float = 1.0) -> None:
-    """ValueError unless both gains are in [0, most]."""
-    for name, value in (("beta", beta), ("gamma", gamma)):
-        if not 0 <= value <= most:
-            raise ValueError(f"{name} is {value}; it must be in [0, {most:g}]")
 
 
 class Directions(nn.Module):
@@ -50,9 +44,9 @@ class GainedSubspace(Directions):
         super().__init__(subspace.basis, device)
         self.fragile = subspace.fragile.shape[1]
 
-    def set_gains(self, beta: float, gamma: float) -> None:
-        self.weight[: self.fragile] = 1 - gamma
-        self.weight[self.fragile :] = 1 - beta
+    def set_gains(self, gains: Gains) -> None:
+        self.weight[: self.fragile] = 1 - gains.gamma
+        self.weight[self.fragile :] = 1 - gains.beta
 
 
 class DampedSpectrum(Directions):
@@ -62,15 +56,21 @@ class DampedSpectrum(Directions):
 
     Args:
         moment: M [n, n], symmetric and positive semi-definite.
-        name: of whose moment it is, for the errors.
+        name: of M, for the errors.
+        width: n, which the adapter needs.
 
     Raises:
-        ValueError: M is not finite, not symmetric, or clearly indefinite.
+        ValueError: M is of another size, not finite, not symmetric, or clearly indefinite.
     """
 
     spectrum: Tensor
 
-    def __init__(self, moment: Tensor, name: str, device: torch.device) -> None:
+    def __init__(self, moment: Tensor, name: str, width: int, device: torch.device) -> None:
+        if moment.shape != (width, width):
+            raise ValueError(
+                f"{name} is {list(moment.shape)}, the adapter needs [{width}, {width}]; "
+                "collect the module statistics of this model"
+            )
         moment = moment.to(device, torch.float64)
         if not torch.isfinite(moment).all() or not torch.allclose(moment, moment.T):
             raise ValueError(f"{name} is not a finite symmetric matrix; collect the module statistics again")
@@ -83,6 +83,6 @@ class DampedSpectrum(Directions):
         super().__init__(vectors, device)
         self.register_buffer("spectrum", spectrum.clamp(min=0).float(), persistent=False)
 
-    def set_damping(self, lam: float) -> None:
-        scaled = lam * self.spectrum
+    def set_gains(self, gains: Gains) -> None:
+        scaled = gains.lam * self.spectrum
         self.weight.copy_(scaled / (1 + scaled))

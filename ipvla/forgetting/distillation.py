@@ -13,12 +13,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ipvla.forgetting.method import Method, MethodConfig, Target
 from ipvla.forgetting.probed import ProbedModel
 from ipvla.forgetting.subspaces import ArtifactError, read_artifact, write_artifact
 
@@ -31,6 +32,10 @@ class TeacherOutputs:
         outputs: [N, ...], parameters of the output distribution, on the CPU, row i of record i.
         meta: what they were made from, JSON values; at least backbone and probe_sha256.
     """
+
+    file: ClassVar[str] = "outputs.json"
+    contents: ClassVar[str] = "outputs of the teacher"
+    request: ClassVar[str] = "this version"
 
     outputs: Tensor
     meta: Mapping[str, Any]
@@ -45,7 +50,7 @@ class TeacherOutputs:
     def save(self, directory: Path) -> None:
         """Writes `outputs.safetensors` and `outputs.json`."""
         tensors = {"outputs": self.outputs}
-        write_artifact(directory / "outputs.safetensors", directory / "outputs.json", tensors, self.meta)
+        write_artifact(directory / "outputs.safetensors", directory / self.file, tensors, self.meta)
 
     @classmethod
     def load(cls, directory: Path, expected: Mapping[str, Any]) -> Self:
@@ -55,25 +60,30 @@ class TeacherOutputs:
             ArtifactError: they are missing, damaged, or of something else.
         """
         path = directory / "outputs.safetensors"
-        tensors, meta = read_artifact(path, directory / "outputs.json", expected)
+        tensors, meta = read_artifact(path, directory / cls.file, expected)
         if "outputs" not in tensors:
             raise ArtifactError(f"{path} has no outputs; make it again from the teacher and the probe")
         return cls(tensors["outputs"], meta)
 
 
+@MethodConfig.register_subclass("distillation")
 @dataclass(frozen=True)
-class DistillationConfig:
-    """How much and on what.
+class DistillationConfig(MethodConfig):
+    """How much and on what; the records are those of `forgetting.probe`.
 
     Attributes:
         weight: of the penalty, >= 0; 0 leaves training alone.
         batch: probe records per step.
     """
 
+    reads_probe: ClassVar[bool] = True
+    shards: ClassVar[bool] = True
+
     weight: float = 0.0
     batch: int = 16
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"the weight of distillation is {self.weight}; it must be finite and at least 0")
         if self.batch < 1:
@@ -85,8 +95,13 @@ class DistillationConfig:
         """`batch_of`: the model's batch of these records of the probe; `seed`: of their draw."""
         return Distillation(model, batch_of, teacher.outputs, self, seed)
 
+    def install(self, target: Target) -> Method:
+        if not self.weight:
+            return Method()
+        return self.build(target.student, target.records, target.measured(TeacherOutputs), target.seed)
 
-class Distillation:
+
+class Distillation(Method):
     """See the module's docstring; what a step draws is a pure function of seed and step.
 
     Raises:
@@ -114,8 +129,8 @@ class Distillation:
         random = np.random.default_rng((self._seed, step))
         return sorted(random.choice(len(self._teacher), self._config.batch, replace=False).tolist())
 
-    def __call__(self, step: int) -> Tensor:
-        """The penalty at `step`, a float64 scalar in the graph of the model's weights."""
+    def penalty(self, step: int) -> Tensor:
+        """A float64 scalar in the graph of the model's weights."""
         records = self.records(step)
         output = self._model.read(self._batch_of(records)).output
         reference = self._teacher[records].to(output.device)

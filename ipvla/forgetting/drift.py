@@ -19,8 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ipvla.forgetting.pooling import instruction_mean
-from ipvla.forgetting.probed import ProbedModel
+from ipvla.forgetting.probed import ProbedModel, instruction_mean
 from ipvla.forgetting.subspaces import ArtifactError, read_artifact, write_artifact
 
 IntArray = npt.NDArray[np.int64]

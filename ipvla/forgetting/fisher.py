@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,10 @@ class DiagonalFisher:
         weights: by the weight's name in the policy's model.
         meta: what it was made from, JSON values; at least backbone, width, num_layers, probe_sha256.
     """
+
+    file: ClassVar[str] = "fisher.json"
+    contents: ClassVar[str] = "Fisher information"
+    request: ClassVar[str] = "--fisher.weights adapters (or all)"
 
     weights: Mapping[str, Tensor]
     meta: Mapping[str, Any]
@@ -99,7 +103,7 @@ class DiagonalFisher:
 
     def save(self, directory: Path) -> None:
         """Writes `fisher.safetensors` and `fisher.json`."""
-        write_artifact(directory / "fisher.safetensors", directory / "fisher.json", self.weights, self.meta)
+        write_artifact(directory / "fisher.safetensors", directory / self.file, self.weights, self.meta)
 
     @classmethod
     def load(cls, directory: Path, expected: Mapping[str, Any]) -> Self:
@@ -108,7 +112,7 @@ class DiagonalFisher:
         Raises:
             ArtifactError: it is missing, damaged, or of something else.
         """
-        return cls(*read_artifact(directory / "fisher.safetensors", directory / "fisher.json", expected))
+        return cls(*read_artifact(directory / "fisher.safetensors", directory / cls.file, expected))
 
 
 def _gradients(

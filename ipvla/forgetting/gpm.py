@@ -10,16 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ipvla.forgetting.adapter_update import Factors, UpdateSurgery, check_names
+from ipvla.forgetting.adapter_update import check_names
+from ipvla.forgetting.method import Factors, Method, MethodConfig, Target
+from ipvla.forgetting.module_statistics import ModuleStatistics
 
 
+@MethodConfig.register_subclass("gpm")
 @dataclass(frozen=True)
-class GPMConfig:
-    """energy: share of the inputs' second moment that is protected, in (0, 1]."""
+class GPMConfig(MethodConfig):
+    """On every adapter; all of them must be on linear modules.
+
+    Attributes:
+        energy: share of the inputs' second moment that is protected, in (0, 1].
+    """
+
+    shards: ClassVar[bool] = True
 
     energy: float = 0.95
 
@@ -31,8 +41,11 @@ class GPMConfig:
         """Projects A at once. `moments`: by module name, of its inputs [in, in]."""
         return GPM(factors, {name: input_space(moment, self.energy) for name, moment in moments.items()})
 
+    def install(self, target: Target) -> Method:
+        return self.build(target.all_factors(), target.measured(ModuleStatistics).of_inputs)
 
-class GPM(UpdateSurgery):
+
+class GPM(Method):
     """Keeps A [r, in] of every adapter across its module's space.
 
     Args:
@@ -72,8 +85,8 @@ class GPM(UpdateSurgery):
         shares = [space.shape[1] / space.shape[0] for _, space in self._spaces]
         return sum(shares) / len(shares)
 
-    def before(self) -> None:
-        """Nothing: the projection does not depend on the state before."""
+    def readings(self) -> dict[str, float]:
+        return {"protected_share": self.protected_share}
 
     @torch.no_grad()
     def after(self) -> None:

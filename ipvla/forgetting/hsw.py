@@ -26,22 +26,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ipvla.forgetting.directions import GainedSubspace, check_gains
+from ipvla.forgetting.directions import GainedSubspace
+from ipvla.forgetting.gains import Gains
+from ipvla.forgetting.layers import edit_output
+from ipvla.forgetting.method import Method, MethodConfig, Target
 from ipvla.forgetting.subspaces import LayerSubspace, Subspaces
 
 SITES: Final = ("last4", "single", "writers")
-LARGEST_GAIN: Final = 2.0
 _READINGS: Final = ("norm_before", "norm_after", "fragile_energy", "plastic_energy")
 
 
+@MethodConfig.register_subclass("hsw")
 @dataclass(frozen=True)
-class HSWConfig:
+class HSWConfig(MethodConfig):
     """Where gradients are cut, and by how much at first.
 
     Attributes:
@@ -51,6 +54,10 @@ class HSWConfig:
         epsilon: in the norm rule, >= 0.
     """
 
+    gained: ClassVar[tuple[str, ...]] = ("beta", "gamma")
+    largest_gain: ClassVar[float] = 2.0
+    shards: ClassVar[bool] = True
+
     beta: float = 1.0
     gamma: float = 1.0
     sites: str = "last4"
@@ -58,7 +65,7 @@ class HSWConfig:
     epsilon: float = 1e-12
 
     def __post_init__(self) -> None:
-        check_gains(self.beta, self.gamma, LARGEST_GAIN)
+        super().__post_init__()
         if self.sites not in SITES:
             raise ValueError(f"hsw.sites is {self.sites!r}; choose one of {', '.join(SITES)}")
         if self.sites == "writers" and not self.writers:
@@ -67,7 +74,29 @@ class HSWConfig:
             raise ValueError(f"hsw.epsilon is {self.epsilon}; it must be at least 0")
 
     def build(self, layers: Sequence[nn.Module], subspaces: Subspaces) -> HSW:
-        return install(layers, subspaces, self)
+        """Puts surgeries behind the sites among `layers`; each puts out [B, N, D], or a tuple that begins with it.
+
+        Build after the adapters and on the device of training, before `torch.compile`.
+
+        Raises:
+            ValueError: the subspaces are of deeper layers than there are; a layer lacks a writer.
+        """
+        numbers = sorted(number for group in subspaces.groups for number in group.layers)
+        if numbers[-1] >= len(layers):
+            raise ValueError(
+                f"the subspaces protect layer {numbers[-1]}, but the model has {len(layers)} language layers; "
+                "fit them on this backbone"
+            )
+        if self.sites == "single":
+            numbers = numbers[-1:]
+        sites = {}
+        for number in numbers:
+            for path, module in _inside(layers[number], number, self).items():
+                sites[f"layer{number}{path}"] = module, subspaces.for_layer(number)
+        return HSW(sites, self)
+
+    def install(self, target: Target) -> Method:
+        return self.build(target.layers, target.subspaces)
 
 
 class _Cut(torch.autograd.Function):
@@ -131,7 +160,7 @@ class GradientSurgery(GainedSubspace):
             return torch.where(finite, cut.mul_(scale).view(g.shape).to(g.dtype), g)
 
 
-class HSW:
+class HSW(Method):
     """The surgeries on a model, by site: `layer14`, or `layer14.o_proj` among writers."""
 
     def __init__(self, sites: dict[str, tuple[nn.Module, LayerSubspace]], config: HSWConfig) -> None:
@@ -140,14 +169,14 @@ class HSW:
         for name, (module, subspace) in sites.items():
             device = next(module.parameters(), subspace.fragile).device
             self.surgeries[name] = GradientSurgery(subspace, device, config.epsilon)
-            self._handles.append(module.register_forward_hook(_behind(self.surgeries[name])))
-        self.set_gains(config.beta, config.gamma)
+            self._handles.append(edit_output(module, self.surgeries[name]))
+        self.set_gains(config.gains)
 
-    def set_gains(self, beta: float, gamma: float) -> None:
-        """Takes effect with the next backward pass; ValueError outside [0, 2]."""
-        check_gains(beta, gamma, LARGEST_GAIN)
+    def set_gains(self, gains: Gains) -> None:
+        """From the next backward pass on; ValueError unless beta and gamma are in [0, 2]."""
+        gains.check(HSWConfig.largest_gain)
         for surgery in self.surgeries.values():
-            surgery.set_gains(beta, gamma)
+            surgery.set_gains(gains)
 
     def readings(self) -> dict[str, float]:
         """Means over the backward calls since the last reading, per site (`layer14.norm_before`) and over all.
@@ -161,41 +190,18 @@ class HSW:
             surgery.totals.zero_()
         rows = dict(zip(self.surgeries, totals.tolist(), strict=True))
         rows[""] = [sum(column) for column in zip(*rows.values(), strict=True)]
-        found = {}
+        readings = {}
         for name, (calls, *sums, nonfinite) in rows.items():
             prefix = f"{name}." if name else ""
-            found[f"{prefix}nonfinite"] = nonfinite
+            readings[f"{prefix}nonfinite"] = nonfinite
             if calls:
-                found |= {f"{prefix}{key}": value / calls for key, value in zip(_READINGS, sums, strict=True)}
-        return found
+                readings |= {f"{prefix}{key}": value / calls for key, value in zip(_READINGS, sums, strict=True)}
+        return readings
 
     def remove(self) -> None:
         """Leaves the model as it was before."""
         for handle in self._handles:
             handle.remove()
-
-
-def install(layers: Sequence[nn.Module], subspaces: Subspaces, config: HSWConfig) -> HSW:
-    """Puts surgeries behind the sites among `layers`, whose outputs are [B, N, D], or a tuple that begins with it.
-
-    Install after the adapters and on the device of training, before `torch.compile`.
-
-    Raises:
-        ValueError: the subspaces are of deeper layers than there are; a layer lacks a writer.
-    """
-    numbers = sorted(number for group in subspaces.groups for number in group.layers)
-    if numbers[-1] >= len(layers):
-        raise ValueError(
-            f"the subspaces protect layer {numbers[-1]}, but the model has {len(layers)} language layers; "
-            "fit them on this backbone"
-        )
-    if config.sites == "single":
-        numbers = numbers[-1:]
-    found = {}
-    for number in numbers:
-        for path, module in _inside(layers[number], number, config).items():
-            found[f"layer{number}{path}"] = module, subspaces.for_layer(number)
-    return HSW(found, config)
 
 
 def _inside(layer: nn.Module, number: int, config: HSWConfig) -> dict[str, nn.Module]:
@@ -207,12 +213,3 @@ def _inside(layer: nn.Module, number: int, config: HSWConfig) -> dict[str, nn.Mo
     if missing:
         raise ValueError(f"hsw.writers names {missing}, which layer {number} does not have")
     return {f".{name}": named[name] for name in config.writers}
-
-
-def _behind(surgery: GradientSurgery) -> Callable[[nn.Module, Any, Any], Any]:
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (surgery(output[0]), *output[1:])
-        return surgery(output)
-
-    return hook

@@ -35,8 +35,7 @@ import torch
 from torch import Tensor
 
 from ipvla.forgetting.layers import LayerGroup, edited, layer_groups
-from ipvla.forgetting.pooling import instruction_mean
-from ipvla.forgetting.probed import ProbedModel, sampled_gradients
+from ipvla.forgetting.probed import ProbedModel, instruction_mean, sampled_gradients
 from ipvla.forgetting.subspaces import LayerSubspace, Subspaces
 
 #: Below this share of the gradient's energy a layer's instruction positions carry nothing but rounding.
@@ -307,8 +306,9 @@ def _injection_scores(model: ProbedModel, batches: Sequence[Any], number: int, i
 
 
 def _spearman(a: Tensor, b: Tensor) -> float:
-    """Of a and b [n], ties sharing their mean rank; nan if one is constant."""
-    if len(a) < 2:
+    """Spearman's correlation of a and b [n]; NaN where it is undefined: n < 2, or one of them is constant."""
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]  # takes a second
+
+    if len(a) < 2 or (a == a[0]).all() or (b == b[0]).all():
         return math.nan
-    ranks = [(x[:, None] > x).double().sum(1) + 0.5 * (x[:, None] == x).double().sum(1) for x in (a, b)]
-    return torch.corrcoef(torch.stack(ranks))[0, 1].item()
+    return float(spearmanr(a.numpy(), b.numpy()).statistic)

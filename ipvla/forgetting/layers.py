@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -45,18 +46,57 @@ def layer_groups(num_layers: int, last: int = 4) -> tuple[LayerGroup, LayerGroup
     return LayerGroup("a", first, first[-1]), LayerGroup("b", second, second[-1])
 
 
-@contextmanager
-def edited(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While it lasts, `edit` is applied to what `module` puts out: a tensor, or a tuple's first element."""
+def edit_output(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """Applies `edit` to the output of `module`, a tensor or a tuple's first element until `remove`."""
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
 
-    handle = module.register_forward_hook(hook)
+    return module.register_forward_hook(hook)
+
+
+@contextmanager
+def edited(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """`edit_output` for the duration of the block."""
+    handle = edit_output(module, edit)
     try:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def outputs(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
+    """In the block, a forward pass leaves here what each module puts out (of a tuple the first element)."""
+    collected: dict[Key, Tensor] = {}
+
+    def collect(key: Key) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            collected[key] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            stack.callback(module.register_forward_hook(collect(key)).remove)
+        yield collected
+
+
+@contextmanager
+def inputs(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
+    """In the block, a forward pass leaves here each module's first argument, detached."""
+    collected: dict[Key, Tensor] = {}
+
+    def collect(key: Key) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            collected[key] = arguments[0].detach()
+
+        return hook
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            stack.callback(module.register_forward_pre_hook(collect(key)).remove)
+        yield collected
 
 
 @contextmanager

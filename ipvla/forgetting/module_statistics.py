@@ -11,17 +11,17 @@ trace = dimension, so that one strength suits all modules.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from ipvla.forgetting.layers import inputs
 from ipvla.forgetting.probed import ProbedModel, sampled_gradients
-from ipvla.forgetting.subspaces import ArtifactError, ArtifactIdentity, read_artifact, write_artifact
+from ipvla.forgetting.subspaces import ArtifactError, read_artifact, write_artifact
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class ModuleStatistics:
         modules: name -> (A [in, in], G [out, out]).
         meta: what they were made from, JSON values; at least backbone, width, num_layers, probe_sha256.
     """
+
+    file: ClassVar[str] = "module_statistics.json"
+    contents: ClassVar[str] = "module statistics"
+    request: ClassVar[str] = "--adapters as model.lora"
 
     modules: Mapping[str, tuple[Tensor, Tensor]]
     meta: Mapping[str, Any]
@@ -49,19 +53,17 @@ class ModuleStatistics:
             for factor, m in zip("AG", pair, strict=True)
         }
         meta = {**self.meta, "modules": list(self.modules)}
-        write_artifact(
-            directory / "module_statistics.safetensors", directory / "module_statistics.json", tensors, meta
-        )
+        write_artifact(directory / "module_statistics.safetensors", directory / self.file, tensors, meta)
 
     @classmethod
-    def load(cls, directory: Path, **identity: Unpack[ArtifactIdentity]) -> Self:
-        """What `save` wrote, if it is of this identity.
+    def load(cls, directory: Path, expected: Mapping[str, Any]) -> Self:
+        """What `save` wrote, if its meta has the `expected` values.
 
         Raises:
             ArtifactError: it is missing, damaged, or of something else.
         """
-        meta_path = directory / "module_statistics.json"
-        tensors, meta = read_artifact(directory / "module_statistics.safetensors", meta_path, identity)
+        meta_path = directory / cls.file
+        tensors, meta = read_artifact(directory / "module_statistics.safetensors", meta_path, expected)
         try:
             modules = {name: (tensors[f"{name}.A"], tensors[f"{name}.G"]) for name in meta["modules"]}
         except (KeyError, TypeError) as error:
@@ -99,37 +101,18 @@ def collect(
     }
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
-        with _inputs(linear) as inputs:
+        with inputs(linear) as rows_of:
             _, sampled = sampled_gradients(model, batch, linear, labels, generator)
         for gradients in sampled:
             for name, gradient in gradients.items():
                 reached = gradient.ne(0).any(-1)
-                for moment, rows in zip(moments[name], (inputs[name], gradient), strict=True):
+                for moment, rows in zip(moments[name], (rows_of[name], gradient), strict=True):
                     chosen = rows[reached].double()
                     moment.add_((chosen.T @ chosen).cpu())
     made_from = {"backbone": model.name, "width": model.width, "num_layers": len(model.layers)}
     sampling = {"labels": labels, "seed": seed, "versions": {"torch": torch.__version__}}
     normalised = {name: (_normalised(a, name), _normalised(g, name)) for name, (a, g) in moments.items()}
     return ModuleStatistics(normalised, {**meta, **made_from, **sampling})
-
-
-@contextmanager
-def _inputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """While it lasts, a forward pass leaves each module's input here."""
-    kept: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            kept[name] = args[0].detach()
-
-        return hook
-
-    handles = [module.register_forward_pre_hook(keep(name)) for name, module in modules.items()]
-    try:
-        yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _normalised(moment: Tensor, name: str) -> Tensor:

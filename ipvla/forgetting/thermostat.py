@@ -42,24 +42,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
+from ipvla.forgetting.gains import Gains
+
 FLOOR = 0.01
 #: Less drift than this, in the relative unit of paired readings, is within bfloat16's rounding.
 LEAST_LO = 1e-3
-
-
-@dataclass(frozen=True)
-class Gains:
-    """What the controller asks for; the defaults leave training as it is.
-
-    Attributes:
-        beta, gamma: of the gradient in the plastic and in the fragile subspace, see `hsw`.
-        lam, kappa: strength of two-sided surgery or input decay, and decay of the adapters, see `update_surgery`.
-    """
-
-    beta: float = 1.0
-    gamma: float = 1.0
-    lam: float = 0.0
-    kappa: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -193,7 +180,7 @@ class Thermostat:
         return ThermostatState(lo=lo, hi=self.config.hi_over_lo * lo, strength=self.config.start)
 
     def due(self, step: int) -> bool:
-        """Whether a reading is taken before training step `step`, counted from 0."""
+        """Is a reading due after `step` optimizer steps?"""
         return step % self.config.every == 0
 
     def ends_calibration(self, state: ThermostatState) -> bool:

@@ -1,10 +1,11 @@
 """Penalties that hold weights near the teacher's: the loss gains a term that is quadratic in what training added.
 
-    L2-SP  strength / 2 * sum dW^2       Li, Grandvalet and Davoine, arXiv 1802.01483
-    EWC    strength / 2 * sum F dW^2     Kirkpatrick et al., arXiv 1612.00796, eq. 3
+    L2-SP  weight / 2 * sum dW^2       Li, Grandvalet and Davoine, arXiv 1802.01483
+    EWC    weight / 2 * sum F dW^2     Kirkpatrick et al., arXiv 1612.00796, eq. 3
 
 with F the diagonal of the teacher's Fisher information (`fisher`), scaled to mean 1 over all protected weights. So
-EWC with a flat F is L2-SP, and one strength means as much for either.
+EWC with a flat F is L2-SP, and one weight means as much for either. The settings call this weight `strength`,
+since the recipes of recorded comparisons do.
 """
 
 from __future__ import annotations
@@ -16,39 +17,65 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ipvla.forgetting.fisher import DiagonalFisher
+from ipvla.forgetting.method import Method, MethodConfig, Target
 from ipvla.forgetting.weight_change import WeightChange
 
 
 @dataclass(frozen=True)
-class L2SPConfig:
-    """strength: >= 0; 0 leaves training alone."""
+class _PenaltyConfig(MethodConfig):
+    """strength: weight of the penalty, >= 0; 0 leaves training alone."""
 
     strength: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_strength("l2_sp", self.strength)
+        super().__post_init__()
+        if not 0 <= self.strength < math.inf:
+            name = self.get_choice_name(type(self))
+            raise ValueError(f"the strength of {name} is {self.strength}; it must be finite and at least 0")
+
+
+@MethodConfig.register_subclass("l2_sp")
+@dataclass(frozen=True)
+class L2SPConfig(_PenaltyConfig):
+    """On the adapters, or without any on all that is trained. Needs no artifact.
+
+    Attributes:
+        strength: weight of the penalty, >= 0; 0 leaves training alone.
+    """
 
     def build(self, changes: Mapping[str, WeightChange]) -> WeightPenalty:
         """`changes`: of the weights that are held, by name."""
         return WeightPenalty(changes, self.strength)
 
+    def install(self, target: Target) -> Method:
+        return self.build(target.changes()) if self.strength else Method()
 
+
+@MethodConfig.register_subclass("ewc")
 @dataclass(frozen=True)
-class EWCConfig:
-    """strength: >= 0, of the normalised Fisher information; 0 leaves training alone."""
+class EWCConfig(_PenaltyConfig):
+    """On the adapters, or without any on all that the teacher has.
 
-    strength: float = 0.0
+    A memory of another mechanism than the teacher's is left free: there is nothing in it to forget.
 
-    def __post_init__(self) -> None:
-        _check_strength("ewc", self.strength)
+    Attributes:
+        strength: weight of the penalty with the normalised Fisher information, >= 0; 0 leaves training alone.
+    """
 
     def build(self, changes: Mapping[str, WeightChange], fisher: Mapping[str, Tensor]) -> WeightPenalty:
         """`fisher`: of each weight of `changes`, by its name, of the weight's size."""
         return WeightPenalty(changes, self.strength, fisher)
 
+    def install(self, target: Target) -> Method:
+        if not self.strength:
+            return Method()
+        fisher = target.measured(DiagonalFisher).weights
+        return self.build(target.changes({name: f.shape for name, f in fisher.items()}), fisher)
 
-class WeightPenalty:
-    """strength / 2 * sum F dW^2 over all weights; F is 1 where none is given.
+
+class WeightPenalty(Method):
+    """weight / 2 * sum F dW^2 over all weights; F is 1 where none is given.
 
     Args:
         changes: by the weight's name, at least one.
@@ -59,21 +86,21 @@ class WeightPenalty:
     """
 
     def __init__(
-        self, changes: Mapping[str, WeightChange], strength: float, importance: Mapping[str, Tensor] | None = None
+        self, changes: Mapping[str, WeightChange], weight: float, importance: Mapping[str, Tensor] | None = None
     ) -> None:
         if not changes:
             raise ValueError("there is no weight to hold near the teacher's; train adapters or the whole model")
         self._changes = dict(changes)
-        self._strength = strength
+        self._weight = weight
         self._importance = None if importance is None else _normalised(importance, changes)
 
-    def __call__(self) -> Tensor:
-        """The penalty, a scalar, at least float32, in the graph of the weights."""
+    def penalty(self, step: int) -> Tensor:
+        """A scalar, at least float32, in the graph of the weights; the same function of these at every step."""
         if self._importance is None:
             terms = [change.square() for change in self._changes.values()]
         else:
             terms = [change.weighted_square(self._importance[name]) for name, change in self._changes.items()]
-        return 0.5 * self._strength * torch.stack(terms).sum()
+        return 0.5 * self._weight * torch.stack(terms).sum()
 
 
 def _normalised(importance: Mapping[str, Tensor], changes: Mapping[str, WeightChange]) -> dict[str, Tensor]:
@@ -99,8 +126,3 @@ def _normalised(importance: Mapping[str, Tensor], changes: Mapping[str, WeightCh
         name: (importance[name].to(change.device, torch.float32) * scale).reshape(change.shape)
         for name, change in changes.items()
     }
-
-
-def _check_strength(method: str, strength: float) -> None:
-    if not 0 <= strength < math.inf:
-        raise ValueError(f"the strength of {method} is {strength}; it must be finite and at least 0")

@@ -25,7 +25,7 @@ from ipvla.models.sharding import sharded_like, whole
 from ipvla.policy import CheckpointError, Policy, load_weights
 from ipvla.policy import state as weights_of
 from ipvla.training.parallel import World
-from ipvla.training.state import TrainingState
+from ipvla.training.step import TrainingState
 from ipvla.types import Memory
 
 

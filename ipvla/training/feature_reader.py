@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ipvla.forgetting.layers import outputs
 from ipvla.forgetting.probed import Reading
 from ipvla.models.vla import IPVLA
 from ipvla.types import ModelInputs
 
 
-class ProbedPolicy:
+class FeatureReader:
     """The policy's first step of an episode, deterministic; batches are `ModelInputs` [B].
 
     The output distribution is a unit Gaussian around the normalised actions that vary: its KL divergence is half
@@ -44,13 +42,10 @@ class ProbedPolicy:
 
     def _read(self, batch: ModelInputs) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         model, inputs = self.model, batch.to(self.model.action_varies.device)
-        hidden: list[Tensor] = []
         training = model.training
         model.eval()
         try:
-            with ExitStack() as stack:
-                for layer in self.layers:
-                    stack.callback(layer.register_forward_hook(partial(_keep, hidden)).remove)
+            with outputs(dict(enumerate(self.layers))) as hidden:
                 output = model.backbone(inputs)
             features = output.features
             if not model.memory.feeds_backbone:
@@ -59,7 +54,7 @@ class ProbedPolicy:
             actions = model.head.sample(features)[..., model.action_varies]
         finally:
             model.train(training)
-        return tuple(hidden), output.instruction_mask, actions.flatten(1)
+        return tuple(hidden.values()), output.instruction_mask, actions.flatten(1)
 
     def divergence(self, output: Tensor, reference: Tensor) -> Tensor:
         return 0.5 * (output.double() - reference.double()).square().sum(-1)
@@ -67,7 +62,3 @@ class ProbedPolicy:
     def sampled_loss(self, output: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(output.shape, generator=generator).to(output)
         return 0.5 * (output - (output.detach() + noise)).square().sum()
-
-
-def _keep(hidden: list[Tensor], _layer: nn.Module, _inputs: Any, output: Any) -> None:
-    hidden.append(output[0] if isinstance(output, tuple) else output)

@@ -11,10 +11,8 @@ from itertools import islice
 from ipvla.data.lanes import LaneReader
 from ipvla.tracking import MetricSink
 from ipvla.training.optimizer import OptimizerConfig
-from ipvla.training.parallel import SHARDINGS, World
-from ipvla.training.precision import PRECISIONS, autocasts
-from ipvla.training.state import TrainingState
-from ipvla.training.step import training_step
+from ipvla.training.parallel import PRECISIONS, SHARDINGS, World, autocasts
+from ipvla.training.step import TrainingState, training_step
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where this worker stands among the workers, and on what device it computes."""
+"""Where this worker stands among the workers, on what device it computes, and in what number format."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ipvla.models.vla import IPVLA
 
 #: "ddp": every worker has all weights. "fsdp": each has a part of every weight, of its gradient and its moments.
 SHARDINGS: Final = ("ddp", "fsdp")
+PRECISIONS: Final = ("auto", "bf16", "fp32")
 _CPU = torch.device("cpu")
 
 
@@ -37,9 +38,16 @@ class World:
         """Whether any worker says so; every worker must ask."""
         if self.size == 1:
             return flag
-        told = torch.tensor(flag, dtype=torch.int32, device=self.device)
-        dist.all_reduce(told, dist.ReduceOp.MAX)
-        return bool(told)
+        raised = torch.tensor(flag, dtype=torch.int32, device=self.device)
+        dist.all_reduce(raised, dist.ReduceOp.MAX)
+        return bool(raised)
+
+    def broadcast_from_rank0(self, value: float) -> float:
+        """Rank 0's value, on every worker; every worker must ask."""
+        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+        if self.size > 1:
+            dist.broadcast(shared, 0)
+        return float(shared)
 
     def wrap(self, model: IPVLA, sharding: str = "ddp") -> nn.Module:
         """The model whose gradients are averaged over the workers; a world of one trains the bare model.
@@ -80,3 +88,16 @@ class World:
 def unsynchronised(model: nn.Module) -> AbstractContextManager[None]:
     """While it lasts, gradients stay with their worker; a later backward pass averages them too."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def autocasts(precision: str, device: torch.device) -> bool:
+    """Is bfloat16 autocast on? "auto" takes it where the hardware multiplies bfloat16 itself.
+
+    Elsewhere (CPUs without AVX512-BF16 or AMX, GPUs before Ampere such as the V100) it is emulated: many times
+    slower than float32.
+    """
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

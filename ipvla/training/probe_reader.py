@@ -7,8 +7,7 @@ the first reading and kept on the CPU, always in the same blocks, so that a run 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from ipvla.data.probe import ProbeSet
 from ipvla.data.transforms import Transforms
-from ipvla.forgetting.layers import edited
-from ipvla.forgetting.pooling import instruction_mean
+from ipvla.forgetting.layers import outputs
+from ipvla.forgetting.probed import instruction_mean
 from ipvla.models.backbones.protocol import Embedded
 from ipvla.models.vla import IPVLA
 
@@ -50,15 +49,13 @@ class ProbeReader:
         return self._model.whole(lambda: self._pool(records, layers))
 
     def _pool(self, records: Sequence[int], layers: Sequence[int]) -> dict[int, Tensor]:
-        model, hidden = self._model, dict[int, Tensor]()
+        model = self._model
         modules = model.backbone.language_layers()
         training = model.training
         model.eval()
         try:
             embedded = self._rows(records) if self._frozen else self._embed(records)
-            with ExitStack() as stack:
-                for layer in layers:
-                    stack.enter_context(edited(modules[layer], _keep(hidden, layer)))
+            with outputs({layer: modules[layer] for layer in layers}) as hidden:
                 model.backbone.encode(embedded)
         finally:
             model.train(training)
@@ -76,14 +73,6 @@ class ProbeReader:
     def _embed(self, records: Sequence[int]) -> Embedded:
         inputs = self._probe.batch(self._transforms, records)
         return self._model.backbone.embed(inputs.to(self._model.action_varies.device))
-
-
-def _keep(hidden: dict[int, Tensor], layer: int) -> Callable[[Tensor], Tensor]:
-    def edit(output: Tensor) -> Tensor:
-        hidden[layer] = output
-        return output
-
-    return edit
 
 
 def _without_perception(embedded: Embedded) -> Embedded:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ipvla.data.probe import ProbeConfig
 from ipvla.data.transforms import Transforms
+from ipvla.forgetting import HSWConfig, Method, MethodConfig
 from ipvla.forgetting.drift import DriftProbe
-from ipvla.forgetting.thermostat import Gains, Thermostat, ThermostatConfig, ThermostatState
+from ipvla.forgetting.thermostat import Thermostat, ThermostatConfig, ThermostatState
 from ipvla.models.vla import IPVLA
 from ipvla.training.parallel import World
 from ipvla.training.probe_reader import ProbeReader
-from ipvla.training.surgery import HSWSurgeryConfig, Surgery, SurgeryConfig
-from ipvla.training.target import Target
+from ipvla.training.target import PolicyTarget, WholeFactors
 
 _NOISE_DRAWS = 200
 
@@ -42,12 +41,12 @@ class ForgettingConfig:
     enabled: bool = True
     artifact: str = "icsm_tiny"
     other_teacher: bool = False
-    method: SurgeryConfig = field(default_factory=HSWSurgeryConfig)
+    method: MethodConfig = field(default_factory=HSWConfig)
     thermostat: ThermostatConfig | None = None
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
-        if self.thermostat is not None and self.method.gains is None:
+        if self.thermostat is not None and not self.method.gained:
             raise ValueError(
                 f"forgetting.thermostat is set, but {self.method.get_choice_name(type(self.method))} has no gains "
                 "to regulate; set it to null, or take another forgetting.method"
@@ -80,8 +79,11 @@ class ForgettingConfig:
         reads = self.thermostat is not None or self.method.reads_probe
         probe = self.probe.build(probes) if reads else None
         teacher = None if self.other_teacher else start_sha256
-        target = Target(model, backbone, optimizer, transforms, artifacts / self.artifact, teacher, probe, seed)
-        surgery = self.method.install(target)
+        target = PolicyTarget(
+            model, backbone, optimizer, transforms, artifacts / self.artifact, teacher, probe, seed
+        )
+        method = self.method.install(target)
+        target.whole_factors.put_back()  # installation may have changed them
         regulation = None
         if self.thermostat is not None and probe is not None:
             drift = DriftProbe.load(
@@ -90,15 +92,15 @@ class ForgettingConfig:
                 layers=sorted(target.subspaces.layers),
                 probe_sha256=probe.sha256,
             )
-            drift.indices(self.thermostat.batch, seed, 0)  # a probe that is too small is told now
+            drift.indices(self.thermostat.batch, seed, 0)  # a probe that is too small fails here
             reader = ProbeReader(model, transforms, probe)
             regulation = Regulation(reader, drift, self.thermostat.build(), seed)
-        return Protection(surgery, self.method.gains, regulation, self.method.gained)
+        return Protection(self.method, method, regulation, target.whole_factors)
 
 
 @dataclass(frozen=True)
 class Regulation:
-    """What a reading takes: the student on the probe, the teacher's vectors, and who decides upon it."""
+    """What a reading takes: the student on the probe, the teacher's vectors, the Thermostat that answers it."""
 
     reader: ProbeReader
     drift: DriftProbe
@@ -106,10 +108,10 @@ class Regulation:
     seed: int
 
     def read(self, step: int, world: World) -> float:
-        """The paired drift at this step, of the records drawn for it; every worker gets the first one's."""
+        """The paired drift after `step` steps, of the records drawn for it; every worker gets that of rank 0."""
         indices = self.drift.indices(self.thermostat.config.batch, self.seed, step)
         vectors = self.reader.pool(indices.tolist(), list(self.drift.teacher))
-        return _of_the_first(self.drift.read(vectors, indices).paired, world)
+        return world.broadcast_from_rank0(self.drift.read(vectors, indices).paired)
 
     def sigma(self, world: World) -> float:
         """The standard deviation of readings of the student as it is now; takes a pass over the whole probe."""
@@ -120,41 +122,55 @@ class Regulation:
             for first in range(0, len(self.reader), batch)
         ]
         student = {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
-        return _of_the_first(self.drift.sigma(batch, _NOISE_DRAWS, self.seed, student), world)
+        return world.broadcast_from_rank0(self.drift.sigma(batch, _NOISE_DRAWS, self.seed, student))
 
 
 class Protection:
-    """An installed method with its gains.
+    """An installed method with its gains, which a Thermostat may change.
+
+    Args:
+        config: what `method` was installed from.
+        regulation: None for constant gains.
+        whole_factors: of the adapters that the method corrects.
 
     Attributes:
-        gains: those in force; None for a method without any. Those are logged that the method is turned by.
+        gains: those in force; a method without gains leaves them at their defaults, and logs none.
         thermostat: the controller's state; stays as it began where there is none.
     """
 
     def __init__(
-        self, surgery: Surgery, gains: Gains | None, regulation: Regulation | None, logged: Sequence[str] = ()
+        self,
+        config: MethodConfig,
+        method: Method,
+        regulation: Regulation | None = None,
+        whole_factors: WholeFactors | None = None,
     ) -> None:
-        self._surgery = surgery
-        self._logged = tuple(logged)
-        self._regulation = regulation
-        self.thermostat = ThermostatState() if regulation is None else regulation.thermostat.begin()
-        self.gains = gains if regulation is None else regulation.thermostat.gains(self.thermostat)
-        if self.gains is not None:
-            surgery.set_gains(self.gains)
+        self._config, self._method, self._regulation = config, method, regulation
+        self._whole_factors = whole_factors or WholeFactors()
+        self.gains = config.gains
+        self.thermostat = ThermostatState()
+        if regulation is not None:
+            self._regulate(regulation, regulation.thermostat.begin())
 
     def penalty(self, step: int) -> Tensor | None:
-        """What the loss of optimizer step `step` gains, a scalar in the graph of the weights; None for nothing.
+        """A scalar in the graph of the weights that is added to the loss of optimizer step `step`; None for none.
 
         The same on every worker, and a function of weights and step alone.
         """
-        return self._surgery.penalty(step)
+        return self._method.penalty(step)
 
-    def around(self) -> AbstractContextManager[None]:
-        """Goes around the optimizer's step."""
-        return self._surgery.around()
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """Goes around the optimizer's step, which the method then corrects; not if the step raises."""
+        self._whole_factors.fetch()
+        self._method.before()
+        yield
+        self._whole_factors.fetch()
+        self._method.after()
+        self._whole_factors.put_back()
 
     def regulate(self, step: int, world: World) -> dict[str, float]:
-        """After optimizer step `step`: where a reading is due, takes it and sets the gains. What is to be logged.
+        """After `step` optimizer steps: takes a reading where one is due and sets the gains; the metrics to log.
 
         Raises:
             ValueError: the reading is not a number.
@@ -164,32 +180,23 @@ class Protection:
             return {}
         d = regulation.read(step, world)
         sigma = regulation.sigma(world) if regulation.thermostat.ends_calibration(self.thermostat) else None
-        self.thermostat, self.gains = regulation.thermostat.step(self.thermostat, d, sigma)
-        self._surgery.set_gains(self.gains)
+        self._regulate(regulation, regulation.thermostat.step(self.thermostat, d, sigma)[0])
         return {"probe/d": d, "gain/strength": self.thermostat.strength, **self._gain_metrics()}
 
     def readings(self) -> dict[str, float]:
-        """Gains, and what the surgery did since the last look."""
-        return {**self._surgery.readings(), **self._gain_metrics()}
+        """Gains, and what the method did since the last reading, as TYPE/NAME."""
+        kind = self._config.get_choice_name(type(self._config))
+        readings = {f"{kind}/{name}": value for name, value in self._method.readings().items()}
+        return {**readings, **self._gain_metrics()}
 
     def resume(self, values: dict[str, Any]) -> None:
         """Goes on from `thermostat.to_dict()` of an earlier run."""
         if self._regulation is not None:
-            self.thermostat = ThermostatState.from_dict(values)
-            self.gains = self._regulation.thermostat.gains(self.thermostat)
-            self._surgery.set_gains(self.gains)
+            self._regulate(self._regulation, ThermostatState.from_dict(values))
+
+    def _regulate(self, regulation: Regulation, state: ThermostatState) -> None:
+        self.thermostat, self.gains = state, regulation.thermostat.gains(state)
+        self._method.set_gains(self.gains)
 
     def _gain_metrics(self) -> dict[str, float]:
-        gains = self.gains
-        if gains is None:
-            return {}
-        values = {"beta": gains.beta, "gamma": gains.gamma, "lambda": gains.lam, "kappa": gains.kappa}
-        return {f"gain/{name}": values[name] for name in self._logged}
-
-
-def _of_the_first(value: float, world: World) -> float:
-    """The first worker's value, for every worker."""
-    shared = torch.tensor(value, dtype=torch.float64, device=world.device)
-    if world.size > 1:
-        dist.broadcast(shared, 0)
-    return float(shared)
+        return self.gains.metrics(self._config.gained)

@@ -1,17 +1,46 @@
-"""One training step: penalty, loss with the carried memory, backward, clip, optimizer, memory detached."""
+"""One training step: penalty, loss with the carried memory, backward, clip, optimizer, memory detached.
+
+`TrainingState` is everything that a step changes: what a checkpoint holds, and nothing else.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
+from ipvla.data.plan import PlanPosition
 from ipvla.models.sharding import whole
+from ipvla.models.vla import IPVLA
 from ipvla.training.parallel import unsynchronised
-from ipvla.training.state import TrainingState
+from ipvla.training.protection import Protection
 from ipvla.types import Memory, StepBatch
+
+
+@dataclass
+class TrainingState:
+    """One worker's training.
+
+    Attributes:
+        model: the bare model; `trained` is the same, wrapped for several workers.
+        optimizer: over the model's trainable parameters.
+        memory: of this worker's lanes, [B, ...].
+        step: optimizer steps taken.
+        position: the window that comes next.
+        protection: against forgetting, or None: then there is nothing of it anywhere.
+    """
+
+    model: IPVLA
+    trained: nn.Module
+    optimizer: torch.optim.Optimizer
+    memory: Memory
+    step: int = 0
+    position: PlanPosition = field(default_factory=PlanPosition)
+    protection: Protection | None = None
 
 
 def training_step(
@@ -64,7 +93,7 @@ def _accumulate(
 
 
 def _penalise(state: TrainingState) -> dict[str, float]:
-    """Leaves the gradient of what is added to the loss, if anything is, and says how much that was."""
+    """Leaves the gradient of the penalty, if there is one; the penalty as a metric."""
     penalty = state.protection.penalty(state.step) if state.protection else None
     if penalty is None:
         return {}

@@ -1,35 +1,68 @@
-"""What a method against forgetting works on, and what its teacher has left for it."""
+"""The policy in training as a method against forgetting sees it, and what was measured of its teacher."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ipvla.data.probe import ProbeSet
 from ipvla.data.transforms import Transforms
-from ipvla.forgetting.adapter_update import Factors
-from ipvla.forgetting.distillation import TeacherOutputs
-from ipvla.forgetting.fisher import DiagonalFisher
-from ipvla.forgetting.module_statistics import ModuleStatistics
+from ipvla.forgetting.method import Factors, Part
 from ipvla.forgetting.subspaces import ArtifactIdentity, Subspaces
 from ipvla.forgetting.weight_change import FullChange, LowRankChange, WeightChange
-from ipvla.models.lora import adapters, factors
-from ipvla.models.vla import IPVLA
-from ipvla.training.feature_reader import ProbedPolicy
+from ipvla.models.corda import begin_by_corda
+from ipvla.models.lora import adapters, factors, layer_of
+from ipvla.models.sharding import is_sharded, sharded_like, whole
+from ipvla.models.vla import IPVLA, fresh_parts
+from ipvla.training.feature_reader import FeatureReader
+from ipvla.types import ModelInputs
 
 #: What a name inside `backbone.vlm` is preceded by in the model.
 VLM = "backbone.vlm."
 
 
-@dataclass(frozen=True)
-class Target:
-    """The parts of the teacher's artifact are read when a method first asks for them.
+class WholeFactors:
+    """Copies of sharded A and B, the same on every worker; what is not sharded is taken as it is.
 
-    Each raises ArtifactError if it is damaged, or of another backbone, size, teacher or (if opened) probe.
+    Every worker corrects its copies in the same way and takes its own part of them over into its weights.
+    """
+
+    def __init__(self) -> None:
+        self._copies: dict[nn.Parameter, nn.Parameter] = {}
+
+    def of(self, factors: Factors) -> Factors:
+        """Each of `factors` in full."""
+        return {name: (self._in_full(a), self._in_full(b)) for name, (a, b) in factors.items()}
+
+    @torch.no_grad()
+    def fetch(self) -> None:
+        """Makes the copies equal to the sharded weights; every worker must ask."""
+        for parameter, copy in self._copies.items():
+            copy.copy_(whole(parameter))
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Takes the copies over into the sharded weights."""
+        for parameter, copy in self._copies.items():
+            parameter.copy_(sharded_like(copy.detach(), parameter))
+
+    def _in_full(self, parameter: nn.Parameter) -> nn.Parameter:
+        if not is_sharded(parameter):
+            return parameter
+        if parameter not in self._copies:
+            full: Tensor = whole(parameter.detach()).clone()
+            self._copies[parameter] = nn.Parameter(full, requires_grad=False)
+        return self._copies[parameter]
+
+
+@dataclass(frozen=True)
+class PolicyTarget:
+    """`ipvla.forgetting.method.Target` of a policy; parts of the artifact are read when a method asks for them.
 
     Attributes:
         model: with its adapters, before training.
@@ -40,6 +73,7 @@ class Target:
         teacher_sha256: of the policy that the artifact must have been made from; None for any.
         probe: None where neither method nor Thermostat read it.
         seed: of what is drawn from the probe.
+        whole_factors: of the adapters that a method corrects.
     """
 
     model: IPVLA
@@ -50,6 +84,7 @@ class Target:
     teacher_sha256: str | None
     probe: ProbeSet | None
     seed: int
+    whole_factors: WholeFactors = field(default_factory=WholeFactors)
 
     @cached_property
     def identity(self) -> ArtifactIdentity:
@@ -63,68 +98,62 @@ class Target:
         }
 
     @cached_property
-    def policy(self) -> ProbedPolicy:
-        """The student, as the forgetting room reads it."""
-        return ProbedPolicy(self.model, self.backbone)
+    def student(self) -> FeatureReader:
+        return FeatureReader(self.model, self.backbone)
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        return self.model.backbone.language_layers()
 
     @cached_property
     def subspaces(self) -> Subspaces:
         return Subspaces.load(self.artifact, **self.identity)
 
-    @cached_property
-    def statistics(self) -> ModuleStatistics:
-        """ValueError if they were not collected."""
-        self._check("module_statistics.json", "module statistics", "--adapters as model.lora")
-        return ModuleStatistics.load(self.artifact, **self.identity)
+    def measured(self, part: type[Part]) -> Part:
+        if not (self.artifact / part.file).exists():
+            raise ValueError(
+                f"{self.artifact} has no {part.contents}, which this forgetting.method needs; "
+                f"make it again by ray_jobs.subspaces with {part.request}"
+            )
+        # A part that an earlier run of the job left behind is not of this artifact.
+        meta = self.subspaces.meta
+        same = {name: meta.get(name) for name in ("teacher_sha256", "probe_sha256")}
+        return part.load(self.artifact, {**self.identity, **same})
 
-    @cached_property
-    def fisher(self) -> DiagonalFisher:
-        """ValueError if it was not measured."""
-        self._check("fisher.json", "Fisher information", "--fisher.weights adapters (or all)")
-        return DiagonalFisher.load(self.artifact, self._same_teacher)
+    def factors(self, wanted: Callable[[str], bool] = lambda name: True) -> Factors:
+        found = factors(self.model.backbone)
+        return self.whole_factors.of({name: pair for name, pair in found.items() if wanted(name)})
 
-    @cached_property
-    def outputs(self) -> TeacherOutputs:
-        """ValueError if they were not kept."""
-        self._check("outputs.json", "outputs of the teacher", "this version")
-        return TeacherOutputs.load(self.artifact, self._same_teacher)
-
-    def linear_factors(self) -> Factors:
-        """LoRA's factors by module name; ValueError unless there are adapters, all on linear modules."""
-        found, linear = adapters(self.model.backbone), factors(self.model.backbone)
+    def all_factors(self) -> Factors:
+        every, linear = adapters(self.model.backbone), factors(self.model.backbone)
         if not linear:
             raise ValueError(
                 "this forgetting.method works on LoRA adapters; set model.lora, or take another method"
             )
-        if other := sorted(found.keys() - linear.keys()):
+        if other := sorted(every.keys() - linear.keys()):
             raise ValueError(
                 f"model.lora.extra puts adapters on {other}, which are not linear; "
                 "this forgetting.method cannot protect them: leave them out"
             )
-        return linear
+        return self.factors()
 
-    def changes(self) -> dict[str, WeightChange]:
-        """What training will add to the weights, by their names in a model without adapters.
+    def layer_of(self, module: str) -> int | None:
+        return layer_of(self.model.backbone, module)
 
-        Of the adapters alone where there are some, else of every weight that is trained.
-
-        Raises:
-            ValueError: the adapters are not LoRA's.
-        """
+    def changes(self, known: Mapping[str, torch.Size] | None = None) -> dict[str, WeightChange]:
+        changes: dict[str, WeightChange]
         if found := adapters(self.model.backbone):
-            return {f"{VLM}{name}.weight": LowRankChange(f.a, f.b, f.scale) for name, f in found.items()}
-        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        return {name: FullChange(p) for name, p in trained.items()}
+            changes = {f"{VLM}{name}.weight": LowRankChange(f.a, f.b, f.scale) for name, f in found.items()}
+        else:
+            changes = {name: FullChange(p) for name, p in self.model.named_parameters() if p.requires_grad}
+        if known is None:
+            return changes
+        fresh = fresh_parts({name: change.shape for name, change in changes.items()}, known)
+        return {name: change for name, change in changes.items() if name.partition(".")[0] not in fresh}
 
-    @property
-    def _same_teacher(self) -> dict[str, Any]:
-        """A part that an earlier run of the job left behind is not of this artifact."""
-        meta = self.subspaces.meta
-        return {**self.identity, **{name: meta.get(name) for name in ("teacher_sha256", "probe_sha256")}}
+    def records(self, numbers: Sequence[int]) -> ModelInputs:
+        assert self.probe is not None, "opened for a method that reads it"
+        return self.probe.batch(self.transforms, numbers)
 
-    def _check(self, name: str, what: str, remedy: str) -> None:
-        if not (self.artifact / name).exists():
-            raise ValueError(
-                f"{self.artifact} has no {what}, which this forgetting.method needs; "
-                f"make it again by ray_jobs.subspaces with {remedy}"
-            )
+    def begin_by_corda(self, covariances: Mapping[str, Tensor]) -> None:
+        begin_by_corda(self.model.backbone, covariances)

@@ -11,11 +11,11 @@ import pytest
 
 from benchmarks.forgetting_costs import Seconds, StepCostConfig, play, ratios, step_costs, variants
 from ipvla.experiment import ExperimentConfig
-from ipvla.training.surgery import HSWSurgeryConfig
+from ipvla.forgetting import HSWConfig
 from tests.training.fine_tuning import SENSITIVE, protected
 
 FEW = StepCostConfig(rounds=6, warmup=3, draws=50)
-CUT = HSWSurgeryConfig(beta=0.9, gamma=0.5)
+CUT = HSWConfig(beta=0.9, gamma=0.5)
 
 
 class Recorded:
@@ -86,7 +86,7 @@ def test_what_costs_nothing_to_leave_out_is_refused(tuned: ExperimentConfig) -> 
     with pytest.raises(ValueError, match="is None or off"):
         variants(protected(tuned, CUT, enabled=False))
     with pytest.raises(ValueError, match="leave training as it is; lower gamma or beta"):
-        variants(protected(tuned, HSWSurgeryConfig()))
+        variants(protected(tuned, HSWConfig()))
     with pytest.raises(ValueError, match="rounds is 1; it must be at least 2"):
         StepCostConfig(rounds=1)
 

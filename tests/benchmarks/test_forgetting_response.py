@@ -23,8 +23,8 @@ from benchmarks.forgetting_response import (
 )
 from ipvla.data.dataset import open_dataset
 from ipvla.experiment import ExperimentConfig
+from ipvla.forgetting import HSWConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
-from ipvla.training.surgery import HSWSurgeryConfig
 from tests.training.fine_tuning import SENSITIVE, protected
 
 THERMOSTAT = ThermostatConfig(every=5, calibration=2)
@@ -32,7 +32,7 @@ PLAN = StepConfig("yellow", "yellow_mirrored", steps=(30, 30, 30), constants=(0.
 
 
 def closed_loop(config: ExperimentConfig) -> ExperimentConfig:
-    return protected(config, HSWSurgeryConfig(), thermostat=SENSITIVE)
+    return protected(config, HSWConfig(), thermostat=SENSITIVE)
 
 
 class TestPlan:
@@ -54,7 +54,7 @@ class TestPlan:
         self, tuned: ExperimentConfig
     ) -> None:
         began = replace(SENSITIVE, every=5, start=0.25)
-        config = protected(tuned, HSWSurgeryConfig(), thermostat=began)
+        config = protected(tuned, HSWConfig(), thermostat=began)
         lines = stepped(rise=0.3, loss=0.2)
         arms = PLAN.controls(config, lines, seed=0)
         mean, shuffled = (arms[f"its {kind} strengths"].forgetting.thermostat for kind in ("mean", "shuffled"))  # type: ignore[union-attr]
@@ -69,7 +69,7 @@ class TestPlan:
             PLAN.arms(tuned)
         with pytest.raises(ValueError, match="in a closed loop"):
             PLAN.arms(PLAN.arms(config)[OPEN])
-        slow = protected(tuned, HSWSurgeryConfig(), thermostat=replace(SENSITIVE, every=7))
+        slow = protected(tuned, HSWConfig(), thermostat=replace(SENSITIVE, every=7))
         with pytest.raises(ValueError, match=r"\[30, 30, 30\]; make each a multiple of thermostat\.every 7"):
             PLAN.arms(slow)
         with pytest.raises(ValueError, match="calibration ends at step 2, the first phase at 2"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -10,15 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ipvla.forgetting.adapter_update import (
+from ipvla.forgetting import (
+    Gains,
     InputDecayConfig,
+    Method,
+    MethodConfig,
     ProjectedUpdateConfig,
     RoutedMomentsConfig,
     TwoSidedConfig,
-    UpdateSurgery,
 )
 from ipvla.models.backbones import TinyConfig
 from ipvla.models.lora import LoRAConfig
+from ipvla.training.protection import Protection
 from tests.forgetting.made_up import WIDTH, subspace, subspaces
 from tests.models.conftest import inputs_for
 
@@ -75,19 +79,23 @@ def give_gradients(factors: Factors, step: int) -> None:
         p.grad = torch.randn(p.shape, generator=random).to(p.dtype) * 10 ** (step % 3 - 1)
 
 
+def around(method: Method) -> AbstractContextManager[None]:
+    return Protection(MethodConfig(), method).around()
+
+
 def walk(
-    factors: Factors, optimizer: torch.optim.Optimizer, surgery: UpdateSurgery | None, steps: range = range(4)
+    factors: Factors, optimizer: torch.optim.Optimizer, surgery: Method | None, steps: range = range(4)
 ) -> None:
     for step in steps:
         give_gradients(factors, step)
         if surgery is None:
             optimizer.step()
         else:
-            with surgery.around():
+            with around(surgery):
                 optimizer.step()
 
 
-def build(kind: str, factors: Factors, optimizer: torch.optim.Optimizer, off: bool = False) -> UpdateSurgery:
+def build(kind: str, factors: Factors, optimizer: torch.optim.Optimizer, off: bool = False) -> Method:
     gains = {} if off else {"beta": 0.8, "gamma": 0.3}
     if kind == "projected":
         return ProjectedUpdateConfig(**gains).build(factors, SUBSPACES)
@@ -139,7 +147,7 @@ class TestEverySurgery:
         surgery = build(kind, factors, optimizer)
         walk(factors, optimizer, surgery)
         before = [p.detach().clone() for p in flat(factors)]
-        with pytest.raises(FloatingPointError), surgery.around():
+        with pytest.raises(FloatingPointError), around(surgery):
             raise FloatingPointError
         assert all(torch.equal(p, q) for p, q in zip(flat(factors), before, strict=True))
 
@@ -170,7 +178,7 @@ class TestEverySurgery:
         for _ in range(8):
             optimizer.zero_grad()
             loss().backward()
-            with surgery.around():
+            with around(surgery):
                 optimizer.step()
         assert loss() < before
         if kind == "projected":
@@ -207,10 +215,10 @@ class TestProjectedUpdate:
             written = b @ a
             assert (SUBSPACES[name].fragile.T @ written).norm() < 1e-5 * written.norm()
 
-    def test_strength_is_set_in_place(self) -> None:
+    def test_gains_are_set_in_place(self) -> None:
         changed, fresh = made(), made()
         surgery = ProjectedUpdateConfig().build(changed, SUBSPACES)
-        surgery.set_strength(beta=0.5, gamma=0.1)
+        surgery.set_gains(Gains(beta=0.5, gamma=0.1))
         walk(changed, adamw(flat(changed)), surgery)
         walk(fresh, adamw(flat(fresh)), ProjectedUpdateConfig(0.5, 0.1).build(fresh, SUBSPACES))
         assert all(torch.equal(p, q) for p, q in zip(flat(changed), flat(fresh), strict=True))
@@ -225,7 +233,7 @@ class TestRoutedMoments:
         expected = {name: b.detach().double() for name, (_, b) in factors.items()}
         moments = {name: [torch.zeros(WIDTH, RANK, dtype=torch.float64)] * 4 for name in factors}
         for step, (beta, gamma) in enumerate([(1, 1), (0.9, 0.4), (0.9, 0), (0.6, 0.2), (1, 1), (0, 0.5)], 1):
-            surgery.set_strength(beta, gamma)
+            surgery.set_gains(Gains(beta, gamma))
             walk(factors, optimizer, surgery, range(step, step + 1))
             for name, one in SUBSPACES.items():
                 g, uf, up = factors[name][1].grad.double(), one.fragile.double(), one.plastic.double()
@@ -251,7 +259,7 @@ class TestRoutedMoments:
             for step in range(10):
                 g = torch.randn(WIDTH, RANK, generator=torch.Generator().manual_seed(step)) + 1
                 b.grad = g * (1 if routed else gamma)
-                with surgery.around():
+                with around(surgery):
                     optimizer.step()
             return float(b.detach().norm())
 
@@ -274,7 +282,7 @@ class TestRoutedMoments:
         walk(factors, optimizer, surgery, range(steps_before))
         before = [p.detach().clone() for p in flat(factors)]
         optimizer.zero_grad()
-        with surgery.around():
+        with around(surgery):
             optimizer.step()
         assert all(torch.equal(p, q) for p, q in zip(flat(factors), before, strict=True))
 
@@ -295,7 +303,7 @@ class TestTwoSided:
         start, plain, cut = made(), made(), made()
         walk(plain, sgd(flat(plain)), None, range(1))
         surgery = TwoSidedConfig(lam=5).build(cut, STATISTICS)
-        surgery.set_strength(lam, 0)
+        surgery.set_gains(Gains(lam=lam))
         walk(cut, sgd(flat(cut)), surgery, range(1))
         for name, (of_inputs, of_gradients) in STATISTICS.items():
             for factor, second in enumerate((of_inputs, of_gradients)):
@@ -321,7 +329,7 @@ class TestTwoSided:
         factors = made()
         surgery = TwoSidedConfig(kappa=0.1).build(factors, STATISTICS)
         for _ in range(3):
-            with surgery.around():
+            with around(surgery):
                 pass
         for (a, b), (a0, b0) in zip(factors.values(), made().values(), strict=True):
             torch.testing.assert_close(b, b0 * 0.9**3)
@@ -351,7 +359,7 @@ class TestInputDecay:
     def test_it_minimises_what_old_inputs_see_against_how_far_it_moves(self, lam: float) -> None:
         factors, start = made(), made()
         surgery = InputDecayConfig(lam=5).build(factors, MOMENTS)
-        surgery.set_strength(lam)
+        surgery.set_gains(Gains(lam=lam))
         surgery.after()
         for name, second in MOMENTS.items():
             a = factors[name][0].detach().double().requires_grad_()

@@ -38,7 +38,7 @@ def moved() -> Transformer:
 def test_it_is_0_at_the_teacher_and_its_gradient_too() -> None:
     student = Transformer()
     weight = student.head.weight.requires_grad_(True)
-    penalty = distillation(student)(0)
+    penalty = distillation(student).penalty(0)
     assert float(penalty.detach()) == pytest.approx(0, abs=1e-10)
     penalty.backward()
     assert weight.grad is not None
@@ -51,20 +51,20 @@ def test_it_is_the_weighted_mean_divergence_of_the_drawn_records() -> None:
     drawn = penalty.records(5)
     reference = Transformer().read(batch_of(drawn)).output
     expected = 2 * student.divergence(student.read(batch_of(drawn)).output, reference).mean()
-    torch.testing.assert_close(penalty(5), expected, rtol=1e-5, atol=0)
-    assert float(penalty(5).detach()) > 0
+    torch.testing.assert_close(penalty.penalty(5), expected, rtol=1e-5, atol=0)
+    assert float(penalty.penalty(5).detach()) > 0
 
 
 def test_to_follow_its_gradient_is_to_come_back_to_the_teacher() -> None:
     student = moved()
     whole = distillation(student, batch=len(RECORDS))
     optimizer = torch.optim.Adam([student.head.weight], lr=0.1)
-    before = float(whole(0).detach())
+    before = float(whole.penalty(0).detach())
     for step in range(60):
         optimizer.zero_grad()
-        distillation(student, batch=16)(step).backward()
+        distillation(student, batch=16).penalty(step).backward()
         optimizer.step()
-    assert float(whole(0).detach()) < 0.05 * before
+    assert float(whole.penalty(0).detach()) < 0.05 * before
 
 
 def test_seed_and_step_alone_decide_the_records() -> None:
@@ -94,4 +94,4 @@ def test_what_cannot_be_distilled_is_refused() -> None:
         distillation(Transformer(), batch=49)
     other = TeacherOutputs(teacher().outputs[:, :5], {})
     with pytest.raises(ValueError, match=r"outputs are \[8, 5\], the student's \[8, 7\]"):
-        DistillationConfig(1.0, 8).build(Transformer(), batch_of, other, 0)(0)
+        DistillationConfig(1.0, 8).build(Transformer(), batch_of, other, 0).penalty(0)

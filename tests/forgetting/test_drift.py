@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ipvla.forgetting.drift import DriftProbe, pool
-from ipvla.forgetting.pooling import instruction_mean
-from ipvla.forgetting.probed import Reading
+from ipvla.forgetting.probed import Reading, instruction_mean
 from ipvla.forgetting.subspaces import ArtifactError
 
 RECORDS, WIDTH, LAYERS = 500, 48, (1, 3)

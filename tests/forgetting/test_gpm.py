@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ipvla.forgetting.gpm import GPM, GPMConfig, input_space
+from ipvla.forgetting.method import MethodConfig
+from ipvla.training.protection import Protection
 
 OUT, RANK, IN = 5, 2, 8
 
@@ -43,7 +45,7 @@ def test_what_the_teacher_saw_is_answered_as_before_and_the_rest_is_learned(
     for _ in range(30):
         steps.zero_grad()
         (x @ a.T @ b.T - y).square().mean().backward()
-        with surgery.around():
+        with Protection(MethodConfig(), surgery).around():
             steps.step()
     seen = torch.randn(16, space.shape[1]) @ space.T.float()
     assert (x @ a.T @ b.T).abs().max() > 0.05

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ipvla.forgetting.hsw import HSW, GradientSurgery, HSWConfig, install
+from ipvla.forgetting.gains import Gains
+from ipvla.forgetting.hsw import HSW, GradientSurgery, HSWConfig
 from ipvla.models.backbones import TinyConfig
 from ipvla.models.lora import LoRAConfig
 from tests.forgetting.made_up import WIDTH, Stack, subspace, subspaces, tokens
@@ -26,7 +27,7 @@ seeds = st.integers(0, 2**32)
 
 def surgery(beta: float, gamma: float) -> GradientSurgery:
     made = GradientSurgery(subspace(), CPU)
-    made.set_gains(beta, gamma)
+    made.set_gains(Gains(beta, gamma))
     return made
 
 
@@ -218,7 +219,7 @@ def test_set_gains_equals_installing_with_them(steps: list[tuple[float, float]])
     model, fresh, x = Stack(), Stack(), tokens()
     hsw = installed(model, 1, 1)
     for beta, gamma in steps:
-        hsw.set_gains(beta, gamma)
+        hsw.set_gains(Gains(beta, gamma))
         gradients(model, x)
     installed(fresh, *steps[-1])
     assert identical(gradients(model, x), gradients(fresh, x))
@@ -236,9 +237,9 @@ def test_it_compiles_once_and_without_a_graph_break() -> None:
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     compiled = torch.compile(model, backend=count, fullgraph=True)
-    for gains in ((1, 1), (0.5, 0.2), (1.5, 0)):
-        hsw.set_gains(*gains)
-        eager.set_gains(*gains)
+    for gains in (Gains(1, 1), Gains(0.5, 0.2), Gains(1.5, 0)):
+        hsw.set_gains(gains)
+        eager.set_gains(gains)
         model.zero_grad()
         compiled(x).square().sum().backward()
         found = {name: p.grad for name, p in model.named_parameters()}
@@ -333,8 +334,8 @@ def test_bad_settings_are_refused(given: dict[str, object], message: str) -> Non
 def test_what_does_not_fit_the_model_is_refused() -> None:
     layers = Stack().layers
     with pytest.raises(ValueError, match="protect layer 7, but the model has 6 language layers"):
-        install(layers, subspaces([(4, 5), (6, 7)]), HSWConfig())
+        HSWConfig().build(layers, subspaces([(4, 5), (6, 7)]))
     with pytest.raises(ValueError, match=r"\['out'\], which layer 2 does not have"):
-        install(layers, subspaces(), HSWConfig(sites="writers", writers=("o_proj", "out")))
+        HSWConfig(sites="writers", writers=("o_proj", "out")).build(layers, subspaces())
     with pytest.raises(ValueError, match=r"beta is 3"):
-        install(layers, subspaces(), HSWConfig()).set_gains(3, 1)
+        HSWConfig().build(layers, subspaces()).set_gains(Gains(3, 1))

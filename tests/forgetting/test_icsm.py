@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ipvla.forgetting.icsm import ICSMConfig
-from ipvla.forgetting.pooling import instruction_mean
-from ipvla.forgetting.probed import ProbedModel, Reading
+from ipvla.forgetting.probed import ProbedModel, Reading, instruction_mean
 from ipvla.forgetting.subspaces import LayerSubspace, Subspaces, principal_angles
 from ipvla.models.backbones import TinyConfig
 from tests.forgetting.probed_models import CHOICES, ProbedBackbone, Reader, Transformer, prompts

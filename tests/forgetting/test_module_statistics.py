@@ -96,7 +96,9 @@ def test_the_teacher_stays_as_it_was() -> None:
 def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
     statistics = collected()
     statistics.save(tmp_path)
-    loaded = ModuleStatistics.load(tmp_path, backbone="transformer", width=16, probe_sha256="c0ffee", num_layers=6)
+    loaded = ModuleStatistics.load(
+        tmp_path, {"backbone": "transformer", "width": 16, "probe_sha256": "c0ffee", "num_layers": 6}
+    )
     assert list(loaded.modules) == list(statistics.modules)
     for name, pair in statistics.modules.items():
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(pair, loaded.modules[name], strict=True))
@@ -106,11 +108,11 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
 def test_those_of_another_model_or_with_a_module_missing_are_refused(tmp_path: Path) -> None:
     collected().save(tmp_path)
     with pytest.raises(ArtifactError, match="width 16, this run has 32"):
-        ModuleStatistics.load(tmp_path, backbone="transformer", width=32)
+        ModuleStatistics.load(tmp_path, {"backbone": "transformer", "width": 32})
     meta = json.loads((tmp_path / "module_statistics.json").read_text())
     (tmp_path / "module_statistics.json").write_text(json.dumps({**meta, "modules": ["head"]}))
     with pytest.raises(ArtifactError, match="head"):
-        ModuleStatistics.load(tmp_path, backbone="transformer", width=16)
+        ModuleStatistics.load(tmp_path, {"backbone": "transformer", "width": 16})
 
 
 def test_modules_that_cannot_have_statistics_are_refused() -> None:

@@ -12,12 +12,12 @@ import torch
 from ray import tune
 
 from ipvla.experiment import ExperimentConfig
+from ipvla.forgetting import HSWConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.policy import CheckpointError
 from ipvla.storage import SOURCE_TREE
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
 from ipvla.training.parallel import World
-from ipvla.training.surgery import HSWSurgeryConfig
 from ray_jobs.population import Member, driver, inherit, require_moving, scheduler
 from ray_jobs.search_space import Dimension
 from ray_jobs.settings import SettingError, parse
@@ -55,7 +55,7 @@ def test_the_preset_says_what_cannot_move() -> None:
 def test_who_goes_on_from_another_has_its_state_and_gains_of_its_own(tuned: ExperimentConfig) -> None:
     def with_gain(name: str, gamma_min: float) -> ExperimentConfig:
         thermostat = ThermostatConfig(every=2, batch=12, calibration=1, gamma_min=gamma_min)
-        return replace(protected(tuned, HSWSurgeryConfig(), thermostat=thermostat), name=name)
+        return replace(protected(tuned, HSWConfig(), thermostat=thermostat), name=name)
 
     theirs, ours = with_gain("theirs", 0.2), with_gain("ours", 0.6)
     donor, world = trained(theirs), World()

@@ -48,7 +48,7 @@ def test_the_same_teacher_and_probe_give_the_same_artifact(config: SubspacesConf
     assert directory == config.artifacts / "icsm_tiny"
     loaded = Subspaces.load(directory, backbone="tiny", width=32)
     assert loaded.projector_sha256() == found.projector_sha256()
-    assert set(ModuleStatistics.load(directory, backbone="tiny", width=32).modules) == {
+    assert set(ModuleStatistics.load(directory, {"backbone": "tiny", "width": 32}).modules) == {
         f"layers.{layer}.o_proj" for layer in (2, 3, 4, 5)
     }
     again, same = find(replace(config, name="again"))

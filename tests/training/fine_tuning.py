@@ -14,6 +14,7 @@ from ipvla.data.episode import Episode
 from ipvla.data.probe import ProbeConfig
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import Experiment, ExperimentConfig
+from ipvla.forgetting import MethodConfig
 from ipvla.forgetting.fisher import FisherConfig
 from ipvla.forgetting.icsm import ICSMConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
@@ -23,7 +24,6 @@ from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
 from ipvla.training.protection import ForgettingConfig
-from ipvla.training.surgery import SurgeryConfig
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
 from tests.synthetic import SIZE, cue_episode
 
@@ -77,7 +77,7 @@ def tuned(make_experiment: Make, tmp_path: Path) -> ExperimentConfig:
     )
 
 
-def protected(config: ExperimentConfig, method: SurgeryConfig, **changes: object) -> ExperimentConfig:
+def protected(config: ExperimentConfig, method: MethodConfig, **changes: object) -> ExperimentConfig:
     values: dict[str, object] = {"method": method, "probe": PROBE, **changes}
     return replace(config, forgetting=ForgettingConfig(**values))  # type: ignore[arg-type]
 

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from ipvla.experiment import Experiment, ExperimentConfig
+from ipvla.forgetting import HSWConfig, MethodConfig
 from ipvla.models.backbones import PaliGemmaConfig
 from ipvla.models.lora import LoRAConfig, adapters
 from ipvla.models.memory import (
@@ -32,7 +33,6 @@ from ipvla.policy import Policy
 from ipvla.rollout.policy_server import PolicyServer
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
 from ipvla.training.parallel import World
-from ipvla.training.surgery import HSWSurgeryConfig, SurgeryConfig
 from ipvla.types import Observation
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
 from tests.synthetic import SIZE
@@ -43,7 +43,7 @@ from tests.training.test_rivals import RIVALS
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 
 Make = Callable[..., ExperimentConfig]
-METHODS: list[SurgeryConfig | None] = [None, *STRONG, *RIVALS]
+METHODS: list[MethodConfig | None] = [None, *STRONG, *RIVALS]
 MEMORIES: list[MemoryConfig] = [
     NoMemoryConfig(),
     GRUMemoryConfig(hidden=16),
@@ -96,7 +96,7 @@ def assert_close(gpu: IPVLA, cpu: IPVLA) -> None:
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_every_method_trains_on_a_gpu_what_it_trains_on_a_cpu(
-    tuned: ExperimentConfig, method: SurgeryConfig | None
+    tuned: ExperimentConfig, method: MethodConfig | None
 ) -> None:
     config = adapters_alone(tuned)
     if method is not None:
@@ -106,7 +106,7 @@ def test_every_method_trains_on_a_gpu_what_it_trains_on_a_cpu(
 
 def test_the_thermostat_reads_on_a_gpu_what_it_reads_on_a_cpu(tuned: ExperimentConfig) -> None:
     thermostat = replace(SENSITIVE, beta_min=0.5, gamma_min=0.0)
-    config = protected(adapters_alone(tuned), HSWSurgeryConfig(), thermostat=thermostat)
+    config = protected(adapters_alone(tuned), HSWConfig(), thermostat=thermostat)
     told = []
     for world in (gpu(), World()):
         log = Log()
@@ -120,15 +120,15 @@ def test_the_thermostat_reads_on_a_gpu_what_it_reads_on_a_cpu(tuned: ExperimentC
 def test_off_is_the_baseline_bit_for_bit(tuned: ExperimentConfig, precision: str) -> None:
     tuned = replace(tuned, training=replace(tuned.training, precision=precision))
     baseline = trained_on(gpu(), tuned)
-    off = protected(tuned, HSWSurgeryConfig(beta=0.0, gamma=0.0), enabled=False)
+    off = protected(tuned, HSWConfig(beta=0.0, gamma=0.0), enabled=False)
     assert equal(trained_on(gpu(), off), baseline)
-    assert equal(trained_on(gpu(), protected(tuned, HSWSurgeryConfig())), baseline), "gains of 1"
-    assert not equal(trained_on(gpu(), protected(tuned, HSWSurgeryConfig(beta=0.0, gamma=0.0))), baseline)
+    assert equal(trained_on(gpu(), protected(tuned, HSWConfig())), baseline), "gains of 1"
+    assert not equal(trained_on(gpu(), protected(tuned, HSWConfig(beta=0.0, gamma=0.0))), baseline)
 
 
 def test_a_resumed_run_ends_with_the_same_weights(tuned: ExperimentConfig, tmp_path: Path) -> None:
     tuned = replace(tuned, training=replace(tuned.training, precision="auto"))
-    config = protected(tuned, HSWSurgeryConfig(), thermostat=replace(SENSITIVE, beta_min=0.5, gamma_min=0.0))
+    config = protected(tuned, HSWConfig(), thermostat=replace(SENSITIVE, beta_min=0.5, gamma_min=0.0))
     whole = trained_on(gpu(), config)
     first = config.build(gpu())
     finish(first, replace(config, training=replace(config.training, until=3)), world=gpu())
@@ -140,7 +140,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tuned: ExperimentConfig, tmp_p
 
 
 def test_accumulation_and_recomputed_activations_change_nothing(tuned: ExperimentConfig) -> None:
-    config = protected(adapters_alone(tuned), HSWSurgeryConfig(beta=0.5, gamma=0.0))
+    config = protected(adapters_alone(tuned), HSWConfig(beta=0.5, gamma=0.0))
     kept = replace(config, training=replace(config.training, accumulate=2))
     again = replace(kept, training=replace(kept.training, activation_checkpointing=True))
     assert_close(trained_on(gpu(), again).state.model, trained(kept).state.model)
@@ -216,7 +216,7 @@ def test_paligemma_is_tuned_in_bfloat16_under_protection(
         training=replace(tuned.training, precision="bf16"),
     )
     log = Log()
-    trained_on(gpu(), protected(config, HSWSurgeryConfig(beta=0.5, gamma=0.0), artifact="icsm_paligemma"), log)
+    trained_on(gpu(), protected(config, HSWConfig(beta=0.5, gamma=0.0), artifact="icsm_paligemma"), log)
     lines = [line for _, line in log.lines if "train/loss" in line]
     assert all(np.isfinite(line["train/loss"]) for line in lines)
     assert all(line["hsw/norm_after"] < line["hsw/norm_before"] for line in lines)
@@ -243,7 +243,7 @@ class AlwaysSharded(World):
 
 @pytest.mark.slow
 def test_weights_sharded_by_nccl_train_what_whole_ones_do(tuned: ExperimentConfig, tmp_path: Path) -> None:
-    config = protected(adapters_alone(tuned), HSWSurgeryConfig(beta=0.5, gamma=0.0))
+    config = protected(adapters_alone(tuned), HSWConfig(beta=0.5, gamma=0.0))
     config = replace(config, training=replace(config.training, sharding="fsdp"))
     mp.spawn(shard, (config, tmp_path), nprocs=1)  # type: ignore[no-untyped-call]
     policy = Policy.load(tmp_path / "checkpoint" / "policy")

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from ipvla.experiment import ExperimentConfig
+from ipvla.forgetting import CorDAConfig
 from ipvla.models.backbones import TinyConfig
 from ipvla.models.lora import LoRAConfig
 from ipvla.models.memory import GRUMemoryConfig
 from ipvla.policy import CheckpointError, Policy
 from ipvla.training.interpolation import interpolate
 from ipvla.training.parallel import World
-from ipvla.training.surgery import CorDASurgeryConfig
 from ray_jobs import interpolate as job
 from ray_jobs.cli import run
 from tests.training.fine_tuning import protected, trained
@@ -74,7 +74,7 @@ def test_what_corda_moved_out_of_the_base_weights_is_on_the_line_too(
     tuned: ExperimentConfig, tmp_path: Path
 ) -> None:
     assert tuned.start_from is not None
-    trained(protected(tuned, CorDASurgeryConfig())).policy.save(tmp_path / "tuned")
+    trained(protected(tuned, CorDAConfig())).policy.save(tmp_path / "tuned")
     begun, ended = effective(Policy.load(tuned.start_from)), effective(Policy.load(tmp_path / "tuned"))
     for weight, value in effective(interpolate(tuned.start_from, tmp_path / "tuned", 0.5)).items():
         torch.testing.assert_close(value, (begun[weight] + ended[weight]) / 2, atol=1e-5, rtol=1e-4)

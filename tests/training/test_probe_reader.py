@@ -11,7 +11,7 @@ from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting.drift import pool
 from ipvla.models.lora import LoRAConfig
 from ipvla.models.vla import IPVLA
-from ipvla.training.feature_reader import ProbedPolicy
+from ipvla.training.feature_reader import FeatureReader
 from ipvla.training.parallel import World
 from ipvla.training.probe_reader import ProbeReader, _joined
 from tests.training.fine_tuning import PROBE
@@ -59,7 +59,7 @@ def test_vectors_are_those_of_the_student_as_it_is_now(
                     parameter.add_(0.05 * torch.randn_like(parameter))
         found = reader.pool(records, LAYERS)
         before = len(sizes)
-        expected, _ = pool(ProbedPolicy(model, "tiny"), probe.batch(transforms, records), LAYERS)
+        expected, _ = pool(FeatureReader(model, "tiny"), probe.batch(transforms, records), LAYERS)
         del sizes[before:]
         assert list(found) == list(LAYERS)
         for layer in LAYERS:

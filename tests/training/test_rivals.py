@@ -14,6 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ipvla.data.source import DatasetError
 from ipvla.experiment import Experiment, ExperimentConfig
+from ipvla.forgetting import (
+    CorDAConfig,
+    DistillationConfig,
+    EWCConfig,
+    GPMConfig,
+    L2SPConfig,
+    MethodConfig,
+)
 from ipvla.forgetting.gpm import input_space
 from ipvla.forgetting.module_statistics import ModuleStatistics
 from ipvla.forgetting.subspaces import ArtifactError
@@ -25,23 +33,15 @@ from ipvla.policy import Policy
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
 from ipvla.training.parallel import World
 from ipvla.training.step import training_step
-from ipvla.training.surgery import (
-    CorDASurgeryConfig,
-    DistillationSurgeryConfig,
-    EWCSurgeryConfig,
-    GPMSurgeryConfig,
-    L2SPSurgeryConfig,
-    SurgeryConfig,
-)
 from tests.training.fine_tuning import PROBE, Log, equal, finish, protected, trained, weights
 
-IDLE: list[SurgeryConfig] = [L2SPSurgeryConfig(), EWCSurgeryConfig(), DistillationSurgeryConfig()]
-PENALTIES: list[SurgeryConfig] = [
-    L2SPSurgeryConfig(strength=1.0),
-    EWCSurgeryConfig(strength=1.0),
-    DistillationSurgeryConfig(weight=1.0, batch=8),
+IDLE: list[MethodConfig] = [L2SPConfig(), EWCConfig(), DistillationConfig()]
+PENALTIES: list[MethodConfig] = [
+    L2SPConfig(strength=1.0),
+    EWCConfig(strength=1.0),
+    DistillationConfig(weight=1.0, batch=8),
 ]
-RIVALS = [*PENALTIES, GPMSurgeryConfig(energy=0.5), CorDASurgeryConfig()]
+RIVALS = [*PENALTIES, GPMConfig(energy=0.5), CorDAConfig()]
 
 
 def without_adapters(config: ExperimentConfig) -> ExperimentConfig:
@@ -75,7 +75,7 @@ def test_strength_0_changes_nothing(tuned: ExperimentConfig) -> None:
 
 
 @pytest.mark.parametrize("method", PENALTIES, ids=str)
-def test_a_penalty_is_logged_beside_the_loss_and_not_in_it(tuned: ExperimentConfig, method: SurgeryConfig) -> None:
+def test_a_penalty_is_logged_beside_the_loss_and_not_in_it(tuned: ExperimentConfig, method: MethodConfig) -> None:
     config = replace(tuned, training=replace(tuned.training, steps=2, log_every=1))
     log, plain = Log(), Log()
     trained(protected(config, method), log)
@@ -88,9 +88,9 @@ def test_a_penalty_is_logged_beside_the_loss_and_not_in_it(tuned: ExperimentConf
     assert not any(name.startswith("gain/") for name in first), "there is nothing to regulate"
 
 
-@pytest.mark.parametrize("method", [L2SPSurgeryConfig, EWCSurgeryConfig])
+@pytest.mark.parametrize("method", [L2SPConfig, EWCConfig])
 def test_the_stronger_the_penalty_the_less_is_added(
-    tuned: ExperimentConfig, method: Callable[..., SurgeryConfig]
+    tuned: ExperimentConfig, method: Callable[..., MethodConfig]
 ) -> None:
     sizes = [added(trained(protected(tuned, method(strength=s)))) for s in (0.0, 1.0, 100.0)]
     assert sizes == sorted(sizes, reverse=True)
@@ -98,18 +98,18 @@ def test_the_stronger_the_penalty_the_less_is_added(
 
 
 def test_distillation_holds_the_output_where_it_was_recorded(tuned: ExperimentConfig) -> None:
-    def gap(method: DistillationSurgeryConfig) -> float:
+    def gap(method: DistillationConfig) -> float:
         log = Log()
         config = replace(tuned, training=replace(tuned.training, steps=20))
         trained(protected(config, method), log)
         return log.lines[-1][1]["train/penalty"] / method.weight
 
-    weak, strong = (gap(DistillationSurgeryConfig(weight=w, batch=24)) for w in (1e-9, 10.0))
+    weak, strong = (gap(DistillationConfig(weight=w, batch=24)) for w in (1e-9, 10.0))
     assert strong < 0.5 * weak
 
 
 @pytest.mark.parametrize("method", PENALTIES, ids=str)
-def test_without_adapters_every_weight_is_held(tuned: ExperimentConfig, method: SurgeryConfig) -> None:
+def test_without_adapters_every_weight_is_held(tuned: ExperimentConfig, method: MethodConfig) -> None:
     """The gradient that the penalty leaves is autograd's of the written formula."""
     config = protected(without_adapters(tuned), method)
     experiment = config.build(World())
@@ -119,7 +119,7 @@ def test_without_adapters_every_weight_is_held(tuned: ExperimentConfig, method: 
     assert state.protection is not None
     penalty = state.protection.penalty(state.step)
     assert penalty is not None
-    if isinstance(method, L2SPSurgeryConfig):
+    if isinstance(method, L2SPConfig):
         moved = [(p.detach() - start[name]).square().sum() for name, p in state.model.named_parameters()]
         torch.testing.assert_close(penalty.detach(), sum(moved) / 2)
     state.model.zero_grad()
@@ -131,7 +131,7 @@ def test_without_adapters_every_weight_is_held(tuned: ExperimentConfig, method: 
 def test_a_memory_that_the_teacher_does_not_have_is_free_under_ewc(tuned: ExperimentConfig) -> None:
     config = without_adapters(tuned)
     config = replace(config, model=replace(config.model, memory=GRUMemoryConfig(hidden=9)))
-    state = trained(protected(config, EWCSurgeryConfig(strength=1.0))).state
+    state = trained(protected(config, EWCConfig(strength=1.0))).state
     assert state.protection is not None
     penalty = state.protection.penalty(state.step)
     assert penalty is not None
@@ -144,8 +144,8 @@ def test_a_memory_that_the_teacher_does_not_have_is_free_under_ewc(tuned: Experi
 def test_under_gpm_a_module_answers_the_teachers_inputs_as_the_teacher_does(
     tuned: ExperimentConfig, tmp_path: Path
 ) -> None:
-    experiment = trained(protected(tuned, GPMSurgeryConfig(energy=0.9)))
-    statistics = ModuleStatistics.load(tmp_path / "artifacts" / "icsm_tiny", backbone="tiny", width=32)
+    experiment = trained(protected(tuned, GPMConfig(energy=0.9)))
+    statistics = ModuleStatistics.load(tmp_path / "artifacts" / "icsm_tiny", {"backbone": "tiny", "width": 32})
     assert tuned.start_from is not None
     teacher = Policy.load(tuned.start_from).model.backbone.vlm
     student = experiment.state.model.backbone.vlm.get_base_model()
@@ -174,7 +174,7 @@ def interrupted(config: ExperimentConfig, tmp_path: Path) -> Experiment:
 
 @pytest.mark.parametrize("method", RIVALS, ids=str)
 def test_a_run_that_stopped_goes_on_as_if_it_had_not(
-    tuned: ExperimentConfig, tmp_path: Path, method: SurgeryConfig
+    tuned: ExperimentConfig, tmp_path: Path, method: MethodConfig
 ) -> None:
     config = protected(tuned, method)
     resumed = interrupted(config, tmp_path)
@@ -187,7 +187,7 @@ def test_what_was_trained_under_osf_or_corda_comes_back_as_a_policy(
     tuned: ExperimentConfig, tmp_path: Path
 ) -> None:
     osf = replace(tuned, model=replace(tuned.model, lora=None, osf=OSFConfig(last_layers=4)))
-    corda = protected(tuned, CorDASurgeryConfig())
+    corda = protected(tuned, CorDAConfig())
     assert (tuned.exports_adapters, osf.exports_adapters, corda.exports_adapters) == (True, True, False)
     assert tuned.start_from is not None
     teacher = Policy.load(tuned.start_from)
@@ -224,7 +224,7 @@ def one_process_group(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.parametrize("method", PENALTIES, ids=str)
 @pytest.mark.parametrize("full", [False, True], ids=["adapters", "all weights"])
 def test_distributed_training_takes_the_penalty_too(
-    tuned: ExperimentConfig, method: SurgeryConfig, full: bool
+    tuned: ExperimentConfig, method: MethodConfig, full: bool
 ) -> None:
     """Weights that a window leaves out of the loss, but not out of the penalty, are no exception."""
     config = protected(without_adapters(tuned) if full else tuned, method)
@@ -237,11 +237,11 @@ def test_distributed_training_takes_the_penalty_too(
 
 
 def test_l2_sp_needs_no_artifact(tuned: ExperimentConfig) -> None:
-    trained(protected(tuned, L2SPSurgeryConfig(strength=1.0), artifact="nothing"))
+    trained(protected(tuned, L2SPConfig(strength=1.0), artifact="nothing"))
 
 
 def test_a_penalty_that_is_not_finite_is_refused_before_it_does_harm(tuned: ExperimentConfig) -> None:
-    config = protected(tuned, L2SPSurgeryConfig(strength=1e30))
+    config = protected(tuned, L2SPConfig(strength=1e30))
     experiment = config.build(World())
     steps(experiment, config, 1)
     for adapter in adapters(experiment.state.model.backbone).values():
@@ -254,14 +254,14 @@ def test_a_penalty_that_is_not_finite_is_refused_before_it_does_harm(tuned: Expe
 
 def test_what_does_not_fit_is_refused(tuned: ExperimentConfig, tmp_path: Path) -> None:
     artifact = tmp_path / "artifacts" / "icsm_tiny"
-    ewc, distillation = EWCSurgeryConfig(strength=1.0), DistillationSurgeryConfig(weight=1.0)
+    ewc, distillation = EWCConfig(strength=1.0), DistillationConfig(weight=1.0)
     with pytest.raises(ValueError, match=r"thermostat is set, but l2_sp has no gains to regulate"):
-        protected(tuned, L2SPSurgeryConfig(strength=1.0), thermostat=ThermostatConfig())
+        protected(tuned, L2SPConfig(strength=1.0), thermostat=ThermostatConfig())
     with pytest.raises(ValueError, match="works on LoRA adapters; set model"):
-        protected(without_adapters(tuned), GPMSurgeryConfig()).build(World())
+        protected(without_adapters(tuned), GPMConfig()).build(World())
     lora = replace(tuned.model.lora, extra=("trunk.conv1",))
     with pytest.raises(ValueError, match=r"adapters on \['trunk.conv1'\], which are not linear"):
-        protected(replace(tuned, model=replace(tuned.model, lora=lora)), GPMSurgeryConfig()).build(World())
+        protected(replace(tuned, model=replace(tuned.model, lora=lora)), GPMConfig()).build(World())
     with pytest.raises(DatasetError, match="nothing"):
         protected(tuned, distillation, probe=replace(PROBE, dataset="nothing")).build(World())
     with pytest.raises(ArtifactError, match="probe_sha256"):
@@ -270,7 +270,7 @@ def test_what_does_not_fit_is_refused(tuned: ExperimentConfig, tmp_path: Path) -
     (artifact / "meta.json").write_text(meta.replace('"teacher_sha256": "', '"teacher_sha256": "another '))
     with pytest.raises(ArtifactError, match="teacher_sha256"):
         protected(tuned, ewc).build(World())
-    for name, method in (("fisher", ewc), ("outputs", distillation), ("module_statistics", GPMSurgeryConfig())):
+    for name, method in (("fisher", ewc), ("outputs", distillation), ("module_statistics", GPMConfig())):
         (artifact / f"{name}.json").unlink()
         with pytest.raises(ValueError, match=r"make it again by ray_jobs\.subspaces with"):
             protected(tuned, method).build(World())

@@ -12,6 +12,13 @@ import torch.multiprocessing as mp
 
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import ExperimentConfig
+from ipvla.forgetting import (
+    DistillationConfig,
+    EWCConfig,
+    GPMConfig,
+    HSWConfig,
+    MethodConfig,
+)
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.models.memory import KVMemoryConfig, MemoryConfig, PromptMemoryConfig
 from ipvla.models.questions import QuestionsConfig
@@ -19,24 +26,17 @@ from ipvla.models.sharding import is_sharded
 from ipvla.policy import Policy
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
 from ipvla.training.parallel import World
-from ipvla.training.surgery import (
-    DistillationSurgeryConfig,
-    EWCSurgeryConfig,
-    GPMSurgeryConfig,
-    HSWSurgeryConfig,
-    SurgeryConfig,
-)
 from tests.synthetic import SIZE, even_episode
 from tests.training.fine_tuning import SENSITIVE, Log, finish, protected, trained
 
 LANES = 4
 STOP = 2
-CASES: dict[str, tuple[SurgeryConfig, ThermostatConfig | None]] = {
-    "idle": (HSWSurgeryConfig(), None),
-    "cut": (HSWSurgeryConfig(beta=0.5, gamma=0.0, sites="writers"), None),
-    "thermostat": (HSWSurgeryConfig(), replace(SENSITIVE, beta_min=0.5, gamma_min=0.0)),
-    "gpm": (GPMSurgeryConfig(energy=0.5), None),
-    "distillation": (DistillationSurgeryConfig(weight=1.0, batch=8), None),
+CASES: dict[str, tuple[MethodConfig, ThermostatConfig | None]] = {
+    "idle": (HSWConfig(), None),
+    "cut": (HSWConfig(beta=0.5, gamma=0.0, sites="writers"), None),
+    "thermostat": (HSWConfig(), replace(SENSITIVE, beta_min=0.5, gamma_min=0.0)),
+    "gpm": (GPMConfig(energy=0.5), None),
+    "distillation": (DistillationConfig(weight=1.0, batch=8), None),
 }
 FULL = "all weights"
 RESUMED = ("thermostat", "gpm")
@@ -130,11 +130,11 @@ def assert_same(ours: torch.nn.Module, theirs: torch.nn.Module, name: str) -> No
     [
         ({"memory": PromptMemoryConfig()}, None, r"model\.memory\.type prompt"),
         ({"questions": QuestionsConfig()}, None, r"model\.questions"),
-        ({}, EWCSurgeryConfig(strength=1.0), r"forgetting\.method\.type ewc"),
+        ({}, EWCConfig(strength=1.0), r"forgetting\.method\.type ewc"),
     ],
 )
 def test_what_cannot_be_sharded_is_told_before_anything_starts(
-    tuned: ExperimentConfig, model: dict[str, MemoryConfig], method: SurgeryConfig | None, message: str
+    tuned: ExperimentConfig, model: dict[str, MemoryConfig], method: MethodConfig | None, message: str
 ) -> None:
     config = protected(tuned, method) if method else tuned
     with pytest.raises(ValueError, match=rf"training\.sharding is fsdp, which {message} cannot .* set it to ddp"):

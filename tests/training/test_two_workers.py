@@ -12,25 +12,25 @@ import torch.multiprocessing as mp
 
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import ExperimentConfig
+from ipvla.forgetting import (
+    DistillationConfig,
+    HSWConfig,
+    MethodConfig,
+    TwoSidedConfig,
+)
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.training.parallel import World
-from ipvla.training.surgery import (
-    DistillationSurgeryConfig,
-    HSWSurgeryConfig,
-    SurgeryConfig,
-    TwoSidedSurgeryConfig,
-)
 from tests.synthetic import SIZE, even_episode
 from tests.training.fine_tuning import SENSITIVE, Log, finish, protected, trained, weights
 
 pytestmark = pytest.mark.slow
 
 LANES = 4
-CASES: dict[str, tuple[SurgeryConfig, ThermostatConfig | None]] = {
-    "hsw": (HSWSurgeryConfig(beta=0.5, gamma=0.0), None),
-    "hsw and thermostat": (HSWSurgeryConfig(), replace(SENSITIVE, beta_min=0.5, gamma_min=0.0)),
-    "two-sided": (TwoSidedSurgeryConfig(lam=10.0, kappa=0.01), None),
-    "distillation": (DistillationSurgeryConfig(weight=1.0, batch=8), None),
+CASES: dict[str, tuple[MethodConfig, ThermostatConfig | None]] = {
+    "hsw": (HSWConfig(beta=0.5, gamma=0.0), None),
+    "hsw and thermostat": (HSWConfig(), replace(SENSITIVE, beta_min=0.5, gamma_min=0.0)),
+    "two-sided": (TwoSidedConfig(lam=10.0, kappa=0.01), None),
+    "distillation": (DistillationConfig(weight=1.0, batch=8), None),
 }
 ACCUMULATED = ("hsw", "distillation")
 

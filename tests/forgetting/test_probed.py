@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipvla.forgetting.pooling import instruction_mean
+from ipvla.forgetting.probed import instruction_mean
 
 masks = st.integers(1, 6).flatmap(
     lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=4)

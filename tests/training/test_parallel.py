@@ -1,4 +1,4 @@
-"""`training.precision`."""
+"""Workers: `training.precision`."""
 
 import time
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ipvla.training.loop import TrainingConfig
-from ipvla.training.precision import autocasts
+from ipvla.training.parallel import autocasts
 
 CPU = torch.device("cpu")
 
