@@ -1,7 +1,7 @@
 """Directions of a layer's width, and what share of anything that lies along each of them is taken away.
 
 Rows x [..., D] lose x U diag(w) U', so x - removed(x) keeps the share 1 - w_k along direction u_k and everything
-across U. In this residual form nothing at all changes, bit for bit, where w is 0; the sum of the kept parts would
+across U. In this residual form nothing at all changes, bit for bit, where w is 0; the sum of the remaining parts would
 not add up to x again.
 """
 

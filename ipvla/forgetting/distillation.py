@@ -3,8 +3,8 @@
     penalty = weight * mean over drawn records of KL(teacher || student)
 
 (Hinton, Vinyals and Dean, arXiv 1503.02531, at temperature 1; against forgetting: Li and Hoiem, arXiv 1606.09282.)
-The teacher's outputs are kept offline, so that training holds no teacher. The records are trained on: a probe that
-is distilled from can no longer judge what was forgotten.
+The teacher's outputs are measured offline, so that training holds no teacher. The records are trained on: a probe
+that is distilled from can no longer judge what was forgotten.
 """
 
 from __future__ import annotations

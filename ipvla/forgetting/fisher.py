@@ -98,8 +98,8 @@ class DiagonalFisher:
         if not count:
             raise ValueError("the probe has no record; give at least one")
         made_from = {"backbone": model.name, "width": model.width, "num_layers": len(model.layers)}
-        found = {name: (total / count).cpu() for name, total in totals.items()}
-        return cls(found, {**meta, **made_from, **asdict(config), "versions": {"torch": torch.__version__}})
+        means = {name: (total / count).cpu() for name, total in totals.items()}
+        return cls(means, {**meta, **made_from, **asdict(config), "versions": {"torch": torch.__version__}})
 
     def save(self, directory: Path) -> None:
         """Writes `fisher.safetensors` and `fisher.json`."""

@@ -1,7 +1,7 @@
 """GPM for adapters: what a module does to inputs like the teacher's never changes, whatever is trained.
 
 M spans a module's inputs on the probe: the first eigenvectors of their second moment that hold the share `energy`
-of its trace (Saha, Garg and Roy, arXiv 2103.09762). A is kept across M, so that dW M = (alpha / r) B A M
+of its trace (Saha, Garg and Roy, arXiv 2103.09762). A stays orthogonal to M, so that dW M = (alpha / r) B A M
 is 0 (for adapters: Liang and Li, InfLoRA, arXiv 2404.00228): at installation, and again after every optimizer
 step, since AdamW's steps do not stay in the space of their gradients.
 """
@@ -46,7 +46,7 @@ class GPMConfig(MethodConfig):
 
 
 class GPM(Method):
-    """Keeps A [r, in] of every adapter across its module's space.
+    """Keeps A [r, in] of every adapter orthogonal to its module's space.
 
     Args:
         factors: by module name; B must be 0, so that the projection changes no output.
@@ -99,5 +99,5 @@ def input_space(moment: Tensor, energy: float) -> Tensor:
     values, vectors = torch.linalg.eigh(moment.double())
     values, vectors = values.clamp(min=0).flip(0), vectors.flip(1)
     reached = values.cumsum(0) >= energy * values.sum() * (1 - torch.finfo(values.dtype).eps * len(values))
-    kept: Tensor = vectors[:, : int(reached.int().argmax()) + 1]
-    return kept
+    space: Tensor = vectors[:, : int(reached.int().argmax()) + 1]
+    return space

@@ -145,7 +145,7 @@ class ICSM:
             for number in representatives
         }
         injected = self.config.order == "sensitivity" and self.config.scoring == "injection"
-        found = {
+        measurements = {
             **meta,
             **asdict(self.config),
             "agreement": {str(n): self._agreement(measured[n], layer) for n, layer in layers.items() if injected},
@@ -158,7 +158,7 @@ class ICSM:
             "energy": {str(number): self._energy(layer) for number, layer in measured.items()},
             "versions": {"torch": torch.__version__, "numpy": np.__version__},
         }
-        return Subspaces(groups, layers, found)
+        return Subspaces(groups, layers, measurements)
 
     def _agreement(self, measured: _Measured, subspace: LayerSubspace) -> float | None:
         """Spearman's correlation of the columns' scores by injection with their Fisher scores.
@@ -217,15 +217,15 @@ class ICSM:
         records = empty = 0
         for batch in batches:
             reading, sampled = sampled_gradients(model, batch, layers, self.config.labels, generator)
-            kept = reading.mask.any(1)
-            records, empty = records + len(kept), empty + int((~kept).sum())
+            instructed = reading.mask.any(1)
+            records, empty = records + len(instructed), empty + int((~instructed).sum())
             for number in numbers:
                 pooled = instruction_mean(reading.hidden[number].detach(), reading.mask)
-                vectors[number].append(pooled.vectors[kept].cpu())
-            for found in sampled:
-                for number, gradient in found.items():
+                vectors[number].append(pooled.vectors[instructed].cpu())
+            for by_layer in sampled:
+                for number, gradient in by_layer.items():
                     within = gradient.double() * reading.mask[..., None]
-                    gradients[number].append(within.sum(1)[kept].cpu())
+                    gradients[number].append(within.sum(1)[instructed].cpu())
                     inside[number] += within.square().sum().item()
                     energy[number] += gradient.double().square().sum().item()
         if records == empty:
@@ -291,8 +291,8 @@ def _injection_scores(model: ProbedModel, batches: Sequence[Any], number: int, i
     total, records = torch.zeros(injections.shape[1], dtype=torch.float64), 0
     for batch in batches:
         clean = model.read(batch)
-        kept = clean.mask.any(1)
-        records += int(kept.sum())
+        instructed = clean.mask.any(1)
+        records += int(instructed.sum())
         for k, injection in enumerate(injections.T):
             for signed in (injection, -injection):
 
@@ -301,7 +301,7 @@ def _injection_scores(model: ProbedModel, batches: Sequence[Any], number: int, i
 
                 with edited(model.layers[number], inject):
                     output = model.read(batch).output
-                total[k] += model.divergence(output, clean.output)[kept].sum().cpu() / 2
+                total[k] += model.divergence(output, clean.output)[instructed].sum().cpu() / 2
     return total / records
 
 

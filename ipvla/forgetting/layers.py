@@ -101,7 +101,7 @@ def inputs(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
 
 @contextmanager
 def tapped(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
-    """While it lasts, a forward pass adds to each module's output a leaf of zeros, found here under its key.
+    """In the block, a forward pass adds to each module's output a leaf of zeros, given here under its key.
 
     The leaf's gradient is the output's, also where all weights are frozen. The next pass replaces the leaves.
     """

@@ -80,8 +80,8 @@ class Target(Protocol):
             ValueError: it was not measured.
         """
 
-    def factors(self, wanted: Callable[[str], bool] = ...) -> Factors:
-        """A and B of the adapters on linear modules whose name is `wanted`; none where there are no adapters.
+    def factors(self, include: Callable[[str], bool] = ...) -> Factors:
+        """A and B of the adapters on linear modules that `include` accepts by name; none without adapters.
 
         Where weights are sharded these are whole copies, which training keeps in step with the weights.
 

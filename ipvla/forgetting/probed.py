@@ -108,7 +108,9 @@ def sampled_gradients(
     outputs = [leaves[key] for key in modules]
 
     def backward(loss: Tensor) -> dict[Key, Tensor]:
-        found = torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True, materialize_grads=True)
-        return dict(zip(modules, found, strict=True))
+        gradients = torch.autograd.grad(
+            loss, outputs, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return dict(zip(modules, gradients, strict=True))
 
     return reading, map(backward, losses)

@@ -1,4 +1,4 @@
-"""The fragile and plastic subspaces of representative layers, and how offline products are kept on disk.
+"""The fragile and plastic subspaces of representative layers, and how offline products are stored on disk.
 
 An artifact is a pair of files in one directory, `NAME.safetensors` and a JSON file with what it was made from. The
 JSON file comes last and holds the tensors' hash, so that what can be loaded is whole and belongs together.
@@ -42,8 +42,8 @@ def write_artifact(
     """Writes both files, each whole or not at all; `meta` must be JSON values."""
     with replacing(tensors_path) as part:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part)
-        told = json.dumps({**meta, "tensors_sha256": _sha256(part)}, indent=1)
-    write_text(meta_path, told)
+        text = json.dumps({**meta, "tensors_sha256": _sha256(part)}, indent=1)
+    write_text(meta_path, text)
 
 
 def read_artifact(

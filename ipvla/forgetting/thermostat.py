@@ -237,8 +237,8 @@ class Thermostat:
             strength = min(max((d - state.lo) / (state.hi - state.lo), 0.0), 1.0)
         else:
             log = math.log(max(state.strength, FLOOR)) + c.kp * (error - state.error) + c.ki * error
-            wanted = math.exp(min(log, 0.0)) if log > math.log(FLOOR) else 0.0
-            strength = min(max(wanted, state.strength - c.slew), state.strength + c.slew)
+            unbounded = math.exp(min(log, 0.0)) if log > math.log(FLOOR) else 0.0
+            strength = min(max(unbounded, state.strength - c.slew), state.strength + c.slew)
         return replace(state, readings=state.readings + 1, ema=ema, error=error, strength=strength)
 
     def _average(self, state: ThermostatState, d: float) -> float:

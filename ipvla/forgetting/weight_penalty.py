@@ -79,7 +79,7 @@ class WeightPenalty(Method):
 
     Args:
         changes: by the weight's name, at least one.
-        importance: F >= 0, by the weight's name; kept as float32 on the weight's device.
+        importance: F >= 0, by the weight's name; stored as float32 on the weight's device.
 
     Raises:
         ValueError: no weight, a weight without F, an F of another size, or F all 0, negative or not finite.

@@ -18,7 +18,8 @@ class AdaptedModules:
     Attributes:
         setting: what errors call these settings.
         last_layers: how many of the last language layers; 0 means all of them.
-        modules: names of linear modules inside a language layer.
+        modules: names of linear modules inside a language layer. The default is what layers of every backbone
+            have: `gate_proj`, which Gemma's have besides, is adapted only if it is named.
         extra: full names of modules outside the language layers, e.g. `trunk.conv1` or `trunk.mix`.
         freeze_rest: memory and head are frozen too, so that adapters alone are trained.
     """

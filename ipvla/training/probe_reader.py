@@ -2,7 +2,7 @@
 
 A reading takes no more than it needs: a forward pass through the language layers, without memory and head. Where
 nothing in front of these layers is trained, what enters them never changes: then the whole probe is embedded at
-the first reading and kept on the CPU, always in the same blocks, so that a run that resumes reads the same bits.
+the first reading and stays on the CPU, always in the same blocks, so that a run that resumes reads the same bits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BLOCK = 64
 class ProbeReader:
     """Pools what language layers put out for records of a probe, as `ipvla.forgetting.drift.pool` does.
 
-    Whether embeddings can be kept is told from the parameters that are trained when this is made.
+    Embeddings are kept if no parameter before the language layers is trained when this is made.
     """
 
     def __init__(self, model: IPVLA, transforms: Transforms, probe: ProbeSet) -> None:

@@ -120,9 +120,9 @@ class PolicyTarget:
         same = {name: meta.get(name) for name in ("teacher_sha256", "probe_sha256")}
         return part.load(self.artifact, {**self.identity, **same})
 
-    def factors(self, wanted: Callable[[str], bool] = lambda name: True) -> Factors:
-        found = factors(self.model.backbone)
-        return self.whole_factors.of({name: pair for name, pair in found.items() if wanted(name)})
+    def factors(self, include: Callable[[str], bool] = lambda name: True) -> Factors:
+        linear = factors(self.model.backbone)
+        return self.whole_factors.of({name: pair for name, pair in linear.items() if include(name)})
 
     def all_factors(self) -> Factors:
         every, linear = adapters(self.model.backbone), factors(self.model.backbone)
@@ -142,8 +142,8 @@ class PolicyTarget:
 
     def changes(self, known: Mapping[str, torch.Size] | None = None) -> dict[str, WeightChange]:
         changes: dict[str, WeightChange]
-        if found := adapters(self.model.backbone):
-            changes = {f"{VLM}{name}.weight": LowRankChange(f.a, f.b, f.scale) for name, f in found.items()}
+        if by_name := adapters(self.model.backbone):
+            changes = {f"{VLM}{name}.weight": LowRankChange(x.a, x.b, x.scale) for name, x in by_name.items()}
         else:
             changes = {name: FullChange(p) for name, p in self.model.named_parameters() if p.requires_grad}
         if known is None:
