@@ -1,8 +1,8 @@
 """Directions of a layer's width, and what share of anything that lies along each of them is taken away.
 
 Rows x [..., D] lose x U diag(w) U', so x - removed(x) keeps the share 1 - w_k along direction u_k and everything
-across U. In this residual form nothing at all changes, bit for bit, where w is 0; the sum of the remaining parts would
-not add up to x again.
+across U. In this residual form nothing at all changes, bit for bit, where w is 0; the sum of the remaining parts
+would not add up to x again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How far a student has moved from its teacher, read on the probe without the teacher at hand.
 
-The artifact holds the teacher's pooled instruction vectors of every record of the probe; a reading draws a few records,
-pools the student's vectors of the same records, and compares covariances, d = ||C_S - C_T||_F (the requirement,
-2.3). With C_T of the *same* records (paired) the reading is exactly 0 while the student is the teacher; with C_T
-of the whole probe (unpaired) it has a floor of sampling noise that hides small drift.
+The artifact holds the teacher's pooled instruction vectors of every record of the probe; a reading draws a few
+records, pools the student's vectors of the same records, and compares covariances, d = ||C_S - C_T||_F (the
+requirement, 2.3). With C_T of the *same* records (paired) the reading is exactly 0 while the student is the
+teacher; with C_T of the whole probe (unpaired) it has a floor of sampling noise that hides small drift.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ipvla.forgetting.layers import LayerGroup, edited, layer_groups, tapped
+from ipvla.forgetting.layers import LayerGroup, edit_output, edited, inputs, layer_groups, outputs, tapped
 
 
 def test_of_18_layers_the_last_four_in_pairs_each_represented_by_its_later_layer() -> None:
@@ -52,6 +52,30 @@ def test_an_edit_ends_with_an_error_too() -> None:
     with pytest.raises(RuntimeError), edited(layer, lambda h: h + 5):
         raise RuntimeError
     assert layer(torch.zeros(1)).item() == 0
+
+
+def test_an_edit_by_handle_lasts_until_it_is_removed() -> None:
+    layer, x = Tupled(), torch.zeros(2)
+    handle = edit_output(layer, lambda h: h * 3)
+    assert layer(x)[0].tolist() == [3, 3]
+    handle.remove()
+    assert layer(x)[0].tolist() == [1, 1]
+
+
+def test_outputs_and_inputs_are_those_of_the_last_pass_in_the_block() -> None:
+    layers = {"plain": nn.Linear(2, 2), "tupled": Tupled()}
+    x = torch.ones(1, 2, requires_grad=True)
+    with outputs(layers) as put_out, inputs(layers) as taken:
+        for scale in (1, 2):
+            plain = layers["plain"](scale * x)
+            layers["tupled"](plain)
+    layers["tupled"](x)
+    assert torch.equal(put_out["plain"], plain)
+    assert torch.equal(put_out["tupled"], plain + 1)
+    assert put_out["plain"].requires_grad
+    assert torch.equal(taken["plain"], 2 * x.detach())
+    assert torch.equal(taken["tupled"], plain.detach())
+    assert not taken["tupled"].requires_grad
 
 
 def test_a_tap_is_the_outputs_gradient_under_frozen_weights_and_changes_nothing() -> None:
