@@ -7,13 +7,11 @@ gradient. At gains that change nothing, weights stay bit for bit what the optimi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Collection, Mapping
 
 from ipvla.forgetting.directions import GainedSubspace
 from ipvla.forgetting.gains import Gains
-from ipvla.forgetting.method import Factors, Method, MethodConfig, Target
+from ipvla.forgetting.method import Factors, Method, Target
 from ipvla.forgetting.subspaces import LayerSubspace
 
 
@@ -26,29 +24,15 @@ def check_names(factors: Factors, given: Mapping[str, object], what: str) -> Non
         raise ValueError(f"no {what} for {missing}; give one for every module with an adapter")
 
 
-@dataclass(frozen=True)
-class WriterConfig(MethodConfig):
-    """Of a method on the adapters of modules that write into the residual stream, in the subspaces' layers.
+def writers(target: Target, names: Collection[str]) -> tuple[Factors, dict[str, LayerSubspace]]:
+    """The adapters of the modules of these names in the subspaces' layers, and the subspace of each.
 
-    Attributes:
-        beta, gamma: gains in [0, 1] of the parts along Up and along Uf; 1 leaves a part alone.
-        writers: names of these modules inside a layer.
+    Such modules must write into the residual stream, e.g. `o_proj` and `down_proj`.
     """
-
-    gained: ClassVar[tuple[str, ...]] = ("beta", "gamma")
-
-    beta: float = 1.0
-    gamma: float = 1.0
-    writers: tuple[str, ...] = ("o_proj", "down_proj")
-
-    def written(self, target: Target) -> tuple[Factors, dict[str, LayerSubspace]]:
-        """The adapters of `writers` in the protected layers, and the subspace of each."""
-        protected = {layer for group in target.subspaces.groups for layer in group.layers}
-        factors = target.factors(
-            lambda name: name.rsplit(".", 1)[-1] in self.writers and target.layer_of(name) in protected
-        )
-        layers = {name: target.layer_of(name) for name in factors}
-        return factors, {name: target.subspaces.for_layer(n) for name, n in layers.items() if n is not None}
+    protected = {layer for group in target.subspaces.groups for layer in group.layers}
+    factors = target.factors(lambda name: name.rsplit(".", 1)[-1] in names and target.layer_of(name) in protected)
+    layers = {name: target.layer_of(name) for name in factors}
+    return factors, {name: target.subspaces.for_layer(n) for name, n in layers.items() if n is not None}
 
 
 class WriterUpdate(Method):

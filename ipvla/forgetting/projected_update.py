@@ -14,24 +14,34 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ipvla.forgetting.adapter_update import WriterConfig, WriterUpdate
+from ipvla.forgetting.adapter_update import WriterUpdate, writers
 from ipvla.forgetting.method import Factors, Method, MethodConfig, Target
 from ipvla.forgetting.subspaces import LayerSubspace
 
 
 @MethodConfig.register_subclass("projected_update")
 @dataclass(frozen=True)
-class ProjectedUpdateConfig(WriterConfig):
-    """Gains of the update's parts along Up (beta) and Uf (gamma); see `WriterConfig`."""
+class ProjectedUpdateConfig(MethodConfig):
+    """On the adapters of modules that write into the residual stream, in the subspaces' layers.
 
+    Attributes:
+        beta, gamma: gains in [0, 1] of the update's parts along Up and along Uf; 1 leaves a part alone.
+        writers: names of these modules inside a layer.
+    """
+
+    gained: ClassVar[tuple[str, ...]] = ("beta", "gamma")
     shards: ClassVar[bool] = True
+
+    beta: float = 1.0
+    gamma: float = 1.0
+    writers: tuple[str, ...] = ("o_proj", "down_proj")
 
     def build(self, factors: Factors, subspaces: Mapping[str, LayerSubspace]) -> ProjectedUpdate:
         """`subspaces`: of each module of `factors`, by its name."""
         return ProjectedUpdate(factors, subspaces, self.gains)
 
     def install(self, target: Target) -> Method:
-        return self.build(*self.written(target))
+        return self.build(*writers(target, self.writers))
 
 
 class ProjectedUpdate(WriterUpdate):

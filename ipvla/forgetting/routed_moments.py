@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ipvla.forgetting.adapter_update import WriterConfig, WriterUpdate
+from ipvla.forgetting.adapter_update import WriterUpdate, writers
 from ipvla.forgetting.gains import Gains
 from ipvla.forgetting.method import Factors, Method, MethodConfig, Target
 from ipvla.forgetting.subspaces import LayerSubspace
@@ -26,8 +26,19 @@ from ipvla.forgetting.subspaces import LayerSubspace
 
 @MethodConfig.register_subclass("routed_moments")
 @dataclass(frozen=True)
-class RoutedMomentsConfig(WriterConfig):
-    """Gains of the first moment's parts along Up (beta) and Uf (gamma); see `WriterConfig`."""
+class RoutedMomentsConfig(MethodConfig):
+    """On the adapters of modules that write into the residual stream, in the subspaces' layers.
+
+    Attributes:
+        beta, gamma: gains in [0, 1] of the first moment's parts along Up and along Uf; 1 leaves a part alone.
+        writers: names of these modules inside a layer.
+    """
+
+    gained: ClassVar[tuple[str, ...]] = ("beta", "gamma")
+
+    beta: float = 1.0
+    gamma: float = 1.0
+    writers: tuple[str, ...] = ("o_proj", "down_proj")
 
     def build(
         self, factors: Factors, subspaces: Mapping[str, LayerSubspace], optimizer: torch.optim.AdamW
@@ -36,7 +47,7 @@ class RoutedMomentsConfig(WriterConfig):
         return RoutedMoments(factors, subspaces, optimizer, self.gains)
 
     def install(self, target: Target) -> Method:
-        return self.build(*self.written(target), target.optimizer)
+        return self.build(*writers(target, self.writers), target.optimizer)
 
 
 class RoutedMoments(WriterUpdate):

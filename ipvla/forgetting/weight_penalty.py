@@ -22,27 +22,20 @@ from ipvla.forgetting.method import Method, MethodConfig, Target
 from ipvla.forgetting.weight_change import WeightChange
 
 
-@dataclass(frozen=True)
-class _PenaltyConfig(MethodConfig):
-    """strength: weight of the penalty, >= 0; 0 leaves training alone."""
-
-    strength: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.strength < math.inf:
-            name = self.get_choice_name(type(self))
-            raise ValueError(f"the strength of {name} is {self.strength}; it must be finite and at least 0")
-
-
 @MethodConfig.register_subclass("l2_sp")
 @dataclass(frozen=True)
-class L2SPConfig(_PenaltyConfig):
+class L2SPConfig(MethodConfig):
     """On the adapters, or without any on all that is trained. Needs no artifact.
 
     Attributes:
         strength: weight of the penalty, >= 0; 0 leaves training alone.
     """
+
+    strength: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("l2_sp", self.strength)
 
     def build(self, changes: Mapping[str, WeightChange]) -> WeightPenalty:
         """`changes`: of the weights that are held, by name."""
@@ -54,7 +47,7 @@ class L2SPConfig(_PenaltyConfig):
 
 @MethodConfig.register_subclass("ewc")
 @dataclass(frozen=True)
-class EWCConfig(_PenaltyConfig):
+class EWCConfig(MethodConfig):
     """On the adapters, or without any on all that the teacher has.
 
     A memory of another mechanism than the teacher's is left free: there is nothing in it to forget.
@@ -62,6 +55,12 @@ class EWCConfig(_PenaltyConfig):
     Attributes:
         strength: weight of the penalty with the normalised Fisher information, >= 0; 0 leaves training alone.
     """
+
+    strength: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("ewc", self.strength)
 
     def build(self, changes: Mapping[str, WeightChange], fisher: Mapping[str, Tensor]) -> WeightPenalty:
         """`fisher`: of each weight of `changes`, by its name, of the weight's size."""
@@ -126,3 +125,8 @@ def _normalised(importance: Mapping[str, Tensor], changes: Mapping[str, WeightCh
         name: (importance[name].to(change.device, torch.float32) * scale).reshape(change.shape)
         for name, change in changes.items()
     }
+
+
+def _check(method: str, weight: float) -> None:
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"the strength of {method} is {weight}; it must be finite and at least 0")
