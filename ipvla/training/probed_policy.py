@@ -56,7 +56,7 @@ class ProbedPolicy:
             if not model.memory.feeds_backbone:
                 t = torch.zeros(len(inputs.images), dtype=torch.long, device=inputs.images.device)
                 features, _ = model.memory.step(features, model.initial_memory(len(t)), t)
-            actions = model.head.sample(features)[..., model.action_varies]
+            actions = model.sample(features)[..., model.action_varies]
         finally:
             model.train(training)
         return tuple(hidden), output.instruction_mask, actions.flatten(1)
