@@ -257,6 +257,11 @@ def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -
     assert message in f"{refused.value} {refused.value.__cause__} {refused.value.__context__}"
 
 
+def test_tiny_may_have_few_layers() -> None:
+    backbone = TinyConfig(width=32, heads=2, layers=2, trunk_channels=8).build(5, 1, 28)
+    assert len(backbone(inputs_for(backbone, WORDS)).hidden_states) == 3
+
+
 def test_tiny_takes_longer_prompts_where_it_is_told_to() -> None:
     words = "put both the alphabet soup and the tomato sauce in the basket"
     backbone = TinyConfig(max_prompt_tokens=64).build(proprio_dim=5, num_views=1, image_size=28)
