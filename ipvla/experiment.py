@@ -164,7 +164,7 @@ class ExperimentConfig(StorageRoots):
         if self.training.activation_checkpointing and cached:
             raise ValueError(
                 "training.activation_checkpointing runs layers twice, and this backbone's layers add to the cache "
-                "that model.memory or model.head reads; set it to false, or choose another one"
+                "that model.memory or model.head reads; set it to false, or choose another memory or head"
             )
         if self.training.sharding == "fsdp":
             self._check_sharding()
