@@ -21,7 +21,6 @@ from ipvla.data.oxe_mixtures import OXE_MIXTURES
 from ipvla.data.source import DatasetError
 from ipvla.data.sources import RLDS_BACKENDS, RldsBackend, dataset_location
 from ipvla.data.standards import StandardConfig
-from ipvla.models.memory import PromptMemoryConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy, policy_sha256
 from ipvla.storage import StorageRoots
@@ -173,7 +172,7 @@ class ExperimentConfig(StorageRoots):
         """ValueError for what runs other parts of the model on each worker, or needs whole weights."""
         model, method = self.model, self.protected_by.method if self.protected_by else None
         refused = {
-            "model.memory.type prompt": isinstance(model.memory, PromptMemoryConfig),
+            f"model.memory.type {model.memory.get_choice_name(type(model.memory))}": not model.memory.shards,
             "model.questions": model.questions is not None,
             "model.plan_readout": model.plan_readout is not None,
             "model.osf": model.osf is not None,

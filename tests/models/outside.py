@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +105,7 @@ class WordsBackbone(Backbone):
     """Tokens: four quarters of the pictures, the proprioception, the prompt. Positions have three axes."""
 
     layer_pattern = r"layers\.({layers})\."
-    attention: Literal["prefix", "causal"] = "causal"  # type: ignore[misc]
+    attention = "causal"
 
     def __init__(self, config: WordsConfig, proprio_dim: int, num_views: int) -> None:
         super().__init__()

@@ -36,6 +36,7 @@ from ipvla.rollout.policy_server import PolicyServer
 from ipvla.tracking import Sinks
 from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.parallel import World
+from ipvla.training.probed_policy import ProbedPolicy
 from ipvla.types import NO_TOKEN, Observation
 from tests.models.conftest import inputs_for
 from tests.models.memory.test_feeding_the_backbone import build, cut, play, window
@@ -314,6 +315,15 @@ class TestNoise:
         a, b = unnamed.forward([unnamed.admit(name, 0, anonymous) for name in ("a", "b")])
         assert np.abs(a - b).max() > 1e-2, "sessions that nobody names differ as well"
 
+    def test_a_policy_that_is_probed_takes_the_same_noise_for_every_record(self, experiment: Experiment) -> None:
+        probed, seen = ProbedPolicy(experiment.policy.model, "tiny"), observations(experiment)
+        inputs = experiment.policy.transforms.inputs(seen)
+        with torch.no_grad():
+            together = probed.read(inputs).output
+            for row in range(3):
+                alone = probed.read(inputs.map(lambda x, r=row: x[r : r + 1])).output
+                torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-5)
+
     def test_training_draws_from_epoch_episode_and_step(self, make: Make) -> None:
         config = make(head=FlowConfig())
         drawn: dict[tuple[int, int, int], int] = {}
@@ -421,9 +431,19 @@ def test_layers_that_the_backbone_lacks_are_refused(make: Make) -> None:
 
 
 def test_keys_of_layers_that_would_run_twice_are_refused(make: Make) -> None:
-    config = make(backbone=PaliGemmaConfig(), head=LayersConfig())
-    with pytest.raises(ValueError, match=r"model\.memory or model\.head reads"):
-        replace(config, training=replace(config.training, activation_checkpointing=True))
+    chain = ChainMemoryConfig([KVMemoryConfig(length=2), GRUMemoryConfig(8)])
+    for model in ({"head": LayersConfig()}, {"memory": chain}):
+        config = make(backbone=PaliGemmaConfig(), **model)
+        with pytest.raises(ValueError, match=r"model\.memory or model\.head reads"):
+            replace(config, training=replace(config.training, activation_checkpointing=True))
+
+
+def test_a_memory_says_for_itself_and_its_parts_that_it_does_not_shard(make: Make) -> None:
+    prompt = PromptMemoryConfig(plan_tokens=8)
+    for memory, name in ((prompt, "prompt"), (ChainMemoryConfig([prompt, GRUMemoryConfig(8)]), "chain")):
+        config = make(memory=memory)
+        with pytest.raises(ValueError, match=rf"fsdp, which model\.memory\.type {name} cannot"):
+            replace(config, training=replace(config.training, sharding="fsdp"))
 
 
 def test_one_function_makes_every_row_of_tokens() -> None:

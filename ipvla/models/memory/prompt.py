@@ -55,6 +55,10 @@ class PromptMemoryConfig(MemoryConfig):
         if self.weight <= 0:
             raise ValueError(f"memory.weight is {self.weight}; it must be above 0, or no plan is learned")
 
+    @property
+    def shards(self) -> bool:
+        return False
+
     def build(self, backbone: Backbone) -> PromptMemory:
         return PromptMemory(self, backbone.width)
 

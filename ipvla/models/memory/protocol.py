@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 import draccus
 import torch
@@ -29,13 +29,17 @@ def select(condition: torch.Tensor, yes: Memory, no: Memory) -> Memory:
 
 @dataclass(frozen=True)
 class MemoryConfig(draccus.ChoiceRegistry):
-    """A choice by `type`: one of the mechanisms of this folder.
+    """A choice by `type`: one of the mechanisms of this folder."""
 
-    Attributes:
-        caches: it keeps keys and values of the language layers.
-    """
+    @property
+    def caches(self) -> bool:
+        """Whether it keeps keys and values of the language layers."""
+        return False
 
-    caches: ClassVar[bool] = False
+    @property
+    def shards(self) -> bool:
+        """Whether it can be trained with sharded weights: every worker runs the same parts of the model."""
+        return True
 
     def build(self, backbone: Backbone) -> MemoryModule:
         """The mechanism for features of this backbone's sizes; the backbone itself is not kept."""
