@@ -12,9 +12,11 @@ import sys
 
 import psutil
 
+from ipvla.data.conventions import Conventions
 from ipvla.data.dataset import open_dataset
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.plan import PlanPosition
+from ipvla.data.prompt_encoder import PromptEncoder
 from ipvla.data.transforms import Transforms
 
 #: Far less than the dataset decoded, so that what is kept has to be given up again.
@@ -24,7 +26,8 @@ _CACHE_BYTES = 32 << 20
 def resident_mb(directory: str) -> list[float]:
     """After each of three epochs."""
     dataset = open_dataset(directory, _CACHE_BYTES)
-    transforms = Transforms(dataset.statistics(), lambda text: [1], 4, dataset.cameras, 224, 8)
+    conventions = Conventions(dataset.statistics(), dataset.cameras, image_size=224, chunk=8)
+    transforms = Transforms(conventions, PromptEncoder(lambda text: [1], max_prompt_tokens=4))
     lanes = LaneConfig(lanes=4, window=8, stride=4).build(dataset, transforms)
     position, told = PlanPosition(), []
     for epoch in range(3):

@@ -139,7 +139,7 @@ def drop_memory(trained: Path, bare: Path) -> None:
     if not (bare / "policy.json").exists():
         policy = Policy.load(trained)
         config = replace(policy.config, memory=NoMemoryConfig())
-        Policy.build(config, policy.transforms, policy.execute, policy.model).save(bare)
+        Policy.build(config, policy.transforms.conventions, policy.execute, policy.model).save(bare)
 
 
 def reason_at_every_step(once: Path, every: Path) -> None:
@@ -152,4 +152,4 @@ def reason_at_every_step(once: Path, every: Path) -> None:
                 f"{once} holds a policy with {type(memory).__name__}; give one with memory.type prompt"
             )
         config = replace(policy.config, memory=replace(memory, refresh=1))
-        Policy.build(config, policy.transforms, policy.execute, policy.model).save(every)
+        Policy.build(config, policy.transforms.conventions, policy.execute, policy.model).save(every)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ipvla.data.conventions import Conventions
 from ipvla.data.statistics import Statistics
-from ipvla.data.transforms import Transforms
 from ipvla.models.backbones import TinyConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
@@ -26,15 +26,10 @@ def save_untrained_policy(directory: Path, cameras: Sequence[str] = CAMERAS) -> 
     actions = rng.uniform(-0.5, 0.5, (6000, 7)).astype(np.float32)
     actions[:, 6] = np.sign(actions[:, 6])
     proprio = rng.normal(size=(6000, 8)).astype(np.float32)
-    transforms = Transforms(
-        Statistics.compute([actions], [proprio]),
-        tokenize=lambda words: [],
-        max_prompt_tokens=1,
-        cameras=tuple(cameras),
-        image_size=64,
-        chunk=EXECUTE,
+    conventions = Conventions(
+        Statistics.compute([actions], [proprio]), cameras=tuple(cameras), image_size=64, chunk=EXECUTE
     )
     torch.manual_seed(0)
     config = IPVLAConfig(backbone=TinyConfig(max_prompt_tokens=64), chunk=EXECUTE)
-    Policy.build(config, transforms, EXECUTE).save(directory)
+    Policy.build(config, conventions, EXECUTE).save(directory)
     return directory

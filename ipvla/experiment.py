@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ipvla.data.chunks import PAST_END, PastEnd
+from ipvla.data.conventions import Conventions
 from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.lanes import LaneConfig, LaneReader
 from ipvla.data.mixture_dataset import MixtureDataset
@@ -20,9 +21,6 @@ from ipvla.data.oxe_mixtures import OXE_MIXTURES
 from ipvla.data.source import DatasetError
 from ipvla.data.sources import RLDS_BACKENDS, RldsBackend, dataset_location
 from ipvla.data.standards import StandardConfig
-from ipvla.data.transforms import Transforms
-from ipvla.models.heads import BinsConfig
-from ipvla.models.memory import PromptMemoryConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy, policy_sha256
 from ipvla.storage import StorageRoots
@@ -155,16 +153,17 @@ class ExperimentConfig(StorageRoots):
                 f"lanes.stride {self.lanes.stride} exceeds model.chunk {self.model.chunk}: "
                 "the policy would run out of actions; lower the stride or raise the chunk"
             )
-        if isinstance(self.model.head, BinsConfig) and self.data.normalisation == "normal":
+        if self.model.head.bounded and self.data.normalisation == "normal":
             raise ValueError(
-                "data.normalisation normal leaves actions without bounds, and model.head's bins cover [-1, 1]; "
+                "data.normalisation normal leaves actions without bounds, and model.head covers [-1, 1] alone; "
                 "choose bounds_q99 or bounds, or another head"
             )
-        cached = self.model.memory.caches and self.model.backbone.layers_write_cache
+        caches = self.model.memory.caches or self.model.head.reads.keys_values
+        cached = caches and self.model.backbone.layers_write_cache
         if self.training.activation_checkpointing and cached:
             raise ValueError(
                 "training.activation_checkpointing runs layers twice, and this backbone's layers add to the cache "
-                "that model.memory keeps; set it to false, or choose another memory"
+                "that model.memory or model.head reads; set it to false, or choose another memory or head"
             )
         if self.training.sharding == "fsdp":
             self._check_sharding()
@@ -173,7 +172,7 @@ class ExperimentConfig(StorageRoots):
         """ValueError for what runs other parts of the model on each worker, or needs whole weights."""
         model, method = self.model, self.protected_by.method if self.protected_by else None
         refused = {
-            "model.memory.type prompt": isinstance(model.memory, PromptMemoryConfig),
+            f"model.memory.type {model.memory.get_choice_name(type(model.memory))}": not model.memory.shards,
             "model.questions": model.questions is not None,
             "model.plan_readout": model.plan_readout is not None,
             "model.osf": model.osf is not None,
@@ -218,7 +217,7 @@ class ExperimentConfig(StorageRoots):
         return self.data.build(self.datasets, self.cache / "datasets")
 
     def build(self, world: World) -> Experiment:
-        """Dataset -> transforms -> policy -> optimizer -> lanes, seeded; the same on every worker.
+        """Dataset -> conventions -> policy -> optimizer -> lanes, seeded; the same on every worker.
 
         Raises:
             DatasetError: the dataset is missing, damaged, or lacks what the memory is trained on.
@@ -229,20 +228,10 @@ class ExperimentConfig(StorageRoots):
         dataset = self.open_dataset()
         start = None if self.start_from is None else Policy.load(self.start_from).merged()
         torch.manual_seed(self.seed)
-        conventions = self._conventions(dataset) if start is None else start.transforms.conventions
-        transforms = Transforms(
-            **conventions,
-            past_end=self.data.past_end,
-            tokenize=lambda text: [],
-            max_prompt_tokens=1,
-            cameras=self.data.cameras,
-            image_size=self.data.image_size,
-            chunk=self.model.chunk,
-            proprio_index=self.data.proprio,
-        )
-        policy = Policy.build(self.model, transforms, self.lanes.stride, start.model if start else None)
+        conventions = self._conventions(dataset, start)
+        policy = Policy.build(self.model, conventions, self.lanes.stride, start.model if start else None)
         if start is None:
-            policy.model.backbone.calibrate(_mean_image(dataset, policy.transforms))
+            policy.model.backbone.calibrate(_mean_image(dataset, conventions))
         model = policy.model.to(world.device)
         if self.training.activation_checkpointing:
             model.backbone.checkpoint_activations()
@@ -282,16 +271,25 @@ class ExperimentConfig(StorageRoots):
         lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size)
         return Experiment(policy, state, lanes)
 
-    def _conventions(self, dataset: EpisodeDataset | MixtureDataset) -> dict[str, Any]:
-        """What `Transforms.conventions` gives, of a dataset."""
-        mixed = dataset.mixed() if isinstance(dataset, MixtureDataset) else {}
-        return {
-            "statistics": dataset.statistics(),
-            "normalisation": self.data.normalisation,
-            "absolute": dataset.standard.absolute,
-            "gripper": dataset.standard.gripper,
-            "mixed": mixed,
+    def _conventions(self, dataset: EpisodeDataset | MixtureDataset, start: Policy | None) -> Conventions:
+        """The dataset's units, or those that `start` was trained in; the rest as the settings have it."""
+        chosen: dict[str, Any] = {
+            "cameras": self.data.cameras,
+            "image_size": self.data.image_size,
+            "chunk": self.model.chunk,
+            "proprio_index": self.data.proprio,
+            "past_end": self.data.past_end,
         }
+        if start is not None:
+            return replace(start.transforms.conventions, **chosen)
+        return Conventions(
+            statistics=dataset.statistics(),
+            normalisation=self.data.normalisation,
+            absolute=dataset.standard.absolute,
+            gripper=dataset.standard.gripper,
+            mixed=dataset.mixed() if isinstance(dataset, MixtureDataset) else {},
+            **chosen,
+        )
 
 
 @dataclass(frozen=True)
@@ -304,13 +302,13 @@ class Experiment:
 
 
 def _mean_image(
-    dataset: EpisodeDataset | MixtureDataset, transforms: Transforms, samples: int = 500
+    dataset: EpisodeDataset | MixtureDataset, conventions: Conventions, samples: int = 500
 ) -> torch.Tensor:
     """float32 [3, H, W]: the mean of frames spread evenly over the dataset, in pixel values."""
     episodes = np.linspace(0, len(dataset) - 1, samples).astype(int)
     fraction = np.random.default_rng(0).random(samples)
     steps = (fraction * dataset.lengths[episodes]).astype(int)
     pairs = zip(episodes.tolist(), steps.tolist(), strict=True)
-    seen = [dataset.observation(e, t, transforms.cameras) for e, t in pairs]
-    images = transforms.images(seen).float()
+    seen = [dataset.observation(e, t, conventions.cameras) for e, t in pairs]
+    images = conventions.images(seen).float()
     return images.mean(dim=(0, 1)).permute(2, 0, 1)

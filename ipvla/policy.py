@@ -19,6 +19,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ipvla.data.conventions import Conventions
+from ipvla.data.prompt_encoder import PromptEncoder
 from ipvla.data.transforms import Transforms
 from ipvla.models.lora import merge_adapters
 from ipvla.models.sharding import is_sharded, sharded_like, whole
@@ -57,7 +59,7 @@ class Policy:
 
         ValueError if it was not trained on that one.
         """
-        if not self.transforms.mixed:
+        if not self.transforms.conventions.mixed:
             raise ValueError(
                 f"unnorm_key is {dataset!r}, and the policy was not trained on a mixture; leave it out, its one "
                 "dataset's statistics are used"
@@ -69,11 +71,16 @@ class Policy:
         return self.model.initial_memory(batch)
 
     def act(self, observations: Sequence[Observation], memory: Memory) -> tuple[npt.NDArray[np.float32], Memory]:
-        """Chunks float32 [B, C, A] in the simulator's units, and the memories [B, ...] after this step."""
+        """Chunks float32 [B, C, A] in the simulator's units, and the memories [B, ...] after this step.
+
+        A row depends on its own observation and memory alone; a head's noise is drawn from the observation's
+        `episode` and `t`.
+        """
         device = self.model.action_varies.device
         inputs = self.transforms.inputs(observations).to(device)
         t = torch.tensor([o.t for o in observations], device=device)
-        actions, memory = self.model.act(inputs, memory, t)
+        seeds = [_noise_seed(o) for o in observations] if self.model.head.noise_shape is not None else None
+        actions, memory = self.model.act(inputs, memory, t, seeds)
         return self.transforms.denormalise(actions), memory
 
     def merged(self) -> Policy:
@@ -144,41 +151,41 @@ class Policy:
                 "e.g. runs/STUDY/NAME/policy"
             ) from None
         config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
-        transforms = Transforms.from_dict(described["transforms"], tokenize=_no_words)
-        policy = cls.build(config, transforms, described["execute"])
+        conventions = Conventions.from_dict(described["transforms"])
+        policy = cls.build(config, conventions, described["execute"])
         load_weights(policy.model, directory / "model.safetensors")
         policy.model.to(device).eval()
         return policy if unnorm_key is None else policy.unnormalised_as(unnorm_key)
 
     @classmethod
-    def build(cls, config: IPVLAConfig, transforms: Transforms, execute: int, start: IPVLA | None = None) -> Self:
-        """A policy for the data `transforms` describes, with fresh weights or those of `start`.
-
-        The tokenizer is the backbone's.
-        """
+    def build(
+        cls, config: IPVLAConfig, conventions: Conventions, execute: int, start: IPVLA | None = None
+    ) -> Self:
+        """A policy for data of these conventions, with fresh weights or those of `start`."""
         model = config.build(
-            action_varies=torch.from_numpy(~transforms.statistics.constant),
-            proprio_dim=transforms.proprio_dim,
-            num_views=len(transforms.cameras),
-            image_size=transforms.image_size,
+            action_varies=torch.from_numpy(~conventions.statistics.constant),
+            proprio_dim=conventions.proprio_dim,
+            num_views=len(conventions.cameras),
+            image_size=conventions.image_size,
             start=start,
         )
         backbone = model.backbone
-        transforms = replace(
-            transforms,
+        prompts = PromptEncoder(
             tokenize=backbone.tokenize,
             max_prompt_tokens=backbone.max_prompt_tokens,
-            tokenize_plan=backbone.tokenize_text,
+            tokenize_text=backbone.tokenize_text,
             plan_tokens=model.plan_tokens,
             tokenize_question=backbone.question,
             question_tokens=model.question_tokens,
             answer_tokens=model.answer_tokens,
         )
-        return cls(config, model, transforms, execute)
+        return cls(config, model, Transforms(conventions, prompts), execute)
 
 
-def _no_words(instruction: str) -> list[int]:
-    return []
+def _noise_seed(observation: Observation) -> int:
+    """In [0, 2^63), the same for the same episode and control step, whenever and wherever."""
+    drawn = hashlib.sha256(f"{observation.episode}\0{observation.t}".encode()).digest()
+    return int.from_bytes(drawn[:8], "big") >> 1
 
 
 def state(model: torch.nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:

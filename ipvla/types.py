@@ -10,7 +10,7 @@ control steps since the reset, in training and in rollout alike.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
@@ -18,6 +18,9 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:  # a simulator's process has no use for it: 100 MB and a second
     import torch
+
+#: Stands where a row of token ids is shorter than its tensor; no vocabulary has it.
+NO_TOKEN = -1
 
 #: Memory is a value: named tensors, every one with a leading batch axis [B, ...].
 Memory: TypeAlias = dict[str, "torch.Tensor"]
@@ -32,12 +35,14 @@ class Observation:
         proprio: float32 [P]; LIBERO's layout `[position 3 (m), axis-angle 3 (rad), gripper joints 2 (m)]`.
         instruction: the task in words.
         t: control steps since the reset, 0 for the first.
+        episode: name of its episode, the same in every attempt; a head's noise is drawn from it and from `t`.
     """
 
     images: Mapping[str, npt.NDArray[np.uint8]]
     proprio: npt.NDArray[np.float32]
     instruction: str
     t: int
+    episode: str = ""
 
 
 @dataclass
@@ -47,8 +52,8 @@ class ModelInputs:
     Attributes:
         images: uint8 [..., V, H, W, 3].
         proprio: float32 [..., P], normalised to about [-1, 1].
-        input_ids: int64 [..., L], the prompt, padded at the end.
-        attention_mask: bool [..., L], True on real tokens.
+        input_ids: int64 [..., L], the prompt; ids past its end are in the vocabulary and mean nothing.
+        attention_mask: bool [..., L], True on the prompt's tokens, which stand first.
     """
 
     images: torch.Tensor
@@ -59,6 +64,10 @@ class ModelInputs:
     def map(self, function: Any) -> Self:
         """The same record with `function` applied to each tensor."""
         return type(self)(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+    def with_prompt(self, ids: torch.Tensor) -> Self:
+        """The same observations with other prompts, int64 [..., L], NO_TOKEN past their ends."""
+        return replace(self, input_ids=ids.clamp(min=0), attention_mask=ids != NO_TOKEN)
 
     def flatten(self) -> Self:
         """[B, K, ...] -> [B * K, ...]."""
@@ -80,13 +89,15 @@ class StepBatch:
         valid: bool [B, K], False where a lane is idle; an idle step carries the memory through unchanged.
         t: int64 [B, K], control steps since the reset.
         episode_key: int64 [B, K], the episode's index in its dataset, -1 where idle.
-        plan: int64 [B, K, Lp], tokens of the reasoning that holds once this step's observation is seen, 0-padded
-            at the end; all 0 where nothing was recorded or the lane is idle. Lp is 0 if no plans are read.
+        noise_seed: int64 [B, K], of the noise of a head that takes some: a function of lanes.seed, epoch, episode
+            and `t`.
+        plan: int64 [B, K, Lp], tokens of the reasoning that holds once this step's observation is seen, NO_TOKEN
+            past its end, and everywhere if nothing was recorded or the lane is idle. Lp is 0 if no plans are read.
         last_plan: int64 [B, K, Lp], `plan` of the episode's previous policy step, one stride of control steps
-            earlier and perhaps in the window before; all 0 where is_first.
-        question: int64 [B, K, Lq], the prompt of a question about this step's observation, 0-padded at the end;
-            all 0 where none was recorded or the lane is idle. Lq and La are 0 if no questions are read.
-        answer: int64 [B, K, La], tokens of its answer, 0-padded at the end; all 0 where `question` is.
+            earlier and perhaps in the window before; NO_TOKEN where is_first.
+        question: int64 [B, K, Lq], the prompt of a question about this step's observation, NO_TOKEN past its end,
+            and everywhere if none was recorded or the lane is idle. Lq and La are 0 if no questions are read.
+        answer: int64 [B, K, La], tokens of its answer, NO_TOKEN past its end, and everywhere if `question` is.
     """
 
     inputs: ModelInputs
@@ -96,6 +107,7 @@ class StepBatch:
     valid: torch.Tensor
     t: torch.Tensor
     episode_key: torch.Tensor
+    noise_seed: torch.Tensor
     plan: torch.Tensor
     last_plan: torch.Tensor
     question: torch.Tensor

@@ -18,7 +18,7 @@ from ipvla.data.plan import EpochPlan, IntArray, Layout, PlanPosition, WindowPla
 from ipvla.data.prefetch import prefetch
 from ipvla.data.source import BrokenEpisodeError, DatasetError
 from ipvla.data.transforms import Transforms
-from ipvla.types import ModelInputs, Observation, StepBatch
+from ipvla.types import NO_TOKEN, ModelInputs, Observation, StepBatch
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class LaneReader:
         """The window at `position`: leading axes [B, K]. DatasetError if an episode turns out corrupt."""
         first = self._rank * self._config.lanes
         window = self.plan(position).window(position.window).lanes(first, first + self._config.lanes)
-        return self._read(window)
+        return self._read(window, position.epoch)
 
     def batches(self, start: PlanPosition) -> Generator[tuple[PlanPosition, StepBatch], None, None]:
         """From `start` on without end, prefetched in a background thread; close the generator to stop it."""
@@ -133,7 +133,7 @@ class LaneReader:
             yield position, self.batch(position)
             position = self.after(position)
 
-    def _read(self, window: WindowPlan) -> StepBatch:
+    def _read(self, window: WindowPlan, epoch: int) -> StepBatch:
         lanes, steps = window.episode.shape
         if self._dataset.skips_bad_episodes:
             window = self._readable(window)
@@ -160,6 +160,7 @@ class LaneReader:
             valid=torch.from_numpy(valid | window.is_first),
             t=torch.from_numpy(window.t),
             episode_key=torch.from_numpy(window.episode),
+            noise_seed=torch.from_numpy(mixed(self._config.seed, epoch, window.episode, window.t)),
             plan=torch.from_numpy(plan),
             last_plan=torch.from_numpy(last_plan),
             question=torch.from_numpy(question),
@@ -215,27 +216,43 @@ class LaneReader:
 
     def _plans(self, window: WindowPlan) -> tuple[IntArray, IntArray]:
         """The plans at the window's steps and one policy step before them, each int64 [lanes, K, Lp]."""
-        plan = np.zeros((*window.episode.shape, self._transforms.plan_tokens), np.int64)
-        last_plan = np.zeros_like(plan)
-        if not self._transforms.plan_tokens:
+        prompts = self._transforms.prompts
+        plan = np.full((*window.episode.shape, prompts.plan_tokens), NO_TOKEN, np.int64)
+        last_plan = plan.copy()
+        if not prompts.plan_tokens:
             return plan, last_plan
         for place in zip(*np.nonzero(window.episode >= 0), strict=True):
             reasoning, t = self._dataset.episode(int(window.episode[place])).reasoning, int(window.t[place])
             if reasoning:
-                plan[place] = self._transforms.plan(reasoning[t])
+                plan[place] = prompts.plan(reasoning[t])
                 if not window.is_first[place]:
-                    last_plan[place] = self._transforms.plan(reasoning[t - self._config.stride])
+                    last_plan[place] = prompts.plan(reasoning[t - self._config.stride])
         return plan, last_plan
 
     def _questions(self, window: WindowPlan) -> tuple[IntArray, IntArray]:
         """The questions about the window's steps and their answers, int64 [lanes, K, Lq] and [lanes, K, La]."""
-        question = np.zeros((*window.episode.shape, self._transforms.question_tokens), np.int64)
-        answer = np.zeros((*window.episode.shape, self._transforms.answer_tokens), np.int64)
-        if not self._transforms.question_tokens:
+        prompts, shape = self._transforms.prompts, window.episode.shape
+        question = np.full((*shape, prompts.question_tokens), NO_TOKEN, np.int64)
+        answer = np.full((*shape, prompts.answer_tokens), NO_TOKEN, np.int64)
+        if not prompts.question_tokens:
             return question, answer
         for place in zip(*np.nonzero(window.episode >= 0), strict=True):
             episode, t = self._dataset.episode(int(window.episode[place])), int(window.t[place])
             if episode.questions:
-                question[place] = self._transforms.question(episode.questions[t])
-                answer[place] = self._transforms.answer(episode.answers[t])
+                question[place] = prompts.question(episode.questions[t])
+                answer[place] = prompts.answer(episode.answers[t])
         return question, answer
+
+
+def mixed(*values: int | IntArray) -> IntArray:
+    """int64 in [0, 2^63), [...]: a hash of integers that are broadcast, every bit of which depends on all of them.
+
+    SplitMix64's finaliser (Steele et al., OOPSLA 2014), once for each value.
+    """
+    state = np.zeros(np.broadcast_shapes(*(np.shape(value) for value in values)), np.uint64)
+    for value in values:
+        state = (state ^ np.asarray(value, np.int64).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return (state >> np.uint64(1)).astype(np.int64)

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ipvla.types import NO_TOKEN
+
 
 @dataclass(frozen=True)
 class PlanReadoutConfig:
@@ -50,12 +52,12 @@ class PlanReadout(nn.Module):
         self.words = nn.Embedding(vocabulary, width)
 
     def loss(self, cognition: torch.Tensor, plan: torch.Tensor) -> torch.Tensor:
-        """Of cognition [B, D] and plans int64 [B, Lp], 0-padded; 0 where there is no plan at all."""
+        """Of cognition [B, D] and plans int64 [B, Lp], NO_TOKEN past their ends; 0 if there is no plan at all."""
         asked = self.place(self.norm(cognition)).reshape(len(plan), -1, cognition.shape[-1])
         asked = asked[:, : plan.shape[1]]
-        said = plan != 0
-        if not said.any():
+        planned = plan != NO_TOKEN
+        if not planned.any():
             return F.mse_loss(asked, asked)  # 0, with every weight in the graph
-        logits = asked[said] @ self.words.weight.T * cognition.shape[-1] ** -0.5
-        loss: torch.Tensor = self.config.weight * F.cross_entropy(logits.float(), plan[said])
+        logits = asked[planned] @ self.words.weight.T * cognition.shape[-1] ** -0.5
+        loss: torch.Tensor = self.config.weight * F.cross_entropy(logits.float(), plan[planned])
         return loss

@@ -10,12 +10,12 @@ a skill of the backbone alone, beside the actions, which later fine-tuning may k
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from ipvla.models.backbones import Backbone
-from ipvla.types import StepBatch
+from ipvla.types import NO_TOKEN, StepBatch
 
 _32_BITS = 0xFFFFFFFF
 
@@ -57,13 +57,12 @@ class Questions:
             return torch.zeros((), device=asked.device)
         inputs = batch.inputs.flatten().map(lambda x: x[asked])
         question, answer = (x.flatten(0, 1)[asked] for x in (batch.question, batch.answer))
-        inputs = replace(inputs, input_ids=question, attention_mask=question != 0)
-        return self.config.weight * backbone.write_loss(inputs, answer)
+        return self.config.weight * backbone.write_loss(inputs.with_prompt(question), answer)
 
     def asked(self, batch: StepBatch) -> torch.Tensor:
         """bool [B, K]: which steps are asked, by a hash of episode and control step."""
         drawn = _hash(_hash(batch.episode_key) ^ batch.t) < self.config.share * (_32_BITS + 1)
-        return drawn & batch.valid & (batch.answer != 0).any(-1)
+        return drawn & batch.valid & (batch.answer != NO_TOKEN).any(-1)
 
 
 def _hash(x: torch.Tensor) -> torch.Tensor:

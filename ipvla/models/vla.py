@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from ipvla.models.backbones import Backbone, BackboneConfig, TinyConfig
+from ipvla.models.features import Features
 from ipvla.models.heads import Head, HeadConfig, RegressionConfig
+from ipvla.models.heads.protocol import draw_noise
 from ipvla.models.lora import LoRAConfig
 from ipvla.models.memory import GRUMemoryConfig, MemoryConfig, MemoryModule
 from ipvla.models.osf import OSFConfig
@@ -67,13 +69,13 @@ class IPVLAConfig:
         With `start` it begins with that model's weights (`IPVLA.start_from`); adapters are put on afterwards.
 
         Raises:
-            ValueError: backbone or head of `start` have other sizes, or the plan readout reads more than a plan.
+            ValueError: backbone or head of `start` have other sizes, the plan readout reads more than a plan, or
+                the head reads layers that the backbone lacks.
         """
         backbone = self.backbone.build(proprio_dim, num_views, image_size)
+        backbone.reads = self.head.reads.of(backbone.num_layers)
         memory = self.memory.build(backbone)
-        head = self.head.build(
-            backbone.width, backbone.perception_size, proprio_dim, self.chunk, len(action_varies)
-        )
+        head = self.head.build(backbone, proprio_dim, self.chunk, len(action_varies))
         readout = None
         if self.plan_readout is not None:
             readout = self.plan_readout.build(backbone.width, backbone.vocabulary)
@@ -153,7 +155,10 @@ class IPVLA(nn.Module):
         weight = batch.action_valid & batch.valid[..., None]
         weight = weight.flatten(0, 1)[..., None] & self.action_varies
         features = features.map(lambda x: x.flatten(0, 1))
-        loss = self.head.loss(features, batch.actions.flatten(0, 1), weight)
+        noise = None
+        if self.head.loss_noise_shape is not None:
+            noise = self._noise(batch.noise_seed.flatten().tolist(), self.head.loss_noise_shape)
+        loss = self.head.loss(features, batch.actions.flatten(0, 1), weight, noise)
         if memory_loss is not None:
             loss = loss + memory_loss
         if self.plan_readout is not None:
@@ -163,10 +168,24 @@ class IPVLA(nn.Module):
         return loss, memory
 
     @torch.no_grad()
-    def act(self, inputs: ModelInputs, memory: Memory, t: torch.Tensor) -> tuple[torch.Tensor, Memory]:
-        """One policy step of inputs [B, ...] at control steps t int64 [B]: normalised chunk, memory."""
+    def act(
+        self, inputs: ModelInputs, memory: Memory, t: torch.Tensor, noise_seeds: Sequence[int] | None = None
+    ) -> tuple[torch.Tensor, Memory]:
+        """One policy step of inputs [B, ...] at control steps t int64 [B]: normalised chunk, memory.
+
+        Args:
+            noise_seeds: B seeds in [0, 2^63), for a head that takes noise; None for the same noise in every row.
+        """
         features, memory = self.memory.observe(self.backbone, inputs, memory, t)
-        return self.head.sample(features), memory
+        return self.sample(features, noise_seeds), memory
+
+    def sample(self, features: Features, noise_seeds: Sequence[int] | None = None) -> torch.Tensor:
+        """The head's chunks float32 [B, C, A] of features [B, ...]; the seeds as in `act`."""
+        seeds = [0] * len(features.cognition) if noise_seeds is None else noise_seeds
+        return self.head.sample(features, self._noise(seeds, self.head.noise_shape))
+
+    def _noise(self, seeds: Sequence[int], shape: tuple[int, ...] | None) -> torch.Tensor | None:
+        return None if shape is None else draw_noise(seeds, shape).to(self.action_varies.device)
 
     def start_from(self, start: IPVLA) -> None:
         """Takes over the weights of backbone and head; of memory and plan readout, if they are the same there.

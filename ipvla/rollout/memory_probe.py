@@ -147,10 +147,9 @@ def can_shuffle(policy: Policy) -> bool:
 
 @dataclass(frozen=True)
 class ProbedObservation(Observation):
-    """An observation that says whose it is (its `EpisodeSpec.key`) and what happens to that episode's memory."""
+    """An observation that says what happens to the memory of its episode, an `EpisodeSpec.key`."""
 
-    episode: str
-    probes: tuple[Probe, ...]
+    probes: tuple[Probe, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ class ProbingClient(PolicyClient):
     def act(self, episode_id: str, observation: Observation, policy_step: int) -> Chunk:
         episode, _, _ = episode_id.rpartition("#")  # the attempt
         probes = tuple(probe.of(episode) for probe in self.probes)
-        probed = ProbedObservation(**vars(observation), episode=episode, probes=probes)
+        probed = ProbedObservation(**{**vars(observation), "episode": episode}, probes=probes)
         return super().act(episode_id, probed, policy_step)
 
 

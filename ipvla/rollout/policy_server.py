@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -93,6 +93,8 @@ class PolicyServer:
     def admit(self, episode_id: str, policy_step: int, observation: Observation, now_s: float = 0.0) -> Request:
         """Opens the episode at policy step 0, and takes the steps after it in order, one at a time.
 
+        An observation that does not name its episode gets `episode_id` for its name.
+
         Args:
             now_s: on any clock, that of `expire`.
 
@@ -117,6 +119,8 @@ class PolicyServer:
                 "run the episode again from its seed as a new attempt"
             )
         episode.waiting, episode.heard_s = True, now_s
+        if not observation.episode:
+            observation = replace(observation, episode=episode_id)
         return Request(episode, observation)
 
     @torch.inference_mode()

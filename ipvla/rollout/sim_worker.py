@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol as Structural
 
@@ -132,7 +132,7 @@ class SimWorker:
         name, execute = episode_id(spec), self._execute
 
         def act(observation: Observation, policy_step: int) -> Chunk:
-            chunk = policy.act(name, observation, policy_step)
+            chunk = policy.act(name, replace(observation, episode=spec.key), policy_step)
             if execute is not None and len(chunk) < execute:
                 raise InvalidActionError(
                     f"{spec.key}: the policy gives {len(chunk)} actions per call, the protocol plays "

@@ -8,10 +8,9 @@ the first reading and stays on the CPU, always in the same blocks, so that a run
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ipvla.data.probe import ProbeSet
@@ -66,7 +65,7 @@ class ProbeReader:
         if self._kept is None:
             starts = range(0, len(self), _BLOCK)
             blocks = (self._embed(range(first, min(first + _BLOCK, len(self)))) for first in starts)
-            self._kept = _joined([_without_perception(block).map(Tensor.cpu) for block in blocks])
+            self._kept = Embedded.joined([_without_perception(block).map(Tensor.cpu) for block in blocks])
         rows, device = torch.tensor(records), self._model.action_varies.device
         return self._kept.map(lambda x: x[rows].to(device))
 
@@ -78,20 +77,3 @@ class ProbeReader:
 def _without_perception(embedded: Embedded) -> Embedded:
     """No language layer reads it, and of a large model it weighs twice what the tokens do."""
     return replace(embedded, perception=embedded.perception[:, :0])
-
-
-def _joined(blocks: Sequence[Embedded]) -> Embedded:
-    """Along the batch; blocks of fewer tokens are padded at the end, as prompts are."""
-    longest = max(block.tokens.shape[1] for block in blocks)
-
-    def padded(block: Embedded) -> Embedded:
-        more = longest - block.tokens.shape[1]
-        return replace(
-            block,
-            tokens=F.pad(block.tokens, (0, 0, 0, more)),
-            valid=F.pad(block.valid, (0, more)),
-            instruction=F.pad(block.instruction, (0, more)),
-        )
-
-    whole = [padded(block) for block in blocks]
-    return Embedded(**{f.name: torch.cat([getattr(block, f.name) for block in whole]) for f in fields(Embedded)})

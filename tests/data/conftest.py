@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ipvla.data.conventions import Conventions
 from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.episode import Episode
+from ipvla.data.prompt_encoder import PromptEncoder
 from ipvla.data.rlds import write_rlds
 from ipvla.data.statistics import Statistics
 from ipvla.data.transforms import Transforms
@@ -62,6 +65,8 @@ def make_transforms(dataset: EpisodeDataset) -> Callable[..., Transforms]:
             "image_size": SIZE,
             "chunk": 4,
         }
-        return Transforms(**(values | changes))  # type: ignore[arg-type]
+        values |= changes
+        prompts = {f.name: values.pop(f.name) for f in fields(PromptEncoder) if f.name in values}
+        return Transforms(Conventions(**values), PromptEncoder(**prompts))  # type: ignore[arg-type]
 
     return make

@@ -25,7 +25,7 @@ from ipvla.data.rlds import RldsSource, write_rlds
 from ipvla.data.source import DatasetError, Trajectory
 from ipvla.data.standards import standard_for
 from ipvla.data.transforms import Transforms
-from ipvla.types import ModelInputs, StepBatch
+from ipvla.types import NO_TOKEN, ModelInputs, StepBatch
 from tests.data.conftest import LENGTHS, SIZE, random_episode
 
 Make = Callable[..., Transforms]
@@ -80,14 +80,22 @@ def test_every_tensor_has_the_declared_shape(reader: LaneReader) -> None:
     assert {tuple(x.shape[:2]) for x in _tensors(batch)} == {(3, 4)}
     assert batch.actions.dtype == torch.float32
     assert {x.dtype for x in (batch.is_first, batch.valid, batch.action_valid)} == {torch.bool}
-    integers = (batch.t, batch.episode_key, batch.plan, batch.last_plan, batch.question, batch.answer)
+    integers = (
+        batch.t,
+        batch.episode_key,
+        batch.noise_seed,
+        batch.plan,
+        batch.last_plan,
+        batch.question,
+        batch.answer,
+    )
     assert {x.dtype for x in integers} == {torch.int64}
 
 
 def test_plans_are_those_recorded_now_and_one_policy_step_ago(
     dataset: EpisodeDataset, make_transforms: Make
 ) -> None:
-    transforms = make_transforms(tokenize_plan=lambda text: list(text.encode()), plan_tokens=40)
+    transforms = make_transforms(tokenize_text=lambda text: list(text.encode()), plan_tokens=40)
     reader = CONFIG.build(dataset, transforms)
     late_starts = changes = 0
     for epoch in range(3):
@@ -109,7 +117,7 @@ def test_plans_are_those_recorded_now_and_one_policy_step_ago(
 
 
 def _text(ids: torch.Tensor) -> str:
-    return bytes(ids[ids > 0].tolist()).decode()
+    return bytes(ids[ids != NO_TOKEN].tolist()).decode()
 
 
 def test_what_the_last_window_ended_with_is_the_next_ones_last_plan(
@@ -128,7 +136,7 @@ def test_what_the_last_window_ended_with_is_the_next_ones_last_plan(
 
 def test_without_plan_tokens_no_plan_is_tokenised(dataset: EpisodeDataset, make_transforms: Make) -> None:
     calls: list[str] = []
-    reader = CONFIG.build(dataset, make_transforms(tokenize_plan=lambda text: calls.append(text) or [1]))
+    reader = CONFIG.build(dataset, make_transforms(tokenize_text=lambda text: calls.append(text) or [1]))
     batch = reader.batch(PlanPosition())
     assert batch.plan.shape == batch.last_plan.shape == (3, 4, 0)
     assert calls == []
@@ -136,7 +144,7 @@ def test_without_plan_tokens_no_plan_is_tokenised(dataset: EpisodeDataset, make_
 
 def test_each_plan_is_tokenised_once_for_all_batches(dataset: EpisodeDataset, make_transforms: Make) -> None:
     calls: list[str] = []
-    transforms = make_transforms(tokenize_plan=lambda text: calls.append(text) or [1], plan_tokens=1)
+    transforms = make_transforms(tokenize_text=lambda text: calls.append(text) or [1], plan_tokens=1)
     reader = CONFIG.build(dataset, transforms)
     for w in range(reader.plan(PlanPosition()).num_windows):
         reader.batch(PlanPosition(0, w))
@@ -148,8 +156,8 @@ def test_episodes_without_reasoning_have_empty_plans(tmp_path: Path, make_transf
     dataset = open_dataset(write_rlds(tmp_path, "plain", [plain], SIZE))
     batch = CONFIG.build(dataset, make_transforms(plan_tokens=6)).batch(PlanPosition())
     assert batch.valid.any()
-    assert not batch.plan.any()
-    assert not batch.last_plan.any()
+    assert (batch.plan == NO_TOKEN).all()
+    assert (batch.last_plan == NO_TOKEN).all()
 
 
 def test_questions_and_answers_are_those_recorded_at_the_step(tmp_path: Path, make_transforms: Make) -> None:
@@ -165,7 +173,7 @@ def test_questions_and_answers_are_those_recorded_at_the_step(tmp_path: Path, ma
     dataset = open_dataset(write_rlds(tmp_path, "asked", [*episodes, random_episode(4, 20)], SIZE))
     transforms = make_transforms(
         tokenize_question=lambda text: list(text.encode()),
-        tokenize_plan=lambda text: [int(text) + 1],
+        tokenize_text=lambda text: [int(text) + 1],
         question_tokens=16,
         answer_tokens=2,
     )
@@ -177,7 +185,7 @@ def test_questions_and_answers_are_those_recorded_at_the_step(tmp_path: Path, ma
             key, t = int(batch.episode_key[place]), int(batch.t[place])
             asked = 0 <= key < 4 and t % 3 > 0
             assert _text(batch.question[place]) == (episodes[key].questions[t] if asked else "")
-            assert batch.answer[place].tolist() == ([t + key + 1, 0] if asked else [0, 0])
+            assert batch.answer[place].tolist() == ([t + key + 1, NO_TOKEN] if asked else [NO_TOKEN] * 2)
             seen += asked
     assert seen > 5
 

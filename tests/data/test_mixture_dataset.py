@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ipvla.data.conventions import Conventions
 from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.episode import Episode
 from ipvla.data.lanes import LaneConfig
@@ -94,7 +95,7 @@ def test_a_policy_keeps_the_statistics_of_all_its_datasets(
 ) -> None:
     mixed = MixtureDataset({"near": near, "far": far})
     transforms = make_transforms(mixed=mixed.mixed())
-    again = Transforms.from_dict(transforms.to_dict(), transforms.tokenize)
+    again = Transforms(Conventions.from_dict(transforms.to_dict()), transforms.prompts)
     ones = np.ones(7, np.float32)
     np.testing.assert_array_equal(again.of("far").denormalise(ones), transforms.of("far").denormalise(ones))
     assert again.of("far").statistics.to_dict() == far.statistics().to_dict()

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from ipvla.data.conventions import Conventions
 from ipvla.data.dataset import EpisodeDataset
 from ipvla.data.statistics import Statistics
 from ipvla.data.transforms import Transforms
-from ipvla.types import Observation
+from ipvla.types import NO_TOKEN, Observation
 from tests.data.conftest import SIZE
 
 Make = Callable[..., Transforms]
@@ -62,50 +63,50 @@ def test_a_prompt_that_is_too_long_is_refused(make_transforms: Make) -> None:
 
 def test_plans_are_padded_at_the_end_and_tokenised_once(make_transforms: Make) -> None:
     calls: list[str] = []
-    transforms = make_transforms(tokenize_plan=lambda text: calls.append(text) or [7, 8], plan_tokens=3)
+    transforms = make_transforms(tokenize_text=lambda text: calls.append(text) or [7, 8], plan_tokens=3)
     for _ in range(2):
-        assert transforms.plan("PLAN: press red").tolist() == [7, 8, 0]
-    assert transforms.plan("PLAN: press red").dtype == np.int64
-    assert transforms.plan("").tolist() == [0, 0, 0]
+        assert transforms.prompts.plan("PLAN: press red").tolist() == [7, 8, NO_TOKEN]
+    assert transforms.prompts.plan("PLAN: press red").dtype == np.int64
+    assert transforms.prompts.plan("").tolist() == [NO_TOKEN] * 3
     assert calls == ["PLAN: press red"]
 
 
 def test_a_plan_is_tokenised_as_instructions_are_unless_told_otherwise(make_transforms: Make) -> None:
-    assert make_transforms(plan_tokens=4).plan("PLAN: press red").tolist() == [5, 5, 3, 0]
+    assert make_transforms(plan_tokens=4).prompts.plan("PLAN: press red").tolist() == [5, 5, 3, NO_TOKEN]
 
 
 def test_a_cached_plan_cannot_be_spoiled(make_transforms: Make) -> None:
     with pytest.raises(ValueError, match="read-only"):
-        make_transforms(plan_tokens=4).plan("PLAN: press red")[0] = 9
+        make_transforms(plan_tokens=4).prompts.plan("PLAN: press red")[0] = 9
 
 
 def test_a_plan_that_is_too_long_says_by_how_much(make_transforms: Make) -> None:
     message = r"5 tokens, 2 more than plan_tokens 3; raise memory\.plan_tokens to 5"
     with pytest.raises(ValueError, match=message):
-        make_transforms(plan_tokens=3).plan("a b c d e")
+        make_transforms(plan_tokens=3).prompts.plan("a b c d e")
 
 
 def test_questions_are_prompts_of_their_own_and_answers_plain_text(make_transforms: Make) -> None:
     transforms = make_transforms(
         tokenize_question=lambda text: [7, 8, 9],
-        tokenize_plan=lambda text: [4],
+        tokenize_text=lambda text: [4],
         question_tokens=4,
         answer_tokens=2,
     )
-    assert transforms.question("is a button lit").tolist() == [7, 8, 9, 0]
-    assert transforms.answer("yes").tolist() == [4, 0]
-    assert transforms.question("").tolist() == [0] * 4
-    assert transforms.answer("").tolist() == [0] * 2
+    assert transforms.prompts.question("is a button lit").tolist() == [7, 8, 9, NO_TOKEN]
+    assert transforms.prompts.answer("yes").tolist() == [4, NO_TOKEN]
+    assert transforms.prompts.question("").tolist() == [NO_TOKEN] * 4
+    assert transforms.prompts.answer("").tolist() == [NO_TOKEN] * 2
     with pytest.raises(ValueError, match="read-only"):
-        transforms.question("is a button lit")[0] = 1
+        transforms.prompts.question("is a button lit")[0] = 1
 
 
 def test_questions_and_answers_that_are_too_long_are_refused(make_transforms: Make) -> None:
     transforms = make_transforms(question_tokens=3, answer_tokens=1)
     with pytest.raises(ValueError, match="'is a button lit' has 4 tokens, more than question_tokens 3"):
-        transforms.question("is a button lit")
+        transforms.prompts.question("is a button lit")
     with pytest.raises(ValueError, match=r"more than answer_tokens 1; raise model\.questions\.tokens to 2"):
-        transforms.answer("the left")
+        transforms.prompts.answer("the left")
 
 
 def test_proprio_is_normalised_and_its_columns_are_selected(make_transforms: Make) -> None:
@@ -114,8 +115,8 @@ def test_proprio_is_normalised_and_its_columns_are_selected(make_transforms: Mak
     observation = _observation()
     expected = transforms.statistics.proprio.normalise(observation.proprio)[list(index)]
     np.testing.assert_array_equal(transforms.inputs([observation]).proprio[0], expected)
-    assert transforms.proprio_dim == 5
-    assert make_transforms().proprio_dim == 8
+    assert transforms.conventions.proprio_dim == 5
+    assert make_transforms().conventions.proprio_dim == 8
 
 
 def test_frames_of_another_size_are_resized(make_transforms: Make) -> None:
@@ -179,27 +180,25 @@ def test_they_survive_json(make_transforms: Make) -> None:
         gripper="open_is_one",
     )
     stored = json.loads(json.dumps(transforms.to_dict()))
-    loaded = Transforms.from_dict(stored, tokenize=transforms.tokenize, tokenize_plan=lambda text: [3])
+    loaded = Transforms(Conventions.from_dict(stored), transforms.prompts)
     assert loaded.to_dict() == transforms.to_dict()
-    assert loaded.plan("PLAN: press red").tolist() == [3] + [0] * 8
     original, restored = (x.inputs([_observation()]) for x in (transforms, loaded))
     assert torch.equal(original.proprio, restored.proprio)
 
 
-def test_transforms_saved_before_there_were_plans_or_questions_have_none(make_transforms: Make) -> None:
+def test_what_was_saved_before_there_were_plans_or_questions_is_read(make_transforms: Make) -> None:
     stored = make_transforms().to_dict()
     for name in ("plan_tokens", "question_tokens", "answer_tokens"):
-        del stored[name]
-    restored = Transforms.from_dict(stored, tokenize=len)
-    assert (restored.plan_tokens, restored.question_tokens, restored.answer_tokens) == (0, 0, 0)
+        assert stored.pop(name) == 0
+    assert Conventions.from_dict(stored).to_dict() == make_transforms().conventions.to_dict()
 
 
 def test_transforms_saved_before_there_was_a_choice_do_what_was_done_then(make_transforms: Make) -> None:
     stored = make_transforms().to_dict()
     for name in ("normalisation", "past_end", "absolute", "gripper"):
         del stored[name]
-    restored = Transforms.from_dict(stored, tokenize=len)
-    assert restored.to_dict() == make_transforms().to_dict()
+    restored = Conventions.from_dict(stored)
+    assert restored.to_dict() == make_transforms().conventions.to_dict()
     assert (restored.normalisation, restored.past_end) == ("bounds_q99", "mask")
     assert (restored.absolute, restored.gripper) == (None, "environment")
 

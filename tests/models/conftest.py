@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from ipvla.data.prompt_encoder import PromptEncoder
 from ipvla.models.backbones import Backbone, PaliGemmaConfig, TinyConfig
-from ipvla.types import ModelInputs
+from ipvla.types import NO_TOKEN, ModelInputs
 
 
 @pytest.fixture(params=["tiny", "paligemma"])
@@ -22,13 +24,11 @@ def inputs_for(backbone: Backbone, instructions: list[str], seed: int = 0) -> Mo
     """Random 28-pixel views and proprioception with these prompts."""
     random = torch.Generator().manual_seed(seed)
     batch = len(instructions)
-    ids = torch.zeros(batch, backbone.max_prompt_tokens, dtype=torch.long)
-    for row, instruction in enumerate(instructions):
-        tokens = backbone.tokenize(instruction)
-        ids[row, : len(tokens)] = torch.tensor(tokens)
+    encoder = PromptEncoder(backbone.tokenize, backbone.max_prompt_tokens)
+    ids = torch.from_numpy(np.stack([encoder.prompt(instruction) for instruction in instructions]))
     return ModelInputs(
         images=torch.randint(0, 256, (batch, 1, 28, 28, 3), generator=random, dtype=torch.uint8),
         proprio=torch.rand(batch, 5, generator=random) * 2 - 1,
-        input_ids=ids,
-        attention_mask=ids != 0,
+        input_ids=ids.clamp(min=0),
+        attention_mask=ids != NO_TOKEN,
     )

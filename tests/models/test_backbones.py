@@ -18,6 +18,7 @@ from ipvla.models.backbones import (
 )
 from ipvla.models.backbones.tiny_vlm import TinyVLM
 from ipvla.models.lora import LoRAConfig, factors, layer_of, save_adapters
+from ipvla.types import NO_TOKEN
 from tests.models.conftest import inputs_for
 
 WORDS = ["press the red button", "press the blue button"]
@@ -109,7 +110,7 @@ def test_writing_with_a_cached_prefix_equals_reading_the_whole_text(backbone: Ba
     inputs = inputs_for(backbone.eval(), WORDS[:1])
     written: list[torch.Tensor] = []
     steps = last_layer_outputs(backbone, lambda: written.append(backbone.write(inputs, 4)))
-    assert (written[0] != 0).all(), "random weights do not end at once here"
+    assert (written[0] != NO_TOKEN).all(), "random weights do not end at once here"
     whole = last_layer_outputs(backbone, lambda: backbone.write_loss(inputs, written[0]))[0]
     assert [step.shape[1] for step in steps[1:4]] == [1, 1, 1], "the prompt is read once"
     torch.testing.assert_close(torch.cat(steps[1:4], 1), whole[:, -5:-2], atol=1e-4, rtol=1e-3)
@@ -245,7 +246,7 @@ def test_unknown_weights_and_modules_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layers": 4}, "at least 6"),
+        ({"layers": 0}, "at least 1"),
         ({"width": 30}, "multiple"),
         ({"type": "paligemma", "prompt": "go"}, "instruction"),
     ],
@@ -254,6 +255,11 @@ def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -
     with pytest.raises(draccus.utils.ParsingError) as refused:
         draccus.decode(BackboneConfig, {"type": "tiny", **settings})
     assert message in f"{refused.value} {refused.value.__cause__} {refused.value.__context__}"
+
+
+def test_tiny_may_have_few_layers() -> None:
+    backbone = TinyConfig(width=32, heads=2, layers=2, trunk_channels=8).build(5, 1, 28)
+    assert len(backbone(inputs_for(backbone, WORDS)).hidden_states) == 3
 
 
 def test_tiny_takes_longer_prompts_where_it_is_told_to() -> None:

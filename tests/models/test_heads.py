@@ -1,5 +1,7 @@
 """Heads: OpenVLA's bins to the letter, chunks that can be learned, masks that are honoured."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,13 @@ from ipvla.models.heads import BinsConfig, HeadConfig, RegressionConfig
 from ipvla.models.heads.bins import action_bins, action_token_ids, bin_centres, bins_of_tokens
 
 BATCH, CHUNK, ACTIONS = 16, 4, 3
+
+
+class Sizes(NamedTuple):
+    """What a head needs to know of a backbone."""
+
+    width: int
+    perception_size: int
 
 
 def features(seed: int = 0) -> Features:
@@ -42,7 +51,7 @@ def test_bins_are_numpys_digitize_and_decode_to_their_centre(values: list[float]
 @pytest.mark.parametrize("config", [RegressionConfig(32), RegressionConfig(32, loss="l1"), BinsConfig(32)])
 def test_a_head_learns_a_chunk_from_features(config: HeadConfig) -> None:
     torch.manual_seed(0)
-    head = config.build(8, 6, 2, CHUNK, ACTIONS)
+    head = config.build(Sizes(8, 6), 2, CHUNK, ACTIONS)
     x = features()
     actions = torch.stack([x.cognition[:, 0], x.proprio[:, 1], x.perception[:, 2, 3]], -1).tanh()
     actions = actions[:, None].expand(-1, CHUNK, -1)
@@ -59,7 +68,7 @@ def test_a_head_learns_a_chunk_from_features(config: HeadConfig) -> None:
 @pytest.mark.parametrize("config", [RegressionConfig(16), BinsConfig(16)])
 def test_what_the_mask_hides_has_no_influence(config: HeadConfig) -> None:
     torch.manual_seed(0)
-    head = config.build(8, 6, 2, CHUNK, ACTIONS)
+    head = config.build(Sizes(8, 6), 2, CHUNK, ACTIONS)
     weight = torch.rand(BATCH, CHUNK, ACTIONS) < 0.5
     actions = torch.rand(BATCH, CHUNK, ACTIONS) * 2 - 1
     other = torch.where(weight, actions, torch.zeros_like(actions))
@@ -73,7 +82,7 @@ def test_what_the_mask_hides_has_no_influence(config: HeadConfig) -> None:
 def test_a_glimpse_can_return_a_place() -> None:
     """The query finds the marked cell and the head reads out its coordinates."""
     torch.manual_seed(0)
-    head = RegressionConfig(64).build(4, 3, 1, 1, 2)
+    head = RegressionConfig(64).build(Sizes(4, 3), 1, 1, 2)
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
     line = torch.linspace(-1, 1, 8)
     grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).reshape(1, 64, 2)

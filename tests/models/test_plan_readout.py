@@ -10,13 +10,14 @@ from ipvla.experiment import ExperimentConfig
 from ipvla.models.memory import PromptMemoryConfig
 from ipvla.models.plan_readout import PlanReadoutConfig
 from ipvla.training.parallel import World
+from ipvla.types import NO_TOKEN
 
 
 def test_it_teaches_the_cognition_what_the_plan_says() -> None:
     torch.manual_seed(0)
     readout = PlanReadoutConfig(tokens=3, weight=1.0).build(width=8, vocabulary=20)
     cognition = torch.randn(2, 8, requires_grad=True)
-    plan = torch.tensor([[5, 7, 0], [9, 0, 0]])
+    plan = torch.tensor([[5, 7, NO_TOKEN], [0, NO_TOKEN, NO_TOKEN]])
     optimizer = torch.optim.Adam([*readout.parameters(), cognition], lr=0.05)
     first = float(readout.loss(cognition, plan).detach())
     for _ in range(60):
@@ -31,11 +32,11 @@ def test_it_teaches_the_cognition_what_the_plan_says() -> None:
 def test_padding_and_missing_plans_teach_nothing() -> None:
     readout = PlanReadoutConfig(tokens=3, weight=1.0).build(width=8, vocabulary=20)
     cognition = torch.randn(2, 8, requires_grad=True)
-    readout.loss(cognition, torch.tensor([[5, 7, 0], [0, 0, 0]])).backward()
+    readout.loss(cognition, torch.tensor([[5, 7, NO_TOKEN], [NO_TOKEN] * 3])).backward()
     assert cognition.grad is not None
     assert cognition.grad[0].any()
     assert not cognition.grad[1].any()
-    assert readout.loss(cognition, torch.zeros(2, 3, dtype=torch.long)).item() == 0
+    assert readout.loss(cognition, torch.full((2, 3), NO_TOKEN)).item() == 0
 
 
 def test_off_means_gone(make_experiment: Callable[..., ExperimentConfig]) -> None:
@@ -46,7 +47,7 @@ def test_off_means_gone(make_experiment: Callable[..., ExperimentConfig]) -> Non
     assert plain.lanes.batch(plain.state.position).plan.shape[-1] == 0
     on = replace(config, model=replace(config.model, plan_readout=PlanReadoutConfig(tokens=12))).build(World())
     batch = on.lanes.batch(on.state.position)
-    assert batch.plan.any()
+    assert (batch.plan != NO_TOKEN).any()
     on.state.model.load_state_dict(plain.state.model.state_dict(), strict=False)
     memory = plain.state.model.initial_memory(4)
     one = (batch.inputs.map(lambda x: x[:, 0]), memory, batch.t[:, 0])

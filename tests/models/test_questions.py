@@ -15,7 +15,7 @@ from ipvla.experiment import DataConfig, Experiment, ExperimentConfig
 from ipvla.models.lora import LoRAConfig
 from ipvla.models.questions import QuestionsConfig
 from ipvla.training.parallel import World
-from ipvla.types import StepBatch
+from ipvla.types import NO_TOKEN, StepBatch
 from tests.synthetic import SIZE, cue_episode
 
 ALL = QuestionsConfig(weight=1.0, share=1.0)
@@ -74,7 +74,7 @@ def test_only_steps_with_a_question_are_asked(build: Callable[..., Experiment]) 
     assert torch.equal(questions.asked(batch), batch.valid & (batch.t < 2))
     batch.valid[0] = False
     assert not questions.asked(batch)[0].any()
-    batch.answer[:] = 0
+    batch.answer[:] = NO_TOKEN
     assert questions.loss(experiment.state.model.backbone, batch).item() == 0
 
 
@@ -147,8 +147,8 @@ def test_a_saved_policy_asks_again_and_an_old_one_does_not(
     policy.save(tmp_path / "policy")
     loaded = type(policy).load(tmp_path / "policy")
     assert loaded.config.questions == QuestionsConfig(share=0.5)
-    ids = loaded.transforms.question("is a button lit")
-    np.testing.assert_array_equal(ids, policy.transforms.question("is a button lit"))
+    ids = loaded.transforms.prompts.question("is a button lit")
+    np.testing.assert_array_equal(ids, policy.transforms.prompts.question("is a button lit"))
     described = tmp_path / "policy" / "policy.json"
     values = json.loads(described.read_text())
     del (

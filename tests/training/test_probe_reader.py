@@ -9,11 +9,12 @@ import torch
 
 from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting.drift import pool
+from ipvla.models.backbones import Embedded
 from ipvla.models.lora import LoRAConfig
 from ipvla.models.vla import IPVLA
 from ipvla.training.feature_reader import FeatureReader
 from ipvla.training.parallel import World
-from ipvla.training.probe_reader import ProbeReader, _joined
+from ipvla.training.probe_reader import ProbeReader
 from tests.training.fine_tuning import PROBE
 
 LAYERS = (3, 5)
@@ -82,7 +83,7 @@ def test_blocks_with_longer_and_shorter_prompts_are_read_as_they_are_apart(
         instruction=torch.cat([long.instruction, long.instruction[:, -2:]], 1),
     )
     found = {}
-    for name, kept in {"short": short, "longer": longer, "both": _joined([short, longer])}.items():
+    for name, kept in {"short": short, "longer": longer, "both": Embedded.joined([short, longer])}.items():
         reader._kept = kept
         found[name] = reader.pool(range(len(kept.tokens)), LAYERS)
     for layer in LAYERS:

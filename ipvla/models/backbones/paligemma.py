@@ -17,10 +17,11 @@ from ipvla.models.backbones.protocol import (
     BackboneOutput,
     Context,
     Embedded,
-    padded,
+    answered,
+    placed,
 )
 from ipvla.models.features import Features
-from ipvla.types import ModelInputs
+from ipvla.types import NO_TOKEN, ModelInputs
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -114,14 +115,15 @@ class PaliGemmaBackbone(Backbone):
         return self._encode(text)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        return cast(str, self.tokenizer.decode([i for i in ids if i], skip_special_tokens=True)).strip()
+        tokens = [i for i in ids if i != NO_TOKEN]
+        return cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
     def question(self, text: str) -> list[int]:
         return self._prompt(text)
 
     def embed(self, inputs: ModelInputs) -> Embedded:
         model, ids = self.network.model, inputs.input_ids
-        is_image = ids == self.image_token
+        is_image = (ids == self.image_token) & inputs.attention_mask
         seen = model.get_image_features(self._pixels(inputs.images)).pooler_output
         # the image token may lie outside the vocabulary
         tokens = model.get_input_embeddings()(ids.masked_fill(is_image, 0))
@@ -137,17 +139,17 @@ class PaliGemmaBackbone(Backbone):
         from transformers import DynamicCache
 
         context = context or Context()
-        x, visible, n = embedded.tokens, embedded.valid, embedded.tokens.shape[1]
+        place, n = placed(embedded, context, self.attention), embedded.tokens.shape[1]
+        x, visible = place.tokens, place.valid
         positions = (torch.arange(n, device=x.device) + 1).expand(len(x), n)  # PaliGemma counts from 1
         if context.tokens is not None:
             m = context.tokens.shape[1]
-            x = torch.cat([x, context.tokens.to(x.dtype)], 1)
-            visible = F.pad(visible, (0, m), value=True)
             positions = torch.cat([positions, embedded.last[:, None] + 2 + torch.arange(m, device=x.device)], 1)
         # every token reads the whole prompt (prefix attention), so one row of scores' biases serves all queries
         bias = torch.zeros(visible.shape, device=x.device).masked_fill(~visible, torch.finfo(x.dtype).min)
         bias = bias[:, None].expand(-1, self.heads, -1)
-        cache = DynamicCache() if context.past is not None or context.keep else None
+        caches = context.past is not None or context.keep or self.reads.keys_values
+        cache = DynamicCache() if caches else None
         if context.past is not None and cache is not None:
             bias = torch.cat([context.past.bias.clamp(min=torch.finfo(x.dtype).min), bias], -1)
             for layer in range(self.num_layers):
@@ -161,42 +163,41 @@ class PaliGemmaBackbone(Backbone):
             use_cache=cache is not None,
             output_hidden_states=True,
         )
-        hidden = tuple(h[:, :n] for h in output.hidden_states)
+        hidden = tuple(h[:, place.observation] for h in output.hidden_states)
+        earlier = bias.shape[-1] - x.shape[1]
         rows = torch.arange(len(x), device=x.device)
         kept = None
         if context.keep and cache is not None:
-            s = bias.shape[-1] - x.shape[1]
-            places = s + embedded.last[:, None] - torch.arange(context.keep - 1, -1, -1, device=x.device)
+            places = earlier + embedded.last[:, None] - torch.arange(context.keep - 1, -1, -1, device=x.device)
             kept = tuple(
                 torch.stack([t.transpose(1, 2)[rows[:, None], places].flatten(2) for t in of_layers], 1)
                 for of_layers in ([c.keys for c in cache.layers], [c.values for c in cache.layers])
             )
+
+        def keys_values(layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+            assert cache is not None
+            own = slice(earlier, earlier + n)
+            pair = (cache.layers[layer].keys, cache.layers[layer].values)
+            keys, values = (t[:, :, own].transpose(1, 2).flatten(2) for t in pair)
+            return keys, values
+
+        cognition = hidden[-1][rows, embedded.last].float()
+        layers = self.layer_states(hidden, keys_values, embedded.valid)
         return BackboneOutput(
-            Features(hidden[-1][rows, embedded.last].float(), embedded.perception, embedded.proprio),
+            Features(cognition, embedded.perception, embedded.proprio, layers),
             hidden,
             embedded.instruction,
-            output.hidden_states[-1][:, n:] if context.tokens is not None else None,
+            None if place.written is None else output.hidden_states[-1][:, place.written],
             cast("tuple[torch.Tensor, torch.Tensor] | None", kept),
         )
 
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
-        lengths = inputs.attention_mask.sum(-1)
-        replied = (replies != 0).sum(-1)
-        ids = padded(
-            [
-                [*row[:n], *reply[:m], self.tokenizer.eos_token_id]
-                for row, n, reply, m in zip(
-                    inputs.input_ids.tolist(), lengths.tolist(), replies.tolist(), replied.tolist(), strict=True
-                )
-            ]
-        ).to(replies.device)
-        place = torch.arange(ids.shape[1], device=ids.device)
-        mask = place <= (lengths + replied)[:, None]
-        suffix = mask & (place >= lengths[:, None])
+        rows, suffix = answered(inputs, replies, self.tokenizer.eos_token_id)
+        ids = rows.clamp(min=0)
         output = self.vlm(
             input_ids=ids,
             pixel_values=self._pixels(inputs.images),
-            attention_mask=mask.long(),
+            attention_mask=(rows != NO_TOKEN).long(),
             token_type_ids=suffix.long(),
         )
         labels = ids.masked_fill(~suffix, -100)
@@ -204,7 +205,7 @@ class PaliGemmaBackbone(Backbone):
 
     @torch.no_grad()
     def write(self, inputs: ModelInputs, max_new_tokens: int) -> torch.Tensor:
-        written = torch.zeros(len(inputs.input_ids), max_new_tokens, dtype=torch.long, device=inputs.images.device)
+        written = torch.full((len(inputs.input_ids), max_new_tokens), NO_TOKEN, device=inputs.images.device)
         lengths = inputs.attention_mask.sum(-1).tolist()
         for row, n in enumerate(lengths):  # one by one: a batch would need padding on the left
             ids = inputs.input_ids[row : row + 1, :n]

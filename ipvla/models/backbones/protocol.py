@@ -7,18 +7,19 @@ where memory makes the second half go step by step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import draccus
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ipvla.models.features import Features
-from ipvla.types import ModelInputs
+from ipvla.models.features import Features, LayerStates, Reads
+from ipvla.types import NO_TOKEN, ModelInputs
 
 
 @dataclass
@@ -32,6 +33,10 @@ class Embedded:
         perception: [B, Np, Dp], visual tokens.
         proprio: [B, P].
         instruction: bool [B, N], True on the instruction's own tokens (no padding, no special tokens).
+        extra: what else the backbone's `encode` needs, each tensor [B, ...]: positions of several axes (M-RoPE),
+            features for later layers (DeepStack).
+        padding: name -> the value that pads the tensor of `extra` along its axis 1, at the end, where it is put
+            beside a longer one; a tensor that is not named has the same shape in every batch.
     """
 
     tokens: torch.Tensor
@@ -40,10 +45,36 @@ class Embedded:
     perception: torch.Tensor
     proprio: torch.Tensor
     instruction: torch.Tensor
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    padding: Mapping[str, float] = field(default_factory=dict)
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """The same record with `function` applied to each tensor."""
-        return type(self)(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+        return type(self)(
+            tokens=function(self.tokens),
+            valid=function(self.valid),
+            last=function(self.last),
+            perception=function(self.perception),
+            proprio=function(self.proprio),
+            instruction=function(self.instruction),
+            extra={name: function(value) for name, value in self.extra.items()},
+            padding=self.padding,
+        )
+
+    @classmethod
+    def joined(cls, blocks: Sequence[Self]) -> Self:
+        """Several batches [B_i, ...] as one, shorter ones padded at the end, as prompts are."""
+        extra, padding = blocks[0].extra, blocks[0].padding
+        return cls(
+            tokens=_joined([block.tokens for block in blocks], 0),
+            valid=_joined([block.valid for block in blocks], False),
+            last=torch.cat([block.last for block in blocks]),
+            perception=torch.cat([block.perception for block in blocks]),
+            proprio=torch.cat([block.proprio for block in blocks]),
+            instruction=_joined([block.instruction for block in blocks], False),
+            extra={name: _joined([block.extra[name] for block in blocks], padding.get(name)) for name in extra},
+            padding=padding,
+        )
 
     def at(self, k: int) -> Self:
         """A window's step `k`: [B, K, ...] -> [B, ...]."""
@@ -69,7 +100,8 @@ class Context:
     """What memory puts before the language layers.
 
     Attributes:
-        tokens: [B, M, D] or None, further tokens behind the prompt: all tokens read them, and they read all.
+        tokens: [B, M, D] or None, further tokens, which the observation's tokens read and which read these; where
+            they stand for that is `Backbone.attention`'s to say.
         past: keys and values that every token may read besides.
         keep: of how many of the prompt's last tokens to return keys and values.
     """
@@ -87,7 +119,8 @@ class BackboneOutput:
         features: what memory and head read.
         hidden_states: the embeddings and every layer's output, num_layers + 1 tensors [B, N, D].
         instruction_mask: bool [B, N], True on the instruction's own tokens (no padding, no special tokens).
-        context_tokens: [B, M, D], the last hidden states of the context's tokens, if it had any.
+        context_tokens: [B, M, D], the last hidden states of the context's tokens after they have read the
+            observation, if there are any.
         kept: (keys, values) [B, layers, keep, Dk] of the prompt's last tokens, if they were asked for.
     """
 
@@ -109,7 +142,14 @@ class Backbone(nn.Module):
         max_prompt_tokens: longest prompt in tokens.
         vocabulary: number of token ids.
         heads, cache_size: attention heads, and Dk, the size of one token's cached keys in one layer.
+        attention: "prefix" if every token of an observation reads every other: context tokens then stand behind
+            the prompt, once. "causal" if a token reads those before it only: context tokens then stand in front of
+            the observation, which reads them, and once more behind it, where they read it (`placed`).
+        reads: the layers of which `encode` puts states into the features; set where the model is built.
     """
+
+    attention: ClassVar[Literal["prefix", "causal"]] = "prefix"
+    reads: Reads = Reads()
 
     vlm: Any  # a transformers.PreTrainedModel, whose classes are untyped
     width: int
@@ -130,7 +170,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids; padding and special tokens are left out."""
+        """The text of token ids; NO_TOKEN and special tokens are left out."""
         raise NotImplementedError
 
     def calibrate(self, mean_image: torch.Tensor) -> None:
@@ -161,12 +201,14 @@ class Backbone(nn.Module):
             layer.forward = _run_again_in_backward(layer)
 
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
-        """Next-token cross-entropy of replies int64 [B, L] to the prompts of `inputs`, 0-padded, without an end
-        token: the loss adds it."""
+        """Next-token cross-entropy of replies to the prompts of `inputs`.
+
+        Replies are int64 [B, L], NO_TOKEN past their ends, without an end token: the loss adds it.
+        """
         raise NotImplementedError
 
     def write(self, inputs: ModelInputs, max_new_tokens: int) -> torch.Tensor:
-        """Greedy replies to the prompts of `inputs`, int64 [B, max_new_tokens], 0 from the end token on.
+        """Greedy replies to the prompts of `inputs`, int64 [B, max_new_tokens], NO_TOKEN from the end token on.
 
         The prompt's keys and values are computed once.
         """
@@ -175,27 +217,122 @@ class Backbone(nn.Module):
     def answer_loss(self, inputs: ModelInputs, questions: list[str], answers: list[str]) -> torch.Tensor:
         """`write_loss` of answers to questions about what `inputs` show, whose own prompts are left out."""
         replies = [self.tokenize_text(answer) for answer in answers]
-        return self.write_loss(self._asked(inputs, questions), padded(replies).to(inputs.images.device))
+        return self.write_loss(self.question_inputs(inputs, questions), padded(replies).to(inputs.images.device))
 
     def answer(self, inputs: ModelInputs, questions: list[str], max_new_tokens: int = 8) -> list[str]:
         """Greedy answers to questions about what `inputs` show."""
-        return [self.detokenize(r) for r in self.write(self._asked(inputs, questions), max_new_tokens).tolist()]
+        replies = self.write(self.question_inputs(inputs, questions), max_new_tokens)
+        return [self.detokenize(reply) for reply in replies.tolist()]
 
-    def _asked(self, inputs: ModelInputs, questions: list[str]) -> ModelInputs:
-        ids = padded([self.question(question) for question in questions]).to(inputs.images.device)
-        return replace(inputs, input_ids=ids, attention_mask=ids != 0)
+    def question_inputs(self, inputs: ModelInputs, questions: list[str]) -> ModelInputs:
+        """The same observations with questions for prompts."""
+        prompts = padded([self.question(question) for question in questions])
+        return inputs.with_prompt(prompts.to(inputs.images.device))
 
     def question(self, text: str) -> list[int]:
         """The prompt of a question as token ids."""
         raise NotImplementedError
 
+    def layer_states(
+        self,
+        hidden: Sequence[torch.Tensor],
+        keys_values: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+        valid: torch.Tensor,
+    ) -> LayerStates | None:
+        """What `encode` puts into `Features.layers`.
+
+        Args:
+            hidden: the embeddings and every layer's output, num_layers + 1 tensors [B, N, D] of the observation.
+            keys_values: a layer's number -> its keys and values of these tokens, each [B, N, Dk].
+            valid: bool [B, N].
+        """
+        if not self.reads:
+            return None
+        reads = self.reads.of(self.num_layers)
+        pairs = [keys_values(layer) for layer in reads.keys_values]
+        keys, values = ([pair[i] for pair in pairs] for i in (0, 1))
+        batch, tokens = valid.shape
+
+        def stack(states: Sequence[torch.Tensor], size: int) -> torch.Tensor:
+            return torch.stack(list(states), 1) if states else hidden[0].new_zeros(batch, 0, tokens, size)
+
+        return LayerStates(
+            stack([hidden[layer] for layer in reads.hidden], self.width),
+            stack(keys, self.cache_size),
+            stack(values, self.cache_size),
+            valid,
+        )
+
 
 def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """int64 [B, L], 0-padded at the end."""
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    """int64 [B, L], NO_TOKEN past the rows' ends."""
+    ids = torch.full((len(rows), max(map(len, rows))), NO_TOKEN)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
     return ids
+
+
+def answered(prompts: ModelInputs, replies: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts with their replies behind them, for `write_loss`.
+
+    Args:
+        replies: int64 [B, La], NO_TOKEN past their ends.
+        end: the token that ends a reply.
+
+    Returns:
+        int64 [B, L], NO_TOKEN past the ends; and bool [B, L], True on the replies and their end tokens.
+    """
+    lengths = prompts.attention_mask.sum(-1)
+    each = zip(prompts.input_ids.tolist(), lengths.tolist(), replies.tolist(), strict=True)
+    rows = [[*ids[:n], *(token for token in reply if token != NO_TOKEN), end] for ids, n, reply in each]
+    ids = padded(rows).to(replies.device)
+    place = torch.arange(ids.shape[1], device=ids.device)
+    return ids, (place >= lengths[:, None]) & (ids != NO_TOKEN)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An observation's tokens with the context's among them.
+
+    Attributes:
+        tokens, valid: [B, N', D] and bool [B, N'].
+        observation: where the observation's tokens stand among the N'.
+        written: where the context's tokens stand that have read the observation; None without a context.
+    """
+
+    tokens: torch.Tensor
+    valid: torch.Tensor
+    observation: slice
+    written: slice | None
+
+
+def placed(embedded: Embedded, context: Context, attention: Literal["prefix", "causal"]) -> Placed:
+    """Puts the context's tokens where `Backbone.attention` has them."""
+    x, valid, n = embedded.tokens, embedded.valid, embedded.tokens.shape[1]
+    if context.tokens is None:
+        return Placed(x, valid, slice(0, n), None)
+    tokens, m = context.tokens.to(x.dtype), context.tokens.shape[1]
+    front = m if attention == "causal" else 0
+    before = [tokens] if front else []
+    return Placed(
+        torch.cat([*before, x, tokens], 1),
+        F.pad(valid, (front, m), value=True),
+        slice(front, front + n),
+        slice(front + n, front + n + m),
+    )
+
+
+def _joined(blocks: Sequence[torch.Tensor], padding: float | None) -> torch.Tensor:
+    """Along axis 0, after each was padded along axis 1 to the longest; None for blocks of one shape."""
+    if padding is None:
+        return torch.cat(list(blocks))
+    longest = max(block.shape[1] for block in blocks)
+    return torch.cat(
+        [
+            F.pad(block, (*(0, 0) * (block.ndim - 2), 0, longest - block.shape[1]), value=padding)
+            for block in blocks
+        ]
+    )
 
 
 def _run_again_in_backward(layer: nn.Module) -> Callable[..., Any]:

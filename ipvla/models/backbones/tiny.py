@@ -18,10 +18,11 @@ from ipvla.models.backbones.protocol import (
     Context,
     Embedded,
     KeysValues,
-    padded,
+    answered,
+    placed,
 )
 from ipvla.models.features import Features
-from ipvla.types import ModelInputs
+from ipvla.types import NO_TOKEN, ModelInputs
 
 if TYPE_CHECKING:
     from ipvla.models.backbones.tiny_vlm import Past, TinyOutput, TinyVLM
@@ -38,7 +39,7 @@ class TinyConfig(BackboneConfig):
 
     Attributes:
         width: D, a multiple of `heads`.
-        layers: transformer layers, at least 6 (the last four are the ones that forgetting methods hook).
+        layers: transformer layers.
         heads, mlp: attention heads and inner size of a layer.
         trunk_channels: channels of the visual trunk.
         visual_tokens: tokens that the trunk's centroids are read out into.
@@ -56,8 +57,8 @@ class TinyConfig(BackboneConfig):
     pretrained: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.layers < 6:
-            raise ValueError(f"backbone.layers is {self.layers}; tiny needs at least 6")
+        if self.layers < 1:
+            raise ValueError(f"backbone.layers is {self.layers}; tiny needs at least 1")
         if not 2 <= self.max_prompt_tokens <= _TEXT_TOKENS:
             raise ValueError(
                 f"backbone.max_prompt_tokens is {self.max_prompt_tokens}; tiny takes 2 to {_TEXT_TOKENS}"
@@ -122,7 +123,8 @@ class TinyBackbone(Backbone):
         return cast(list[int], self.tokenizer.encode(text))
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        return cast(str, self.tokenizer.decode([i for i in ids if i], skip_special_tokens=True)).strip()
+        tokens = [i for i in ids if i != NO_TOKEN]
+        return cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
     def question(self, text: str) -> list[int]:
         return cast(list[int], self.tokenizer.encode(f"{text} <sep>"))
@@ -144,43 +146,37 @@ class TinyBackbone(Backbone):
 
     def encode(self, embedded: Embedded, context: Context | None = None) -> BackboneOutput:
         context = context or Context()
-        x, valid, n = embedded.tokens, embedded.valid, embedded.tokens.shape[1]
-        if context.tokens is not None:
-            x = torch.cat([x, context.tokens.to(x.dtype)], 1)
-            valid = F.pad(valid, (0, context.tokens.shape[1]), value=True)
-        hidden = self.network.run(x, valid[:, None, None], _by_layer(context.past))
-        rows = torch.arange(len(x), device=x.device)
+        place = placed(embedded, context, self.attention)
+        hidden = self.network.run(place.tokens, place.valid[:, None, None], _by_layer(context.past))
+        observed = hidden if place.written is None else tuple(h[:, place.observation] for h in hidden)
+        layers = self.network.layers
+        rows = torch.arange(len(embedded.last), device=embedded.last.device)
         kept = None
         if context.keep:
-            places = embedded.last[:, None] - torch.arange(context.keep - 1, -1, -1, device=x.device)
+            places = embedded.last[:, None] - torch.arange(context.keep - 1, -1, -1, device=rows.device)
             pairs = [
-                layer.keys_values(h[rows[:, None], places])
-                for layer, h in zip(self.network.layers, hidden, strict=False)
+                layer.keys_values(h[rows[:, None], places]) for layer, h in zip(layers, observed, strict=False)
             ]
             kept = torch.stack([k for k, _ in pairs], 1), torch.stack([v for _, v in pairs], 1)
         return BackboneOutput(
-            Features(self.network.norm(hidden[-1][rows, embedded.last]), embedded.perception, embedded.proprio),
-            tuple(h[:, :n] for h in hidden) if x.shape[1] > n else hidden,
+            Features(
+                self.network.norm(observed[-1][rows, embedded.last]),
+                embedded.perception,
+                embedded.proprio,
+                self.layer_states(observed, lambda i: layers[i].keys_values(observed[i]), embedded.valid),
+            ),
+            observed,
             embedded.instruction,
-            hidden[-1][:, n:] if context.tokens is not None else None,
+            None if place.written is None else hidden[-1][:, place.written],
             kept,
         )
 
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
-        lengths = inputs.attention_mask.sum(-1)
-        replied = (replies != 0).sum(-1)
-        prompts = self._asking(inputs)
-        rows = [
-            [*ids[:n], *reply[:m], self.tokenizer.eos_token_id]
-            for ids, n, reply, m in zip(
-                prompts.tolist(), lengths.tolist(), replies.tolist(), replied.tolist(), strict=True
-            )
-        ]
-        ids = padded(rows).to(replies.device)
-        self._check_length(ids.shape[1])
-        place = torch.arange(ids.shape[1], device=ids.device)
-        suffix = (place >= lengths[:, None]) & (ids != 0)
-        output: TinyOutput = self.vlm(inputs.images, inputs.proprio, ids, ids != 0, suffix)
+        prompts = replace(inputs, input_ids=self._asking(inputs))
+        rows, suffix = answered(prompts, replies, self.tokenizer.eos_token_id)
+        self._check_length(rows.shape[1])
+        ids = rows.clamp(min=0)
+        output: TinyOutput = self.vlm(inputs.images, inputs.proprio, ids, rows != NO_TOKEN, suffix)
         logits = self.network.lm_logits(output.hidden_states[-1][:, output.text_start :])
         asked = suffix[:, 1:]
         return F.cross_entropy(logits[:, :-1][asked].float(), ids[:, 1:][asked])
@@ -197,13 +193,14 @@ class TinyBackbone(Backbone):
         state = hidden[-1][torch.arange(len(lengths), device=lengths.device), embedded.last]
         alone = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=lengths.device)
         going = torch.ones_like(lengths, dtype=torch.bool)
-        written = torch.zeros(len(lengths), max_new_tokens, dtype=torch.long, device=lengths.device)
+        written = torch.full((len(lengths), max_new_tokens), NO_TOKEN, device=lengths.device)
+        ends = torch.tensor([self.tokenizer.eos_token_id, self.tokenizer.pad_token_id], device=lengths.device)
         for i in range(max_new_tokens):
             token = self.network.lm_logits(state).argmax(-1)
-            going = going & (token != self.tokenizer.eos_token_id) & (token != 0)
+            going = going & ~torch.isin(token, ends)
             if not going.any():
                 break
-            written[:, i] = token * going
+            written[:, i] = token.masked_fill(~going, NO_TOKEN)
             x = (self.network.embed_tokens(token) + self.network.positions[lengths + i])[:, None]
             hidden = self.network.run(x, alone, [(k, v, bias) for k, v in past])
             new = [layer.keys_values(h) for layer, h in zip(self.network.layers, hidden, strict=False)]

@@ -7,11 +7,13 @@ centre of the bin (there are 255), so a round trip errs by at most 1/255.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
 from ipvla.models.heads.glimpse import Glimpse
 from ipvla.models.heads.protocol import Head, HeadConfig, masked_mean
@@ -45,6 +47,8 @@ def bins_of_tokens(token_ids: torch.Tensor, vocab_size: int) -> torch.Tensor:
 class BinsConfig(HeadConfig):
     """hidden: width of the head; queries: how many places one glimpse looks at."""
 
+    bounded: ClassVar[bool] = True
+
     hidden: int = 256
     queries: int = 6
 
@@ -52,8 +56,8 @@ class BinsConfig(HeadConfig):
         if self.hidden < 1 or self.queries < 1:
             raise ValueError(f"head.hidden {self.hidden} and head.queries {self.queries} must be at least 1")
 
-    def build(self, width: int, perception: int, proprio: int, chunk: int, action_dim: int) -> BinsHead:
-        return BinsHead(self, width, perception, proprio, chunk, action_dim)
+    def build(self, backbone: Backbone, proprio: int, chunk: int, action_dim: int) -> BinsHead:
+        return BinsHead(self, backbone.width, backbone.perception_size, proprio, chunk, action_dim)
 
 
 class BinsHead(Head):
@@ -72,9 +76,11 @@ class BinsHead(Head):
         logits: torch.Tensor = self.logits(self.glimpse(features)).float().unflatten(-1, self.shape)
         return logits
 
-    def sample(self, features: Features) -> torch.Tensor:
+    def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
         return bin_centres(self(features).argmax(-1))
 
-    def loss(self, features: Features, actions: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
         loss = F.cross_entropy(self(features).flatten(0, 2), action_bins(actions).flatten(), reduction="none")
         return masked_mean(loss.view_as(actions), weight)

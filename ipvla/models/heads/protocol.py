@@ -2,34 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import draccus
 import torch
 from torch import nn
 
-from ipvla.models.features import Features
+from ipvla.models.backbones import Backbone
+from ipvla.models.features import Features, Reads
 
 
 class Head(nn.Module):
-    """`weight` bool [B, C, A] is True where an action exists and its dimension varies in the dataset."""
+    """`weight` bool [B, C, A] is True where an action exists and its dimension varies in the dataset.
 
-    def loss(self, features: Features, actions: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    A head draws nothing at random itself: what it needs comes in as `noise`, float32 [B, *shape], standard normal,
+    each row drawn from its episode and control step. So a chunk does not depend on what else is in the batch.
+
+    Attributes:
+        noise_shape: of one row of what `sample` takes; None for a head that takes none.
+        loss_noise_shape: of one row of what `loss` takes. In training another row is drawn in every epoch.
+    """
+
+    noise_shape: tuple[int, ...] | None = None
+    loss_noise_shape: tuple[int, ...] | None = None
+
+    def loss(
+        self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Scalar loss of normalised actions [B, C, A], averaged over `weight`."""
         raise NotImplementedError
 
-    def sample(self, features: Features) -> torch.Tensor:
+    def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Normalised actions float32 [B, C, A]."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class HeadConfig(draccus.ChoiceRegistry):
-    """A choice by `type`: one of the heads of this folder."""
+    """A choice by `type`: one of the heads of this folder.
 
-    def build(self, width: int, perception: int, proprio: int, chunk: int, action_dim: int) -> Head:
-        """A head for cognition of size `width`, visual tokens of size `perception` and `proprio` dimensions."""
+    Attributes:
+        bounded: it gives actions in [-1, 1] only.
+    """
+
+    bounded: ClassVar[bool] = False
+
+    @property
+    def reads(self) -> Reads:
+        """The language layers of which the head finds states in `Features.layers`."""
+        return Reads()
+
+    def build(self, backbone: Backbone, proprio: int, chunk: int, action_dim: int) -> Head:
+        """A head for features of this backbone's sizes and `proprio` dimensions; it keeps no backbone."""
         raise NotImplementedError
+
+
+def draw_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal float32 [B, *shape], each row drawn from its seed in [0, 2^63) alone; on the CPU.
+
+    A generator for each row: what one draws for many rows, or on another device, may differ in the last bit.
+    """
+    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows) if rows else torch.zeros(0, *shape)
 
 
 def masked_mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

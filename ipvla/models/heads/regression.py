@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
 from ipvla.models.heads.glimpse import Glimpse
 from ipvla.models.heads.protocol import Head, HeadConfig, masked_mean
@@ -31,8 +32,8 @@ class RegressionConfig(HeadConfig):
         if self.hidden < 1 or self.queries < 1:
             raise ValueError(f"head.hidden {self.hidden} and head.queries {self.queries} must be at least 1")
 
-    def build(self, width: int, perception: int, proprio: int, chunk: int, action_dim: int) -> RegressionHead:
-        return RegressionHead(self, width, perception, proprio, chunk, action_dim)
+    def build(self, backbone: Backbone, proprio: int, chunk: int, action_dim: int) -> RegressionHead:
+        return RegressionHead(self, backbone.width, backbone.perception_size, proprio, chunk, action_dim)
 
 
 class RegressionHead(Head):
@@ -47,10 +48,12 @@ class RegressionHead(Head):
         self.glimpse = Glimpse(width, perception, proprio, config.hidden, config.queries)
         self.action = nn.Linear(config.hidden, chunk * action_dim)
 
-    def sample(self, features: Features) -> torch.Tensor:
+    def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
         actions: torch.Tensor = self.action(self.glimpse(features)).float().unflatten(-1, self.shape)
         return actions
 
-    def loss(self, features: Features, actions: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
         error = self.sample(features) - actions
         return masked_mean(error.abs() if self.kind == "l1" else error.square(), weight)

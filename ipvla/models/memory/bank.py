@@ -34,8 +34,7 @@ from torch import nn
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
 from ipvla.models.memory.protocol import MemoryConfig
-from ipvla.models.memory.squeeze import SqueezingMemory
-from ipvla.models.memory.timestep import TimestepEncoding
+from ipvla.models.memory.squeeze import SqueezingMemory, TimestepEncoding
 from ipvla.types import Memory
 
 

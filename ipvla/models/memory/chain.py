@@ -33,6 +33,14 @@ class ChainMemoryConfig(MemoryConfig):
                 f"memory.parts holds {len(self.parts)} mechanisms; name at least two, or that one alone"
             )
 
+    @property
+    def caches(self) -> bool:
+        return any(part.caches for part in self.parts)
+
+    @property
+    def shards(self) -> bool:
+        return all(part.shards for part in self.parts)
+
     def build(self, backbone: Backbone) -> ChainMemory:
         parts = [config.build(backbone) for config in self.parts]
         for config, part in zip(self.parts[1:], parts[1:], strict=True):

@@ -1,11 +1,13 @@
 """Latent tokens that the backbone reads and rewrites at every step: recurrent memory (RMT, arXiv 2207.06881).
 
-M tokens m [M, D] stand behind the prompt; the language layers return them as o = LN(backbone(observation, m)).
+M tokens m [M, D] are read by the observation's tokens and read these, so that the language layers return them as
+o = LN(backbone(observation, m)). Where every token reads every other they stand behind the prompt; in a causal
+model in front of the observation, to be read, and once more behind it, to be rewritten (`Backbone.attention`).
 What is kept is gated, so that a token can outlast many steps:
 
     m' = z * m + (1 - z) * tanh(W o),   z = sigmoid(U [o; m] + b)
 
-with m learned at an episode's start and b such that units hold for 2 to `horizon` policy steps (`chrono.py`).
+with m learned at an episode's start and b such that units hold for 2 to `horizon` policy steps (`chrono_bias`).
 Training goes back through the window's steps and, within each, through the language layers.
 """
 
@@ -17,8 +19,8 @@ import torch
 from torch import nn
 
 from ipvla.models.backbones import Backbone, BackboneOutput, Context
-from ipvla.models.memory.chrono import chrono_bias
 from ipvla.models.memory.protocol import BackboneMemory, MemoryConfig
+from ipvla.models.memory.recurrent import chrono_bias
 from ipvla.types import Memory
 
 

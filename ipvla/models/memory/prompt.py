@@ -25,7 +25,7 @@ from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
 from ipvla.models.memory.protocol import MemoryConfig, MemoryModule
 from ipvla.reasoning import ReasoningError, parse
-from ipvla.types import Memory, ModelInputs, StepBatch
+from ipvla.types import NO_TOKEN, Memory, ModelInputs, StepBatch
 
 #: Of the steps at which the plan stays, one in so many is trained to write the same plan again.
 _REHEARSED = 8
@@ -55,6 +55,10 @@ class PromptMemoryConfig(MemoryConfig):
         if self.weight <= 0:
             raise ValueError(f"memory.weight is {self.weight}; it must be above 0, or no plan is learned")
 
+    @property
+    def shards(self) -> bool:
+        return False
+
     def build(self, backbone: Backbone) -> PromptMemory:
         return PromptMemory(self, backbone.width)
 
@@ -62,9 +66,9 @@ class PromptMemoryConfig(MemoryConfig):
 class PromptMemory(MemoryModule):
     """See the module's docstring.
 
-    State, int64: `plan` [B, Lp], 0-padded; `age` [B], policy steps since it was written, -1 before the first;
-    `written` [B], tokens written in the episode so far; `refused` [B], plans that did not parse and so were not
-    taken.
+    State, int64: `plan` [B, Lp], NO_TOKEN past its end; `age` [B], policy steps since it was written, -1 before
+    the first; `written` [B], tokens written in the episode so far; `refused` [B], plans that did not parse and so
+    were not taken.
     """
 
     feeds_backbone = True
@@ -79,7 +83,7 @@ class PromptMemory(MemoryModule):
         def full(value: int, *shape: int) -> torch.Tensor:
             return torch.full((batch, *shape), value, device=self.trigger.weight.device)
 
-        return {"plan": full(0, self.plan_tokens), "age": full(-1), "written": full(0), "refused": full(0)}
+        return {"plan": full(NO_TOKEN, self.plan_tokens), "age": full(-1), "written": full(0), "refused": full(0)}
 
     def observe(
         self, backbone: Backbone, inputs: ModelInputs, memory: Memory, t: torch.Tensor
@@ -95,11 +99,7 @@ class PromptMemory(MemoryModule):
             new = self._rewrite(backbone, some, {name: value[rows] for name, value in memory.items()})
             memory = {name: value.index_copy(0, rows, new[name]) for name, value in memory.items()}
             seen = backbone(with_plan(some, new["plan"])).features
-            features = Features(
-                features.cognition.index_copy(0, rows, seen.cognition),
-                features.perception.index_copy(0, rows, seen.perception),
-                features.proprio,
-            )
+            features = features.with_rows(rows, seen)
         return features, memory
 
     def window(
@@ -108,7 +108,7 @@ class PromptMemory(MemoryModule):
         shape = batch.is_first.shape
         inputs, plan, last = batch.inputs.flatten(), batch.plan.flatten(0, 1), batch.last_plan.flatten(0, 1)
         valid = batch.valid.flatten()
-        if not plan[valid].any() and valid.any():
+        if valid.any() and not (plan[valid] != NO_TOKEN).any():
             raise ValueError(
                 "memory.type is prompt, but these episodes carry no plans (step feature `reasoning`); "
                 "collect the dataset again, or choose another memory"
@@ -141,24 +141,25 @@ class PromptMemory(MemoryModule):
         return {
             "plan": torch.where(taken[:, None], written, memory["plan"]),
             "age": torch.zeros_like(memory["age"]),
-            "written": memory["written"] + (written != 0).sum(-1),
+            "written": memory["written"] + (written != NO_TOKEN).sum(-1),
             "refused": memory["refused"] + ~taken,
         }
 
 
 def with_plan(inputs: ModelInputs, plan: torch.Tensor) -> ModelInputs:
-    """The same observations with `plan` int64 [B, Lp], 0-padded, put in the prompt before its last token."""
+    """The same observations with `plan` int64 [B, Lp], NO_TOKEN past its end, put in the prompt before its last
+    token."""
     length, place = (
         inputs.input_ids.shape[1],
         torch.arange(inputs.input_ids.shape[1] + plan.shape[1], device=plan.device),
     )
     end = inputs.attention_mask.sum(-1, keepdim=True) - 1
-    size = (plan != 0).sum(-1, keepdim=True)
+    size = (plan != NO_TOKEN).sum(-1, keepdim=True)
     source = torch.where(place < end, place, length + place - end)
     source = torch.where(place == end + size, end, source)
     mask = place <= end + size
     ids = torch.cat([inputs.input_ids, plan], 1).gather(1, source.clamp(max=length + plan.shape[1] - 1))
-    return replace(inputs, input_ids=ids * mask, attention_mask=mask)
+    return replace(inputs, input_ids=ids.masked_fill(~mask, 0), attention_mask=mask)
 
 
 def _is_plan(text: str) -> bool:

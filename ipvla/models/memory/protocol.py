@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Self
 
 import draccus
 import torch
 from torch import nn
 
 from ipvla.models.backbones import Backbone, BackboneOutput, Context
-from ipvla.models.features import Features
+from ipvla.models.features import Features, stacked
 from ipvla.types import Memory, ModelInputs, StepBatch
 
 
@@ -29,13 +29,17 @@ def select(condition: torch.Tensor, yes: Memory, no: Memory) -> Memory:
 
 @dataclass(frozen=True)
 class MemoryConfig(draccus.ChoiceRegistry):
-    """A choice by `type`: one of the mechanisms of this folder.
+    """A choice by `type`: one of the mechanisms of this folder."""
 
-    Attributes:
-        caches: it keeps keys and values of the language layers.
-    """
+    @property
+    def caches(self) -> bool:
+        """Whether it keeps keys and values of the language layers."""
+        return False
 
-    caches: ClassVar[bool] = False
+    @property
+    def shards(self) -> bool:
+        """Whether it can be trained with sharded weights: every worker runs the same parts of the model."""
+        return True
 
     def build(self, backbone: Backbone) -> MemoryModule:
         """The mechanism for features of this backbone's sizes; the backbone itself is not kept."""
@@ -103,6 +107,37 @@ class MemoryModule(nn.Module):
         return {name: value.to(is_first.device) for name, value in self.initial(is_first.shape[0]).items()}
 
 
+@dataclass(frozen=True)
+class Segments:
+    """A window's steps, told apart by episode, so that a mechanism can read them all at once.
+
+    Attributes:
+        step: int64 [B, K], policy steps of the episode before this one.
+        episode: int64 [B, K], 0 for the episode that the memory came with, one more at each start; -1 on an
+            idle step that claims a start, which sees nothing and leaves no trace.
+        after: int64 [B], policy steps of the last episode when the window is over.
+    """
+
+    step: torch.Tensor
+    episode: torch.Tensor
+    after: torch.Tensor
+
+    @classmethod
+    def of(cls, count: torch.Tensor, is_first: torch.Tensor, valid: torch.Tensor) -> Self:
+        """From count int64 [B], the policy steps before the window, and is_first, valid bool [B, K]."""
+        starts = is_first & valid
+        episode = starts.cumsum(1)
+        through = valid.cumsum(1)
+        before = through - valid.long()
+        origin = torch.where(starts, before, 0).cummax(1).values
+        origin = torch.where(episode == 0, -count[:, None], origin)
+        return cls(
+            step=torch.where(is_first, 0, before - origin),
+            episode=torch.where(is_first & ~valid, -1, episode),
+            after=through[:, -1] - origin[:, -1],
+        )
+
+
 class BackboneMemory(MemoryModule):
     """A mechanism that puts something before the language layers and keeps something of what they make of it."""
 
@@ -127,12 +162,12 @@ class BackboneMemory(MemoryModule):
     ) -> tuple[Features, Memory, torch.Tensor | None]:
         shape = batch.is_first.shape
         embedded = backbone.embed(batch.inputs.flatten()).map(lambda x: x.reshape(*shape, *x.shape[1:]))
-        fresh, cognition = self._fresh(batch.is_first), []
+        fresh, seen = self._fresh(batch.is_first), list[Features]()
         for k in range(shape[1]):
             now, t = embedded.at(k), batch.t[:, k]
             before = select(batch.is_first[:, k], fresh, memory)
             output = backbone.encode(now, self.context(before, t))
             memory = select(batch.valid[:, k], self.update(output, before, t), memory)
-            cognition.append(output.features.cognition)
-        features = Features(torch.stack(cognition, 1), embedded.perception, embedded.proprio)
-        return features, memory, None
+            seen.append(output.features)
+        cognition, layers = torch.stack([x.cognition for x in seen], 1), stacked([x.layers for x in seen])
+        return Features(cognition, embedded.perception, embedded.proprio, layers), memory, None

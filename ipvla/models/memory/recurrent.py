@@ -3,11 +3,12 @@
 z [B, D] is the cognition and p [B, n * d] what is seen, squeezed (RoboFlamingo has z alone: `tokens: 0`); h [B, H]
 is the memory, zero at an episode's start. `gru` is the cell of Cho et al.
 (arXiv 1406.1078), `lstm` that of Hochreiter and Schmidhuber (1997), which remembers its cell state c [B, H] too.
-From the start, a unit holds what it was told for 2 to 40 policy steps (`chrono.py`).
+From the start, a unit holds what it was told for 2 to 40 policy steps (`chrono_bias`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,6 @@ from torch import nn
 
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
-from ipvla.models.memory.chrono import chrono_bias
 from ipvla.models.memory.protocol import MemoryConfig
 from ipvla.models.memory.squeeze import SqueezingMemory
 from ipvla.types import Memory
@@ -130,3 +130,13 @@ class LSTMMemory(RecurrentMemory):
     def advance(self, seen: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:
         hidden, cell = self.cell(seen, (memory["hidden"], memory["cell"]))
         return hidden, cell
+
+
+def chrono_bias(size: int, horizon: int) -> torch.Tensor:
+    """Biases float32 [size] of sigmoid gates that hold their content for T steps from the start: log(T - 1).
+
+    Chrono initialisation (Tallec and Ollivier, arXiv 1804.11188). T - 1 is drawn log-uniformly from 1 to
+    `horizon` - 1. The paper's uniform draw leaves so few fast units that a memory takes hardly anything in at
+    first: on a cue shown for two steps, a GRU then needed twice the updates.
+    """
+    return torch.empty(size).uniform_(0, math.log(horizon - 1))

@@ -26,8 +26,7 @@ from torch import nn
 
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
-from ipvla.models.memory.protocol import MemoryConfig, MemoryModule
-from ipvla.models.memory.segments import Segments
+from ipvla.models.memory.protocol import MemoryConfig, MemoryModule, Segments
 from ipvla.types import Memory
 
 

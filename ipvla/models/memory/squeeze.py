@@ -1,4 +1,4 @@
-"""Many visual tokens squeezed into a few that a memory can afford to keep."""
+"""What a memory keeps of many visual tokens: a few that it can afford, and when they were seen."""
 
 from __future__ import annotations
 
@@ -57,3 +57,22 @@ class SqueezingMemory(MemoryModule):
         seen = features.perception
         squeezed = seen[..., :0, :].float() if self.squeeze is None else self.squeeze(seen)
         return replace(features, perception=squeezed)
+
+
+class TimestepEncoding(nn.Module):
+    """t [...] in control steps -> float32 [..., width]: sines, then cosines, of t / 10000^(2i / width).
+
+    Vaswani et al., arXiv 1706.03762.
+    """
+
+    frequency: torch.Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        half = torch.arange((width + 1) // 2)
+        self.register_buffer("frequency", 10000.0 ** (-2 * half / width), persistent=False)
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        angle = t[..., None] * self.frequency
+        return torch.cat([angle.sin(), angle.cos()], -1)[..., : self.width]

@@ -25,10 +25,8 @@ from torch import nn
 
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
-from ipvla.models.memory.protocol import MemoryConfig, MemoryModule
-from ipvla.models.memory.segments import Segments
-from ipvla.models.memory.squeeze import Squeeze
-from ipvla.models.memory.timestep import TimestepEncoding
+from ipvla.models.memory.protocol import MemoryConfig, MemoryModule, Segments
+from ipvla.models.memory.squeeze import Squeeze, TimestepEncoding
 from ipvla.types import Memory
 
 

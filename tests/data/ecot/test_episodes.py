@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ipvla.data.conventions import Conventions
 from ipvla.data.dataset import EpisodeDataset
 from ipvla.data.ecot.compiled import compile_reasoning
 from ipvla.data.ecot.episodes import ReasonedSource
@@ -14,10 +15,12 @@ from ipvla.data.ecot.reasoning import TAGS
 from ipvla.data.ecot.store import ReasoningStore
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.plan import PlanPosition
+from ipvla.data.prompt_encoder import PromptEncoder
 from ipvla.data.rlds import RldsSource
 from ipvla.data.standards import standard_for
 from ipvla.data.transforms import Transforms
 from ipvla.reasoning import parse
+from ipvla.types import NO_TOKEN
 from tests.data.ecot import bridge
 
 
@@ -80,7 +83,8 @@ def test_lanes_read_reasoning_as_plans(source: RldsSource, store: ReasoningStore
         return [int(number) + 1 for number in text.rpartition(" ")[2].split("/")]
 
     transforms = Transforms(
-        dataset.statistics(), lambda _: [1], 1, ("primary",), 28, 4, tokenize_plan=tokens, plan_tokens=2
+        Conventions(dataset.statistics(), ("primary",), image_size=28, chunk=4),
+        PromptEncoder(lambda _: [1], 1, tokenize_text=tokens, plan_tokens=2),
     )
     reader = LaneConfig(lanes=2, window=4, stride=1).build(dataset, transforms)
     position, seen = PlanPosition(), 0
@@ -90,7 +94,7 @@ def test_lanes_read_reasoning_as_plans(source: RldsSource, store: ReasoningStore
             episode, t = int(batch.episode_key[lane, k]), int(batch.t[lane, k])
             raw = t + 1
             silent = episode == bridge.SILENT or (episode, raw) == bridge.MISSING_STEP
-            assert batch.plan[lane, k].tolist() == ([0, 0] if silent else [episode + 1, raw + 1])
+            assert batch.plan[lane, k].tolist() == ([NO_TOKEN] * 2 if silent else [episode + 1, raw + 1])
             seen += not silent
         position = reader.after(position)
     assert seen == sum(length - 2 for i, length in enumerate(bridge.LENGTHS) if i != bridge.SILENT) - 1

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from ipvla.data.ecot import make_dataloader_ecot, read_config
+from ipvla.models.backbones.protocol import padded
 from ipvla.models.backbones.tiny import TinyBackbone
 from ipvla.models.backbones.tiny_vlm import TinyVLM, TinyVLMConfig
 from ipvla.models.heads import RegressionConfig
 from ipvla.models.lm_loss import LossScale, reasoning_loss
-from ipvla.types import ModelInputs
+from ipvla.types import NO_TOKEN, ModelInputs
 
 Sample = dict[str, Any]
 
@@ -48,7 +49,7 @@ def test_training_on_the_contracts_batches_lowers_its_losses(
         )
     )
     backbone = TinyBackbone(network, max_prompt_tokens=64)
-    head = RegressionConfig(hidden=32).build(backbone.width, backbone.perception_size, 7, 8, 7)
+    head = RegressionConfig(hidden=32).build(backbone, 7, 8, 7)
     parameters = [*backbone.parameters(), *head.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=3e-3)
     config, history = read_config(cfg), []
@@ -77,15 +78,12 @@ def _endless(loader: Any) -> Iterator[list[Sample]]:
 
 
 def _inputs(backbone: TinyBackbone, samples: list[Sample]) -> ModelInputs:
-    ids = torch.zeros(len(samples), backbone.max_prompt_tokens, dtype=torch.long)
-    for row, sample in zip(ids, samples, strict=True):
-        prompt = backbone.tokenize(sample["lang"])
-        row[: len(prompt)] = torch.tensor(prompt)
+    ids = padded([backbone.tokenize(sample["lang"]) for sample in samples])
     return ModelInputs(
         images=torch.from_numpy(np.stack([np.stack([np.asarray(i) for i in s["image"]]) for s in samples])),
         proprio=torch.from_numpy(np.concatenate([s["state"] for s in samples])),
-        input_ids=ids,
-        attention_mask=ids != 0,
+        input_ids=ids.clamp(min=0),
+        attention_mask=ids != NO_TOKEN,
     )
 
 

@@ -19,7 +19,7 @@ from ipvla.models.memory import (
     NoMemoryConfig,
     PromptMemoryConfig,
 )
-from ipvla.types import Memory, StepBatch
+from ipvla.types import NO_TOKEN, Memory, StepBatch
 from tests.models.conftest import inputs_for
 from tests.models.memory.episodes import equal
 
@@ -61,7 +61,7 @@ def window(backbone: Backbone, batch: int, length: int, seed: int = 0, first_t: 
     instructions = [["press", "press the red button"][i % 2] for i in range(batch) for _ in range(length)]
     inputs = inputs_for(backbone, instructions, seed).map(lambda x: x.unflatten(0, (batch, length)))
     on = torch.ones(batch, length, dtype=torch.bool)
-    plan = torch.zeros(batch, length, 6, dtype=torch.long)
+    plan = torch.full((batch, length, 6), NO_TOKEN)
     plan[..., 0] = 40
     return StepBatch(
         inputs=inputs,
@@ -71,6 +71,7 @@ def window(backbone: Backbone, batch: int, length: int, seed: int = 0, first_t: 
         valid=on,
         t=torch.arange(length).expand(batch, length) * 4 + first_t,
         episode_key=torch.zeros(batch, length, dtype=torch.long),
+        noise_seed=torch.zeros(batch, length, dtype=torch.long),
         plan=plan,
         last_plan=plan,
         question=plan[..., :0],

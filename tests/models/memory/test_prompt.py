@@ -6,7 +6,7 @@ import torch
 from ipvla.models.backbones import Backbone, TinyConfig
 from ipvla.models.memory import PromptMemoryConfig
 from ipvla.models.memory.prompt import PromptMemory, with_plan
-from ipvla.types import ModelInputs, StepBatch
+from ipvla.types import NO_TOKEN, ModelInputs, StepBatch
 from tests.models.conftest import inputs_for
 from tests.models.memory.test_feeding_the_backbone import play, tiny, window
 
@@ -26,7 +26,7 @@ def build(backbone: Backbone, triggered: bool = False, **settings: int) -> Promp
 
 def ids(backbone: Backbone, text: str, size: int = 12) -> torch.Tensor:
     tokens = backbone.tokenize_text(text)
-    return torch.tensor([tokens + [0] * (size - len(tokens))])
+    return torch.tensor([tokens + [NO_TOKEN] * (size - len(tokens))])
 
 
 def says(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, text: str) -> list[ModelInputs]:
@@ -43,7 +43,7 @@ def says(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, text: str) -> list
 
 def test_the_plan_stands_before_the_prompts_last_token(backbone: Backbone) -> None:
     inputs = inputs_for(backbone, ["press", "press the red button"])
-    plan = torch.cat([ids(backbone, "red blue"), torch.zeros(1, 12, dtype=torch.long)])
+    plan = torch.cat([ids(backbone, "red blue"), torch.full((1, 12), NO_TOKEN)])
     prompted = with_plan(inputs, plan)
     for row, words in enumerate((backbone.tokenize_text("red blue"), [])):
         before = inputs.input_ids[row][inputs.attention_mask[row]].tolist()
@@ -134,13 +134,13 @@ def bright_or_dark(backbone: Backbone) -> StepBatch:
     plans = [ids(backbone, f"PLAN: {colour} SUBTASK: 1 {colour}") for colour in ("red", "blue")]
     batch.plan = torch.stack(plans).expand(2, 5, -1).clone()
     batch.last_plan = batch.plan.clone()
-    batch.last_plan[:, 0] = 0
+    batch.last_plan[:, 0] = NO_TOKEN
     return batch
 
 
 def test_episodes_without_plans_are_refused(tiny: Backbone) -> None:
     batch = bright_or_dark(tiny)
-    batch.plan[:], batch.last_plan[:] = 0, 0
+    batch.plan[:], batch.last_plan[:] = NO_TOKEN, NO_TOKEN
     module = build(tiny)
     with pytest.raises(ValueError, match="carry no plans"):
         module.window(tiny, batch, module.initial(2))
@@ -148,7 +148,7 @@ def test_episodes_without_plans_are_refused(tiny: Backbone) -> None:
 
 def test_an_idle_window_trains_nothing(tiny: Backbone) -> None:
     batch = bright_or_dark(tiny)
-    batch.valid[:], batch.plan[:], batch.last_plan[:] = False, 0, 0
+    batch.valid[:], batch.plan[:], batch.last_plan[:] = False, NO_TOKEN, NO_TOKEN
     module = build(tiny)
     _, memory, loss = module.window(tiny, batch, module.initial(2))
     assert loss is not None

@@ -1,0 +1,171 @@
+"""The data's half of the transforms: units of states and actions, cameras, chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from ipvla.data.chunks import PAST_END, PastEnd, past_the_end
+from ipvla.data.gripper import GRIPPERS, Gripper, environment_gripper
+from ipvla.data.normalisation import NORMALISATIONS, Normalisation
+from ipvla.data.statistics import Statistics
+from ipvla.types import Observation
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """What the data and their settings fix, whatever the backbone is.
+
+    Attributes:
+        statistics: of the training data; all P proprioception and A action dimensions.
+        cameras: names, in the order of the view axis V.
+        image_size: height and width that the backbone is built for, pixels; other frames are resized (Lanczos,
+            antialiased).
+        chunk: C, actions per target.
+        proprio_index: the proprioception columns the model sees, None for all.
+        normalisation: of actions and proprioception.
+        past_end: what a chunk holds past its episode's end.
+        absolute: bool [A], action dimensions that tell where to be rather than how to move; None for the last
+            alone, the gripper.
+        gripper: how the statistics' dataset tells the gripper.
+        mixed: statistics of every dataset of a mixture, by its name; `of` gives the conventions with one of them.
+    """
+
+    statistics: Statistics
+    cameras: tuple[str, ...]
+    image_size: int
+    chunk: int
+    proprio_index: tuple[int, ...] | None = None
+    normalisation: Normalisation = "bounds_q99"
+    past_end: PastEnd = "mask"
+    absolute: tuple[bool, ...] | None = None
+    gripper: Gripper = "environment"
+    mixed: Mapping[str, Statistics] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; set it to at least 1")
+        if not self.cameras:
+            raise ValueError("cameras is empty; name at least one, e.g. ('agentview',)")
+        known = self.statistics.proprio.dim
+        if self.proprio_index is not None and not all(0 <= i < known for i in self.proprio_index):
+            raise ValueError(f"proprio_index {self.proprio_index} leaves the {known} columns; use 0..{known - 1}")
+        choices = {"normalisation": NORMALISATIONS, "past_end": PAST_END, "gripper": GRIPPERS}
+        for name, known_values in choices.items():
+            if getattr(self, name) not in known_values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known_values)}")
+        self.statistics.action.require(self.normalisation)
+        self.statistics.proprio.require(self.normalisation)
+        if self.absolute is not None and len(self.absolute) != self.action_dim:
+            raise ValueError(f"absolute tells of {len(self.absolute)} action dimensions of {self.action_dim}")
+
+    @property
+    def action_dim(self) -> int:
+        return self.statistics.action.dim
+
+    @property
+    def proprio_dim(self) -> int:
+        return self.statistics.proprio.dim if self.proprio_index is None else len(self.proprio_index)
+
+    def of(self, dataset: str) -> Self:
+        """Those of one dataset of a mixture, or the only ones. ValueError if it is not in the mixture."""
+        if not self.mixed:
+            return self
+        if dataset not in self.mixed:
+            raise ValueError(f"dataset {dataset!r} is not in the mixture; choose among {', '.join(self.mixed)}")
+        return replace(self, statistics=self.mixed[dataset])
+
+    def proprio(self, observations: Sequence[Observation]) -> torch.Tensor:
+        """What the model sees of their proprioception, normalised: float32 [B, P]."""
+        states = np.stack([o.proprio for o in observations]).astype(np.float32)
+        proprio = self.statistics.proprio.normalise(states, self.normalisation)
+        if self.proprio_index is not None:
+            proprio = proprio[:, list(self.proprio_index)]
+        return torch.from_numpy(proprio)
+
+    def images(self, observations: Sequence[Observation]) -> torch.Tensor:
+        """Their pictures, uint8 [B, V, H, W, 3]. ValueError for a missing camera."""
+        views = [np.stack([self._image(o, camera) for camera in self.cameras]) for o in observations]
+        return torch.from_numpy(np.stack(views))
+
+    def chunk_targets(self, action: FloatArray, t: int | IntArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        """The next `chunk` actions from control step(s) `t` of one episode.
+
+        Args:
+            action: float32 [T, A], the episode's actions in environment units.
+            t: control steps, any shape [...], in [0, T).
+
+        Returns:
+            float32 [..., C, A], normalised; and bool [..., C], True where it is a target. What they are past the
+            end is `past_end`'s to say: by default the last action repeats there and is no target.
+        """
+        steps = np.asarray(t)[..., None] + np.arange(self.chunk)
+        recorded = action[np.minimum(steps, len(action) - 1)]
+        target = self.statistics.action.normalise(recorded, self.normalisation)
+        absolute = self.absolute or (False,) * (self.action_dim - 1) + (True,)
+        return past_the_end(target, steps < len(action), self.past_end, absolute)
+
+    def denormalise(self, actions: npt.NDArray[np.floating[Any]] | torch.Tensor) -> FloatArray:
+        """Model output [..., A] to environment units, float32: arm within [-1, 1], gripper exactly -1 or +1.
+
+        Whatever the dataset's convention, -1 opens and +1 closes. Actions without a gripper stay in the dataset's
+        units, unclipped.
+        """
+        y = actions.detach().float().cpu().numpy() if isinstance(actions, torch.Tensor) else actions
+        x = self.statistics.action.denormalise(np.asarray(y, np.float32), self.normalisation)
+        if self.gripper == "none":
+            return x
+        x = x.clip(-1, 1)
+        x[..., -1] = environment_gripper(x[..., -1], self.gripper)
+        return x
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "statistics": self.statistics.to_dict(),
+            "cameras": list(self.cameras),
+            "image_size": self.image_size,
+            "chunk": self.chunk,
+            "proprio_index": None if self.proprio_index is None else list(self.proprio_index),
+            "normalisation": self.normalisation,
+            "past_end": self.past_end,
+            "absolute": None if self.absolute is None else list(self.absolute),
+            "gripper": self.gripper,
+            **({"mixed": {name: one.to_dict() for name, one in self.mixed.items()}} if self.mixed else {}),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`, other entries aside; what a setting was before it existed is its default."""
+        index, absolute = values["proprio_index"], values.get("absolute")
+        return cls(
+            statistics=Statistics.from_dict(values["statistics"]),
+            cameras=tuple(values["cameras"]),
+            image_size=values["image_size"],
+            chunk=values["chunk"],
+            proprio_index=None if index is None else tuple(index),
+            normalisation=values.get("normalisation", "bounds_q99"),
+            past_end=values.get("past_end", "mask"),
+            absolute=None if absolute is None else tuple(absolute),
+            gripper=values.get("gripper", "environment"),
+            mixed={name: Statistics.from_dict(one) for name, one in values.get("mixed", {}).items()},
+        )
+
+    def _image(self, observation: Observation, camera: str) -> npt.NDArray[np.uint8]:
+        if camera not in observation.images:
+            raise ValueError(f"no camera {camera!r} in the observation; it has {sorted(observation.images)}")
+        image = observation.images[camera]
+        size = (self.image_size, self.image_size)
+        if image.shape[:2] == size:
+            return image
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
