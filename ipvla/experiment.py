@@ -10,6 +10,7 @@ import draccus
 import numpy as np
 import torch
 
+from ipvla.contract import Contract, ContractError
 from ipvla.data.chunks import PAST_END, PastEnd
 from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.lanes import LaneConfig, LaneReader
@@ -229,7 +230,10 @@ class ExperimentConfig(StorageRoots):
         dataset = self.open_dataset()
         start = None if self.start_from is None else Policy.load(self.start_from).merged()
         torch.manual_seed(self.seed)
-        conventions = self._conventions(dataset) if start is None else start.transforms.conventions
+        conventions = self._conventions(dataset)
+        if start is not None:
+            _require_same_terms(start.transforms.contract, dataset.contract, str(self.start_from), dataset.name)
+            conventions = {**start.transforms.conventions, "recorded": dataset.contract}
         transforms = Transforms(
             **conventions,
             past_end=self.data.past_end,
@@ -290,6 +294,7 @@ class ExperimentConfig(StorageRoots):
             "normalisation": self.data.normalisation,
             "absolute": dataset.standard.absolute,
             "gripper": dataset.standard.gripper,
+            "recorded": dataset.contract,
             "mixed": mixed,
         }
 
@@ -301,6 +306,16 @@ class Experiment:
     policy: Policy
     state: TrainingState
     lanes: LaneReader
+
+
+def _require_same_terms(policy: Contract, data: Contract, directory: str, dataset: str) -> None:
+    """ContractError if a policy's normalisation does not apply to the data that it is trained on further."""
+    for name in ("action_size", "state_size", "gripper"):
+        if getattr(policy, name) != getattr(data, name):
+            raise ContractError(
+                f"start_from: the policy in {directory} has {name} {getattr(policy, name)!r}, and dataset "
+                f"{dataset} has {getattr(data, name)!r}; train it on data like its own, or start afresh"
+            )
 
 
 def _mean_image(
