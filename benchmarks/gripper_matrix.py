@@ -42,7 +42,7 @@ from ipvla.sim.expert import Expert
 from ipvla.sim.libero import LiberoSimulator
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.protocols import PROTOCOLS, EvaluationProtocol
-from ipvla.sim.simulator import Simulator
+from ipvla.sim.simulator import Simulator, Split
 from ipvla.sim.suite import Suite, SuiteEntry
 from ipvla.sim.suites import SUITES, load_suite
 from ipvla.types import EpisodeSpec, Memory, Observation
@@ -60,7 +60,7 @@ STANDARDS: Final[Mapping[str, tuple[Gripper, Orientation]]] = {
 #: Fingers that are closer than the one are closed, further apart than the other open, in metres.
 _CLOSED_M, _OPEN_M = 0.01, 0.07
 _STEPS, _CHUNK, _SIDE = 16, 8, 32
-_SUITE, _TASK = "gripper_matrix", "ground_red"
+_SUITE = "gripper_matrix"
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,19 @@ def gripper_right(cells: Sequence[Cell]) -> float:
 
 
 def gripper_matrix(
-    scratch: Path, protocols: Sequence[EvaluationProtocol] = tuple(PROTOCOLS.values())
+    scratch: Path,
+    protocols: Sequence[EvaluationProtocol] = tuple(PROTOCOLS.values()),
+    suite: str = "recall",
+    task: str = "ground_red",
 ) -> list[Cell]:
     """All cells, in this process; about half a minute.
 
     Args:
         scratch: a directory for the policies and the suite's files.
+        suite, task: whose world the hand moves in.
     """
     cells = []
-    with _engine(scratch) as engine:
+    with _engine(scratch, suite, task) as engine:
         for word in WORDS:
             with ExitStack() as stack:
                 stack.enter_context(_always(word))
@@ -116,7 +120,7 @@ def _played(engine: LiberoSimulator, protocol: EvaluationProtocol, player: _Play
     """Metres between the fingers after an episode, played as a simulator's worker plays it."""
     view = player.endpoint.view(protocol.contract(HAND), protocol.name)
     worker = SimWorker(lambda suite, task: ProtocolSimulator(engine, protocol, suite))
-    worker.run(EpisodeJob(EpisodeSpec(_SUITE, _TASK, 0, 0), player.client(), view))
+    worker.run(EpisodeJob(EpisodeSpec(_SUITE, engine.task.name, Split.HELD_OUT.seed(0), 0), player.client(), view))
     fingers = engine.problem.hand().fingers
     return float(abs(fingers[0] - fingers[1]))
 
@@ -130,8 +134,8 @@ class _Player:
 
 
 @contextmanager
-def _engine(scratch: Path) -> Iterator[LiberoSimulator]:
-    simulator = load_suite("recall", scratch).simulator(_TASK, _SIDE, HAND.cameras)
+def _engine(scratch: Path, suite: str, task: str) -> Iterator[LiberoSimulator]:
+    simulator = load_suite(suite, scratch).simulator(task, _SIDE, HAND.cameras)
     assert isinstance(simulator, LiberoSimulator)
     try:
         yield simulator

@@ -33,6 +33,13 @@ def test_the_matrix_finds_policies_whose_gripper_is_converted_twice(
     assert gripper_right(cells) == pytest.approx(3 / 7)
 
 
+@pytest.mark.slow
+def test_they_do_in_liberos_own_suites(standard_cache: Path) -> None:
+    protocols = [load_protocol(name) for name in ("openvla", "openpi", "libero_native")]
+    task = "pick_up_the_alphabet_soup_and_place_it_in_the_basket"
+    assert gripper_right(gripper_matrix(standard_cache, protocols, "libero_object", task)) == 1.0
+
+
 def test_a_player_is_right_if_it_is_right_about_both_words() -> None:
     cells = [
         Cell("openvla", "gru", "open", 0.079),
