@@ -94,7 +94,7 @@ def test_its_results_are_compared(tmp_path):
 def test_a_policy_of_liberos_hand_is_refused(tmp_path):
     save_policy(tmp_path / "policy", "environment", "upright", "close")
     evaluation = config().build(tmp_path)
-    with pytest.raises(ContractError, match="gives 7 numbers per action, suite outside .* takes 1"):
+    with pytest.raises(ContractError, match=r"gives 7 numbers per action, suite outside .* takes 1"):
         evaluation.view(PolicySource(load_point, tmp_path / "policy"))
 
 
