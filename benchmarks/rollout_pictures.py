@@ -87,7 +87,7 @@ def _suite_pictures(cache_dir: Path, suite: str, tasks: int) -> list[PictureDiff
 def _looks(cache_dir: Path, suite: str, task: str, profile: str) -> list[Mapping[str, npt.NDArray[np.uint8]]]:
     """Of each trial the settled scene, and the one after some motion, as they are rendered."""
     played = SuiteSimulators(cache_dir, protocol=_PROTOCOL, profile=profile)(suite, task)
-    rendering: Simulator = played.simulator  # type: ignore[attr-defined]
+    rendering: Simulator = played.simulator
     actions = np.random.default_rng(0).uniform(-1, 1, (_STEPS, 7))
     looks = []
     for trial in range(_TRIALS):

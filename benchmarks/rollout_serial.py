@@ -17,14 +17,14 @@ import numpy.typing as npt
 from ipvla.policy import Policy
 from ipvla.sim.libero import axis_angle, configure
 from ipvla.sim.preprocessing import preprocess
-from ipvla.sim.protocols import Protocol
+from ipvla.sim.protocols import EvaluationProtocol
 from ipvla.sim.standard.assets import find_assets
 from ipvla.sim.standard.tasks import bddl_file, initial_states, instruction
 from ipvla.types import Observation
 
 
 def play_serially(
-    cache_dir: Path, policy_directory: Path, protocol: Protocol, suite: str, task: str, trials: int
+    cache_dir: Path, policy_directory: Path, protocol: EvaluationProtocol, suite: str, task: str, trials: int
 ) -> tuple[list[float], list[int]]:
     """Seconds and control steps of each trial, without what comes before the first one (imports, building)."""
     assert protocol.render_size is not None
@@ -49,9 +49,7 @@ def play_serially(
             if not chunk:
                 actions, memory = policy.act([_observation(seen, protocol, instruction(task), t)], memory)
                 chunk.extend(actions[0])
-            action = chunk.popleft().astype(np.float64)
-            action[-1] = -np.sign(2 * action[-1] - 1)
-            seen, _, done, _ = environment.step(action)
+            seen, _, done, _ = environment.step(chunk.popleft().astype(np.float64))
             t += 1
         seconds.append(time.perf_counter() - started)
         steps.append(t)
@@ -59,8 +57,8 @@ def play_serially(
     return seconds, steps
 
 
-def _observation(seen: dict[str, Any], protocol: Protocol, words: str, t: int) -> Observation:
+def _observation(seen: dict[str, Any], protocol: EvaluationProtocol, words: str, t: int) -> Observation:
     turned = axis_angle(np.roll(seen["robot0_eef_quat"], 1))  # from x, y, z, w
     proprio = np.concatenate([seen["robot0_eef_pos"], turned, seen["robot0_gripper_qpos"]])
-    images = {name: preprocess(seen[f"{name}_image"][::-1], protocol) for name in protocol.cameras}
+    images = {name: preprocess(seen[f"{name}_image"][::-1], protocol.pictures) for name in protocol.cameras}
     return Observation(images, proprio.astype(np.float32), words, t)

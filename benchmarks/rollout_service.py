@@ -23,7 +23,7 @@ from ipvla.rollout.policy_client import PolicyClient
 from ipvla.rollout.policy_server import Policy
 from ipvla.rollout.sim_pool import cluster_cores, cluster_room
 from ipvla.rollout.sim_worker import SuiteSimulators
-from ipvla.sim.protocols import Protocol
+from ipvla.sim.protocols import EvaluationProtocol
 from ipvla.sim.simulator import Split
 from ipvla.types import EpisodeSpec, Memory, Observation
 
@@ -61,7 +61,7 @@ class Throughput:
 def play_by_service(
     cache_dir: Path,
     policy_directory: Path,
-    protocol: Protocol,
+    protocol: EvaluationProtocol,
     suite: str,
     tasks: Sequence[str],
     trials: int,

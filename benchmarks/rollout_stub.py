@@ -70,6 +70,10 @@ class _WaitingSimulator:
         picture = np.zeros((_SIDE, _SIDE, 3), np.uint8)
         return Observation({"agentview": picture}, np.zeros(8, np.float32), "put the bowl on the plate", self._t)
 
+    @property
+    def t(self) -> int:
+        return self._t
+
     def joints(self) -> npt.NDArray[np.float32]:
         return np.zeros(7, np.float32)
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluators.dataset_sample import DatasetSample
-from ipvla.data.gripper import environment_gripper
+from ipvla.contract import environment_gripper
 from ipvla.data.normalisation import FeatureStatistics
 from ipvla.data.standards import Standard
 from ipvla.data.standards.libero import Libero

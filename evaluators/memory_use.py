@@ -19,9 +19,10 @@ from typing import Any
 from evaluators.paired_difference import newcombe_paired_interval
 from evaluators.rollout_status import RolloutStatus
 from evaluators.statistics import mcnemar_exact, wilson_interval
-from evaluators.success import Source, SuccessConfig, SuccessEvaluation
+from evaluators.success import SuccessConfig, SuccessEvaluation
 from evaluators.success_table import SuccessTable
 from ipvla.atomic_file import write_text
+from ipvla.rollout.endpoint import PolicyEndpoint
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.memory_probe import (
     PROBES,
@@ -37,7 +38,8 @@ from ipvla.rollout.memory_probe import (
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.rollout.policy_server import Policy
 from ipvla.rollout.sim_worker import MakeSimulator
-from ipvla.sim.suites import Suite, load_suite
+from ipvla.sim.suite import Suite
+from ipvla.sim.suites import load_suite
 from ipvla.tracking import MetricSink
 from ipvla.types import EpisodeResult, EpisodeSpec
 
@@ -274,13 +276,13 @@ class MemoryUseEvaluation(SuccessEvaluation):
             left_out,
         )
 
-    def fingerprint(self, source: Source) -> dict[str, str]:
+    def fingerprint(self, source: PolicyEndpoint) -> dict[str, str]:
         """Everything that a result depends on but its episode's key: the probe is part of it."""
         probes = source.probes if isinstance(source, ProbedSource) else ()
         made = {f"probe.{probe.kind}": str(probe.t) for probe in probes if probe.kind in PROBES}
         return {**super().fingerprint(source), **made}
 
-    def _serve(self, source: Source) -> PolicyService:
+    def _serve(self, source: PolicyEndpoint) -> PolicyService:
         assert isinstance(source, PolicySource), "an expert has no memory to probe"
         if not isinstance(self._policy, ProbingService) or self._policy.source != source:
             if self._policy is not None:
@@ -288,6 +290,7 @@ class MemoryUseEvaluation(SuccessEvaluation):
             self._policy = ProbingService(
                 source, threads=self._config.policy_threads, resources=self._config.policy_resources
             )
+        self._policy.view = self.view(source)
         self._policy.probes = source.probes if isinstance(source, ProbedSource) else ()
         return self._policy
 

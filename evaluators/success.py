@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,26 +16,26 @@ from evaluators.rollout_status import RolloutStatus
 from evaluators.statistics import wilson_interval
 from evaluators.success_table import SuccessTable, tabulate
 from evaluators.videos import Video, VideoChoice, chosen_videos
-from ipvla.rollout.evaluation import Service, SimPool, evaluate_episodes
-from ipvla.rollout.expert_policy import ExpertService, ExpertSource
+from ipvla.contract import Contract, readable_changes
+from ipvla.rollout.endpoint import PolicyEndpoint, Service, Serving
+from ipvla.rollout.evaluation import SimPool, evaluate_episodes
 from ipvla.rollout.journal import Journal
-from ipvla.rollout.openpi.client import OpenpiService, OpenpiSource
 from ipvla.rollout.oversubscription import MOST_PER_CORE, simulators_for
-from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.rollout.sim_pool import cluster_cores, cluster_room
 from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators, VideoJob
 from ipvla.sim.fingerprint import fingerprint
-from ipvla.sim.protocols import Protocol, load_protocol
+from ipvla.sim.protocols import EvaluationProtocol, load_protocol
 from ipvla.sim.simulator import Split, Task
-from ipvla.sim.suites import PROFILES, SUITES, Suite, load_suite
+from ipvla.sim.suite import PROFILES, Suite, SuiteFacts
+from ipvla.sim.suites import SUITES, load_suite
 from ipvla.tracking import MetricSink, Sinks
 from ipvla.types import EpisodeResult, EpisodeSpec
 
 #: For each simulator, where an evaluation may stop after every round.
 _EPISODES_PER_ROUND = 4
 _STATS_EVERY_S = 2.0
-#: Who is evaluated.
-Source = PolicySource | ExpertSource | OpenpiSource
+#: Of a result's fingerprint: in which terms its policy played otherwise than the protocol's own clients.
+_CONTRACT = "contract"
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,7 @@ class SuccessConfig:
 
     Attributes:
         suite: by name.
-        protocol: by name, see `ipvla.sim.protocols`; by default "recall" for the embedded suite and "openvla" for
-            LIBERO's own.
+        protocol: by name, see `ipvla.sim.protocols`; by default the suite's own.
         profile: how pictures are drawn, "exact" or "fast" (`ipvla.sim.suites.PROFILES`).
         episodes: task -> number; trial i plays held-out layout i, the same for every policy. Empty for as many of
             every task of the suite as the protocol has trials.
@@ -107,15 +107,22 @@ class SuccessConfig:
                 raise ValueError(f"stop_width is {self.stop_width}; give the width of an interval, in (0, 1)")
             if len(set(self.episodes.values())) > 1:
                 raise ValueError("stop_width needs as many episodes of every task; make `episodes` the same")
-        profiles = PROFILES if self.suite != "recall" else ("exact",)
+        profiles = PROFILES if self._facts is None else self._facts.profiles
         if self.profile not in profiles:
             raise ValueError(f"profile is {self.profile!r}; for {self.suite} choose among {', '.join(profiles)}")
-        if self.suite in SUITES:
+        if self._facts is not None:
             self.played_by.horizon(self.suite, 1)  # one that does not cover the suite is told now
 
     @property
-    def played_by(self) -> Protocol:
-        return load_protocol(self.protocol or ("recall" if self.suite == "recall" else "openvla"))
+    def played_by(self) -> EvaluationProtocol:
+        default = SuiteFacts() if self._facts is None else self._facts
+        return load_protocol(self.protocol or default.default_protocol)
+
+    @property
+    def _facts(self) -> SuiteFacts | None:
+        """The suite's, None for one that does not exist: `build` says so."""
+        entry = SUITES.get(self.suite)
+        return None if entry is None else entry.facts
 
     def simulators(self, cache_dir: Path) -> SuiteSimulators:
         """What opens the simulators of these episodes."""
@@ -140,12 +147,23 @@ class SuccessEvaluation:
         ]
         self._make_simulator = make_simulator
         self._pool: SimPool | None = None
-        self._policy: PolicyService | None = None
+        self._policy: Service | None = None
+        world = suite.facts.contract
+        self._serving = Serving(
+            None if world is None else self._protocol.contract(world),
+            f"suite {suite.name} by protocol {self._protocol.name}",
+            config.policy_threads,
+            config.policy_resources,
+            config.policy_replicas,
+            config.policy_capacity,
+            config.policy_lease_s,
+            config.policy_max_batch,
+        )
 
     def run(
         self,
         name: str,
-        source: Source,
+        source: PolicyEndpoint,
         journal: Path,
         *,
         sink: MetricSink | None = None,
@@ -176,23 +194,41 @@ class SuccessEvaluation:
         sink.log(_metrics(table, f"success/{self._suite.name}"), step)
         return table
 
+    def view(self, source: PolicyEndpoint) -> Contract | None:
+        """On which terms it plays, None if the suite states none.
+
+        Raises:
+            ContractError: it does not fit the suite.
+        """
+        offered = self._serving.offered
+        return None if offered is None else source.view(offered, self._serving.world)
+
+    def conversions(self, source: PolicyEndpoint) -> str:
+        """What is converted for it, in words; "" for nothing. ContractError as in `view`."""
+        view, offered = self.view(source), self._serving.offered
+        return "" if view is None or offered is None else readable_changes(view, offered)
+
     def record(self, table: SuccessTable, journal: Path, choice: VideoChoice, directory: Path) -> list[Video]:
         """Videos of these episodes of a policy, played again from what `journal` recorded; one mp4 each.
 
         Those that are in `directory` already are kept. There is none of an episode whose actions were not
-        recorded, or that does not go the same way again (a journal of another kind of machine).
+        recorded, or that does not go the same way again (a journal of another kind of machine), or of a suite that
+        cannot be replayed.
         """
+        if not self._suite.facts.replayable:
+            return []
+        view = recorded_view(table.fingerprint, self._protocol, self._suite)
         videos = chosen_videos(table, choice, directory)
         with Journal(journal, table.fingerprint) as records:
             jobs = [
-                VideoJob(result, trace.actions, video.path)
+                VideoJob(result, trace.actions, video.path, view)
                 for result, video in videos
                 if not video.path.exists() and (trace := records.trace(result.spec))
             ]
         self._simulators().record(jobs)
         return [video for _, video in videos if video.path.exists()]
 
-    def fingerprint(self, source: Source) -> dict[str, str]:
+    def fingerprint(self, source: PolicyEndpoint) -> dict[str, str]:
         """Everything that a result depends on but its episode's key, which says the layout."""
         return {
             "protocol": str(self._protocol),
@@ -201,7 +237,8 @@ class SuccessEvaluation:
             "camera_size": str(self._protocol.render_size or self._config.camera_size),
             "profile": self._config.profile,
             "policy_sha256": source.sha256(),
-            **fingerprint(),
+            **fingerprint(self._suite.facts.packages),
+            **self._terms(source),
         }
 
     def close(self) -> None:
@@ -217,7 +254,7 @@ class SuccessEvaluation:
         self.close()
 
     def _play_rounds(
-        self, source: Source, records: Journal, on_status: Callable[[RolloutStatus], None]
+        self, source: PolicyEndpoint, records: Journal, on_status: Callable[[RolloutStatus], None]
     ) -> list[EpisodeResult]:
         """The records of all episodes, or of as many rounds of them as it took to know enough."""
         results: list[EpisodeResult] = []
@@ -259,6 +296,7 @@ class SuccessEvaluation:
                 count or min(cluster_cores(), cluster_room()),
                 execute=self._protocol.execute,
                 cpus_per_simulator=None if count else 1 / MOST_PER_CORE,  # leaves room for those that are added
+                environment=self._suite.facts.environment(),
                 episode_timeout_s=self._config.episode_timeout_s,
             )
         return self._pool
@@ -281,23 +319,28 @@ class SuccessEvaluation:
 
         return on_result
 
-    def _serve(self, source: Source) -> Service:
-        if isinstance(source, ExpertSource):
-            return ExpertService(source)
-        if isinstance(source, OpenpiSource):
-            return OpenpiService(source)
-        if self._policy is None:
-            self._policy = PolicyService(
-                source,
-                threads=self._config.policy_threads,
-                resources=self._config.policy_resources,
-                replicas=self._config.policy_replicas,
-                capacity=self._config.policy_capacity,
-                lease_s=self._config.policy_lease_s,
-                max_batch=self._config.policy_max_batch,
-            )
-        self._policy.switch(source)
+    def _serve(self, source: PolicyEndpoint) -> Service:
+        self._policy = source.serve(self._serving, self._policy)
         return self._policy
+
+    def _terms(self, source: PolicyEndpoint) -> dict[str, str]:
+        """Nothing where it plays as the protocol's own clients, so that earlier results of those remain theirs."""
+        view, offered = self.view(source), self._serving.offered
+        if view is None or offered is None:
+            return {}
+        changes = replace(view, cameras=offered.cameras).changes(offered)  # fewer cameras change no picture
+        return {_CONTRACT: json.dumps(changes, sort_keys=True)} if changes else {}
+
+
+def recorded_view(fingerprint: Mapping[str, str], protocol: EvaluationProtocol, suite: Suite) -> Contract | None:
+    """On which terms the actions of a journal with this fingerprint were given.
+
+    One that says nothing is of a client that spoke the protocol's own language.
+    """
+    world = suite.facts.contract
+    if world is None:
+        return None
+    return protocol.contract(world).changed(json.loads(fingerprint.get(_CONTRACT, "{}")))
 
 
 def _means_over_tasks(results: Sequence[EpisodeResult]) -> list[float]:

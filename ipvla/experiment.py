@@ -10,6 +10,7 @@ import draccus
 import numpy as np
 import torch
 
+from ipvla.contract import Contract, ContractError
 from ipvla.data.chunks import PAST_END, PastEnd
 from ipvla.data.conventions import Conventions
 from ipvla.data.dataset import EpisodeDataset, open_dataset
@@ -228,6 +229,8 @@ class ExperimentConfig(StorageRoots):
         dataset = self.open_dataset()
         start = None if self.start_from is None else Policy.load(self.start_from).merged()
         torch.manual_seed(self.seed)
+        if start is not None:
+            _require_same_terms(start.transforms.contract, dataset.contract, str(self.start_from), dataset.name)
         conventions = self._conventions(dataset, start)
         policy = Policy.build(self.model, conventions, self.lanes.stride, start.model if start else None)
         if start is None:
@@ -279,6 +282,7 @@ class ExperimentConfig(StorageRoots):
             "chunk": self.model.chunk,
             "proprio_index": self.data.proprio,
             "past_end": self.data.past_end,
+            "recorded": dataset.contract,
         }
         if start is not None:
             return replace(start.transforms.conventions, **chosen)
@@ -299,6 +303,16 @@ class Experiment:
     policy: Policy
     state: TrainingState
     lanes: LaneReader
+
+
+def _require_same_terms(policy: Contract, data: Contract, directory: str, dataset: str) -> None:
+    """ContractError if a policy's normalisation does not apply to the data that it is trained on further."""
+    for name in ("action_size", "state_size", "gripper"):
+        if getattr(policy, name) != getattr(data, name):
+            raise ContractError(
+                f"start_from: the policy in {directory} has {name} {getattr(policy, name)!r}, and dataset "
+                f"{dataset} has {getattr(data, name)!r}; train it on data like its own, or start afresh"
+            )
 
 
 def _mean_image(

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ipvla.contract import Contract
 from ipvla.data.conventions import Conventions
 from ipvla.data.prompt_encoder import PromptEncoder
 from ipvla.data.transforms import Transforms
@@ -53,6 +54,11 @@ class Policy:
     def __post_init__(self) -> None:
         if not 1 <= self.execute <= self.config.chunk:
             raise ValueError(f"execute is {self.execute}; it must lie in 1..chunk, here 1..{self.config.chunk}")
+
+    @property
+    def contract(self) -> Contract:
+        """What it must be shown, and what its actions are: `act` gives the simulator's units."""
+        return self.transforms.contract.in_environment_units
 
     def unnormalised_as(self, dataset: str) -> Self:
         """With the statistics of one dataset of the mixture that it was trained on (OpenVLA's `unnorm_key`).
@@ -186,6 +192,22 @@ def _noise_seed(observation: Observation) -> int:
     """In [0, 2^63), the same for the same episode and control step, whenever and wherever."""
     drawn = hashlib.sha256(f"{observation.episode}\0{observation.t}".encode()).digest()
     return int.from_bytes(drawn[:8], "big") >> 1
+
+
+def policy_contract(directory: Path) -> Contract | None:
+    """`Policy.contract` of a saved policy, without its weights; None where there is no `policy.json`.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = directory / "policy.json"
+    if not path.is_file():
+        return None
+    try:
+        described = json.loads(path.read_text())["transforms"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error!r}); use another checkpoint") from None
+    return Conventions.from_dict(described).contract.in_environment_units
 
 
 def state(model: torch.nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:

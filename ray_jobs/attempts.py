@@ -14,7 +14,6 @@ import numpy as np
 
 from ipvla.atomic_file import write_text
 from ipvla.sim.demonstration import Demonstration
-from ipvla.sim.libero import ACTION_SIZE, LiberoSimulator
 from ipvla.sim.simulator import Simulator, Split
 from ipvla.sim.suites import load_suite
 
@@ -127,7 +126,6 @@ class Demonstrator:
 
     def run(self, attempt: Attempt) -> Outcome:
         simulator = self._simulator(attempt.task)
-        assert isinstance(simulator, LiberoSimulator), "every suite so far has LIBERO's engine"
         before = time.process_time()
         try:
             demonstration = self._demonstrate(simulator, attempt.layout)
@@ -135,7 +133,7 @@ class Demonstrator:
             self._simulators.pop(attempt.task).close()  # its state is unknown
             raise
         cpu_s = time.process_time() - before
-        outcome = Outcome(demonstration is not None, simulator.problem.t, cpu_s)
+        outcome = Outcome(demonstration is not None, simulator.t, cpu_s)
         self._staging.add(attempt, outcome, demonstration)
         return outcome
 
@@ -144,8 +142,9 @@ class Demonstrator:
             if len(self._simulators) == _OPEN_SIMULATORS:
                 self._simulators.popitem(last=False)[1].close()
             simulator = self._suite.simulator(task, self._camera_size)
-            simulator.reset(0)  # robosuite compiles in a process's first step: no cost of the attempt
-            simulator.step(np.zeros(ACTION_SIZE))
+            if self._suite.facts.contract is not None:
+                simulator.reset(0)  # robosuite compiles in a process's first step: no cost of the attempt
+                simulator.step(np.zeros(self._suite.facts.contract.action_size))
             self._simulators[task] = simulator
         self._simulators.move_to_end(task)
         return self._simulators[task]

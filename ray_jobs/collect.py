@@ -24,13 +24,15 @@ from typing import Any
 from rich.console import Console
 
 from ipvla.atomic_file import write_text
+from ipvla.data.recording import Recording
 from ipvla.data.rlds import dataset_directory, write_rlds
 from ipvla.data.source import DatasetError
 from ipvla.rollout.sim_pool import WorkerPool, cluster_cores
 from ipvla.sim.demonstration import Demonstration
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.simulator import Split
-from ipvla.sim.suites import EXPERT_SUITES, SUITES, Suite, load_suite
+from ipvla.sim.suite import Suite
+from ipvla.sim.suites import SUITES, load_suite, suite_entry, suites_with_expert
 from ipvla.storage import StorageRoots
 from ray_jobs.attempts import ATTEMPTS_PER_SEED, Attempt, Demonstrator, Outcome, Staging, next_attempts
 from ray_jobs.cli import run
@@ -67,10 +69,8 @@ class CollectConfig(StorageRoots):
             raise ValueError(
                 f"dataset: {self.dataset!r} is no name for a dataset; use lower case letters, digits and _"
             )
-        if self.suite in SUITES and self.suite not in EXPERT_SUITES:
-            raise ValueError(
-                f"suite: {self.suite} has no scripted expert; choose one of {', '.join(EXPERT_SUITES)}"
-            )
+        if self.suite in SUITES and self.suite not in (solved := suites_with_expert()):
+            raise ValueError(f"suite: {self.suite} has no scripted expert; choose one of {', '.join(solved)}")
         for task, count in self.demonstrations.items():
             if count < 0:
                 raise ValueError(f"demonstrations.{task}: {count} is negative; ask for 0 or more")
@@ -160,7 +160,7 @@ def collect(config: CollectConfig, on_progress: OnProgress = lambda tasks: None)
             write_text(config.staging / "request.json", json.dumps(request))
             staging = Staging(config.staging / "attempts")
             _attempt_all(config, staging, wanted, on_progress)
-        summary = _write(config, staging, wanted, request, started)
+        summary = _write(config, staging, suite, wanted, request, started)
         shutil.rmtree(config.staging)
     return summary
 
@@ -227,7 +227,8 @@ def _attempt_all(config: CollectConfig, staging: Staging, wanted: dict[str, int]
         return
     make = partial(Demonstrator, staging.directory, config.suite, config.cache, config.camera_size)
     simulators = config.num_simulators or cluster_cores()
-    with WorkerPool(make, simulators, job_timeout_s=300.0) as pool:
+    variables = suite_entry(config.suite).facts.environment()
+    with WorkerPool(make, simulators, job_timeout_s=300.0, environment=variables) as pool:
         while jobs:
             for attempt, outcome in pool.run(jobs, group=lambda job: job.task):
                 outcomes[attempt.task][attempt.index] = outcome
@@ -241,7 +242,12 @@ def _progress(wanted: dict[str, int], outcomes: dict[str, dict[int, Outcome]]) -
 
 
 def _write(
-    config: CollectConfig, staging: Staging, wanted: dict[str, int], request: dict[str, Any], started: float
+    config: CollectConfig,
+    staging: Staging,
+    suite: Suite,
+    wanted: dict[str, int],
+    request: dict[str, Any],
+    started: float,
 ) -> CollectSummary:
     outcomes = {task: staging.outcomes(task, config.seed) for task in wanted}
     every = [outcome for of_task in outcomes.values() for outcome in of_task.values()]
@@ -262,9 +268,16 @@ def _write(
 
     # Before the dataset: where it is, its record is too.
     told = {name: value for name, value in asdict(summary).items() if name != "directory"}
-    record = {"request": request, "summary": told, "os": platform.platform(), "fingerprint": fingerprint()}
+    record = {
+        "request": request,
+        "summary": told,
+        "os": platform.platform(),
+        "fingerprint": fingerprint(suite.facts.packages),
+    }
     write_text(config.record, json.dumps(record, indent=1))
-    write_rlds(config.datasets, config.dataset, demonstrations(), config.camera_size)
+    terms = suite.facts.contract
+    recording = Recording() if terms is None else Recording(terms.pictures.orientation, terms.control_hz)
+    write_rlds(config.datasets, config.dataset, demonstrations(), config.camera_size, recording)
     return summary
 
 

@@ -18,16 +18,17 @@ from evaluators.paired import PairedComparison, compare
 from evaluators.power import minimum_detectable_difference
 from evaluators.report import Report
 from evaluators.result_note import result_note
-from evaluators.success import Source, SuccessConfig
+from evaluators.success import SuccessConfig
 from evaluators.success_record import write_success
 from evaluators.success_table import SuccessTable
 from evaluators.videos import Video, VideoChoice
 from ipvla.policy import Policy
+from ipvla.rollout.endpoint import PolicyEndpoint
 from ipvla.rollout.expert_policy import ExpertSource
 from ipvla.rollout.openpi.client import OpenpiSource
 from ipvla.rollout.openpi.contract import TOKEN_VARIABLE
 from ipvla.rollout.policy_actor import PolicySource
-from ipvla.sim.suites import EXPERT_SUITES
+from ipvla.sim.suites import suites_with_expert
 from ipvla.storage import StorageRoots
 from ipvla.tracking import MLflowSink
 from ray_jobs.cli import run
@@ -73,9 +74,9 @@ class EvaluateConfig(StorageRoots):
     def __post_init__(self) -> None:
         if isinstance(self.videos, int) and self.videos < 0:
             raise ValueError(f"videos is {self.videos}; give all, failures, or how many of each kind per task")
-        if EXPERT in self.policies and self.success.suite not in EXPERT_SUITES:
+        if EXPERT in self.policies and self.success.suite not in (solved := suites_with_expert()):
             raise ValueError(
-                f"policies: {self.success.suite} has no scripted expert; choose one of {', '.join(EXPERT_SUITES)}"
+                f"policies: {self.success.suite} has no scripted expert; choose one of {', '.join(solved)}"
             )
         unasked = [name for name in self.servers if name not in self.policies]
         if unasked:
@@ -87,7 +88,7 @@ class EvaluateConfig(StorageRoots):
     def directory(self) -> Path:
         return self.runs / self.study
 
-    def source(self, name: str, load: Callable[..., Policy]) -> Source:
+    def source(self, name: str, load: Callable[..., Policy]) -> PolicyEndpoint:
         """Where the actions of the policy of this name come from."""
         if name == EXPERT:
             return ExpertSource(self.cache)
@@ -112,6 +113,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
 
     Raises:
         CheckpointError: a policy does not exist or cannot be loaded.
+        ContractError: a policy does not fit the suite.
         JournalError: results of another policy or protocol lie where these should go.
         OpenpiError: a server does not answer.
     """
@@ -119,15 +121,16 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     load, success = placed(config.success, config.use_gpu)
     directories = {name: config.directory / name for name in config.policies}
     sources = {name: config.source(name, load) for name in config.policies}
-    for source in sources.values():  # what is wrong is told here rather than by an actor
+    built = success.build(config.cache)
+    for name, source in sources.items():  # before any process starts
         if isinstance(source, PolicySource):
             Policy.load(source.directory, unnorm_key=config.unnorm_key)
-        elif isinstance(source, OpenpiSource):
-            source.metadata()
+        if told := built.conversions(source):
+            console.print(f"{name}: {told}")
     tables: list[SuccessTable] = []
     videos: list[Video] = []
     run_ids: dict[str, str | None] = {}
-    with connect(config), success.build(config.cache) as evaluation, EvaluationDisplay(console) as display:
+    with connect(config), built as evaluation, EvaluationDisplay(console) as display:
         console.print(what_it_can_show(len(evaluation.specs)))
         for name, directory in directories.items():
             journal = directory / "episodes.sqlite"

@@ -21,8 +21,7 @@ from evaluators.success_table import SuccessTable, tabulate
 from ipvla.rollout.journal import Journal, JournalError
 from ipvla.sim.protocols import ProtocolError, diff, recorded_protocol
 from ipvla.sim.simulator import Task
-from ipvla.sim.standard.tasks import HORIZONS, standard_tasks
-from ipvla.sim.suites import load_suite
+from ipvla.sim.suites import suite_entry
 from ipvla.storage import StorageRoots
 from ipvla.types import EpisodeResult
 from ray_jobs.cli import run
@@ -87,13 +86,11 @@ def paired(config: PairedConfig, console: Console) -> tuple[PairedComparison, ..
 
 
 def _tasks(config: PairedConfig, results: list[EpisodeResult]) -> list[Task]:
-    """Those that were played, in the suite's order; LIBERO's are listed without its assets."""
-    suite, names = results[0].spec.suite, {result.spec.task for result in results}
-    if suite in HORIZONS:
-        return [task for task in standard_tasks(suite) if task.name in names]
-    opened = load_suite(suite, config.cache)
-    listed = [task for task in opened.tasks if task.name in names]
-    return listed + [opened.task(name) for name in sorted(names - {task.name for task in listed})]
+    """Those that were played, in the suite's order; the suite is opened for those alone that it does not list."""
+    entry, names = suite_entry(results[0].spec.suite), {result.spec.task for result in results}
+    listed = [task for task in entry.tasks() if task.name in names]
+    unlisted = sorted(names - {task.name for task in listed})
+    return listed + ([*map(entry.load(config.cache).task, unlisted)] if unlisted else [])
 
 
 def _differences(one: SuccessTable, other: SuccessTable) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from evaluators.episode_trace import write_trace
+from evaluators.success import recorded_view
 from ipvla.rollout.journal import Journal, JournalError
 from ipvla.rollout.recorder import VideoRecorder
 from ipvla.rollout.replay import replay_episode
@@ -111,8 +112,12 @@ def _simulator(config: ReplayConfig, fingerprint: dict[str, str]) -> Simulator:
             raise ValueError(
                 f"the {name} of {config.journal} is {then}, here it is {now}; replay with what it was played with"
             )
+    if not suite.facts.replayable:
+        raise ValueError(f"suite {suite.name} does not repeat an episode; look at its videos instead")
     make = SuiteSimulators(config.cache, int(fingerprint["camera_size"]), played_by, fingerprint["profile"])
-    return make(suite.name, config.task)
+    simulator = make(suite.name, config.task)
+    simulator.show(recorded_view(fingerprint, played_by, suite))
+    return simulator
 
 
 def main(config: ReplayConfig) -> None:

@@ -8,11 +8,14 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from ipvla.policy import Policy
 from ipvla.rollout.openpi.client import OURS
 from ipvla.rollout.openpi.contract import (
+    CONTRACT,
     PROMPT,
     RESET,
     SESSION,
@@ -90,7 +93,8 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
 def metadata(policy: Policy, sha256: str) -> dict[str, Any]:
     """What a client is told when it connects: the contract of observations and actions."""
     transforms = policy.transforms
-    image = {"dtype": "uint8", "shape": ["H", "W", 3], "about": "upright RGB"}
+    contract = policy.contract
+    image = {"dtype": "uint8", "shape": ["H", "W", 3], "about": f"RGB, {_ABOUT[contract.pictures.orientation]}"}
     return {
         "server": OURS,
         "commit": commit(),
@@ -104,8 +108,32 @@ def metadata(policy: Policy, sha256: str) -> dict[str, Any]:
             RESET: {"dtype": "bool", "about": "optional: this observation begins an episode"},
             SESSION: {"dtype": "str", "about": "optional: the episode outlives the connection"},
         },
-        "actions": {"dtype": "float32", "shape": [policy.execute, transforms.action_dim], "range": [-1, 1]},
+        "actions": {
+            "dtype": "float32",
+            "shape": [policy.execute, transforms.action_dim],
+            **({"range": [-1, 1]} if contract.clipped else _ranges(policy)),
+        },
+        CONTRACT: contract.to_dict(),
     }
+
+
+#: How pictures are turned, in words.
+_ABOUT: Final = {
+    "upright": "upright",
+    "mirrored": "upright with left and right exchanged, as LIBERO's rotated by 180 degrees are",
+    "upside_down": "upside down, as OpenGL gives it",
+    "unknown": "turned as in the training data",
+}
+
+
+def _ranges(policy: Policy) -> dict[str, list[float | None]]:
+    """Least, greatest, 1 % and 99 % values of each action dimension in the training data; a gripper's -1 and 1."""
+    statistics, gripper = policy.transforms.statistics.action, policy.contract.gripper != "none"
+    ranges = {}
+    for name, end in (("min", -1.0), ("q01", -1.0), ("q99", 1.0), ("max", 1.0)):
+        values = [float(value) if np.isfinite(value) else None for value in getattr(statistics, name)]
+        ranges[name] = [*values[:-1], end] if gripper else values
+    return ranges
 
 
 async def _serve(server: PolicyWebsocketServer, on_start: Callable[[int], None]) -> None:

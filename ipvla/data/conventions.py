@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from ipvla.contract import GRIPPERS, HAND, STATE_SIZES, Contract, Gripper, Pictures, environment_gripper
 from ipvla.data.chunks import PAST_END, PastEnd, past_the_end
-from ipvla.data.gripper import GRIPPERS, Gripper, environment_gripper
 from ipvla.data.normalisation import NORMALISATIONS, Normalisation
 from ipvla.data.statistics import Statistics
 from ipvla.types import Observation
@@ -37,6 +37,7 @@ class Conventions:
         absolute: bool [A], action dimensions that tell where to be rather than how to move; None for the last
             alone, the gripper.
         gripper: how the statistics' dataset tells the gripper.
+        recorded: on which terms the training data were recorded; None for those that `assumed_contract` takes.
         mixed: statistics of every dataset of a mixture, by its name; `of` gives the conventions with one of them.
     """
 
@@ -49,6 +50,7 @@ class Conventions:
     past_end: PastEnd = "mask"
     absolute: tuple[bool, ...] | None = None
     gripper: Gripper = "environment"
+    recorded: Contract | None = None
     mixed: Mapping[str, Statistics] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,6 +68,14 @@ class Conventions:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known_values)}")
         self.statistics.action.require(self.normalisation)
         self.statistics.proprio.require(self.normalisation)
+        if (recorded := self.recorded) is not None:
+            sizes = (recorded.action_size, recorded.state_size)
+            if sizes != (self.action_dim, known) or recorded.gripper != self.gripper:
+                raise ValueError(
+                    f"recorded has actions and states of {sizes} numbers and gripper {recorded.gripper!r}, the "
+                    f"statistics {(self.action_dim, known)} and gripper is {self.gripper!r}; give those of one "
+                    "dataset"
+                )
         if self.absolute is not None and len(self.absolute) != self.action_dim:
             raise ValueError(f"absolute tells of {len(self.absolute)} action dimensions of {self.action_dim}")
 
@@ -77,13 +87,22 @@ class Conventions:
     def proprio_dim(self) -> int:
         return self.statistics.proprio.dim if self.proprio_index is None else len(self.proprio_index)
 
+    @property
+    def contract(self) -> Contract:
+        """On which terms the training data were recorded, with the cameras that the model looks through."""
+        recorded = self.recorded or assumed_contract(self.gripper, self.action_dim, self.statistics.proprio.dim)
+        state = {"state": "none"} if self.proprio_index == () else {}
+        return replace(recorded, cameras=self.cameras, **state)  # type: ignore[arg-type]
+
     def of(self, dataset: str) -> Self:
         """Those of one dataset of a mixture, or the only ones. ValueError if it is not in the mixture."""
         if not self.mixed:
             return self
         if dataset not in self.mixed:
             raise ValueError(f"dataset {dataset!r} is not in the mixture; choose among {', '.join(self.mixed)}")
-        return replace(self, statistics=self.mixed[dataset])
+        statistics = self.mixed[dataset]
+        recorded = self.recorded and replace(self.recorded, state_size=statistics.proprio.dim)
+        return replace(self, statistics=statistics, recorded=recorded)
 
     def proprio(self, observations: Sequence[Observation]) -> torch.Tensor:
         """What the model sees of their proprioception, normalised: float32 [B, P]."""
@@ -116,17 +135,17 @@ class Conventions:
         return past_the_end(target, steps < len(action), self.past_end, absolute)
 
     def denormalise(self, actions: npt.NDArray[np.floating[Any]] | torch.Tensor) -> FloatArray:
-        """Model output [..., A] to environment units, float32: arm within [-1, 1], gripper exactly -1 or +1.
+        """Model output [..., A] to environment units, float32.
 
-        Whatever the dataset's convention, -1 opens and +1 closes. Actions without a gripper stay in the dataset's
-        units, unclipped.
+        A hand's motion lies within [-1, 1]; other actions stay in the dataset's units, unclipped. The gripper is
+        exactly -1 (open) or +1 (closed), whatever the dataset's convention, if the last dimension is one.
         """
         y = actions.detach().float().cpu().numpy() if isinstance(actions, torch.Tensor) else actions
         x = self.statistics.action.denormalise(np.asarray(y, np.float32), self.normalisation)
-        if self.gripper == "none":
-            return x
-        x = x.clip(-1, 1)
-        x[..., -1] = environment_gripper(x[..., -1], self.gripper)
+        if self.contract.clipped:
+            x = x.clip(-1, 1)
+        if self.gripper != "none":
+            x[..., -1] = environment_gripper(x[..., -1], self.gripper)
         return x
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,6 +160,7 @@ class Conventions:
             "past_end": self.past_end,
             "absolute": None if self.absolute is None else list(self.absolute),
             "gripper": self.gripper,
+            "contract": self.contract.to_dict(),
             **({"mixed": {name: one.to_dict() for name, one in self.mixed.items()}} if self.mixed else {}),
         }
 
@@ -158,6 +178,7 @@ class Conventions:
             past_end=values.get("past_end", "mask"),
             absolute=None if absolute is None else tuple(absolute),
             gripper=values.get("gripper", "environment"),
+            recorded=Contract.from_dict(values["contract"]) if "contract" in values else None,
             mixed={name: Statistics.from_dict(one) for name, one in values.get("mixed", {}).items()},
         )
 
@@ -169,3 +190,25 @@ class Conventions:
         if image.shape[:2] == size:
             return image
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+
+
+def assumed_contract(gripper: Gripper, action_size: int, state_size: int) -> Contract:
+    """On which terms the data of a policy were recorded that was saved before policies kept them.
+
+    With the simulator's own gripper they are taken for this project's own demonstrations (upright, 20 Hz), with
+    OpenVLA's for LIBERO as OpenVLA published it (mirrored, 20 Hz), without any for pictures like a protocol's.
+    """
+    hand = gripper != "none" and action_size == HAND.action_size
+    pictures = {"environment": "upright", "open_is_one": "mirrored", "none": "unknown"}
+    layouts = [name for name in ("hand", "hand_padded") if STATE_SIZES[name] == state_size]
+    return Contract(
+        HAND.cameras,
+        Pictures(pictures[gripper] if hand else "unknown"),  # type: ignore[arg-type]
+        gripper=gripper,
+        action="hand" if hand else "unknown",
+        action_size=action_size,
+        clipped=hand,
+        state=layouts[0] if hand and layouts else "unknown",  # type: ignore[arg-type]
+        state_size=state_size,
+        control_hz=HAND.control_hz if hand else None,
+    )

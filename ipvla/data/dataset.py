@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ipvla.contract import Contract
 from ipvla.data.byte_cache import ByteCache
 from ipvla.data.episode import EncodedEpisode
+from ipvla.data.recording import Recording
 from ipvla.data.rlds.format import STATISTICS_FILE
 from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource
 from ipvla.data.sources import RldsBackend, open_source
@@ -132,6 +134,11 @@ class EpisodeDataset:
     @property
     def cameras(self) -> tuple[str, ...]:
         return tuple(sorted(self.standard.cameras))
+
+    @property
+    def contract(self) -> Contract:
+        """On which terms it was recorded, as far as its standard or its own file tells."""
+        return Recording.of(self._source).over(self.standard.contract(self.statistics().proprio.dim))
 
     @property
     def step_features(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""How a gripper is told in the last dimension of an action, and how one convention becomes another.
+"""How recorded grippers become openings, 1 open and 0 closed: the convention "open_is_one" of `ipvla.contract`.
 
 The three conversions of recorded grippers follow the definitions of OpenVLA's pipeline
 (github.com/openvla/openvla, prismatic/vla/datasets/rlds/utils/data_utils.py).
@@ -6,17 +6,12 @@ The three conversions of recorded grippers follow the definitions of OpenVLA's p
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeAlias, get_args
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
-
-#: "environment": -1 open, +1 closed, as LIBERO's simulators take it. "open_is_one": 0 closed, 1 open, as OpenVLA's
-#: datasets have it. "none": the last dimension is none, or one like all others.
-Gripper: TypeAlias = Literal["environment", "open_is_one", "none"]
-GRIPPERS: Final[tuple[str, ...]] = get_args(Gripper)
 
 _OPEN, _CLOSED = 0.95, 0.05
 _PRESSED = 0.1
@@ -50,9 +45,3 @@ def opening_from_closing(closing: FloatArray) -> FloatArray:
 def opening_from_environment(gripper: FloatArray) -> FloatArray:
     """1 open and 0 closed from -1 open and +1 closed, float32 [T] each."""
     return np.asarray(1 - gripper.clip(0, 1), np.float32)
-
-
-def environment_gripper(values: FloatArray, gripper: Gripper) -> FloatArray:
-    """Exactly -1 (open) or +1 (closed), from any values [...] that a model gives for one of two conventions."""
-    closed = values > 0 if gripper == "environment" else values < 0.5
-    return np.where(closed, np.float32(1), np.float32(-1))

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.data.pictures import Pictures
+from ipvla.data.recording import Recording
 from ipvla.data.source import BrokenEpisodeError, DatasetError, Feature, Steps, Trajectory
 
 #: RLDS feature -> dataset below `data/demo_N`; the state is made of two.
@@ -71,6 +72,9 @@ class LiberoHdf5Source:
     Raises:
         DatasetError: there are no such files, or one is damaged.
     """
+
+    #: Rotated by 180 degrees they are mirrored; LIBERO controls its arm 20 times a second.
+    recording = Recording("mirrored", 20.0)
 
     def __init__(self, location: str | Path) -> None:
         self.location = str(location)

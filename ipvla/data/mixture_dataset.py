@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ipvla.contract import Contract, common
 from ipvla.data.dataset import EpisodeDataset
 from ipvla.data.episode import EncodedEpisode
 from ipvla.data.mixtures import Mixture
@@ -87,6 +88,11 @@ class MixtureDataset:
         """The views that all parts have."""
         shared = set.intersection(*(set(part.cameras) for part in self._datasets))
         return tuple(sorted(shared))
+
+    @property
+    def contract(self) -> Contract:
+        """What the contracts of all parts agree in."""
+        return common([part.contract for part in self._datasets])
 
     @property
     def step_features(self) -> frozenset[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ipvla.contract import Contract
 from ipvla.data.conventions import Conventions, FloatArray, IntArray
 from ipvla.data.prompt_encoder import PromptEncoder
 from ipvla.data.statistics import Statistics
@@ -43,6 +44,11 @@ class Transforms:
     @property
     def action_dim(self) -> int:
         return self.conventions.action_dim
+
+    @property
+    def contract(self) -> Contract:
+        """See `Conventions.contract`."""
+        return self.conventions.contract
 
     def of(self, dataset: str) -> Self:
         """The transforms of one dataset of a mixture, or the only ones. ValueError if it is not in the mixture."""

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Self
 
-from ipvla.rollout.expert_policy import ExpertService
+from ipvla.rollout.endpoint import Service
 from ipvla.rollout.journal import Journal
-from ipvla.rollout.openpi.client import OpenpiService
-from ipvla.rollout.policy_actor import PolicyService
 from ipvla.rollout.sim_pool import WorkerPool
 from ipvla.rollout.sim_worker import EpisodeJob, MakeSimulator, SimWorker, VideoJob, episode_id
 from ipvla.types import EpisodeResult, EpisodeSpec
-
-#: Who is asked for actions.
-Service = PolicyService | ExpertService | OpenpiService
 
 
 class SimPool:
@@ -25,6 +20,7 @@ class SimPool:
 
     Args:
         execute: actions of every chunk that are played; None for all.
+        environment: variables of a simulator's process; None for those of MuJoCo.
         episode_timeout_s: an episode that takes longer is given up, its simulator replaced, and it runs again.
 
     Raises:
@@ -38,12 +34,14 @@ class SimPool:
         *,
         execute: int | None = None,
         cpus_per_simulator: float | None = None,
+        environment: Mapping[str, str] | None = None,
         episode_timeout_s: float = 900.0,
     ) -> None:
         self._workers = WorkerPool(
             partial(SimWorker, make_simulator, execute),
             num_simulators,
             cpus_per_worker=cpus_per_simulator,
+            environment=environment,
             job_timeout_s=episode_timeout_s,
         )
 
@@ -64,7 +62,7 @@ class SimPool:
             client = policy.client()
             if attempt:
                 client.end(episode_id(replace(spec, attempt=attempt - 1)))
-            return EpisodeJob(replace(spec, attempt=attempt), client)
+            return EpisodeJob(replace(spec, attempt=attempt), client, policy.view)
 
         jobs = self._workers.run(
             specs,

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ipvla.contract import Contract
+from ipvla.rollout.endpoint import Service, Serving
 from ipvla.rollout.episode import Act, Chunk
 from ipvla.sim.expert import Expert
 from ipvla.sim.protocol_simulator import ProtocolSimulator
-from ipvla.sim.suites import EXPERT_SUITES, load_suite
+from ipvla.sim.suites import load_suite, suites_with_expert
 from ipvla.types import EpisodeSpec, Observation
 
 
@@ -32,13 +34,15 @@ class ExpertClient:
         """
         solve = load_suite(spec.suite, self.cache_dir).expert
         if solve is None:
-            raise ValueError(f"{spec.suite} has no scripted expert; choose one of {', '.join(EXPERT_SUITES)}")
+            raise ValueError(
+                f"{spec.suite} has no scripted expert; choose one of {', '.join(suites_with_expert())}"
+            )
         begun: list[Expert] = []
 
         def act(_: Observation, policy_step: int) -> Chunk:
             if not begun:  # not before the episode has
                 begun.append(solve(simulator.simulator, spec.seed))
-            return simulator.action(begun[0].act()).astype(np.float32)[None]
+            return begun[0].act().astype(np.float32)[None]
 
         return act
 
@@ -59,12 +63,23 @@ class ExpertSource:
         files = sorted(path for path in Path(sim.__path__[0]).rglob("*.py"))
         return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
+    def view(self, offered: Contract, world: str = "the world") -> Contract:
+        """It looks at no picture, and acts in the simulator's units."""
+        return offered.in_environment_units
+
+    def serve(self, serving: Serving, running: Service | None = None) -> ExpertService:
+        """Nothing is started: it plays in the simulator's process."""
+        if running is not None:
+            running.close()
+        view = None if serving.offered is None else self.view(serving.offered, serving.world)
+        return ExpertService(self, view)
+
 
 class ExpertService:
     """Stands where a `PolicyService` does; there is nothing to start, nor to mend."""
 
-    def __init__(self, source: ExpertSource) -> None:
-        self._client = ExpertClient(source.cache_dir)
+    def __init__(self, source: ExpertSource, view: Contract | None = None) -> None:
+        self._client, self.view = ExpertClient(source.cache_dir), view
 
     def client(self) -> ExpertClient:
         return self._client

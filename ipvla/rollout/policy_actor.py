@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from ipvla.contract import Contract, fitted
+from ipvla.rollout.endpoint import Service, Serving
 from ipvla.rollout.episode import Chunk
 from ipvla.rollout.policy_client import Moved, PolicyClient
 from ipvla.rollout.timed_policy import ActTime, TimedPolicy
@@ -57,6 +59,41 @@ class PolicySource:
 
         files = policy_sha256(Path(self.directory))
         return files if self.variant is None else hashlib.sha256(f"{files} {self.variant}".encode()).hexdigest()
+
+    def view(self, offered: Contract, world: str = "the world") -> Contract:
+        """The policy's terms, of which pictures and state are converted; its actions are in the simulator's units.
+
+        A directory without `policy.json` holds a policy of another kind: it is shown what the protocol shows.
+
+        Raises:
+            ContractError: the policy does not fit the suite.
+        """
+        from ipvla.policy import policy_contract
+
+        contract = policy_contract(Path(self.directory))
+        if contract is None:
+            return offered.in_environment_units
+        return fitted(contract, offered, f"the policy in {self.directory}", world)
+
+    def serve(self, serving: Serving, running: Service | None = None) -> PolicyService:
+        """Actors that start when they are first asked, or those of the policy before it."""
+        if isinstance(running, PolicyService):
+            service = running
+            service.switch(self)
+        else:
+            if running is not None:
+                running.close()
+            service = PolicyService(
+                self,
+                threads=serving.threads,
+                resources=serving.resources,
+                replicas=serving.replicas,
+                capacity=serving.capacity,
+                lease_s=serving.lease_s,
+                max_batch=serving.max_batch,
+            )
+        service.view = None if serving.offered is None else self.view(serving.offered, serving.world)
+        return service
 
 
 class PolicyDiedError(RuntimeError):
@@ -231,6 +268,8 @@ class PolicyService:
     Raises:
         ValueError: fewer than one replica, or no room for an episode.
     """
+
+    view: Contract | None = None
 
     def __init__(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import ray
 
 from ipvla.rollout.affinity_queue import AffinityQueue
 from ipvla.rollout.oversubscription import SIMULATOR_BYTES
+from ipvla.sim.libero import gl_environment
 
 Job = TypeVar("Job")
 _POLL_S = 1.0
@@ -109,23 +109,19 @@ class _Starting:
             )
 
 
-def simulator_environment() -> dict[str, str]:
-    """Environment of a process that renders beside others: no CUDA, one thread, OSMesa unless MUJOCO_GL is set.
+def simulator_environment(suite: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Environment of a process that simulates beside others: no CUDA, one thread, and what its suite needs.
 
-    With MUJOCO_GL=egl all draw on the GPU that MUJOCO_EGL_DEVICE_ID names, by default the first.
+    Args:
+        suite: the suite's own variables (`SuiteFacts.environment`); None for MuJoCo's.
     """
-    renderer = os.environ.get("MUJOCO_GL", "osmesa")
-    environment = {
+    return {
         "CUDA_VISIBLE_DEVICES": "",  # Ray does not hide GPUs from actors that ask for none
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
-        "MUJOCO_GL": renderer,
-        "PYOPENGL_PLATFORM": os.environ.get("PYOPENGL_PLATFORM", renderer),
+        **(gl_environment() if suite is None else suite),
     }
-    if renderer == "egl":  # robosuite would look for the device among CUDA's, which are hidden
-        environment["MUJOCO_EGL_DEVICE_ID"] = os.environ.get("MUJOCO_EGL_DEVICE_ID", "0")
-    return environment
 
 
 def cluster_cores() -> int:
@@ -148,6 +144,7 @@ class WorkerPool:
         job_timeout_s: a job that takes longer counts as failed and its actor as hung.
         start_timeout_s: how long to wait, with nothing else at work, for any actor to start (a process loads its
             packages and, on a full cluster, waits for a CPU first).
+        environment: see `simulator_environment`.
 
     Raises:
         ValueError: fewer than one worker, or no time for a job or a start.
@@ -176,7 +173,7 @@ class WorkerPool:
         self._cpus = cpus_per_worker
         self._job_timeout_s = job_timeout_s
         self._start_timeout_s = start_timeout_s
-        self._environment = simulator_environment() | dict(environment or {})
+        self._environment = simulator_environment(environment)
 
     def __len__(self) -> int:
         return len(self._slots)

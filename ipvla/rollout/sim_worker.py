@@ -7,17 +7,18 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol as Structural
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ipvla.contract import Contract
 from ipvla.rollout.episode import Act, Chunk, InvalidActionError, run_episode
 from ipvla.rollout.expert_policy import ExpertClient
 from ipvla.rollout.recorder import VideoRecorder
 from ipvla.rollout.replay import ReplayError, replay_episode
 from ipvla.sim.protocol_simulator import ProtocolSimulator
-from ipvla.sim.protocols import PROTOCOLS, Protocol
+from ipvla.sim.protocols import PROTOCOLS, EvaluationProtocol
 from ipvla.sim.simulator import Simulator
 from ipvla.sim.suites import load_suite
 from ipvla.types import EpisodeResult, EpisodeSpec, Observation
@@ -41,17 +42,17 @@ class SuiteSimulators:
 
     cache_dir: Path
     camera_size: int = 64
-    protocol: Protocol = PROTOCOLS["recall"]
+    protocol: EvaluationProtocol = PROTOCOLS["recall"]
     profile: str = "exact"
 
-    def __call__(self, suite: str, task: str) -> Simulator:
+    def __call__(self, suite: str, task: str) -> ProtocolSimulator:
         protocol, opened = self.protocol, load_suite(suite, self.cache_dir)
         size = protocol.render_size or self.camera_size
         simulator = opened.simulator(task, size, protocol.cameras, self.profile, protocol.world_seed)
         return ProtocolSimulator(simulator, protocol, suite)
 
 
-class RemotePolicy(Structural):
+class RemotePolicy(Protocol):
     """The policy as a worker sees it; `ipvla.rollout.policy_client.PolicyClient` in production."""
 
     def act(self, episode_id: str, observation: Observation, policy_step: int) -> Chunk: ...
@@ -60,10 +61,15 @@ class RemotePolicy(Structural):
 
 @dataclass(frozen=True)
 class EpisodeJob:
-    """One attempt at an episode."""
+    """One attempt at an episode.
+
+    Attributes:
+        view: the terms on which the policy plays; see `ProtocolSimulator.show`.
+    """
 
     spec: EpisodeSpec
     policy: RemotePolicy | ExpertClient
+    view: Contract | None = None
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,13 @@ class VideoJob:
     Attributes:
         actions: float32 [T, A], of its trace.
         path: of the mp4.
+        view: the terms on which the actions were given.
     """
 
     recorded: EpisodeResult
     actions: npt.NDArray[np.float32]
     path: Path
+    view: Contract | None = None
 
 
 def episode_id(spec: EpisodeSpec) -> str:
@@ -108,7 +116,7 @@ class SimWorker:
 
     def _play(self, job: EpisodeJob) -> EpisodeResult:
         try:
-            simulator = self._simulator(job.spec)
+            simulator = self._simulator(job.spec, job.view)
             if isinstance(job.policy, ExpertClient):
                 assert isinstance(simulator, ProtocolSimulator), "suites with an expert are played by a protocol"
                 return run_episode(simulator, job.spec, job.policy.playing(simulator, job.spec), observe=_unseen)
@@ -122,7 +130,8 @@ class SimWorker:
     def _record(self, job: VideoJob) -> Path | None:
         recorder = VideoRecorder()
         try:
-            replay_episode(self._simulator(job.recorded.spec), job.recorded, job.actions, [recorder])
+            simulator = self._simulator(job.recorded.spec, job.view)
+            replay_episode(simulator, job.recorded, job.actions, [recorder])
         except ReplayError as error:
             _logger.warning("no video: %s", error)
             return None
@@ -142,14 +151,17 @@ class SimWorker:
 
         return act
 
-    def _simulator(self, spec: EpisodeSpec) -> Simulator:
+    def _simulator(self, spec: EpisodeSpec, view: Contract | None) -> Simulator:
         key = (spec.suite, spec.task)
         if key not in self._simulators:
             self._simulators[key] = self._make_simulator(*key)
         self._simulators.move_to_end(key)
         if len(self._simulators) > _OPEN_SIMULATORS:
             self._simulators.popitem(last=False)[1].close()
-        return self._simulators[key]
+        simulator = self._simulators[key]
+        if isinstance(simulator, ProtocolSimulator):
+            simulator.show(view)
+        return simulator
 
     def _drop(self, spec: EpisodeSpec) -> None:
         simulator = self._simulators.pop((spec.suite, spec.task), None)

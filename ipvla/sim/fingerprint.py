@@ -7,27 +7,23 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 
+from ipvla.sim.libero import PACKAGES
 from ipvla.sim.recall.tasks import VERSION
 
-_PACKAGES = {
-    "mujoco": "mujoco",
-    "robosuite": "robosuite",
-    "libero": "hf-libero",
-    "torch": "torch",
-    "numpy": "numpy",
-}
+_EVERYWHERE = {"torch": "torch", "numpy": "numpy"}
 
 
-def fingerprint() -> dict[str, str]:
+def fingerprint(packages: Mapping[str, str] = PACKAGES) -> dict[str, str]:
     """Name -> version. Imports none of the packages, so it is cheap in a process that runs no simulator.
 
-    Keys: mujoco, robosuite, libero, torch, numpy, python, renderer (MuJoCo's GL back end), recall (the embedded
-    suite's version). A package that is not installed reads "absent".
+    Keys: those of `packages` (a suite's: name -> distribution), torch, numpy, python, renderer (MuJoCo's GL back
+    end), recall (the embedded suite's version). A package that is not installed reads "absent".
     """
     return {
-        **{name: _version(package) for name, package in _PACKAGES.items()},
+        **{name: _version(package) for name, package in {**packages, **_EVERYWHERE}.items()},
         "python": platform.python_version(),
         "renderer": os.environ.get("MUJOCO_GL", "osmesa"),
         "recall": VERSION,

@@ -22,6 +22,8 @@ from ipvla.types import Observation
 
 CAMERA: Final = "agentview"
 ACTION_SIZE: Final = 7
+#: Name in results -> distribution package.
+PACKAGES: Final[Mapping[str, str]] = {"mujoco": "mujoco", "robosuite": "robosuite", "libero": "hf-libero"}
 
 _DIRECTORIES = {
     "benchmark_root": ".",
@@ -30,6 +32,18 @@ _DIRECTORIES = {
     "datasets": "datasets",
     "assets": "assets",
 }
+
+
+def gl_environment() -> dict[str, str]:
+    """Environment variables of a process that renders: OSMesa unless MUJOCO_GL is set.
+
+    With MUJOCO_GL=egl all draw on the GPU that MUJOCO_EGL_DEVICE_ID names, by default the first.
+    """
+    renderer = os.environ.get("MUJOCO_GL", "osmesa")
+    variables = {"MUJOCO_GL": renderer, "PYOPENGL_PLATFORM": os.environ.get("PYOPENGL_PLATFORM", renderer)}
+    if renderer == "egl":  # robosuite would look for the device among CUDA's, which simulators do not see
+        variables["MUJOCO_EGL_DEVICE_ID"] = os.environ.get("MUJOCO_EGL_DEVICE_ID", "0")
+    return variables
 
 
 def configure(cache_dir: Path, assets: Path | None = None) -> Path:
@@ -163,6 +177,11 @@ class LiberoSimulator:
             instruction=self.problem.instruction,
             t=self.problem.t,
         )
+
+    @property
+    def t(self) -> int:
+        """Control steps since the reset."""
+        return self.problem.t
 
     def joints(self) -> npt.NDArray[np.float32]:
         """float32 [9], as the picture shows them: the arm's joints in radians, the fingers' in metres."""

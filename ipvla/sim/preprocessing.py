@@ -5,25 +5,29 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.sim.protocols import Protocol
+from ipvla.contract import Pictures
 
 Picture = npt.NDArray[np.uint8]
 _JPEG_QUALITY = 95  # tensorflow's default
 
 
-def preprocess(picture: Picture, protocol: Protocol) -> Picture:
-    """From uint8 [S, S, 3], upright RGB, to what the protocol shows: turned, through JPEG, resized, cropped."""
+def preprocess(picture: Picture, shown: Pictures) -> Picture:
+    """From uint8 [S, S, 3], upright RGB, to what is shown: turned, through JPEG, resized, cropped.
+
+    Raises:
+        KeyError: nothing tells how they are turned.
+    """
     turned = {
         "upright": picture,
         "mirrored": picture[:, ::-1],
         "upside_down": picture[::-1],
-    }[protocol.orientation]
+    }[shown.orientation]
     made = np.ascontiguousarray(turned)
-    if protocol.jpeg:
+    if shown.jpeg:
         made = _through_jpeg(made)
-    if protocol.size is not None and protocol.size != len(made):
-        made = _resized(made, protocol.size, protocol.resize)
-    return _cropped(made, protocol.crop_area) if protocol.crop_area < 1 else made
+    if shown.size is not None and shown.size != len(made):
+        made = _resized(made, shown.size, shown.resize)
+    return _cropped(made, shown.crop_area) if shown.crop_area < 1 else made
 
 
 def _through_jpeg(picture: Picture) -> Picture:

@@ -1,4 +1,4 @@
-"""A simulator as a protocol has it: settled before the policy's first step, seen and moved in its conventions."""
+"""A simulator as a protocol has it: settled before the policy's first step, seen and moved as its client does."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ipvla.contract import HAND, Contract, to_environment
 from ipvla.sim.preprocessing import preprocess
-from ipvla.sim.protocols import Protocol
+from ipvla.sim.protocols import EvaluationProtocol
 from ipvla.sim.simulator import Simulator, StepOutcome
 from ipvla.types import Observation
+
+#: Where the fingers begin in the hand's state.
+_FINGERS = 6
 
 
 class ProtocolSimulator:
     """Control steps are counted from the policy's first one; what was settled before does not count.
+
+    Until `show` names other terms it shows the protocol's pictures and state, and takes actions in the simulator's
+    units, as every policy of this project gives them.
 
     Args:
         simulator: of the suite; it renders at the protocol's size.
@@ -27,10 +34,15 @@ class ProtocolSimulator:
         ProtocolError: the protocol says nothing of this suite.
     """
 
-    def __init__(self, simulator: Simulator, protocol: Protocol, suite: str) -> None:
+    def __init__(self, simulator: Simulator, protocol: EvaluationProtocol, suite: str) -> None:
         self._simulator, self._protocol = simulator, protocol
         horizon = protocol.horizon(suite, simulator.task.horizon)
         self.task = replace(simulator.task, horizon=horizon)
+        self.show(None)
+
+    def show(self, view: Contract | None) -> None:
+        """From now on: the terms of the client that plays, by `ipvla.contract.fitted`; None for the first ones."""
+        self.view = view or replace(self._protocol.contract(HAND), gripper="environment")
 
     def reset(self, seed: int) -> None:
         """Starts the episode of this seed and lets it settle.
@@ -43,18 +55,8 @@ class ProtocolSimulator:
             self._simulator.step(np.array(self._protocol.settle_action))
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> StepOutcome:
-        """Plays one control step of the policy's action, [7] in the protocol's conventions."""
-        command = np.array(action, dtype=np.float64)
-        if self._protocol.gripper == "open_is_1":
-            command[-1] = -np.sign(2 * command[-1] - 1)
-        return self._simulator.step(command)
-
-    def action(self, command: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-        """[7], the action in the protocol's conventions that the simulator plays as this command."""
-        action = np.array(command, dtype=np.float64)
-        if self._protocol.gripper == "open_is_1":
-            action[-1] = (1 - np.sign(action[-1])) / 2
-        return action
+        """Plays one control step of the client's action, [A] on its terms."""
+        return self._simulator.step(to_environment(np.array(action, dtype=np.float64), self.view.gripper))
 
     @property
     def simulator(self) -> Simulator:
@@ -63,13 +65,18 @@ class ProtocolSimulator:
 
     def observe(self) -> Observation:
         """What the policy sees."""
-        seen = self._simulator.observe()
+        seen, view = self._simulator.observe(), self.view
         return Observation(
-            images={name: preprocess(seen.images[name], self._protocol) for name in self._protocol.cameras},
-            proprio=self.joints() if self._protocol.proprio == "joints" else seen.proprio,
+            images={name: preprocess(seen.images[name], view.pictures) for name in view.cameras},
+            proprio=self._state(seen.proprio),
             instruction=seen.instruction,
             t=seen.t - self._protocol.settle_steps,
         )
+
+    @property
+    def t(self) -> int:
+        """Control steps since the policy's first one."""
+        return self._simulator.t - self._protocol.settle_steps
 
     def joints(self) -> npt.NDArray[np.float32]:
         """float32 [9], arm and fingers."""
@@ -91,3 +98,13 @@ class ProtocolSimulator:
 
     def close(self) -> None:
         self._simulator.close()
+
+    def _state(self, given: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The state in the client's layout, from the simulator's own."""
+        if self.view.state == "joints":
+            return self.joints()
+        if self.view.state == "hand_padded":
+            return np.insert(given, _FINGERS, np.float32(0))
+        if self.view.state == "none":
+            return np.zeros(self.view.state_size, np.float32)
+        return given

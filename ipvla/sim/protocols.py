@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
 
+from ipvla.contract import STATE_SIZES, Contract, Pictures
 from ipvla.sim.standard.tasks import HORIZONS
 
 _AGENT: Final = ("agentview",)
@@ -26,7 +27,7 @@ class ProtocolError(ValueError):
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvaluationProtocol:
     """What an episode is, beside its task and its initial state.
 
     Attributes:
@@ -37,16 +38,18 @@ class Protocol:
             stands, within a centimetre or two, of which initial states say nothing. A script that seeds every
             episode anew has the seed of its first one.
         settle_steps, settle_action: control steps before the policy's first one, and what is played in them.
-        cameras: whose pictures the policy gets, by MuJoCo's names.
+        cameras: whose pictures a policy may see, by MuJoCo's names.
         render_size: side of a rendered picture, in pixels; None to leave it to the evaluation's settings.
-        orientation: "upright"; "mirrored", upright with left and right exchanged, as the public scripts get it by
-            rotating LIBERO's pictures by 180 degrees; "upside_down", as OpenGL gives them.
+        orientation: of the pictures, see `ipvla.contract.Orientation`. A policy whose data are known to be turned
+            otherwise sees them as its data, as rendered: `jpeg`, `size` and `crop_area` are for those that were
+            trained on the protocol's pictures.
         jpeg: pictures go through JPEG and back (quality 95, chroma halved), as training data did.
         size: side of the policy's pictures, in pixels; None for `render_size`.
         resize: to `size`: "lanczos" or "bilinear".
         crop_area: share of the picture's area around its centre that is cut out and blown up again; 1 for all.
-        gripper: what the policy's last action number says: "sign" (-1 open, 1 close, as the simulator takes it) or
-            "open_is_1" (0 close, 1 open, binarised, as in the RLDS data of OpenVLA).
+        gripper: what the last action number of a server says that speaks the protocol's language: "sign" (-1 open,
+            1 close, as the simulator takes it) or "open_is_1" (0 close, 1 open, binarised, as in OpenVLA's RLDS
+            data). Policies of this project give the simulator's units whatever the protocol.
         proprio: "hand" (position, axis-angle, finger joints: 8 numbers) or "joints" (arm and finger joints: 9).
         execute: control steps per call of the policy; None to leave it to the policy.
     """
@@ -102,6 +105,25 @@ class Protocol:
         return self.horizons.get(suite, of_task)
 
     @property
+    def pictures(self) -> Pictures:
+        """What policies see that were trained on the protocol's pictures."""
+        return Pictures(self.orientation, self.jpeg, self.size, self.resize, self.crop_area)  # type: ignore[arg-type]
+
+    def contract(self, world: Contract) -> Contract:
+        """The terms of a client that speaks the protocol's own language, in a suite whose terms are `world`.
+
+        The fields of this class keep their own spelling of them, on which fingerprints of results depend.
+        """
+        state: dict[str, Any] = {"state": "joints", "state_size": STATE_SIZES["joints"]}
+        return replace(
+            world,
+            cameras=self.cameras,
+            pictures=self.pictures,
+            gripper="open_is_one" if self.gripper == "open_is_1" else world.gripper,
+            **(state if self.proprio == "joints" else {}),
+        )
+
+    @property
     def fingerprint(self) -> str:
         """Twelve characters that another content does not have."""
         told = json.dumps(asdict(self), sort_keys=True)
@@ -111,7 +133,7 @@ class Protocol:
         return f"{self.name}-{self.version}+{self.fingerprint}"
 
 
-_OPENVLA: Final = Protocol(
+_OPENVLA: Final = EvaluationProtocol(
     "openvla",
     1,
     horizons=HORIZONS,
@@ -126,13 +148,13 @@ _OPENVLA: Final = Protocol(
 )
 
 #: The embedded suite's, then those of the public evaluations.
-PROTOCOLS: Final[Mapping[str, Protocol]] = {
+PROTOCOLS: Final[Mapping[str, EvaluationProtocol]] = {
     protocol.name: protocol
     for protocol in (
-        Protocol("recall", 1),
+        EvaluationProtocol("recall", 1),
         _OPENVLA,
         replace(_OPENVLA, name="oft", cameras=_AGENT_AND_WRIST, execute=8),
-        Protocol(
+        EvaluationProtocol(
             "openpi",
             2,
             horizons=HORIZONS,
@@ -145,7 +167,7 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = {
             resize="bilinear",
             execute=5,
         ),
-        Protocol(
+        EvaluationProtocol(
             "lerobot",
             2,
             horizons={**HORIZONS, "libero_spatial": 280},
@@ -156,7 +178,7 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = {
             render_size=256,
             orientation="mirrored",
         ),
-        Protocol(
+        EvaluationProtocol(
             "libero_native",
             1,
             horizons=dict.fromkeys(HORIZONS, 600),
@@ -173,7 +195,7 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = {
 }
 
 
-def load_protocol(name: str) -> Protocol:
+def load_protocol(name: str) -> EvaluationProtocol:
     """The protocol of this name. ProtocolError if there is none."""
     if name in PROTOCOLS:
         return PROTOCOLS[name]
@@ -182,7 +204,7 @@ def load_protocol(name: str) -> Protocol:
     raise ProtocolError(f"{name!r} is no protocol; {hint}")
 
 
-def recorded_protocol(recorded: str) -> Protocol:
+def recorded_protocol(recorded: str) -> EvaluationProtocol:
     """The protocol that a result names, `NAME-VERSION+FINGERPRINT`. ProtocolError if it is another one now."""
     protocol = load_protocol(recorded.rpartition("+")[0].rpartition("-")[0])
     if str(protocol) != recorded:
@@ -190,7 +212,7 @@ def recorded_protocol(recorded: str) -> Protocol:
     return protocol
 
 
-def diff(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
+def diff(a: EvaluationProtocol, b: EvaluationProtocol) -> dict[str, tuple[Any, Any]]:
     """Field -> (a's, b's), of those in which they are not the same."""
-    pairs = {f.name: (getattr(a, f.name), getattr(b, f.name)) for f in fields(Protocol)}
+    pairs = {f.name: (getattr(a, f.name), getattr(b, f.name)) for f in fields(EvaluationProtocol)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

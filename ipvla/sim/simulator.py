@@ -72,6 +72,10 @@ class Simulator(Protocol):
 
     task: Task
 
+    @property
+    def t(self) -> int:
+        """Control steps since the reset."""
+
     def reset(self, seed: int) -> None: ...
     def step(self, action: npt.NDArray[np.floating[Any]]) -> StepOutcome: ...
     def observe(self) -> Observation: ...

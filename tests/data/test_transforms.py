@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from ipvla.contract import HAND
 from ipvla.data.conventions import Conventions
 from ipvla.data.dataset import EpisodeDataset
 from ipvla.data.statistics import Statistics
@@ -285,6 +287,38 @@ def test_actions_without_a_gripper_stay_in_the_datasets_units(make_transforms: M
     transforms = make_transforms(statistics=statistics, gripper="none", normalisation="bounds")
     targets, _ = transforms.chunk_targets(joints, 0)
     np.testing.assert_allclose(transforms.denormalise(targets), joints[:4], atol=1e-5)
+
+
+def test_joints_with_a_gripper_are_not_clipped(make_transforms: Make) -> None:
+    rng = np.random.default_rng(0)
+    joints = rng.uniform(-3, 3, (60, 8)).astype(np.float32)
+    joints[:, -1] = rng.choice([0, 1], 60)
+    statistics = Statistics.compute([joints], [joints])
+    transforms = make_transforms(statistics=statistics, gripper="open_is_one", normalisation="bounds")
+    targets, _ = transforms.chunk_targets(joints, 0)
+    played = transforms.denormalise(targets)
+    np.testing.assert_allclose(played[:, :7], joints[:4, :7], atol=1e-5)
+    assert played[:, 7].tolist() == (1 - 2 * joints[:4, 7]).tolist()
+
+
+def test_policies_saved_before_there_were_contracts_are_taken_for_what_there_was(make_transforms: Make) -> None:
+    for gripper, orientation in (("environment", "upright"), ("open_is_one", "mirrored"), ("none", "unknown")):
+        stored = make_transforms(gripper=gripper).to_dict()
+        del stored["contract"]
+        contract = Conventions.from_dict(stored).contract
+        assert contract.pictures.orientation == orientation
+        assert contract.gripper == gripper
+        assert contract.cameras == make_transforms().cameras
+
+
+def test_a_contract_of_other_data_is_refused(make_transforms: Make) -> None:
+    for wrong in (
+        replace(HAND, action_size=14),
+        replace(HAND, gripper="open_is_one"),
+        replace(HAND, state_size=9),
+    ):
+        with pytest.raises(ValueError, match=r"recorded has actions and states of .* give those of one dataset"):
+            make_transforms(recorded=wrong)
 
 
 def test_statistics_that_lack_what_the_normalisation_needs_are_refused(make_transforms: Make) -> None:

@@ -9,7 +9,7 @@ from evaluators.memory_use_plot import write_plot
 from evaluators.success import SuccessConfig
 from ipvla.rollout.journal import Journal, JournalError
 from ipvla.rollout.policy_actor import PolicySource
-from ipvla.sim.suites import Suite
+from ipvla.sim.suite import Suite
 from ipvla.tracking import JsonlSink, read_jsonl
 from tests.rollout.point import HORIZON, Points, PointSimulator, load_fixed_left, load_point
 

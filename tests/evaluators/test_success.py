@@ -11,7 +11,7 @@ from ipvla.rollout.journal import Journal, JournalError
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.protocols import load_protocol
 from ipvla.sim.simulator import Split
-from ipvla.sim.suites import Suite
+from ipvla.sim.suite import Suite
 from ipvla.tracking import JsonlSink, read_jsonl
 from ipvla.types import EpisodeResult
 from tests.rollout.point import Points, PointSimulator, load_fixed_left, load_point

@@ -20,7 +20,10 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from evaluators.success import SuccessConfig
+from ipvla.contract import ContractError
+from ipvla.data.conventions import Conventions
 from ipvla.data.rlds import write_rlds
+from ipvla.data.statistics import Statistics
 from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.models.backbones import TinyConfig
 from ipvla.models.vla import IPVLAConfig
@@ -50,6 +53,27 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("gru", "again"):
         policy.save(root / "runs" / "recall" / name / "policy")
     return root
+
+
+def test_a_policy_that_does_not_fit_the_suite_is_refused_before_any_process_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joints = np.random.default_rng(0).uniform(-2, 2, (50, 14)).astype(np.float32)
+    conventions = Conventions(
+        Statistics.compute([joints], [joints], (True,) * 14),
+        cameras=("front",),
+        image_size=32,
+        chunk=4,
+        gripper="none",
+    )
+    directory = tmp_path / "runs" / "recall" / "aloha" / "policy"
+    Policy.build(IPVLAConfig(backbone=TinyConfig(), chunk=4), conventions, 4).save(directory)
+    monkeypatch.setattr("ray_jobs.evaluate.connect", lambda *_: pytest.fail("a cluster was asked for"))
+    with pytest.raises(ContractError) as refused:
+        evaluate(settings(tmp_path, "aloha"), Console(quiet=True))
+    (line,) = str(refused.value).splitlines()
+    assert f"the policy in {directory} looks through front" in line
+    assert "gives 14 numbers per action, suite recall by protocol recall takes 7" in line
 
 
 def settings(root: Path, policy: str) -> EvaluateConfig:

@@ -8,17 +8,24 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.rollout_policy import save_untrained_policy
+from ipvla.contract import Contract, Pictures
+from ipvla.data.conventions import Conventions
+from ipvla.data.statistics import Statistics
+from ipvla.models.backbones import TinyConfig
+from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import CheckpointError, Policy
+from ipvla.rollout.openpi.messages import pack, unpack
 from ipvla.rollout.openpi.server import ServerConfig
 from ipvla.storage import SOURCE_TREE
 from ipvla.types import Observation
-from ray_jobs.serve import ServeConfig, serving
+from ray_jobs.serve import ServeConfig, metadata, serving
 
 openpi = pytest.importorskip("openpi_client.websocket_client_policy")
 
@@ -93,6 +100,38 @@ def test_what_the_policy_cannot_use_is_told(url: str, wrong: dict[str, object], 
     with pytest.raises(RuntimeError, match=reason):
         robot.infer(message(np.random.default_rng(0), **wrong))
     assert robot.infer(message(np.random.default_rng(0)))["policy_step"] == 0
+
+
+def test_a_client_is_told_the_terms_of_the_policy(root: Path) -> None:
+    policy = Policy.load(root / "runs" / "recall" / "gru" / "policy")
+    told = metadata(policy, "abc")
+    assert Contract.from_dict(unpack(pack(told))["contract"]) == policy.contract
+    assert told["observation"]["observation/image"]["about"] == "RGB, upright"
+    mirrored = replace(policy.transforms.contract, pictures=Pictures("mirrored"))
+    turned = replace(
+        policy,
+        transforms=replace(
+            policy.transforms, conventions=replace(policy.transforms.conventions, recorded=mirrored)
+        ),
+    )
+    assert "left and right exchanged" in metadata(turned, "abc")["observation"]["observation/image"]["about"]
+
+
+def test_the_range_of_joints_is_that_of_their_data(tmp_path: Path) -> None:
+    joints = np.random.default_rng(0).uniform(-2, 2, (50, 14)).astype(np.float32)
+    conventions = Conventions(
+        Statistics.compute([joints], [joints], (True,) * 14),
+        cameras=("front",),
+        image_size=32,
+        chunk=4,
+        gripper="none",
+    )
+    policy = Policy.build(IPVLAConfig(backbone=TinyConfig(), chunk=4), conventions, 4)
+    actions = metadata(policy, "abc")["actions"]
+    assert "range" not in actions
+    assert actions["shape"] == [4, 14]
+    np.testing.assert_allclose(actions["max"], joints.max(0))
+    np.testing.assert_allclose(actions["q01"], conventions.statistics.action.q01)
 
 
 def test_a_policy_that_is_not_there(root: Path) -> None:

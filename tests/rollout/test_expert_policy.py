@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from evaluators.success import SuccessConfig
+from ipvla.contract import HAND, from_environment
 from ipvla.rollout.expert_policy import ExpertClient
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.protocols import load_protocol
@@ -64,8 +65,10 @@ def test_actions_and_commands_are_two_ways_to_say_the_same(tmp_path: Path) -> No
                 played.append(float(command[-1]))
 
         adapted = ProtocolSimulator(Listening(), load_protocol(name), "libero_object")  # type: ignore[arg-type]
+        spoken = load_protocol(name).contract(HAND)
+        adapted.show(spoken)
         for gripper in (-1.0, 1.0):
-            adapted.step(adapted.action(np.array([0, 0, 0, 0, 0, 0, gripper])))
+            adapted.step(from_environment(np.array([0, 0, 0, 0, 0, 0, gripper]), spoken.gripper))
         assert played == [-1.0, 1.0]
 
 

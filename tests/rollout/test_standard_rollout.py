@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from evaluators.success import SuccessConfig
+from ipvla.contract import HAND
 from ipvla.rollout.episode import run_episode
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.rollout.sim_worker import SuiteSimulators
@@ -68,6 +69,7 @@ def test_an_episode_settles_before_the_policys_first_step_and_is_moved_in_its_co
 ) -> None:
     short = replace(load_protocol("openvla"), horizons={SUITE: 3})
     simulator = SuiteSimulators(standard_cache, protocol=short)(SUITE, TASK)
+    simulator.show(short.contract(HAND))  # a client of the protocol's own language
     seen: list[Observation] = []
     commands: list[float] = []
     step = simulator._simulator.step  # type: ignore[attr-defined]

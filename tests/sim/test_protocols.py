@@ -12,7 +12,7 @@ from evaluators.paired import compare
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable, tabulate
 from ipvla.sim.preprocessing import preprocess
-from ipvla.sim.protocols import PROTOCOLS, Protocol, ProtocolError, diff, load_protocol
+from ipvla.sim.protocols import PROTOCOLS, EvaluationProtocol, ProtocolError, diff, load_protocol
 from ipvla.sim.simulator import Task
 from ipvla.types import EpisodeResult, EpisodeSpec
 
@@ -68,7 +68,7 @@ def test_what_does_not_exist_or_does_not_fit_is_refused() -> None:
         ({"world_seed": -1}, "world_seed is -1"),
     ):
         with pytest.raises(ValueError, match=message):
-            Protocol("mine", 1, **wrong)  # type: ignore[arg-type]
+            EvaluationProtocol("mine", 1, **wrong)  # type: ignore[arg-type]
 
 
 def test_every_suite_has_a_protocol_of_its_own() -> None:
@@ -93,31 +93,31 @@ def test_results_of_different_protocols_are_compared_only_if_asked_for() -> None
 
 class TestPictures:
     def test_the_embedded_suites_are_left_as_they_are(self) -> None:
-        np.testing.assert_array_equal(preprocess(gradient(), load_protocol("recall")), gradient())
+        np.testing.assert_array_equal(preprocess(gradient(), load_protocol("recall").pictures), gradient())
 
     def test_they_are_turned_as_the_public_scripts_turn_opengls(self) -> None:
         upright = gradient()
         opengl = upright[::-1]
-        mirrored = preprocess(upright, Protocol("mine", 1, orientation="mirrored"))
+        mirrored = preprocess(upright, EvaluationProtocol("mine", 1, orientation="mirrored").pictures)
         np.testing.assert_array_equal(mirrored, opengl[::-1, ::-1])
-        upside_down = preprocess(upright, load_protocol("libero_native"))
+        upside_down = preprocess(upright, load_protocol("libero_native").pictures)
         np.testing.assert_array_equal(upside_down, opengl)
 
     @pytest.mark.parametrize("method", ["lanczos", "bilinear"])
     def test_they_are_resized_without_a_shift(self, method: str) -> None:
-        small = preprocess(gradient(), Protocol("mine", 1, size=16, resize=method))
+        small = preprocess(gradient(), EvaluationProtocol("mine", 1, size=16, resize=method).pictures)
         assert small.shape == (16, 16, 3)
         np.testing.assert_allclose(small[4:-4, 4:-4, 0], gradient()[8:-8:2, 8:-8:2, 0] + 4.0, atol=3)
 
     def test_a_crop_keeps_the_centre_and_cuts_the_margins_in_proportion(self) -> None:
-        cropped = preprocess(gradient(), Protocol("mine", 1, crop_area=0.25)).astype(int)
+        cropped = preprocess(gradient(), EvaluationProtocol("mine", 1, crop_area=0.25).pictures).astype(int)
         assert cropped.shape == (SIZE, SIZE, 3)
         assert cropped[16, 16, 0] == pytest.approx(gradient()[16, 16, 0], abs=4)
         assert cropped[0, 0, 0] == pytest.approx(248 * 0.25, abs=2), "half the side is left around the centre"
         assert cropped[-1, -1, 1] == pytest.approx(248 * 0.75, abs=2)
 
     def test_jpeg_leaves_its_traces_and_no_more(self) -> None:
-        through = preprocess(gradient(), Protocol("mine", 1, jpeg=True)).astype(int)
+        through = preprocess(gradient(), EvaluationProtocol("mine", 1, jpeg=True).pictures).astype(int)
         error = np.abs(through - gradient())
         assert 0 < error.max() < 25
         assert error.mean() < 4

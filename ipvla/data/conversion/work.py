@@ -21,7 +21,9 @@ from ipvla.data.conversion.sources import open_source
 from ipvla.data.conversion.targets import LeRobotTarget, Part
 from ipvla.data.lerobot.format import TASK
 from ipvla.data.publish import appearing, exclusive, require_absent
+from ipvla.data.recording import Recording
 from ipvla.data.source import DatasetError, EpisodeSource
+from ipvla.data.standards import STANDARDS
 
 REPORT = "conversion.json"
 _PLAN = "plan.json"
@@ -94,8 +96,19 @@ class Conversion:
             self.plan.target.assemble(directories, building)
             _check(self.plan.target.open(building), whole, str(building))
             (building / REPORT).write_text(json.dumps(_report(self.plan, whole), indent=2))
+            _recording(_source(self.plan.config)).save(building)
         shutil.rmtree(self.plan.config.work)
         return whole
+
+
+def _recording(source: EpisodeSource) -> Recording:
+    """How the source was recorded; the converted dataset has another name, by which nobody would know it."""
+    known = STANDARDS[source.name](source.name).contract(0) if source.name in STANDARDS else None
+    found = Recording.of(source)
+    if known is None:
+        return found
+    told = found.over(known)
+    return Recording(told.pictures.orientation, told.control_hz)
 
 
 def part_directory(plan: Plan, part: Part) -> Path:

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from ipvla.data.episode import EpisodeRecord
 from ipvla.data.png import encode_png
 from ipvla.data.publish import appearing, exclusive
+from ipvla.data.recording import OWN_DESCRIPTION, Recording
 from ipvla.data.rlds.format import (
     EPISODES_FILE,
     SPLIT,
@@ -28,9 +29,17 @@ from ipvla.data.source import DatasetError
 from ipvla.data.statistics import Statistics
 
 _EPISODES_PER_SHARD = 256
+#: How this project's suites are recorded.
+_OWN = Recording("upright", 20.0)
 
 
-def write_rlds(data_root: Path, name: str, episodes: Iterable[EpisodeRecord], camera_size: int) -> Path:
+def write_rlds(
+    data_root: Path,
+    name: str,
+    episodes: Iterable[EpisodeRecord],
+    camera_size: int,
+    recording: Recording = _OWN,
+) -> Path:
     """Writes `<data_root>/<name>/1.0.0/` with its shards, statistics and episode index; returns that directory.
 
     Args:
@@ -38,6 +47,7 @@ def write_rlds(data_root: Path, name: str, episodes: Iterable[EpisodeRecord], ca
         name: letters, digits and underscores, starting with a letter.
         episodes: written in this order; never held in memory together.
         camera_size: height and width of every frame, pixels.
+        recording: how the episodes were recorded; by default as this project's suites are.
 
     Raises:
         DatasetError: the dataset exists, another process is writing it, or an episode does not fit the others.
@@ -45,6 +55,7 @@ def write_rlds(data_root: Path, name: str, episodes: Iterable[EpisodeRecord], ca
     target = dataset_directory(data_root, name)
     with exclusive(target), appearing(target) as building:
         _write_version(building, name, episodes, camera_size)
+        recording.save(building)
     return target
 
 
@@ -79,7 +90,7 @@ def _open_writer(directory: Path, name: str, first: EpisodeRecord, camera_size: 
     info = tfds.core.DatasetInfo(
         builder=identity,
         features=rlds_features(shapes, first.state.shape[1], first.action.shape[1], bool(first.questions)),
-        description="Demonstrations recorded by ipvla: one record is one episode, 20 control steps per second.",
+        description=f"{OWN_DESCRIPTION}: one record is one episode, 20 control steps per second.",
     )
     writer = tfds.core.SequentialWriter(info, _EPISODES_PER_SHARD, file_format="array_record")
     writer.initialize_splits([SPLIT])

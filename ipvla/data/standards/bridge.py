@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ipvla.contract import Contract, Pictures
 from ipvla.data.gripper import binarised
 from ipvla.data.source import Trajectory
 from ipvla.data.standards.recorded import ACTION, STATE
@@ -45,6 +46,19 @@ class Bridge(Standard):
         state = concatenated(trajectory, (STATE,))
         state = np.concatenate([state[:, :6], state[:, -1:]], axis=1)
         return np.insert(state, _GRIPPER_COLUMN, 0, axis=1) if self.padded_state else state
+
+    def contract(self, state_size: int) -> Contract:
+        """Poses in metres and radians at 5 Hz, which no suite here takes; pictures as a camera gives them."""
+        return Contract(
+            tuple(sorted(self.cameras)),
+            Pictures("upright"),
+            self.gripper,
+            action="other",
+            clipped=False,
+            state="other",
+            state_size=state_size,
+            control_hz=5,
+        )
 
 
 def bridge(name: str) -> Bridge:

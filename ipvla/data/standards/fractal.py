@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ipvla.contract import Contract, Pictures
 from ipvla.data.gripper import opening_from_closing
 from ipvla.data.source import Trajectory
 from ipvla.data.standards.standard import FloatArray, Standard, concatenated
@@ -31,6 +32,19 @@ class Fractal(Standard):
 
     def state(self, trajectory: Trajectory) -> FloatArray:
         return concatenated(trajectory, _STATE)
+
+    def contract(self, state_size: int) -> Contract:
+        """Motion in metres and radians at 3 Hz, which no suite here takes; pictures as a camera gives them."""
+        return Contract(
+            tuple(sorted(self.cameras)),
+            Pictures("upright"),
+            self.gripper,
+            action="other",
+            clipped=False,
+            state="other",
+            state_size=state_size,
+            control_hz=3,
+        )
 
 
 def fractal(name: str) -> Fractal:

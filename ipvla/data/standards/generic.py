@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from ipvla.data.gripper import GRIPPERS, Gripper
+from ipvla.contract import GRIPPERS, HAND, ORIENTATIONS, Contract, Gripper, Orientation, Pictures
 from ipvla.data.source import DatasetError, Feature, Trajectory
 from ipvla.data.standards.standard import FloatArray, Standard, concatenated
 
@@ -17,10 +18,13 @@ class Generic(Standard):
 
     Attributes:
         action_paths, state_paths: step features of numbers, in the order in which they are put side by side.
+        orientation, control_hz: of the contract; episodes do not depend on them.
     """
 
     action_paths: tuple[str, ...] = ()
     state_paths: tuple[str, ...] = ()
+    orientation: Orientation = "unknown"
+    control_hz: float | None = None
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -31,6 +35,21 @@ class Generic(Standard):
 
     def state(self, trajectory: Trajectory) -> FloatArray:
         return concatenated(trajectory, self.state_paths)
+
+    def contract(self, state_size: int) -> Contract:
+        """What the configuration says; motions of a hand with a gripper are clipped as LIBERO's are."""
+        joints = all(self.absolute[:-1])
+        known = super().contract(state_size)
+        return replace(
+            known,
+            pictures=Pictures(self.orientation),
+            action="joints" if joints else "unknown",
+            clipped=not joints and self.gripper != "none" and known.action_size == HAND.action_size,
+            control_hz=self.control_hz,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        return {k: v for k, v in super().settings().items() if k not in ("orientation", "control_hz")}
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,9 @@ class StandardConfig:
         absolute: the whole action tells where to be (joint positions), not how to move.
         trimmed: how many steps to leave out at an episode's start and at its end.
         skip_noops: leave out steps that do nothing.
+        orientation: how pictures are turned: `upright`, `mirrored` as in LIBERO's published datasets, or
+            `upside_down`.
+        control_hz: control steps per second; null for what the dataset says.
     """
 
     cameras: dict[str, str] = field(default_factory=dict)
@@ -57,8 +79,14 @@ class StandardConfig:
     absolute: bool = False
     trimmed: tuple[int, int] = (0, 0)
     skip_noops: bool = False
+    orientation: Orientation = "unknown"
+    control_hz: float | None = None
 
     def __post_init__(self) -> None:
+        if self.orientation not in ORIENTATIONS:
+            raise ValueError(f"orientation is {self.orientation!r}; choose one of {', '.join(ORIENTATIONS)}")
+        if self.control_hz is not None and self.control_hz <= 0:
+            raise ValueError(f"control_hz is {self.control_hz}; give control steps per second, above 0")
         if not self.cameras:
             raise ValueError("cameras is empty; name at least one, e.g. {agentview: observation/image}")
         for name in ("action", "state"):
@@ -94,6 +122,8 @@ class StandardConfig:
             skip_noops=self.skip_noops,
             action_paths=self.action,
             state_paths=self.state,
+            orientation=self.orientation,
+            control_hz=self.control_hz,
         )
 
 

@@ -1,11 +1,15 @@
-"""LIBERO's suites as OpenVLA published them: replayed without no-ops, pictures turned upright."""
+"""LIBERO's suites as OpenVLA published them: replayed without no-ops, pictures rotated by 180 degrees.
+
+Rotated pictures are upright and mirrored: left and right are exchanged.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ipvla.contract import HAND, Contract, Pictures, State
 from ipvla.data.gripper import opening_from_environment
 from ipvla.data.source import Trajectory
 from ipvla.data.standards.recorded import ACTION, LIBERO_CAMERAS, STATE
@@ -49,6 +53,18 @@ class Libero(Standard):
     def state(self, trajectory: Trajectory) -> FloatArray:
         state = concatenated(trajectory, (STATE,))
         return np.insert(state, _GRIPPER_COLUMN, 0, axis=1) if self.padded_state else state
+
+    def contract(self, state_size: int) -> Contract:
+        """LIBERO's hand at 20 Hz; the pictures were rotated by 180 degrees, so left and right are exchanged."""
+        state: State = "hand_padded" if self.padded_state else "hand"
+        return replace(
+            HAND,
+            cameras=tuple(sorted(self.cameras)),
+            pictures=Pictures("mirrored"),
+            gripper=self.gripper,
+            state=state,
+            state_size=state_size,
+        )
 
 
 def libero(name: str) -> Libero:

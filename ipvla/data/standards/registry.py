@@ -12,7 +12,7 @@ from ipvla.data.standards.droid import DROID_DATASETS, droid
 from ipvla.data.standards.fractal import FRACTAL_DATASETS, fractal
 from ipvla.data.standards.lerobot import lerobot
 from ipvla.data.standards.libero import LIBERO_DATASETS, Libero, libero
-from ipvla.data.standards.recorded import recorded
+from ipvla.data.standards.recorded import other_robot, recorded
 from ipvla.data.standards.standard import Standard
 
 #: Datasets of other hands by their public names.
@@ -39,7 +39,7 @@ def standard_for(name: str, features: Mapping[str, Feature]) -> Standard:
                 f"{', '.join(sorted(features))}. Rename the dataset, or configure its standard"
             )
         return standard
-    layout = recorded(name, features) or lerobot(name, features)
+    layout = recorded(name, features) or other_robot(name, features) or lerobot(name, features)
     if layout is None:
         raise DatasetError(
             f"nothing tells what the features of {name} mean: {', '.join(sorted(features))}. Configure its "

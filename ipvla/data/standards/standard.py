@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ipvla.contract import GRIPPERS, Contract, Gripper, Pictures
 from ipvla.data.episode import EncodedEpisode
-from ipvla.data.gripper import GRIPPERS, Gripper
 from ipvla.data.source import BrokenEpisodeError, DatasetError, Feature, Trajectory
 from ipvla.data.standards.noops import moving_steps
 
@@ -72,6 +72,24 @@ class Standard(ABC):
     @abstractmethod
     def state(self, trajectory: Trajectory) -> FloatArray:
         """Proprioception of all T recorded steps, float32 [T, P], in the dataset's units."""
+
+    def contract(self, state_size: int) -> Contract:
+        """On which terms its episodes were recorded, as far as the family of datasets tells.
+
+        Args:
+            state_size: P.
+        """
+        return Contract(
+            tuple(sorted(self.cameras)),
+            Pictures("unknown"),
+            gripper=self.gripper,
+            action="unknown",
+            action_size=len(self.normalised),
+            clipped=False,
+            state="unknown",
+            state_size=state_size,
+            control_hz=None,
+        )
 
     @property
     def known_length(self) -> bool:

@@ -14,8 +14,10 @@ import numpy as np
 from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from ipvla.contract import Contract, fitted
+from ipvla.rollout.endpoint import Service, Serving
 from ipvla.rollout.episode import Chunk
-from ipvla.rollout.openpi.contract import STEP, TOKEN_VARIABLE, to_message
+from ipvla.rollout.openpi.contract import CONTRACT, STEP, TOKEN_VARIABLE, to_message
 from ipvla.rollout.openpi.messages import pack, unpack
 from ipvla.types import Observation
 
@@ -95,12 +97,37 @@ class OpenpiSource:
         told = metadata.get("policy_sha256")
         return told if isinstance(told, str) else hashlib.sha256(self.url.encode() + pack(metadata)).hexdigest()
 
+    def view(self, offered: Contract, world: str = "the world") -> Contract:
+        """A server that is not ours speaks the protocol's language; ours states its own terms.
+
+        One of ours of an earlier version states none: it acts in the units of the simulator, and is taken to have
+        learned from pictures like the protocol's.
+
+        Raises:
+            ContractError: our server's policy does not fit the suite.
+            OpenpiError: it cannot be reached.
+            ValueError: what it states is no contract.
+        """
+        metadata = self.metadata()
+        if metadata.get("server") != OURS:
+            return offered
+        if CONTRACT not in metadata:
+            return offered.in_environment_units
+        return fitted(Contract.from_dict(metadata[CONTRACT]), offered, f"the policy at {self.url}", world)
+
+    def serve(self, serving: Serving, running: Service | None = None) -> OpenpiService:
+        """Nothing is started: the server runs elsewhere."""
+        if running is not None:
+            running.close()
+        view = None if serving.offered is None else self.view(serving.offered, serving.world)
+        return OpenpiService(self, view)
+
 
 class OpenpiService:
     """Stands where a `PolicyService` does; there is nothing to start here, nor to mend."""
 
-    def __init__(self, source: OpenpiSource) -> None:
-        self._source = source
+    def __init__(self, source: OpenpiSource, view: Contract | None = None) -> None:
+        self._source, self.view = source, view
 
     def client(self) -> OpenpiClient:
         return OpenpiClient(self._source.url, self._source.token)

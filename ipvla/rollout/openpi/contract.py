@@ -19,6 +19,8 @@ TOKEN_VARIABLE: Final = "IPVLA_SERVE_TOKEN"
 STEP: Final = "t"
 RESET: Final = "reset"
 SESSION: Final = "session_id"
+#: Of our server's metadata: the terms of its policy, as `ipvla.contract.Contract.to_dict` gives them.
+CONTRACT: Final = "contract"
 
 
 class ObservationError(ValueError):
@@ -67,7 +69,7 @@ def from_message(message: Any, cameras: Sequence[str], proprio_dim: int, t: int)
 
 def _image(key: str, image: Any) -> Any:
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
-        raise ObservationError(f"{key} is {_kind(image)}; send uint8 [H, W, 3], upright RGB")
+        raise ObservationError(f"{key} is {_kind(image)}; send uint8 [H, W, 3], RGB")
     if image.dtype != np.uint8:
         raise ObservationError(f"{key} is {_kind(image)}; send uint8 [H, W, 3] in 0..255")
     return image

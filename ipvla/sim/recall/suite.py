@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ipvla.atomic_file import write_text
-from ipvla.sim.libero import CAMERA, LiberoSimulator, configure
+from ipvla.contract import HAND
+from ipvla.sim.libero import CAMERA, PACKAGES, LiberoSimulator, configure, gl_environment
 from ipvla.sim.recall.arena import arena_mjcf
 from ipvla.sim.recall.bddl import bddl_text
 from ipvla.sim.recall.expert import demonstrate, expert
 from ipvla.sim.recall.tasks import TASKS, VERSION, RecallTask, unlisted_task
-from ipvla.sim.suites import Suite
+from ipvla.sim.suite import Suite, SuiteEntry, SuiteFacts
+
+_FACTS = SuiteFacts(contract=HAND, has_expert=True, packages=PACKAGES, environment=gl_environment)
 
 
 def recall_suite(cache_dir: Path) -> Suite:
@@ -26,7 +29,7 @@ def recall_suite(cache_dir: Path) -> Suite:
         assert task is not None, "the suite has looked the name up before"
         return build_simulator(task, cache_dir, camera_size, cameras)
 
-    return Suite("recall", VERSION, TASKS, build, unlisted_task, expert, demonstrate)
+    return Suite("recall", VERSION, TASKS, build, unlisted_task, expert, demonstrate, _FACTS)
 
 
 def build_simulator(
@@ -41,3 +44,6 @@ def build_simulator(
     write_text(bddl_file, bddl_text(task))
     write_text(arena_file, arena_mjcf())
     return LiberoSimulator(RecallProblem(bddl_file, arena_file, task), task, camera_size, cameras)
+
+
+RECALL = SuiteEntry("recall", recall_suite, lambda: TASKS, _FACTS)

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+from ipvla.contract import HAND
 from ipvla.sim.demonstration import Demonstration
 from ipvla.sim.expert import Expert
-from ipvla.sim.libero import LiberoSimulator, configure
+from ipvla.sim.libero import PACKAGES, LiberoSimulator, configure, gl_environment
 from ipvla.sim.simulator import Simulator
 from ipvla.sim.standard.assets import assets_version, find_assets
 from ipvla.sim.standard.tasks import bddl_file, initial_states, standard_tasks
-from ipvla.sim.suites import EXPERT_SUITES, Suite
+from ipvla.sim.suite import PROFILES, Suite, SuiteEntry, SuiteFacts
 
 
-def standard_suite(name: str, cache_dir: Path) -> Suite:
+def libero_entry(name: str, has_expert: bool = False) -> SuiteEntry:
+    """The line of LIBERO's suite of this name."""
+    facts = SuiteFacts(
+        default_protocol="openvla",
+        profiles=PROFILES,
+        contract=HAND,
+        has_expert=has_expert,
+        packages=PACKAGES,
+        environment=gl_environment,
+    )
+    return SuiteEntry(name, partial(standard_suite, name, facts), partial(standard_tasks, name), facts)
+
+
+def standard_suite(name: str, facts: SuiteFacts, cache_dir: Path) -> Suite:
     """The suite of this name.
 
     Raises:
@@ -35,14 +50,14 @@ def standard_suite(name: str, cache_dir: Path) -> Suite:
         return LiberoSimulator(problem, tasks[task], camera_size, cameras)
 
     version = f"{metadata.version('hf-libero')}+{assets_version(assets)}"
-    solved = name in EXPERT_SUITES
     return Suite(
         name,
         version,
         tuple(tasks.values()),
         build,
-        expert=_expert if solved else None,
-        demonstrate=_demonstrate if solved else None,
+        expert=_expert if facts.has_expert else None,
+        demonstrate=_demonstrate if facts.has_expert else None,
+        facts=facts,
     )
 
 

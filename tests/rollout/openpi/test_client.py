@@ -1,14 +1,17 @@
 """An evaluation whose policy is a server somewhere else."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from ipvla.contract import HAND, ContractError, Pictures
 from ipvla.rollout.evaluation import SimPool, evaluate_episodes
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.openpi.client import OpenpiClient, OpenpiError, OpenpiService, OpenpiSource
 from ipvla.rollout.sim_pool import JobFailedError
+from ipvla.sim.protocols import load_protocol
 from ipvla.types import EpisodeSpec, Observation
 from tests.rollout.openpi.served import serving
 from tests.rollout.point import PointPolicy, Points
@@ -107,3 +110,19 @@ def test_a_server_that_wants_a_token():
         with pytest.raises(OpenpiError, match=r"does not let us in .*IPVLA_SERVE_TOKEN"):
             OpenpiSource(url).metadata()
         assert OpenpiSource(url, "secret").sha256() == "abc"
+
+
+def test_our_server_states_its_terms_and_others_speak_the_protocols_language(monkeypatch):
+    offered = load_protocol("openvla").contract(HAND)
+    told = {"server": "somebody's"}
+    monkeypatch.setattr(OpenpiSource, "metadata", lambda source: told)
+    source = OpenpiSource("ws://there")
+    assert source.view(offered) == offered
+    told = {"server": "ipvla"}
+    assert source.view(offered) == replace(offered, gripper="environment"), "one of an earlier version"
+    told = {"server": "ipvla", "contract": replace(HAND, cameras=("agentview",)).to_dict()}
+    view = source.view(offered)
+    assert (view.pictures, view.gripper, view.cameras) == (Pictures(), "environment", ("agentview",))
+    told = {"server": "ipvla", "contract": replace(HAND, action_size=14).to_dict()}
+    with pytest.raises(ContractError, match="at ws://there gives 14 numbers per action, recall takes 7"):
+        source.view(offered, "recall")

@@ -11,7 +11,8 @@ import pytest
 from ipvla.sim.libero import LiberoSimulator, configure
 from ipvla.sim.simulator import Split
 from ipvla.sim.standard.assets import find_assets
-from ipvla.sim.suites import Suite, load_suite
+from ipvla.sim.suite import Suite
+from ipvla.sim.suites import load_suite
 
 pytestmark = pytest.mark.slow
 

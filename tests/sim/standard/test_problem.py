@@ -12,7 +12,7 @@ import pytest
 
 from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.libero import LiberoSimulator, configure
-from ipvla.sim.protocols import Protocol
+from ipvla.sim.protocols import EvaluationProtocol
 from ipvla.sim.simulator import Split
 from ipvla.sim.standard.assets import find_assets
 from ipvla.sim.standard.tasks import bddl_file, initial_states
@@ -47,7 +47,7 @@ def named(request: pytest.FixtureRequest) -> Named:
 
 def world(cache: Path, named: Named, cameras: tuple[str, ...] = CAMERAS) -> LiberoSimulator:
     suite, task, seed = named
-    protocol = Protocol("mine", 1, world_seed=seed, cameras=cameras, render_size=SIZE)
+    protocol = EvaluationProtocol("mine", 1, world_seed=seed, cameras=cameras, render_size=SIZE)
     built = SuiteSimulators(cache, protocol=protocol)(suite, task).simulator  # type: ignore[attr-defined]
     assert isinstance(built, LiberoSimulator)
     return built

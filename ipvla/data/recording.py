@@ -1,0 +1,81 @@
+"""How a dataset was recorded, as far as neither its features nor its name say it: a file beside its data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+from ipvla.atomic_file import write_text
+from ipvla.contract import ORIENTATIONS, Contract, Orientation, Pictures
+from ipvla.data.addresses import file_system
+from ipvla.data.source import DatasetError, EpisodeSource
+
+RECORDING_FILE: Final = "recording.json"
+#: How the description begins of a dataset that this project wrote from its own simulators.
+OWN_DESCRIPTION: Final = "Demonstrations recorded by ipvla"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What `RECORDING_FILE` holds.
+
+    Attributes:
+        orientation: of the pictures.
+        control_hz: control steps per second; None if nothing tells.
+    """
+
+    orientation: Orientation = "unknown"
+    control_hz: float | None = None
+
+    def save(self, directory: Path) -> None:
+        """Writes the file into a dataset's directory."""
+        write_text(directory / RECORDING_FILE, json.dumps(asdict(self)))
+
+    def over(self, contract: Contract) -> Contract:
+        """`contract` with what is known here."""
+        if self.orientation != "unknown":
+            contract = replace(contract, pictures=Pictures(self.orientation))
+        return contract if self.control_hz is None else replace(contract, control_hz=self.control_hz)
+
+    @classmethod
+    def of(cls, source: EpisodeSource) -> Self:
+        """What is known of a dataset.
+
+        Without a file: those of this project's own writer are upright at 20 Hz, and LeRobot's tell their rate.
+
+        Raises:
+            DatasetError: the file is damaged.
+        """
+        own = getattr(source, "recording", None)
+        if isinstance(own, cls):
+            return own
+        files, root = file_system(source.location)
+        if files.exists(path := f"{root}/{RECORDING_FILE}"):
+            return cls._read(path, files.cat_file(path))
+        if files.exists(path := f"{root}/dataset_info.json"):
+            described = _json(path, files.cat_file(path)).get("description", "")
+            return cls("upright", 20.0) if str(described).startswith(OWN_DESCRIPTION) else cls()
+        fps = getattr(source, "fps", None)
+        return cls(control_hz=float(fps) if fps else None)
+
+    @classmethod
+    def _read(cls, path: str, content: bytes) -> Self:
+        values = _json(path, content)
+        if values.get("orientation") not in ORIENTATIONS:
+            raise DatasetError(
+                f"{path}: orientation is {values.get('orientation')!r}; write one of {', '.join(ORIENTATIONS)}"
+            )
+        hz = values.get("control_hz")
+        return cls(values["orientation"], None if hz is None else float(hz))
+
+
+def _json(path: str, content: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(content)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise DatasetError(f"{path} is no JSON object; delete that file, or write it anew")
+    return values
