@@ -17,11 +17,10 @@ from benchmarks.rollout_meter import MeteredSimulators
 from benchmarks.rollout_policy import CAMERAS
 from ipvla import policy as trained
 from ipvla.rollout.evaluation import SimPool
-from ipvla.rollout.oversubscription import MOST_PER_CORE, simulators_for
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.rollout.policy_client import PolicyClient
-from ipvla.rollout.policy_server import Policy
-from ipvla.rollout.sim_pool import cluster_cores, cluster_room
+from ipvla.rollout.policy_server import BatchPolicy
+from ipvla.rollout.sim_pool import MOST_PER_CORE, cluster_cores, cluster_room, simulators_for
 from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.protocols import Protocol
 from ipvla.sim.simulator import Split
@@ -117,7 +116,7 @@ class IdlePolicies:
     act_s: float = 0.0
     width: int = 256
 
-    def __call__(self, _directory: Path) -> Policy:
+    def __call__(self, _directory: Path) -> BatchPolicy:
         return _IdlePolicy(self)
 
 
@@ -170,7 +169,7 @@ def bare_call_ms(steps: int) -> float:
 
 
 def act_overhead_ms(
-    callers: int, steps: int, scratch: Path, load: Callable[[Path], Policy] = IdlePolicies()
+    callers: int, steps: int, scratch: Path, load: Callable[[Path], BatchPolicy] = IdlePolicies()
 ) -> float:
     """Milliseconds per answer beyond `policy.act`, with so many callers of two 224 px pictures each.
 

@@ -16,7 +16,7 @@ _DODGE = 0.012  # of the width: intervals at the same t stand side by side
 def write_plot(use: MemoryUse, path: Path) -> list[Path]:
     """Writes one panel per family, one line with 95 % intervals per probe, as `path`.png and `path`.svg."""
     families = list(dict.fromkeys(row.name for row in use.families))
-    probes = list(dict.fromkeys(row.probe for row in use.families))
+    probes = list(dict.fromkeys(row.intervention for row in use.families))
     columns = min(_COLUMNS, len(families))
     figure = Figure(figsize=(0.8 + 3.6 * columns, 3.2 * -(-len(families) // columns)), layout="constrained")
     panels = list(figure.subplots(-(-len(families) // columns), columns, squeeze=False, sharey=True).flat)
@@ -26,7 +26,7 @@ def write_plot(use: MemoryUse, path: Path) -> list[Path]:
     for family, panel in zip(families, panels, strict=False):
         panel.axhline(0, color="0.6", linewidth=0.8)
         for i, probe in enumerate(probes):
-            rows = [row for row in use.families if (row.name, row.probe) == (family, probe)]
+            rows = [row for row in use.families if (row.name, row.intervention) == (family, probe)]
             shift = width * _DODGE * (i - (len(probes) - 1) / 2)
             panel.errorbar(
                 [row.t + shift for row in rows],

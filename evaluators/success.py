@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Self
 
 from evaluators.confidence_sequence import confidence_sequence
@@ -19,9 +20,8 @@ from ipvla.rollout.evaluation import Service, SimPool, evaluate_episodes
 from ipvla.rollout.expert_policy import ExpertService, ExpertSource
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.openpi.client import OpenpiService, OpenpiSource
-from ipvla.rollout.oversubscription import MOST_PER_CORE, simulators_for
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
-from ipvla.rollout.sim_pool import cluster_cores, cluster_room
+from ipvla.rollout.sim_pool import MOST_PER_CORE, cluster_cores, cluster_room, simulators_for
 from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators, VideoJob
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.protocols import Protocol, load_protocol
@@ -127,9 +127,19 @@ class SuccessConfig:
 
 
 class SuccessEvaluation:
-    """Evaluates one policy after another; the simulators stay loaded in between."""
+    """Evaluates one policy after another; the simulators stay loaded in between.
 
-    def __init__(self, config: SuccessConfig, suite: Suite, make_simulator: MakeSimulator) -> None:
+    Args:
+        serve: the service of a source, started and closed by the caller; None to start services here.
+    """
+
+    def __init__(
+        self,
+        config: SuccessConfig,
+        suite: Suite,
+        make_simulator: MakeSimulator,
+        serve: Callable[[Source], Service] | None = None,
+    ) -> None:
         self._config, self._suite, self._protocol = config, suite, config.played_by
         episodes = config.episodes or {task.name: self._protocol.trials for task in suite.tasks}
         self.tasks: tuple[Task, ...] = tuple(suite.task(name) for name in episodes)
@@ -138,7 +148,7 @@ class SuccessEvaluation:
             for task in self.tasks
             for trial in range(config.first_layout, config.first_layout + episodes[task.name])
         ]
-        self._make_simulator = make_simulator
+        self._make_simulator, self._served_by = make_simulator, serve
         self._pool: SimPool | None = None
         self._policy: PolicyService | None = None
 
@@ -148,6 +158,7 @@ class SuccessEvaluation:
         source: Source,
         journal: Path,
         *,
+        conditions: Mapping[str, str] = MappingProxyType({}),
         sink: MetricSink | None = None,
         step: int = 0,
         on_status: Callable[[RolloutStatus], None] = lambda status: None,
@@ -156,6 +167,7 @@ class SuccessEvaluation:
 
         Args:
             name: the policy's, in tables.
+            conditions: what else the results depend on; they become part of the fingerprint.
             sink: gets `success/<suite>`, `success/<suite>/<task>` and `success/<suite>/family/<family>` with their
                 intervals (`/low`, `/high`), and the fingerprint.
             step: of these metrics: how long the policy has been trained, say.
@@ -165,7 +177,7 @@ class SuccessEvaluation:
             JournalError: the journal is of another policy, suite, protocol or set of library versions.
             JobFailedError: an episode failed in every attempt.
         """
-        depends_on = self.fingerprint(source)
+        depends_on = {**self.fingerprint(source), **conditions}
         with Journal(journal, depends_on) as records:
             results = self._play_rounds(source, records, on_status)
         table = tabulate(name, self.tasks, results, depends_on)
@@ -189,7 +201,7 @@ class SuccessEvaluation:
                 for result, video in videos
                 if not video.path.exists() and (trace := records.trace(result.spec))
             ]
-        self._simulators().record(jobs)
+        self.simulators().record(jobs)
         return [video for _, video in videos if video.path.exists()]
 
     def fingerprint(self, source: Source) -> dict[str, str]:
@@ -221,14 +233,14 @@ class SuccessEvaluation:
     ) -> list[EpisodeResult]:
         """The records of all episodes, or of as many rounds of them as it took to know enough."""
         results: list[EpisodeResult] = []
-        wanted = {spec.key for spec in self.specs}
-        status = RolloutStatus(len(wanted), (result for result in records.results() if result.spec.key in wanted))
+        recorded = records.results(self.specs)
+        status = RolloutStatus(len(self.specs), recorded)
         on_status(status)
         for specs in self._rounds():
             policy = self._serve(source)
             results += evaluate_episodes(
                 specs,
-                self._simulators(),
+                self.simulators(),
                 policy,
                 records,
                 max_attempts=self._config.max_attempts,
@@ -248,10 +260,11 @@ class SuccessEvaluation:
         for spec in self.specs:
             by_trial.setdefault(spec.trial, []).append(spec)
         trials = list(by_trial.values())
-        size = math.ceil(_EPISODES_PER_ROUND * len(self._simulators()) / len(self.tasks))
+        size = math.ceil(_EPISODES_PER_ROUND * len(self.simulators()) / len(self.tasks))
         return [list(chain(*trials[first : first + size])) for first in range(0, len(trials), size)]
 
-    def _simulators(self) -> SimPool:
+    def simulators(self) -> SimPool:
+        """The pool, opened at its first use."""
         if self._pool is None:
             count = self._config.num_simulators
             self._pool = SimPool(
@@ -267,7 +280,7 @@ class SuccessEvaluation:
         self, policy: Service, status: RolloutStatus, on_status: Callable[[RolloutStatus], None]
     ) -> Callable[[EpisodeResult], None]:
         """Keeps `status` up to date and, where their number is left open, adds as many simulators as pay."""
-        pool, cores = self._simulators(), cluster_cores()
+        pool, cores = self.simulators(), cluster_cores()
 
         def on_result(result: EpisodeResult) -> None:
             status.add(result)
@@ -275,13 +288,15 @@ class SuccessEvaluation:
                 status.hear(policy.stats(), self._config.policy_replicas)
             if self._config.num_simulators is None and status.new == _EPISODES_PER_ROUND * cores:
                 busy = policy.stats().get("busy", 0.0)
-                wanted = simulators_for(cores, status.waiting, busy, cluster_room())
-                pool.add(max(wanted - len(pool), 0))
+                enough = simulators_for(cores, status.waiting, busy, cluster_room())
+                pool.add(max(enough - len(pool), 0))
             on_status(status)
 
         return on_result
 
     def _serve(self, source: Source) -> Service:
+        if self._served_by is not None:
+            return self._served_by(source)
         if isinstance(source, ExpertSource):
             return ExpertService(source)
         if isinstance(source, OpenpiSource):

@@ -15,9 +15,9 @@ import numpy as np
 from rich.console import Console
 
 from evaluators.episode_trace import write_trace
+from ipvla.rollout.episode import replay_episode
 from ipvla.rollout.journal import Journal, JournalError
 from ipvla.rollout.recorder import VideoRecorder
-from ipvla.rollout.replay import replay_episode
 from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.protocols import load_protocol
 from ipvla.sim.simulator import Simulator

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ipvla.rollout.episode import Act, Chunk
+from ipvla.rollout.episode import Act, Chunk, EpisodeId
 from ipvla.sim.expert import Expert
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.suites import EXPERT_SUITES, load_suite
@@ -42,7 +42,7 @@ class ExpertClient:
 
         return act
 
-    def end(self, episode_id: str) -> None:
+    def end(self, episode_id: EpisodeId) -> None:
         """There is nothing to free."""
 
 

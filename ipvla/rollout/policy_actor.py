@@ -18,18 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from ipvla.rollout.episode import Chunk
-from ipvla.rollout.policy_client import Moved, PolicyClient
-from ipvla.rollout.timed_policy import ActTime, TimedPolicy
+from ipvla.rollout.episode import Chunk, EpisodeId
+from ipvla.rollout.policy_client import PolicyClient
 from ipvla.types import Observation
 
 if TYPE_CHECKING:
-    from ipvla.rollout.policy_server import Lease, Policy, PolicyServer, Request
+    from ipvla.rollout.policy_server import BatchPolicy, PolicyServer, Request
 
 _PING_TIMEOUT_S = 60.0
 #: Of replicas, before it is no accident that all of them die.
 _STARTS = 5
-_DRAIN_POLL_S = 0.01
 #: How often a new episode that waits for room looks whether a lease has run out.
 _EXPIRY_POLL_S = 5.0
 
@@ -44,11 +42,11 @@ class PolicySource:
         variant: what else than the files decides about its actions; it is part of the hash.
     """
 
-    load: Callable[[Path], Policy]
+    load: Callable[[Path], BatchPolicy]
     directory: Path
     variant: str | None = field(default=None, kw_only=True)
 
-    def open(self) -> Policy:
+    def open(self) -> BatchPolicy:
         return self.load(self.directory)
 
     def sha256(self) -> str:
@@ -81,42 +79,44 @@ class PolicyActor:
     ) -> None:
         import torch
 
-        torch.set_num_threads(threads)
+        from ipvla.rollout.policy_server import ActTime
+
         self._max_batch = max_batch
         self._limits = (capacity, lease_s)
         self._acting = ActTime()
-        self._server = self._opened(source)
-        self._room = asyncio.Event()
-        self._successor: Any = None
         # One thread: torch's thread count and CUDA's stream belong to the thread that set them.
         self._model_thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
+        self._server = self._model_thread.submit(self._opened, source).result()
+        self._room = asyncio.Event()
         self._waiting: list[tuple[Request, asyncio.Future[Chunk]]] = []
         self._answering: asyncio.Task[None] | None = None
-        self._moving: dict[str, asyncio.Future[None]] = {}
         self._started = time.perf_counter()
         self._forwards, self._requests, self._busy_s = 0, 0, 0.0
 
     async def load(self, source: PolicySource) -> None:
-        """Answers with another policy from now on; episodes that are under way are forgotten and refused."""
-        self._server = self._opened(source)
+        """Answers with another policy once it is loaded; episodes that are under way then are refused."""
+        from ipvla.rollout.policy_server import StaleEpisodeError
+
+        self._server = await asyncio.get_running_loop().run_in_executor(self._model_thread, self._opened, source)
+        for _, answer in self._waiting:  # admitted by the former server
+            if not answer.done():
+                answer.set_exception(StaleEpisodeError("another policy was loaded; run the episode again"))
+        self._waiting.clear()
         self._room.set()
 
     def _opened(self, source: PolicySource) -> PolicyServer:
-        from ipvla.rollout.policy_server import PolicyServer
+        from ipvla.rollout.policy_server import PolicyServer, TimedPolicy
 
         return PolicyServer(TimedPolicy(source.open(), self._acting), *self._limits)
 
-    async def act(self, episode_id: str, policy_step: int, observation: Observation) -> Chunk | Moved:
-        """Float32 [execute, A], or where to ask instead.
+    async def act(self, episode_id: EpisodeId, policy_step: int, observation: Observation) -> Chunk:
+        """Float32 [execute, A].
 
         Raises:
             StaleEpisodeError: the step does not follow the episode's last one.
         """
         while policy_step == 0 and episode_id not in self._server and not await self._has_room():
             pass
-        await self._move(episode_id)
-        if self._successor is not None:
-            return Moved(self._successor)
         request = self._server.admit(episode_id, policy_step, observation, time.monotonic())
         answer: asyncio.Future[Chunk] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answer))
@@ -145,53 +145,15 @@ class PolicyActor:
                 if not answer.done():  # cancelled, if its caller went away
                     answer.set_result(chunk)
 
-    async def end(self, episode_id: str) -> Moved | None:
-        """Frees the episode's memory, or says where it is."""
-        await self._settled(episode_id)
+    async def end(self, episode_id: EpisodeId) -> None:
+        """Frees the episode's memory."""
         self._server.end(episode_id)
         self._room.set()
-        return None if self._successor is None else Moved(self._successor)
-
-    async def drain(self, successor: Any) -> bool:
-        """Hands every episode with its memory to another actor, those that are being answered as soon as they are.
-
-        From now on whoever asks here is sent there. False if that actor died: what it has not got goes on here.
-        """
-        self._successor = successor
-        self._room.set()
-        while len(self._server) and self._successor is successor:
-            for episode_id in self._server.idle():
-                await self._move(episode_id)
-            await asyncio.sleep(_DRAIN_POLL_S)
-        return self._successor is successor
-
-    async def take_over(self, episode_id: str, lease: Lease) -> None:
-        self._server.take_over(episode_id, lease, time.monotonic())
-
-    async def _move(self, episode_id: str) -> None:
-        """To the successor, if there is one; the episode is kept until it has arrived."""
-        await self._settled(episode_id)
-        if self._successor is None or episode_id not in self._server:
-            return
-        moving = self._moving[episode_id] = asyncio.get_running_loop().create_future()
-        try:
-            await self._successor.take_over.remote(episode_id, self._server.lease(episode_id))
-            self._server.end(episode_id)
-        except ray.exceptions.RayActorError:
-            self._successor = None
-        finally:
-            del self._moving[episode_id]
-            moving.set_result(None)
-
-    async def _settled(self, episode_id: str) -> None:
-        """Returns once the episode is not on its way to the successor."""
-        while episode_id in self._moving:
-            await self._moving[episode_id]
 
     async def _has_room(self) -> bool:
         """Whether a new episode may begin; if not, returns once something has changed."""
         self._server.expire(time.monotonic())
-        if not self._server.full or self._successor is not None:
+        if not self._server.full:
             return True
         self._room.clear()
         with contextlib.suppress(TimeoutError):
@@ -253,7 +215,6 @@ class PolicyService:
         self._threads = threads
         self._options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": "DEFAULT", **(resources or {})}
         self._replicas: list[Any] = [None] * replicas
-        self._leaving: list[Any] = []
         self._loading: dict[int, ray.ObjectRef[Any]] = {}
 
     def client(self) -> PolicyClient:
@@ -265,27 +226,28 @@ class PolicyService:
         """
         return PolicyClient(self._least_loaded())
 
-    def _least_loaded(self, besides: int | None = None) -> Any:
-        """Of the replicas that have loaded, but for that in one place."""
+    def _least_loaded(self) -> Any:
+        """The replica with the fewest episodes, of those that have loaded."""
         for _ in range(_STARTS):
-            self._fill_places(besides)
-            told = {place: stats for place, stats in self._answers().items() if place != besides}
-            if told:
-                return self._replicas[min(told, key=lambda place: told[place]["episodes"])]
+            self._fill_places()
+            stats = self._answers()
+            if stats:
+                return self._replicas[min(stats, key=lambda place: stats[place]["episodes"])]
         raise PolicyDiedError(
             f"the process of the policy in {self.source.directory} ended {_STARTS} times while it loaded; "
             "Ray's log may say why (out of memory?)"
         )
 
-    def _fill_places(self, besides: int | None = None) -> None:
-        """Starts what is missing; waits for it only if nobody else (`besides` does not count) could answer."""
+    def _fill_places(self) -> None:
+        """Starts the missing replicas; waits for them only if no other replica could answer."""
         for place, actor in enumerate(self._replicas):
-            if actor is None and place != besides:
+            if actor is None:
                 self._replicas[place] = self._start()
                 self._loading[place] = self._replicas[place].stats.remote()
-        alone = len({*self._loading, besides} - {None}) == len(self._replicas)
-        places = {first_answer: place for place, first_answer in self._loading.items() if place != besides}
-        loaded = ray.wait(list(places), num_returns=len(places), timeout=None if alone else 0)[0] if places else []
+        none_loaded = len(self._loading) == len(self._replicas)
+        places = {first_answer: place for place, first_answer in self._loading.items()}
+        timeout = None if none_loaded else 0
+        loaded = ray.wait(list(places), num_returns=len(places), timeout=timeout)[0] if places else []
         for first_answer in loaded:
             del self._loading[places[first_answer]]
             try:
@@ -294,37 +256,6 @@ class PolicyService:
                 self._replicas[places[first_answer]] = None
                 if error.actor_init_failed:
                     raise
-
-    def drain(self, place: int) -> None:
-        """Moves a replica's episodes to the one with the fewest, memories included, and takes it out of service.
-
-        For whoever runs the service and is about to take a replica's node or GPU away; nothing here calls it.
-        Another one takes its place when it is needed. Until `close` it tells those who ask where to ask instead.
-
-        Raises:
-            ValueError: there is no other replica.
-            PolicyDiedError: those that were to take the episodes over die again and again; they go on where they
-                are.
-        """
-        if len(self._replicas) < 2:
-            raise ValueError("the only replica cannot be drained; start the service with replicas >= 2")
-        leaving = self._replicas[place]
-        if place in self._loading:  # nobody has been sent there
-            del self._loading[place]
-            ray.kill(leaving)
-        elif leaving is not None:
-            self._move_all(leaving, place)
-            self._leaving.append(leaving)  # answers those who have not heard yet
-        self._replicas[place] = None
-
-    def _move_all(self, leaving: Any, place: int) -> None:
-        for _ in range(_STARTS):
-            try:
-                if ray.get(leaving.drain.remote(self._least_loaded(besides=place))):
-                    return
-            except ray.exceptions.RayActorError:
-                return  # it died itself, and its episodes run again
-        raise PolicyDiedError(f"replica {place} was not drained: {_STARTS} others died while they took over")
 
     def switch(self, source: PolicySource) -> None:
         """Serves another policy, without starting actors anew; no episode may be under way."""
@@ -362,10 +293,10 @@ class PolicyService:
         return told
 
     def close(self) -> None:
-        for actor in (*self._replicas, *self._leaving):
+        for actor in self._replicas:
             if actor is not None:
                 ray.kill(actor)
-        self._replicas, self._leaving, self._loading = [None] * len(self._replicas), [], {}
+        self._replicas, self._loading = [None] * len(self._replicas), {}
 
     def _start(self) -> Any:
         environment = {name: str(self._threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}

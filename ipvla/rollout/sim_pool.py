@@ -6,16 +6,20 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import ray
 
-from ipvla.rollout.affinity_queue import AffinityQueue
-from ipvla.rollout.oversubscription import SIMULATOR_BYTES
-
 Job = TypeVar("Job")
+#: Simulators per core, at most: each takes some hundred MB.
+MOST_PER_CORE = 2
+#: Of memory, for a simulator with as many worlds open as it keeps (0.5 GB of the embedded suite's).
+SIMULATOR_BYTES = 2**30
+#: A policy that works for more of the time is what everybody waits for; more simulators would only queue.
+_SATURATED = 0.9
 _POLL_S = 1.0
 _logger = logging.getLogger(__name__)
 
@@ -136,6 +140,52 @@ def cluster_cores() -> int:
 def cluster_room() -> int:
     """Simulators that the connected cluster has memory for, at least 1."""
     return max(1, int(ray.cluster_resources()["memory"] // SIMULATOR_BYTES))
+
+
+def simulators_for(cores: int, waiting: float, policy_busy: float, room: int) -> int:
+    """From what was measured with one simulator per core.
+
+    A simulator needs a core while it does not wait for the policy; n of them keep the cores busy once
+    n (1 - waiting) = cores.
+
+    Args:
+        cores: that simulators may use.
+        waiting: share of the simulators' time in which they wait for the policy, in [0, 1].
+        policy_busy: share of the time in which the policy works, in [0, 1].
+        room: simulators that there is memory for, at least 1.
+
+    Returns:
+        In cores .. MOST_PER_CORE * cores, or `room` if that is less.
+    """
+    if policy_busy > _SATURATED:
+        return min(cores, room)
+    wanted = math.ceil(cores / max(1 - waiting, 1 / MOST_PER_CORE) - 1e-9)
+    return min(max(wanted, cores), MOST_PER_CORE * cores, room)
+
+
+class AffinityQueue(Generic[Job]):
+    """Jobs in groups (episodes by task); within a group they leave in the order in which they came."""
+
+    def __init__(self, jobs: Iterable[Job], group: Callable[[Job], str]) -> None:
+        self._group = group
+        self._queues: dict[str, deque[Job]] = {}
+        for job in jobs:
+            self._queues.setdefault(group(job), deque()).append(job)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    def take(self, known: str | None) -> Job:
+        """The next job for a worker whose last job was of group `known`. Raises IndexError if none waits."""
+        if not self:
+            raise IndexError("no job waits")
+        if known is None or not self._queues.get(known):
+            known = max(self._queues, key=lambda name: len(self._queues[name]))
+        return self._queues[known].popleft()
+
+    def put_back(self, job: Job) -> None:
+        """To the front of its group."""
+        self._queues[self._group(job)].appendleft(job)
 
 
 class WorkerPool:

@@ -6,16 +6,16 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol as Structural
 
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.rollout.episode import Act, Chunk, InvalidActionError, run_episode
+from ipvla.rollout.episode import Chunk, EpisodeId, ReplayError, replay_episode, run_episode
 from ipvla.rollout.expert_policy import ExpertClient
 from ipvla.rollout.recorder import VideoRecorder
-from ipvla.rollout.replay import ReplayError, replay_episode
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.protocols import PROTOCOLS, Protocol
 from ipvla.sim.simulator import Simulator
@@ -54,8 +54,8 @@ class SuiteSimulators:
 class RemotePolicy(Structural):
     """The policy as a worker sees it; `ipvla.rollout.policy_client.PolicyClient` in production."""
 
-    def act(self, episode_id: str, observation: Observation, policy_step: int) -> Chunk: ...
-    def end(self, episode_id: str) -> None: ...
+    def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk: ...
+    def end(self, episode_id: EpisodeId) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class VideoJob:
     path: Path
 
 
-def episode_id(spec: EpisodeSpec) -> str:
-    """The policy's name for this attempt: a rerun never meets the memory of the attempt before it."""
-    return f"{spec.key}#{spec.attempt}"
+def episode_id(spec: EpisodeSpec) -> EpisodeId:
+    """The policy's name for this attempt."""
+    return EpisodeId(spec.key, spec.attempt)
 
 
 def _unseen() -> Observation:
@@ -112,7 +112,8 @@ class SimWorker:
             if isinstance(job.policy, ExpertClient):
                 assert isinstance(simulator, ProtocolSimulator), "suites with an expert are played by a protocol"
                 return run_episode(simulator, job.spec, job.policy.playing(simulator, job.spec), observe=_unseen)
-            return run_episode(simulator, job.spec, self._act(job.spec, job.policy))
+            act = partial(job.policy.act, episode_id(job.spec))
+            return run_episode(simulator, job.spec, act, execute=self._execute)
         except Exception:
             self._drop(job.spec)  # its state is unknown
             raise
@@ -127,20 +128,6 @@ class SimWorker:
             _logger.warning("no video: %s", error)
             return None
         return recorder.save(job.path)
-
-    def _act(self, spec: EpisodeSpec, policy: RemotePolicy) -> Act:
-        name, execute = episode_id(spec), self._execute
-
-        def act(observation: Observation, policy_step: int) -> Chunk:
-            chunk = policy.act(name, observation, policy_step)
-            if execute is not None and len(chunk) < execute:
-                raise InvalidActionError(
-                    f"{spec.key}: the policy gives {len(chunk)} actions per call, the protocol plays "
-                    f"{execute}; evaluate a policy that executes as many, or by another protocol"
-                )
-            return chunk[:execute]
-
-        return act
 
     def _simulator(self, spec: EpisodeSpec) -> Simulator:
         key = (spec.suite, spec.task)

@@ -128,7 +128,7 @@ def test_where_their_number_is_left_open_simulators_are_added_while_they_wait(tm
     source = policy(tmp_path / "policy", load_point)
     with SuccessEvaluation(each(8, num_simulators=None), SUITE, Points()) as evaluation:
         table = evaluation.run("gru", source, tmp_path / "gru.sqlite")
-        assert len(evaluation._simulators()) == 4, "two cores, twice as many simulators"
+        assert len(evaluation.simulators()) == 4, "two cores, twice as many simulators"
     assert len(table.results) == 16
     with pytest.raises(ValueError, match="num_simulators is 0; pass num_simulators >= 1, or null"):
         SuccessConfig(num_simulators=0)

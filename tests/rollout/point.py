@@ -190,11 +190,11 @@ def load_unlucky(directory: Path) -> PointPolicy:
 LATE_S = 120
 
 
-def load_one_late(directory: Path) -> PointPolicy:
-    """A policy that takes long to load, the fourth time."""
-    if not any(first_time(directory / f"loaded-{n}") for n in range(3)):
+def load_dying_then_late(directory: Path) -> PointPolicy:
+    """As `load_dying`, and takes long to load the third time."""
+    if not any(first_time(directory / f"loaded-{n}") for n in range(2)):
         time.sleep(LATE_S)
-    return PointPolicy()
+    return load_dying(directory)
 
 
 def load_stillborn(directory: Path) -> PointPolicy:

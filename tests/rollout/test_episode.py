@@ -86,6 +86,14 @@ def test_a_chunk_that_cannot_be_played_is_refused_before_the_robot_moves(chunk):
         play(0, lambda observation, policy_step: chunk.astype(np.float32))
 
 
+def test_a_protocol_plays_the_first_actions_of_a_chunk_and_refuses_a_shorter_one():
+    three = np.ones((3, 1), np.float32)
+    result = run_episode(PointSimulator("recall_go"), spec(2), lambda observation, step: three, execute=2)
+    assert result.trace.asked_t.tolist() == [0, 2, 4]
+    with pytest.raises(InvalidActionError, match=r"recall_go.*gives 3 actions per call, the protocol plays 4"):
+        run_episode(PointSimulator("recall_go"), spec(2), lambda observation, step: three, execute=4)
+
+
 def test_an_episode_run_through_a_server_needs_its_memory():
     server = PolicyServer(PointPolicy())
 

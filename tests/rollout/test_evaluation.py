@@ -19,9 +19,9 @@ from tests.rollout.point import (
     load_buggy,
     load_dying,
     load_dying_at_birth,
+    load_dying_then_late,
     load_fixed_left,
     load_nothing,
-    load_one_late,
     load_point,
     load_stillborn,
     load_unlucky,
@@ -109,40 +109,26 @@ def test_a_policy_that_no_process_survives_ends_the_run(tmp_path, pool, monkeypa
         evaluate(tmp_path, pool, load_stillborn)
 
 
-def test_replicas_share_the_episodes_and_those_that_drain_lose_none(tmp_path, pool, undisturbed):
-    """The second of them drains while the first one's replacement still loads: the third gets its episodes."""
-    policy = PolicyService(PolicySource(load_one_late, tmp_path), replicas=3, capacity=2)
-    policy.client()
-    ended = []
-
-    def on_result(result):
-        ended.append(result)
-        if len(ended) == 1:
-            policy.drain(0)
-            policy.client()
-        if len(ended) == 2:
-            assert list(policy._loading) == [0]
-            began = time.monotonic()
-            policy.drain(1)
-            assert time.monotonic() - began < LATE_S / 2, "who loads is not waited for"
-
+def test_replicas_share_the_episodes(tmp_path, pool, undisturbed):
+    policy = PolicyService(PolicySource(load_point, tmp_path), replicas=2, capacity=2)
     with Journal(tmp_path / "journal.sqlite", {}) as journal:
-        results = evaluate_episodes(SPECS, pool, policy, journal, on_result=on_result)
+        results = evaluate_episodes(SPECS, pool, policy, journal)
     assert essence(results) == essence(undisturbed)
     assert [r.spec.attempt for r in results] == [0] * len(SPECS), "nothing was played twice"
     assert policy.stats()["episodes"] == 0
     policy.close()
-    with pytest.raises(ValueError, match="the only replica cannot be drained"):
-        PolicyService(PolicySource(load_point, tmp_path)).drain(0)
     with pytest.raises(ValueError, match="0 replicas"):
         PolicyService(PolicySource(load_point, tmp_path), replicas=0)
 
 
 def test_a_killed_replica_loses_and_doubles_nothing(tmp_path, pool, undisturbed):
-    """The other one goes on; new episodes find it, or the dead one's replacement."""
-    policy = PolicyService(PolicySource(load_dying, tmp_path), replicas=2)
+    """The other one goes on, and takes new episodes while the dead one's replacement still loads."""
+    policy = PolicyService(PolicySource(load_dying_then_late, tmp_path), replicas=2)
+    policy.client()
+    began = time.monotonic()
     with Journal(tmp_path / "journal.sqlite", {}) as journal:
         results = evaluate_episodes(SPECS, pool, policy, journal)
+    assert time.monotonic() - began < LATE_S / 2, "nobody waits for the replica that loads"
     assert (tmp_path / "killed").exists()
     assert essence(results) == essence(undisturbed)
     assert policy.stats()["episodes"] == 0

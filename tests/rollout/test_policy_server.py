@@ -1,10 +1,9 @@
 import asyncio
+import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import ray
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -135,38 +134,6 @@ class TestLeases:
         server.end("b")
         server.forward([server.admit("c", 0, observation(0, 0))])
 
-    @settings(max_examples=20, deadline=None)
-    @given(st.lists(st.integers(0, 2), min_size=2, max_size=8))
-    def test_an_episode_that_moves_between_servers_equals_one_that_stayed(self, places):
-        servers = [PolicyServer(RecurrentPolicy()) for _ in range(3)]
-        chunks = []
-        for step, place in enumerate(places):
-            here = servers[place]
-            if step and places[step - 1] != place:
-                before = servers[places[step - 1]]
-                here.take_over("x", before.lease("x"))
-                before.end("x")
-            chunks += here.forward([here.admit("x", step, observation(0, step))])
-        np.testing.assert_array_equal(chunks, alone(0, len(places)))
-        assert sum(map(len, servers)) == 1
-
-    def test_only_what_is_here_and_idle_can_be_handed_over(self):
-        server = PolicyServer(RecurrentPolicy())
-        server.admit("a", 0, observation(0, 0))
-        for name in ("a", "b"):
-            with pytest.raises(StaleEpisodeError, match="is not here between two steps"):
-                server.lease(name)
-
-
-class Handle:
-    """What a Ray handle is to its actor: methods have a `remote`."""
-
-    def __init__(self, actor):
-        self._actor = actor
-
-    def __getattr__(self, name):
-        return SimpleNamespace(remote=getattr(self._actor, name))
-
 
 class TestActor:
     """The actor's class without Ray."""
@@ -216,6 +183,42 @@ class TestActor:
         for episode, chunk in enumerate(chunks):
             np.testing.assert_allclose(chunk, alone(episode, 1)[0], atol=1e-6)
 
+    def test_while_another_policy_loads_the_actor_answers_and_then_refuses_what_began_before(self):
+        threads = set()
+
+        def load(directory):
+            threads.add(threading.get_ident())
+            time.sleep(0.2)
+            return self.slow(directory)
+
+        begun = [("a", 1), ("b", 0), ("d", 0)]
+
+        async def run():
+            actor = PolicyActor(PolicySource(load, None), threads=1, max_batch=1)
+            await actor.act("a", 0, observation(0, 0))
+            loading = asyncio.create_task(actor.load(PolicySource(load, None)))
+            await asyncio.sleep(0.05)
+            began = time.monotonic()
+            calls = [asyncio.create_task(actor.act(name, step, observation(0, step))) for name, step in begun]
+            await asyncio.sleep(0.01)
+            stats = await actor.stats()
+            waited_s, still = time.monotonic() - began, not loading.done()
+            await loading
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            with pytest.raises(StaleEpisodeError, match="no memory here"):
+                await actor.act("a", 1, observation(0, 1))
+            return stats, waited_s, still, answers, await actor.act("c", 0, observation(2, 0))
+
+        stats, waited_s, still, answers, after = asyncio.run(run())
+        assert still
+        assert waited_s < 0.1, "the event loop is free while the model loads"
+        assert stats["episodes"] == 3
+        np.testing.assert_allclose(answers[0], alone(0, 2)[1], atol=1e-6)
+        assert all(isinstance(answer, StaleEpisodeError) for answer in answers[1:]), answers
+        np.testing.assert_allclose(after, alone(2, 1)[0], atol=1e-6)
+        assert len(threads) == 1
+        assert threading.get_ident() not in threads
+
     def test_a_stale_caller_does_not_harm_the_others(self):
         async def run():
             actor = PolicyActor(PolicySource(load_point, None), threads=1)
@@ -257,63 +260,6 @@ class TestActor:
             return await asyncio.wait_for(actor.act("next", 0, observation(1, 0)), 5)
 
         assert asyncio.run(run()).shape == (2, 1)
-
-    def test_a_drained_actor_sends_everybody_to_its_successor_with_their_memories(self):
-        async def run():
-            old, new = (PolicyActor(PolicySource(self.slow, None), threads=1) for _ in range(2))
-            handle = Handle(new)
-            answers = {e: [await old.act(str(e), 0, observation(e, 0))] for e in range(3)}
-            waiting = asyncio.create_task(old.act("0", 1, observation(0, 1)))
-            await asyncio.sleep(0.01)
-            draining = asyncio.create_task(old.drain(handle))
-            await asyncio.sleep(0)
-            moved = await old.act("1", 1, observation(1, 1))
-            assert moved.actor is handle
-            assert (await old.act("new", 0, observation(7, 0))).actor is handle
-            answers[0].append(await waiting)
-            await draining
-            assert (await old.end("2")).actor is handle
-            await new.end("2")
-            for e in (0, 1):
-                while len(answers[e]) < 4:
-                    answers[e].append(await new.act(str(e), len(answers[e]), observation(e, len(answers[e]))))
-            return answers, (await old.stats())["episodes"], (await new.stats())["episodes"]
-
-        answers, left, kept = asyncio.run(run())
-        assert (left, kept) == (0, 2)
-        for e in (0, 1):
-            np.testing.assert_allclose(answers[e], alone(e, 4), atol=1e-6)
-
-    def test_what_a_dying_successor_has_not_got_goes_on_where_it_is(self):
-        class Dying(Handle):
-            async def _take_over(self, episode_id, lease):
-                await asyncio.sleep(0)
-                raise ray.exceptions.ActorDiedError
-
-            @property
-            def take_over(self):
-                return SimpleNamespace(remote=self._take_over)
-
-        async def run():
-            old, new = (
-                PolicyActor(PolicySource(lambda directory: RecurrentPolicy(), None), threads=1) for _ in range(2)
-            )
-            answers = {e: [await old.act(str(e), 0, observation(e, 0))] for e in range(3)}
-            draining = asyncio.create_task(old.drain(Dying(None)))
-            await asyncio.sleep(0)
-            answers[0].append(await old.act("0", 1, observation(0, 1)))
-            assert not await draining
-            assert (await old.stats())["episodes"] == 3
-            assert await old.drain(Handle(new)), "another one gets all of them"
-            for e, chunks in answers.items():
-                while len(chunks) < 4:
-                    chunks.append(await new.act(str(e), len(chunks), observation(e, len(chunks))))
-            return answers, (await old.stats())["episodes"], (await new.stats())["episodes"]
-
-        answers, left, kept = asyncio.run(run())
-        assert (left, kept) == (0, 3)
-        for e, chunks in answers.items():
-            np.testing.assert_allclose(chunks, alone(e, 4), atol=1e-6)
 
 
 def test_the_hash_of_a_policy_sees_names_and_content(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from ipvla.rollout.episode import Chunk
+from ipvla.rollout.episode import Chunk, EpisodeId
 from ipvla.rollout.openpi.contract import STEP, TOKEN_VARIABLE, to_message
 from ipvla.rollout.openpi.messages import pack, unpack
 from ipvla.types import Observation
@@ -39,7 +39,7 @@ class OpenpiClient:
     _connection: ClientConnection | None = field(default=None, init=False, repr=False)
     _ours: bool = field(default=False, init=False, repr=False)
 
-    def act(self, episode_id: str, observation: Observation, policy_step: int) -> Chunk:
+    def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk:
         """Float32 [C, A]. OpenpiError if the server refuses, or does not answer within minutes."""
         if policy_step == 0:
             self.end(episode_id)
@@ -52,7 +52,7 @@ class OpenpiClient:
             del message[STEP]
         return self._actions(_asked(self._connection, self.url, message))
 
-    def end(self, episode_id: str) -> None:
+    def end(self, episode_id: EpisodeId) -> None:
         """Closes the episode's connection."""
         if self._connection is not None:
             self._connection.close()

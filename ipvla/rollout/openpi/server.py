@@ -25,6 +25,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.openpi.contract import RESET, SESSION, TOKEN_VARIABLE, ObservationError
 from ipvla.rollout.openpi.messages import MessageError, pack, unpack
 from ipvla.types import Observation
@@ -42,8 +43,8 @@ class SessionError(ValueError):
 class AnswersEpisodes(Protocol):
     """Who has the memories; `ipvla.rollout.policy_actor.PolicyActor` in production."""
 
-    async def act(self, episode_id: str, policy_step: int, observation: Observation) -> Any: ...
-    async def end(self, episode_id: str) -> Any: ...
+    async def act(self, episode_id: EpisodeId, policy_step: int, observation: Observation) -> Any: ...
+    async def end(self, episode_id: EpisodeId) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ class _Session:
     left_s: float = 0.0
 
     @property
-    def episode_id(self) -> str:
-        return f"{self.name}#{self.episode}"
+    def episode_id(self) -> EpisodeId:
+        return EpisodeId(self.name, self.episode)
 
 
 class PolicyWebsocketServer:
