@@ -16,6 +16,7 @@ import torch
 from benchmarks.rollout_meter import MeteredSimulators
 from benchmarks.rollout_policy import CAMERAS
 from ipvla import policy as trained
+from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.evaluation import SimPool
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.rollout.policy_client import PolicyClient
@@ -137,10 +138,10 @@ class _IdlePolicy:
 class _Caller:
     """A simulator's place in the service, without the simulator."""
 
-    def ask(self, name: str, client: PolicyClient, steps: int) -> list[float]:
+    def ask(self, caller: str, client: PolicyClient, steps: int) -> list[float]:
         """Seconds of every call but the first few."""
         images = {camera: np.zeros((224, 224, 3), np.uint8) for camera in CAMERAS}
-        seconds = []
+        seconds, name = [], EpisodeId(caller)
         for step in range(steps):
             observation = Observation(images, np.zeros(8, np.float32), "put the bowl on the plate", step)
             started = time.perf_counter()
@@ -153,10 +154,10 @@ class _Caller:
 class _Nobody:
     """Takes a policy actor's place and answers without a policy, a queue or a thread."""
 
-    def act(self, name: str, step: int, observation: Observation) -> npt.NDArray[np.float32]:
+    def act(self, name: EpisodeId, step: int, observation: Observation) -> npt.NDArray[np.float32]:
         return np.zeros((_IdlePolicy.execute, 7), np.float32)
 
-    def end(self, name: str) -> None: ...
+    def end(self, name: EpisodeId) -> None: ...
 
 
 def bare_call_ms(steps: int) -> float:

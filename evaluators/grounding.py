@@ -21,7 +21,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from evaluators.statistics import wilson_interval
+from evaluators.intervals import wilson_interval
 from ipvla.atomic_file import replacing
 from ipvla.policy import Policy
 from ipvla.sim.fingerprint import fingerprint

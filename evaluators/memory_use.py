@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from evaluators.paired_difference import newcombe_paired_interval
+from evaluators.intervals import mcnemar_exact, newcombe_paired_interval, wilson_interval
 from evaluators.rollout_status import RolloutStatus
-from evaluators.statistics import mcnemar_exact, wilson_interval
 from evaluators.success import Source, SuccessConfig, SuccessEvaluation
 from evaluators.success_table import SuccessTable
 from ipvla.atomic_file import write_text

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from evaluators.paired_difference import bootstrap_difference
-from evaluators.statistics import mcnemar_exact
+from evaluators.intervals import bootstrap_difference, mcnemar_exact
 from evaluators.success_table import SuccessTable
 from ipvla.sim.protocols import ProtocolError
 from ipvla.sim.simulator import Task
@@ -50,8 +49,8 @@ class PairedComparison:
         return (self.only_first - self.only_second) / self.pairs
 
     @property
-    def difference95(self) -> tuple[float, float]:
-        """Its bootstrap interval."""
+    def difference95(self) -> tuple[float, float] | None:
+        """Its bootstrap interval; None if no task has two layouts."""
         return bootstrap_difference(self.tasks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,7 +61,7 @@ class PairedComparison:
             "only_first": self.only_first,
             "only_second": self.only_second,
             "difference": self.difference,
-            "difference95": list(self.difference95),
+            "difference95": list(interval) if (interval := self.difference95) else None,
             "p_value": self.p_value,
         }
 

@@ -11,9 +11,8 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Self
 
-from evaluators.confidence_sequence import confidence_sequence
+from evaluators.intervals import confidence_sequence, wilson_interval
 from evaluators.rollout_status import RolloutStatus
-from evaluators.statistics import wilson_interval
 from evaluators.success_table import SuccessTable, tabulate
 from evaluators.videos import Video, VideoChoice, chosen_videos
 from ipvla.rollout.evaluation import Service, SimPool, evaluate_episodes
@@ -50,7 +49,7 @@ class SuccessConfig:
             every task of the suite as the protocol has trials.
         first_layout: the first trial of every task; another slice of layouts than those of earlier studies.
         stop_width: ends as soon as the mean over tasks is known to within an interval of this width that holds
-            however often one looks (`evaluators.confidence_sequence`); None to play every episode.
+            however often one looks (`evaluators.intervals`); None to play every episode.
         num_simulators: simulator actors; None for one per core of the cluster at first, and more of them if these
             wait for the policy; no more than its memory has room for.
         camera_size: side of rendered pictures in pixels, where the protocol leaves it open.

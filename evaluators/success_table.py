@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evaluators.statistics import wilson_interval
+from evaluators.intervals import wilson_interval
 from ipvla.sim.simulator import Task
 from ipvla.types import EpisodeResult
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluators.memory_use import InterventionConfig, MemoryUse
-from evaluators.memory_use_plot import write_plot
+from evaluators.plots import plot_memory_use
 from evaluators.success import SuccessConfig
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
@@ -85,7 +85,7 @@ def measure(config: MemoryUseJobConfig, console: Console) -> list[MemoryUse]:
 def _publish(config: MemoryUseJobConfig, use: MemoryUse) -> None:
     """Numbers and pictures: beside the journals, and in the policy's MLflow run."""
     path = config.directory / use.policy / "memory_use" / "memory_use"
-    files = [use.write(path.with_suffix(".json")), *write_plot(use, path)]
+    files = [use.write(path.with_suffix(".json")), *plot_memory_use(use, path)]
     sink = policy_run(
         config,
         config.study,

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from evaluators.episode_trace import write_trace
+from evaluators.episodes import write_trace
 from ipvla.rollout.episode import replay_episode
 from ipvla.rollout.journal import Journal, JournalError
 from ipvla.rollout.recorder import VideoRecorder

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from evaluators.memory_use import InterventionConfig, LossRow, MemoryUseEvaluation
-from evaluators.memory_use_plot import write_plot
+from evaluators.plots import plot_memory_use
 from evaluators.success import SuccessConfig
 from ipvla.rollout.journal import Journal, JournalError
 from ipvla.rollout.policy_actor import PolicySource
@@ -85,7 +85,7 @@ def test_what_is_lost_tells_what_the_memory_is_for(tmp_path, probing):
     described = json.loads(use.write(tmp_path / "use.json").read_text())
     assert described["families"][0]["name"] == "recall"
     assert described["tasks"][0]["lost95"] == list(use.tasks[0].lost95)
-    png, svg = write_plot(use, tmp_path / "use")
+    png, svg = plot_memory_use(use, tmp_path / "use")
     assert png.read_bytes().startswith(b"\x89PNG")
     assert "<svg" in svg.read_text()
 

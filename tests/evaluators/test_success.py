@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from evaluators.console import result_note
 from evaluators.paired import compare
 from evaluators.report import Report
-from evaluators.result_note import result_note
 from evaluators.success import SuccessConfig, SuccessEvaluation
 from evaluators.videos import Video
 from ipvla.rollout.journal import Journal, JournalError
