@@ -36,6 +36,7 @@ from ipvla.rollout.memory_intervention import (
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.rollout.policy_server import BatchPolicy
 from ipvla.rollout.sim_worker import MakeSimulator
+from ipvla.sim.environment import require_simulators
 from ipvla.sim.suites import Suite, load_suite
 from ipvla.tracking import MetricSink
 from ipvla.types import EpisodeResult, EpisodeSpec
@@ -71,6 +72,7 @@ class InterventionConfig:
 
     def build(self, success: SuccessConfig, cache_dir: Path) -> MemoryUseEvaluation:
         """Opens the suite of `success`; Ray is needed once episodes run. ValueError as `MemoryUseEvaluation`'s."""
+        require_simulators()
         suite = load_suite(success.suite, cache_dir)
         return MemoryUseEvaluation(self, success, suite, success.simulators(cache_dir))
 

@@ -22,6 +22,7 @@ from ipvla.rollout.openpi.client import OpenpiService, OpenpiSource
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.rollout.sim_pool import MOST_PER_CORE, cluster_cores, cluster_room, simulators_for
 from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators, VideoJob
+from ipvla.sim.environment import require_simulators
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.protocols import Protocol, load_protocol
 from ipvla.sim.simulator import Split, Task
@@ -121,7 +122,13 @@ class SuccessConfig:
         return SuiteSimulators(cache_dir, self.camera_size, self.played_by, self.profile)
 
     def build(self, cache_dir: Path) -> SuccessEvaluation:
-        """Opens the suite; Ray is needed once episodes run. ValueError for an unknown suite or task."""
+        """Opens the suite; Ray is needed once episodes run.
+
+        Raises:
+            ValueError: the suite or a task is unknown.
+            SimulatorError: this machine's environment cannot run simulators.
+        """
+        require_simulators()
         return SuccessEvaluation(self, load_suite(self.suite, cache_dir), self.simulators(cache_dir))
 
 

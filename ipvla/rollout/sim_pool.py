@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
+import textwrap
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import ray
+
+from ipvla.sim.environment import environment_variable, renderer
 
 Job = TypeVar("Job")
 #: Simulators per core, at most: each takes some hundred MB.
@@ -21,6 +23,7 @@ SIMULATOR_BYTES = 2**30
 #: A policy that works for more of the time is what everybody waits for; more simulators would only queue.
 _SATURATED = 0.9
 _POLL_S = 1.0
+_LONGEST_REASON = 500
 _logger = logging.getLogger(__name__)
 
 
@@ -32,6 +35,22 @@ class Worker(Protocol):
 
 class JobFailedError(RuntimeError):
     """A job failed in every attempt."""
+
+
+class OutsideFailureError(JobFailedError, ValueError):
+    """A job failed in every attempt for a reason outside the code: the machine, a server, what a policy answered.
+
+    The last attempt raised an error meant for users (a ValueError class of this project), or its process died or
+    hung. So the message is all that a user needs.
+    """
+
+
+def _job_failed(message: str, error: Exception) -> JobFailedError:
+    """The error for a job, or a start, whose last attempt failed with `error`."""
+    cause = getattr(error, "cause", None)
+    for_users = isinstance(cause, ValueError) and type(cause).__module__.partition(".")[0] == "ipvla"
+    kind = OutsideFailureError if cause is None or for_users else JobFailedError
+    return kind(f"{message}; last: {_reason(error)}")
 
 
 class _Host:
@@ -100,35 +119,36 @@ class _Starting:
         """JobFailedError, if that was once too often in a row."""
         self.failures += 1
         if self.failures >= self._most_failures:
-            raise JobFailedError(
-                f"{self.failures} simulator processes in a row did not start; last: {_reason(error)}"
-            ) from error
+            raise _job_failed(f"{self.failures} simulator processes in a row did not start", error) from error
 
     def require_time(self) -> None:
         """JobFailedError, if nothing has started for too long, with nothing else at work."""
         if time.monotonic() - self._changed > self._timeout_s:
-            raise JobFailedError(
+            raise OutsideFailureError(
                 f"no simulator process has started for {self._timeout_s:.0f} s: the cluster has no free CPU for "
                 "one (a node may be lost); free some, or ask for fewer per simulator"
             )
 
 
 def simulator_environment() -> dict[str, str]:
-    """Environment of a process that renders beside others: no CUDA, one thread, OSMesa unless MUJOCO_GL is set.
+    """Environment of a process that renders beside others: no CUDA, one thread, OSMesa unless MUJOCO_GL says EGL.
 
     With MUJOCO_GL=egl all draw on the GPU that MUJOCO_EGL_DEVICE_ID names, by default the first.
+
+    Raises:
+        SimulatorError: MUJOCO_GL or PYOPENGL_PLATFORM cannot be used.
     """
-    renderer = os.environ.get("MUJOCO_GL", "osmesa")
+    backend = renderer()
     environment = {
         "CUDA_VISIBLE_DEVICES": "",  # Ray does not hide GPUs from actors that ask for none
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
-        "MUJOCO_GL": renderer,
-        "PYOPENGL_PLATFORM": os.environ.get("PYOPENGL_PLATFORM", renderer),
+        "MUJOCO_GL": backend,
+        "PYOPENGL_PLATFORM": backend,
     }
-    if renderer == "egl":  # robosuite would look for the device among CUDA's, which are hidden
-        environment["MUJOCO_EGL_DEVICE_ID"] = os.environ.get("MUJOCO_EGL_DEVICE_ID", "0")
+    if backend == "egl":  # robosuite would look for the device among CUDA's, which are hidden
+        environment["MUJOCO_EGL_DEVICE_ID"] = environment_variable("MUJOCO_EGL_DEVICE_ID", "0")
     return environment
 
 
@@ -306,9 +326,8 @@ class WorkerPool:
                         self._after_failure(done, error)
                         attempts[name(done.job)] = done.attempt + 1
                         if done.attempt + 1 >= max_attempts:
-                            raise JobFailedError(
-                                f"{name(done.job)} failed {max_attempts} times; last: {_reason(error)}"
-                            ) from error
+                            message = f"{name(done.job)} failed {max_attempts} times"
+                            raise _job_failed(message, error) from error
                         _logger.warning("%s failed and runs again: %s", name(done.job), _reason(error))
                         queue.put_back(done.job)
                     else:
@@ -382,9 +401,11 @@ class WorkerPool:
 
 
 def _reason(error: Exception) -> str:
+    """The last cause, in one line."""
     if isinstance(error, TimeoutError):
         return "it did not finish in time (the simulator hangs?)"
     cause = getattr(error, "cause", None) or error
     lines = str(cause).strip().splitlines() or [""]
     # Of one that was raised while an actor began, Ray appends the traceback.
-    return f"{type(cause).__name__}: {lines[-1 if getattr(cause, 'actor_init_failed', False) else 0]}"
+    text = lines[-1] if getattr(cause, "actor_init_failed", False) else " ".join(" ".join(lines).split())
+    return f"{type(cause).__name__}: {textwrap.shorten(text, _LONGEST_REASON, placeholder=' ...')}"

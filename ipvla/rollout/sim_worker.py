@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ipvla.rollout.episode import Chunk, EpisodeId, ReplayError, replay_episode, run_episode
 from ipvla.rollout.expert_policy import ExpertClient
 from ipvla.rollout.recorder import VideoRecorder
+from ipvla.sim.environment import SimulatorError
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.protocols import PROTOCOLS, Protocol
 from ipvla.sim.simulator import Simulator
@@ -132,11 +133,21 @@ class SimWorker:
     def _simulator(self, spec: EpisodeSpec) -> Simulator:
         key = (spec.suite, spec.task)
         if key not in self._simulators:
-            self._simulators[key] = self._make_simulator(*key)
+            self._simulators[key] = self._opened(*key)
         self._simulators.move_to_end(key)
         if len(self._simulators) > _OPEN_SIMULATORS:
             self._simulators.popitem(last=False)[1].close()
         return self._simulators[key]
+
+    def _opened(self, suite: str, task: str) -> Simulator:
+        try:
+            return self._make_simulator(suite, task)
+        except Exception as error:
+            _logger.exception("%s/%s cannot be opened", suite, task)
+            raise SimulatorError(
+                f"the simulator of {suite}/{task} cannot be opened ({type(error).__name__}: {error}); "
+                "`python -m ray_jobs.doctor` checks this machine"
+            ) from error
 
     def _drop(self, spec: EpisodeSpec) -> None:
         simulator = self._simulators.pop((spec.suite, spec.task), None)

@@ -5,10 +5,10 @@ The machine and its kernel are not among it: results of several machines are of 
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib import metadata
 
+from ipvla.sim.environment import renderer
 from ipvla.sim.recall.tasks import VERSION
 
 _PACKAGES = {
@@ -29,7 +29,7 @@ def fingerprint() -> dict[str, str]:
     return {
         **{name: _version(package) for name, package in _PACKAGES.items()},
         "python": platform.python_version(),
-        "renderer": os.environ.get("MUJOCO_GL", "osmesa"),
+        "renderer": renderer(),
         "recall": VERSION,
     }
 

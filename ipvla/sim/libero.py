@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.atomic_file import write_text
+from ipvla.sim.environment import environment_variable, renderer, require_simulators
 from ipvla.sim.simulator import StepOutcome, Task
 from ipvla.types import Observation
 
@@ -35,22 +36,27 @@ _DIRECTORIES = {
 def configure(cache_dir: Path, assets: Path | None = None) -> Path:
     """Prepares the import of LIBERO so that it asks nothing, downloads nothing and warns about nothing.
 
-    Environment variables that are already set win. Harmless when called again.
+    Environment variables that are already set win. A second call changes nothing.
 
     Args:
         assets: of LIBERO's own suites, for the worlds that are built from now on; the embedded suite needs none.
 
     Returns:
         The directory for LIBERO's files, `cache_dir/libero`.
+
+    Raises:
+        SimulatorError: see `ipvla.sim.environment.require_simulators`.
     """
+    require_simulators()
     root = cache_dir.expanduser().resolve() / "libero"
     for name in _DIRECTORIES.values():
         (root / name).mkdir(parents=True, exist_ok=True)
     # Without this file LIBERO prompts on standard input when it is imported.
-    config_file = Path(os.environ.setdefault("LIBERO_CONFIG_PATH", str(root))) / "config.yaml"
+    os.environ["LIBERO_CONFIG_PATH"] = environment_variable("LIBERO_CONFIG_PATH", str(root))
+    config_file = Path(os.environ["LIBERO_CONFIG_PATH"]) / "config.yaml"
     if not config_file.exists():
         write_text(config_file, "".join(f"{k}: {root / v}\n" for k, v in _DIRECTORIES.items()))
-    os.environ.setdefault("MUJOCO_GL", "osmesa")
+    os.environ["MUJOCO_GL"] = renderer()
     # Simulators run in parallel as processes; their small matrices and pictures gain nothing from threads.
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
