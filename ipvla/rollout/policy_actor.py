@@ -211,7 +211,8 @@ class PolicyService:
                 "pass at least 1"
             )
         self.source = source
-        self._arguments = (threads, capacity, lease_s, max_batch)
+        #: Of every `PolicyActor`, after its source.
+        self.arguments = (threads, capacity, lease_s, max_batch)
         self._threads = threads
         self._options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": "DEFAULT", **(resources or {})}
         self._replicas: list[Any] = [None] * replicas
@@ -306,5 +307,5 @@ class PolicyService:
             ray.remote(PolicyActor)
             # An answer must not be repeated behind our back: it has moved an episode's memory.
             .options(max_restarts=0, max_task_retries=0, runtime_env={"env_vars": environment}, **self._options)
-            .remote(self.source, *self._arguments)
+            .remote(self.source, *self.arguments)
         )

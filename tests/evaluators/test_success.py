@@ -43,7 +43,7 @@ def test_a_configuration_that_can_run_nothing_is_refused(field):
 def test_the_policys_actors_get_what_was_set_for_them(tmp_path):
     config = each(1, policy_threads=3, policy_capacity=5, policy_lease_s=7.0, policy_max_batch=2)
     service = SuccessEvaluation(config, SUITE, Points())._serve(policy(tmp_path / "policy", load_point))
-    assert service._arguments == (3, 5, 7.0, 2)
+    assert service.arguments == (3, 5, 7.0, 2)
 
 
 def test_recall_is_not_said_to_be_drawn_as_it_is_not():

@@ -182,7 +182,8 @@ class PolicyWebsocketServer:
             async for message in connection:
                 await connection.send(await self._answer(connection, message))
         except ConnectionClosed as closed:
-            _logger.info("%s: %s", connection.remote_address, closed)
+            ended_here = closed.sent is not None and not closed.rcvd_then_sent
+            _logger.info("%s: %s", connection.remote_address, closed if ended_here else "client left")
         finally:
             self._connections -= 1
             await self._left(connection)
