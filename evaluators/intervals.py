@@ -62,7 +62,7 @@ def newcombe_paired_interval(
     standard errors of correlated estimates are, with the table's phi coefficient as the correlation.
 
     Args:
-        both, only_first, only_second, neither: episodes by who succeeded.
+        both, only_first, only_second, neither: episodes on which both policies succeeded, only one, or none.
 
     Raises:
         ValueError: a negative count, no episode at all, or confidence outside (0, 1).
@@ -136,7 +136,7 @@ def minimum_detectable_difference(
         pairs: layouts that both policies play.
         discordant: share of them, in (0, 1], on which only one of the two succeeds. 2 p (1 - p) for two policies
             of success p that have nothing in common; less for similar ones.
-        power: with which it is found.
+        power: probability of finding it.
 
     Returns:
         In (0, discordant]; `discordant` itself where even a difference as large as that could be missed.
@@ -180,7 +180,7 @@ def confidence_sequence(values: Sequence[float], confidence: float = 0.95) -> li
         raise ValueError(f"confidence {confidence} is not in (0, 1); use e.g. 0.95")
     alpha = 1 - confidence
     means = np.linspace(0, 1, _GRID)
-    up, down = np.zeros(_GRID), np.zeros(_GRID)  # log capital of who bets on more, on less
+    up, down = np.zeros(_GRID), np.zeros(_GRID)  # log capital of the bets on a larger and on a smaller mean
     with np.errstate(divide="ignore"):
         largest_up, largest_down = _MOST / means, _MOST / (1 - means)
     left = np.ones(_GRID, np.bool_)
@@ -201,10 +201,10 @@ def confidence_sequence(values: Sequence[float], confidence: float = 0.95) -> li
 
 def _hull(means: np.ndarray, left: np.ndarray, centre: float) -> tuple[float, float]:
     """The interval around all means that are left, widened by the grid's step: the truth may lie between two."""
-    kept, step = means[left], 1 / (_GRID - 1)
-    if not len(kept):
+    remaining, step = means[left], 1 / (_GRID - 1)
+    if not len(remaining):
         return centre, centre
-    return max(float(kept[0]) - step, 0.0), min(float(kept[-1]) + step, 1.0)
+    return max(float(remaining[0]) - step, 0.0), min(float(remaining[-1]) + step, 1.0)
 
 
 def _phi(a: int, b: int, c: int, d: int) -> float:

@@ -152,7 +152,7 @@ class LossRow:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """What one policy loses.
+    """The success that one policy loses.
 
     Attributes:
         policy: its name in reports.
@@ -235,7 +235,7 @@ class MemoryUseEvaluation:
 
         Args:
             name: the policy's, in tables.
-            policy: what `source` opens, here for its `execute` and the kind of tensors it remembers.
+            policy: the policy of `source`, for its `execute` and the kinds of tensors in its memory.
             directory: of the journals and the donors' memories; the policy's actor must be able to write there.
 
         Raises:
@@ -307,7 +307,7 @@ class MemoryUseEvaluation:
         return hashlib.sha256(described.encode()).hexdigest()[:12]
 
     def _record(self, source: InterventionSource, reached: Mapping[int, Sequence[EpisodeSpec]]) -> None:
-        """Plays episodes again whose memory at some t was not asked for when they were played."""
+        """Plays episodes again whose memory at some t has not been recorded."""
         unrecorded = {
             spec.key: spec
             for record in source.interventions
@@ -339,7 +339,7 @@ class MemoryUseEvaluation:
 
 
 class _Bar:
-    """Counts stages of equally many episodes; those that a journal holds already are skipped over."""
+    """Counts stages of equally many episodes; episodes that a journal already holds are skipped."""
 
     def __init__(self, on_progress: OnProgress, episodes: int, stages: int) -> None:
         self._on_progress, self._episodes, self._total = on_progress, episodes, episodes * stages

@@ -75,7 +75,7 @@ def compare(
         across_protocols: the policies may have been played by different protocols.
 
     Raises:
-        ProtocolError: they were, although that was not asked for.
+        ProtocolError: they were, and `across_protocols` is False.
         ValueError: the policies share no layout, or played different versions of a suite.
     """
     played_by = [table.fingerprint.get("protocol") for table in (first, second)]
@@ -91,12 +91,12 @@ def compare(
             "the same trial need not be the same layout; play both on the same version"
         )
     families = {task.name: task.family for task in tasks}
-    theirs = {result.spec.key: result.success for result in second.results}
+    second_success = {result.spec.key: result.success for result in second.results}
     pairs: dict[str, dict[str, Counter[int]]] = {}
     for result in first.results:
-        if result.spec.key in theirs:
+        if result.spec.key in second_success:
             of_tasks = pairs.setdefault(families[result.spec.task], {})
-            of_tasks.setdefault(result.spec.task, Counter())[result.success - theirs[result.spec.key]] += 1
+            of_tasks.setdefault(result.spec.task, Counter())[result.success - second_success[result.spec.key]] += 1
     if not pairs:
         raise ValueError(
             f"{first.policy} and {second.policy} share no layout; evaluate both on the same suite and tasks"

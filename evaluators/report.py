@@ -20,7 +20,7 @@ from ipvla.atomic_file import write_text
 
 @dataclass(frozen=True)
 class Report:
-    """What a report shows.
+    """The content of a report.
 
     Attributes:
         title: headline.

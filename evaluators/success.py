@@ -33,13 +33,13 @@ from ipvla.types import EpisodeResult, EpisodeSpec
 #: For each simulator, where an evaluation may stop after every round.
 _EPISODES_PER_ROUND = 4
 _STATS_EVERY_S = 2.0
-#: Who is evaluated.
+#: The policy under evaluation.
 Source = PolicySource | ExpertSource | OpenpiSource
 
 
 @dataclass(frozen=True)
 class SuccessConfig:
-    """What is evaluated; `build` opens it.
+    """An evaluation's settings; `build` opens it.
 
     Attributes:
         suite: by name.
@@ -50,7 +50,7 @@ class SuccessConfig:
             every task of the suite as the protocol has trials.
         first_layout: the first trial of every task; another slice of layouts than those of earlier studies.
         stop_width: ends as soon as the mean over tasks is known to within an interval of this width that holds
-            however often one looks (`evaluators.intervals`); None to play every episode.
+            after every round (`evaluators.intervals.confidence_sequence`); None to play every episode.
         num_simulators: simulator actors; None for one per core of the cluster at first, and more of them if these
             wait for the policy; no more than its memory has room for.
         camera_size: side of rendered pictures in pixels, where the protocol leaves it open.
@@ -58,12 +58,12 @@ class SuccessConfig:
         episode_timeout_s: a run that takes longer counts as hung: its simulator is replaced and it runs again.
         policy_threads: CPU threads of the policy's forward pass.
         policy_resources: what a policy actor asks Ray for, such as {"num_gpus": 1}.
-        policy_replicas: actors with the same policy; an episode keeps to one.
-        policy_capacity: episodes that one of them keeps in memory at a time; None for as many as there are.
-        policy_lease_s: an episode that is not heard of for so long is forgotten, and its place given to another;
+        policy_replicas: actors with the same policy; one of them serves an episode to its end.
+        policy_capacity: episodes that one of them has in memory at a time; None for no limit.
+        policy_lease_s: an episode without a request for so many seconds is forgotten and frees its place; choose
             more than a simulator takes between two requests.
         policy_max_batch: observations of a forward pass, None for as many as wait; with 1, results are the same to
-            the last bit whatever dies and however many simulators there are.
+            the last bit with any number of simulators, and also if processes die.
     """
 
     suite: str = "recall"
@@ -111,7 +111,7 @@ class SuccessConfig:
         if self.profile not in profiles:
             raise ValueError(f"profile is {self.profile!r}; for {self.suite} choose among {', '.join(profiles)}")
         if self.suite in SUITES:
-            self.played_by.horizon(self.suite, 1)  # one that does not cover the suite is told now
+            self.played_by.horizon(self.suite, 1)  # refuses a suite that the protocol does not cover
 
     @property
     def played_by(self) -> Protocol:
@@ -177,7 +177,7 @@ class SuccessEvaluation:
             sink: gets `success/<suite>`, `success/<suite>/<task>` and `success/<suite>/family/<family>` with their
                 intervals (`/low`, `/high`), and the fingerprint.
             step: of these metrics: how long the policy has been trained, say.
-            on_status: called with what is known, at first and after each new result (progress bars).
+            on_status: called at the start and after each new result (progress bars).
 
         Raises:
             JournalError: the journal is of another policy, suite, protocol or set of library versions.
@@ -197,8 +197,8 @@ class SuccessEvaluation:
     def record(self, table: SuccessTable, journal: Path, choice: VideoChoice, directory: Path) -> list[Video]:
         """Videos of these episodes of a policy, played again from what `journal` recorded; one mp4 each.
 
-        Those that are in `directory` already are kept. There is none of an episode whose actions were not
-        recorded, or that does not go the same way again (a journal of another kind of machine).
+        Existing videos in `directory` stay. An episode has no video if its actions were not recorded, or lead to
+        another end on this machine (a journal of another kind of machine).
         """
         videos = chosen_videos(table, choice, directory)
         with Journal(journal, table.fingerprint) as records:
@@ -211,7 +211,7 @@ class SuccessEvaluation:
         return [video for _, video in videos if video.path.exists()]
 
     def fingerprint(self, source: Source) -> dict[str, str]:
-        """Everything that a result depends on but its episode's key, which says the layout."""
+        """Everything that a result depends on besides its episode's key, which names the layout."""
         return {
             "protocol": str(self._protocol),
             "suite": self._suite.name,
@@ -237,7 +237,7 @@ class SuccessEvaluation:
     def _play_rounds(
         self, source: Source, records: Journal, on_status: Callable[[RolloutStatus], None]
     ) -> list[EpisodeResult]:
-        """The records of all episodes, or of as many rounds of them as it took to know enough."""
+        """The records of all episodes, or of the rounds until the interval was narrow enough."""
         results: list[EpisodeResult] = []
         recorded = records.results(self.specs)
         status = RolloutStatus(len(self.specs), recorded)
@@ -259,7 +259,7 @@ class SuccessEvaluation:
         return sorted(results, key=lambda result: (result.spec.task, result.spec.trial))
 
     def _rounds(self) -> list[list[EpisodeSpec]]:
-        """All at once; or some trials of every task after the other, so that none is left out unfinished."""
+        """All episodes at once; or some trials of every task per round, so that every round is complete."""
         if self._config.stop_width is None:
             return [self.specs]
         by_trial: dict[int, list[EpisodeSpec]] = {}
@@ -285,7 +285,7 @@ class SuccessEvaluation:
     def _watch(
         self, policy: Service, status: RolloutStatus, on_status: Callable[[RolloutStatus], None]
     ) -> Callable[[EpisodeResult], None]:
-        """Keeps `status` up to date and, where their number is left open, adds as many simulators as pay."""
+        """Updates `status` and, where their number is left open, adds the simulators that keep the cores busy."""
         pool, cores = self.simulators(), cluster_cores()
 
         def on_result(result: EpisodeResult) -> None:

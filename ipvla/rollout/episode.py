@@ -34,7 +34,7 @@ class EpisodeId(NamedTuple):
 
 
 class EpisodeObserver(Protocol):
-    """Watches an episode (video, traces) without a part in it."""
+    """Watches an episode (video, traces) and changes nothing in it."""
 
     def on_reset(self, simulator: Simulator) -> None: ...
     def on_step(self, simulator: Simulator, action: npt.NDArray[np.float32], outcome: StepOutcome) -> None: ...
@@ -45,7 +45,7 @@ class InvalidActionError(ValueError):
 
 
 class ReplayError(ValueError):
-    """The recorded actions lead elsewhere here than where they were recorded."""
+    """The recorded actions lead to another end here than in the recording."""
 
 
 def run_episode(
@@ -90,7 +90,7 @@ def replay_episode(
     actions: npt.NDArray[np.float32],
     observers: Sequence[EpisodeObserver] = (),
 ) -> None:
-    """Plays `actions`, [T, A], from the episode's seed, for observers to watch.
+    """Plays `actions`, [T, A], from the episode's seed, with observers.
 
     Raises:
         ReplayError: the episode does not end as `recorded` (another version of the physics, another processor).

@@ -16,12 +16,12 @@ from ipvla.rollout.sim_pool import WorkerPool
 from ipvla.rollout.sim_worker import EpisodeJob, MakeSimulator, SimWorker, VideoJob, episode_id
 from ipvla.types import EpisodeResult, EpisodeSpec
 
-#: Who is asked for actions.
+#: Gives each episode a client that answers with actions.
 Service = PolicyService | ExpertService | OpenpiService
 
 
 class SimPool:
-    """N simulator actors; they stay (with their simulators loaded) from one policy to the next.
+    """N simulator actors; their simulators stay loaded from one policy to the next.
 
     Args:
         execute: actions of every chunk that are played; None for all.
@@ -77,7 +77,7 @@ class SimPool:
             yield result
 
     def record(self, jobs: Sequence[VideoJob]) -> list[Path]:
-        """The videos of episodes that were played before; not of those that do not go the same way again.
+        """Writes videos of recorded episodes; an episode whose actions lead elsewhere now has none.
 
         Raises:
             JobFailedError: a simulator failed again and again.
@@ -93,7 +93,7 @@ class SimPool:
         return len(self._workers)
 
     def add(self, count: int) -> None:
-        """So many simulators more, also for a run that is under way."""
+        """Adds `count` simulators, also to a run that is under way."""
         self._workers.add(count)
 
     def start(self) -> None:

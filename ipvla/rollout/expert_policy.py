@@ -1,6 +1,6 @@
 """A suite's scripted expert in a policy's place: the same episodes, journal and statistics, without a model.
 
-It sees the true state, so it plays in the simulator's process, and looks at no picture.
+It sees the true state, so it runs in the simulator's process and needs no pictures.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ipvla.types import EpisodeSpec, Observation
 
 @dataclass(frozen=True)
 class ExpertClient:
-    """What a simulator worker holds in place of a `PolicyClient`."""
+    """The simulator worker's client, in place of a `PolicyClient`."""
 
     cache_dir: Path
 
     def playing(self, simulator: ProtocolSimulator, spec: EpisodeSpec) -> Act:
-        """Asks the expert of the episode that `simulator` is about to begin, one action at a time.
+        """Actions of the expert, one at a time, for the episode that `simulator` is about to begin.
 
         Raises:
             ValueError: its suite has none.
@@ -33,12 +33,12 @@ class ExpertClient:
         solve = load_suite(spec.suite, self.cache_dir).expert
         if solve is None:
             raise ValueError(f"{spec.suite} has no scripted expert; choose one of {', '.join(EXPERT_SUITES)}")
-        begun: list[Expert] = []
+        experts: list[Expert] = []
 
         def act(_: Observation, policy_step: int) -> Chunk:
-            if not begun:  # not before the episode has
-                begun.append(solve(simulator.simulator, spec.seed))
-            return simulator.action(begun[0].act()).astype(np.float32)[None]
+            if not experts:  # the episode has begun only now
+                experts.append(solve(simulator.simulator, spec.seed))
+            return simulator.action(experts[0].act()).astype(np.float32)[None]
 
         return act
 
@@ -48,12 +48,12 @@ class ExpertClient:
 
 @dataclass(frozen=True)
 class ExpertSource:
-    """Stands where a `PolicySource` does."""
+    """The source of an expert, in place of a `PolicySource`."""
 
     cache_dir: Path
 
     def sha256(self) -> str:
-        """Of what the experts are written in."""
+        """Of the source code of `ipvla.sim`."""
         from ipvla import sim
 
         files = sorted(path for path in Path(sim.__path__[0]).rglob("*.py"))
@@ -61,7 +61,7 @@ class ExpertSource:
 
 
 class ExpertService:
-    """Stands where a `PolicyService` does; there is nothing to start, nor to mend."""
+    """In place of a `PolicyService`; there is nothing to start or to replace."""
 
     def __init__(self, source: ExpertSource) -> None:
         self._client = ExpertClient(source.cache_dir)

@@ -1,6 +1,6 @@
 """The policy as a Ray actor: one model, many simulators that wait for it.
 
-Whoever holds an actor's handle imports its class; so that a simulator's process does without torch, the model's
+A process that holds an actor's handle imports its class. So that a simulator's process needs no torch, the model's
 side is imported where an actor starts.
 """
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 _PING_TIMEOUT_S = 60.0
 #: Of replicas, before it is no accident that all of them die.
 _STARTS = 5
-#: How often a new episode that waits for room looks whether a lease has run out.
+#: How often a new episode that waits for room checks for leases that have run out.
 _EXPIRY_POLL_S = 5.0
 
 
 @dataclass(frozen=True)
 class PolicySource:
-    """Where an actor gets its policy from: small enough to be sent again whenever the actor is replaced.
+    """Where an actor loads its policy from: small enough to send again when the actor is replaced.
 
     Attributes:
         load: `ipvla.policy.Policy.load`, or another picklable function of the directory.
         directory: the policy's checkpoint, readable where the actor runs.
-        variant: what else than the files decides about its actions; it is part of the hash.
+        variant: what else decides its actions besides the files; part of the hash.
     """
 
     load: Callable[[Path], BatchPolicy]
@@ -58,11 +58,11 @@ class PolicySource:
 
 
 class PolicyDiedError(RuntimeError):
-    """No process of the policy lives long enough to answer."""
+    """Every process of the policy died before it could answer."""
 
 
 class PolicyActor:
-    """Answers whoever waits as soon as the model is free: no timer, so a lone caller is never delayed.
+    """Answers all waiting requests as soon as the model is free: no timer, so a lone caller is never delayed.
 
     Args:
         capacity, lease_s: see `PolicyServer`. A new episode waits for room, and may wait long.
@@ -185,10 +185,10 @@ class PolicyService:
         resources: `ray.remote` options of an actor such as `{"num_gpus": 1}`; by default it asks for no resources,
             as it works only while simulators wait for it.
         replicas: actors with the same policy. An episode is pinned to one of them.
-        capacity: episodes of a replica at a time; None for as many as come.
-        lease_s: seconds after which an episode that is not heard of is forgotten.
+        capacity: episodes of a replica at a time; None for no limit.
+        lease_s: an episode without a request for so many seconds is forgotten.
         max_batch: observations of a forward pass; None for as many as wait. The last bits of a matrix product
-            depend on how many rows it has; with 1 an episode does not depend on who else plays.
+            depend on how many rows it has; with 1 an episode does not depend on the others.
 
     Raises:
         ValueError: fewer than one replica, or no room for an episode.
@@ -207,7 +207,7 @@ class PolicyService:
     ) -> None:
         if min(number for number in (replicas, capacity, max_batch) if number is not None) < 1:
             raise ValueError(
-                f"{replicas} replicas with room for {capacity} episodes, {max_batch} in a batch, serve nobody; "
+                f"{replicas} replicas with room for {capacity} episodes, {max_batch} in a batch, serve nothing; "
                 "pass at least 1"
             )
         self.source = source
@@ -240,7 +240,7 @@ class PolicyService:
         )
 
     def _fill_places(self) -> None:
-        """Starts the missing replicas; waits for them only if no other replica could answer."""
+        """Starts the missing replicas; waits for them only if no other could answer."""
         for place, actor in enumerate(self._replicas):
             if actor is None:
                 self._replicas[place] = self._start()
@@ -269,29 +269,29 @@ class PolicyService:
 
     def stats(self) -> dict[str, float]:
         """Summed over replicas, `mean_batch` and `busy` their means; empty while none has been needed or lives."""
-        told = list(self._answers().values())
-        if not told:
+        answers = list(self._answers().values())
+        if not answers:
             return {}
-        sums = {name: sum(one[name] for one in told) for name in told[0]}
+        sums = {name: sum(stats[name] for stats in answers) for name in answers[0]}
         sums["mean_batch"] = sums["requests"] / max(sums["forwards"], 1)
-        sums["busy"] /= len(told)
+        sums["busy"] /= len(answers)
         return sums
 
     def _answers(self, timeout_s: float = _PING_TIMEOUT_S) -> dict[int, dict[str, float]]:
         """By place the `stats` of the replicas that answer; the others are ended, and started anew when needed."""
-        asked = {
+        requests = {
             place: actor.stats.remote()
             for place, actor in enumerate(self._replicas)
             if actor is not None and place not in self._loading
         }
-        told = {}
-        for place, answer in asked.items():
+        stats = {}
+        for place, answer in requests.items():
             try:
-                told[place] = ray.get(answer, timeout=timeout_s)
+                stats[place] = ray.get(answer, timeout=timeout_s)
             except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
                 ray.kill(self._replicas[place])
                 self._replicas[place] = None
-        return told
+        return stats
 
     def close(self) -> None:
         for actor in self._replicas:

@@ -61,11 +61,11 @@ class TimedPolicy:
 
 
 class StaleEpisodeError(RuntimeError):
-    """A request does not follow its episode's last one: answering it would corrupt the memory."""
+    """A request does not follow its episode's last one: an answer would corrupt the memory."""
 
 
 class CapacityError(RuntimeError):
-    """As many episodes are under way as there is room for."""
+    """There is no room for another episode."""
 
 
 @dataclass
@@ -85,14 +85,14 @@ class Request:
 
 
 class PolicyServer:
-    """Batches requests of several episodes through one forward pass; each episode keeps its own memory row.
+    """Batches requests of several episodes through one forward pass; each episode has its own memory row.
 
     `admit` checks a request's place in its episode, `forward` answers admitted requests, `end` frees the row. An
-    episode that nobody speaks of for a lease's time is freed by `expire`: its simulator is gone. Only `forward`
+    episode without a request for a lease's time is freed by `expire`: its simulator is gone. Only `forward`
     may run in another thread than the rest: it touches nothing but its own requests.
 
     Args:
-        capacity: episodes that may be under way at a time; None for as many as come.
+        capacity: episodes that may be under way at a time; None for no limit.
         lease_s: seconds.
     """
 
@@ -116,7 +116,7 @@ class PolicyServer:
         """Opens the episode at policy step 0, and takes the steps after it in order, one at a time.
 
         Args:
-            now_s: on any clock, that of `expire`.
+            now_s: seconds on the clock of `expire`.
 
         Raises:
             CapacityError: a new episode, for which there is no room.

@@ -1,4 +1,4 @@
-"""Ray actors that run jobs (episodes, demonstrations); the dead are replaced and their jobs run again."""
+"""Ray actors that run jobs (episodes, demonstrations); dead actors are replaced and their jobs run again."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ipvla.sim.environment import environment_variable, renderer
 Job = TypeVar("Job")
 #: Simulators per core, at most: each takes some hundred MB.
 MOST_PER_CORE = 2
-#: Of memory, for a simulator with as many worlds open as it keeps (0.5 GB of the embedded suite's).
+#: Memory of a simulator with its greatest number of open worlds (0.5 GB in the embedded suite).
 SIMULATOR_BYTES = 2**30
-#: A policy that works for more of the time is what everybody waits for; more simulators would only queue.
+#: Simulators wait for a policy that is busy for a larger share of the time; more of them would only queue.
 _SATURATED = 0.9
 _POLL_S = 1.0
 _LONGEST_REASON = 500
@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Worker(Protocol):
-    """What runs in each actor: a plain object. `run` gets what `prepare` made of the job."""
+    """A plain object in each actor. `run` gets what `prepare` returned for the job."""
 
     def run(self, job: Any) -> Any: ...
 
@@ -163,24 +163,24 @@ def cluster_room() -> int:
 
 
 def simulators_for(cores: int, waiting: float, policy_busy: float, room: int) -> int:
-    """From what was measured with one simulator per core.
+    """The number of simulators, from measurements with one per core.
 
     A simulator needs a core while it does not wait for the policy; n of them keep the cores busy once
     n (1 - waiting) = cores.
 
     Args:
-        cores: that simulators may use.
-        waiting: share of the simulators' time in which they wait for the policy, in [0, 1].
-        policy_busy: share of the time in which the policy works, in [0, 1].
-        room: simulators that there is memory for, at least 1.
+        cores: cores that simulators may use.
+        waiting: share of the simulators' time that they wait for the policy, in [0, 1].
+        policy_busy: share of the time that the policy works, in [0, 1].
+        room: simulators that fit into memory, at least 1.
 
     Returns:
         In cores .. MOST_PER_CORE * cores, or `room` if that is less.
     """
     if policy_busy > _SATURATED:
         return min(cores, room)
-    wanted = math.ceil(cores / max(1 - waiting, 1 / MOST_PER_CORE) - 1e-9)
-    return min(max(wanted, cores), MOST_PER_CORE * cores, room)
+    enough = math.ceil(cores / max(1 - waiting, 1 / MOST_PER_CORE) - 1e-9)
+    return min(max(enough, cores), MOST_PER_CORE * cores, room)
 
 
 class AffinityQueue(Generic[Job]):
@@ -252,13 +252,13 @@ class WorkerPool:
         return len(self._slots)
 
     def add(self, count: int) -> None:
-        """So many workers more, also for a run that is under way."""
+        """Adds `count` workers, also to a run that is under way."""
         new = [_Slot() for _ in range(count)]
         self._slots += new
         self._added += new
 
     def start(self, max_attempts: int = 3) -> None:
-        """Starts every worker that has no process, and waits until all have one; `run` waits for nobody.
+        """Starts every worker that has no process, and waits until all have one; `run` does not wait.
 
         Raises:
             JobFailedError: starts failed `max_attempts` times in a row, or none came within `start_timeout_s`.
@@ -269,8 +269,8 @@ class WorkerPool:
         while cold or len(starting):
             for slot in cold:
                 starting.add(slot, self._start(slot))
-            begun = [self._begun(starting, reference) for reference, _ in self._finished({}, starting)]
-            cold = [slot for slot in begun if slot.actor is None]
+            started = [self._started(starting, reference) for reference, _ in self._finished({}, starting)]
+            cold = [slot for slot in started if slot.actor is None]
 
     def run(
         self,
@@ -281,13 +281,13 @@ class WorkerPool:
         prepare: Callable[[Job, int], Any] = lambda job, attempt: job,
         max_attempts: int = 3,
     ) -> Iterator[tuple[Job, Any]]:
-        """Yields (job, result) as they come.
+        """Yields (job, result) as jobs end.
 
         Args:
             group: a worker keeps to one group while it has work (its simulator is loaded).
-            name: what errors call a job; different for every job.
-            prepare: (job, attempt from 0) -> what the worker's `run` receives; called when the job is handed out,
-                so it may also mend what a failed attempt left behind.
+            name: the job's name in errors; unique.
+            prepare: (job, attempt from 0) -> what the worker's `run` receives; called before every attempt,
+                so it may also clean up after a failed one.
 
         Raises:
             JobFailedError: a job, or an actor's start, failed `max_attempts` times, chained to the last failure;
@@ -316,7 +316,7 @@ class WorkerPool:
                     running[reference] = _Running(slot, job, attempt, time.monotonic())
                 for reference, overdue in self._finished(running, starting):
                     if reference in starting:
-                        idle.append(self._begun(starting, reference))
+                        idle.append(self._started(starting, reference))
                         continue
                     done = running.pop(reference)
                     idle.append(done.slot)
@@ -333,7 +333,7 @@ class WorkerPool:
                     else:
                         yield done.job, result
         finally:
-            for left in running.values():  # half-done work must not reach the next run
+            for left in running.values():  # unfinished work must not reach the next run
                 self._discard(left.slot)
 
     def close(self) -> None:
@@ -347,7 +347,7 @@ class WorkerPool:
         self.close()
 
     def _start(self, slot: _Slot) -> ray.ObjectRef[Any]:
-        # "DEFAULT": beside whoever evaluates, not in what a trial of a sweep has reserved for itself.
+        # "DEFAULT": outside the resources that a trial of a sweep has reserved for itself.
         options = {
             "num_cpus": self._share(),
             "max_restarts": 0,
@@ -359,8 +359,8 @@ class WorkerPool:
         reference: ray.ObjectRef[Any] = slot.actor.__ray_ready__.remote()
         return reference
 
-    def _begun(self, starting: _Starting, reference: ray.ObjectRef[Any]) -> _Slot:
-        """The slot, whose actor is ready, or gone if it did not live to be."""
+    def _started(self, starting: _Starting, reference: ray.ObjectRef[Any]) -> _Slot:
+        """The slot; its actor is ready, or gone if it died before."""
         slot = starting.pop(reference)
         try:
             ray.get(reference)
@@ -381,7 +381,7 @@ class WorkerPool:
     def _finished(
         self, running: Mapping[ray.ObjectRef[Any], _Running[Any]], starting: _Starting
     ) -> list[tuple[ray.ObjectRef[Any], bool]]:
-        """(job or start, whether its time is up) of those to be dealt with now; waits at most a second."""
+        """(job or start, whether its time is up) of those that have ended or are late; waits at most a second."""
         ready, waiting = ray.wait([*running, *starting], num_returns=1, timeout=_POLL_S)
         deadline = time.monotonic() - self._job_timeout_s
         late = [one for one in waiting if one in running and running[one].started < deadline]

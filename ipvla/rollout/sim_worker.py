@@ -1,4 +1,4 @@
-"""Plays episodes in one process: keeps the simulators that it has opened, asks the policy actor for actions."""
+"""Plays episodes in one process: its simulators stay open, and the policy actor answers with actions."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SuiteSimulators:
-    """Opens the simulators of the suites by name, to be played by a protocol.
+    """Opens the simulators of the suites by name, under a protocol.
 
     Attributes:
-        cache_dir: where a suite keeps its files.
+        cache_dir: directory of the suites' files.
         camera_size: side of rendered pictures in pixels, where the protocol leaves it open.
         protocol: how they are played.
         profile: how pictures are drawn, of `ipvla.sim.suites.PROFILES`.
@@ -69,7 +69,7 @@ class EpisodeJob:
 
 @dataclass(frozen=True)
 class VideoJob:
-    """The recording of an episode that was played before.
+    """The video of a recorded episode.
 
     Attributes:
         actions: float32 [T, A], of its trace.
@@ -87,7 +87,7 @@ def episode_id(spec: EpisodeSpec) -> EpisodeId:
 
 
 def _unseen() -> Observation:
-    """For who sees the true state: pictures would cost most of an episode's time."""
+    """For an expert, which sees the true state: pictures would cost most of an episode's time."""
     return Observation({}, np.zeros(0, np.float32), "", 0)
 
 
@@ -104,7 +104,7 @@ class SimWorker:
         self._simulators: OrderedDict[tuple[str, str], Simulator] = OrderedDict()
 
     def run(self, job: EpisodeJob | VideoJob) -> EpisodeResult | Path | None:
-        """The episode's result; of a recording its path, or None if the episode does not go the same way again."""
+        """The episode's result; of a video its path, or None if the recorded actions lead elsewhere now."""
         return self._play(job) if isinstance(job, EpisodeJob) else self._record(job)
 
     def _play(self, job: EpisodeJob) -> EpisodeResult:

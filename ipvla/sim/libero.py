@@ -102,7 +102,7 @@ class Problem(Protocol):
     def step(self, action: npt.NDArray[np.float64]) -> Any: ...
     def close(self) -> None: ...
     def begin(self, seed: int) -> None:
-        """Starts the episode of this seed, bit for bit the same whatever ran before."""
+        """Starts the episode of this seed, bit for bit the same after any other."""
 
     def outcome(self) -> StepOutcome: ...
     def picture(self, camera: str, size: int) -> npt.NDArray[np.uint8]:
@@ -121,7 +121,7 @@ class LiberoSimulator:
 
     Args:
         problem: the environment.
-        task: what it plays.
+        task: its task.
         camera_size: height and width of the policy's pictures, in pixels.
         cameras: of these pictures, by MuJoCo's names.
     """
@@ -139,7 +139,7 @@ class LiberoSimulator:
         self.reset(0)
 
     def reset(self, seed: int) -> None:
-        """Starts the episode of this seed, bit for bit the same whatever ran before.
+        """Starts the episode of this seed, bit for bit the same after any other.
 
         Raises:
             ValueError: the seed is outside [0, 2^32).

@@ -1,7 +1,6 @@
-"""Any openpi server in a policy's place: the same episodes, journal and statistics, with the model elsewhere.
+"""An openpi server as the policy: the same episodes, journal and statistics, with the model elsewhere.
 
-A simulator asks over a connection of its own for every episode, so a server may keep a memory per connection, or
-none at all.
+Every episode has its own connection, so a server may have a memory per connection, or none at all.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from ipvla.rollout.openpi.contract import STEP, TOKEN_VARIABLE, to_message
 from ipvla.rollout.openpi.messages import pack, unpack
 from ipvla.types import Observation
 
-#: What `server` is in the metadata of ours.
+#: The value of `server` in our own server's metadata.
 OURS: Final = "ipvla"
 _CONNECT_S = 10.0
-#: A model that is compiled at its first observation takes this long.
+#: Long enough for a model that compiles at its first observation.
 _ANSWER_S = 300.0
 
 
@@ -32,7 +31,7 @@ class OpenpiError(ValueError):
 
 @dataclass
 class OpenpiClient:
-    """What a simulator worker holds in place of a `PolicyClient`; of one episode."""
+    """The simulator worker's client for one episode, in place of a `PolicyClient`."""
 
     url: str
     token: str | None = field(default=None, repr=False)
@@ -73,31 +72,33 @@ class OpenpiClient:
 
 @dataclass(frozen=True)
 class OpenpiSource:
-    """Stands where a `PolicySource` does.
+    """The source of a served policy, in place of a `PolicySource`.
 
     Attributes:
         url: `ws://host:port`.
-        token: what the server wants as `api_key`.
+        token: the server's `api_key`.
     """
 
     url: str
     token: str | None = field(default=None, repr=False)
 
     def metadata(self) -> dict[str, Any]:
-        """What the server tells of itself. OpenpiError if it cannot be reached."""
+        """The server's metadata. OpenpiError if it cannot be reached."""
         connection, metadata = _connected(self.url, self.token)
         connection.close()
         return metadata
 
     def sha256(self) -> str:
-        """The policy's, if the server tells; else of what it tells and where it is."""
+        """The policy's, if the metadata hold it; else of the metadata and the address."""
         metadata = self.metadata()
-        told = metadata.get("policy_sha256")
-        return told if isinstance(told, str) else hashlib.sha256(self.url.encode() + pack(metadata)).hexdigest()
+        policy_hash = metadata.get("policy_sha256")
+        if isinstance(policy_hash, str):
+            return policy_hash
+        return hashlib.sha256(self.url.encode() + pack(metadata)).hexdigest()
 
 
 class OpenpiService:
-    """Stands where a `PolicyService` does; there is nothing to start here, nor to mend."""
+    """In place of a `PolicyService`; there is nothing to start or to replace here."""
 
     def __init__(self, source: OpenpiSource) -> None:
         self._source = source
