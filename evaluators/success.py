@@ -33,7 +33,7 @@ from ipvla.types import EpisodeResult, EpisodeSpec
 #: For each simulator, where an evaluation may stop after every round.
 _EPISODES_PER_ROUND = 4
 _STATS_EVERY_S = 2.0
-#: The policy under evaluation.
+#: Who is evaluated.
 Source = PolicySource | ExpertSource | OpenpiSource
 
 
@@ -111,7 +111,7 @@ class SuccessConfig:
         if self.profile not in profiles:
             raise ValueError(f"profile is {self.profile!r}; for {self.suite} choose among {', '.join(profiles)}")
         if self.suite in SUITES:
-            self.played_by.horizon(self.suite, 1)  # refuses a suite that the protocol does not cover
+            self.played_by.horizon(self.suite, 1)  # one that does not cover the suite is told now
 
     @property
     def played_by(self) -> Protocol:
@@ -197,8 +197,8 @@ class SuccessEvaluation:
     def record(self, table: SuccessTable, journal: Path, choice: VideoChoice, directory: Path) -> list[Video]:
         """Videos of these episodes of a policy, played again from what `journal` recorded; one mp4 each.
 
-        Existing videos in `directory` stay. An episode has no video if its actions were not recorded, or lead to
-        another end on this machine (a journal of another kind of machine).
+        Those that are in `directory` already are kept. There is none of an episode whose actions were not
+        recorded, or that does not go the same way again (a journal of another kind of machine).
         """
         videos = chosen_videos(table, choice, directory)
         with Journal(journal, table.fingerprint) as records:
@@ -211,7 +211,7 @@ class SuccessEvaluation:
         return [video for _, video in videos if video.path.exists()]
 
     def fingerprint(self, source: Source) -> dict[str, str]:
-        """Everything that a result depends on besides its episode's key, which names the layout."""
+        """Everything that a result depends on but its episode's key, which says the layout."""
         return {
             "protocol": str(self._protocol),
             "suite": self._suite.name,

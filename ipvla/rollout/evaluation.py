@@ -16,7 +16,7 @@ from ipvla.rollout.sim_pool import WorkerPool
 from ipvla.rollout.sim_worker import EpisodeJob, MakeSimulator, SimWorker, VideoJob, episode_id
 from ipvla.types import EpisodeResult, EpisodeSpec
 
-#: Gives each episode a client that answers with actions.
+#: Who is asked for actions.
 Service = PolicyService | ExpertService | OpenpiService
 
 

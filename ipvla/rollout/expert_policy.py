@@ -33,12 +33,12 @@ class ExpertClient:
         solve = load_suite(spec.suite, self.cache_dir).expert
         if solve is None:
             raise ValueError(f"{spec.suite} has no scripted expert; choose one of {', '.join(EXPERT_SUITES)}")
-        experts: list[Expert] = []
+        begun: list[Expert] = []
 
         def act(_: Observation, policy_step: int) -> Chunk:
-            if not experts:  # the episode has begun only now
-                experts.append(solve(simulator.simulator, spec.seed))
-            return simulator.action(experts[0].act()).astype(np.float32)[None]
+            if not begun:  # not before the episode has
+                begun.append(solve(simulator.simulator, spec.seed))
+            return simulator.action(begun[0].act()).astype(np.float32)[None]
 
         return act
 

@@ -32,7 +32,7 @@ class Suite:
         build: makes the simulator of a task's name at a camera size, with these cameras, drawn by this profile,
             its world built from this seed.
         unlisted: the task of a name that is not in `tasks`, None if there is none either.
-        expert: (simulator at the start of an episode, the episode's seed) -> its expert; None without one.
+        expert: (simulator at the start of an episode, the episode's seed) -> who solves it; None if nobody does.
         demonstrate: (simulator, seed) -> the expert's demonstration of that episode, None if it failed.
     """
 
