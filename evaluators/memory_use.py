@@ -27,7 +27,7 @@ from ipvla.rollout.memory_intervention import (
     InterventionService,
     InterventionSource,
     MemoryIntervention,
-    Record,
+    RecordMemory,
     Shuffle,
     Swap,
     can_shuffle,
@@ -249,7 +249,7 @@ class MemoryUseEvaluation:
         bar = _Bar(on_progress, len(self._success.specs), 1 + len(cells))
 
         donors = directory / "donors" / self._digest(source)
-        records = tuple(Record(t, donors) for t in self._times if Swap.kind in self._kinds)
+        records = tuple(RecordMemory(t, donors) for t in self._times if Swap.kind in self._kinds)
         recording = InterventionSource(source.load, source.directory, records)
         bar.start(f"{name} undisturbed")
         undisturbed = self._success.run(name, recording, directory / "undisturbed.sqlite", on_status=bar.update)
@@ -311,7 +311,7 @@ class MemoryUseEvaluation:
         unrecorded = {
             spec.key: spec
             for record in source.interventions
-            if isinstance(record, Record)
+            if isinstance(record, RecordMemory)
             for spec in reached[record.t]
             if not memory_file(record.directory, spec.key, record.t).exists()
         }

@@ -81,7 +81,7 @@ class Freeze(MemoryIntervention):
 
 
 @dataclass(frozen=True)
-class Record(MemoryIntervention):
+class RecordMemory(MemoryIntervention):
     """Changes nothing, and writes the memory to `memory_file`, whole or not at all.
 
     Attributes:
@@ -98,7 +98,7 @@ class Record(MemoryIntervention):
 
 
 def memory_file(directory: Path, episode: str, t: int) -> Path:
-    """Where `Record` puts what `episode` remembered at its first policy step at or after t."""
+    """Where `RecordMemory` puts what `episode` remembered at its first policy step at or after t."""
     return directory / episode / f"{t}.safetensors"
 
 

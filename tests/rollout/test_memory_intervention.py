@@ -22,7 +22,7 @@ from ipvla.rollout.memory_intervention import (
     IntervenedPolicy,
     InterventionClient,
     MemoryIntervention,
-    Record,
+    RecordMemory,
     Reset,
     Shuffle,
     Swap,
@@ -99,7 +99,7 @@ def same(one: object, other: object) -> bool:
 
 def probes(policy: Policy, directory: Path) -> list[MemoryIntervention]:
     """One of each kind at T; "a" gets the memory of "b"."""
-    play(IntervenedPolicy(policy), episode("b", Record(T, directory)))
+    play(IntervenedPolicy(policy), episode("b", RecordMemory(T, directory)))
     return [Reset(T), Freeze(T), Swap(T, {"a": memory_file(directory, "b", T)}), Shuffle(T)]
 
 
@@ -133,7 +133,7 @@ def test_freeze_reads_the_same_memory_at_every_later_step(gru: Policy) -> None:
 
 
 def test_swap_continues_with_what_the_donor_remembered(gru: Policy, tmp_path: Path) -> None:
-    recorded = play(IntervenedPolicy(gru), episode("b", Record(T, tmp_path)))
+    recorded = play(IntervenedPolicy(gru), episode("b", RecordMemory(T, tmp_path)))
     assert same(recorded, play(gru, episode("b"))), "the donor is not disturbed"
     _, theirs = recorded[T // 2 - 1]
     swap = Swap(T, {"a": memory_file(tmp_path, "b", T)})
