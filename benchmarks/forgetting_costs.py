@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from evaluators.forgetting import Estimate, FloatArray
+from evaluators.intervals import percentiles, resampled
 from ipvla.data.plan import PlanPosition
 from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting import Gains
@@ -217,9 +218,8 @@ def ratios(seconds: FloatArray, every: int, settings: StepCostConfig) -> tuple[E
         baseline, method, _, reading = np.moveaxis(np.median(seconds, axis=-2), -1, 0)
         return np.stack([method / baseline, (method + reading / every) / method])
 
-    rng = np.random.default_rng(settings.seed)
-    drawn = seconds[rng.integers(len(seconds), size=(settings.draws, len(seconds)))]
-    lows, highs = np.quantile(both(drawn), [0.025, 0.975], axis=-1)
+    drawn = both(resampled(seconds, settings.draws, settings.seed))  # [2, draws]
+    lows, highs = percentiles(drawn.T)
     hsw, thermostat = (
         Estimate(float(value), float(low), float(high))
         for value, low, high in zip(both(seconds), lows, highs, strict=True)

@@ -31,6 +31,7 @@ from ipvla.models.backbones import TinyConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
 from ipvla.rollout.endpoint import PolicyEndpoint
+from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.expert_policy import ExpertClient, ExpertSource
 from ipvla.rollout.openpi.client import OpenpiClient, OpenpiSource
 from ipvla.rollout.openpi.contract import from_message
@@ -223,11 +224,11 @@ class _Here:
     def __init__(self, policy: Policy) -> None:
         self._server = PolicyServer(policy)
 
-    def act(self, episode_id: str, observation: Observation, policy_step: int) -> npt.NDArray[np.float32]:
+    def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> npt.NDArray[np.float32]:
         (chunk,) = self._server.forward([self._server.admit(episode_id, policy_step, observation)])
         return chunk
 
-    def end(self, episode_id: str) -> None:
+    def end(self, episode_id: EpisodeId) -> None:
         self._server.end(episode_id)
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from evaluators.intervals import mcnemar_exact
 from evaluators.paired import compare
-from evaluators.statistics import mcnemar_exact
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable, tabulate
 from ipvla.policy import Policy

@@ -16,12 +16,12 @@ import torch
 from benchmarks.rollout_meter import MeteredSimulators
 from benchmarks.rollout_policy import CAMERAS
 from ipvla import policy as trained
+from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.evaluation import SimPool
-from ipvla.rollout.oversubscription import MOST_PER_CORE, simulators_for
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.rollout.policy_client import PolicyClient
-from ipvla.rollout.policy_server import Policy
-from ipvla.rollout.sim_pool import cluster_cores, cluster_room
+from ipvla.rollout.policy_server import BatchPolicy
+from ipvla.rollout.sim_pool import MOST_PER_CORE, cluster_cores, cluster_room, simulators_for
 from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.protocols import EvaluationProtocol
 from ipvla.sim.simulator import Split
@@ -117,7 +117,7 @@ class IdlePolicies:
     act_s: float = 0.0
     width: int = 256
 
-    def __call__(self, _directory: Path) -> Policy:
+    def __call__(self, _directory: Path) -> BatchPolicy:
         return _IdlePolicy(self)
 
 
@@ -138,10 +138,10 @@ class _IdlePolicy:
 class _Caller:
     """A simulator's place in the service, without the simulator."""
 
-    def ask(self, name: str, client: PolicyClient, steps: int) -> list[float]:
+    def ask(self, caller: str, client: PolicyClient, steps: int) -> list[float]:
         """Seconds of every call but the first few."""
         images = {camera: np.zeros((224, 224, 3), np.uint8) for camera in CAMERAS}
-        seconds = []
+        seconds, name = [], EpisodeId(caller)
         for step in range(steps):
             observation = Observation(images, np.zeros(8, np.float32), "put the bowl on the plate", step)
             started = time.perf_counter()
@@ -154,10 +154,10 @@ class _Caller:
 class _Nobody:
     """Takes a policy actor's place and answers without a policy, a queue or a thread."""
 
-    def act(self, name: str, step: int, observation: Observation) -> npt.NDArray[np.float32]:
+    def act(self, name: EpisodeId, step: int, observation: Observation) -> npt.NDArray[np.float32]:
         return np.zeros((_IdlePolicy.execute, 7), np.float32)
 
-    def end(self, name: str) -> None: ...
+    def end(self, name: EpisodeId) -> None: ...
 
 
 def bare_call_ms(steps: int) -> float:
@@ -170,7 +170,7 @@ def bare_call_ms(steps: int) -> float:
 
 
 def act_overhead_ms(
-    callers: int, steps: int, scratch: Path, load: Callable[[Path], Policy] = IdlePolicies()
+    callers: int, steps: int, scratch: Path, load: Callable[[Path], BatchPolicy] = IdlePolicies()
 ) -> float:
     """Milliseconds per answer beyond `policy.act`, with so many callers of two 224 px pictures each.
 

@@ -19,7 +19,7 @@ from ipvla.sim.simulator import StepOutcome, Task
 from ipvla.types import Memory, Observation
 
 if TYPE_CHECKING:  # a simulator's process has no use for it
-    from ipvla.rollout.policy_server import Policy
+    from ipvla.rollout.policy_server import BatchPolicy
 
 #: Control steps that a chunk is played for.
 EXECUTE: Final = 8
@@ -97,7 +97,7 @@ class WaitingPolicies:
 
     forward: ForwardTime
 
-    def __call__(self, _directory: Path) -> Policy:
+    def __call__(self, _directory: Path) -> BatchPolicy:
         return _WaitingPolicy(self.forward)
 
 

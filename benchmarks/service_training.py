@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from evaluators.forgetting import Estimate, FloatArray
+from evaluators.intervals import percentiles, resampled
 from ipvla.atomic_file import write_text
 from ipvla.data.plan import PlanPosition
 from ipvla.experiment import ExperimentConfig
@@ -187,9 +188,8 @@ def trainer_ratio(times: StepTimes, turns: TurnsConfig, clock: str = "ms") -> Es
         worker, bare = np.median(ms, axis=-1)
         return worker / bare
 
-    rng = np.random.default_rng(turns.seed)
-    drawn = by_turn[:, rng.integers(by_turn.shape[1], size=(turns.draws, by_turn.shape[1]))]
-    low, high = np.quantile(ratio(drawn), [0.025, 0.975])
+    drawn = resampled(by_turn.T, turns.draws, turns.seed)  # [draws, turn, who]
+    low, high = percentiles(ratio(drawn.transpose(2, 0, 1)))
     return Estimate(float(ratio(by_turn)), float(low), float(high))
 
 

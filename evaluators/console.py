@@ -1,4 +1,4 @@
-"""Success and paired comparisons as tables on the console."""
+"""Success and paired comparisons as tables: on the console, and as Markdown for the description of a run."""
 
 from __future__ import annotations
 
@@ -48,11 +48,40 @@ def comparison_table(comparisons: Sequence[PairedComparison]) -> Table:
     for c in comparisons:
         name = f"{c.family}: {c.first} against {c.second}"
         table.add_row(
-            name, str(c.pairs), str(c.only_first), str(c.only_second), _difference(c), f"{c.p_value:.2g}"
+            name, str(c.pairs), str(c.only_first), str(c.only_second), difference_cell(c), f"{c.p_value:.2g}"
         )
     return table
 
 
-def _difference(comparison: PairedComparison) -> str:
-    low, high = comparison.difference95
+def difference_cell(comparison: PairedComparison) -> str:
+    """E.g. `+0.14 (+0.02, +0.26)`; of one layout per task there is no interval."""
+    interval = comparison.difference95
+    if interval is None:
+        layouts = "one layout" if comparison.pairs == 1 else "one layout per task"
+        return f"{comparison.difference:+.2f} (no interval: {layouts})"
+    low, high = interval
     return f"{comparison.difference:+.2f} ({low:+.2f}, {high:+.2f})"
+
+
+def result_note(tables: Sequence[SuccessTable], comparisons: Sequence[PairedComparison] = ()) -> str:
+    """Markdown: family x policy with Wilson's 95 % intervals, then the differences on the same layouts."""
+    cells = [{row.name: row for row in table.families} for table in tables]
+    lines = _head("family", *(table.policy for table in tables), "chance")
+    for family in dict.fromkeys(name for rows in cells for name in rows):
+        present = [rows.get(family) for rows in cells]
+        chance = next(row.chance for row in present if row)
+        lines.append(_row(family, *map(success_cell, present), f"{chance:.2f}"))
+    if comparisons:
+        lines += ["", *_head("family", "minus", "pairs", "difference (95 %)", "McNemar's p")]
+        for one in comparisons:
+            against = f"{one.first} - {one.second}"
+            lines.append(_row(one.family, against, str(one.pairs), difference_cell(one), f"{one.p_value:.2g}"))
+    return "\n".join(lines)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _head(*headings: str) -> list[str]:
+    return [_row(*headings), "|---" * len(headings) + "|"]

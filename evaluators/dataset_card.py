@@ -1,4 +1,4 @@
-"""A dataset's card: what it has, how much of it, and what is suspicious."""
+"""A dataset's card: its content, its size, and what is suspicious."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DatasetCard:
         name, location: the source's.
         format: "LeRobotDataset v3" or "RLDS", with the format of its records.
         standard: name of the standard's class, and what is not usual about it.
-        fps: control steps per second; None where the dataset does not tell.
+        fps: control steps per second; None where the dataset does not say.
         episodes: that can be used; `transitions` are their control steps.
         broken: what is wrong with each of those that cannot be.
         unlabelled: episodes that can be used and have no task in words.
@@ -81,7 +81,7 @@ def dataset_card(source: EpisodeSource, standard: Standard, survey: Survey, samp
         name=source.name,
         location=source.location,
         format=_format(source),
-        standard=_told(standard),
+        standard=_described(standard),
         fps=source.fps if isinstance(source, LeRobotSource) else None,
         episodes=len(numbers),
         transitions=survey.statistics.num_transitions,
@@ -99,15 +99,15 @@ def dataset_card(source: EpisodeSource, standard: Standard, survey: Survey, samp
     )
 
 
-def _told(standard: Standard) -> str:
-    told = [f"gripper {standard.gripper}"]
+def _described(standard: Standard) -> str:
+    notes = [f"gripper {standard.gripper}"]
     if any(standard.trimmed):
-        told.append("without the first {} and last {} steps".format(*standard.trimmed))
+        notes.append("without the first {} and last {} steps".format(*standard.trimmed))
     if getattr(standard, "padded_state", False):
-        told.append("state padded as OpenVLA's")
+        notes.append("state padded as OpenVLA's")
     if standard.skip_noops:
-        told.append("without steps that do nothing")
-    return f"{type(standard).__name__}: {', '.join(told)}"
+        notes.append("without steps that do nothing")
+    return f"{type(standard).__name__}: {', '.join(notes)}"
 
 
 def _format(source: EpisodeSource) -> str:

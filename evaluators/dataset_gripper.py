@@ -1,4 +1,4 @@
-"""Whether a dataset's gripper is told as its standard says."""
+"""Does a dataset's gripper follow the convention of its standard?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STATES_WITH_FINGERS = (8, 9)
 _SETTLED = 8
 #: Half of the way that LIBERO's fingers go, in metres.
 _HALF_OPEN = 0.04
-#: Below so many settled steps, fingers tell nothing.
+#: With fewer settled steps, fingers prove nothing.
 _ENOUGH = 20
 
 
@@ -38,11 +38,11 @@ def suspicions(standard: Standard, statistics: FeatureStatistics, sample: Datase
         return
     low, high = float(statistics.min[-1]), float(statistics.max[-1])
     lowest, open_value, closed_value = (-1, -1, 1) if standard.gripper == "environment" else (0, 1, 0)
-    told = f"{standard.gripper} takes {open_value} for open and {closed_value} for closed"
+    convention = f"{standard.gripper} takes {open_value} for open and {closed_value} for closed"
     if low < lowest - _TOLERANCE or high > 1 + _TOLERANCE:
-        yield (f"it goes from {low:.3g} to {high:.3g}; {told}")
+        yield (f"it goes from {low:.3g} to {high:.3g}; {convention}")
     elif standard.gripper == "environment" and -_TOLERANCE <= low < 0.5:
-        yield (f"it goes from {low:.3g} to {high:.3g}, as openings of 0 and 1 do; {told}")
+        yield (f"it goes from {low:.3g} to {high:.3g}, as openings of 0 and 1 do; {convention}")
     closed = [environment_gripper(action[:, -1], standard.gripper) > 0 for action in sample.actions]
     shut, wide = _fingers(standard, sample, closed)
     if shut is not None and wide is not None and shut > wide:
@@ -53,9 +53,9 @@ def suspicions(standard: Standard, statistics: FeatureStatistics, sample: Datase
     elif (shut is not None and shut < (wide or _HALF_OPEN)) or (wide is not None and wide > _HALF_OPEN):
         return  # fingers do what they are told
     if low == high:
-        yield (f"it is {low:.3g} throughout; {told}")
+        yield (f"it is {low:.3g} throughout; {convention}")
     elif (starts := int(sum(each[0] for each in closed))) > len(closed) / 2:
-        yield (f"{starts} of {len(closed)} episodes begin with it closed; {told}")
+        yield (f"{starts} of {len(closed)} episodes begin with it closed; {convention}")
 
 
 def _fingers(

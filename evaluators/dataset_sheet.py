@@ -78,13 +78,13 @@ class Histogram:
     def of(cls, values: npt.NDArray[np.float32], q01: float, q99: float) -> Histogram:
         """Of values [N]; a single value gets bins of its own width."""
         low, high = float(values.min()), float(values.max())
-        told = f"always {low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        range_text = f"always {low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
         if low == high:
             low, high = low - 0.5, high + 0.5
         counts, _ = np.histogram(values, bins=_BINS, range=(low, high))
         heights = np.log1p(counts) / np.log1p(counts.max())
         q01, q99 = (float(np.clip((q - low) / (high - low), 0, 1)) for q in (q01, q99))
-        return cls(told, tuple(heights.round(3).tolist()), q01, q99)
+        return cls(range_text, tuple(heights.round(3).tolist()), q01, q99)
 
 
 def histograms(card: DatasetCard, sample: DatasetSample) -> list[Histogram]:

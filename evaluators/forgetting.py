@@ -13,6 +13,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from evaluators.intervals import resampled
+
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -126,7 +128,7 @@ def mean_over_seeds(
     values = values[~np.isnan(values)]
     if not len(values):
         return Estimate(math.nan, math.nan, math.nan)
-    drawn = np.random.default_rng(seed).choice(values, (draws, len(values))).mean(1)
+    drawn = resampled(values, draws, seed).mean(1)
     return interval(float(values.mean()), drawn, len(values), confidence)
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from evaluators.statistics import wilson_interval
+from evaluators.intervals import wilson_interval
 from ipvla.atomic_file import replacing
 from ipvla.policy import Policy
 from ipvla.sim.fingerprint import fingerprint
@@ -58,7 +58,7 @@ class GroundingRecord:
     proprio: npt.NDArray[np.float32]
 
     @property
-    def told(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """All but image and proprioception, as JSON values."""
         return {name: getattr(self, name) for name in ("task", "seed", "t", "kind", "question", "answer")}
 
@@ -171,10 +171,10 @@ def answered(policy: Policy, records: Sequence[GroundingRecord], batch: int = 64
     right = []
     for start in range(0, len(records), batch):
         some = records[start : start + batch]
-        seen = [Observation({CAMERA: r.image}, r.proprio, "", r.t) for r in some]
-        inputs = policy.transforms.inputs(seen).to(model.action_varies.device)
-        said = model.backbone.answer(inputs, [r.question for r in some], _ANSWER_TOKENS)
-        right += [answer == r.answer for answer, r in zip(said, some, strict=True)]
+        observations = [Observation({CAMERA: r.image}, r.proprio, "", r.t) for r in some]
+        inputs = policy.transforms.inputs(observations).to(model.action_varies.device)
+        answers = model.backbone.answer(inputs, [r.question for r in some], _ANSWER_TOKENS)
+        right += [answer == r.answer for answer, r in zip(answers, some, strict=True)]
     model.train(was_training)
     return np.array(right, np.bool_)
 
@@ -197,8 +197,8 @@ def digest(records: Sequence[GroundingRecord]) -> str:
     """Hexadecimal SHA-256 of all that the records hold: what a result says it was measured on."""
     sha256 = hashlib.sha256()
     for record in records:
-        told = json.dumps([record.told, record.image.shape]).encode()
-        sha256.update(told + record.image.tobytes() + record.proprio.tobytes())
+        described = json.dumps([record.described, record.image.shape]).encode()
+        sha256.update(described + record.image.tobytes() + record.proprio.tobytes())
     return sha256.hexdigest()
 
 
@@ -215,7 +215,7 @@ def _episode(simulator: LiberoSimulator, seed: int, count: int) -> Iterator[Grou
         question = draw(possible, rng)
         if question is not None:
             asked.add((t, question.text))
-            seen = simulator.observe()
+            observation = simulator.observe()
             yield GroundingRecord(
                 task=task.name,
                 seed=seed,
@@ -223,16 +223,16 @@ def _episode(simulator: LiberoSimulator, seed: int, count: int) -> Iterator[Grou
                 kind=question.kind,
                 question=question.text,
                 answer=question.answer,
-                image=seen.images[CAMERA],
-                proprio=seen.proprio,
+                image=observation.images[CAMERA],
+                proprio=observation.proprio,
             )
 
 
 def _save(records: Sequence[GroundingRecord], path: Path) -> None:
     tensors = {name: np.stack([getattr(r, name) for r in records]) for name in ("image", "proprio")}
-    told = {"records": json.dumps([r.told for r in records]), "sha256": digest(records)}
+    metadata = {"records": json.dumps([r.described for r in records]), "sha256": digest(records)}
     with replacing(path) as part:
-        save_file(tensors, part, told)
+        save_file(tensors, part, metadata)
 
 
 def _load(path: Path) -> tuple[GroundingRecord, ...] | None:
@@ -240,9 +240,9 @@ def _load(path: Path) -> tuple[GroundingRecord, ...] | None:
     try:
         with safe_open(path, "np") as file:
             metadata, images, proprio = file.metadata(), file.get_tensor("image"), file.get_tensor("proprio")
-        told = json.loads(metadata["records"])
+        described = json.loads(metadata["records"])
         records = tuple(
-            GroundingRecord(**t, image=i, proprio=p) for t, i, p in zip(told, images, proprio, strict=True)
+            GroundingRecord(**t, image=i, proprio=p) for t, i, p in zip(described, images, proprio, strict=True)
         )
     except (OSError, SafetensorError, ValueError, LookupError, TypeError):
         return None

@@ -1,9 +1,9 @@
 """Is the memory used? The success that the same held-out episodes lose when the memory is changed at step t.
 
-Each probe of `ipvla.rollout.memory_probe` plays every episode that reaches control step t again. Episodes that
-end before t are not touched by it: their undisturbed result stands, so all rows are over the same n episodes. The
-donor of `swap` is the nearest earlier trial of the same task that reached t, or the nearest later one if there is
-none; its memory is recorded in the undisturbed pass.
+Each intervention of `ipvla.rollout.memory_intervention` plays every episode that reaches control step t again.
+Episodes that end before t keep their undisturbed result, so all rows are over the same n episodes.
+The donor of `swap` is the nearest earlier trial of the same task that reached t, or the nearest later one if there
+is none; its memory is recorded in the undisturbed pass. Settings and records call an intervention a probe.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from evaluators.paired_difference import newcombe_paired_interval
+from evaluators.intervals import mcnemar_exact, newcombe_paired_interval, wilson_interval
 from evaluators.rollout_status import RolloutStatus
-from evaluators.statistics import mcnemar_exact, wilson_interval
 from evaluators.success import SuccessConfig, SuccessEvaluation
 from evaluators.success_table import SuccessTable
 from ipvla.atomic_file import write_text
 from ipvla.rollout.endpoint import PolicyEndpoint
 from ipvla.rollout.journal import Journal
-from ipvla.rollout.memory_probe import (
-    PROBES,
-    Probe,
-    ProbedSource,
-    ProbingService,
-    Record,
+from ipvla.rollout.memory_intervention import (
+    INTERVENTIONS,
+    InterventionService,
+    InterventionSource,
+    MemoryIntervention,
+    RecordMemory,
     Shuffle,
     Swap,
     can_shuffle,
     memory_file,
 )
-from ipvla.rollout.policy_actor import PolicyService, PolicySource
-from ipvla.rollout.policy_server import Policy
+from ipvla.rollout.policy_actor import PolicySource
+from ipvla.rollout.policy_server import BatchPolicy
 from ipvla.rollout.sim_worker import MakeSimulator
+from ipvla.sim.environment import require_simulators
 from ipvla.sim.suite import Suite
 from ipvla.sim.suites import load_suite
 from ipvla.tracking import MetricSink
@@ -48,15 +48,15 @@ OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
-    """Which probes are made, and when; `build` opens the suite.
+class InterventionConfig:
+    """The interventions and their times; `build` opens the suite.
 
     Attributes:
         kinds: of `reset`, `freeze`, `swap`, `shuffle`.
         times: control steps t, each below the horizon of every task that is played.
     """
 
-    kinds: tuple[str, ...] = tuple(PROBES)
+    kinds: tuple[str, ...] = tuple(INTERVENTIONS)
     times: tuple[int, ...] = (10, 20, 30, 40)
 
     def __post_init__(self) -> None:
@@ -65,41 +65,43 @@ class ProbeConfig:
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"probe.{name} is {list(values)}; name at least one, and none twice")
         for kind in self.kinds:
-            if kind not in PROBES:
-                close = difflib.get_close_matches(kind, PROBES, n=1, cutoff=0.4)
-                hint = f"did you mean {close[0]!r}?" if close else f"choose of {', '.join(PROBES)}"
+            if kind not in INTERVENTIONS:
+                close = difflib.get_close_matches(kind, INTERVENTIONS, n=1, cutoff=0.4)
+                hint = f"did you mean {close[0]!r}?" if close else f"choose of {', '.join(INTERVENTIONS)}"
                 raise ValueError(f"probe.kinds: {kind!r} is no probe; {hint}")
         if min(self.times) < 0:
             raise ValueError(f"probe.times: {min(self.times)} lies before the episode; pass control steps >= 0")
 
     def build(self, success: SuccessConfig, cache_dir: Path) -> MemoryUseEvaluation:
         """Opens the suite of `success`; Ray is needed once episodes run. ValueError as `MemoryUseEvaluation`'s."""
+        require_simulators()
         suite = load_suite(success.suite, cache_dir)
         return MemoryUseEvaluation(self, success, suite, success.simulators(cache_dir))
 
 
 @dataclass(frozen=True)
 class LossRow:
-    """One probe at one t on the episodes of one task or family.
+    """One intervention at one t on the episodes of one task or family.
 
     Attributes:
         name: the task's or the family's.
         touched: episodes whose memory was changed; the others had ended before t (or had no donor).
-        both, only_undisturbed, only_probed, neither: episodes by when they succeeded.
+        both, only_undisturbed, only_changed, neither: episodes by the runs that succeeded: with the memory as it
+            is, with the memory changed.
     """
 
     name: str
-    probe: str
+    intervention: str
     t: int
     touched: int
     both: int
     only_undisturbed: int
-    only_probed: int
+    only_changed: int
     neither: int
 
     @property
     def n(self) -> int:
-        return self.both + self.only_undisturbed + self.only_probed + self.neither
+        return self.both + self.only_undisturbed + self.only_changed + self.neither
 
     @property
     def undisturbed(self) -> int:
@@ -109,7 +111,7 @@ class LossRow:
     @property
     def k(self) -> int:
         """Successes with the memory changed."""
-        return self.both + self.only_probed
+        return self.both + self.only_changed
 
     @property
     def wilson95(self) -> tuple[float, float]:
@@ -117,24 +119,24 @@ class LossRow:
 
     @property
     def lost(self) -> float:
-        """Undisturbed success rate minus the probed one."""
-        return (self.only_undisturbed - self.only_probed) / self.n
+        """Undisturbed success rate minus the one with the memory changed."""
+        return (self.only_undisturbed - self.only_changed) / self.n
 
     @property
     def lost95(self) -> tuple[float, float]:
         """Newcombe's paired interval of `lost`."""
-        return newcombe_paired_interval(self.both, self.only_undisturbed, self.only_probed, self.neither)
+        return newcombe_paired_interval(self.both, self.only_undisturbed, self.only_changed, self.neither)
 
     @property
     def p_value(self) -> float:
         """Exact McNemar test that the memory's change made no difference."""
-        return mcnemar_exact(self.only_undisturbed, self.only_probed)
+        return mcnemar_exact(self.only_undisturbed, self.only_changed)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
             "name": self.name,
-            "probe": self.probe,
+            "probe": self.intervention,
             "t": self.t,
             "n": self.n,
             "touched": self.touched,
@@ -145,20 +147,20 @@ class LossRow:
             "lost": self.lost,
             "lost95": list(self.lost95),
             "only_undisturbed": self.only_undisturbed,
-            "only_probed": self.only_probed,
+            "only_probed": self.only_changed,
             "p_value": self.p_value,
         }
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """What one policy loses.
+    """The success that one policy loses.
 
     Attributes:
         policy: its name in reports.
-        tasks, families: by t, then probe, then in the suite's order.
+        tasks, families: by t, then intervention, then in the suite's order.
         undisturbed: the same episodes with the memory as it is.
-        left_out: probe -> why it could not be made.
+        left_out: intervention -> why it could not be made.
     """
 
     policy: str
@@ -168,9 +170,9 @@ class MemoryUse:
     left_out: Mapping[str, str]
 
     def log(self, sink: MetricSink) -> None:
-        """`memory_use/<task>/<probe>`, the success lost, with its limits `/low` and `/high`, at step t."""
+        """`memory_use/<task>/<intervention>`, the success lost, with its limits `/low` and `/high`, at step t."""
         for row in self.tasks:
-            name, (low, high) = f"memory_use/{row.name}/{row.probe}", row.lost95
+            name, (low, high) = f"memory_use/{row.name}/{row.intervention}", row.lost95
             sink.log({name: row.lost, f"{name}/low": low, f"{name}/high": high}, step=row.t)
 
     def write(self, path: Path) -> Path:
@@ -187,15 +189,15 @@ class MemoryUse:
 
 
 @dataclass(frozen=True)
-class _Probed:
-    """One probe at one t, played."""
+class _Played:
+    """One intervention at one t, played."""
 
-    probe: Probe
+    intervention: MemoryIntervention
     touched: frozenset[str]  # EpisodeSpec.key
     table: SuccessTable
 
 
-class MemoryUseEvaluation(SuccessEvaluation):
+class MemoryUseEvaluation:
     """Measures one policy after another; the simulators stay loaded in between.
 
     Raises:
@@ -203,11 +205,13 @@ class MemoryUseEvaluation(SuccessEvaluation):
     """
 
     def __init__(
-        self, config: ProbeConfig, success: SuccessConfig, suite: Suite, make_simulator: MakeSimulator
+        self, config: InterventionConfig, success: SuccessConfig, suite: Suite, make_simulator: MakeSimulator
     ) -> None:
-        super().__init__(success, suite, make_simulator)
+        self._config = success
+        self._service: InterventionService | None = None
+        self._success = SuccessEvaluation(success, suite, make_simulator, serve=self._serve)
         self._kinds, self._times = config.kinds, tuple(sorted(config.times))
-        shortest = min(self.tasks, key=lambda task: task.horizon)
+        shortest = min(self._success.tasks, key=lambda task: task.horizon)
         if self._times[-1] >= shortest.horizon:
             raise ValueError(
                 f"probe.times: no episode of {shortest.name} has a control step {self._times[-1]}, its horizon is "
@@ -223,17 +227,17 @@ class MemoryUseEvaluation(SuccessEvaluation):
     def measure(
         self,
         name: str,
-        policy: Policy,
+        policy: BatchPolicy,
         source: PolicySource,
         directory: Path,
         *,
         on_progress: OnProgress = lambda what, done, total: None,
     ) -> MemoryUse:
-        """Plays what the journals lack: `undisturbed.sqlite`, then one per probe and t.
+        """Plays what the journals lack: `undisturbed.sqlite`, then one per intervention and t.
 
         Args:
             name: the policy's, in tables.
-            policy: what `source` opens, here for its `execute` and the kind of tensors it remembers.
+            policy: the policy of `source`, for its `execute` and the kinds of tensors in its memory.
             directory: of the journals and the donors' memories; the policy's actor must be able to write there.
 
         Raises:
@@ -244,95 +248,101 @@ class MemoryUseEvaluation(SuccessEvaluation):
         if Shuffle.kind in self._kinds and not can_shuffle(policy):
             left_out[Shuffle.kind] = "the memory has no floating-point tensor whose values could be permuted"
         cells = [(t, kind) for t in self._times for kind in self._kinds if kind not in left_out]
-        bar = _Bar(on_progress, len(self.specs), 1 + len(cells))
+        bar = _Bar(on_progress, len(self._success.specs), 1 + len(cells))
 
         donors = directory / "donors" / self._digest(source)
-        recording = tuple(Record(t, donors) for t in self._times if Swap.kind in self._kinds)
+        records = tuple(RecordMemory(t, donors) for t in self._times if Swap.kind in self._kinds)
+        recording = InterventionSource(source.load, source.directory, records)
         bar.start(f"{name} undisturbed")
-        undisturbed = self.run(
-            name,
-            ProbedSource(source.load, source.directory, recording),
-            directory / "undisturbed.sqlite",
-            on_status=bar.update,
-        )
+        undisturbed = self._success.run(name, recording, directory / "undisturbed.sqlite", on_status=bar.update)
         reached = {t: _reached(undisturbed.results, t, policy.execute) for t in self._times}
-        self._record(ProbedSource(source.load, source.directory, recording), reached)
+        self._record(recording, reached)
 
-        probed: list[_Probed] = []
+        played: list[_Played] = []
         for t, kind in cells:
-            probe, touched = PROBES[kind](t), frozenset(spec.key for spec in reached[t])
+            intervention, touched = INTERVENTIONS[kind](t), frozenset(spec.key for spec in reached[t])
             if kind == Swap.kind:
                 files = _donors(reached[t], t, donors)
-                probe, touched = Swap(t, files), frozenset(files)
+                intervention, touched = Swap(t, files), frozenset(files)
             bar.start(f"{name} {kind} at {t}")
-            table = self._play(name, probe, touched, source, undisturbed, directory, bar)
-            probed.append(_Probed(probe, touched, table))
+            table = self._play(name, intervention, touched, source, undisturbed, directory, bar)
+            played.append(_Played(intervention, touched, table))
         bar.start(f"{name} done")
         return MemoryUse(
             name,
-            _rows(probed, undisturbed, {task.name: task.name for task in self.tasks}),
-            _rows(probed, undisturbed, {task.name: task.family for task in self.tasks}),
+            _rows(played, undisturbed, {task.name: task.name for task in self._success.tasks}),
+            _rows(played, undisturbed, {task.name: task.family for task in self._success.tasks}),
             undisturbed,
             left_out,
         )
 
     def fingerprint(self, source: PolicyEndpoint) -> dict[str, str]:
-        """Everything that a result depends on but its episode's key: the probe is part of it."""
-        probes = source.probes if isinstance(source, ProbedSource) else ()
-        made = {f"probe.{probe.kind}": str(probe.t) for probe in probes if probe.kind in PROBES}
-        return {**super().fingerprint(source), **made}
+        """Everything that a result depends on but its episode's key: the intervention is part of it."""
+        return {**self._success.fingerprint(source), **_conditions(source)}
 
-    def _serve(self, source: PolicyEndpoint) -> PolicyService:
-        assert isinstance(source, PolicySource), "an expert has no memory to probe"
-        if not isinstance(self._policy, ProbingService) or self._policy.source != source:
-            if self._policy is not None:
-                self._policy.close()
-            self._policy = ProbingService(
+    def close(self) -> None:
+        self._success.close()
+        if self._service is not None:
+            self._service.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _serve(self, source: PolicyEndpoint) -> InterventionService:
+        if not isinstance(source, InterventionSource):
+            raise TypeError(f"{source} has no memory to change; measure a policy")
+        if self._service is None or self._service.source != source:
+            if self._service is not None:
+                self._service.close()
+            self._service = InterventionService(
                 source, threads=self._config.policy_threads, resources=self._config.policy_resources
             )
-        self._policy.view = self.view(source)
-        self._policy.probes = source.probes if isinstance(source, ProbedSource) else ()
-        return self._policy
+        self._service.view = self._success.view(source)
+        self._service.interventions = source.interventions
+        return self._service
 
     def _digest(self, source: PolicySource) -> str:
         """Names the policy and all that its memory depends on: donors of another one must not be taken."""
         described = json.dumps(self.fingerprint(source), sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()[:12]
 
-    def _record(self, source: ProbedSource, reached: Mapping[int, Sequence[EpisodeSpec]]) -> None:
-        """Plays episodes again whose memory at some t was not asked for when they were played."""
+    def _record(self, source: InterventionSource, reached: Mapping[int, Sequence[EpisodeSpec]]) -> None:
+        """Plays episodes again whose memory at some t has not been recorded."""
         unrecorded = {
             spec.key: spec
-            for probe in source.probes
-            if isinstance(probe, Record)
-            for spec in reached[probe.t]
-            if not memory_file(probe.directory, spec.key, probe.t).exists()
+            for record in source.interventions
+            if isinstance(record, RecordMemory)
+            for spec in reached[record.t]
+            if not memory_file(record.directory, spec.key, record.t).exists()
         }
-        specs = list(unrecorded.values())
-        for _ in self._simulators().run(specs, self._serve(source), max_attempts=self._config.max_attempts):
+        specs, pool = list(unrecorded.values()), self._success.simulators()
+        for _ in pool.run(specs, self._serve(source), max_attempts=self._config.max_attempts):
             pass
 
     def _play(
         self,
         name: str,
-        probe: Probe,
+        intervention: MemoryIntervention,
         touched: frozenset[str],
         source: PolicySource,
         undisturbed: SuccessTable,
         directory: Path,
         bar: _Bar,
     ) -> SuccessTable:
-        probed = ProbedSource(source.load, source.directory, (probe,))
-        journal = directory / f"{probe.kind}-{probe.t}.sqlite"
-        with Journal(journal, self.fingerprint(probed)) as records:
+        changed = InterventionSource(source.load, source.directory, (intervention,))
+        journal = directory / f"{intervention.kind}-{intervention.t}.sqlite"
+        with Journal(journal, self.fingerprint(changed)) as records:
             for result in undisturbed.results:
                 if result.spec.key not in touched:
                     records.record(result)
-        return self.run(name, probed, journal, on_status=bar.update)
+        return self._success.run(name, changed, journal, conditions=_conditions(changed), on_status=bar.update)
 
 
 class _Bar:
-    """Counts stages of equally many episodes; those that a journal holds already are skipped over."""
+    """Counts stages of equally many episodes; episodes that a journal already holds are skipped."""
 
     def __init__(self, on_progress: OnProgress, episodes: int, stages: int) -> None:
         self._on_progress, self._episodes, self._total = on_progress, episodes, episodes * stages
@@ -340,14 +350,20 @@ class _Bar:
 
     def start(self, what: str) -> None:
         self._what, self._stage, self._played = what, self._stage + 1, 0
-        self._tell()
+        self._report()
 
     def update(self, status: RolloutStatus) -> None:
         self._played = status.played
-        self._tell()
+        self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         self._on_progress(self._what, self._stage * self._episodes + self._played, self._total)
+
+
+def _conditions(source: PolicyEndpoint) -> dict[str, str]:
+    """The interventions of a source as the fingerprint has them; a record changes nothing."""
+    interventions = source.interventions if isinstance(source, InterventionSource) else ()
+    return {f"probe.{one.kind}": str(one.t) for one in interventions if one.kind in INTERVENTIONS}
 
 
 def _reached(results: Sequence[EpisodeResult], t: int, execute: int) -> list[EpisodeSpec]:
@@ -367,25 +383,25 @@ def _donors(reached: Sequence[EpisodeSpec], t: int, directory: Path) -> dict[str
     return chosen
 
 
-def _rows(probed: Sequence[_Probed], undisturbed: SuccessTable, group: Mapping[str, str]) -> tuple[LossRow, ...]:
-    """One row per probe, t and group of tasks."""
+def _rows(played: Sequence[_Played], undisturbed: SuccessTable, group: Mapping[str, str]) -> tuple[LossRow, ...]:
+    """One row per intervention, t and group of tasks."""
     before = {result.spec.key: result.success for result in undisturbed.results}
     rows = []
-    for played in probed:
+    for one in played:
         groups: dict[str, list[EpisodeResult]] = {name: [] for name in group.values()}
-        for result in played.table.results:
+        for result in one.table.results:
             groups[group[result.spec.task]].append(result)
         for name, results in groups.items():
             pairs = [(before[result.spec.key], result.success) for result in results]
             rows.append(
                 LossRow(
                     name,
-                    played.probe.kind,
-                    played.probe.t,
-                    touched=sum(result.spec.key in played.touched for result in results),
+                    one.intervention.kind,
+                    one.intervention.t,
+                    touched=sum(result.spec.key in one.touched for result in results),
                     both=pairs.count((True, True)),
                     only_undisturbed=pairs.count((True, False)),
-                    only_probed=pairs.count((False, True)),
+                    only_changed=pairs.count((False, True)),
                     neither=pairs.count((False, False)),
                 )
             )

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from evaluators.paired_difference import bootstrap_difference
-from evaluators.statistics import mcnemar_exact
+from evaluators.intervals import bootstrap_difference, mcnemar_exact
 from evaluators.success_table import SuccessTable
 from ipvla.sim.protocols import ProtocolError
 from ipvla.sim.simulator import Task
@@ -50,8 +49,8 @@ class PairedComparison:
         return (self.only_first - self.only_second) / self.pairs
 
     @property
-    def difference95(self) -> tuple[float, float]:
-        """Its bootstrap interval."""
+    def difference95(self) -> tuple[float, float] | None:
+        """Its bootstrap interval; None if no task has two layouts."""
         return bootstrap_difference(self.tasks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,7 +61,7 @@ class PairedComparison:
             "only_first": self.only_first,
             "only_second": self.only_second,
             "difference": self.difference,
-            "difference95": list(self.difference95),
+            "difference95": list(interval) if (interval := self.difference95) else None,
             "p_value": self.p_value,
         }
 
@@ -76,7 +75,7 @@ def compare(
         across_protocols: the policies may have been played by different protocols.
 
     Raises:
-        ProtocolError: they were, although that was not asked for.
+        ProtocolError: they were, and `across_protocols` is False.
         ValueError: the policies share no layout, or played different versions of a suite.
     """
     played_by = [table.fingerprint.get("protocol") for table in (first, second)]
@@ -92,12 +91,12 @@ def compare(
             "the same trial need not be the same layout; play both on the same version"
         )
     families = {task.name: task.family for task in tasks}
-    theirs = {result.spec.key: result.success for result in second.results}
+    second_success = {result.spec.key: result.success for result in second.results}
     pairs: dict[str, dict[str, Counter[int]]] = {}
     for result in first.results:
-        if result.spec.key in theirs:
+        if result.spec.key in second_success:
             of_tasks = pairs.setdefault(families[result.spec.task], {})
-            of_tasks.setdefault(result.spec.task, Counter())[result.success - theirs[result.spec.key]] += 1
+            of_tasks.setdefault(result.spec.task, Counter())[result.success - second_success[result.spec.key]] += 1
     if not pairs:
         raise ValueError(
             f"{first.policy} and {second.policy} share no layout; evaluate both on the same suite and tasks"

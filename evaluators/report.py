@@ -10,10 +10,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evaluators.console import success_cell
-from evaluators.learning_curves import learning_curves
-from evaluators.outcome_plots import failure_timeline, success_bars
+from evaluators.console import difference_cell, success_cell
 from evaluators.paired import PairedComparison
+from evaluators.plots import failure_timeline, learning_curves, success_bars
 from evaluators.success_table import SuccessTable
 from evaluators.videos import Video
 from ipvla.atomic_file import write_text
@@ -21,7 +20,7 @@ from ipvla.atomic_file import write_text
 
 @dataclass(frozen=True)
 class Report:
-    """What a report shows.
+    """The content of a report.
 
     Attributes:
         title: headline.
@@ -49,6 +48,7 @@ class Report:
             sections=[("families", self._rows("families")), ("tasks", self._rows("tasks"))],
             bars=_inline(success_bars(self.tables)),
             timeline=_inline(failure_timeline(self.tables)),
+            difference_cell=difference_cell,
             curves=_inline(learning_curves(self.curves)),
             videos=[(video, os.path.relpath(video.path, path.parent)) for video in self.videos],
             fingerprints={table.policy: table.fingerprint for table in self.tables},

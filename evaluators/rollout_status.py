@@ -1,11 +1,11 @@
-"""How an evaluation goes while it runs."""
+"""The progress of a running evaluation."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from evaluators.statistics import wilson_interval
+from evaluators.intervals import wilson_interval
 from ipvla.types import EpisodeResult
 
 
@@ -14,7 +14,7 @@ class RolloutStatus:
 
     Args:
         total: episodes to play; fewer are played if the evaluation stops early.
-        recorded: results that were there before.
+        recorded: results of earlier starts.
         clock: seconds.
     """
 
@@ -24,9 +24,9 @@ class RolloutStatus:
         before = list(recorded)
         self.total, self.played, self.new = total, len(before), 0
         self.successes = sum(result.success for result in before)
-        #: Attempts that failed, of the episodes that were played now.
+        #: Failed attempts of the episodes that this start played.
         self.retries = 0
-        #: Share of the time in which a policy replica works, in [0, 1]; None while it is not known.
+        #: Share of the time that a policy replica works, in [0, 1]; None while unknown.
         self.policy_busy: float | None = None
         self.last: EpisodeResult | None = None
         self._clock, self._began_s = clock, clock()
@@ -44,7 +44,7 @@ class RolloutStatus:
         self._waited_s += result.policy_s
 
     def hear(self, stats: Mapping[str, float], replicas: int) -> None:
-        """What `PolicyService.stats` says now; the policy's load is that since the last call."""
+        """Takes the current `PolicyService.stats`; the policy's load is measured since the last call."""
         now, forward_s = self._clock(), stats.get("forward_s", 0.0)
         if now > self._heard_s and forward_s >= self._forward_s:  # a replica that died took its count along
             self.policy_busy = min((forward_s - self._forward_s) / (now - self._heard_s) / replicas, 1.0)

@@ -22,7 +22,7 @@ from ipvla.storage import StorageRoots
 
 #: What a comparison is about, in this order.
 RESULTS: Final = ("forgetting/", "success/", "probe/", "gain/")
-#: Where and under which name a run was made, and how far it was to go for then, say nothing of what it does.
+#: A run's place, its name and its planned length say nothing about its method.
 _OWN = {*StorageRoots.__dataclass_fields__, "name", "study", "parent_run_id", "parent_run_key", "training.until"}
 _ASIDE = (FINGERPRINT, "tracking.")
 _LONGEST = 32  # characters of a value on the console
@@ -31,7 +31,7 @@ _ABREAST = 4  # so many runs are columns, more are rows
 
 @dataclass(frozen=True)
 class RunTable:
-    """What is shown of which runs.
+    """The columns and rows of the table.
 
     Attributes:
         metrics: names without `/low` and `/high`, which are shown with them.
@@ -80,7 +80,7 @@ class RunTable:
 
     def json(self) -> str:
         """Every run whole: all parameters, all latest values; null for what is no number."""
-        told = {
+        record = {
             "metrics": self.metrics,
             "parameters": self.parameters,
             "runs": [
@@ -88,7 +88,7 @@ class RunTable:
                 for run in self.runs
             ],
         }
-        return json.dumps(told, indent=1)
+        return json.dumps(record, indent=1)
 
     def write(self, directory: Path) -> list[Path]:
         """`runs.md`, `runs.csv` and `runs.json`."""
@@ -128,10 +128,10 @@ def shared_metrics(runs: Sequence[TrackedRun]) -> list[str]:
 
 
 def opposed(metrics: Sequence[str]) -> tuple[str, str] | None:
-    """What was learned and what was kept, as far as names tell; else the first two. None if there are not two."""
-    kept = [name for name in metrics if name.endswith(("/bwt", "/old", "/retention"))]
+    """The metrics of a new task and of retention by their names; else the first two. None if there are not two."""
+    retention = [name for name in metrics if name.endswith(("/bwt", "/old", "/retention"))]
     new = [name for name in metrics if name.endswith("/new")]
-    up = [*kept, *metrics[1:]]
+    up = [*retention, *metrics[1:]]
     across = [name for name in (*new, *metrics) if up and name != up[0]]
     return (across[0], up[0]) if across else None
 
@@ -159,13 +159,15 @@ def differing_parameters(runs: Sequence[TrackedRun]) -> list[str]:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Each name's last parts, as many as tell it from the others: `thermostat.every` and `calibration.every`."""
+    """Each name's last parts, as many as make it unique: `thermostat.every` and `calibration.every`."""
     parts = [name.split(".") for name in names]
-    told = []
+    shortened = []
     for own in parts:
         ends = (own[-length:] for length in range(1, len(own)))
-        told.append(".".join(next((end for end in ends if sum(o[-len(end) :] == end for o in parts) == 1), own)))
-    return told
+        shortened.append(
+            ".".join(next((end for end in ends if sum(o[-len(end) :] == end for o in parts) == 1), own))
+        )
+    return shortened
 
 
 def metric_cell(run: TrackedRun, metric: str) -> str:
@@ -201,9 +203,9 @@ def _parameter(run: TrackedRun, name: str) -> str:
     if name not in run.params:
         return "given" if any(other.startswith(f"{name}.") for other in run.params) else "-"
     value = run.params[name]
-    told = number(value)
-    if told is not None and not value.lstrip("-").isdigit():
-        return f"{told:.4g}"
+    as_number = number(value)
+    if as_number is not None and not value.lstrip("-").isdigit():
+        return f"{as_number:.4g}"
     return value if len(value) <= _LONGEST else f"{value[: _LONGEST - 3]}..."
 
 

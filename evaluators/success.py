@@ -9,20 +9,20 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Self
 
-from evaluators.confidence_sequence import confidence_sequence
+from evaluators.intervals import confidence_sequence, wilson_interval
 from evaluators.rollout_status import RolloutStatus
-from evaluators.statistics import wilson_interval
 from evaluators.success_table import SuccessTable, tabulate
 from evaluators.videos import Video, VideoChoice, chosen_videos
 from ipvla.contract import Contract, readable_changes
 from ipvla.rollout.endpoint import PolicyEndpoint, Service, Serving
 from ipvla.rollout.evaluation import SimPool, evaluate_episodes
 from ipvla.rollout.journal import Journal
-from ipvla.rollout.oversubscription import MOST_PER_CORE, simulators_for
-from ipvla.rollout.sim_pool import cluster_cores, cluster_room
+from ipvla.rollout.sim_pool import MOST_PER_CORE, cluster_cores, cluster_room, simulators_for
 from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators, VideoJob
+from ipvla.sim.environment import require_simulators
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.protocols import EvaluationProtocol, load_protocol
 from ipvla.sim.simulator import Split, Task
@@ -40,7 +40,7 @@ _CONTRACT = "contract"
 
 @dataclass(frozen=True)
 class SuccessConfig:
-    """What is evaluated; `build` opens it.
+    """An evaluation's settings; `build` opens it.
 
     Attributes:
         suite: by name.
@@ -50,7 +50,7 @@ class SuccessConfig:
             every task of the suite as the protocol has trials.
         first_layout: the first trial of every task; another slice of layouts than those of earlier studies.
         stop_width: ends as soon as the mean over tasks is known to within an interval of this width that holds
-            however often one looks (`evaluators.confidence_sequence`); None to play every episode.
+            after every round (`evaluators.intervals.confidence_sequence`); None to play every episode.
         num_simulators: simulator actors; None for one per core of the cluster at first, and more of them if these
             wait for the policy; no more than its memory has room for.
         camera_size: side of rendered pictures in pixels, where the protocol leaves it open.
@@ -58,12 +58,12 @@ class SuccessConfig:
         episode_timeout_s: a run that takes longer counts as hung: its simulator is replaced and it runs again.
         policy_threads: CPU threads of the policy's forward pass.
         policy_resources: what a policy actor asks Ray for, such as {"num_gpus": 1}.
-        policy_replicas: actors with the same policy; an episode keeps to one.
-        policy_capacity: episodes that one of them keeps in memory at a time; None for as many as there are.
-        policy_lease_s: an episode that is not heard of for so long is forgotten, and its place given to another;
+        policy_replicas: actors with the same policy; one of them serves an episode to its end.
+        policy_capacity: episodes that one of them has in memory at a time; None for no limit.
+        policy_lease_s: an episode without a request for so many seconds is forgotten and frees its place; choose
             more than a simulator takes between two requests.
         policy_max_batch: observations of a forward pass, None for as many as wait; with 1, results are the same to
-            the last bit whatever dies and however many simulators there are.
+            the last bit with any number of simulators, and also if processes die.
     """
 
     suite: str = "recall"
@@ -129,14 +129,30 @@ class SuccessConfig:
         return SuiteSimulators(cache_dir, self.camera_size, self.played_by, self.profile)
 
     def build(self, cache_dir: Path) -> SuccessEvaluation:
-        """Opens the suite; Ray is needed once episodes run. ValueError for an unknown suite or task."""
+        """Opens the suite; Ray is needed once episodes run.
+
+        Raises:
+            ValueError: the suite or a task is unknown.
+            SimulatorError: this machine's environment cannot run simulators.
+        """
+        require_simulators()
         return SuccessEvaluation(self, load_suite(self.suite, cache_dir), self.simulators(cache_dir))
 
 
 class SuccessEvaluation:
-    """Evaluates one policy after another; the simulators stay loaded in between."""
+    """Evaluates one policy after another; the simulators stay loaded in between.
 
-    def __init__(self, config: SuccessConfig, suite: Suite, make_simulator: MakeSimulator) -> None:
+    Args:
+        serve: the service of a source, started and closed by the caller; None to start services here.
+    """
+
+    def __init__(
+        self,
+        config: SuccessConfig,
+        suite: Suite,
+        make_simulator: MakeSimulator,
+        serve: Callable[[PolicyEndpoint], Service] | None = None,
+    ) -> None:
         self._config, self._suite, self._protocol = config, suite, config.played_by
         episodes = config.episodes or {task.name: self._protocol.trials for task in suite.tasks}
         self.tasks: tuple[Task, ...] = tuple(suite.task(name) for name in episodes)
@@ -145,7 +161,7 @@ class SuccessEvaluation:
             for task in self.tasks
             for trial in range(config.first_layout, config.first_layout + episodes[task.name])
         ]
-        self._make_simulator = make_simulator
+        self._make_simulator, self._served_by = make_simulator, serve
         self._pool: SimPool | None = None
         self._policy: Service | None = None
         world = suite.facts.contract
@@ -166,6 +182,7 @@ class SuccessEvaluation:
         source: PolicyEndpoint,
         journal: Path,
         *,
+        conditions: Mapping[str, str] = MappingProxyType({}),
         sink: MetricSink | None = None,
         step: int = 0,
         on_status: Callable[[RolloutStatus], None] = lambda status: None,
@@ -174,16 +191,17 @@ class SuccessEvaluation:
 
         Args:
             name: the policy's, in tables.
+            conditions: what else the results depend on; they become part of the fingerprint.
             sink: gets `success/<suite>`, `success/<suite>/<task>` and `success/<suite>/family/<family>` with their
                 intervals (`/low`, `/high`), and the fingerprint.
             step: of these metrics: how long the policy has been trained, say.
-            on_status: called with what is known, at first and after each new result (progress bars).
+            on_status: called at the start and after each new result (progress bars).
 
         Raises:
             JournalError: the journal is of another policy, suite, protocol or set of library versions.
             JobFailedError: an episode failed in every attempt.
         """
-        depends_on = self.fingerprint(source)
+        depends_on = {**self.fingerprint(source), **conditions}
         with Journal(journal, depends_on) as records:
             results = self._play_rounds(source, records, on_status)
         table = tabulate(name, self.tasks, results, depends_on)
@@ -225,7 +243,7 @@ class SuccessEvaluation:
                 for result, video in videos
                 if not video.path.exists() and (trace := records.trace(result.spec))
             ]
-        self._simulators().record(jobs)
+        self.simulators().record(jobs)
         return [video for _, video in videos if video.path.exists()]
 
     def fingerprint(self, source: PolicyEndpoint) -> dict[str, str]:
@@ -256,16 +274,16 @@ class SuccessEvaluation:
     def _play_rounds(
         self, source: PolicyEndpoint, records: Journal, on_status: Callable[[RolloutStatus], None]
     ) -> list[EpisodeResult]:
-        """The records of all episodes, or of as many rounds of them as it took to know enough."""
+        """The records of all episodes, or of the rounds until the interval was narrow enough."""
         results: list[EpisodeResult] = []
-        wanted = {spec.key for spec in self.specs}
-        status = RolloutStatus(len(wanted), (result for result in records.results() if result.spec.key in wanted))
+        recorded = records.results(self.specs)
+        status = RolloutStatus(len(self.specs), recorded)
         on_status(status)
         for specs in self._rounds():
             policy = self._serve(source)
             results += evaluate_episodes(
                 specs,
-                self._simulators(),
+                self.simulators(),
                 policy,
                 records,
                 max_attempts=self._config.max_attempts,
@@ -278,17 +296,18 @@ class SuccessEvaluation:
         return sorted(results, key=lambda result: (result.spec.task, result.spec.trial))
 
     def _rounds(self) -> list[list[EpisodeSpec]]:
-        """All at once; or some trials of every task after the other, so that none is left out unfinished."""
+        """All episodes at once; or some trials of every task per round, so that every round is complete."""
         if self._config.stop_width is None:
             return [self.specs]
         by_trial: dict[int, list[EpisodeSpec]] = {}
         for spec in self.specs:
             by_trial.setdefault(spec.trial, []).append(spec)
         trials = list(by_trial.values())
-        size = math.ceil(_EPISODES_PER_ROUND * len(self._simulators()) / len(self.tasks))
+        size = math.ceil(_EPISODES_PER_ROUND * len(self.simulators()) / len(self.tasks))
         return [list(chain(*trials[first : first + size])) for first in range(0, len(trials), size)]
 
-    def _simulators(self) -> SimPool:
+    def simulators(self) -> SimPool:
+        """The pool, opened at its first use."""
         if self._pool is None:
             count = self._config.num_simulators
             self._pool = SimPool(
@@ -304,8 +323,8 @@ class SuccessEvaluation:
     def _watch(
         self, policy: Service, status: RolloutStatus, on_status: Callable[[RolloutStatus], None]
     ) -> Callable[[EpisodeResult], None]:
-        """Keeps `status` up to date and, where their number is left open, adds as many simulators as pay."""
-        pool, cores = self._simulators(), cluster_cores()
+        """Updates `status` and, where their number is left open, adds the simulators that keep the cores busy."""
+        pool, cores = self.simulators(), cluster_cores()
 
         def on_result(result: EpisodeResult) -> None:
             status.add(result)
@@ -313,13 +332,15 @@ class SuccessEvaluation:
                 status.hear(policy.stats(), self._config.policy_replicas)
             if self._config.num_simulators is None and status.new == _EPISODES_PER_ROUND * cores:
                 busy = policy.stats().get("busy", 0.0)
-                wanted = simulators_for(cores, status.waiting, busy, cluster_room())
-                pool.add(max(wanted - len(pool), 0))
+                enough = simulators_for(cores, status.waiting, busy, cluster_room())
+                pool.add(max(enough - len(pool), 0))
             on_status(status)
 
         return on_result
 
     def _serve(self, source: PolicyEndpoint) -> Service:
+        if self._served_by is not None:
+            return self._served_by(source)
         self._policy = source.serve(self._serving, self._policy)
         return self._policy
 

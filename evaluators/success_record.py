@@ -1,4 +1,4 @@
-"""`success.json`: what an evaluation came to, with all that it depends on."""
+"""`success.json`: the results of an evaluation, with all that they depend on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ipvla.atomic_file import write_text
 
 def write_success(tables: Sequence[SuccessTable], comparisons: Sequence[PairedComparison], path: Path) -> Path:
     """Writes JSON: `policies`, a `SuccessTable.record` of each, and `comparisons`; whole or not at all."""
-    told = {
+    record = {
         "policies": {table.policy: table.record() for table in tables},
         "comparisons": [comparison.to_dict() for comparison in comparisons],
     }
-    return write_text(path, json.dumps(told, indent=1))
+    return write_text(path, json.dumps(record, indent=1))

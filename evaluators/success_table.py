@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evaluators.statistics import wilson_interval
+from evaluators.intervals import wilson_interval
 from ipvla.sim.simulator import Task
 from ipvla.types import EpisodeResult
 
 
 @dataclass(frozen=True)
 class SuccessRow:
-    """k successes in n episodes; `chance` is what a policy reaches that ignores what the family tests."""
+    """k successes in n episodes; `chance` is the rate of a policy that ignores what the family tests."""
 
     name: str
     k: int
@@ -48,7 +48,7 @@ class SuccessTable:
         tasks, families: rows in the suite's order; a task or family without results has none.
         results: the episodes behind the rows.
         fingerprint: what the results depend on (`evaluators.success`).
-        anytime95: of an evaluation that may stop early, the interval of the mean over tasks that allows for it.
+        anytime95: of an evaluation that may stop early, the interval of the mean over tasks that stays valid then.
     """
 
     policy: str
@@ -59,11 +59,11 @@ class SuccessTable:
     anytime95: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Family -> its row, as in `summary.json`."""
+        """Family -> its row, as JSON values."""
         return {row.name: row.to_dict() for row in self.families}
 
     def record(self) -> dict[str, Any]:
-        """JSON values: what was counted, and all that it depends on."""
+        """JSON values: the counts, and everything that they depend on."""
         return {
             "protocol": self.fingerprint.get("protocol"),
             "fingerprint": dict(self.fingerprint),

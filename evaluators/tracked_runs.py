@@ -1,4 +1,4 @@
-"""Runs as an MLflow store keeps them, for reading: found, and told apart by what their results depend on."""
+"""Runs in an MLflow store, for reading: how to find them, and to distinguish them by what results depend on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OF_THE_POLICY = "policy_sha256"
 
 
 class TrackingError(ValueError):
-    """An MLflow store cannot be read, or not as it was asked."""
+    """An MLflow store cannot be read, or has no such runs."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class RunStore:
 
 
 def _require_database(path: Path) -> None:
-    """MLflow would make its tables in whatever file this is."""
+    """Checks the file: MLflow would create its tables in any file."""
     if not path.is_file():
         raise TrackingError(f"there is no MLflow database {path}; name another store, or train something first")
     try:
@@ -142,9 +142,10 @@ def _read(run: Any, study: str) -> TrackedRun:
 def labels(runs: Sequence[TrackedRun]) -> list[str]:
     """A name for each: its own; with its study, or the beginning of its id, where that is not enough."""
     studies = {run.study for run in runs}
-    told = [run.name if len(studies) < 2 else f"{run.study}/{run.name}" for run in runs]
+    names = [run.name if len(studies) < 2 else f"{run.study}/{run.name}" for run in runs]
     return [
-        name if told.count(name) == 1 else f"{name} {run.run_id[:8]}" for name, run in zip(told, runs, strict=True)
+        name if names.count(name) == 1 else f"{name} {run.run_id[:8]}"
+        for name, run in zip(names, runs, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Which episodes of an evaluation are shown."""
+"""The choice of episodes for videos."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 from evaluators.success_table import SuccessTable
 from ipvla.types import EpisodeResult
 
-#: Every episode, every one that did not succeed, or so many of each kind (success or not) per task.
+#: Every episode, every one that did not succeed, or this number of each kind (success or not) per task.
 VideoChoice = Literal["all", "failures"] | int
 
 
@@ -26,13 +26,13 @@ class Video:
 
 
 def chosen_videos(table: SuccessTable, choice: VideoChoice, directory: Path) -> list[tuple[EpisodeResult, Video]]:
-    """The chosen episodes of a policy in their order, and what their videos are called."""
-    seen: Counter[tuple[str, bool]] = Counter()
+    """The chosen episodes of a policy in their order, each with its video's place."""
+    so_far: Counter[tuple[str, bool]] = Counter()
     chosen = []
     for result in table.results:
         spec, kind = result.spec, (result.spec.task, result.success)
-        seen[kind] += 1
-        if choice == "all" or (not result.success if choice == "failures" else seen[kind] <= choice):
+        so_far[kind] += 1
+        if choice == "all" or (not result.success if choice == "failures" else so_far[kind] <= choice):
             path = directory / f"{spec.task}-{spec.trial}-{result.outcome}.mp4"
             chosen.append((result, Video(table.policy, spec.task, spec.trial, result.outcome, path)))
     return chosen

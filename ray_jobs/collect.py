@@ -29,6 +29,7 @@ from ipvla.data.rlds import dataset_directory, write_rlds
 from ipvla.data.source import DatasetError
 from ipvla.rollout.sim_pool import WorkerPool, cluster_cores
 from ipvla.sim.demonstration import Demonstration
+from ipvla.sim.environment import require_simulators
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.simulator import Split
 from ipvla.sim.suite import Suite
@@ -144,6 +145,7 @@ def collect(config: CollectConfig, on_progress: OnProgress = lambda tasks: None)
         JobFailedError: an attempt crashed its simulator again and again.
     """
     started = time.monotonic()
+    require_simulators()
     suite = load_suite(config.suite, config.cache)
     wanted = config.wanted(suite)
     request = _request(config, suite, wanted)

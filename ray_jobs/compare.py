@@ -18,8 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evaluators.learning_curves import draw_curves
-from evaluators.run_plots import parallel_coordinates, scatter
+from evaluators.plots import draw_curves, parallel_coordinates, scatter
 from evaluators.run_table import RunTable, differing_parameters, opposed, shared_metrics, without_ends
 from evaluators.tracked_runs import PLAYED_BY, RunStore, TrackedRun, TrackingError, differing_fingerprints, labels
 from ipvla.sim.protocols import ProtocolError

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
+from ipvla.sim.environment import SimulatorError, renderer, require_simulators
 from ipvla.sim.standard.assets import AssetsError, assets_version, find_assets, provide_assets
 from ipvla.sim.standard.tasks import HORIZONS, initial_states
 from ipvla.sim.suites import SUITES, load_suite
@@ -166,13 +167,17 @@ def check_packages(config: DoctorConfig) -> Finding:
 
 def check_gl(config: DoctorConfig) -> Finding:
     """One picture off screen, with the back end that simulators will use."""
-    backend = os.environ.get("MUJOCO_GL", "osmesa")
-    environment = {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": os.environ.get("PYOPENGL_PLATFORM", backend)}
-    error = _failure(_RENDER, environment)
-    if error is None:
+    try:
+        backend = renderer()
+        require_simulators()
+    except SimulatorError as error:
+        detail, _, remedy = str(error).partition("; ")
+        return Finding(Status.FAIL, detail, remedy)
+    failure = _failure(_RENDER, {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend})
+    if failure is None:
         return Finding(Status.OK, f"MuJoCo renders with {backend}")
     remedies = {"osmesa": "apt-get install libosmesa6", "egl": "apt-get install libegl1, or set MUJOCO_GL=osmesa"}
-    return Finding(Status.FAIL, f"{backend}: {error}", remedies.get(backend, "set MUJOCO_GL=osmesa"))
+    return Finding(Status.FAIL, f"{backend}: {failure}", remedies.get(backend, "set MUJOCO_GL=osmesa"))
 
 
 def check_suites(config: DoctorConfig) -> Finding:

@@ -11,13 +11,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evaluators.console import comparison_table, success_table
+from evaluators.console import comparison_table, result_note, success_table
 from evaluators.episodes import write_episodes
-from evaluators.outcome_plots import success_bars
+from evaluators.intervals import minimum_detectable_difference
 from evaluators.paired import PairedComparison, compare
-from evaluators.power import minimum_detectable_difference
+from evaluators.plots import success_bars
 from evaluators.report import Report
-from evaluators.result_note import result_note
 from evaluators.success import SuccessConfig
 from evaluators.success_record import write_success
 from evaluators.success_table import SuccessTable

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from evaluators.memory_use import MemoryUse, ProbeConfig
-from evaluators.memory_use_plot import write_plot
+from evaluators.memory_use import InterventionConfig, MemoryUse
+from evaluators.plots import plot_memory_use
 from evaluators.success import SuccessConfig
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
@@ -37,7 +37,7 @@ class MemoryUseJobConfig(StorageRoots):
     study: str = "recall"
     policies: tuple[str, ...] = ()
     success: SuccessConfig = field(default_factory=SuccessConfig)
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    probe: InterventionConfig = field(default_factory=InterventionConfig)
     use_gpu: bool = False
     parent_run_key: str | None = None
     parent_run_id: str | None = None
@@ -85,7 +85,7 @@ def measure(config: MemoryUseJobConfig, console: Console) -> list[MemoryUse]:
 def _publish(config: MemoryUseJobConfig, use: MemoryUse) -> None:
     """Numbers and pictures: beside the journals, and in the policy's MLflow run."""
     path = config.directory / use.policy / "memory_use" / "memory_use"
-    files = [use.write(path.with_suffix(".json")), *write_plot(use, path)]
+    files = [use.write(path.with_suffix(".json")), *plot_memory_use(use, path)]
     sink = policy_run(
         config,
         config.study,
@@ -112,7 +112,7 @@ def loss_table(use: MemoryUse) -> Table:
         low, high = row.lost95
         table.add_row(
             row.name,
-            row.probe,
+            row.intervention,
             str(row.t),
             f"{row.undisturbed}/{row.n} → {row.k}/{row.n}",
             str(row.touched),

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from evaluators.episode_trace import write_trace
+from evaluators.episodes import write_trace
 from evaluators.success import recorded_view
+from ipvla.rollout.episode import replay_episode
 from ipvla.rollout.journal import Journal, JournalError
 from ipvla.rollout.recorder import VideoRecorder
-from ipvla.rollout.replay import replay_episode
 from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.protocols import load_protocol
 from ipvla.sim.simulator import Simulator

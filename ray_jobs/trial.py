@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from evaluators.result_note import result_note
-from evaluators.statistics import wilson_interval
+from evaluators.console import result_note
+from evaluators.intervals import wilson_interval
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
 from ipvla.experiment import ExperimentConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,23 @@ Chunk = npt.NDArray[np.float32]
 Act = Callable[[Observation, int], Chunk]
 
 
+class EpisodeId(NamedTuple):
+    """One attempt at an episode: a rerun never meets the memory of the attempt before it.
+
+    Attributes:
+        episode: an `EpisodeSpec.key`, or a session's name.
+        attempt: counted from 0.
+    """
+
+    episode: str
+    attempt: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.episode}#{self.attempt}"
+
+
 class EpisodeObserver(Protocol):
-    """Watches an episode (video, traces) without a part in it."""
+    """Watches an episode (video, traces) and changes nothing in it."""
 
     def on_reset(self, simulator: Simulator) -> None: ...
     def on_step(self, simulator: Simulator, action: npt.NDArray[np.float32], outcome: StepOutcome) -> None: ...
@@ -29,20 +44,26 @@ class InvalidActionError(ValueError):
     """The policy's chunk cannot be played."""
 
 
+class ReplayError(ValueError):
+    """The recorded actions lead to another end here than in the recording."""
+
+
 def run_episode(
     simulator: Simulator,
     spec: EpisodeSpec,
     act: Act,
     observers: Sequence[EpisodeObserver] = (),
     observe: Callable[[], Observation] | None = None,
+    execute: int | None = None,
 ) -> EpisodeResult:
     """Plays `spec` from its seed to its end; at most `simulator.task.horizon` control steps.
 
     Args:
-        observe: what `act` is shown, where that is not what the simulator renders.
+        observe: the observation that `act` gets, where that is not what the simulator renders.
+        execute: actions of every chunk that are played before the policy is asked again; None for all.
 
     Raises:
-        InvalidActionError: a chunk is empty, has no action axis, or is not finite.
+        InvalidActionError: a chunk is empty or shorter than `execute`, has no action axis, or is not finite.
     """
     log, outcome = EpisodeLog(), StepOutcome(success=False, failure=False)
     simulator.reset(spec.seed)
@@ -51,8 +72,9 @@ def run_episode(
     while not outcome.done and log.steps < simulator.task.horizon:
         observation = (observe or simulator.observe)()
         with log.answer():
-            chunk = _checked(act(observation, log.policy_steps), spec)
-        for action in chunk[: simulator.task.horizon - log.steps]:
+            chunk = _checked(act(observation, log.policy_steps), spec, execute)
+        left = simulator.task.horizon - log.steps
+        for action in chunk[: min(left, execute or left)]:
             with log.step(action):
                 outcome = simulator.step(action)
             for observer in observers:
@@ -62,10 +84,43 @@ def run_episode(
     return log.result(spec, outcome, simulator.details())
 
 
-def _checked(chunk: Chunk, spec: EpisodeSpec) -> Chunk:
+def replay_episode(
+    simulator: Simulator,
+    recorded: EpisodeResult,
+    actions: npt.NDArray[np.float32],
+    observers: Sequence[EpisodeObserver] = (),
+) -> None:
+    """Plays `actions`, [T, A], from the episode's seed, with observers.
+
+    Raises:
+        ReplayError: the episode does not end as `recorded` (another version of the physics, another processor).
+    """
+    outcome, steps = StepOutcome(success=False, failure=False), 0
+    simulator.reset(recorded.spec.seed)
+    for observer in observers:
+        observer.on_reset(simulator)
+    for action in actions:
+        outcome, steps = simulator.step(action), steps + 1
+        for observer in observers:
+            observer.on_step(simulator, action, outcome)
+        if outcome.done:
+            break
+    if (outcome.verdict, steps) != (recorded.outcome, recorded.steps):
+        raise ReplayError(
+            f"{recorded.spec.key} ended as {recorded.outcome} after {recorded.steps} control steps, its actions "
+            f"now lead to {outcome.verdict} after {steps}; replay it where it was played, with the same versions"
+        )
+
+
+def _checked(chunk: Chunk, spec: EpisodeSpec, execute: int | None) -> Chunk:
     if chunk.ndim != 2 or len(chunk) == 0:
         raise InvalidActionError(
             f"{spec.key}: the policy returned shape {chunk.shape}; expected [execute >= 1, A]"
+        )
+    if execute is not None and len(chunk) < execute:
+        raise InvalidActionError(
+            f"{spec.key}: the policy gives {len(chunk)} actions per call, the protocol plays {execute}; "
+            "evaluate a policy that executes as many, or by another protocol"
         )
     if not np.isfinite(chunk).all():
         raise InvalidActionError(f"{spec.key}: the policy returned actions that are not finite; check its weights")

@@ -1,4 +1,4 @@
-"""What is played in an episode, and how long it takes."""
+"""The actions of an episode and the time that each step takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ipvla.types import EpisodeResult, EpisodeSpec, EpisodeTrace
 
 
 class EpisodeLog:
-    """Begins with the episode; `answer` and `step` stand around what they time."""
+    """Starts with the episode; `answer` and `step` time the block inside them."""
 
     def __init__(self) -> None:
         self._began_s, self._cpu_began_s = time.perf_counter(), time.process_time()
@@ -37,7 +37,7 @@ class EpisodeLog:
 
     @contextmanager
     def answer(self) -> Iterator[None]:
-        """The policy is asked, and answers."""
+        """Times the policy's answer."""
         began, cpu_began = time.perf_counter(), time.process_time()
         yield
         self._answer_s.append(time.perf_counter() - began)
@@ -46,14 +46,14 @@ class EpisodeLog:
 
     @contextmanager
     def step(self, action: npt.NDArray[np.float32]) -> Iterator[None]:
-        """The simulator plays this action, [A]."""
+        """Times the simulator's step with this action, [A]."""
         began = time.perf_counter()
         yield
         self._step_s.append(time.perf_counter() - began)
         self._actions.append(action)
 
     def result(self, spec: EpisodeSpec, outcome: StepOutcome, details: Mapping[str, Any]) -> EpisodeResult:
-        """Of the episode, which ends now."""
+        """The record of the episode, which ends now."""
         return EpisodeResult(
             spec=spec,
             outcome=outcome.verdict,

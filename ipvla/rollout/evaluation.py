@@ -16,7 +16,7 @@ from ipvla.types import EpisodeResult, EpisodeSpec
 
 
 class SimPool:
-    """N simulator actors; they stay (with their simulators loaded) from one policy to the next.
+    """N simulator actors; their simulators stay loaded from one policy to the next.
 
     Args:
         execute: actions of every chunk that are played; None for all.
@@ -75,7 +75,7 @@ class SimPool:
             yield result
 
     def record(self, jobs: Sequence[VideoJob]) -> list[Path]:
-        """The videos of episodes that were played before; not of those that do not go the same way again.
+        """Writes videos of recorded episodes; an episode whose actions lead elsewhere now has none.
 
         Raises:
             JobFailedError: a simulator failed again and again.
@@ -91,7 +91,7 @@ class SimPool:
         return len(self._workers)
 
     def add(self, count: int) -> None:
-        """So many simulators more, also for a run that is under way."""
+        """Adds `count` simulators, also to a run that is under way."""
         self._workers.add(count)
 
     def start(self) -> None:

@@ -1,6 +1,6 @@
 """A suite's scripted expert in a policy's place: the same episodes, journal and statistics, without a model.
 
-It sees the true state, so it plays in the simulator's process, and looks at no picture.
+It sees the true state, so it runs in the simulator's process and needs no pictures.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from ipvla.contract import Contract
 from ipvla.rollout.endpoint import Service, Serving
-from ipvla.rollout.episode import Act, Chunk
+from ipvla.rollout.episode import Act, Chunk, EpisodeId
 from ipvla.sim.expert import Expert
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.suites import load_suite, suites_with_expert
@@ -22,12 +22,12 @@ from ipvla.types import EpisodeSpec, Observation
 
 @dataclass(frozen=True)
 class ExpertClient:
-    """What a simulator worker holds in place of a `PolicyClient`."""
+    """The simulator worker's client, in place of a `PolicyClient`."""
 
     cache_dir: Path
 
     def playing(self, simulator: ProtocolSimulator, spec: EpisodeSpec) -> Act:
-        """Asks the expert of the episode that `simulator` is about to begin, one action at a time.
+        """Actions of the expert, one at a time, for the episode that `simulator` is about to begin.
 
         Raises:
             ValueError: its suite has none.
@@ -46,18 +46,18 @@ class ExpertClient:
 
         return act
 
-    def end(self, episode_id: str) -> None:
+    def end(self, episode_id: EpisodeId) -> None:
         """There is nothing to free."""
 
 
 @dataclass(frozen=True)
 class ExpertSource:
-    """Stands where a `PolicySource` does."""
+    """The source of an expert, in place of a `PolicySource`."""
 
     cache_dir: Path
 
     def sha256(self) -> str:
-        """Of what the experts are written in."""
+        """Of the source code of `ipvla.sim`."""
         from ipvla import sim
 
         files = sorted(path for path in Path(sim.__path__[0]).rglob("*.py"))
@@ -76,7 +76,7 @@ class ExpertSource:
 
 
 class ExpertService:
-    """Stands where a `PolicyService` does; there is nothing to start, nor to mend."""
+    """In place of a `PolicyService`; there is nothing to start or to replace."""
 
     def __init__(self, source: ExpertSource, view: Contract | None = None) -> None:
         self._client, self.view = ExpertClient(source.cache_dir), view

@@ -36,8 +36,8 @@ class Journal:
 
     Args:
         path: created with its directory if missing.
-        fingerprint: everything that the results depend on but the episodes' keys (protocol, suite version,
-            policy hash, library versions). It is written into a new journal and must match an old one.
+        fingerprint: everything that the results depend on besides the episodes' keys (protocol, suite version,
+            policy hash, library versions). A new journal stores it; an existing one must have the same.
 
     Raises:
         JournalError: the journal belongs to another study, is not a journal, or cannot be written now: the disk is
@@ -59,15 +59,15 @@ class Journal:
             stack.pop_all()
 
     def _claim(self, fingerprint: dict[str, str]) -> None:
-        mine = json.dumps(fingerprint, sort_keys=True)
-        self._connection.execute("INSERT OR IGNORE INTO study VALUES (1, ?)", (mine,))
+        given = json.dumps(fingerprint, sort_keys=True)
+        self._connection.execute("INSERT OR IGNORE INTO study VALUES (1, ?)", (given,))
         (stored,) = self._connection.execute("SELECT fingerprint FROM study").fetchone()
-        if stored != mine:
-            theirs = json.loads(stored)
+        if stored != given:
+            recorded_for = json.loads(stored)
             changed = "; ".join(
-                f"{name}: journal has {theirs.get(name)!r}, this study {fingerprint.get(name)!r}"
-                for name in sorted({*theirs, *fingerprint})
-                if theirs.get(name) != fingerprint.get(name)
+                f"{name}: journal has {recorded_for.get(name)!r}, this study {fingerprint.get(name)!r}"
+                for name in sorted({*recorded_for, *fingerprint})
+                if recorded_for.get(name) != fingerprint.get(name)
             )
             raise JournalError(
                 f"{self.path} holds the results of another study ({changed}); pass another journal path"
@@ -79,13 +79,13 @@ class Journal:
         Raises:
             JournalError: the disk is full, or another process keeps the journal locked for half a minute.
         """
-        spec, told = result.spec, asdict(replace(result, trace=None))
-        del told["trace"]
+        spec, record = result.spec, asdict(replace(result, trace=None))
+        del record["trace"]
         try:
             with self._transaction(), closing(self._connection.cursor()) as cursor:
                 cursor.execute(
                     "INSERT OR IGNORE INTO episodes (key, task, trial, outcome, result) VALUES (?, ?, ?, ?, ?)",
-                    (spec.key, spec.task, spec.trial, result.outcome, json.dumps(told)),
+                    (spec.key, spec.task, spec.trial, result.outcome, json.dumps(record)),
                 )
                 new = cursor.rowcount == 1
                 if new and result.trace is not None:
@@ -96,7 +96,7 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All of what is written within, or nothing."""
+        """Everything that the block writes, or nothing."""
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -113,20 +113,23 @@ class Journal:
 
     def results(self, specs: Iterable[EpisodeSpec] | None = None) -> list[EpisodeResult]:
         """Every record, or those of `specs` alone, by task and trial."""
-        wanted, keys = "", tuple[str, ...]()
+        condition, keys = "", tuple[str, ...]()
         if specs is not None:
-            wanted, keys = "WHERE key IN (SELECT value FROM json_each(?))", (json.dumps([s.key for s in specs]),)
-        rows = self._connection.execute(f"SELECT result FROM episodes {wanted} ORDER BY task, trial, key", keys)
+            condition, keys = (
+                "WHERE key IN (SELECT value FROM json_each(?))",
+                (json.dumps([s.key for s in specs]),),
+            )
+        rows = self._connection.execute(f"SELECT result FROM episodes {condition} ORDER BY task, trial, key", keys)
         return [_result(json.loads(text)) for (text,) in rows]
 
     def trace(self, spec: EpisodeSpec) -> EpisodeTrace | None:
-        """What was played in a recorded episode; None where it was not kept."""
+        """The trace of a recorded episode; None where there is none."""
         row = self._connection.execute("SELECT trace FROM traces WHERE key = ?", (spec.key,)).fetchone()
         return row and _unpacked(row[0])
 
     @classmethod
     def existing(cls, path: Path) -> Self:
-        """The journal at `path`, of whatever study.
+        """The journal at `path`, of any study.
 
         Raises:
             JournalError: there is none, or it is damaged.
@@ -195,10 +198,10 @@ def _unusable(path: Path, error: sqlite3.DatabaseError) -> JournalError:
     )
 
 
-def _result(told: dict[str, Any]) -> EpisodeResult:
-    spec = EpisodeSpec(**told.pop("spec"))
+def _result(record: dict[str, Any]) -> EpisodeResult:
+    spec = EpisodeSpec(**record.pop("spec"))
     known = {field.name for field in fields(EpisodeResult)}  # older journals have names that are gone
-    return EpisodeResult(spec=spec, **{name: value for name, value in told.items() if name in known})
+    return EpisodeResult(spec=spec, **{name: value for name, value in record.items() if name in known})
 
 
 def _packed(trace: EpisodeTrace) -> bytes:

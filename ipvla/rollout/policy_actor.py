@@ -1,6 +1,6 @@
 """The policy as a Ray actor: one model, many simulators that wait for it.
 
-Whoever holds an actor's handle imports its class; so that a simulator's process does without torch, the model's
+A process that holds an actor's handle imports its class. So that a simulator's process needs no torch, the model's
 side is imported where an actor starts.
 """
 
@@ -20,37 +20,35 @@ import ray
 
 from ipvla.contract import Contract, fitted
 from ipvla.rollout.endpoint import Service, Serving
-from ipvla.rollout.episode import Chunk
-from ipvla.rollout.policy_client import Moved, PolicyClient
-from ipvla.rollout.timed_policy import ActTime, TimedPolicy
+from ipvla.rollout.episode import Chunk, EpisodeId
+from ipvla.rollout.policy_client import PolicyClient
 from ipvla.types import Observation
 
 if TYPE_CHECKING:
-    from ipvla.rollout.policy_server import Lease, Policy, PolicyServer, Request
+    from ipvla.rollout.policy_server import BatchPolicy, PolicyServer, Request
 
 _PING_TIMEOUT_S = 60.0
 #: Of replicas, before it is no accident that all of them die.
 _STARTS = 5
-_DRAIN_POLL_S = 0.01
-#: How often a new episode that waits for room looks whether a lease has run out.
+#: How often a new episode that waits for room checks for leases that have run out.
 _EXPIRY_POLL_S = 5.0
 
 
 @dataclass(frozen=True)
 class PolicySource:
-    """Where an actor gets its policy from: small enough to be sent again whenever the actor is replaced.
+    """Where an actor loads its policy from: small enough to send again when the actor is replaced.
 
     Attributes:
         load: `ipvla.policy.Policy.load`, or another picklable function of the directory.
         directory: the policy's checkpoint, readable where the actor runs.
-        variant: what else than the files decides about its actions; it is part of the hash.
+        variant: what else decides its actions besides the files; part of the hash.
     """
 
-    load: Callable[[Path], Policy]
+    load: Callable[[Path], BatchPolicy]
     directory: Path
     variant: str | None = field(default=None, kw_only=True)
 
-    def open(self) -> Policy:
+    def open(self) -> BatchPolicy:
         return self.load(self.directory)
 
     def sha256(self) -> str:
@@ -97,11 +95,11 @@ class PolicySource:
 
 
 class PolicyDiedError(RuntimeError):
-    """No process of the policy lives long enough to answer."""
+    """Every process of the policy died before it could answer."""
 
 
 class PolicyActor:
-    """Answers whoever waits as soon as the model is free: no timer, so a lone caller is never delayed.
+    """Answers all waiting requests as soon as the model is free: no timer, so a lone caller is never delayed.
 
     Args:
         capacity, lease_s: see `PolicyServer`. A new episode waits for room, and may wait long.
@@ -118,42 +116,44 @@ class PolicyActor:
     ) -> None:
         import torch
 
-        torch.set_num_threads(threads)
+        from ipvla.rollout.policy_server import ActTime
+
         self._max_batch = max_batch
         self._limits = (capacity, lease_s)
         self._acting = ActTime()
-        self._server = self._opened(source)
-        self._room = asyncio.Event()
-        self._successor: Any = None
         # One thread: torch's thread count and CUDA's stream belong to the thread that set them.
         self._model_thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
+        self._server = self._model_thread.submit(self._opened, source).result()
+        self._room = asyncio.Event()
         self._waiting: list[tuple[Request, asyncio.Future[Chunk]]] = []
         self._answering: asyncio.Task[None] | None = None
-        self._moving: dict[str, asyncio.Future[None]] = {}
         self._started = time.perf_counter()
         self._forwards, self._requests, self._busy_s = 0, 0, 0.0
 
     async def load(self, source: PolicySource) -> None:
-        """Answers with another policy from now on; episodes that are under way are forgotten and refused."""
-        self._server = self._opened(source)
+        """Answers with another policy once it is loaded; episodes that are under way then are refused."""
+        from ipvla.rollout.policy_server import StaleEpisodeError
+
+        self._server = await asyncio.get_running_loop().run_in_executor(self._model_thread, self._opened, source)
+        for _, answer in self._waiting:  # admitted by the former server
+            if not answer.done():
+                answer.set_exception(StaleEpisodeError("another policy was loaded; run the episode again"))
+        self._waiting.clear()
         self._room.set()
 
     def _opened(self, source: PolicySource) -> PolicyServer:
-        from ipvla.rollout.policy_server import PolicyServer
+        from ipvla.rollout.policy_server import PolicyServer, TimedPolicy
 
         return PolicyServer(TimedPolicy(source.open(), self._acting), *self._limits)
 
-    async def act(self, episode_id: str, policy_step: int, observation: Observation) -> Chunk | Moved:
-        """Float32 [execute, A], or where to ask instead.
+    async def act(self, episode_id: EpisodeId, policy_step: int, observation: Observation) -> Chunk:
+        """Float32 [execute, A].
 
         Raises:
             StaleEpisodeError: the step does not follow the episode's last one.
         """
         while policy_step == 0 and episode_id not in self._server and not await self._has_room():
             pass
-        await self._move(episode_id)
-        if self._successor is not None:
-            return Moved(self._successor)
         request = self._server.admit(episode_id, policy_step, observation, time.monotonic())
         answer: asyncio.Future[Chunk] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answer))
@@ -182,53 +182,15 @@ class PolicyActor:
                 if not answer.done():  # cancelled, if its caller went away
                     answer.set_result(chunk)
 
-    async def end(self, episode_id: str) -> Moved | None:
-        """Frees the episode's memory, or says where it is."""
-        await self._settled(episode_id)
+    async def end(self, episode_id: EpisodeId) -> None:
+        """Frees the episode's memory."""
         self._server.end(episode_id)
         self._room.set()
-        return None if self._successor is None else Moved(self._successor)
-
-    async def drain(self, successor: Any) -> bool:
-        """Hands every episode with its memory to another actor, those that are being answered as soon as they are.
-
-        From now on whoever asks here is sent there. False if that actor died: what it has not got goes on here.
-        """
-        self._successor = successor
-        self._room.set()
-        while len(self._server) and self._successor is successor:
-            for episode_id in self._server.idle():
-                await self._move(episode_id)
-            await asyncio.sleep(_DRAIN_POLL_S)
-        return self._successor is successor
-
-    async def take_over(self, episode_id: str, lease: Lease) -> None:
-        self._server.take_over(episode_id, lease, time.monotonic())
-
-    async def _move(self, episode_id: str) -> None:
-        """To the successor, if there is one; the episode is kept until it has arrived."""
-        await self._settled(episode_id)
-        if self._successor is None or episode_id not in self._server:
-            return
-        moving = self._moving[episode_id] = asyncio.get_running_loop().create_future()
-        try:
-            await self._successor.take_over.remote(episode_id, self._server.lease(episode_id))
-            self._server.end(episode_id)
-        except ray.exceptions.RayActorError:
-            self._successor = None
-        finally:
-            del self._moving[episode_id]
-            moving.set_result(None)
-
-    async def _settled(self, episode_id: str) -> None:
-        """Returns once the episode is not on its way to the successor."""
-        while episode_id in self._moving:
-            await self._moving[episode_id]
 
     async def _has_room(self) -> bool:
         """Whether a new episode may begin; if not, returns once something has changed."""
         self._server.expire(time.monotonic())
-        if not self._server.full or self._successor is not None:
+        if not self._server.full:
             return True
         self._room.clear()
         with contextlib.suppress(TimeoutError):
@@ -260,10 +222,10 @@ class PolicyService:
         resources: `ray.remote` options of an actor such as `{"num_gpus": 1}`; by default it asks for no resources,
             as it works only while simulators wait for it.
         replicas: actors with the same policy. An episode is pinned to one of them.
-        capacity: episodes of a replica at a time; None for as many as come.
-        lease_s: seconds after which an episode that is not heard of is forgotten.
+        capacity: episodes of a replica at a time; None for no limit.
+        lease_s: an episode without a request for so many seconds is forgotten.
         max_batch: observations of a forward pass; None for as many as wait. The last bits of a matrix product
-            depend on how many rows it has; with 1 an episode does not depend on who else plays.
+            depend on how many rows it has; with 1 an episode does not depend on the others.
 
     Raises:
         ValueError: fewer than one replica, or no room for an episode.
@@ -284,15 +246,15 @@ class PolicyService:
     ) -> None:
         if min(number for number in (replicas, capacity, max_batch) if number is not None) < 1:
             raise ValueError(
-                f"{replicas} replicas with room for {capacity} episodes, {max_batch} in a batch, serve nobody; "
+                f"{replicas} replicas with room for {capacity} episodes, {max_batch} in a batch, serve nothing; "
                 "pass at least 1"
             )
         self.source = source
-        self._arguments = (threads, capacity, lease_s, max_batch)
+        #: Of every `PolicyActor`, after its source.
+        self.arguments = (threads, capacity, lease_s, max_batch)
         self._threads = threads
         self._options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": "DEFAULT", **(resources or {})}
         self._replicas: list[Any] = [None] * replicas
-        self._leaving: list[Any] = []
         self._loading: dict[int, ray.ObjectRef[Any]] = {}
 
     def client(self) -> PolicyClient:
@@ -304,27 +266,28 @@ class PolicyService:
         """
         return PolicyClient(self._least_loaded())
 
-    def _least_loaded(self, besides: int | None = None) -> Any:
-        """Of the replicas that have loaded, but for that in one place."""
+    def _least_loaded(self) -> Any:
+        """The replica with the fewest episodes, of those that have loaded."""
         for _ in range(_STARTS):
-            self._fill_places(besides)
-            told = {place: stats for place, stats in self._answers().items() if place != besides}
-            if told:
-                return self._replicas[min(told, key=lambda place: told[place]["episodes"])]
+            self._fill_places()
+            stats = self._answers()
+            if stats:
+                return self._replicas[min(stats, key=lambda place: stats[place]["episodes"])]
         raise PolicyDiedError(
             f"the process of the policy in {self.source.directory} ended {_STARTS} times while it loaded; "
             "Ray's log may say why (out of memory?)"
         )
 
-    def _fill_places(self, besides: int | None = None) -> None:
-        """Starts what is missing; waits for it only if nobody else (`besides` does not count) could answer."""
+    def _fill_places(self) -> None:
+        """Starts the missing replicas; waits for them only if no other could answer."""
         for place, actor in enumerate(self._replicas):
-            if actor is None and place != besides:
+            if actor is None:
                 self._replicas[place] = self._start()
                 self._loading[place] = self._replicas[place].stats.remote()
-        alone = len({*self._loading, besides} - {None}) == len(self._replicas)
-        places = {first_answer: place for place, first_answer in self._loading.items() if place != besides}
-        loaded = ray.wait(list(places), num_returns=len(places), timeout=None if alone else 0)[0] if places else []
+        none_loaded = len(self._loading) == len(self._replicas)
+        places = {first_answer: place for place, first_answer in self._loading.items()}
+        timeout = None if none_loaded else 0
+        loaded = ray.wait(list(places), num_returns=len(places), timeout=timeout)[0] if places else []
         for first_answer in loaded:
             del self._loading[places[first_answer]]
             try:
@@ -333,37 +296,6 @@ class PolicyService:
                 self._replicas[places[first_answer]] = None
                 if error.actor_init_failed:
                     raise
-
-    def drain(self, place: int) -> None:
-        """Moves a replica's episodes to the one with the fewest, memories included, and takes it out of service.
-
-        For whoever runs the service and is about to take a replica's node or GPU away; nothing here calls it.
-        Another one takes its place when it is needed. Until `close` it tells those who ask where to ask instead.
-
-        Raises:
-            ValueError: there is no other replica.
-            PolicyDiedError: those that were to take the episodes over die again and again; they go on where they
-                are.
-        """
-        if len(self._replicas) < 2:
-            raise ValueError("the only replica cannot be drained; start the service with replicas >= 2")
-        leaving = self._replicas[place]
-        if place in self._loading:  # nobody has been sent there
-            del self._loading[place]
-            ray.kill(leaving)
-        elif leaving is not None:
-            self._move_all(leaving, place)
-            self._leaving.append(leaving)  # answers those who have not heard yet
-        self._replicas[place] = None
-
-    def _move_all(self, leaving: Any, place: int) -> None:
-        for _ in range(_STARTS):
-            try:
-                if ray.get(leaving.drain.remote(self._least_loaded(besides=place))):
-                    return
-            except ray.exceptions.RayActorError:
-                return  # it died itself, and its episodes run again
-        raise PolicyDiedError(f"replica {place} was not drained: {_STARTS} others died while they took over")
 
     def switch(self, source: PolicySource) -> None:
         """Serves another policy, without starting actors anew; no episode may be under way."""
@@ -376,35 +308,35 @@ class PolicyService:
 
     def stats(self) -> dict[str, float]:
         """Summed over replicas, `mean_batch` and `busy` their means; empty while none has been needed or lives."""
-        told = list(self._answers().values())
-        if not told:
+        answers = list(self._answers().values())
+        if not answers:
             return {}
-        sums = {name: sum(one[name] for one in told) for name in told[0]}
+        sums = {name: sum(stats[name] for stats in answers) for name in answers[0]}
         sums["mean_batch"] = sums["requests"] / max(sums["forwards"], 1)
-        sums["busy"] /= len(told)
+        sums["busy"] /= len(answers)
         return sums
 
     def _answers(self, timeout_s: float = _PING_TIMEOUT_S) -> dict[int, dict[str, float]]:
         """By place the `stats` of the replicas that answer; the others are ended, and started anew when needed."""
-        asked = {
+        requests = {
             place: actor.stats.remote()
             for place, actor in enumerate(self._replicas)
             if actor is not None and place not in self._loading
         }
-        told = {}
-        for place, answer in asked.items():
+        stats = {}
+        for place, answer in requests.items():
             try:
-                told[place] = ray.get(answer, timeout=timeout_s)
+                stats[place] = ray.get(answer, timeout=timeout_s)
             except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
                 ray.kill(self._replicas[place])
                 self._replicas[place] = None
-        return told
+        return stats
 
     def close(self) -> None:
-        for actor in (*self._replicas, *self._leaving):
+        for actor in self._replicas:
             if actor is not None:
                 ray.kill(actor)
-        self._replicas, self._leaving, self._loading = [None] * len(self._replicas), [], {}
+        self._replicas, self._loading = [None] * len(self._replicas), {}
 
     def _start(self) -> Any:
         environment = {name: str(self._threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -414,5 +346,5 @@ class PolicyService:
             ray.remote(PolicyActor)
             # An answer must not be repeated behind our back: it has moved an episode's memory.
             .options(max_restarts=0, max_task_retries=0, runtime_env={"env_vars": environment}, **self._options)
-            .remote(self.source, *self._arguments)
+            .remote(self.source, *self.arguments)
         )

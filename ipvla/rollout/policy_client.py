@@ -1,42 +1,29 @@
-"""What a simulator holds of the policy service: where its episode's memory is. Without torch: it has no model."""
+"""A simulator worker's side of the policy service. It imports no torch: the worker has no model."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from ipvla.rollout.episode import Chunk
+from ipvla.rollout.episode import Chunk, EpisodeId
 from ipvla.types import Observation
-
-
-@dataclass(frozen=True)
-class Moved:
-    """The answer to a request for an episode that goes on elsewhere."""
-
-    actor: Any
 
 
 @dataclass
 class PolicyClient:
-    """What a simulator worker holds of the policy actor that its episode is pinned to; follows where it moves."""
+    """Asks the policy actor that an episode is pinned to."""
 
     actor: Any
 
-    def act(self, episode_id: str, observation: Observation, policy_step: int) -> Chunk:
+    def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk:
         """Float32 [execute, A]. StaleEpisodeError, in Ray's wrapping, if the step does not follow the last."""
-        chunk: Chunk = self._ask(lambda actor: actor.act.remote(episode_id, policy_step, observation))
+        chunk: Chunk = ray.get(self.actor.act.remote(episode_id, policy_step, observation))
         return chunk
 
-    def end(self, episode_id: str) -> None:
-        """Returns once the episode's memory is freed; it was freed if the process that had it is dead."""
+    def end(self, episode_id: EpisodeId) -> None:
+        """Returns once the episode's memory is freed. The memory of a dead process counts as freed."""
         with contextlib.suppress(ray.exceptions.RayActorError):
-            self._ask(lambda actor: actor.end.remote(episode_id))
-
-    def _ask(self, call: Callable[[Any], Any]) -> Any:
-        while isinstance(answer := ray.get(call(self.actor)), Moved):
-            self.actor = answer.actor
-        return answer
+            ray.get(self.actor.end.remote(episode_id))

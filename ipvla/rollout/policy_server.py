@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -10,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ipvla.rollout.episode import Chunk
+from ipvla.rollout.episode import Chunk, EpisodeId
 from ipvla.types import Memory, Observation
 
 
-class Policy(Protocol):
+class BatchPolicy(Protocol):
     """What a rollout needs of a policy; `ipvla.policy.Policy` in production."""
 
     @property
@@ -27,25 +28,44 @@ class Policy(Protocol):
         """B observations and their memories -> float32 [B, C, A] in the simulator's units, next memories."""
 
 
+@dataclass
+class ActTime:
+    """Time of all `act` calls so far: wall time, and CPU time of the calling thread."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+
+class TimedPolicy:
+    """Adds the time of every `policy.act` to `spent`, also of one that raises."""
+
+    def __init__(self, policy: BatchPolicy, spent: ActTime) -> None:
+        self._policy, self._spent = policy, spent
+
+    @property
+    def execute(self) -> int:
+        """The policy's."""
+        return self._policy.execute
+
+    def initial_memory(self, batch: int) -> Memory:
+        return self._policy.initial_memory(batch)
+
+    def act(self, observations: Sequence[Observation], memory: Memory) -> tuple[npt.NDArray[np.float32], Memory]:
+        """The policy's."""
+        began_s, cpu_began_s = time.perf_counter(), time.thread_time()
+        try:
+            return self._policy.act(observations, memory)
+        finally:
+            self._spent.wall_s += time.perf_counter() - began_s
+            self._spent.cpu_s += time.thread_time() - cpu_began_s
+
+
 class StaleEpisodeError(RuntimeError):
-    """A request does not follow its episode's last one: answering it would corrupt the memory."""
+    """A request does not follow its episode's last one: an answer would corrupt the memory."""
 
 
 class CapacityError(RuntimeError):
-    """As many episodes are under way as there is room for."""
-
-
-@dataclass(frozen=True)
-class Lease:
-    """An episode between two policy steps, on its way from one server to another.
-
-    Attributes:
-        memory: [1, ...].
-        next_step: the policy step that it will ask for.
-    """
-
-    memory: Memory
-    next_step: int
+    """There is no room for another episode."""
 
 
 @dataclass
@@ -65,38 +85,40 @@ class Request:
 
 
 class PolicyServer:
-    """Batches requests of several episodes through one forward pass; each episode keeps its own memory row.
+    """Batches requests of several episodes through one forward pass; each episode has its own memory row.
 
     `admit` checks a request's place in its episode, `forward` answers admitted requests, `end` frees the row. An
-    episode that nobody speaks of for a lease's time is freed by `expire`: its simulator is gone. Only `forward`
+    episode without a request for a lease's time is freed by `expire`: its simulator is gone. Only `forward`
     may run in another thread than the rest: it touches nothing but its own requests.
 
     Args:
-        capacity: episodes that may be under way at a time; None for as many as come.
+        capacity: episodes that may be under way at a time; None for no limit.
         lease_s: seconds.
     """
 
-    def __init__(self, policy: Policy, capacity: int | None = None, lease_s: float = 900.0) -> None:
+    def __init__(self, policy: BatchPolicy, capacity: int | None = None, lease_s: float = 900.0) -> None:
         self._policy, self._capacity, self._lease_s = policy, capacity, lease_s
-        self._episodes: dict[str, _Episode] = {}
+        self._episodes: dict[EpisodeId, _Episode] = {}
 
     def __len__(self) -> int:
         return len(self._episodes)
 
-    def __contains__(self, episode_id: str) -> bool:
+    def __contains__(self, episode_id: EpisodeId) -> bool:
         return episode_id in self._episodes
 
     @property
     def full(self) -> bool:
         return self._capacity is not None and len(self._episodes) >= self._capacity
 
-    def admit(self, episode_id: str, policy_step: int, observation: Observation, now_s: float = 0.0) -> Request:
+    def admit(
+        self, episode_id: EpisodeId, policy_step: int, observation: Observation, now_s: float = 0.0
+    ) -> Request:
         """Opens the episode at policy step 0, and takes the steps after it in order, one at a time.
 
         An observation that does not name its episode gets `episode_id` for its name.
 
         Args:
-            now_s: on any clock, that of `expire`.
+            now_s: seconds on the clock of `expire`.
 
         Raises:
             CapacityError: a new episode, for which there is no room.
@@ -120,7 +142,7 @@ class PolicyServer:
             )
         episode.waiting, episode.heard_s = True, now_s
         if not observation.episode:
-            observation = replace(observation, episode=episode_id)
+            observation = replace(observation, episode=episode_id.episode)
         return Request(episode, observation)
 
     @torch.inference_mode()
@@ -138,11 +160,11 @@ class PolicyServer:
                 episode.waiting = False
         return [chunk[: self._policy.execute] for chunk in actions]
 
-    def end(self, episode_id: str) -> None:
+    def end(self, episode_id: EpisodeId) -> None:
         """Frees the episode's memory; an unknown episode has none to free."""
         self._episodes.pop(episode_id, None)
 
-    def expire(self, now_s: float) -> list[str]:
+    def expire(self, now_s: float) -> list[EpisodeId]:
         """Frees the episodes whose lease has run out, and names them."""
         silent = [
             name
@@ -152,31 +174,6 @@ class PolicyServer:
         for name in silent:
             del self._episodes[name]
         return silent
-
-    def idle(self) -> list[str]:
-        """The episodes that could be handed over now: nobody waits for their answer."""
-        return [name for name, episode in self._episodes.items() if not episode.waiting]
-
-    def lease(self, episode_id: str) -> Lease:
-        """An idle episode as another server may take it over; it stays here until `end`.
-
-        Raises:
-            StaleEpisodeError: it is not here, or its answer is under way.
-        """
-        episode = self._episodes.get(episode_id)
-        if episode is None or episode.waiting:
-            raise StaleEpisodeError(f"{episode_id} is not here between two steps; it cannot be handed over")
-        return Lease(episode.memory, episode.next_step)
-
-    def take_over(self, episode_id: str, lease: Lease, now_s: float = 0.0) -> None:
-        """Goes on where another server stopped; capacity does not matter for what is under way already.
-
-        Raises:
-            StaleEpisodeError: an episode of this name is here.
-        """
-        if episode_id in self._episodes:
-            raise StaleEpisodeError(f"{episode_id} is here already; run it again as a new attempt")
-        self._episodes[episode_id] = _Episode(lease.memory, lease.next_step, heard_s=now_s)
 
 
 def _gather(rows: Sequence[Memory]) -> Memory:

@@ -1,4 +1,4 @@
-"""Videos of episodes: an observer that keeps small frames and writes them as mp4."""
+"""Videos of episodes: an observer that collects small frames and writes them as mp4."""
 
 from __future__ import annotations
 

@@ -1,33 +1,56 @@
-"""Ray actors that run jobs (episodes, demonstrations); the dead are replaced and their jobs run again."""
+"""Ray actors that run jobs (episodes, demonstrations); dead actors are replaced and their jobs run again."""
 
 from __future__ import annotations
 
 import logging
 import math
+import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import ray
 
-from ipvla.rollout.affinity_queue import AffinityQueue
-from ipvla.rollout.oversubscription import SIMULATOR_BYTES
-from ipvla.sim.libero import gl_environment
+from ipvla.sim.environment import gl_environment
 
 Job = TypeVar("Job")
+#: Simulators per core, at most: each takes some hundred MB.
+MOST_PER_CORE = 2
+#: Memory of a simulator with its greatest number of open worlds (0.5 GB in the embedded suite).
+SIMULATOR_BYTES = 2**30
+#: Simulators wait for a policy that is busy for a larger share of the time; more of them would only queue.
+_SATURATED = 0.9
 _POLL_S = 1.0
+_LONGEST_REASON = 500
 _logger = logging.getLogger(__name__)
 
 
 class Worker(Protocol):
-    """What runs in each actor: a plain object. `run` gets what `prepare` made of the job."""
+    """A plain object in each actor. `run` gets what `prepare` returned for the job."""
 
     def run(self, job: Any) -> Any: ...
 
 
 class JobFailedError(RuntimeError):
     """A job failed in every attempt."""
+
+
+class OutsideFailureError(JobFailedError, ValueError):
+    """A job failed in every attempt for a reason outside the code: the machine, a server, what a policy answered.
+
+    The last attempt raised an error meant for users (a ValueError class of this project), or its process died or
+    hung. So the message is all that a user needs.
+    """
+
+
+def _job_failed(message: str, error: Exception) -> JobFailedError:
+    """The error for a job, or a start, whose last attempt failed with `error`."""
+    cause = getattr(error, "cause", None)
+    for_users = isinstance(cause, ValueError) and type(cause).__module__.partition(".")[0] == "ipvla"
+    kind = OutsideFailureError if cause is None or for_users else JobFailedError
+    return kind(f"{message}; last: {_reason(error)}")
 
 
 class _Host:
@@ -96,14 +119,12 @@ class _Starting:
         """JobFailedError, if that was once too often in a row."""
         self.failures += 1
         if self.failures >= self._most_failures:
-            raise JobFailedError(
-                f"{self.failures} simulator processes in a row did not start; last: {_reason(error)}"
-            ) from error
+            raise _job_failed(f"{self.failures} simulator processes in a row did not start", error) from error
 
     def require_time(self) -> None:
         """JobFailedError, if nothing has started for too long, with nothing else at work."""
         if time.monotonic() - self._changed > self._timeout_s:
-            raise JobFailedError(
+            raise OutsideFailureError(
                 f"no simulator process has started for {self._timeout_s:.0f} s: the cluster has no free CPU for "
                 "one (a node may be lost); free some, or ask for fewer per simulator"
             )
@@ -114,6 +135,9 @@ def simulator_environment(suite: Mapping[str, str] | None = None) -> dict[str, s
 
     Args:
         suite: the suite's own variables (`SuiteFacts.environment`); None for MuJoCo's.
+
+    Raises:
+        SimulatorError: MUJOCO_GL or PYOPENGL_PLATFORM cannot be used.
     """
     return {
         "CUDA_VISIBLE_DEVICES": "",  # Ray does not hide GPUs from actors that ask for none
@@ -132,6 +156,52 @@ def cluster_cores() -> int:
 def cluster_room() -> int:
     """Simulators that the connected cluster has memory for, at least 1."""
     return max(1, int(ray.cluster_resources()["memory"] // SIMULATOR_BYTES))
+
+
+def simulators_for(cores: int, waiting: float, policy_busy: float, room: int) -> int:
+    """The number of simulators, from measurements with one per core.
+
+    A simulator needs a core while it does not wait for the policy; n of them keep the cores busy once
+    n (1 - waiting) = cores.
+
+    Args:
+        cores: cores that simulators may use.
+        waiting: share of the simulators' time that they wait for the policy, in [0, 1].
+        policy_busy: share of the time that the policy works, in [0, 1].
+        room: simulators that fit into memory, at least 1.
+
+    Returns:
+        In cores .. MOST_PER_CORE * cores, or `room` if that is less.
+    """
+    if policy_busy > _SATURATED:
+        return min(cores, room)
+    enough = math.ceil(cores / max(1 - waiting, 1 / MOST_PER_CORE) - 1e-9)
+    return min(max(enough, cores), MOST_PER_CORE * cores, room)
+
+
+class AffinityQueue(Generic[Job]):
+    """Jobs in groups (episodes by task); within a group they leave in the order in which they came."""
+
+    def __init__(self, jobs: Iterable[Job], group: Callable[[Job], str]) -> None:
+        self._group = group
+        self._queues: dict[str, deque[Job]] = {}
+        for job in jobs:
+            self._queues.setdefault(group(job), deque()).append(job)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    def take(self, known: str | None) -> Job:
+        """The next job for a worker whose last job was of group `known`. Raises IndexError if none waits."""
+        if not self:
+            raise IndexError("no job waits")
+        if known is None or not self._queues.get(known):
+            known = max(self._queues, key=lambda name: len(self._queues[name]))
+        return self._queues[known].popleft()
+
+    def put_back(self, job: Job) -> None:
+        """To the front of its group."""
+        self._queues[self._group(job)].appendleft(job)
 
 
 class WorkerPool:
@@ -179,13 +249,13 @@ class WorkerPool:
         return len(self._slots)
 
     def add(self, count: int) -> None:
-        """So many workers more, also for a run that is under way."""
+        """Adds `count` workers, also to a run that is under way."""
         new = [_Slot() for _ in range(count)]
         self._slots += new
         self._added += new
 
     def start(self, max_attempts: int = 3) -> None:
-        """Starts every worker that has no process, and waits until all have one; `run` waits for nobody.
+        """Starts every worker that has no process, and waits until all have one; `run` does not wait.
 
         Raises:
             JobFailedError: starts failed `max_attempts` times in a row, or none came within `start_timeout_s`.
@@ -196,8 +266,8 @@ class WorkerPool:
         while cold or len(starting):
             for slot in cold:
                 starting.add(slot, self._start(slot))
-            begun = [self._begun(starting, reference) for reference, _ in self._finished({}, starting)]
-            cold = [slot for slot in begun if slot.actor is None]
+            started = [self._started(starting, reference) for reference, _ in self._finished({}, starting)]
+            cold = [slot for slot in started if slot.actor is None]
 
     def run(
         self,
@@ -208,13 +278,13 @@ class WorkerPool:
         prepare: Callable[[Job, int], Any] = lambda job, attempt: job,
         max_attempts: int = 3,
     ) -> Iterator[tuple[Job, Any]]:
-        """Yields (job, result) as they come.
+        """Yields (job, result) as jobs end.
 
         Args:
             group: a worker keeps to one group while it has work (its simulator is loaded).
-            name: what errors call a job; different for every job.
-            prepare: (job, attempt from 0) -> what the worker's `run` receives; called when the job is handed out,
-                so it may also mend what a failed attempt left behind.
+            name: the job's name in errors; unique.
+            prepare: (job, attempt from 0) -> what the worker's `run` receives; called before every attempt,
+                so it may also clean up after a failed one.
 
         Raises:
             JobFailedError: a job, or an actor's start, failed `max_attempts` times, chained to the last failure;
@@ -243,7 +313,7 @@ class WorkerPool:
                     running[reference] = _Running(slot, job, attempt, time.monotonic())
                 for reference, overdue in self._finished(running, starting):
                     if reference in starting:
-                        idle.append(self._begun(starting, reference))
+                        idle.append(self._started(starting, reference))
                         continue
                     done = running.pop(reference)
                     idle.append(done.slot)
@@ -253,15 +323,14 @@ class WorkerPool:
                         self._after_failure(done, error)
                         attempts[name(done.job)] = done.attempt + 1
                         if done.attempt + 1 >= max_attempts:
-                            raise JobFailedError(
-                                f"{name(done.job)} failed {max_attempts} times; last: {_reason(error)}"
-                            ) from error
+                            message = f"{name(done.job)} failed {max_attempts} times"
+                            raise _job_failed(message, error) from error
                         _logger.warning("%s failed and runs again: %s", name(done.job), _reason(error))
                         queue.put_back(done.job)
                     else:
                         yield done.job, result
         finally:
-            for left in running.values():  # half-done work must not reach the next run
+            for left in running.values():  # unfinished work must not reach the next run
                 self._discard(left.slot)
 
     def close(self) -> None:
@@ -275,7 +344,7 @@ class WorkerPool:
         self.close()
 
     def _start(self, slot: _Slot) -> ray.ObjectRef[Any]:
-        # "DEFAULT": beside whoever evaluates, not in what a trial of a sweep has reserved for itself.
+        # "DEFAULT": outside the resources that a trial of a sweep has reserved for itself.
         options = {
             "num_cpus": self._share(),
             "max_restarts": 0,
@@ -287,8 +356,8 @@ class WorkerPool:
         reference: ray.ObjectRef[Any] = slot.actor.__ray_ready__.remote()
         return reference
 
-    def _begun(self, starting: _Starting, reference: ray.ObjectRef[Any]) -> _Slot:
-        """The slot, whose actor is ready, or gone if it did not live to be."""
+    def _started(self, starting: _Starting, reference: ray.ObjectRef[Any]) -> _Slot:
+        """The slot; its actor is ready, or gone if it died before."""
         slot = starting.pop(reference)
         try:
             ray.get(reference)
@@ -309,7 +378,7 @@ class WorkerPool:
     def _finished(
         self, running: Mapping[ray.ObjectRef[Any], _Running[Any]], starting: _Starting
     ) -> list[tuple[ray.ObjectRef[Any], bool]]:
-        """(job or start, whether its time is up) of those to be dealt with now; waits at most a second."""
+        """(job or start, whether its time is up) of those that have ended or are late; waits at most a second."""
         ready, waiting = ray.wait([*running, *starting], num_returns=1, timeout=_POLL_S)
         deadline = time.monotonic() - self._job_timeout_s
         late = [one for one in waiting if one in running and running[one].started < deadline]
@@ -329,9 +398,11 @@ class WorkerPool:
 
 
 def _reason(error: Exception) -> str:
+    """The last cause, in one line."""
     if isinstance(error, TimeoutError):
         return "it did not finish in time (the simulator hangs?)"
     cause = getattr(error, "cause", None) or error
     lines = str(cause).strip().splitlines() or [""]
     # Of one that was raised while an actor began, Ray appends the traceback.
-    return f"{type(cause).__name__}: {lines[-1 if getattr(cause, 'actor_init_failed', False) else 0]}"
+    text = lines[-1] if getattr(cause, "actor_init_failed", False) else " ".join(" ".join(lines).split())
+    return f"{type(cause).__name__}: {textwrap.shorten(text, _LONGEST_REASON, placeholder=' ...')}"

@@ -1,11 +1,12 @@
-"""Plays episodes in one process: keeps the simulators that it has opened, asks the policy actor for actions."""
+"""Plays episodes in one process: its simulators stay open, and the policy actor answers with actions."""
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -13,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.contract import Contract
-from ipvla.rollout.episode import Act, Chunk, InvalidActionError, run_episode
+from ipvla.rollout.episode import Chunk, EpisodeId, ReplayError, replay_episode, run_episode
 from ipvla.rollout.expert_policy import ExpertClient
 from ipvla.rollout.recorder import VideoRecorder
-from ipvla.rollout.replay import ReplayError, replay_episode
+from ipvla.sim.environment import SimulatorError
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.protocols import PROTOCOLS, EvaluationProtocol
 from ipvla.sim.simulator import Simulator
@@ -31,10 +32,10 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SuiteSimulators:
-    """Opens the simulators of the suites by name, to be played by a protocol.
+    """Opens the simulators of the suites by name, under a protocol.
 
     Attributes:
-        cache_dir: where a suite keeps its files.
+        cache_dir: directory of the suites' files.
         camera_size: side of rendered pictures in pixels, where the protocol leaves it open.
         protocol: how they are played.
         profile: how pictures are drawn, of `ipvla.sim.suites.PROFILES`.
@@ -55,8 +56,8 @@ class SuiteSimulators:
 class RemotePolicy(Protocol):
     """The policy as a worker sees it; `ipvla.rollout.policy_client.PolicyClient` in production."""
 
-    def act(self, episode_id: str, observation: Observation, policy_step: int) -> Chunk: ...
-    def end(self, episode_id: str) -> None: ...
+    def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk: ...
+    def end(self, episode_id: EpisodeId) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class EpisodeJob:
 
 @dataclass(frozen=True)
 class VideoJob:
-    """The recording of an episode that was played before.
+    """The video of a recorded episode.
 
     Attributes:
         actions: float32 [T, A], of its trace.
@@ -88,13 +89,13 @@ class VideoJob:
     view: Contract | None = None
 
 
-def episode_id(spec: EpisodeSpec) -> str:
-    """The policy's name for this attempt: a rerun never meets the memory of the attempt before it."""
-    return f"{spec.key}#{spec.attempt}"
+def episode_id(spec: EpisodeSpec) -> EpisodeId:
+    """The policy's name for this attempt."""
+    return EpisodeId(spec.key, spec.attempt)
 
 
 def _unseen() -> Observation:
-    """For who sees the true state: pictures would cost most of an episode's time."""
+    """For an expert, which sees the true state: pictures would cost most of an episode's time."""
     return Observation({}, np.zeros(0, np.float32), "", 0)
 
 
@@ -111,7 +112,7 @@ class SimWorker:
         self._simulators: OrderedDict[tuple[str, str], Simulator] = OrderedDict()
 
     def run(self, job: EpisodeJob | VideoJob) -> EpisodeResult | Path | None:
-        """The episode's result; of a recording its path, or None if the episode does not go the same way again."""
+        """The episode's result; of a video its path, or None if the recorded actions lead elsewhere now."""
         return self._play(job) if isinstance(job, EpisodeJob) else self._record(job)
 
     def _play(self, job: EpisodeJob) -> EpisodeResult:
@@ -120,7 +121,8 @@ class SimWorker:
             if isinstance(job.policy, ExpertClient):
                 assert isinstance(simulator, ProtocolSimulator), "suites with an expert are played by a protocol"
                 return run_episode(simulator, job.spec, job.policy.playing(simulator, job.spec), observe=_unseen)
-            return run_episode(simulator, job.spec, self._act(job.spec, job.policy))
+            act = partial(job.policy.act, episode_id(job.spec))
+            return run_episode(simulator, job.spec, act, execute=self._execute)
         except Exception:
             self._drop(job.spec)  # its state is unknown
             raise
@@ -137,24 +139,10 @@ class SimWorker:
             return None
         return recorder.save(job.path)
 
-    def _act(self, spec: EpisodeSpec, policy: RemotePolicy) -> Act:
-        name, execute = episode_id(spec), self._execute
-
-        def act(observation: Observation, policy_step: int) -> Chunk:
-            chunk = policy.act(name, replace(observation, episode=spec.key), policy_step)
-            if execute is not None and len(chunk) < execute:
-                raise InvalidActionError(
-                    f"{spec.key}: the policy gives {len(chunk)} actions per call, the protocol plays "
-                    f"{execute}; evaluate a policy that executes as many, or by another protocol"
-                )
-            return chunk[:execute]
-
-        return act
-
     def _simulator(self, spec: EpisodeSpec, view: Contract | None) -> Simulator:
         key = (spec.suite, spec.task)
         if key not in self._simulators:
-            self._simulators[key] = self._make_simulator(*key)
+            self._simulators[key] = self._opened(*key)
         self._simulators.move_to_end(key)
         if len(self._simulators) > _OPEN_SIMULATORS:
             self._simulators.popitem(last=False)[1].close()
@@ -162,6 +150,16 @@ class SimWorker:
         if isinstance(simulator, ProtocolSimulator):
             simulator.show(view)
         return simulator
+
+    def _opened(self, suite: str, task: str) -> Simulator:
+        try:
+            return self._make_simulator(suite, task)
+        except Exception as error:
+            _logger.exception("%s/%s cannot be opened", suite, task)
+            raise SimulatorError(
+                f"the simulator of {suite}/{task} cannot be opened ({type(error).__name__}: {error}); "
+                "`python -m ray_jobs.doctor` checks this machine"
+            ) from error
 
     def _drop(self, spec: EpisodeSpec) -> None:
         simulator = self._simulators.pop((spec.suite, spec.task), None)

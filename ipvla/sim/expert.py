@@ -1,4 +1,4 @@
-"""Scripted experts: what they have in common, whatever they are to do."""
+"""Scripted experts: their common interface."""
 
 from __future__ import annotations
 

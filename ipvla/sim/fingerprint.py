@@ -5,11 +5,11 @@ The machine and its kernel are not among it: results of several machines are of 
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
 
+from ipvla.sim.environment import renderer
 from ipvla.sim.libero import PACKAGES
 from ipvla.sim.recall.tasks import VERSION
 
@@ -25,7 +25,7 @@ def fingerprint(packages: Mapping[str, str] = PACKAGES) -> dict[str, str]:
     return {
         **{name: _version(package) for name, package in {**packages, **_EVERYWHERE}.items()},
         "python": platform.python_version(),
-        "renderer": os.environ.get("MUJOCO_GL", "osmesa"),
+        "renderer": renderer(),
         "recall": VERSION,
     }
 

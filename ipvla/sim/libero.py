@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.atomic_file import write_text
+from ipvla.sim.environment import environment_variable, gl_environment, require_simulators
 from ipvla.sim.simulator import StepOutcome, Task
 from ipvla.types import Observation
 
@@ -34,37 +35,30 @@ _DIRECTORIES = {
 }
 
 
-def gl_environment() -> dict[str, str]:
-    """Environment variables of a process that renders: OSMesa unless MUJOCO_GL is set.
-
-    With MUJOCO_GL=egl all draw on the GPU that MUJOCO_EGL_DEVICE_ID names, by default the first.
-    """
-    renderer = os.environ.get("MUJOCO_GL", "osmesa")
-    variables = {"MUJOCO_GL": renderer, "PYOPENGL_PLATFORM": os.environ.get("PYOPENGL_PLATFORM", renderer)}
-    if renderer == "egl":  # robosuite would look for the device among CUDA's, which simulators do not see
-        variables["MUJOCO_EGL_DEVICE_ID"] = os.environ.get("MUJOCO_EGL_DEVICE_ID", "0")
-    return variables
-
-
 def configure(cache_dir: Path, assets: Path | None = None) -> Path:
     """Prepares the import of LIBERO so that it asks nothing, downloads nothing and warns about nothing.
 
-    Environment variables that are already set win. Harmless when called again.
+    Environment variables that are already set win. A second call changes nothing.
 
     Args:
         assets: of LIBERO's own suites, for the worlds that are built from now on; the embedded suite needs none.
 
     Returns:
         The directory for LIBERO's files, `cache_dir/libero`.
+
+    Raises:
+        SimulatorError: see `ipvla.sim.environment.require_simulators`.
     """
+    require_simulators()
     root = cache_dir.expanduser().resolve() / "libero"
     for name in _DIRECTORIES.values():
         (root / name).mkdir(parents=True, exist_ok=True)
     # Without this file LIBERO prompts on standard input when it is imported.
-    config_file = Path(os.environ.setdefault("LIBERO_CONFIG_PATH", str(root))) / "config.yaml"
+    os.environ["LIBERO_CONFIG_PATH"] = environment_variable("LIBERO_CONFIG_PATH", str(root))
+    config_file = Path(os.environ["LIBERO_CONFIG_PATH"]) / "config.yaml"
     if not config_file.exists():
         write_text(config_file, "".join(f"{k}: {root / v}\n" for k, v in _DIRECTORIES.items()))
-    os.environ.setdefault("MUJOCO_GL", "osmesa")
+    os.environ.update(gl_environment())
     # Simulators run in parallel as processes; their small matrices and pictures gain nothing from threads.
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
@@ -110,7 +104,7 @@ class Problem(Protocol):
     def step(self, action: npt.NDArray[np.float64]) -> Any: ...
     def close(self) -> None: ...
     def begin(self, seed: int) -> None:
-        """Starts the episode of this seed, bit for bit the same whatever ran before."""
+        """Starts the episode of this seed, bit for bit the same after any other."""
 
     def outcome(self) -> StepOutcome: ...
     def picture(self, camera: str, size: int) -> npt.NDArray[np.uint8]:
@@ -129,7 +123,7 @@ class LiberoSimulator:
 
     Args:
         problem: the environment.
-        task: what it plays.
+        task: its task.
         camera_size: height and width of the policy's pictures, in pixels.
         cameras: of these pictures, by MuJoCo's names.
     """
@@ -147,7 +141,7 @@ class LiberoSimulator:
         self.reset(0)
 
     def reset(self, seed: int) -> None:
-        """Starts the episode of this seed, bit for bit the same whatever ran before.
+        """Starts the episode of this seed, bit for bit the same after any other.
 
         Raises:
             ValueError: the seed is outside [0, 2^32).

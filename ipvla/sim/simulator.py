@@ -67,7 +67,7 @@ class StepOutcome:
 class Simulator(Protocol):
     """One task's world. `step` never renders; `observe` renders what it returns and nothing else.
 
-    The same seed gives the same episode whatever ran before it in this simulator.
+    The same seed gives the same episode after any other in this simulator.
     """
 
     task: Task

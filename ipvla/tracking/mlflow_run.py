@@ -41,7 +41,7 @@ def require_usable(tracking_uri: str) -> None:
 
 
 class MLflowRun:
-    """One run; nothing is asked of the server before the first `send`.
+    """One run; the first `send` is the first request to the server.
 
     Args:
         spool: a directory that the processes of this run share; one of them creates it.
@@ -57,7 +57,7 @@ class MLflowRun:
         self.run_id: str | None = None
         self.experiment_id: str | None = None
         self._client: Any = None
-        #: Of a run that was there: metric -> what it had before this process: steps, or steps and values.
+        #: Of an existing run: metric -> what it had before this process: steps, or steps and values.
         self._logged: dict[str, set[Any]] | None = None
 
     def send(self, records: Sequence[tuple[Record, int]], delivered: Callable[[int], None]) -> None:
@@ -76,7 +76,7 @@ class MLflowRun:
         What the server refuses for good is reported and left out.
 
         Raises:
-            Exception: whatever MLflow says when the server is away.
+            Exception: MLflow's own, when the server is away.
         """
         if not records:
             return
@@ -148,8 +148,8 @@ class MLflowRun:
                 self._client.set_tag(child.info.run_id, _PARENT, run_id)
 
     def _with_tag(self, tag: str, value: str, most: int = 1) -> list[Any]:
-        wanted = f"tags.`{tag}` = '{_quotable(value)}'"
-        found: list[Any] = self._client.search_runs([self.experiment_id], wanted, max_results=most)
+        condition = f"tags.`{tag}` = '{_quotable(value)}'"
+        found: list[Any] = self._client.search_runs([self.experiment_id], condition, max_results=most)
         return found
 
     def _experiment(self) -> str:

@@ -31,7 +31,7 @@ class RunIdentity:
         tracking_uri: where it belongs.
         experiment: by name.
         name: what the UI shows.
-        key: names the run for ever, e.g. the run directory; kept as the tag `ipvla.run_key`.
+        key: the run's permanent name, e.g. the run directory; stored as the tag `ipvla.run_key`.
         parent_key: the key of the run that it is nested under, which may come into being later than this one.
         parent_run_id: the MLflow id of such a run, where another program made it.
         tags: of a new run.
@@ -69,7 +69,7 @@ class Spool:
 
     @classmethod
     def create(cls, directory: Path, identity: RunIdentity) -> Self:
-        """A new file in `directory`, whose name tells when it was begun."""
+        """A new file in `directory`, whose name holds its start time."""
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{time.time_ns():020d}-{socket.gethostname()}-{os.getpid()}.jsonl"
         unfinished = path.with_suffix(".unfinished")
@@ -82,7 +82,7 @@ class Spool:
 
     @classmethod
     def take(cls, path: Path) -> Self | None:
-        """What a process left behind; None if that is still at it, or somebody else is.
+        """The file that a process left behind; None while that process, or another one, uses it.
 
         Raises:
             SpoolError: the file is damaged.
@@ -138,7 +138,7 @@ class Spool:
 
 
 def spooled(directory: Path) -> list[Path]:
-    """The files there, the first that was begun first."""
+    """The files there, the oldest first."""
     return sorted(directory.glob("*.jsonl"))
 
 

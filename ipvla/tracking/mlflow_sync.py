@@ -32,9 +32,9 @@ class Synced:
 
 
 def sync(directory: Path, tracking_uri: str | None = None) -> Iterator[Synced]:
-    """Delivers every file in `directory` whose process is gone, the first that was begun first, and deletes it.
+    """Delivers every file in `directory` whose process is gone, the oldest first, and deletes it.
 
-    Interrupted or repeated, it adds nothing twice. A server that fails once is not asked again.
+    Interrupted or repeated, it adds nothing twice. A server that fails once gets no more requests.
 
     Args:
         tracking_uri: to another server than the files say.
@@ -69,8 +69,8 @@ def take_over(identity: RunIdentity, directory: Path) -> None:
     """
     for path in spooled(directory):
         try:
-            theirs = identity_of(path)
-            same = theirs is not None and theirs.run == identity.run
+            other = identity_of(path)
+            same = other is not None and other.run == identity.run
             spool = Spool.take(path) if same else None
             if spool is None:
                 continue

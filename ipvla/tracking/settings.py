@@ -10,7 +10,7 @@ class TrackingConfig:
     """What of a training run MLflow gets beside metrics, settings and adapters.
 
     Attributes:
-        policy_mib: the finished policy is an artifact as well if it has at most so many MiB; 0 for never. The
+        policy_mib: the finished policy becomes an artifact too if it has at most so many MiB; 0 for never. The
             default leaves out what fills a server's disk, 7e9 weights in bfloat16 say (13 GiB).
         register: the policy, or its adapters where it is no artifact, becomes a version of a model in the
             registry.

@@ -88,8 +88,8 @@ class JsonlSink:
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            kept = [line for line in read_jsonl(path) if resume_step is None or line["step"] <= resume_step]
-            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+            lines = [line for line in read_jsonl(path) if resume_step is None or line["step"] <= resume_step]
+            write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file: IO[str] = path.open("a")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

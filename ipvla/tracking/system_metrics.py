@@ -90,7 +90,7 @@ class SystemMonitor:
         self._look()
 
     def _look(self) -> None:
-        with contextlib.suppress(OSError, psutil.Error, RuntimeError):  # whoever watches does no harm
+        with contextlib.suppress(OSError, psutil.Error, RuntimeError):  # monitoring must not end the training
             line = {"step": self._step(), "time": int(time.time() * 1000), "metrics": self._metrics()}
             if self._sink is None:
                 with self._own.open("a") as file:
@@ -114,20 +114,20 @@ class SystemMonitor:
             "memory_mib": self._process.memory_info().rss / _MIB,
             **({} if self._place.gpu is None else _gpu_metrics(self._place.gpu)),
         }
-        told = {f"system/worker_{self._place.rank}/{name}": value for name, value in worker.items()}
+        values = {f"system/worker_{self._place.rank}/{name}": value for name, value in worker.items()}
         if self._place.first_of_node:
             node = f"system/node_{self._place.node}"
-            told[f"{node}/cpu_percent"] = psutil.cpu_percent()
-            told[f"{node}/memory_percent"] = psutil.virtual_memory().percent
-        return told
+            values[f"{node}/cpu_percent"] = psutil.cpu_percent()
+            values[f"{node}/memory_percent"] = psutil.virtual_memory().percent
+        return values
 
 
 def _gpu_metrics(index: int) -> dict[str, float]:
-    """Of the whole device, whoever uses it; its load only where NVIDIA's own library is installed for torch."""
+    """Of the whole device, with all its users; its load only where NVIDIA's own library is installed for torch."""
     import torch
 
     free, total = torch.cuda.mem_get_info(index)
-    told = {"gpu_memory_mib": (total - free) / _MIB}
+    values = {"gpu_memory_mib": (total - free) / _MIB}
     with contextlib.suppress(ModuleNotFoundError, RuntimeError):
-        told["gpu_percent"] = float(torch.cuda.utilization(index))
-    return told
+        values["gpu_percent"] = float(torch.cuda.utilization(index))
+    return values

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluators.confidence_sequence import confidence_sequence
-from evaluators.statistics import wilson_interval
+from evaluators.intervals import confidence_sequence, wilson_interval
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5, 0.9])

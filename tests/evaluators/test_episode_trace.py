@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow.parquet as pq
 
-from evaluators.episode_trace import write_trace
+from evaluators.episodes import write_trace
 from ipvla.types import EpisodeTrace
 
 

@@ -16,7 +16,7 @@ from evaluators.grounding import (
     grounding,
     tabulate,
 )
-from evaluators.statistics import wilson_interval
+from evaluators.intervals import wilson_interval
 from ipvla.experiment import ExperimentConfig
 from ipvla.sim.simulator import Split
 from ipvla.training.parallel import World

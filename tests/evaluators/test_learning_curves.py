@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evaluators.learning_curves import learning_curves
+from evaluators.plots import learning_curves
 
 
 def test_a_policy_that_was_not_trained_here_has_no_curve(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from evaluators.memory_use import LossRow, MemoryUseEvaluation, ProbeConfig
-from evaluators.memory_use_plot import write_plot
+from evaluators.memory_use import InterventionConfig, LossRow, MemoryUseEvaluation
+from evaluators.plots import plot_memory_use
 from evaluators.success import SuccessConfig
 from ipvla.rollout.journal import Journal, JournalError
 from ipvla.rollout.policy_actor import PolicySource
@@ -19,7 +19,7 @@ SUITE = Suite("point", "1", (TASK,), lambda name, size: PointSimulator(name))
 
 def evaluation(*kinds: str, times: tuple[int, ...], episodes: int = 6) -> MemoryUseEvaluation:
     success = SuccessConfig(episodes={TASK.name: episodes}, num_simulators=1)
-    return MemoryUseEvaluation(ProbeConfig(kinds, times), success, SUITE, Points())
+    return MemoryUseEvaluation(InterventionConfig(kinds, times), success, SUITE, Points())
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def probing(ray_cluster):
 
 def losses(use) -> dict[tuple[str, int], tuple[int, int, int]]:
     """(probe, t) -> episodes touched, lost and won by it."""
-    return {(row.probe, row.t): (row.touched, row.only_undisturbed, row.only_probed) for row in use.tasks}
+    return {(row.intervention, row.t): (row.touched, row.only_undisturbed, row.only_changed) for row in use.tasks}
 
 
 def source(directory, load) -> PolicySource:
@@ -85,7 +85,7 @@ def test_what_is_lost_tells_what_the_memory_is_for(tmp_path, probing):
     described = json.loads(use.write(tmp_path / "use.json").read_text())
     assert described["families"][0]["name"] == "recall"
     assert described["tasks"][0]["lost95"] == list(use.tasks[0].lost95)
-    png, svg = write_plot(use, tmp_path / "use")
+    png, svg = plot_memory_use(use, tmp_path / "use")
     assert png.read_bytes().startswith(b"\x89PNG")
     assert "<svg" in svg.read_text()
 
@@ -102,7 +102,7 @@ def test_a_policy_without_memory_loses_exactly_nothing(tmp_path, probing):
 
 
 def test_a_row_is_read_off_its_four_counts():
-    row = LossRow("recall", "reset", t=10, touched=41, both=14, only_undisturbed=5, only_probed=0, neither=22)
+    row = LossRow("recall", "reset", t=10, touched=41, both=14, only_undisturbed=5, only_changed=0, neither=22)
     assert (row.n, row.undisturbed, row.k) == (41, 19, 14)
     assert row.lost == pytest.approx(5 / 41)
     assert row.lost95 == pytest.approx((0.011, 0.226), abs=6e-4)
@@ -122,7 +122,7 @@ def test_a_row_is_read_off_its_four_counts():
 )
 def test_probes_that_cannot_be_made_are_refused(arguments, told):
     with pytest.raises(ValueError, match=told):
-        ProbeConfig(**arguments)
+        InterventionConfig(**arguments)
 
 
 def test_a_time_that_no_episode_reaches_and_a_swap_with_nobody_are_refused():

@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from evaluators.outcome_plots import failure_timeline, success_bars
+from evaluators.plots import failure_timeline, success_bars
 from tests.evaluators.test_success_table import table
 
 

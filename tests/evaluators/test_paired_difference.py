@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluators.paired_difference import bootstrap_difference, newcombe_paired_interval
+from evaluators.intervals import bootstrap_difference, newcombe_paired_interval
 
 tables = st.tuples(*[st.integers(0, 200)] * 4).filter(any)
 
@@ -57,7 +57,7 @@ def test_the_impossible_is_refused(arguments):
 counts = st.tuples(*[st.integers(0, 60)] * 3)
 
 
-@given(st.lists(counts, min_size=1, max_size=10).filter(lambda strata: any(map(any, strata))))
+@given(st.lists(counts, min_size=1, max_size=10).filter(lambda strata: max(map(sum, strata)) > 1))
 def test_the_bootstrap_interval_stays_possible_and_is_always_the_same(strata):
     low, high = bootstrap_difference(strata, resamples=200)
     assert -1 <= low <= high <= 1
@@ -76,6 +76,12 @@ def test_tasks_that_differ_among_themselves_do_not_widen_the_bootstrap_interval(
     low, high = bootstrap_difference(mixed)
     assert low < -0.3
     assert high > 0.3
+
+
+def test_of_one_layout_per_task_there_is_no_interval():
+    for strata in ([(0, 0, 1)], [(1, 0, 0)], [(1, 0, 0), (0, 1, 0), (0, 0, 1)]):
+        assert bootstrap_difference(strata) is None
+    assert bootstrap_difference([(0, 0, 2), (1, 0, 0)]) is not None
 
 
 def test_a_bootstrap_of_nothing_is_refused():

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluators.power import minimum_detectable_difference
-from evaluators.statistics import mcnemar_exact
+from evaluators.intervals import mcnemar_exact, minimum_detectable_difference
 
 
 @pytest.mark.parametrize(("pairs", "discordant"), [(100, 0.3), (500, 0.2), (500, 0.5)])

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from evaluators.run_plots import parallel_coordinates, scatter
+from evaluators.plots import parallel_coordinates, scatter
 from evaluators.run_table import (
     RunTable,
     differing_parameters,

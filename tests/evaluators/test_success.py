@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from evaluators.console import result_note
 from evaluators.paired import compare
 from evaluators.report import Report
-from evaluators.result_note import result_note
 from evaluators.success import SuccessConfig, SuccessEvaluation
 from evaluators.videos import Video
 from ipvla.rollout.journal import Journal, JournalError
@@ -43,7 +43,7 @@ def test_a_configuration_that_can_run_nothing_is_refused(field):
 def test_the_policys_actors_get_what_was_set_for_them(tmp_path):
     config = each(1, policy_threads=3, policy_capacity=5, policy_lease_s=7.0, policy_max_batch=2)
     service = SuccessEvaluation(config, SUITE, Points())._serve(policy(tmp_path / "policy", load_point))
-    assert service._arguments == (3, 5, 7.0, 2)
+    assert service.arguments == (3, 5, 7.0, 2)
 
 
 def test_recall_is_not_said_to_be_drawn_as_it_is_not():
@@ -128,7 +128,7 @@ def test_where_their_number_is_left_open_simulators_are_added_while_they_wait(tm
     source = policy(tmp_path / "policy", load_point)
     with SuccessEvaluation(each(8, num_simulators=None), SUITE, Points()) as evaluation:
         table = evaluation.run("gru", source, tmp_path / "gru.sqlite")
-        assert len(evaluation._simulators()) == 4, "two cores, twice as many simulators"
+        assert len(evaluation.simulators()) == 4, "two cores, twice as many simulators"
     assert len(table.results) == 16
     with pytest.raises(ValueError, match="num_simulators is 0; pass num_simulators >= 1, or null"):
         SuccessConfig(num_simulators=0)

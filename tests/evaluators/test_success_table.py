@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from evaluators.console import success_table
+from evaluators.console import comparison_table, result_note, success_table
 from evaluators.paired import compare
 from evaluators.report import Report
 from evaluators.success_record import write_success
@@ -90,6 +90,21 @@ def test_policies_are_compared_on_shared_layouts_only():
     assert comparison.difference == -0.75
     low, high = comparison.difference95
     assert -1 <= low < -0.75 < high <= 0
+
+
+def test_of_one_layout_every_table_says_that_there_is_no_interval(tmp_path):
+    none, gru = table("none", recall_a="s"), table("gru", recall_a="s")
+    comparisons = compare(none, gru, TASKS)
+    console = Console(width=160, record=True)
+    console.print(comparison_table(comparisons))
+    html = Report("Title", [none, gru], comparisons=comparisons).write(tmp_path / "report.html").read_text()
+    for text in (console.export_text(), result_note([none, gru], comparisons), html):
+        assert "+0.00 (no interval: one layout)" in text
+    path = write_success([none, gru], comparisons, tmp_path / "success.json")
+    (comparison,) = json.loads(path.read_text())["comparisons"]
+    assert (comparison["pairs"], comparison["difference95"]) == (1, None)
+    both = [table(name, ground_a="s", ground_b="f") for name in ("none", "gru")]
+    assert "no interval: one layout per task" in result_note(both, compare(*both, TASKS))
 
 
 def test_nothing_to_compare_is_refused():

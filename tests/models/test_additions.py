@@ -32,6 +32,7 @@ from ipvla.models.memory.prompt import with_plan
 from ipvla.models.questions import QuestionsConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
+from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.policy_server import PolicyServer
 from ipvla.tracking import Sinks
 from ipvla.training.feature_reader import FeatureReader
@@ -306,13 +307,17 @@ class TestNoise:
         for k, seen in enumerate(steps):
             order = [(0, 1, 2), (2, 0, 1), (1, 2, 0)][k]
             chunks = dict(
-                zip(order, together.forward([together.admit(f"{i}#0", k, seen[i]) for i in order]), strict=True)
+                zip(
+                    order,
+                    together.forward([together.admit(EpisodeId(f"{i}", 0), k, seen[i]) for i in order]),
+                    strict=True,
+                )
             )
             for i, one in enumerate(seen):  # another attempt at the same episode
-                (chunk,) = alone.forward([alone.admit(f"{i}#3", k, one)])
+                (chunk,) = alone.forward([alone.admit(EpisodeId(f"{i}", 3), k, one)])
                 np.testing.assert_allclose(chunk, chunks[i], atol=1e-5)
         anonymous = replace(steps[0][0], episode="")
-        a, b = unnamed.forward([unnamed.admit(name, 0, anonymous) for name in ("a", "b")])
+        a, b = unnamed.forward([unnamed.admit(EpisodeId(name), 0, anonymous) for name in ("a", "b")])
         assert np.abs(a - b).max() > 1e-2, "sessions that nobody names differ as well"
 
     def test_a_policy_that_is_probed_takes_the_same_noise_for_every_record(self, experiment: Experiment) -> None:

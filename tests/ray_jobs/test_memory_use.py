@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from evaluators.memory_use import ProbeConfig
+from evaluators.memory_use import InterventionConfig
 from evaluators.success import SuccessConfig
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import DataConfig, ExperimentConfig
@@ -45,11 +45,11 @@ def test_a_policy_is_probed_and_the_loss_lands_in_its_run(root: Path) -> None:
         storage_root=root,
         policies=("gru",),
         success=SuccessConfig(episodes={"ground_red": 2}, num_simulators=1),
-        probe=ProbeConfig(("swap",), (70,)),
+        probe=InterventionConfig(("swap",), (70,)),
     )
     (use,) = measure(config, Console(quiet=True))
     (row,) = use.tasks
-    assert (row.name, row.probe, row.t, row.n) == ("ground_red", "swap", 70, 2)
+    assert (row.name, row.intervention, row.t, row.n) == ("ground_red", "swap", 70, 2)
 
     directory = root / "runs" / "recall" / "gru" / "memory_use"
     described = json.loads((directory / "memory_use.json").read_text())

@@ -1,7 +1,8 @@
 """A world and a policy small enough to reason about: the rollout's own tests need memory, seeds and chunks.
 
 The world shows a number once, at its reset; the policy must add it to what it sees later, so an action is right
-only if the episode kept its own memory.
+only if the episode has its own memory. Simulators need no torch, so it is imported where a policy is opened: every
+simulator's process would otherwise take a second longer to start.
 """
 
 import os
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ipvla.sim.simulator import StepOutcome, Task
 from ipvla.types import Observation
@@ -61,9 +61,13 @@ class PointPolicy:
     execute = 2
 
     def initial_memory(self, batch: int):
+        import torch
+
         return {"cue": torch.zeros(batch, 1), "steps": torch.zeros(batch, dtype=torch.int64)}
 
     def act(self, observations, memory):
+        import torch
+
         seen = torch.tensor(np.stack([o.proprio for o in observations]))
         cue = memory["cue"] + seen[:, 1:]
         actions = cue[:, None, :].expand(-1, 3, -1)
@@ -76,13 +80,19 @@ class RecurrentPolicy:
     execute = 2
 
     def __init__(self) -> None:
+        import torch
+
         torch.manual_seed(0)
         self.cell, self.head = torch.nn.GRUCell(2, 16), torch.nn.Linear(16, 3)
 
     def initial_memory(self, batch: int):
+        import torch
+
         return {"h": torch.zeros(batch, 16)}
 
     def act(self, observations, memory):
+        import torch
+
         h = self.cell(torch.tensor(np.stack([o.proprio for o in observations])), memory["h"])
         return self.head(h)[..., None].numpy(), {"h": h}
 
@@ -190,11 +200,11 @@ def load_unlucky(directory: Path) -> PointPolicy:
 LATE_S = 120
 
 
-def load_one_late(directory: Path) -> PointPolicy:
-    """A policy that takes long to load, the fourth time."""
-    if not any(first_time(directory / f"loaded-{n}") for n in range(3)):
+def load_dying_then_late(directory: Path) -> PointPolicy:
+    """As `load_dying`, and takes long to load the third time."""
+    if not any(first_time(directory / f"loaded-{n}") for n in range(2)):
         time.sleep(LATE_S)
-    return PointPolicy()
+    return load_dying(directory)
 
 
 def load_stillborn(directory: Path) -> PointPolicy:

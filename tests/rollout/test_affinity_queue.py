@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvla.rollout.affinity_queue import AffinityQueue
+from ipvla.rollout.sim_pool import AffinityQueue
 
 jobs = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 99)), max_size=30, unique=True)
 

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from ipvla.rollout.episode import InvalidActionError, run_episode
+from ipvla.rollout.episode import EpisodeId, InvalidActionError, run_episode
 from ipvla.rollout.policy_server import PolicyServer
 from ipvla.types import EpisodeSpec
 from tests.rollout.point import HORIZON, PointPolicy, PointSimulator
@@ -86,10 +86,18 @@ def test_a_chunk_that_cannot_be_played_is_refused_before_the_robot_moves(chunk):
         play(0, lambda observation, policy_step: chunk.astype(np.float32))
 
 
+def test_a_protocol_plays_the_first_actions_of_a_chunk_and_refuses_a_shorter_one():
+    three = np.ones((3, 1), np.float32)
+    result = run_episode(PointSimulator("recall_go"), spec(2), lambda observation, step: three, execute=2)
+    assert result.trace.asked_t.tolist() == [0, 2, 4]
+    with pytest.raises(InvalidActionError, match=r"recall_go.*gives 3 actions per call, the protocol plays 4"):
+        run_episode(PointSimulator("recall_go"), spec(2), lambda observation, step: three, execute=4)
+
+
 def test_an_episode_run_through_a_server_needs_its_memory():
     server = PolicyServer(PointPolicy())
 
     def act(observation, policy_step):
-        return server.forward([server.admit("a", policy_step, observation)])[0]
+        return server.forward([server.admit(EpisodeId("a"), policy_step, observation)])[0]
 
     assert play(2, act).outcome == "success"

@@ -10,7 +10,7 @@ from ipvla.rollout import policy_actor
 from ipvla.rollout.evaluation import SimPool, evaluate_episodes
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.policy_actor import PolicyDiedError, PolicyService, PolicySource
-from ipvla.rollout.sim_pool import JobFailedError
+from ipvla.rollout.sim_pool import JobFailedError, OutsideFailureError
 from ipvla.rollout.sim_worker import VideoJob
 from ipvla.types import EpisodeSpec
 from tests.rollout.point import (
@@ -19,9 +19,9 @@ from tests.rollout.point import (
     load_buggy,
     load_dying,
     load_dying_at_birth,
+    load_dying_then_late,
     load_fixed_left,
     load_nothing,
-    load_one_late,
     load_point,
     load_stillborn,
     load_unlucky,
@@ -39,13 +39,24 @@ def pool(ray_cluster):
         yield pool
 
 
-def evaluate(tmp_path, pool, load, specs=SPECS, on_result=lambda result: None):
-    policy = PolicyService(PolicySource(load, tmp_path))
+@pytest.fixture(scope="module")
+def service(ray_cluster, tmp_path_factory):
+    """A policy actor that serves one policy after another; it is replaced where a test kills it."""
+    policy = PolicyService(PolicySource(load_point, tmp_path_factory.mktemp("policy")))
+    yield policy
+    policy.close()
+
+
+def evaluate(tmp_path, pool, load, policy=None, specs=SPECS, on_result=lambda result: None):
+    """(results, the policy's stats), with a new actor unless there is a `policy` to switch."""
+    own = PolicyService(PolicySource(load, tmp_path)) if policy is None else policy
+    own.switch(PolicySource(load, tmp_path))
     try:
         with Journal(tmp_path / "journal.sqlite", {}) as journal:
-            return evaluate_episodes(specs, pool, policy, journal, on_result=on_result), policy.stats()
+            return evaluate_episodes(specs, pool, own, journal, on_result=on_result), own.stats()
     finally:
-        policy.close()
+        if policy is None:
+            own.close()
 
 
 def essence(results):
@@ -54,8 +65,8 @@ def essence(results):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, pool):
-    results, stats = evaluate(tmp_path_factory.mktemp("undisturbed"), pool, load_point)
+def undisturbed(tmp_path_factory, pool, service):
+    results, stats = evaluate(tmp_path_factory.mktemp("undisturbed"), pool, load_point, service)
     assert stats["episodes"] == 0, "every episode's memory is freed"
     return results
 
@@ -66,19 +77,19 @@ def test_every_episode_has_its_own_cue(undisturbed):
     assert [r.spec for r in undisturbed] == SPECS
 
 
-def test_a_killed_simulator_loses_and_doubles_nothing(tmp_path, undisturbed):
+def test_a_killed_simulator_loses_and_doubles_nothing(tmp_path, undisturbed, service):
     with SimPool(Points(tmp_path / "killed", kill_at=2), 2, cpus_per_simulator=0.5) as mortal:
-        results, stats = evaluate(tmp_path, mortal, load_point)
+        results, stats = evaluate(tmp_path, mortal, load_point, service)
     assert (tmp_path / "killed").exists()
     assert essence(results) == essence(undisturbed)
     assert sum(r.spec.attempt for r in results) == 1
     assert stats["episodes"] == 0, "the dead attempt's memory is freed too"
 
 
-def test_a_simulator_that_hangs_is_replaced(tmp_path, undisturbed):
+def test_a_simulator_that_hangs_is_replaced(tmp_path, undisturbed, service):
     hanging = Points(tmp_path / "hung", hang_at=2)
-    with SimPool(hanging, 2, cpus_per_simulator=0.5, episode_timeout_s=8) as pool:
-        results, stats = evaluate(tmp_path, pool, load_point)
+    with SimPool(hanging, 2, cpus_per_simulator=0.5, episode_timeout_s=5) as pool:
+        results, stats = evaluate(tmp_path, pool, load_point, service)
     assert (tmp_path / "hung").exists()
     assert essence(results) == essence(undisturbed)
     assert sum(r.spec.attempt for r in results) == 1
@@ -96,8 +107,8 @@ def test_a_killed_policy_loses_and_doubles_nothing(tmp_path, pool, undisturbed):
 
 
 @pytest.mark.parametrize("load", [load_dying_at_birth, load_unlucky])
-def test_a_policy_that_fails_once_loses_and_doubles_nothing(tmp_path, pool, undisturbed, load):
-    results, stats = evaluate(tmp_path, pool, load)
+def test_a_policy_that_fails_once_loses_and_doubles_nothing(tmp_path, pool, undisturbed, service, load):
+    results, stats = evaluate(tmp_path, pool, load, service if load is load_unlucky else None)
     assert essence(results) == essence(undisturbed)
     assert sum(r.spec.attempt for r in results) <= 2
     assert stats["episodes"] == 0
@@ -109,40 +120,26 @@ def test_a_policy_that_no_process_survives_ends_the_run(tmp_path, pool, monkeypa
         evaluate(tmp_path, pool, load_stillborn)
 
 
-def test_replicas_share_the_episodes_and_those_that_drain_lose_none(tmp_path, pool, undisturbed):
-    """The second of them drains while the first one's replacement still loads: the third gets its episodes."""
-    policy = PolicyService(PolicySource(load_one_late, tmp_path), replicas=3, capacity=2)
-    policy.client()
-    ended = []
-
-    def on_result(result):
-        ended.append(result)
-        if len(ended) == 1:
-            policy.drain(0)
-            policy.client()
-        if len(ended) == 2:
-            assert list(policy._loading) == [0]
-            began = time.monotonic()
-            policy.drain(1)
-            assert time.monotonic() - began < LATE_S / 2, "who loads is not waited for"
-
+def test_replicas_share_the_episodes(tmp_path, pool, undisturbed):
+    policy = PolicyService(PolicySource(load_point, tmp_path), replicas=2, capacity=2)
     with Journal(tmp_path / "journal.sqlite", {}) as journal:
-        results = evaluate_episodes(SPECS, pool, policy, journal, on_result=on_result)
+        results = evaluate_episodes(SPECS, pool, policy, journal)
     assert essence(results) == essence(undisturbed)
     assert [r.spec.attempt for r in results] == [0] * len(SPECS), "nothing was played twice"
     assert policy.stats()["episodes"] == 0
     policy.close()
-    with pytest.raises(ValueError, match="the only replica cannot be drained"):
-        PolicyService(PolicySource(load_point, tmp_path)).drain(0)
     with pytest.raises(ValueError, match="0 replicas"):
         PolicyService(PolicySource(load_point, tmp_path), replicas=0)
 
 
 def test_a_killed_replica_loses_and_doubles_nothing(tmp_path, pool, undisturbed):
-    """The other one goes on; new episodes find it, or the dead one's replacement."""
-    policy = PolicyService(PolicySource(load_dying, tmp_path), replicas=2)
+    """The other one goes on, and takes new episodes while the dead one's replacement still loads."""
+    policy = PolicyService(PolicySource(load_dying_then_late, tmp_path), replicas=2)
+    policy.client()
+    began = time.monotonic()
     with Journal(tmp_path / "journal.sqlite", {}) as journal:
         results = evaluate_episodes(SPECS, pool, policy, journal)
+    assert time.monotonic() - began < LATE_S / 2, "nobody waits for the replica that loads"
     assert (tmp_path / "killed").exists()
     assert essence(results) == essence(undisturbed)
     assert policy.stats()["episodes"] == 0
@@ -150,50 +147,51 @@ def test_a_killed_replica_loses_and_doubles_nothing(tmp_path, pool, undisturbed)
     assert policy.stats() == {}
 
 
-def test_one_actor_serves_one_policy_after_another(tmp_path, pool, undisturbed):
-    policy = PolicyService(PolicySource(load_fixed_left, tmp_path))
-    outcomes = []
+def test_one_actor_serves_one_policy_after_another(tmp_path, pool, service):
+    outcomes, requests = [], [service.stats().get("requests", 0)]
     for load in (load_fixed_left, load_point):
-        policy.switch(PolicySource(load, tmp_path))
-        results = sorted(pool.run(SPECS[:3], policy), key=lambda result: result.spec.seed)
+        service.switch(PolicySource(load, tmp_path))
+        results = sorted(pool.run(SPECS[:3], service), key=lambda result: result.spec.seed)
         outcomes.append([result.success for result in results])
-    assert policy.stats()["requests"] > 0
+        requests.append(service.stats()["requests"])
+    assert requests[2] > requests[1] > requests[0], "it is the same actor"
     with pytest.raises(ray.exceptions.RayTaskError, match="no such policy"):
-        policy.switch(PolicySource(load_nothing, tmp_path))
-    policy.close()
+        service.switch(PolicySource(load_nothing, tmp_path))
     assert outcomes == [[True, False, False], [True, False, True]]
 
 
-def test_a_rerun_fills_only_what_is_missing(tmp_path, pool, undisturbed):
-    evaluate(tmp_path, pool, load_point, specs=SPECS[:5])
+def test_a_rerun_fills_only_what_is_missing(tmp_path, pool, undisturbed, service):
+    evaluate(tmp_path, pool, load_point, service, specs=SPECS[:5])
     ran = []
-    results, _ = evaluate(tmp_path, pool, load_point, on_result=ran.append)
+    results, _ = evaluate(tmp_path, pool, load_point, service, on_result=ran.append)
     assert essence(results) == essence(undisturbed)
     assert sorted(r.spec.key for r in ran) == sorted(spec.key for spec in SPECS[5:])
     _, stats = evaluate(tmp_path, pool, load_buggy)
     assert stats == {}, "nothing missing: no policy is even loaded"
 
 
-def test_a_bug_in_the_model_ends_the_run_with_its_traceback(tmp_path, pool):
+def test_a_bug_in_the_model_ends_the_run_with_its_traceback(tmp_path, pool, service):
     with pytest.raises(
         JobFailedError, match=r"point/ground_go/0/0 failed 3 times; last: .*a bug in the model"
     ) as caught:
-        evaluate(tmp_path, pool, load_buggy, specs=SPECS[:1])
+        evaluate(tmp_path, pool, load_buggy, service, specs=SPECS[:1])
     assert "raise ZeroDivisionError" in str(caught.value.__cause__)
+    assert not isinstance(caught.value, ValueError), "a defect: the command line shows the traceback"
 
 
-def test_a_simulator_that_cannot_start_ends_the_run_and_keeps_what_was_recorded(tmp_path, pool):
+def test_a_simulator_that_cannot_start_ends_the_run_and_keeps_what_was_recorded(tmp_path, pool, service):
     broken = EpisodeSpec("point", "broken_go", 0, trial=0)
-    with pytest.raises(JobFailedError, match=r"point/broken_go/0/0 .* the scene does not compile"):
-        evaluate(tmp_path, pool, load_point, specs=[*SPECS[:3], broken])
+    with pytest.raises(JobFailedError, match=r"point/broken_go/0/0 .* the scene does not compile") as caught:
+        evaluate(tmp_path, pool, load_point, service, specs=[*SPECS[:3], broken])
+    assert isinstance(caught.value, OutsideFailureError), "one line on the command line"
+    assert "\n" not in str(caught.value)
     with Journal(tmp_path / "journal.sqlite", {}) as journal:
         assert {r.spec.task for r in journal.results()} == {"ground_go"}
 
 
-def test_videos_are_of_what_was_played(tmp_path, pool):
-    policy = PolicyService(PolicySource(load_point, tmp_path))
-    one, two = pool.run(SPECS[:2], policy)
-    policy.close()
+def test_videos_are_of_what_was_played(tmp_path, pool, service):
+    service.switch(PolicySource(load_point, tmp_path))
+    one, two = pool.run(SPECS[:2], service)
     elsewhere = replace(two, steps=two.steps + 1)
     jobs = [VideoJob(r, r.trace.actions, tmp_path / "videos" / f"{r.steps}.mp4") for r in (one, elsewhere)]
     assert pool.record(jobs) == [jobs[0].path], "of an episode that goes another way there is none"

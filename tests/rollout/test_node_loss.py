@@ -22,13 +22,13 @@ def test_a_lost_node_loses_and_doubles_nothing(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads((tmp_path / "told.json").read_text())
-    assert told["nodes"] == 1
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    assert outcome["nodes"] == 1
     expected = {
         f"point/{task}/{seed}/{seed}": "success" if seed % 3 != 1 else "timeout"
         for task in ("ground_go", "recall_go")
         for seed in range(20)
     }
-    assert told["outcomes"] == expected
-    assert told["yielded"] == len(expected)
-    assert 1 <= told["attempts"] <= 6
+    assert outcome["outcomes"] == expected
+    assert outcome["yielded"] == len(expected)
+    assert 1 <= outcome["attempts"] <= 6

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvla.rollout.oversubscription import MOST_PER_CORE, simulators_for
+from ipvla.rollout.sim_pool import MOST_PER_CORE, simulators_for
 
 
 @pytest.mark.parametrize(("waiting", "simulators"), [(0.0, 8), (0.2, 10), (0.5, 16), (0.9, 16)])

@@ -1,15 +1,15 @@
 import asyncio
+import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import ray
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipvla.rollout import policy_actor
+from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.policy_actor import PolicyActor, PolicySource
 from ipvla.rollout.policy_server import CapacityError, PolicyServer, StaleEpisodeError
 from ipvla.types import Observation
@@ -24,7 +24,7 @@ def observation(episode: int, step: int) -> Observation:
 def alone(episode: int, steps: int) -> list[np.ndarray]:
     """The episode's actions when nobody else is there."""
     server = PolicyServer(RecurrentPolicy())
-    return [server.forward([server.admit("x", t, observation(episode, t))])[0] for t in range(steps)]
+    return [server.forward([server.admit(EpisodeId("x"), t, observation(episode, t))])[0] for t in range(steps)]
 
 
 @settings(max_examples=30, deadline=None)
@@ -33,7 +33,9 @@ def test_batched_in_any_company_equals_alone(batches):
     """Each batch names the episodes that happen to wait together; they join and lag behind as they like."""
     server, answers = PolicyServer(RecurrentPolicy()), {episode: [] for episode in range(5)}
     for batch in batches:
-        requests = [server.admit(str(e), len(answers[e]), observation(e, len(answers[e]))) for e in batch]
+        requests = [
+            server.admit(EpisodeId(str(e)), len(answers[e]), observation(e, len(answers[e]))) for e in batch
+        ]
         for episode, chunk in zip(batch, server.forward(requests), strict=True):
             answers[episode].append(chunk)
     for episode, chunks in answers.items():
@@ -45,25 +47,28 @@ def test_every_row_of_memory_belongs_to_its_episode():
     server = PolicyServer(PointPolicy())
     cues = {"a": -1.0, "b": 0.5, "c": 1.0}
     server.forward(
-        [server.admit(e, 0, Observation({}, np.array([0, cue], np.float32), "", 0)) for e, cue in cues.items()]
+        [
+            server.admit(EpisodeId(e), 0, Observation({}, np.array([0, cue], np.float32), "", 0))
+            for e, cue in cues.items()
+        ]
     )
     blind = Observation({}, np.zeros(2, np.float32), "", 2)
     for order in (["c", "a"], ["b"], ["a", "b", "c"]):
         steps = {"a": {2: 1, 3: 2}, "b": {1: 1, 3: 2}, "c": {2: 1, 3: 2}}
-        chunks = server.forward([server.admit(e, steps[e][len(order)], blind) for e in order])
+        chunks = server.forward([server.admit(EpisodeId(e), steps[e][len(order)], blind) for e in order])
         assert [chunk[0, 0] for chunk in chunks] == [cues[e] for e in order]
 
 
 def test_only_the_actions_to_be_executed_are_answered():
     server = PolicyServer(PointPolicy())
-    (chunk,) = server.forward([server.admit("a", 0, observation(0, 0))])
+    (chunk,) = server.forward([server.admit(EpisodeId("a"), 0, observation(0, 0))])
     assert chunk.shape == (2, 1)
 
 
 def test_a_policy_without_memory_is_served_too():
     server = PolicyServer(load_fixed_left(None))
     for step in range(3):
-        (chunk,) = server.forward([server.admit("a", step, observation(0, step))])
+        (chunk,) = server.forward([server.admit(EpisodeId("a"), step, observation(0, step))])
         assert (chunk == -1).all()
 
 
@@ -71,101 +76,71 @@ class TestStale:
     @pytest.fixture
     def server(self):
         server = PolicyServer(RecurrentPolicy())
-        server.forward([server.admit("a", 0, observation(0, 0))])
+        server.forward([server.admit(EpisodeId("a"), 0, observation(0, 0))])
         return server
 
     @pytest.mark.parametrize("step", [0, 2, 7])
     def test_a_repeated_or_skipped_step_is_refused_and_changes_nothing(self, server, step):
         with pytest.raises(StaleEpisodeError, match="step 1 comes next"):
-            server.admit("a", step, observation(0, step))
-        (chunk,) = server.forward([server.admit("a", 1, observation(0, 1))])
+            server.admit(EpisodeId("a"), step, observation(0, step))
+        (chunk,) = server.forward([server.admit(EpisodeId("a"), 1, observation(0, 1))])
         np.testing.assert_allclose(chunk, alone(0, 2)[1], atol=1e-6)
 
     def test_an_unknown_episode_is_never_started_in_its_middle(self, server):
         with pytest.raises(StaleEpisodeError, match="no memory here"):
-            server.admit("b", 3, observation(1, 3))
+            server.admit(EpisodeId("b"), 3, observation(1, 3))
         assert len(server) == 1
 
     def test_an_ended_episode_is_unknown(self, server):
-        server.end("a")
+        server.end(EpisodeId("a"))
         assert len(server) == 0
         with pytest.raises(StaleEpisodeError, match="no memory here"):
-            server.admit("a", 1, observation(0, 1))
+            server.admit(EpisodeId("a"), 1, observation(0, 1))
 
     def test_a_second_request_while_the_first_waits_is_refused(self, server):
-        server.admit("a", 1, observation(0, 1))
+        server.admit(EpisodeId("a"), 1, observation(0, 1))
         with pytest.raises(StaleEpisodeError, match="still being answered"):
-            server.admit("a", 1, observation(0, 1))
+            server.admit(EpisodeId("a"), 1, observation(0, 1))
 
     def test_an_episode_that_ends_while_it_waits_does_not_come_back(self, server):
-        request = server.admit("a", 1, observation(0, 1))
-        server.end("a")
+        request = server.admit(EpisodeId("a"), 1, observation(0, 1))
+        server.end(EpisodeId("a"))
         server.forward([request])
         assert len(server) == 0
 
     def test_a_forward_that_raises_leaves_the_memory_as_it_was(self, server):
         bad = Observation({}, np.zeros(3, np.float32), "", 2)
         with pytest.raises(RuntimeError):
-            server.forward([server.admit("a", 1, bad)])
-        (chunk,) = server.forward([server.admit("a", 1, observation(0, 1))])
+            server.forward([server.admit(EpisodeId("a"), 1, bad)])
+        (chunk,) = server.forward([server.admit(EpisodeId("a"), 1, observation(0, 1))])
         np.testing.assert_allclose(chunk, alone(0, 2)[1], atol=1e-6)
 
 
 class TestLeases:
     def test_an_episode_nobody_speaks_of_is_forgotten_but_not_one_that_waits(self):
         server = PolicyServer(RecurrentPolicy(), lease_s=10)
-        server.forward([server.admit(e, 0, observation(0, 0), now_s=0) for e in ("gone", "alive", "waiting")])
-        server.forward([server.admit("alive", 1, observation(0, 1), now_s=8)])
-        server.admit("waiting", 1, observation(0, 1), now_s=1)
+        server.forward(
+            [server.admit(EpisodeId(e), 0, observation(0, 0), now_s=0) for e in ("gone", "alive", "waiting")]
+        )
+        server.forward([server.admit(EpisodeId("alive"), 1, observation(0, 1), now_s=8)])
+        server.admit(EpisodeId("waiting"), 1, observation(0, 1), now_s=1)
         assert server.expire(now_s=10) == []
-        assert server.expire(now_s=12) == ["gone"]
-        assert "alive" in server
-        assert "waiting" in server
+        assert server.expire(now_s=12) == [EpisodeId("gone")]
+        assert EpisodeId("alive") in server
+        assert EpisodeId("waiting") in server
         with pytest.raises(StaleEpisodeError, match="no memory here"):
-            server.admit("gone", 1, observation(0, 1))
+            server.admit(EpisodeId("gone"), 1, observation(0, 1))
 
     def test_there_is_room_for_so_many_episodes_and_those_under_way_go_on(self):
         server = PolicyServer(RecurrentPolicy(), capacity=2)
         for name in "ab":
-            server.forward([server.admit(name, 0, observation(0, 0))])
+            server.forward([server.admit(EpisodeId(name), 0, observation(0, 0))])
         assert server.full
-        with pytest.raises(CapacityError, match="c: 2 episodes are under way; wait"):
-            server.admit("c", 0, observation(0, 0))
-        server.forward([server.admit("a", 1, observation(0, 1))])
-        server.end("b")
-        server.forward([server.admit("c", 0, observation(0, 0))])
-
-    @settings(max_examples=20, deadline=None)
-    @given(st.lists(st.integers(0, 2), min_size=2, max_size=8))
-    def test_an_episode_that_moves_between_servers_equals_one_that_stayed(self, places):
-        servers = [PolicyServer(RecurrentPolicy()) for _ in range(3)]
-        chunks = []
-        for step, place in enumerate(places):
-            here = servers[place]
-            if step and places[step - 1] != place:
-                before = servers[places[step - 1]]
-                here.take_over("x", before.lease("x"))
-                before.end("x")
-            chunks += here.forward([here.admit("x", step, observation(0, step))])
-        np.testing.assert_array_equal(chunks, alone(0, len(places)))
-        assert sum(map(len, servers)) == 1
-
-    def test_only_what_is_here_and_idle_can_be_handed_over(self):
-        server = PolicyServer(RecurrentPolicy())
-        server.admit("a", 0, observation(0, 0))
-        for name in ("a", "b"):
-            with pytest.raises(StaleEpisodeError, match="is not here between two steps"):
-                server.lease(name)
-
-
-class Handle:
-    """What a Ray handle is to its actor: methods have a `remote`."""
-
-    def __init__(self, actor):
-        self._actor = actor
-
-    def __getattr__(self, name):
-        return SimpleNamespace(remote=getattr(self._actor, name))
+        with pytest.raises(CapacityError, match="c#0: 2 episodes are under way; wait"):
+            server.admit(EpisodeId("c"), 0, observation(0, 0))
+        server.forward([server.admit(EpisodeId("a"), 1, observation(0, 1))])
+        server.end(EpisodeId("b"))
+        server.forward([server.admit(EpisodeId("c"), 0, observation(0, 0))])
 
 
 class TestActor:
@@ -189,9 +164,9 @@ class TestActor:
     def test_who_waits_while_the_model_is_busy_is_answered_together(self):
         async def run():
             actor = PolicyActor(PolicySource(self.slow, None), threads=1)
-            first = asyncio.create_task(actor.act("first", 0, observation(9, 0)))
+            first = asyncio.create_task(actor.act(EpisodeId("first"), 0, observation(9, 0)))
             await asyncio.sleep(0.01)
-            rest = await asyncio.gather(*(actor.act(str(e), 0, observation(e, 0)) for e in range(6)))
+            rest = await asyncio.gather(*(actor.act(EpisodeId(str(e)), 0, observation(e, 0)) for e in range(6)))
             await first
             return rest, await actor.stats()
 
@@ -208,7 +183,7 @@ class TestActor:
     def test_a_batch_is_no_larger_than_allowed_and_nobody_is_left_out(self):
         async def run():
             actor = PolicyActor(PolicySource(self.slow, None), threads=1, max_batch=2)
-            chunks = await asyncio.gather(*(actor.act(str(e), 0, observation(e, 0)) for e in range(5)))
+            chunks = await asyncio.gather(*(actor.act(EpisodeId(str(e)), 0, observation(e, 0)) for e in range(5)))
             return chunks, await actor.stats()
 
         chunks, stats = asyncio.run(run())
@@ -216,10 +191,51 @@ class TestActor:
         for episode, chunk in enumerate(chunks):
             np.testing.assert_allclose(chunk, alone(episode, 1)[0], atol=1e-6)
 
+    def test_while_another_policy_loads_the_actor_answers_and_then_refuses_what_began_before(self):
+        threads = set()
+
+        def load(directory):
+            threads.add(threading.get_ident())
+            time.sleep(0.2)
+            return self.slow(directory)
+
+        begun = [("a", 1), ("b", 0), ("d", 0)]
+
+        async def run():
+            actor = PolicyActor(PolicySource(load, None), threads=1, max_batch=1)
+            await actor.act(EpisodeId("a"), 0, observation(0, 0))
+            loading = asyncio.create_task(actor.load(PolicySource(load, None)))
+            await asyncio.sleep(0.05)
+            began = time.monotonic()
+            calls = [
+                asyncio.create_task(actor.act(EpisodeId(name), step, observation(0, step))) for name, step in begun
+            ]
+            await asyncio.sleep(0.01)
+            stats = await actor.stats()
+            waited_s, still = time.monotonic() - began, not loading.done()
+            await loading
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            with pytest.raises(StaleEpisodeError, match="no memory here"):
+                await actor.act(EpisodeId("a"), 1, observation(0, 1))
+            return stats, waited_s, still, answers, await actor.act(EpisodeId("c"), 0, observation(2, 0))
+
+        stats, waited_s, still, answers, after = asyncio.run(run())
+        assert still
+        assert waited_s < 0.1, "the event loop is free while the model loads"
+        assert stats["episodes"] == 3
+        np.testing.assert_allclose(answers[0], alone(0, 2)[1], atol=1e-6)
+        assert all(isinstance(answer, StaleEpisodeError) for answer in answers[1:]), answers
+        np.testing.assert_allclose(after, alone(2, 1)[0], atol=1e-6)
+        assert len(threads) == 1
+        assert threading.get_ident() not in threads
+
     def test_a_stale_caller_does_not_harm_the_others(self):
         async def run():
             actor = PolicyActor(PolicySource(load_point, None), threads=1)
-            calls = [actor.act("a", 0, observation(0, 0)), actor.act("b", 4, observation(1, 4))]
+            calls = [
+                actor.act(EpisodeId("a"), 0, observation(0, 0)),
+                actor.act(EpisodeId("b"), 4, observation(1, 4)),
+            ]
             return await asyncio.gather(*calls, return_exceptions=True)
 
         good, refused = asyncio.run(run())
@@ -230,20 +246,20 @@ class TestActor:
         async def run():
             actor = PolicyActor(PolicySource(self.slow, None), threads=1)
             with pytest.raises(RuntimeError):
-                await actor.act("a", 0, Observation({}, np.zeros(5, np.float32), "", 0))
-            return await actor.act("b", 0, observation(1, 0))
+                await actor.act(EpisodeId("a"), 0, Observation({}, np.zeros(5, np.float32), "", 0))
+            return await actor.act(EpisodeId("b"), 0, observation(1, 0))
 
         assert asyncio.run(run()).shape == (2, 1)
 
     def test_a_new_episode_waits_until_there_is_room(self):
         async def run():
             actor = PolicyActor(PolicySource(load_point, None), threads=1, capacity=1)
-            await actor.act("first", 0, observation(0, 0))
-            second = asyncio.create_task(actor.act("second", 0, observation(1, 0)))
+            await actor.act(EpisodeId("first"), 0, observation(0, 0))
+            second = asyncio.create_task(actor.act(EpisodeId("second"), 0, observation(1, 0)))
             await asyncio.sleep(0.05)
             assert not second.done()
-            await actor.act("first", 1, observation(0, 1))
-            await actor.end("first")
+            await actor.act(EpisodeId("first"), 1, observation(0, 1))
+            await actor.end(EpisodeId("first"))
             return await second
 
         assert asyncio.run(run()).shape == (2, 1)
@@ -253,67 +269,10 @@ class TestActor:
 
         async def run():
             actor = PolicyActor(PolicySource(load_point, None), threads=1, capacity=1, lease_s=0.1)
-            await actor.act("gone", 0, observation(0, 0))
-            return await asyncio.wait_for(actor.act("next", 0, observation(1, 0)), 5)
+            await actor.act(EpisodeId("gone"), 0, observation(0, 0))
+            return await asyncio.wait_for(actor.act(EpisodeId("next"), 0, observation(1, 0)), 5)
 
         assert asyncio.run(run()).shape == (2, 1)
-
-    def test_a_drained_actor_sends_everybody_to_its_successor_with_their_memories(self):
-        async def run():
-            old, new = (PolicyActor(PolicySource(self.slow, None), threads=1) for _ in range(2))
-            handle = Handle(new)
-            answers = {e: [await old.act(str(e), 0, observation(e, 0))] for e in range(3)}
-            waiting = asyncio.create_task(old.act("0", 1, observation(0, 1)))
-            await asyncio.sleep(0.01)
-            draining = asyncio.create_task(old.drain(handle))
-            await asyncio.sleep(0)
-            moved = await old.act("1", 1, observation(1, 1))
-            assert moved.actor is handle
-            assert (await old.act("new", 0, observation(7, 0))).actor is handle
-            answers[0].append(await waiting)
-            await draining
-            assert (await old.end("2")).actor is handle
-            await new.end("2")
-            for e in (0, 1):
-                while len(answers[e]) < 4:
-                    answers[e].append(await new.act(str(e), len(answers[e]), observation(e, len(answers[e]))))
-            return answers, (await old.stats())["episodes"], (await new.stats())["episodes"]
-
-        answers, left, kept = asyncio.run(run())
-        assert (left, kept) == (0, 2)
-        for e in (0, 1):
-            np.testing.assert_allclose(answers[e], alone(e, 4), atol=1e-6)
-
-    def test_what_a_dying_successor_has_not_got_goes_on_where_it_is(self):
-        class Dying(Handle):
-            async def _take_over(self, episode_id, lease):
-                await asyncio.sleep(0)
-                raise ray.exceptions.ActorDiedError
-
-            @property
-            def take_over(self):
-                return SimpleNamespace(remote=self._take_over)
-
-        async def run():
-            old, new = (
-                PolicyActor(PolicySource(lambda directory: RecurrentPolicy(), None), threads=1) for _ in range(2)
-            )
-            answers = {e: [await old.act(str(e), 0, observation(e, 0))] for e in range(3)}
-            draining = asyncio.create_task(old.drain(Dying(None)))
-            await asyncio.sleep(0)
-            answers[0].append(await old.act("0", 1, observation(0, 1)))
-            assert not await draining
-            assert (await old.stats())["episodes"] == 3
-            assert await old.drain(Handle(new)), "another one gets all of them"
-            for e, chunks in answers.items():
-                while len(chunks) < 4:
-                    chunks.append(await new.act(str(e), len(chunks), observation(e, len(chunks))))
-            return answers, (await old.stats())["episodes"], (await new.stats())["episodes"]
-
-        answers, left, kept = asyncio.run(run())
-        assert (left, kept) == (0, 3)
-        for e, chunks in answers.items():
-            np.testing.assert_allclose(chunks, alone(e, 4), atol=1e-6)
 
 
 def test_the_hash_of_a_policy_sees_names_and_content(tmp_path):

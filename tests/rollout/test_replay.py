@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ipvla.rollout.episode import ReplayError, replay_episode
 from ipvla.rollout.recorder import VideoRecorder
-from ipvla.rollout.replay import ReplayError, replay_episode
 from tests.rollout.point import PointSimulator
 from tests.rollout.test_episode import play, right
 

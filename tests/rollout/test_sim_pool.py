@@ -31,7 +31,7 @@ class Squares:
 
 def test_a_hanging_worker_is_replaced_and_its_job_runs_again(tmp_path):
     make_worker = partial(Squares, tmp_path / "hung", hangs_at=3)
-    with WorkerPool(make_worker, 2, cpus_per_worker=0.5, job_timeout_s=6) as pool:
+    with WorkerPool(make_worker, 2, cpus_per_worker=0.5, job_timeout_s=4) as pool:
         done = list(pool.run(range(8)))
         assert sorted((job, result[0]) for job, result in done) == [(n, n**2) for n in range(8)]
         assert len({result[1] for _, result in done}) >= 2
@@ -88,14 +88,14 @@ def test_those_that_were_started_beforehand_all_work_from_the_first_job_on(tmp_p
 
 class SlowToStart:
     def __init__(self) -> None:
-        time.sleep(8)
+        time.sleep(5)
 
     def run(self, job: int) -> int:
         return job
 
 
 def test_a_process_may_take_longer_to_start_than_a_job_has():
-    with WorkerPool(SlowToStart, 1, cpus_per_worker=0.5, job_timeout_s=4) as pool:
+    with WorkerPool(SlowToStart, 1, cpus_per_worker=0.5, job_timeout_s=3) as pool:
         assert [result for _, result in pool.run(range(3))] == [0, 1, 2]
     with pytest.raises(ValueError, match="no process can start within 0 s"):
         WorkerPool(SlowToStart, 1, start_timeout_s=0)

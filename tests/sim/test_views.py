@@ -78,7 +78,7 @@ def test_a_mark_is_where_the_training_data_had_it(
     for name in PROTOCOLS:
         seen = shown(name, source)
         assert corner(seen.images["agentview"]) == CORNERS[orientation], name
-        model_sees = policy.transforms.images([seen])[0, 0].numpy()
+        model_sees = policy.transforms.conventions.images([seen])[0, 0].numpy()
         assert corner(model_sees) == CORNERS[orientation], name
         side = seen.images["agentview"].shape[0]
         treated = orientation == "mirrored" and name in ("openvla", "oft", "openpi")

@@ -30,6 +30,7 @@ from ipvla.models.memory import (
 from ipvla.models.sharding import is_sharded
 from ipvla.models.vla import IPVLA
 from ipvla.policy import Policy
+from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.policy_server import PolicyServer
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
 from ipvla.training.parallel import World
@@ -180,7 +181,7 @@ def test_a_policy_acts_on_a_gpu_as_on_a_cpu_with_its_memory_there(
         answers = []
         for server in servers:
             requests = [
-                server.admit(name, step - 2 * (name == "b"), seen(step, name, policies[0].execute))
+                server.admit(EpisodeId(name), step - 2 * (name == "b"), seen(step, name, policies[0].execute))
                 for name in episodes
             ]
             answers.append(server.forward(requests))

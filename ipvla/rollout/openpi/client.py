@@ -1,7 +1,6 @@
-"""Any openpi server in a policy's place: the same episodes, journal and statistics, with the model elsewhere.
+"""An openpi server as the policy: the same episodes, journal and statistics, with the model elsewhere.
 
-A simulator asks over a connection of its own for every episode, so a server may keep a memory per connection, or
-none at all.
+Every episode has its own connection, so a server may have a memory per connection, or none at all.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from websockets.sync.client import ClientConnection, connect
 
 from ipvla.contract import Contract, fitted
 from ipvla.rollout.endpoint import Service, Serving
-from ipvla.rollout.episode import Chunk
+from ipvla.rollout.episode import Chunk, EpisodeId
 from ipvla.rollout.openpi.contract import CONTRACT, STEP, TOKEN_VARIABLE, to_message
 from ipvla.rollout.openpi.messages import pack, unpack
 from ipvla.types import Observation
 
-#: What `server` is in the metadata of ours.
+#: The value of `server` in our own server's metadata.
 OURS: Final = "ipvla"
 _CONNECT_S = 10.0
-#: A model that is compiled at its first observation takes this long.
+#: Long enough for a model that compiles at its first observation.
 _ANSWER_S = 300.0
 
 
@@ -34,14 +33,14 @@ class OpenpiError(ValueError):
 
 @dataclass
 class OpenpiClient:
-    """What a simulator worker holds in place of a `PolicyClient`; of one episode."""
+    """The simulator worker's client for one episode, in place of a `PolicyClient`."""
 
     url: str
     token: str | None = field(default=None, repr=False)
     _connection: ClientConnection | None = field(default=None, init=False, repr=False)
     _ours: bool = field(default=False, init=False, repr=False)
 
-    def act(self, episode_id: str, observation: Observation, policy_step: int) -> Chunk:
+    def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk:
         """Float32 [C, A]. OpenpiError if the server refuses, or does not answer within minutes."""
         if policy_step == 0:
             self.end(episode_id)
@@ -54,7 +53,7 @@ class OpenpiClient:
             del message[STEP]
         return self._actions(_asked(self._connection, self.url, message))
 
-    def end(self, episode_id: str) -> None:
+    def end(self, episode_id: EpisodeId) -> None:
         """Closes the episode's connection."""
         if self._connection is not None:
             self._connection.close()
@@ -75,27 +74,29 @@ class OpenpiClient:
 
 @dataclass(frozen=True)
 class OpenpiSource:
-    """Stands where a `PolicySource` does.
+    """The source of a served policy, in place of a `PolicySource`.
 
     Attributes:
         url: `ws://host:port`.
-        token: what the server wants as `api_key`.
+        token: the server's `api_key`.
     """
 
     url: str
     token: str | None = field(default=None, repr=False)
 
     def metadata(self) -> dict[str, Any]:
-        """What the server tells of itself. OpenpiError if it cannot be reached."""
+        """The server's metadata. OpenpiError if it cannot be reached."""
         connection, metadata = _connected(self.url, self.token)
         connection.close()
         return metadata
 
     def sha256(self) -> str:
-        """The policy's, if the server tells; else of what it tells and where it is."""
+        """The policy's, if the metadata hold it; else of the metadata and the address."""
         metadata = self.metadata()
-        told = metadata.get("policy_sha256")
-        return told if isinstance(told, str) else hashlib.sha256(self.url.encode() + pack(metadata)).hexdigest()
+        policy_hash = metadata.get("policy_sha256")
+        if isinstance(policy_hash, str):
+            return policy_hash
+        return hashlib.sha256(self.url.encode() + pack(metadata)).hexdigest()
 
     def view(self, offered: Contract, world: str = "the world") -> Contract:
         """A server that is not ours speaks the protocol's language; ours states its own terms.
@@ -124,7 +125,7 @@ class OpenpiSource:
 
 
 class OpenpiService:
-    """Stands where a `PolicyService` does; there is nothing to start here, nor to mend."""
+    """In place of a `PolicyService`; there is nothing to start or to replace here."""
 
     def __init__(self, source: OpenpiSource, view: Contract | None = None) -> None:
         self._source, self.view = source, view

@@ -13,7 +13,7 @@ from ipvla.types import Observation
 _IMAGE_KEYS: Final = {"agentview": "image", "robot0_eye_in_hand": "wrist_image"}
 STATE: Final = "observation/state"
 PROMPT: Final = "prompt"
-#: Environment variable: our server lets in who tells this token, if it is set; servers that we ask are told it.
+#: Environment variable: the token that our server demands, if it is set, and that our client sends to servers.
 TOKEN_VARIABLE: Final = "IPVLA_SERVE_TOKEN"
 #: Of ours, and optional: control steps since the reset, the first observation of an episode, whose episode it is.
 STEP: Final = "t"

@@ -80,11 +80,11 @@ def _array(value: dict[Any, Any]) -> Any:
 
 
 def _dtype(value: dict[Any, Any]) -> np.dtype[Any]:
-    told = value.get(b"dtype")
+    dtype_name = value.get(b"dtype")
     try:
-        dtype = np.dtype(told)
+        dtype = np.dtype(dtype_name)
     except TypeError:
-        raise MessageError(f"an array of dtype {told!r:.60}; send numbers") from None
+        raise MessageError(f"an array of dtype {dtype_name!r:.60}; send numbers") from None
     if dtype.kind not in _KINDS:
         raise MessageError(f"an array of dtype {dtype}; send numbers")
     return dtype

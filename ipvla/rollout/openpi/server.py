@@ -1,6 +1,6 @@
 """A policy behind a websocket: one memory per connection, or per session that outlives its connections.
 
-A message is an observation, the answer a chunk of actions; text instead of bytes tells what was wrong with the
+A message is an observation, the answer a chunk of actions; text instead of bytes says what was wrong with the
 message, and the connection stays. Whose episode an observation belongs to:
 
 - a connection has an episode of its own, from its first observation on;
@@ -25,6 +25,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.openpi.contract import RESET, SESSION, TOKEN_VARIABLE, ObservationError
 from ipvla.rollout.openpi.messages import MessageError, pack, unpack
 from ipvla.types import Observation
@@ -42,8 +43,8 @@ class SessionError(ValueError):
 class AnswersEpisodes(Protocol):
     """Who has the memories; `ipvla.rollout.policy_actor.PolicyActor` in production."""
 
-    async def act(self, episode_id: str, policy_step: int, observation: Observation) -> Any: ...
-    async def end(self, episode_id: str) -> Any: ...
+    async def act(self, episode_id: EpisodeId, policy_step: int, observation: Observation) -> Any: ...
+    async def end(self, episode_id: EpisodeId) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class ServerConfig:
         port: 0 for any that is free.
         max_message_mib: a larger message ends its connection.
         max_sessions: connections, and episodes, at a time.
-        lease_s: seconds that a named session is kept without a connection.
+        lease_s: seconds that a named session lives without a connection.
     """
 
     host: str = "127.0.0.1"
@@ -91,8 +92,8 @@ class _Session:
     left_s: float = 0.0
 
     @property
-    def episode_id(self) -> str:
-        return f"{self.name}#{self.episode}"
+    def episode_id(self) -> EpisodeId:
+        return EpisodeId(self.name, self.episode)
 
 
 class PolicyWebsocketServer:
@@ -100,9 +101,9 @@ class PolicyWebsocketServer:
 
     Args:
         policy: where the memories are.
-        observe: (message, t) -> what the policy can use; ValueError tells what was wrong with the message.
-        metadata: sent to whoever connects.
-        token: that `Authorization: Api-Key TOKEN` must tell; None to let everybody in.
+        observe: (message, t) -> what the policy can use; ValueError says what was wrong with the message.
+        metadata: sent to every client that connects.
+        token: clients must send it as `Authorization: Api-Key TOKEN`; None to accept every client.
 
     Raises:
         ValueError: others than this machine could connect without a token.
@@ -152,7 +153,7 @@ class PolicyWebsocketServer:
             await self._server.wait_closed()
 
     def status(self) -> dict[str, Any]:
-        """What `/healthz` tells."""
+        """The content of `/healthz`."""
         return {
             "status": "ok",
             "connections": self._connections,
@@ -165,8 +166,8 @@ class PolicyWebsocketServer:
         if request.path == _HEALTH:
             return connection.respond(http.HTTPStatus.OK, json.dumps(self.status()) + "\n")
         if self._token:
-            _, _, told = request.headers.get("Authorization", "").partition(" ")
-            if not hmac.compare_digest(told.encode(), self._token.encode()):
+            _, _, key = request.headers.get("Authorization", "").partition(" ")
+            if not hmac.compare_digest(key.encode(), self._token.encode()):
                 text = "this server wants `Authorization: Api-Key TOKEN` (api_key of openpi's client)\n"
                 return connection.respond(http.HTTPStatus.UNAUTHORIZED, text)
         if self._connections >= self._config.max_sessions:
@@ -181,7 +182,8 @@ class PolicyWebsocketServer:
             async for message in connection:
                 await connection.send(await self._answer(connection, message))
         except ConnectionClosed as closed:
-            _logger.info("%s: %s", connection.remote_address, closed)
+            ended_here = closed.sent is not None and not closed.rcvd_then_sent
+            _logger.info("%s: %s", connection.remote_address, closed if ended_here else "client left")
         finally:
             self._connections -= 1
             await self._left(connection)
@@ -193,20 +195,20 @@ class PolicyWebsocketServer:
             if isinstance(message, str):
                 raise MessageError("a text message; send observations as msgpack bytes")
             answer = await self._act(connection, unpack(message))
-        except ValueError as error:  # theirs
+        except ValueError as error:  # the client's
             self._refused += 1
             return str(error)
-        except Exception as error:  # ours; others' episodes go on
+        except Exception as error:  # the policy's; other episodes go on
             self._refused += 1
             _logger.exception("the policy failed")
-            return f"the policy failed ({type(error).__name__}: {error}); its server's log tells more"
+            return f"the policy failed ({type(error).__name__}: {error}); see its server's log"
         answer["server_timing"] = {"infer_ms": 1e3 * (time.perf_counter() - began)}
         return pack(answer)
 
     async def _act(self, connection: ServerConnection, message: Any) -> dict[str, Any]:
-        told: Mapping[str, Any] = message if isinstance(message, Mapping) else {}
-        session = await self._session(connection, told)
-        begins = _flag(told)
+        fields: Mapping[str, Any] = message if isinstance(message, Mapping) else {}
+        session = await self._session(connection, fields)
+        begins = _flag(fields)
         observation = self._observe(message, 0 if begins else session.t)
         if begins and session.policy_step:  # only now: a bad observation ends no episode
             await self._policy.end(session.episode_id)
@@ -263,7 +265,7 @@ def _flag(message: Mapping[str, Any]) -> bool:
 
 
 async def serve_until(stop: asyncio.Event, server: PolicyWebsocketServer, on_start: Callable[[int], None]) -> None:
-    """Serves until `stop` is set; `on_start` is told the port."""
+    """Serves until `stop` is set; `on_start` gets the port."""
     on_start(await server.start())
     try:
         await stop.wait()

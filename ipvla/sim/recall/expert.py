@@ -90,7 +90,7 @@ class Expert:
         top = self._problem.top_m((machine.todo or machine.program)[0])
         travel = top[2] + self._clearance_m
         if machine.success or not machine.armed or machine.flashing is not None:
-            # until the light is out: presses that follow at once look like one to whoever looks every few steps
+            # until the light is out: a policy that looks every few steps takes two quick presses for one
             return self._towards(hand, np.array([*hand[:2], travel]), _CLOSE)
         target = top[:2] + self._spot_m
         # A funnel over the button: no lower than its distance allows, so that the fingers come from above.

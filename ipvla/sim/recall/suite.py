@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ipvla.atomic_file import write_text
 from ipvla.contract import HAND
-from ipvla.sim.libero import CAMERA, PACKAGES, LiberoSimulator, configure, gl_environment
+from ipvla.sim.environment import gl_environment
+from ipvla.sim.libero import CAMERA, PACKAGES, LiberoSimulator, configure
 from ipvla.sim.recall.arena import arena_mjcf
 from ipvla.sim.recall.bddl import bddl_text
 from ipvla.sim.recall.expert import demonstrate, expert

@@ -1,4 +1,4 @@
-"""Objects that change places: who is where at any time of an episode. Plain geometry, no physics."""
+"""Objects that change places: where each of them is at any time of an episode. Plain geometry, no physics."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _DELAY_STEPS = 10
 _GAP_STEPS = 3
 _SWAP_STEPS = 16
 _SWAP_PAUSE_STEPS = 4
-_FLASH_STEPS = 8  # 0.4 s: whoever looks every 4 steps sees every press twice
+_FLASH_STEPS = 8  # 0.4 s: a policy that looks every 4 steps sees every press twice
 
 
 @dataclass(frozen=True)

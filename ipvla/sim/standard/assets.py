@@ -77,8 +77,8 @@ def provide_assets(cache_dir: Path, source: str) -> Path:
 def assets_version(directory: Path) -> str:
     """Names these assets in results: a hash of every file's path and size."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
-    told = "".join(f"{path.relative_to(directory).as_posix()} {path.stat().st_size}\n" for path in files)
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+    listing = "".join(f"{path.relative_to(directory).as_posix()} {path.stat().st_size}\n" for path in files)
+    return hashlib.sha256(listing.encode()).hexdigest()[:12]
 
 
 def _linked(cache_dir: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Shapes and places in a scene of LIBERO's own suites, as whoever sees the true state can measure them.
+"""Shapes and places in a scene of LIBERO's own suites, measured from the true state.
 
 Import only after `ipvla.sim.libero.configure`.
 """

@@ -50,7 +50,7 @@ def take(simulator: Simulator) -> Frame:
 
 @dataclass(frozen=True)
 class Golden:
-    """What was kept.
+    """The stored scenes.
 
     Attributes:
         frames: `SUITE/TASK` -> its picture.
@@ -65,16 +65,16 @@ def golden() -> Golden:
     """With the pinned versions of everything."""
     if not _FILE.exists():
         return Golden({})
-    with np.load(_FILE, allow_pickle=False) as kept:
-        frames = zip(kept["names"], kept["sha256"], kept["small"], strict=True)
+    with np.load(_FILE, allow_pickle=False) as stored:
+        frames = zip(stored["names"], stored["sha256"], stored["small"], strict=True)
         return Golden(
             {str(name): Frame(str(sha256), small) for name, sha256, small in frames},
-            frozenset(map(str, kept["violated"])),
+            frozenset(map(str, stored["violated"])),
         )
 
 
 def keep(found: Golden) -> Path:
-    """Keeps what was found of some tasks, beside what is kept of others."""
+    """Stores the findings of some tasks, beside those of others."""
     before = golden()
     frames = dict(sorted({**before.frames, **found.frames}.items()))
     others = {state for state in before.violated if state.rpartition("/")[0] not in found.frames}

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ipvla.contract import HAND
 from ipvla.sim.demonstration import Demonstration
+from ipvla.sim.environment import gl_environment
 from ipvla.sim.expert import Expert
-from ipvla.sim.libero import PACKAGES, LiberoSimulator, configure, gl_environment
+from ipvla.sim.libero import PACKAGES, LiberoSimulator, configure
 from ipvla.sim.simulator import Simulator
 from ipvla.sim.standard.assets import assets_version, find_assets
 from ipvla.sim.standard.tasks import bddl_file, initial_states, standard_tasks

@@ -1,6 +1,8 @@
 """Against openpi's own client: what a robot's computer would run."""
 
 import json
+import logging
+import socket
 import threading
 import time
 import urllib.error
@@ -143,6 +145,21 @@ def test_too_large_a_message_ends_its_connection_only():
         with pytest.raises(ConnectionClosedError, match="1009"):
             large.infer(observed(0.0, image=np.zeros(20_000, np.uint8)))
         assert other.infer(observed(0.0, 1.0))["actions"][0, 0] == 1.0
+
+
+def test_the_log_says_who_ended_a_connection(served, caplog):
+    def said(text):
+        return any(text in record.getMessage() for record in caplog.records)
+
+    with caplog.at_level(logging.INFO, logger="ipvla"):
+        gone = client(served[1])
+        gone.infer(observed(0.0))
+        gone._ws.socket.shutdown(socket.SHUT_RDWR)
+        _until(lambda: said("client left"))
+        assert not said("close frame")
+        with serving(ServerConfig(port=0, max_message_mib=0.01)) as (_, url), pytest.raises(ConnectionClosedError):
+            client(url).infer(observed(0.0, image=np.zeros(20_000, np.uint8)))
+        _until(lambda: said("1009"))
 
 
 def test_only_so_many_are_let_in():

@@ -1,16 +1,16 @@
-"""Causal probes of a memory: the same episode, with what the policy remembers changed at control step t.
+"""Interventions on a memory: the same episode, with the policy's memory changed at control step t.
 
 At an episode's first policy step at or after t, just before the policy acts on its memory m,
 
 - `reset`: m becomes the memory of an episode that has not begun;
 - `swap`: m becomes the memory that another episode had at that point, which `record` has written to a file;
 - `shuffle`: the values of each floating-point tensor of m change places at random;
-- `freeze`: m stays as it is, at this step and at all later ones: it is read, and what is written is dropped.
+- `freeze`: m stays as it is, at this step and at all later ones: the policy reads m, and its writes are dropped.
 
-The memory is a value that goes in and comes out, so a probe stands around any policy, mechanisms know nothing of
-it, and what an episode keeps has the same tensors as ever. Policy steps are `execute` control steps apart: the
-first one at or after t is the one in [t, t + execute), and nothing needs to remember that it has been. Which probe
-an episode is subject to comes with its observations, so that one policy actor serves them all.
+The memory is a value that goes in and comes out, so an intervention wraps any policy: mechanisms do not know of
+it, and an episode's memory has the same tensors as without it. Policy steps are `execute` control steps apart: the
+first one at or after t is the one in [t, t + execute), so no state says whether it has passed. An observation
+names the interventions on its episode, so that one policy actor serves all of them.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ipvla.atomic_file import replacing
-from ipvla.rollout.episode import Chunk
+from ipvla.rollout.episode import Chunk, EpisodeId
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.rollout.policy_client import PolicyClient
-from ipvla.rollout.policy_server import Policy
+from ipvla.rollout.policy_server import BatchPolicy
 from ipvla.types import Memory, Observation
 
 
 @dataclass(frozen=True)
-class Probe:
+class MemoryIntervention:
     """What happens to one episode's memory at control step t.
 
     Attributes:
@@ -55,12 +55,12 @@ class Probe:
         raise NotImplementedError
 
     def of(self, episode: str) -> Self:
-        """The part of the probe that concerns this episode."""
+        """The part of the intervention that concerns this episode."""
         return self
 
 
 @dataclass(frozen=True)
-class Reset(Probe):
+class Reset(MemoryIntervention):
     """See the module's docstring."""
 
     kind: ClassVar[str] = "reset"
@@ -70,7 +70,7 @@ class Reset(Probe):
 
 
 @dataclass(frozen=True)
-class Freeze(Probe):
+class Freeze(MemoryIntervention):
     """See the module's docstring."""
 
     kind: ClassVar[str] = "freeze"
@@ -81,7 +81,7 @@ class Freeze(Probe):
 
 
 @dataclass(frozen=True)
-class Record(Probe):
+class RecordMemory(MemoryIntervention):
     """Changes nothing, and writes the memory to `memory_file`, whole or not at all.
 
     Attributes:
@@ -98,12 +98,12 @@ class Record(Probe):
 
 
 def memory_file(directory: Path, episode: str, t: int) -> Path:
-    """Where `Record` puts what `episode` remembered at its first policy step at or after t."""
+    """Where `RecordMemory` puts what `episode` remembered at its first policy step at or after t."""
     return directory / episode / f"{t}.safetensors"
 
 
 @dataclass(frozen=True)
-class Swap(Probe):
+class Swap(MemoryIntervention):
     """See the module's docstring.
 
     Attributes:
@@ -121,7 +121,7 @@ class Swap(Probe):
 
 
 @dataclass(frozen=True)
-class Shuffle(Probe):
+class Shuffle(MemoryIntervention):
     """See the module's docstring. Counters, times, flags and token ids stay: permuted, they would mean nothing.
 
     The permutation is drawn from a hash of the episode and the tensor's name.
@@ -136,27 +136,32 @@ class Shuffle(Probe):
         }
 
 
-#: Name -> the probe at t; `swap` gets its donors besides.
-PROBES: Mapping[str, Callable[[int], Probe]] = {probe.kind: probe for probe in (Reset, Freeze, Swap, Shuffle)}
+#: Name -> the intervention at t; `swap` also needs its donors.
+INTERVENTIONS: Mapping[str, Callable[[int], MemoryIntervention]] = {
+    intervention.kind: intervention for intervention in (Reset, Freeze, Swap, Shuffle)
+}
 
 
-def can_shuffle(policy: Policy) -> bool:
+def can_shuffle(policy: BatchPolicy) -> bool:
     """Has the policy's memory any floating-point tensor?"""
     return any(value.is_floating_point() for value in policy.initial_memory(1).values())
 
 
 @dataclass(frozen=True)
-class ProbedObservation(Observation):
-    """An observation that says what happens to the memory of its episode, an `EpisodeSpec.key`."""
+class IntervenedObservation(Observation):
+    """An observation with the interventions on the memory of its episode, an `EpisodeSpec.key`."""
 
-    probes: tuple[Probe, ...] = ()
+    interventions: tuple[MemoryIntervention, ...] = ()
 
 
 @dataclass(frozen=True)
-class ProbedPolicy:
-    """`policy`, with memories changed as the observations ask; rows of a batch may be at any step of any probe."""
+class IntervenedPolicy:
+    """`policy`, with memories changed as the observations ask.
 
-    policy: Policy
+    Rows of a batch may be at different steps and have different interventions.
+    """
+
+    policy: BatchPolicy
 
     @property
     def execute(self) -> int:
@@ -166,7 +171,7 @@ class ProbedPolicy:
         return self.policy.initial_memory(batch)
 
     def act(self, observations: Sequence[Observation], memory: Memory) -> tuple[npt.NDArray[np.float32], Memory]:
-        """As the policy's own; an observation that asks for nothing is answered by the policy as it is."""
+        """As the policy's own; an observation without interventions gets the policy's unchanged answer."""
         memory = self._changed(observations, memory)
         actions, after = self.policy.act(observations, memory)
         frozen = torch.tensor([_is_frozen(observation) for observation in observations])
@@ -176,62 +181,64 @@ class ProbedPolicy:
 
     def _changed(self, observations: Sequence[Observation], memory: Memory) -> Memory:
         due = [
-            (i, observation.episode, probe)
+            (i, observation.episode, intervention)
             for i, observation in enumerate(observations)
-            if isinstance(observation, ProbedObservation)
-            for probe in observation.probes
-            if probe.t <= observation.t < probe.t + self.execute
+            if isinstance(observation, IntervenedObservation)
+            for intervention in observation.interventions
+            if intervention.t <= observation.t < intervention.t + self.execute
         ]
         if not due:
             return memory
         initial = self.policy.initial_memory(1)
         changed = {name: value.clone() for name, value in memory.items()}
-        for i, episode, probe in due:
+        for i, episode, intervention in due:
             row = {name: value[i : i + 1] for name, value in changed.items()}
-            for name, value in probe.change(row, initial, episode).items():
+            for name, value in intervention.change(row, initial, episode).items():
                 row[name].copy_(value)
         return changed
 
 
 @dataclass(frozen=True)
-class ProbedSource(PolicySource):
-    """Opens the policy of `directory` so that it can be probed.
+class InterventionSource(PolicySource):
+    """Opens the policy of `directory` in an `IntervenedPolicy`.
 
     Attributes:
-        probes: what is asked of the policy now; the policy that is opened is the same for all.
+        interventions: on the episodes that begin now; the policy is the same for all of them.
     """
 
-    probes: tuple[Probe, ...] = field(default=(), compare=False)
+    interventions: tuple[MemoryIntervention, ...] = field(default=(), compare=False)
 
-    def open(self) -> Policy:
-        return ProbedPolicy(self.load(self.directory))
+    def open(self) -> BatchPolicy:
+        return IntervenedPolicy(self.load(self.directory))
 
 
 @dataclass
-class ProbingClient(PolicyClient):
-    """What a simulator worker holds: it sends the probes along with each observation."""
+class InterventionClient(PolicyClient):
+    """Sends the interventions with each observation."""
 
-    probes: tuple[Probe, ...]
+    interventions: tuple[MemoryIntervention, ...]
 
-    def act(self, episode_id: str, observation: Observation, policy_step: int) -> Chunk:
-        episode, _, _ = episode_id.rpartition("#")  # the attempt
-        probes = tuple(probe.of(episode) for probe in self.probes)
-        probed = ProbedObservation(**{**vars(observation), "episode": episode}, probes=probes)
-        return super().act(episode_id, probed, policy_step)
+    def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk:
+        return super().act(episode_id, self.intervened(episode_id.episode, observation), policy_step)
+
+    def intervened(self, episode: str, observation: Observation) -> IntervenedObservation:
+        """The observation with the interventions on this episode (an `EpisodeSpec.key`)."""
+        concerned = tuple(intervention.of(episode) for intervention in self.interventions)
+        return IntervenedObservation(**{**vars(observation), "episode": episode}, interventions=concerned)
 
 
-class ProbingService(PolicyService):
-    """The actor of a `ProbedSource`; episodes that begin from now on are subject to `probes`."""
+class InterventionService(PolicyService):
+    """The actor of an `InterventionSource`; `interventions` change the episodes that begin from now on."""
 
-    probes: tuple[Probe, ...] = ()
+    interventions: tuple[MemoryIntervention, ...] = ()
 
     def client(self) -> PolicyClient:
-        return ProbingClient(super().client().actor, self.probes)
+        return InterventionClient(super().client().actor, self.interventions)
 
 
 def _is_frozen(observation: Observation) -> bool:
-    return isinstance(observation, ProbedObservation) and any(
-        probe.freezes and observation.t >= probe.t for probe in observation.probes
+    return isinstance(observation, IntervenedObservation) and any(
+        intervention.freezes and observation.t >= intervention.t for intervention in observation.interventions
     )
 
 

@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 from ipvla.experiment import ExperimentConfig
 from ipvla.models.memory import GRUMemoryConfig, MemoryConfig, NoMemoryConfig, WindowMemoryConfig
 from ipvla.policy import Policy
-from ipvla.rollout.memory_probe import (
-    PROBES,
+from ipvla.rollout.episode import EpisodeId
+from ipvla.rollout.memory_intervention import (
+    INTERVENTIONS,
     Freeze,
-    Probe,
-    ProbedObservation,
-    ProbedPolicy,
-    Record,
+    IntervenedObservation,
+    IntervenedPolicy,
+    InterventionClient,
+    MemoryIntervention,
+    RecordMemory,
     Reset,
     Shuffle,
     Swap,
@@ -61,17 +63,17 @@ def gru(make_policy: MakePolicy) -> Policy:
     return make_policy(GRUMemoryConfig(hidden=16))
 
 
-def episode(name: str, *probes: Probe, steps: int = STEPS) -> list[Observation]:
+def episode(name: str, *probes: MemoryIntervention, steps: int = STEPS) -> list[Observation]:
     """What one episode shows, every second control step."""
     rng = np.random.default_rng(list(name.encode()))
     return [
-        ProbedObservation(
+        IntervenedObservation(
             {"agentview": rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)},
             rng.normal(size=8).astype(np.float32),
             "press the button",
             t=2 * i,
             episode=name,
-            probes=probes,
+            interventions=probes,
         )
         for i in range(steps)
     ]
@@ -96,16 +98,16 @@ def same(one: object, other: object) -> bool:
     )
 
 
-def probes(policy: Policy, directory: Path) -> list[Probe]:
+def probes(policy: Policy, directory: Path) -> list[MemoryIntervention]:
     """One of each kind at T; "a" gets the memory of "b"."""
-    play(ProbedPolicy(policy), episode("b", Record(T, directory)))
+    play(IntervenedPolicy(policy), episode("b", RecordMemory(T, directory)))
     return [Reset(T), Freeze(T), Swap(T, {"a": memory_file(directory, "b", T)}), Shuffle(T)]
 
 
 def test_before_t_nothing_differs_and_after_it_every_probe_is_felt(gru: Policy, tmp_path: Path) -> None:
     undisturbed, before = play(gru, episode("a")), T // 2
     for probe in probes(gru, tmp_path):
-        probed = play(ProbedPolicy(gru), episode("a", probe))
+        probed = play(IntervenedPolicy(gru), episode("a", probe))
         assert same(probed[:before], undisturbed[:before])
         assert not same(probed[before + 1 :], undisturbed[before + 1 :]), probe.kind
 
@@ -113,32 +115,34 @@ def test_before_t_nothing_differs_and_after_it_every_probe_is_felt(gru: Policy, 
 def test_without_a_probe_the_policy_is_as_it_is(gru: Policy) -> None:
     (first,) = episode("a", steps=1)
     plain = Observation(first.images, first.proprio, first.instruction, first.t)
-    assert same(play(ProbedPolicy(gru), [plain]), play(gru, [plain]))
-    assert same(play(ProbedPolicy(gru), episode("a")), play(gru, episode("a")))
+    assert same(play(IntervenedPolicy(gru), [plain]), play(gru, [plain]))
+    assert same(play(IntervenedPolicy(gru), episode("a")), play(gru, episode("a")))
 
 
 def test_reset_equals_a_policy_that_starts_at_that_step(gru: Policy) -> None:
-    probed = play(ProbedPolicy(gru), episode("a", Reset(T)))
+    probed = play(IntervenedPolicy(gru), episode("a", Reset(T)))
     assert same(probed[T // 2 :], play(gru, episode("a")[T // 2 :]))
 
 
 def test_freeze_reads_the_same_memory_at_every_later_step(gru: Policy) -> None:
     observations, before = episode("a"), T // 2
     _, kept = play(gru, observations[:before])[-1]
-    probed = play(ProbedPolicy(gru), episode("a", Freeze(T)))
+    probed = play(IntervenedPolicy(gru), episode("a", Freeze(T)))
     for (actions, memory), observation in zip(probed[before:], observations[before:], strict=True):
         assert np.array_equal(actions, play(gru, [observation], kept)[0][0])
         assert torch.equal(memory["hidden"], kept["hidden"])
 
 
 def test_swap_continues_with_what_the_donor_remembered(gru: Policy, tmp_path: Path) -> None:
-    recorded = play(ProbedPolicy(gru), episode("b", Record(T, tmp_path)))
+    recorded = play(IntervenedPolicy(gru), episode("b", RecordMemory(T, tmp_path)))
     assert same(recorded, play(gru, episode("b"))), "the donor is not disturbed"
     _, theirs = recorded[T // 2 - 1]
     swap = Swap(T, {"a": memory_file(tmp_path, "b", T)})
-    probed = play(ProbedPolicy(gru), episode("a", swap))
+    probed = play(IntervenedPolicy(gru), episode("a", swap))
     assert same(probed[T // 2 :], play(gru, episode("a")[T // 2 :], theirs))
-    assert same(play(ProbedPolicy(gru), episode("c", swap)), play(gru, episode("c"))), "no donor: it keeps its own"
+    assert same(play(IntervenedPolicy(gru), episode("c", swap)), play(gru, episode("c"))), (
+        "no donor: it keeps its own"
+    )
     assert swap.of("a") == swap
     assert swap.of("c") == Swap(T)
 
@@ -161,17 +165,19 @@ def test_a_policy_without_memory_loses_exactly_nothing(make_policy: MakePolicy, 
     none = make_policy(NoMemoryConfig())
     assert not can_shuffle(none)
     for probe in probes(none, tmp_path):
-        assert same(play(ProbedPolicy(none), episode("a", probe)), play(none, episode("a"))), probe.kind
+        assert same(play(IntervenedPolicy(none), episode("a", probe)), play(none, episode("a"))), probe.kind
 
 
 def test_each_row_of_a_batch_is_changed_by_its_own_probe_at_its_own_step(gru: Policy, tmp_path: Path) -> None:
     episodes = {probe.kind: episode("a", probe) for probe in probes(gru, tmp_path)}
-    alone = {name: play(ProbedPolicy(gru), observations) for name, observations in episodes.items()}
+    alone = {name: play(IntervenedPolicy(gru), observations) for name, observations in episodes.items()}
     begins = {name: i for i, name in enumerate(episodes)}
-    server = PolicyServer(ProbedPolicy(gru))
+    server = PolicyServer(IntervenedPolicy(gru))
     for now in range(STEPS + len(episodes) - 1):
         steps = {name: now - begin for name, begin in begins.items() if 0 <= now - begin < STEPS}
-        chunks = server.forward([server.admit(name, step, episodes[name][step]) for name, step in steps.items()])
+        chunks = server.forward(
+            [server.admit(EpisodeId(name), step, episodes[name][step]) for name, step in steps.items()]
+        )
         for (name, step), chunk in zip(steps.items(), chunks, strict=True):
             np.testing.assert_allclose(chunk, alone[name][step][0][0][: gru.execute], atol=1e-5)
 
@@ -184,13 +190,22 @@ def test_the_change_happens_exactly_once_wherever_the_policy_steps_lie(t: int, e
     policy = Counting()
     policy.execute = execute
     times = range(0, 12, execute)
-    observations = [ProbedObservation({}, np.zeros(2, np.float32), "go", at, "a", (Reset(t),)) for at in times]
-    counts = [int(memory["steps"]) for _, memory in play(ProbedPolicy(policy), observations)]
+    observations = [IntervenedObservation({}, np.zeros(2, np.float32), "go", at, "a", (Reset(t),)) for at in times]
+    counts = [int(memory["steps"]) for _, memory in play(IntervenedPolicy(policy), observations)]
     before = sum(at < t for at in times)
     assert counts == [*range(1, before + 1), *range(1, len(times) - before + 1)]
 
 
+def test_the_client_sends_what_concerns_its_episode_and_all_else_of_the_observation() -> None:
+    (seen,) = episode("a", steps=1)
+    plain = Observation(seen.images, seen.proprio, seen.instruction, seen.t)
+    client = InterventionClient(None, (Swap(T, {"a#1": Path("a"), "b": Path("b")}), Reset(2)))
+    sent = client.intervened("a#1", plain)
+    assert (sent.episode, sent.interventions) == ("a#1", (Swap(T, {"a#1": Path("a")}), Reset(2)))
+    assert {name: getattr(sent, name) for name in vars(plain)} == {**vars(plain), "episode": "a#1"}
+
+
 def test_every_probe_goes_by_its_name() -> None:
-    assert {name: make(3).kind for name, make in PROBES.items()} == {
+    assert {name: make(3).kind for name, make in INTERVENTIONS.items()} == {
         name: name for name in ("reset", "freeze", "swap", "shuffle")
     }
