@@ -24,7 +24,7 @@ SUITE, TASK = "libero_object", "pick_up_the_alphabet_soup_and_place_it_in_the_ba
 
 
 def load_reaching(directory: Path) -> Any:
-    """Goes where the mean colours of both pictures say, eight actions at a time, in OFT's conventions."""
+    """Goes where the mean colours of both pictures say, eight actions at a time, the hand closed."""
 
     class Reaching:
         execute = 8
