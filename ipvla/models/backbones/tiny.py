@@ -20,6 +20,7 @@ from ipvla.models.backbones.protocol import (
     KeysValues,
     padded,
 )
+from ipvla.models.backbones.tiny_tokenizer import escaped, tiny_tokenizer, tokens_of, unescaped
 from ipvla.models.features import Features
 from ipvla.types import ModelInputs
 
@@ -42,7 +43,9 @@ class TinyConfig(BackboneConfig):
         heads, mlp: attention heads and inner size of a layer.
         trunk_channels: channels of the visual trunk.
         visual_tokens: tokens that the trunk's centroids are read out into.
-        max_prompt_tokens: longest prompt. Recall's words are a token each; others are spelled, a token a letter.
+        max_prompt_tokens: longest prompt. Words of Recall's and LIBERO's instructions are a token each; others are
+            spelled, a token a letter or, beyond ASCII, a byte. What is longer than a batch's longest prompt costs
+            nothing.
         pretrained: directory written by `TinyVLM.save_pretrained`, or None to start from random weights.
     """
 
@@ -52,7 +55,7 @@ class TinyConfig(BackboneConfig):
     mlp: int = 256
     trunk_channels: int = 64
     visual_tokens: int = 8
-    max_prompt_tokens: int = 16
+    max_prompt_tokens: int = 32
     pretrained: Path | None = None
 
     def __post_init__(self) -> None:
@@ -89,9 +92,7 @@ class TinyBackbone(Backbone):
 
     layer_pattern = r"layers\.({layers})\."
 
-    def __init__(self, vlm: TinyVLM, max_prompt_tokens: int = 16) -> None:
-        from ipvla.models.backbones.tiny_tokenizer import tiny_tokenizer
-
+    def __init__(self, vlm: TinyVLM, max_prompt_tokens: int = 32) -> None:
         super().__init__()
         self.vlm = vlm
         self.width = vlm.config.hidden_size
@@ -110,7 +111,7 @@ class TinyBackbone(Backbone):
         return self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm
 
     def tokenize(self, instruction: str) -> list[int]:
-        return cast(list[int], self.tokenizer.encode(f"{instruction} <act>"))
+        return cast(list[int], self.tokenizer.encode(f"{escaped(instruction)} <act>"))
 
     def calibrate(self, mean_image: torch.Tensor) -> None:
         self.network.trunk.mean_image.copy_(mean_image)
@@ -119,13 +120,14 @@ class TinyBackbone(Backbone):
         return list(self.network.layers)
 
     def tokenize_text(self, text: str) -> list[int]:
-        return cast(list[int], self.tokenizer.encode(text))
+        return cast(list[int], self.tokenizer.encode(escaped(text)))
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        return cast(str, self.tokenizer.decode([i for i in ids if i], skip_special_tokens=True)).strip()
+        text = cast(str, self.tokenizer.decode([i for i in ids if i], skip_special_tokens=True))
+        return unescaped(text.strip())
 
     def question(self, text: str) -> list[int]:
-        return cast(list[int], self.tokenizer.encode(f"{text} <sep>"))
+        return cast(list[int], self.tokenizer.encode(f"{escaped(text)} <sep>"))
 
     def embed(self, inputs: ModelInputs) -> Embedded:
         lengths = inputs.attention_mask.sum(-1)
