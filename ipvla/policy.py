@@ -143,9 +143,16 @@ class Policy:
                 f"no policy in {directory} ({error}); give a directory that ray_jobs.train wrote, "
                 "e.g. runs/STUDY/NAME/policy"
             ) from None
-        config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
-        transforms = Transforms.from_dict(described["transforms"], tokenize=_no_words)
-        policy = cls.build(config, transforms, described["execute"])
+        try:
+            config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
+            transforms = Transforms.from_dict(described["transforms"], tokenize=_no_words)
+            execute = int(described["execute"])
+        except Exception as error:  # whatever draccus and the parts' own checks raise
+            raise CheckpointError(
+                f"{directory / 'policy.json'} is damaged, or of another version of this program "
+                f"({type(error).__name__}: {error}); copy the policy again, or use an earlier checkpoint"
+            ) from None
+        policy = cls.build(config, transforms, execute)
         load_weights(policy.model, directory / "model.safetensors")
         policy.model.to(device).eval()
         return policy if unnorm_key is None else policy.unnormalised_as(unnorm_key)

@@ -19,7 +19,7 @@ from ipvla.data.survey import Survey, SurveyPart, combined, survey_part
 logger = logging.getLogger(__name__)
 
 #: Goes up when surveys of before are no longer what they would be now.
-_VERSION = 1
+_VERSION = 2
 #: So many episodes are read before their numbers are summed up.
 PART_EPISODES = 256
 

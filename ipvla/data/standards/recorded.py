@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ipvla.data.source import Feature, Trajectory
-from ipvla.data.standards.standard import FloatArray, Standard, concatenated
+from ipvla.data.standards.standard import HAND_NORMALISED, FloatArray, Standard, concatenated
 
 ACTION, STATE, LANGUAGE = "action", "observation/state", "language_instruction"
 _OBSERVATION = "observation/"
@@ -30,18 +30,17 @@ class Recorded(Standard):
 
 
 def recorded(name: str, features: Mapping[str, Feature]) -> Recorded | None:
-    """The standard of a dataset with these step features, None if they are not LIBERO's."""
+    """The standard of a dataset with these step features, None if they are not LIBERO's.
+
+    Actions are LIBERO's if they are of 7 numbers, six of the hand's motion and the gripper: 14 joints under
+    LIBERO's names would be clipped to [-1, 1], and the last one made a gripper.
+    """
     needed = {ACTION: "number", STATE: "number", LANGUAGE: "text"}
     kinds = {path: feature.kind for path, feature in features.items()}
     keys = [path.removeprefix(_OBSERVATION) for path in kinds if path.startswith(_OBSERVATION)]
-    cameras = {LIBERO_CAMERAS.get(k, k): _OBSERVATION + k for k in keys if kinds[_OBSERVATION + k] == "image"}
+    cameras = {LIBERO_CAMERAS.get(k, k): _OBSERVATION + k for k in keys if features[_OBSERVATION + k].is_camera}
     if any(kinds.get(path) != kind for path, kind in needed.items()) or not cameras:
         return None
-    (dim,) = features[ACTION].shape
-    motion = dim - 1
-    return Recorded(
-        name,
-        cameras,
-        normalised=(True,) * motion + (False,),
-        absolute=(False,) * motion + (True,),
-    )
+    if features[ACTION].shape != (len(HAND_NORMALISED),):
+        return None
+    return Recorded(name, cameras)

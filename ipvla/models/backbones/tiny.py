@@ -19,6 +19,7 @@ from ipvla.models.backbones.protocol import (
     Embedded,
     KeysValues,
     padded,
+    require_prompts,
 )
 from ipvla.models.backbones.tiny_tokenizer import escaped, tiny_tokenizer, tokens_of, unescaped
 from ipvla.models.features import Features
@@ -67,6 +68,15 @@ class TinyConfig(BackboneConfig):
             )
         if self.width % self.heads:
             raise ValueError(f"backbone.width {self.width} is not a multiple of backbone.heads {self.heads}")
+
+    def check(self, instructions: Sequence[str], num_views: int) -> None:
+        if self.pretrained is not None and not (self.pretrained / "config.json").is_file():
+            raise ValueError(
+                f"backbone.pretrained {self.pretrained} holds no config.json; give a directory written by "
+                "TinyVLM.save_pretrained"
+            )
+        lengths = {text: len(tokens_of(text)) + 1 for text in instructions}  # <act>
+        require_prompts(lengths, self.max_prompt_tokens, _TEXT_TOKENS)
 
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> TinyBackbone:
         from ipvla.models.backbones.tiny_vlm import TinyVLM, TinyVLMConfig  # transformers takes seconds

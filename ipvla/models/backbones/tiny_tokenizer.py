@@ -69,7 +69,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def vocabulary() -> dict[str, int]:
-    """Entry -> id. What came later stands last: so the ids of all others stay, and checkpoints keep their meaning."""
+    """Entry -> id. What came later stands last: all other ids stay, and checkpoints keep their meaning."""
     letters = string.ascii_lowercase + string.digits + string.punctuation
     first = [*_SPECIAL, *letters, *(f"##{c}" for c in letters), *sorted(set(_WORDS)), *_LATER_WORDS]
     entries = [*first, *_LIBERO_WORDS.read_text().split(), *(chr(_PRIVATE + byte) for byte in _BYTES)]
@@ -86,4 +86,3 @@ def _tokenizer() -> Tokenizer:
     )
     tokenizer.decoder = decoders.WordPiece(cleanup=False)
     return tokenizer
-

@@ -7,6 +7,7 @@ centre of the bin (there are 255), so a round trip errs by at most 1/255.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,8 @@ def bins_of_tokens(token_ids: torch.Tensor, vocab_size: int) -> torch.Tensor:
 @dataclass(frozen=True)
 class BinsConfig(HeadConfig):
     """hidden: width of the head; queries: how many places one glimpse looks at."""
+
+    bounded: ClassVar[bool] = True
 
     hidden: int = 256
     queries: int = 6

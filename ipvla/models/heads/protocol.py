@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import draccus
 import torch
@@ -25,7 +26,13 @@ class Head(nn.Module):
 
 @dataclass(frozen=True)
 class HeadConfig(draccus.ChoiceRegistry):
-    """A choice by `type`: one of the heads of this folder."""
+    """A choice by `type`: one of the heads of this folder.
+
+    Attributes:
+        bounded: what it gives lies in [-1, 1], whatever is normal.
+    """
+
+    bounded: ClassVar[bool] = False
 
     def build(self, width: int, perception: int, proprio: int, chunk: int, action_dim: int) -> Head:
         """A head for cognition of size `width`, visual tokens of size `perception` and `proprio` dimensions."""

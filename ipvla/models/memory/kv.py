@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -33,8 +32,6 @@ class KVMemoryConfig(MemoryConfig):
         recency: scales the slopes of the bias; 0 makes all steps alike.
     """
 
-    caches: ClassVar[bool] = True
-
     length: int = 32
     tokens: int = 1
     recency: float = 1.0
@@ -45,6 +42,14 @@ class KVMemoryConfig(MemoryConfig):
                 raise ValueError(f"memory.{name} is {getattr(self, name)}; it must be at least 1")
         if self.recency < 0:
             raise ValueError(f"memory.recency is {self.recency}; it must be 0 or more")
+
+    @property
+    def feeds_backbone(self) -> bool:
+        return True
+
+    @property
+    def caches(self) -> bool:
+        return True
 
     def build(self, backbone: Backbone) -> KVMemory:
         return KVMemory(self, backbone.num_layers, backbone.heads, backbone.cache_size)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import draccus
 import torch
@@ -29,13 +28,30 @@ def select(condition: torch.Tensor, yes: Memory, no: Memory) -> Memory:
 
 @dataclass(frozen=True)
 class MemoryConfig(draccus.ChoiceRegistry):
-    """A choice by `type`: one of the mechanisms of this folder.
+    """A choice by `type`: one of the mechanisms of this folder."""
 
-    Attributes:
-        caches: it keeps keys and values of the language layers.
-    """
+    @property
+    def caches(self) -> bool:
+        """Whether it keeps keys and values of the language layers."""
+        return False
 
-    caches: ClassVar[bool] = False
+    @property
+    def feeds_backbone(self) -> bool:
+        """Whether the backbone's pass depends on it."""
+        return False
+
+    @property
+    def shards(self) -> bool:
+        """Whether it trains where each worker has a part of the weights."""
+        return True
+
+    @property
+    def longest_plan(self) -> int:
+        """Tokens of the plan that it puts in the prompt, 0 for none; training then needs plans."""
+        return 0
+
+    def check(self) -> None:
+        """ValueError for what cannot be built with any backbone."""
 
     def build(self, backbone: Backbone) -> MemoryModule:
         """The mechanism for features of this backbone's sizes; the backbone itself is not kept."""
