@@ -172,8 +172,9 @@ class EpisodeDataset:
         self.skips_bad_episodes = skips_bad_episodes
         self.standard = standard
         self.name, self.location = source.name, source.location
-        known = standard.known_length and not skips_bad_episodes
-        lengths = source.lengths - sum(standard.trimmed) if known else self._lengths()
+        expected = source.lengths - sum(standard.trimmed)
+        known = standard.known_length and not (skips_bad_episodes and (expected > 0).any())
+        lengths = expected if known else self._lengths()
         left = lengths > 0
         self.broken = int((~left).sum()) + len(source.broken)
         if not left.all() and not skips_bad_episodes:

@@ -258,8 +258,8 @@ def _open_builder(location: str, files: Any, root: str) -> Any:
         remedy = _COLLECT_AGAIN
         if unknown:
             remedy = (
-                f"a field {unknown[1]!r} is there that tensorflow-datasets {tfds.__version__} does not know: a newer "
-                "one wrote them; install that one, or take the field out of the JSON files"
+                f"a field {unknown[1]!r} is there that tensorflow-datasets {tfds.__version__} does not know: "
+                "a newer one wrote them; install that one, or take the field out of the JSON files"
             )
         raise DatasetError(f"{location} has unreadable metadata ({error!r}); {remedy}") from None
 

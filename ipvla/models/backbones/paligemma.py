@@ -58,8 +58,8 @@ class PaliGemmaConfig(BackboneConfig):
         adapter = Path(self.pretrained) / "adapter_config.json"
         if adapter.is_file():
             raise ValueError(
-                f"backbone.pretrained {self.pretrained} holds an adapter of PEFT, and all weights below it would stay "
-                "frozen; merge it first: "
+                f"backbone.pretrained {self.pretrained} holds an adapter of PEFT, and all weights below would "
+                "stay frozen; merge it first: "
                 "peft.AutoPeftModel.from_pretrained(DIR).merge_and_unload().save_pretrained(MERGED), "
                 "copy the tokenizer there, and give MERGED. Adapters for training are model.lora"
             )

@@ -227,7 +227,7 @@ def test_no_episodes_are_no_dataset(tmp_path: Path) -> None:
 @pytest.fixture
 def copy(written: Path, tmp_path: Path) -> Path:
     """A copy to be damaged."""
-    return Path(shutil.copytree(written, tmp_path / "copy" / "1.0.0"))
+    return Path(shutil.copytree(written, tmp_path / "synthetic" / "1.0.0"))
 
 
 def _shard(directory: Path) -> Path:
