@@ -236,12 +236,16 @@ class ExperimentConfig(StorageRoots):
                 f"{', '.join(dataset.cameras)}: "
                 f'choose among these, for example --data.cameras "[{", ".join(dataset.cameras)}]"'
             )
+        try:
+            dataset.observation(0, 0, self.data.cameras)
+        except BrokenEpisodeError:
+            if not dataset.skips_bad_episodes:
+                raise
         for feature, settings in self.model.requires().items():
             if not _recorded(dataset, feature):
                 raise DatasetError(
                     f"dataset: {dataset.location} has no {_REQUIRED[feature]}, which {' and '.join(settings)} "
-                    f"{'are' if len(settings) > 1 else 'is'} trained on; collect it again, or set "
-                    f"{' and '.join(settings)} otherwise"
+                    f"{'are' if len(settings) > 1 else 'is'} trained on; collect it again, or do without"
                 )
         self.model.check(sorted(dataset.instructions()), len(self.data.cameras))
         if self.start_from is not None and not (self.start_from / "policy.json").is_file():

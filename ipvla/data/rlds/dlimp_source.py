@@ -39,7 +39,7 @@ class DlimpSource:
         builder = tfds.builder_from_directory(str(location))
         self.location = str(location).rstrip("/")
         self.inner_name: str = builder.name
-        self.name = dataset_name(self.location, self.inner_name)
+        self.name = dataset_name(self.location, builder)
         stream = dlimp.DLataset.from_rlds(builder, split=split, shuffle=False, num_parallel_reads=1)
         # dlimp lets tf.data give trajectories in whatever order they are ready.
         options = tf.data.Options()

@@ -28,10 +28,12 @@ def dataset_directory(data_root: Path, name: str) -> Path:
     return data_root / name / VERSION
 
 
-def dataset_name(location: str, inner_name: str) -> str:
-    """What a dataset at NAME/VERSION, or at NAME/CONFIG/VERSION, is called; elsewhere as its metadata call it."""
+def dataset_name(location: str, builder: Any) -> str:
+    """What a dataset at NAME/VERSION or NAME/CONFIG/VERSION is called; elsewhere as tfds's builder calls it."""
     *parents, last = location.rstrip("/").split("/")
-    return parents[-1] if VERSION_NAME.fullmatch(last) and parents and parents[-1] else inner_name
+    if len(parents) > 1 and parents[-1] == builder.info.config_name:
+        parents.pop()
+    return parents[-1] if VERSION_NAME.fullmatch(last) and parents and parents[-1] else str(builder.name)
 
 
 def image_key(camera: str) -> str:

@@ -76,7 +76,7 @@ class RldsSource:
         files, root = file_system(self.location)
         builder = _open_builder(self.location, files, root)
         self.inner_name: str = builder.name
-        self.name = dataset_name(self.location, self.inner_name)
+        self.name = dataset_name(self.location, builder)
         self._tfds_features = builder.info.features
         if "steps" not in self._tfds_features:
             raise DatasetError(f"{self.location} has no feature `steps`; it is no RLDS dataset of episodes")
@@ -255,13 +255,12 @@ def _open_builder(location: str, files: Any, root: str) -> Any:
             return builder
     except Exception as error:  # tfds raises what its protocol buffers do
         unknown = re.search(r'has no field named "(\w+)"', str(error))
-        remedy = _COLLECT_AGAIN
         if unknown:
-            remedy = (
-                f"a field {unknown[1]!r} is there that tensorflow-datasets {tfds.__version__} does not know: "
-                "a newer one wrote them; install that one, or take the field out of the JSON files"
-            )
-        raise DatasetError(f"{location} has unreadable metadata ({error!r}); {remedy}") from None
+            raise DatasetError(
+                f"{location} has metadata with a field {unknown[1]!r} that tensorflow-datasets {tfds.__version__} "
+                "does not know: a newer one wrote them; install that one, or take the field out of the JSON files"
+            ) from None
+        raise DatasetError(f"{location} has unreadable metadata ({error!r}); {_COLLECT_AGAIN}") from None
 
 
 def _nearby(location: str, files: Any, root: str) -> str:

@@ -134,10 +134,11 @@ def flags(features: Mapping[str, Feature]) -> str:
     state = _likeliest([path for path in numbers if path != action], (*names.state, "state", "proprio", "joint"))
     language = _likeliest(texts, (names.language, "instruction", "language", "task"))
     views = ", ".join(f"{camera}: {path}" for camera, path in cameras.items())
+    unseen = "" if state else ' --data.proprio "[]"'
     return (
         f'--data.standard.cameras "{{{views}}}" --data.standard.action "[{action or "FEATURE"}]" '
         f'--data.standard.state "[{state or action or "FEATURE"}]" --data.standard.language '
-        f"{language or names.language} --data.standard.gripper none"
+        f"{language or names.language} --data.standard.gripper none{unseen}"
     )
 
 

@@ -7,6 +7,7 @@ where memory makes the second half go step by step.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import wraps
@@ -202,7 +203,7 @@ def require_prompts(lengths: Mapping[str, int], longest: int, most: int | None =
     if not too_long:
         return
     needed = max(too_long.values())
-    example = next(instruction for instruction, length in too_long.items() if length == needed)
+    example = textwrap.shorten(max(too_long, key=lambda instruction: too_long[instruction]), 100)
     remedy = f"set --model.backbone.max_prompt_tokens {needed}"
     if most is not None and needed > most:
         remedy = f"this backbone takes {most} at most: shorten the instruction, or choose another backbone"
