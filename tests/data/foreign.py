@@ -58,7 +58,7 @@ def write_foreign(
         builder=identity,
         features=f.FeaturesDict({"steps": f.Dataset(features), "episode_metadata": f.FeaturesDict(metadata)}),
     )
-    writer = tfds.core.SequentialWriter(info, 10, file_format="tfrecord")
+    writer = tfds.core.SequentialWriter(info, 10, file_format="array_record")
     writer.initialize_splits([split])
     for number, length in enumerate(LENGTHS):
         rng = np.random.default_rng(number)

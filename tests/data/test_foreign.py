@@ -166,9 +166,21 @@ def test_a_seed_that_is_no_number_is_none(tmp_path: Path) -> None:
     assert open_dataset(write_foreign(tmp_path / "some" / "1.0.0", seed="run-7")).episode(0).seed == -1
 
 
+def test_a_feature_of_any_length_within_steps_is_named(tmp_path: Path) -> None:
+    directory = write_foreign(tmp_path / "some" / "1.0.0")
+    path = directory / "features.json"
+    features = json.loads(path.read_text())
+    steps = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    joints = steps["observation"]["featuresDict"]["features"]["joint_state"]
+    joints["tensor"]["shape"]["dimensions"] = ["-1"]
+    path.write_text(json.dumps(features))
+    with pytest.raises(BrokenEpisodeError, match=r"observation/joint_state may be of any length"):
+        open_dataset(directory)
+
+
 def test_pointers_of_git_are_named(tmp_path: Path) -> None:
     directory = write_foreign(tmp_path / "some" / "1.0.0")
-    (shard,) = directory.glob("*.tfrecord*")
+    (shard,) = directory.glob("*.array_record*")
     shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 99\n")
     with pytest.raises(DatasetError, match=rf"{shard.name} is a pointer of Git LFS.*git lfs pull"):
         open_dataset(directory)

@@ -124,8 +124,12 @@ class RldsSource:
             )
             steps = {path: _steps(example["steps"], path, feature) for path, feature in self.features.items()}
         except Exception as error:  # tfds raises what its protocol buffers do
+            varying = [path for path, f in self.features.items() if f.kind == "number" and 0 in f.shape]
+            remedy = _COLLECT_AGAIN
+            if varying:
+                remedy = f"{', '.join(varying)} may be of any length, which is not read; write a fixed one"
             raise BrokenEpisodeError(
-                f"{where} is not what features.json says ({type(error).__name__}: {error}); {_COLLECT_AGAIN}"
+                f"{where} is not what features.json says ({type(error).__name__}: {error}); {remedy}"
             ) from error
         rows = {len(values) for values in steps.values()}
         if len(rows) != 1 or not min(rows):

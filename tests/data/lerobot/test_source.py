@@ -197,9 +197,7 @@ def test_damaged_information_is_one_line(copy, content):
 
 def test_the_conversion_is_the_one_that_lerobot_has(copy):
     change_info(copy, codebase_version="v2.1")
-    with pytest.raises(
-        DatasetError, match=r"lerobot\.scripts\.convert_dataset_v21_to_v30 .*before lerobot 0\.5\.1"
-    ):
+    with pytest.raises(DatasetError, match=r"lerobot\.scripts\.convert_dataset.*before lerobot 0\.5\.1"):
         LeRobotSource(copy)
 
 
