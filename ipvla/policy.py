@@ -147,6 +147,8 @@ class Policy:
             config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
             transforms = Transforms.from_dict(described["transforms"], tokenize=_no_words)
             execute = int(described["execute"])
+            if not 1 <= execute <= config.chunk:
+                raise ValueError(f"execute is {execute}, and model.chunk {config.chunk}")
         except Exception as error:  # whatever draccus and the parts' own checks raise
             raise CheckpointError(
                 f"{directory / 'policy.json'} is damaged, or of another version of this program "

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ipvla.atomic_file import write_text
-from ipvla.data.source import DatasetError, EpisodeSource
+from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource
 from ipvla.data.standards.standard import Standard
 from ipvla.data.survey import Survey, SurveyPart, combined, survey_part
 
@@ -58,20 +58,32 @@ def load_survey(path: Path) -> Survey | None:
 def surveyed(source: EpisodeSource, standard: Standard, directory: Path | None) -> Survey:
     """The survey under `directory`; if there is none, reads the dataset through in this process and publishes it.
 
-    Without a directory nothing is kept for the next time. `ray_jobs.statistics` does the same with all CPUs of a
-    cluster.
+    One that tells of broken episodes is made anew where the first of them can be read by now: a repaired dataset
+    has the same lengths and tasks. Without a directory nothing is kept for the next time. `ray_jobs.statistics` does
+    the same with all CPUs of a cluster.
 
     Raises:
         DatasetError: the standard does not fit the dataset, or no episode can be used.
     """
     path = None if directory is None else survey_path(directory, source, standard)
     survey = None if path is None else load_survey(path)
-    if survey is None:
+    if survey is None or _repaired(source, standard, survey):
         logger.info("reading the %d episodes of %s once", len(source.lengths), source.location)
         survey = combined(_parts(source, standard), source, standard)
         if path is not None:
             publish_survey(path, source.name, survey)
     return survey
+
+
+def _repaired(source: EpisodeSource, standard: Standard, survey: Survey) -> bool:
+    """Whether the first episode that was broken is so no longer."""
+    if not survey.broken:
+        return False
+    try:
+        standard.episode(source.trajectory(next(iter(survey.broken))))
+    except BrokenEpisodeError:
+        return False
+    return True
 
 
 def part_bounds(episodes: int) -> Iterator[tuple[int, int]]:

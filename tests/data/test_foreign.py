@@ -103,6 +103,17 @@ def test_episodes_that_the_survey_finds_broken_are_told_or_left_out(
     assert "1 episodes are left out" in caplog.text
 
 
+def test_a_dataset_that_was_repaired_is_surveyed_anew(tmp_path: Path) -> None:
+    directory = write_foreign(tmp_path / "some" / "1.0.0", change=not_a_number)
+    with pytest.raises(BrokenEpisodeError, match="not finite"):
+        open_dataset(directory, read_root=tmp_path / "cache").require_readable()
+    shutil.rmtree(directory)
+    write_foreign(directory)
+    dataset = open_dataset(directory, read_root=tmp_path / "cache")
+    dataset.require_readable()
+    assert dataset.statistics().num_trajectories == 3
+
+
 def test_words_that_change_within_an_episode_are_counted(tmp_path: Path) -> None:
     dataset = open_dataset(write_foreign(tmp_path / "words" / "1.0.0", change=other_words))
     dataset.statistics()

@@ -144,8 +144,10 @@ def test_words_that_change_are_counted(
 
 
 @pytest.mark.parametrize("damage", [not_a_number, no_picture])
-def test_bad_episodes_are_skipped_in_training_too(make_experiment: Make, tmp_path: Path, damage: object) -> None:
-    directory = write_foreign(tmp_path / "bad" / "1.0.0", change=damage)  # type: ignore[arg-type]
+def test_bad_episodes_are_skipped_in_training_too(
+    make_experiment: Make, tmp_path: Path, damage: Callable[..., None]
+) -> None:
+    directory = write_foreign(tmp_path / damage.__name__ / "1.0.0", change=damage)
     config = make_experiment(data=DataConfig(dataset=str(directory), image_size=16))
     with pytest.raises(DatasetError, match=r"not finite|cannot be decoded"):
         config.build(World())
