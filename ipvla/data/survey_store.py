@@ -59,8 +59,8 @@ def surveyed(source: EpisodeSource, standard: Standard, directory: Path | None) 
     """The survey under `directory`; if there is none, reads the dataset through in this process and publishes it.
 
     One that tells of broken episodes is made anew where the first of them can be read by now: a repaired dataset
-    has the same lengths and tasks. Without a directory nothing is kept for the next time. `ray_jobs.statistics` does
-    the same with all CPUs of a cluster.
+    has the same lengths and tasks. Without a directory nothing is kept for the next time. `ray_jobs.statistics`
+    does the same with all CPUs of a cluster.
 
     Raises:
         DatasetError: the standard does not fit the dataset, or no episode can be used.
