@@ -22,7 +22,7 @@ from ipvla.data.standards import Standard, StandardConfig, standard_of
 from ipvla.data.standards.recorded import Recorded
 from ipvla.data.statistics import Statistics
 from ipvla.data.survey import Survey
-from ipvla.data.survey_store import surveyed
+from ipvla.data.survey_store import repaired, surveyed
 from ipvla.types import Observation
 
 logger = logging.getLogger(__name__)
@@ -312,7 +312,10 @@ class EpisodeDataset:
 
     @cached_property
     def _survey(self) -> Survey:
-        return surveyed(self._source, self.standard, self._read_root)
+        survey = surveyed(self._source, self.standard, self._read_root)
+        if repaired(self._source, self.standard, survey):  # which leaves lengths and tasks as they were
+            survey = surveyed(self._source, self.standard, self._read_root, anew=True)
+        return survey
 
     def _read(self, index: int) -> EncodedEpisode:
         if not 0 <= index < len(self):

@@ -55,19 +55,18 @@ def load_survey(path: Path) -> Survey | None:
         ) from None
 
 
-def surveyed(source: EpisodeSource, standard: Standard, directory: Path | None) -> Survey:
+def surveyed(source: EpisodeSource, standard: Standard, directory: Path | None, *, anew: bool = False) -> Survey:
     """The survey under `directory`; if there is none, reads the dataset through in this process and publishes it.
 
-    One that tells of broken episodes is made anew where the first of them can be read by now: a repaired dataset
-    has the same lengths and tasks. Without a directory nothing is kept for the next time. `ray_jobs.statistics`
+    With `anew` one that is there is replaced. Without a directory nothing is kept for the next time. `ray_jobs.statistics`
     does the same with all CPUs of a cluster.
 
     Raises:
         DatasetError: the standard does not fit the dataset, or no episode can be used.
     """
     path = None if directory is None else survey_path(directory, source, standard)
-    survey = None if path is None else load_survey(path)
-    if survey is None or _repaired(source, standard, survey):
+    survey = None if path is None or anew else load_survey(path)
+    if survey is None:
         logger.info("reading the %d episodes of %s once", len(source.lengths), source.location)
         survey = combined(_parts(source, standard), source, standard)
         if path is not None:
@@ -75,7 +74,7 @@ def surveyed(source: EpisodeSource, standard: Standard, directory: Path | None) 
     return survey
 
 
-def _repaired(source: EpisodeSource, standard: Standard, survey: Survey) -> bool:
+def repaired(source: EpisodeSource, standard: Standard, survey: Survey) -> bool:
     """Whether the first episode that was broken is so no longer."""
     if not survey.broken:
         return False
