@@ -58,8 +58,8 @@ def load_survey(path: Path) -> Survey | None:
 def surveyed(source: EpisodeSource, standard: Standard, directory: Path | None, *, anew: bool = False) -> Survey:
     """The survey under `directory`; if there is none, reads the dataset through in this process and publishes it.
 
-    With `anew` one that is there is replaced. Without a directory nothing is kept for the next time. `ray_jobs.statistics`
-    does the same with all CPUs of a cluster.
+    With `anew` one that is there is replaced. Without a directory nothing is kept for the next time.
+    `ray_jobs.statistics` does the same with all CPUs of a cluster.
 
     Raises:
         DatasetError: the standard does not fit the dataset, or no episode can be used.
