@@ -13,7 +13,7 @@ with a tiny model, on the CPU where there is no GPU; its results mean nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -149,8 +149,8 @@ class GPUStudy(StorageRoots):
     def _sizes(self) -> Mapping[str, Mapping[str, Any]]:
         return SMALLEST if self.quick else PALIGEMMA_3B
 
-    def prepare(self) -> None:
-        super().prepare()
+    def prepare(self, writes: Collection[str] = ()) -> None:
+        super().prepare(("data_root_dir", "probe_root_dir", *writes))
         if self.pretrained is None and not self._random_weights.exists():
             words = sorted({*_INSTRUCTION.split(), *self.backbone.prompt.split()})
             with exclusive(self._random_weights), appearing(self._random_weights) as building:

@@ -12,8 +12,6 @@ import numpy.typing as npt
 
 from evaluators.dataset_sample import Camera, DatasetSample
 from evaluators.dataset_warnings import DatasetWarning, dataset_warnings
-from ipvla.data.lerobot import LeRobotSource
-from ipvla.data.rlds import RldsSource
 from ipvla.data.source import EpisodeSource
 from ipvla.data.standards import Standard
 from ipvla.data.statistics import Statistics
@@ -46,6 +44,7 @@ class DatasetCard:
         episodes: that can be used; `transitions` are their control steps.
         broken: what is wrong with each of those that cannot be.
         unlabelled: episodes that can be used and have no task in words.
+        reworded: episodes that can be used and within which the task in words changes.
         tasks: episodes of each, most first; `families` likewise, without "".
         statistics: over all episodes that can be used.
         sampled: of how many episodes `cameras`, `noops` and `reasoning` are (`DatasetSample`).
@@ -60,6 +59,7 @@ class DatasetCard:
     transitions: int
     broken: tuple[str, ...]
     unlabelled: int
+    reworded: int
     lengths: Lengths
     tasks: Mapping[str, int]
     families: Mapping[str, int]
@@ -74,19 +74,20 @@ class DatasetCard:
 def dataset_card(source: EpisodeSource, standard: Standard, survey: Survey, sample: DatasetSample) -> DatasetCard:
     """The card; `survey` and `sample` are of this source with this standard."""
     used = survey.lengths > 0
-    broken = (*getattr(source, "broken", ()), *survey.broken.values())
+    broken = (*source.broken, *survey.broken.values())
     numbers = np.flatnonzero(used).tolist()
     families = Counter(family for number in numbers if (family := source.families[number]))
     return DatasetCard(
         name=source.name,
         location=source.location,
-        format=_format(source),
+        format=source.format,
         standard=_described(standard),
-        fps=source.fps if isinstance(source, LeRobotSource) else None,
+        fps=source.fps,
         episodes=len(numbers),
         transitions=survey.statistics.num_transitions,
         broken=broken,
         unlabelled=int((~survey.labelled & used).sum()),
+        reworded=int((survey.reworded & used).sum()),
         lengths=Lengths.of(survey.lengths[used]),
         tasks=dict(Counter(source.tasks[number] for number in numbers).most_common()),
         families=dict(families.most_common()),
@@ -108,9 +109,3 @@ def _described(standard: Standard) -> str:
     if standard.skip_noops:
         notes.append("without steps that do nothing")
     return f"{type(standard).__name__}: {', '.join(notes)}"
-
-
-def _format(source: EpisodeSource) -> str:
-    if isinstance(source, LeRobotSource):
-        return "LeRobotDataset v3"
-    return f"RLDS, {source.file_format}" if isinstance(source, RldsSource) else "RLDS"

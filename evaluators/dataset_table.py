@@ -36,6 +36,8 @@ def card_lines(card: DatasetCard) -> Iterator[tuple[str, str]]:
     if card.families:
         yield "families", ", ".join(f"{family} {count}" for family, count in card.families.items())
     yield "without a task in words", f"{card.unlabelled:,} episodes"
+    if card.reworded:
+        yield "task in words changes", f"within {card.reworded:,} episodes"
     yield "steps that do nothing", "not known of such actions" if card.noops is None else _share(card, card.noops)
     yield "steps with reasoning", _share(card, card.reasoning)
 

@@ -80,6 +80,11 @@ def _size(survey: Survey, broken: int) -> Iterator[DatasetWarning]:
             f"{_episodes(unlabelled)} without a task in words: the policy is asked to do it with an empty prompt",
             "say where the words are (standard.language), or label them; OpenVLA trains on no such episodes",
         )
+    if reworded := int((survey.reworded & used).sum()):
+        yield DatasetWarning(
+            f"the task in words changes within {_episodes(reworded)}: the first words are used throughout",
+            "split the episodes where the words change, or collect them with one instruction each",
+        )
 
 
 def _equal_quantiles(what: str, statistics: FeatureStatistics) -> Iterator[DatasetWarning]:

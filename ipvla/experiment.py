@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,18 @@ import torch
 from ipvla.contract import Contract, ContractError
 from ipvla.data.chunks import PAST_END, PastEnd
 from ipvla.data.conventions import Conventions
-from ipvla.data.dataset import EpisodeDataset, open_dataset
+from ipvla.data.dataset import Dataset, EpisodeDataset, open_dataset
+from ipvla.data.episode import EncodedEpisode
 from ipvla.data.lanes import LaneConfig, LaneReader
 from ipvla.data.mixture_dataset import MixtureDataset
 from ipvla.data.mixtures import Mixture, mixture_named
 from ipvla.data.normalisation import NORMALISATIONS, Normalisation
 from ipvla.data.oxe_mixtures import OXE_MIXTURES
-from ipvla.data.source import DatasetError
+from ipvla.data.source import BrokenEpisodeError, DatasetError
 from ipvla.data.sources import RLDS_BACKENDS, RldsBackend, dataset_location
 from ipvla.data.standards import StandardConfig
 from ipvla.models.vla import IPVLAConfig
-from ipvla.policy import Policy, policy_sha256
+from ipvla.policy import CheckpointError, Policy, policy_sha256
 from ipvla.storage import StorageRoots
 from ipvla.tracking import TrackingConfig
 from ipvla.training.loop import TrainingConfig
@@ -31,6 +33,8 @@ from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
 from ipvla.training.protection import ForgettingConfig
 from ipvla.training.step import TrainingState
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class DataConfig:
         if self.cache_gib <= 0:
             raise ValueError(f"data.cache_gib is {self.cache_gib}; it must be above 0")
 
-    def build(self, data_root: Path, read_root: Path | None = None) -> EpisodeDataset | MixtureDataset:
+    def build(self, data_root: Path, read_root: Path | None = None) -> Dataset:
         """Opens the dataset or datasets. DatasetError if one is missing or damaged.
 
         Args:
@@ -213,9 +217,49 @@ class ExperimentConfig(StorageRoots):
         moved = self.protected_by is not None and self.protected_by.method.moves_base
         return self.model.adapted is not None and not moved
 
-    def open_dataset(self) -> EpisodeDataset | MixtureDataset:
+    def open_dataset(self) -> Dataset:
         """What is trained on. DatasetError if it is missing or damaged."""
         return self.data.build(self.datasets, self.cache / "datasets")
+
+    def check(self, dataset: Dataset) -> None:
+        """What can be known of settings and data before any model is built; also warns of what will be lost.
+
+        Raises:
+            DatasetError: the dataset has broken episodes, lacks a camera, or what the model is trained on.
+            CheckpointError: there is no policy in `start_from`.
+            ValueError: an instruction's prompt is too long, or the backbone's weights are none.
+        """
+        dataset.statistics()
+        dataset.require_readable()
+        missing = [camera for camera in self.data.cameras if camera not in dataset.cameras]
+        if missing:
+            raise DatasetError(
+                f"data.cameras names {', '.join(missing)}, and {dataset.location} has "
+                f"{', '.join(dataset.cameras)}: "
+                f'choose among these, for example --data.cameras "[{", ".join(dataset.cameras)}]"'
+            )
+        try:
+            dataset.observation(0, 0, self.data.cameras)
+        except BrokenEpisodeError:
+            if not dataset.skips_bad_episodes:
+                raise
+        for feature, settings in self.model.requires().items():
+            if not _recorded(dataset, feature):
+                raise DatasetError(
+                    f"dataset: {dataset.location} has no {_REQUIRED[feature]}, which {' and '.join(settings)} "
+                    f"{'are' if len(settings) > 1 else 'is'} trained on; collect it again, or do without"
+                )
+        self.model.check(sorted(dataset.instructions()), len(self.data.cameras))
+        if self.start_from is not None and not (self.start_from / "policy.json").is_file():
+            raise CheckpointError(
+                f"start_from: no policy in {self.start_from}; give a directory that ray_jobs.train wrote, e.g. "
+                "runs/STUDY/NAME/policy"
+            )
+        if dataset.reworded:
+            logger.warning(
+                "%s: the task in words changes within %d of %d episodes; the first words are used throughout",
+                *(dataset.location, dataset.reworded, len(dataset)),
+            )
 
     def build(self, world: World) -> Experiment:
         """Dataset -> conventions -> policy -> optimizer -> lanes, seeded; the same on every worker.
@@ -227,6 +271,7 @@ class ExperimentConfig(StorageRoots):
             ValueError: the policy in `start_from` has other sizes, or `forgetting.method` does not fit the model.
         """
         dataset = self.open_dataset()
+        self.check(dataset)
         start = None if self.start_from is None else Policy.load(self.start_from).merged()
         torch.manual_seed(self.seed)
         if start is not None:
@@ -261,20 +306,10 @@ class ExperimentConfig(StorageRoots):
             memory=memory,
             protection=protection,
         )
-        if policy.model.plan_tokens and not dataset.episode(0).reasoning:
-            raise DatasetError(
-                f"dataset: {dataset.location} has no plans (step feature `reasoning`), which memory.type prompt "
-                "and model.plan_readout are trained on; collect it again, or do without these"
-            )
-        if policy.model.answer_tokens and "question" not in dataset.step_features:
-            raise DatasetError(
-                f"dataset: {dataset.location} has no questions (step features `question`, `answer`), which "
-                "model.questions is trained on; collect it again, or set model.questions to null"
-            )
         lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size)
         return Experiment(policy, state, lanes)
 
-    def _conventions(self, dataset: EpisodeDataset | MixtureDataset, start: Policy | None) -> Conventions:
+    def _conventions(self, dataset: Dataset, start: Policy | None) -> Conventions:
         """The dataset's units, or those that `start` was trained in; the rest as the settings have it."""
         chosen: dict[str, Any] = {
             "cameras": self.data.cameras,
@@ -291,7 +326,7 @@ class ExperimentConfig(StorageRoots):
             normalisation=self.data.normalisation,
             absolute=dataset.standard.absolute,
             gripper=dataset.standard.gripper,
-            mixed=dataset.mixed() if isinstance(dataset, MixtureDataset) else {},
+            mixed=dataset.mixed(),
             **chosen,
         )
 
@@ -315,14 +350,47 @@ def _require_same_terms(policy: Contract, data: Contract, directory: str, datase
             )
 
 
-def _mean_image(
-    dataset: EpisodeDataset | MixtureDataset, conventions: Conventions, samples: int = 500
-) -> torch.Tensor:
-    """float32 [3, H, W]: the mean of frames spread evenly over the dataset, in pixel values."""
+#: What a step feature is called where it is missing.
+_REQUIRED = {
+    "reasoning": "plans (step feature `reasoning`)",
+    "question": "questions (step features `question`, `answer`)",
+}
+
+
+def _recorded(dataset: Dataset, feature: str) -> bool:
+    """Whether steps have such texts. Questions may be missing from an episode, plans may not."""
+    if feature == "reasoning":
+        return bool(_first_readable(dataset).reasoning)
+    return feature in dataset.step_features
+
+
+def _first_readable(dataset: Dataset) -> EncodedEpisode:
+    for index in range(len(dataset)):
+        try:
+            return dataset.episode(index)
+        except BrokenEpisodeError:
+            if not dataset.skips_bad_episodes:
+                raise
+    raise DatasetError(f"{dataset.location}: no episode can be read; copy or collect it again")
+
+
+def _mean_image(dataset: Dataset, conventions: Conventions, samples: int = 500) -> torch.Tensor:
+    """float32 [3, H, W]: the mean of frames spread evenly over the dataset, in pixel values.
+
+    Where broken episodes are skipped, so are frames that cannot be read.
+    """
     episodes = np.linspace(0, len(dataset) - 1, samples).astype(int)
     fraction = np.random.default_rng(0).random(samples)
     steps = (fraction * dataset.lengths[episodes]).astype(int)
     pairs = zip(episodes.tolist(), steps.tolist(), strict=True)
-    seen = [dataset.observation(e, t, conventions.cameras) for e, t in pairs]
+    seen = []
+    for episode, step in pairs:
+        try:
+            seen.append(dataset.observation(episode, step, conventions.cameras))
+        except BrokenEpisodeError:
+            if not dataset.skips_bad_episodes:
+                raise
+    if not seen:
+        raise DatasetError(f"{dataset.location}: no picture can be read; copy or collect it again")
     images = conventions.images(seen).float()
     return images.mean(dim=(0, 1)).permute(2, 0, 1)

@@ -156,9 +156,18 @@ class Policy:
                 f"no policy in {directory} ({error}); give a directory that ray_jobs.train wrote, "
                 "e.g. runs/STUDY/NAME/policy"
             ) from None
-        config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
-        conventions = Conventions.from_dict(described["transforms"])
-        policy = cls.build(config, conventions, described["execute"])
+        try:
+            config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
+            conventions = Conventions.from_dict(described["transforms"])
+            execute = int(described["execute"])
+            if not 1 <= execute <= config.chunk:
+                raise ValueError(f"execute is {execute}, and model.chunk {config.chunk}")
+        except Exception as error:  # whatever draccus and the parts' own checks raise
+            raise CheckpointError(
+                f"{directory / 'policy.json'} is damaged, or of another version of this program "
+                f"({type(error).__name__}: {error}); copy the policy again, or use an earlier checkpoint"
+            ) from None
+        policy = cls.build(config, conventions, execute)
         load_weights(policy.model, directory / "model.safetensors")
         policy.model.to(device).eval()
         return policy if unnorm_key is None else policy.unnormalised_as(unnorm_key)

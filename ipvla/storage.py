@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE_TREE = Path(__file__).resolve().parents[1]
+#: Directories that most jobs only read.
+_READ = ("data_root_dir", "probe_root_dir", "artifact_dir")
 
 
 class StorageError(ValueError):
@@ -90,8 +93,13 @@ class StorageRoots:
         """What MLflow has not got yet: `ipvla.tracking.mlflow_spool`."""
         return self.runs / "mlflow_spool"
 
-    def prepare(self) -> None:
+    def prepare(self, writes: Collection[str] = ()) -> None:
         """Creates the directories and points Hugging Face's and torch's caches at `cache_dir`.
+
+        Datasets, probes and artifacts may lie where nobody can write, unless the job makes some.
+
+        Args:
+            writes: flags of those among the three that the job writes.
 
         Raises:
             StorageError: a directory lies in the source tree, or cannot be written.
@@ -107,6 +115,8 @@ class StorageRoots:
                 with tempfile.TemporaryFile(dir=path):
                     pass
             except OSError as error:
+                if flag in _READ and flag not in writes and path.is_dir():
+                    continue
                 raise StorageError(
                     f"--{flag} {path} cannot be written ({error.strerror}); "
                     "pass a writable --storage_root or set IPVLA_STORAGE_ROOT"

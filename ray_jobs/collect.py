@@ -153,7 +153,7 @@ def collect(config: CollectConfig, on_progress: OnProgress = lambda tasks: None)
         return _finished(config, request)
     if config.dashboard_port is not None:
         require_free_port(config.dashboard_port, "dashboard_port")
-    config.prepare()
+    config.prepare(writes=("data_root_dir",))
     with _alone(config.staging):
         if config.directory.exists():  # by a process that has just finished
             return _finished(config, request)

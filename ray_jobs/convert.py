@@ -198,7 +198,7 @@ def summary(config: ConversionConfig, compared: Comparison) -> str:
 
 def main(config: ConvertConfig) -> None:
     """Converts, and says what came of it."""
-    config.prepare()
+    config.prepare(writes=("data_root_dir",))
     conversion = config.build()
     with ending_at_sigterm(), connect(config, config.num_cpus):
         compared = convert(conversion, with_ray_data, Console(stderr=True))

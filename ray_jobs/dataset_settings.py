@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from ipvla.data.source import EpisodeSource
 from ipvla.data.sources import dataset_location, open_source
-from ipvla.data.standards import Standard, StandardConfig, adjusted, standard_for
+from ipvla.data.standards import Standard, StandardConfig, standard_of
 from ipvla.storage import StorageRoots
 
 OpenSource: TypeAlias = Callable[[], EpisodeSource]
@@ -56,8 +56,4 @@ class DatasetConfig(StorageRoots):
 
     def standard_of(self, source: EpisodeSource) -> Standard:
         """DatasetError if nothing tells it, or a setting does not apply."""
-        if self.standard is not None:
-            standard: Standard = self.standard.build(source.name, source.features)
-        else:
-            standard = standard_for(source.name, source.features)
-        return adjusted(standard, skip_noops=self.skip_noops, padded_state=self.padded_state)
+        return standard_of(source, self.standard, skip_noops=self.skip_noops, padded_state=self.padded_state)

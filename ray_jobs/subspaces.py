@@ -98,7 +98,7 @@ def find(config: SubspacesConfig) -> tuple[Path, Subspaces]:
         CheckpointError, DatasetError: policy or probe are missing or damaged.
         ValueError: the probe is too small for the rank, or no instruction token reaches the output.
     """
-    config.prepare()
+    config.prepare(writes=("artifact_dir",))
     teacher = Teacher.open(config)  # what is wrong is told before Ray is started
     order = "" if config.icsm.order == "sensitivity" else f"_{config.icsm.order}"
     directory = config.artifacts / (config.name or f"icsm_{teacher.backbone}{order}")

@@ -131,7 +131,7 @@ def train_policy(config: ExperimentConfig) -> TrainSummary:
         Terminated: SIGTERM came; the run has a checkpoint of its last step.
     """
     config.prepare()
-    config.open_dataset().statistics()  # what is wrong is told here, not by a worker after a minute
+    config.check(config.open_dataset())  # a worker would say it after a minute
     directory = config.run_directory
     _claim(directory, config)
     wanted = [directory / "policy"]

@@ -76,6 +76,16 @@ def test_an_unwritable_root_is_refused_with_a_remedy(tmp_path):
         StorageRoots(storage_root=tmp_path / "file").prepare()
 
 
+def test_datasets_may_lie_where_nobody_can_write(tmp_path):
+    roots = StorageRoots(storage_root=tmp_path, data_root_dir=Path("/proc"), artifact_dir=Path("/proc"))
+    roots.prepare()
+    roots.prepare(writes=("probe_root_dir",))
+    with pytest.raises(StorageError, match=r"--data_root_dir /proc cannot be written"):
+        roots.prepare(writes=("data_root_dir",))
+    with pytest.raises(StorageError, match=r"--run_root_dir /proc cannot be written"):
+        StorageRoots(storage_root=tmp_path, run_root_dir=Path("/proc")).prepare()
+
+
 def test_mlflows_database_has_an_absolute_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert StorageRoots(storage_root=Path("here")).mlflow_uri == f"sqlite:///{tmp_path}/here/runs/mlflow.db"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +20,14 @@ from ipvla.data.recording import Recording
 from ipvla.data.rlds.format import STATISTICS_FILE
 from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource
 from ipvla.data.sources import RldsBackend, open_source
-from ipvla.data.standards import Standard, StandardConfig, adjusted, standard_for
+from ipvla.data.standards import Standard, StandardConfig, standard_of
 from ipvla.data.standards.recorded import Recorded
 from ipvla.data.statistics import Statistics
 from ipvla.data.survey import Survey
-from ipvla.data.survey_store import surveyed
+from ipvla.data.survey_store import repaired, surveyed
 from ipvla.types import Observation
+
+logger = logging.getLogger(__name__)
 
 
 def open_dataset(
@@ -56,8 +62,7 @@ def open_dataset(
     source = open_source(
         location, read_root=read_root, skip_bad_episodes=skip_bad_episodes, rlds_backend=rlds_backend
     )
-    made = standard.build(source.name, source.features) if standard else standard_for(source.name, source.features)
-    made = adjusted(made, skip_noops=skip_noops, padded_state=padded_state)
+    made = standard_of(source, standard, skip_noops=skip_noops, padded_state=padded_state)
     return EpisodeDataset(
         source,
         made,
@@ -66,6 +71,82 @@ def open_dataset(
         skips_bad_episodes=skip_bad_episodes,
         skips_unlabelled=skip_unlabelled,
     )
+
+
+class Dataset(Protocol):
+    """The standardised episodes of one source, or of several side by side; safe to use from several threads.
+
+    Attributes:
+        name, location: of the source, or of all.
+        standard: what turns recorded episodes into robot episodes; of several, what theirs agree in.
+        broken: how many episodes are left out, which only skipping allows.
+        skips_bad_episodes: whoever reads it does without what turns out to be unreadable.
+        lengths: int64 [E], control steps per episode.
+        tasks, families: one name per episode; a dataset that has none gives the instruction and "".
+        cameras: names of the views, of several datasets those that all have.
+        reworded: in how many episodes the task in words changes, as far as the dataset had to be read.
+        contract: on which terms it was recorded; of several datasets, what theirs agree in.
+        step_features: what an episode's steps may have recorded, by the source's names.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def location(self) -> str: ...
+    @property
+    def standard(self) -> Standard: ...
+    @property
+    def broken(self) -> int: ...
+    @property
+    def skips_bad_episodes(self) -> bool: ...
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+    @property
+    def families(self) -> tuple[str, ...]: ...
+    @property
+    def cameras(self) -> tuple[str, ...]: ...
+    @property
+    def reworded(self) -> int: ...
+    @property
+    def contract(self) -> Contract: ...
+    @property
+    def step_features(self) -> frozenset[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def part(self, index: int) -> str:
+        """The name of the dataset that an episode is of."""
+        ...
+
+    def repeats(self, seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
+        """int64 [E], how often each episode is seen in an epoch; None for once."""
+        ...
+
+    def episode(self, index: int) -> EncodedEpisode:
+        """Raises BrokenEpisodeError if it cannot be read, IndexError outside [0, len)."""
+        ...
+
+    def observation(self, index: int, t: int, cameras: Sequence[str]) -> Observation:
+        """What the demonstrator saw at control step `t`, as a simulator would give it."""
+        ...
+
+    def statistics(self) -> Statistics:
+        """Of the source, or of the first of several."""
+        ...
+
+    def mixed(self) -> dict[str, Statistics]:
+        """Of each of several datasets, by its name; {} for one."""
+        ...
+
+    def instructions(self) -> frozenset[str]:
+        """All tasks in words."""
+        ...
+
+    def require_readable(self) -> None:
+        """BrokenEpisodeError if episodes are known to be broken and are not skipped."""
+        ...
 
 
 class EpisodeDataset:
@@ -77,14 +158,8 @@ class EpisodeDataset:
         cache_bytes: bound on the encoded episodes and decoded frames kept in memory.
         read_root: where its survey is kept, if it needs one; None to keep none.
         skips_unlabelled: episodes whose task is not told in words are left out; statistics count them even so.
-        skips_bad_episodes: whoever reads it does without what turns out to be unreadable.
-
-    Attributes:
-        name, location: the source's.
-        broken: how many of the source's episodes are left out, which only skipping allows.
-        lengths: int64 [E], control steps per standardised episode.
-        tasks, families: one name per episode; a dataset that has none gives the instruction and "".
-        cameras: names of the views.
+        skips_bad_episodes: whoever reads it does without what turns out to be unreadable; the dataset is read
+            once, to leave out the episodes that are found to be.
     """
 
     def __init__(
@@ -102,12 +177,14 @@ class EpisodeDataset:
         self.skips_bad_episodes = skips_bad_episodes
         self.standard = standard
         self.name, self.location = source.name, source.location
-        lengths = source.lengths - sum(standard.trimmed) if standard.known_length else self._survey.lengths
+        expected = source.lengths - sum(standard.trimmed)
+        known = standard.known_length and not (skips_bad_episodes and (expected > 0).any())
+        lengths = expected if known else self._lengths()
         left = lengths > 0
-        self.broken = int((~left).sum()) + len(getattr(source, "broken", ()))
+        self.broken = int((~left).sum()) + len(source.broken)
         if not left.all() and not skips_bad_episodes:
             number = int(np.argmin(lengths > 0))
-            reason = "" if standard.known_length else f": {self._survey.broken.get(number, '')}"
+            reason = "" if known else f": {self._survey.broken.get(number, '')}"
             raise BrokenEpisodeError(
                 f"{self.location}: of episode {number}'s {source.lengths[number]} steps the standard "
                 f"{standard.name!r} leaves none{reason}; set skip_bad_episodes to go on without such episodes"
@@ -167,21 +244,88 @@ class EpisodeDataset:
         return Observation(images, episode.state[t], episode.instruction, t)
 
     def statistics(self) -> Statistics:
-        """Read from the file beside the shards where this project wrote it, else from the survey of all episodes.
+        """Read from the file beside the shards if it is of these episodes, else from the survey of all of them.
 
-        What another program wrote beside its dataset may be of another standard.
+        What another program wrote beside its dataset may be of another standard, or of other episodes: a file that
+        does not count as many episodes and control steps as there are is not used, and the log says so.
 
         Raises:
             ValueError: the file is not in OpenVLA's schema, or of another action size than the episodes.
         """
+        return self._written_statistics or self._survey.statistics
+
+    def mixed(self) -> dict[str, Statistics]:
+        return {}
+
+    def instructions(self) -> frozenset[str]:
+        """Of the survey; where none is needed, of the first episode of each task that can be read."""
+        if self._needs_survey:
+            return frozenset(self._survey.instructions)
+        found = {}
+        for index, task in enumerate(self.tasks):
+            if task not in found:
+                with suppress(BrokenEpisodeError):
+                    found[task] = self.episode(index).instruction
+        return frozenset(found.values())
+
+    def require_readable(self) -> None:
+        if self.skips_bad_episodes or not self._needs_survey or not self._survey.broken:
+            return
+        first = next(iter(self._survey.broken.values()))
+        raise BrokenEpisodeError(
+            f"{len(self._survey.broken)} of the {len(self._source.lengths)} episodes of {self.location} cannot be "
+            f"used: {first}; set skip_bad_episodes to go on without such episodes"
+        )
+
+    @property
+    def reworded(self) -> int:
+        return int(self._survey.reworded[self._numbers].sum()) if self._needs_survey else 0
+
+    @property
+    def _needs_survey(self) -> bool:
+        return self._written_statistics is None or "_survey" in self.__dict__
+
+    @cached_property
+    def _written_statistics(self) -> Statistics | None:
         path = Path(self.location) / STATISTICS_FILE
-        if isinstance(self.standard, Recorded) and self.standard.known_length and path.is_file():
-            return Statistics.load(path, len(self.standard.normalised))
-        return self._survey.statistics
+        if not (isinstance(self.standard, Recorded) and self.standard.known_length and path.is_file()):
+            return None
+        try:
+            wrong = self._contradiction(Statistics.load(path))
+        except ValueError as error:
+            wrong = str(error)
+        if wrong:
+            logger.warning("%s: %s; its statistics are computed from its episodes", self.location, wrong)
+            return None
+        return Statistics.load(path, len(self.standard.normalised))
+
+    def _contradiction(self, written: Statistics) -> str:
+        """What in statistics cannot be of these episodes, "" if nothing."""
+        counts = len(self._source.lengths), int(self._source.lengths.sum())
+        theirs = written.num_trajectories, written.num_transitions
+        if theirs != counts:
+            return (
+                f"{STATISTICS_FILE} counts {theirs[0]} episodes of {theirs[1]} steps, and there are "
+                f"{counts[0]} of {counts[1]}"
+            )
+        proprio = sum(math.prod(self._source.features[path].shape) for path in self.standard.numbers[1:])
+        if written.proprio.dim != proprio:
+            return f"{STATISTICS_FILE} is of {written.proprio.dim} numbers of proprioception, not of {proprio}"
+        return ""
+
+    def _lengths(self) -> npt.NDArray[np.int64]:
+        """Of the survey; what it found to be broken is said once."""
+        if self._survey.broken:
+            first = next(iter(self._survey.broken.values()))
+            logger.warning("%s: %d episodes are left out: %s", self.location, len(self._survey.broken), first)
+        return self._survey.lengths
 
     @cached_property
     def _survey(self) -> Survey:
-        return surveyed(self._source, self.standard, self._read_root)
+        survey = surveyed(self._source, self.standard, self._read_root)
+        if repaired(self._source, self.standard, survey):  # which leaves lengths and tasks as they were
+            survey = surveyed(self._source, self.standard, self._read_root, anew=True)
+        return survey
 
     def _read(self, index: int) -> EncodedEpisode:
         if not 0 <= index < len(self):

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.data.pictures import Pictures
+from ipvla.data.pictures import EncodedPictures, Pictures
 
 
 class EpisodeRecord(Protocol):
@@ -70,6 +70,7 @@ class EncodedEpisode:
 
     Attributes:
         pictures: camera name -> T pictures.
+        wordings: texts other than `instruction` that steps carry as their task.
         raw_step: int64 [T], the step in the dataset's own episode that each is: standards may leave steps out.
     """
 
@@ -84,6 +85,7 @@ class EncodedEpisode:
     reasoning: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
+    wordings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.action)
@@ -99,8 +101,11 @@ class EncodedEpisode:
         """Decodes one frame to uint8 [H, W, 3] RGB; an unknown camera or a broken image is a ValueError."""
         if camera not in self.pictures:
             raise ValueError(f"no camera {camera!r} in the dataset; it has {sorted(self.pictures)}")
+        pictures, step = self.pictures[camera], int(self.raw_step[t])
         try:
-            return self.pictures[camera].decode(int(self.raw_step[t]))
+            if isinstance(pictures, EncodedPictures) and pictures.bits(step) > 8:
+                raise ValueError("it has 16 bits per channel: depth, which is no camera's picture; leave it out")
+            return pictures.decode(step)
         except ValueError as error:
             raise ValueError(
                 f"the {camera!r} image at step {self.raw_step[t]} of a {self.task!r} episode cannot be decoded: "

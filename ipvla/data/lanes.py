@@ -12,8 +12,7 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from ipvla.data.dataset import EpisodeDataset
-from ipvla.data.mixture_dataset import MixtureDataset
+from ipvla.data.dataset import Dataset
 from ipvla.data.plan import EpochPlan, IntArray, Layout, PlanPosition, WindowPlan
 from ipvla.data.prefetch import prefetch
 from ipvla.data.source import BrokenEpisodeError, DatasetError
@@ -51,9 +50,7 @@ class LaneConfig:
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; set it to 0 or more")
 
-    def build(
-        self, dataset: EpisodeDataset | MixtureDataset, transforms: Transforms, rank: int = 0, world_size: int = 1
-    ) -> LaneReader:
+    def build(self, dataset: Dataset, transforms: Transforms, rank: int = 0, world_size: int = 1) -> LaneReader:
         """The lanes of worker `rank` of `world_size`."""
         return LaneReader(dataset, transforms, self, rank, world_size)
 
@@ -67,7 +64,7 @@ class LaneReader:
 
     def __init__(
         self,
-        dataset: EpisodeDataset | MixtureDataset,
+        dataset: Dataset,
         transforms: Transforms,
         config: LaneConfig,
         rank: int = 0,

@@ -75,11 +75,15 @@ class LiberoHdf5Source:
 
     #: Rotated by 180 degrees they are mirrored; LIBERO controls its arm 20 times a second.
     recording = Recording("mirrored", 20.0)
+    #: LIBERO's simulators run at 20 Hz, and its files do not say so.
+    fps: float | None = None
+    format = "LIBERO's HDF5"
+    broken: tuple[str, ...] = ()
 
     def __init__(self, location: str | Path) -> None:
         self.location = str(location)
         root = Path(location)
-        self.name = root.stem if root.is_file() else root.name
+        self.name = self.inner_name = root.stem if root.is_file() else root.name
         files = [root] if root.is_file() else sorted(root.glob("*.hdf5"))
         if not files:
             raise DatasetError(f"{root} holds no *.hdf5 files; give the directory of one of LIBERO's suites")

@@ -139,6 +139,17 @@ class MixtureDataset:
         """Of every part, by its name."""
         return {name: part.statistics() for name, part in self.parts.items()}
 
+    def instructions(self) -> frozenset[str]:
+        return frozenset().union(*(part.instructions() for part in self._datasets))
+
+    def require_readable(self) -> None:
+        for part in self._datasets:
+            part.require_readable()
+
+    @property
+    def reworded(self) -> int:
+        return sum(part.reworded for part in self._datasets)
+
     def _place(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"episode {index} is outside the {len(self)} episodes of {self.name}")

@@ -12,6 +12,9 @@ import numpy.typing as npt
 import simplejpeg
 
 _JPEG = b"\xff\xd8"
+_PNG = b"\x89PNG"
+#: Where a PNG says how many bits a channel has.
+_PNG_BITS = 24
 
 
 class Pictures(Protocol):
@@ -45,6 +48,11 @@ class EncodedPictures:
     @property
     def nbytes(self) -> int:
         return sum(map(len, self.encoded))
+
+    def bits(self, t: int) -> int:
+        """Of one channel of picture `t`: 16 for most recordings of depth."""
+        encoded = self.encoded[t]
+        return encoded[_PNG_BITS] if encoded[:4] == _PNG and len(encoded) > _PNG_BITS else 8
 
     def decode(self, t: int) -> npt.NDArray[np.uint8]:
         """JPEG gives the same pixels as TensorFlow's decoder with its default (fast) transform."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -19,6 +19,17 @@ class DatasetError(ValueError):
     """A dataset is missing, damaged, or not what was asked for; the message names it and a remedy."""
 
 
+#: What stands for a file that Git has not fetched begins so, and is no longer than this.
+_LFS_POINTER = b"version https://git-lfs"
+LFS_POINTER_BYTES = 200
+
+
+def require_content(path: str, begins: bytes) -> None:
+    """DatasetError if a file that begins so is what Git LFS leaves in its place."""
+    if begins.startswith(_LFS_POINTER):
+        raise DatasetError(f"{path} is a pointer of Git LFS, not the file; fetch it with `git lfs pull`")
+
+
 class BrokenEpisodeError(DatasetError):
     """One episode cannot be read, others may: the message names dataset, shard and episode."""
 
@@ -30,12 +41,21 @@ class Feature:
     Attributes:
         kind: "image" (encoded or video), "text" or "number".
         shape: of one step's value, () for a scalar or a text, [H, W, 3] for an image; 0 where it varies.
-        dtype: NumPy's name of it.
+        dtype: NumPy's name of it; an image that is not uint8 holds no colours, but depth.
     """
 
     kind: Literal["image", "text", "number"]
     shape: tuple[int, ...] = ()
     dtype: str = "float32"
+
+    @property
+    def is_depth(self) -> bool:
+        return self.kind == "image" and self.dtype != "uint8"
+
+    @property
+    def is_camera(self) -> bool:
+        """Whether a policy can look at it."""
+        return self.kind == "image" and not self.is_depth
 
 
 @dataclass(frozen=True)
@@ -87,18 +107,28 @@ class EpisodeSource(Protocol):
     """The episodes of one dataset on disk or in object storage; safe to use from several threads.
 
     Attributes:
-        name: the dataset's.
+        name: the dataset's; of RLDS that of its directory, `NAME/1.0.0`.
+        inner_name: what its metadata call it, which published datasets have otherwise than their directory.
         location: directory or address, for messages.
+        format: of the dataset and its records, in words.
+        fps: control steps per second; None where the dataset does not say.
         features: of the steps, by path as in `Trajectory.steps`.
         lengths: int64 [E], control steps per episode, each at least 1.
         tasks: one text per episode that says which task it is of.
         families: one text per episode, "" where the dataset knows no families.
+        broken: what was wrong with each episode that was left out at opening.
     """
 
     @property
     def name(self) -> str: ...
     @property
+    def inner_name(self) -> str: ...
+    @property
     def location(self) -> str: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def fps(self) -> float | None: ...
     @property
     def features(self) -> Mapping[str, Feature]: ...
     @property
@@ -107,6 +137,8 @@ class EpisodeSource(Protocol):
     def tasks(self) -> tuple[str, ...]: ...
     @property
     def families(self) -> tuple[str, ...]: ...
+    @property
+    def broken(self) -> Sequence[str]: ...
 
     def trajectory(self, index: int) -> Trajectory:
         """Episode `index`. BrokenEpisodeError if it cannot be read, IndexError outside [0, E)."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
 from ipvla.data.addresses import file_system
 from ipvla.data.lerobot import LeRobotSource
 from ipvla.data.rlds.dlimp_source import DlimpSource
-from ipvla.data.rlds.format import dataset_directory
+from ipvla.data.rlds.format import VERSION_NAME, dataset_directory
 from ipvla.data.rlds.source import RldsSource
-from ipvla.data.source import EpisodeSource
+from ipvla.data.source import DatasetError, EpisodeSource
 
 #: How RLDS is read: by this project, or by TensorFlow's pipeline.
 RldsBackend: TypeAlias = Literal["native", "dlimp"]
@@ -44,13 +43,38 @@ def open_source(
 
 
 def dataset_location(data_root: Path, name: str) -> str:
-    """Where a dataset is: the newest version of its name below `data_root`; a path or address is where it says."""
+    """Where a dataset is: the newest version of its name below `data_root`; a path or address is where it says.
+
+    Versions are three numbers (1.0.0): what else lies there are copies and unfinished builds. They may lie below
+    the dataset's only configuration (NAME/CONFIG/1.0.0), and a dataset of one version may have none (NAME).
+
+    Raises:
+        DatasetError: the name has several configurations.
+    """
     if "/" in name:
         return name
-    versions = [path.parent for path in (data_root / name).glob("*/dataset_info.json")]
+    directory = data_root / name
+    versions = _versions(directory)
+    if not versions:
+        configs = sorted({path.parent for path in _versions(directory, "*/*")})
+        if len(configs) > 1:
+            named = ", ".join(f"{config}/{max(_versions(config), key=_numbers).name}" for config in configs)
+            raise DatasetError(f"{name} has several configurations; give the directory of one: {named}")
+        versions = _versions(configs[0]) if configs else []
     if versions:
-        return str(max(versions, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)]))
-    return str(data_root / name) if _is_lerobot(data_root / name) else str(dataset_directory(data_root, name))
+        return str(max(versions, key=_numbers))
+    if (directory / "dataset_info.json").exists() or _is_lerobot(directory):
+        return str(directory)
+    return str(dataset_directory(data_root, name))
+
+
+def _versions(directory: Path, pattern: str = "*") -> list[Path]:
+    found = [path.parent for path in directory.glob(f"{pattern}/dataset_info.json")]
+    return [path for path in found if VERSION_NAME.fullmatch(path.name)]
+
+
+def _numbers(version: Path) -> list[int]:
+    return [int(part) for part in version.name.split(".")]
 
 
 def _is_lerobot(location: str | Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 #: openpi's `norm_stats.json` has its two features under these names (github.com/Physical-Intelligence/openpi,
 #: src/openpi/shared/normalize.py).
 _OPENPI = {"action": "actions", "proprio": "state"}
+_FEATURES = tuple(_OPENPI)
 
 
 class UnknownDatasetError(Exception):
@@ -16,6 +17,8 @@ class UnknownDatasetError(Exception):
 
 def dataset_values(content: Any, name: str | None) -> Mapping[str, Any]:
     """One dataset's statistics in OpenVLA's schema, unchecked, from a file's JSON content.
+
+    OpenVLA's own cache has one dataset's alone, without its name.
 
     openpi's files have no minimum and maximum and tell no counts: these become null and 0. All their dimensions
     are normalised.
@@ -31,6 +34,13 @@ def dataset_values(content: Any, name: str | None) -> Mapping[str, Any]:
     if set(_OPENPI.values()) <= set(datasets):
         features = {ours: _from_openpi(datasets[theirs]) for ours, theirs in _OPENPI.items()}
         return {**features, "num_transitions": 0, "num_trajectories": 0}
+    if set(_FEATURES) <= set(datasets):
+        return {"num_transitions": 0, "num_trajectories": 0, **datasets}
+    if {"mean", "std"} <= set(datasets):
+        raise UnknownDatasetError(
+            f"holds {', '.join(datasets)} of one feature, not the statistics of a dataset: these are of action "
+            "and of proprio (OpenVLA), or of actions and of state (openpi)"
+        )
     if name is None:
         if len(datasets) > 1:
             raise UnknownDatasetError(f"holds statistics of several datasets; name one of {', '.join(datasets)}")

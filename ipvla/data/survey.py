@@ -29,12 +29,16 @@ class Survey:
         labelled: bool [E], whether the task is told in words. OpenVLA trains on no others; statistics count all.
         broken: episode -> what is wrong with it.
         statistics: over all episodes that are not broken.
+        reworded: bool [E], whether the task in words changes within the episode, of which the first is used.
+        instructions: all tasks in words, each once, sorted.
     """
 
     lengths: IntArray
     labelled: npt.NDArray[np.bool_]
     broken: Mapping[int, str]
     statistics: Statistics
+    reworded: npt.NDArray[np.bool_]
+    instructions: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; `from_dict` gives back an equal survey."""
@@ -43,6 +47,8 @@ class Survey:
             "unlabelled": np.nonzero(~self.labelled)[0].tolist(),
             "broken": {str(episode): message for episode, message in self.broken.items()},
             "statistics": self.statistics.to_dict(),
+            "reworded": np.nonzero(self.reworded)[0].tolist(),
+            "instructions": list(self.instructions),
         }
 
     @classmethod
@@ -50,8 +56,11 @@ class Survey:
         lengths = np.array(values["lengths"], np.int64)
         labelled = np.ones(len(lengths), np.bool_)
         labelled[values["unlabelled"]] = False
+        reworded = np.zeros(len(lengths), np.bool_)
+        reworded[values["reworded"]] = True
         broken = {int(episode): message for episode, message in values["broken"].items()}
-        return cls(lengths, labelled, broken, Statistics.from_dict(values["statistics"]))
+        statistics = Statistics.from_dict(values["statistics"])
+        return cls(lengths, labelled, broken, statistics, reworded, tuple(values["instructions"]))
 
 
 @dataclass(frozen=True)
@@ -60,45 +69,57 @@ class SurveyPart:
 
     Attributes:
         episodes: int64 [n], their numbers.
-        lengths, labelled, broken: as in `Survey`, of these episodes.
+        lengths, labelled, reworded, broken, instructions: as in `Survey`, of these episodes.
         action, proprio: of those that are not broken, None if all are.
     """
 
     episodes: IntArray
     lengths: IntArray
     labelled: npt.NDArray[np.bool_]
+    reworded: npt.NDArray[np.bool_]
     broken: Mapping[int, str]
+    instructions: frozenset[str]
     action: FeatureSummary | None
     proprio: FeatureSummary | None
 
     def to_bytes(self) -> bytes:
         """For other processes; without pickle."""
-        arrays = {"episodes": self.episodes, "lengths": self.lengths, "labelled": self.labelled}
+        arrays = {name: getattr(self, name) for name in ("episodes", "lengths", "labelled", "reworded")}
         for name, summary in (("action", self.action), ("proprio", self.proprio)):
             if summary is not None:
                 arrays |= {f"{name}/{array}": getattr(summary, array) for array in _ARRAYS}
-        told = json.dumps([[episode, message] for episode, message in self.broken.items()])
+        texts = json.dumps([list(self.broken.items()), sorted(self.instructions)])
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, broken=np.frombuffer(told.encode(), np.uint8), **arrays)
+        np.savez(buffer, allow_pickle=False, texts=np.frombuffer(texts.encode(), np.uint8), **arrays)
         return buffer.getvalue()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         with np.load(io.BytesIO(content)) as arrays:
-            summaries = [
+            action, proprio = (
                 FeatureSummary(**{array: arrays[f"{name}/{array}"] for array in _ARRAYS})
                 if f"{name}/mean" in arrays
                 else None
                 for name in ("action", "proprio")
-            ]
-            broken = {int(episode): str(message) for episode, message in json.loads(arrays["broken"].tobytes())}
-            return cls(arrays["episodes"], arrays["lengths"], arrays["labelled"], broken, *summaries)
+            )
+            broken, instructions = json.loads(arrays["texts"].tobytes())
+            return cls(
+                episodes=arrays["episodes"],
+                lengths=arrays["lengths"],
+                labelled=arrays["labelled"],
+                reworded=arrays["reworded"],
+                broken={int(episode): str(message) for episode, message in broken},
+                instructions=frozenset(instructions),
+                action=action,
+                proprio=proprio,
+            )
 
 
 def survey_part(source: EpisodeSource, standard: Standard, episodes: Sequence[int]) -> SurveyPart:
     """Reads these episodes. DatasetError if the standard does not fit the dataset."""
-    actions, states, broken = [], [], {}
-    lengths, labelled = np.zeros(len(episodes), np.int64), np.zeros(len(episodes), np.bool_)
+    actions, states, broken, instructions = [], [], {}, set()
+    lengths = np.zeros(len(episodes), np.int64)
+    labelled, reworded = np.zeros((2, len(episodes)), np.bool_)
     for row, index in enumerate(episodes):
         try:
             episode = standard.episode(source.trajectory(index))
@@ -106,11 +127,14 @@ def survey_part(source: EpisodeSource, standard: Standard, episodes: Sequence[in
             broken[index] = str(error)
             continue
         lengths[row], labelled[row] = len(episode), bool(episode.instruction)
+        reworded[row] = bool(episode.wordings)
+        instructions.add(episode.instruction)
         actions.append(episode.action)
         states.append(episode.state)
     tail = tail_size(int(source.lengths.sum()))
     summaries = [FeatureSummary.of(feature, tail) if feature else None for feature in (actions, states)]
-    return SurveyPart(np.array(episodes, np.int64), lengths, labelled, broken, *summaries)
+    numbers = np.array(episodes, np.int64)
+    return SurveyPart(numbers, lengths, labelled, reworded, broken, frozenset(instructions), *summaries)
 
 
 def merged(parts: Sequence[SurveyPart], source: EpisodeSource) -> SurveyPart:
@@ -127,7 +151,9 @@ def merged(parts: Sequence[SurveyPart], source: EpisodeSource) -> SurveyPart:
         episodes[order],
         lengths[order],
         np.concatenate([part.labelled for part in parts])[order],
+        np.concatenate([part.reworded for part in parts])[order],
         dict(sorted(broken.items())),
+        frozenset().union(*(part.instructions for part in parts)),
         _merged_summary([part.action for part in parts], tail, readable),
         _merged_summary([part.proprio for part in parts], tail, readable),
     )
@@ -155,7 +181,8 @@ def completed(part: SurveyPart, source: EpisodeSource, standard: Standard) -> Su
         num_transitions=int(kept.sum()),
         num_trajectories=len(kept),
     )
-    return Survey(part.lengths, part.labelled, part.broken, statistics)
+    instructions = tuple(sorted(part.instructions))
+    return Survey(part.lengths, part.labelled, part.broken, statistics, part.reworded, instructions)
 
 
 def combined(parts: Iterable[SurveyPart], source: EpisodeSource, standard: Standard) -> Survey:

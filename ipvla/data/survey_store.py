@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from ipvla.atomic_file import write_text
-from ipvla.data.source import DatasetError, EpisodeSource
+from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource
 from ipvla.data.standards.standard import Standard
 from ipvla.data.survey import Survey, SurveyPart, combined, survey_part
 
 logger = logging.getLogger(__name__)
 
 #: Goes up when surveys of before are no longer what they would be now.
-_VERSION = 1
+_VERSION = 2
 #: So many episodes are read before their numbers are summed up.
 PART_EPISODES = 256
 
@@ -55,23 +55,34 @@ def load_survey(path: Path) -> Survey | None:
         ) from None
 
 
-def surveyed(source: EpisodeSource, standard: Standard, directory: Path | None) -> Survey:
+def surveyed(source: EpisodeSource, standard: Standard, directory: Path | None, *, anew: bool = False) -> Survey:
     """The survey under `directory`; if there is none, reads the dataset through in this process and publishes it.
 
-    Without a directory nothing is kept for the next time. `ray_jobs.statistics` does the same with all CPUs of a
-    cluster.
+    With `anew` one that is there is replaced. Without a directory nothing is kept for the next time.
+    `ray_jobs.statistics` does the same with all CPUs of a cluster.
 
     Raises:
         DatasetError: the standard does not fit the dataset, or no episode can be used.
     """
     path = None if directory is None else survey_path(directory, source, standard)
-    survey = None if path is None else load_survey(path)
+    survey = None if path is None or anew else load_survey(path)
     if survey is None:
         logger.info("reading the %d episodes of %s once", len(source.lengths), source.location)
         survey = combined(_parts(source, standard), source, standard)
         if path is not None:
             publish_survey(path, source.name, survey)
     return survey
+
+
+def repaired(source: EpisodeSource, standard: Standard, survey: Survey) -> bool:
+    """Whether the first episode that was broken is so no longer."""
+    if not survey.broken:
+        return False
+    try:
+        standard.episode(source.trajectory(next(iter(survey.broken))))
+    except BrokenEpisodeError:
+        return False
+    return True
 
 
 def part_bounds(episodes: int) -> Iterator[tuple[int, int]]:

@@ -56,6 +56,30 @@ class IPVLAConfig:
         """Whichever of `lora` and `osf` is set."""
         return self.lora or self.osf
 
+    def requires(self) -> dict[str, tuple[str, ...]]:
+        """Step features of texts that training needs -> the settings that need them."""
+        needed: dict[str, dict[str, object]] = {
+            "reasoning": {"memory.type prompt": self.memory.longest_plan, "model.plan_readout": self.plan_readout},
+            "question": {"model.questions": self.questions},
+        }
+        found = {path: tuple(name for name, value in by.items() if value) for path, by in needed.items()}
+        return {path: settings for path, settings in found.items() if settings}
+
+    def check(self, instructions: Sequence[str] = (), num_views: int = 1) -> None:
+        """What can be known before anything is built, for these tasks in words and so many cameras.
+
+        Raises:
+            ValueError: parts do not fit each other, a prompt is too long, or the backbone's weights are none.
+        """
+        self.memory.check()
+        longest = self.memory.longest_plan
+        if self.plan_readout is not None and 0 < longest < self.plan_readout.tokens:
+            raise ValueError(
+                f"model.plan_readout.tokens {self.plan_readout.tokens} exceeds memory.plan_tokens "
+                f"{longest}: the plan in the prompt would be cut; raise the latter"
+            )
+        self.backbone.check(instructions, num_views)
+
     def build(
         self,
         action_varies: torch.Tensor,
@@ -69,9 +93,10 @@ class IPVLAConfig:
         With `start` it begins with that model's weights (`IPVLA.start_from`); adapters are put on afterwards.
 
         Raises:
-            ValueError: backbone or head of `start` have other sizes, the plan readout reads more than a plan, or
-                the head reads layers that the backbone lacks.
+            ValueError: backbone or head of `start` have other sizes, the head reads layers the backbone lacks,
+                or `check` finds something.
         """
+        self.check(num_views=num_views)
         backbone = self.backbone.build(proprio_dim, num_views, image_size)
         backbone.reads = self.head.reads.of(backbone.num_layers)
         memory = self.memory.build(backbone)
@@ -79,11 +104,6 @@ class IPVLAConfig:
         readout = None
         if self.plan_readout is not None:
             readout = self.plan_readout.build(backbone.width, backbone.vocabulary)
-            if 0 < memory.plan_tokens < self.plan_readout.tokens:
-                raise ValueError(
-                    f"model.plan_readout.tokens {self.plan_readout.tokens} exceeds memory.plan_tokens "
-                    f"{memory.plan_tokens}: the plan in the prompt would be cut; raise the latter"
-                )
         questions = None if self.questions is None else self.questions.build()
         model = IPVLA(backbone, memory, head, action_varies, readout, questions)
         if start is not None:

@@ -61,7 +61,7 @@ def show(config: ShowConfig) -> tuple[DatasetCard, Path]:
         DatasetError: the dataset is missing or damaged, its standard does not fit it, or no episode can be used.
         StorageError: a storage directory cannot be used.
     """
-    config.prepare()
+    config.prepare(writes=() if config.out else ("artifact_dir",))
     source = config.open_source()
     standard = config.standard_of(source)
     survey = surveyed(source, standard, config.read_root)

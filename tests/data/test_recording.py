@@ -16,7 +16,6 @@ from ipvla.data.rlds import write_rlds
 from ipvla.data.rlds.source import RldsSource
 from ipvla.data.source import DatasetError
 from ipvla.data.standards import STANDARDS, StandardConfig, standard_for
-from ipvla.data.standards.generic import Generic
 from tests.data.standards import trajectories
 from tests.data.test_conversion import ConversionConfig, convert, hdf5  # noqa: F401
 from tests.synthetic import SIZE, cue_episode
@@ -58,8 +57,9 @@ def test_standards_declare_what_is_known_of_their_datasets() -> None:
 def test_actions_of_another_size_are_not_taken_for_liberos_hand(size: int) -> None:
     made = trajectories.recorded(6)
     made.steps["action"] = np.zeros((6, size), np.float32)  # type: ignore[index]
-    standard = standard_for("aloha", trajectories.features(made))
-    assert isinstance(standard, Generic)
+    with pytest.raises(DatasetError, match="Configure its standard"):
+        standard_for("aloha", trajectories.features(made))
+    standard = StandardConfig(gripper="none").build("aloha", trajectories.features(made))
     assert (standard.gripper, standard.normalised) == ("none", (True,) * size)
     contract = standard.contract(8)
     assert (contract.clipped, contract.action, contract.action_size) == (False, "unknown", size)
@@ -73,7 +73,8 @@ def test_joints_beyond_one_are_kept_from_dataset_to_action(tmp_path: Path) -> No
         joints = rng.uniform(-2, 2, (30, 14)).astype(np.float32)
         return Episode("fold", "", "fold the towel", seed, images, joints, joints)
 
-    dataset = open_dataset(write_rlds(tmp_path, "aloha", [aloha(seed) for seed in range(3)], SIZE))
+    directory = write_rlds(tmp_path, "aloha", [aloha(seed) for seed in range(3)], SIZE)
+    dataset = open_dataset(directory, standard=StandardConfig(gripper="none"))
     action = dataset.episode(0).action
     statistics = dataset.statistics().action
     assert statistics.mask.all()

@@ -46,6 +46,11 @@ class MadeSource:
     location: str = "memory"
     features: Mapping[str, Feature] = field(default_factory=lambda: FEATURES)
 
+    inner_name: str = "made"
+    format: str = "RLDS"
+    fps: float | None = None
+    broken: Sequence[str] = ()
+
     @property
     def lengths(self) -> np.ndarray:
         return np.array([len(episode.action) for episode in self.episodes])

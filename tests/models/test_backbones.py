@@ -263,10 +263,10 @@ def test_tiny_may_have_few_layers() -> None:
 
 
 def test_tiny_takes_longer_prompts_where_it_is_told_to() -> None:
-    words = "put both the alphabet soup and the tomato sauce in the basket"
+    words = "put both the avocado dip and the zucchini in the hamper"
     backbone = TinyConfig(max_prompt_tokens=64).build(proprio_dim=5, num_views=1, image_size=28)
     assert backbone.max_prompt_tokens == 64
-    assert 16 < len(backbone.tokenize(words)) <= 64, "words that Recall does not have are spelled"
+    assert 16 < len(backbone.tokenize(words)) <= 64, "words that neither Recall nor LIBERO has are spelled"
     for wrong in (1, 65):
         with pytest.raises(ValueError, match=f"max_prompt_tokens is {wrong}; tiny takes 2 to 64"):
             TinyConfig(max_prompt_tokens=wrong)

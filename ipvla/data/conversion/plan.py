@@ -81,11 +81,11 @@ class ConversionConfig:
     def _target(self, source: EpisodeSource, features: Mapping[str, Feature], first: Trajectory) -> Target:
         if self.to == RLDS:
             encodings = {name: _encoding(first, name) for name, f in features.items() if f.kind == "image"}
-            fps = getattr(source, "fps", None)
-            described = f"Converted from {source.name}" + (f", {fps:g} control steps per second." if fps else ".")
+            rate = f", {source.fps:g} control steps per second." if source.fps else "."
+            described = f"Converted from {source.name}{rate}"
             metadata = metadata_features(first.metadata)
             return RldsTarget(RldsLayout(self.name, features, encodings, metadata, self.file_format, described))
-        fps = self.fps if self.fps is not None else getattr(source, "fps", None)
+        fps = self.fps if self.fps is not None else source.fps
         if fps is None or fps != int(fps):
             raise DatasetError(
                 f"fps is {fps}: {source.location} does not tell it; give --fps, for example --fps 10"

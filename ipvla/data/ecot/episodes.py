@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -51,6 +51,22 @@ class ReasonedSource:
     @property
     def location(self) -> str:
         return self._source.location
+
+    @property
+    def inner_name(self) -> str:
+        return self._source.inner_name
+
+    @property
+    def format(self) -> str:
+        return self._source.format
+
+    @property
+    def fps(self) -> float | None:
+        return self._source.fps
+
+    @property
+    def broken(self) -> Sequence[str]:
+        return self._source.broken
 
     @property
     def features(self) -> Mapping[str, Feature]:

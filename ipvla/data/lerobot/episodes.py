@@ -59,10 +59,17 @@ class Episodes:
         if missing:
             raise DatasetError(f"{tree.location}/meta/episodes tells no videos of {missing}; {_COPY_AGAIN}")
         found = len(episodes.lengths), int(episodes.lengths.sum())
-        if found != (info.episodes, info.frames) or (np.diff(episodes._numbers) != 1).any():
+        if found != (info.episodes, info.frames) or (np.diff(episodes._numbers) < 1).any():
             raise DatasetError(
                 f"{tree.location}/meta/episodes lists {found[0]} episodes of {found[1]} frames, and "
                 f"meta/info.json says {info.episodes} of {info.frames}; {_COPY_AGAIN}"
+            )
+        gaps = np.flatnonzero(np.diff(episodes._numbers) > 1)
+        if len(gaps):
+            last, following = episodes._numbers[gaps[0] : gaps[0] + 2].tolist()
+            raise DatasetError(
+                f"{tree.location}/meta/episodes goes from episode {last} to {following}: what was between was "
+                "taken out; take episodes out with `lerobot-edit-dataset`, which numbers the others anew"
             )
         if not len(episodes.lengths) or episodes.lengths.min() < 1:
             raise DatasetError(f"{tree.location} has no episodes, or empty ones; {_COPY_AGAIN}")

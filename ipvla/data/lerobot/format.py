@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+
 from ipvla.data.addresses import file_system
 from ipvla.data.source import DatasetError, Feature
 
@@ -35,7 +37,10 @@ TASK = "task"
 METADATA = "episode_metadata/"
 
 _PICTURES = ("image", "video")
-_CONVERT = "python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=NAME --root={} --push-to-hub=false"
+_CONVERT = (
+    "`python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=NAME --root={} --push-to-hub=false` (before "
+    "lerobot 0.5.1 it was lerobot.datasets.v30.convert_dataset_v21_to_v30)"
+)
 
 
 class Tree:
@@ -153,7 +158,7 @@ def _require_version(location: str, version: str) -> None:
         return
     if major == "2":
         first = "" if version.startswith("v2.1") else "to v2.1 with an older lerobot first, and then "
-        remedy = f"convert it {first}with `{_CONVERT.format(location)}`"
+        remedy = f"convert it {first}with {_CONVERT.format(location)}"
     else:
         remedy = "convert it with the lerobot package of that version"
     raise DatasetError(f"{location} is a LeRobotDataset {version}, and {_ours()} is read here; {remedy}")
@@ -163,6 +168,20 @@ def _ours() -> str:
     return CODEBASE_VERSION.partition(".")[0]
 
 
+def _is_depth(value: Mapping[str, Any]) -> bool:
+    """Whether a picture is marked as depth, as lerobot marks it; `video.` was there before 0.4."""
+    info = value.get("info") or value.get("video_info") or {}
+    return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
+
+
+def _is_number(dtype: Any) -> bool:
+    """Annotations of lerobot 0.6 (dtype "language") are neither number nor text, and are left out."""
+    try:
+        return np.dtype(dtype).kind in "biuf"
+    except TypeError:
+        return False
+
+
 def _features(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Feature]:
     features = {}
     for name, value in values.items():
@@ -170,10 +189,11 @@ def _features(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Feature]:
         if name in INDEX_FEATURES:
             features[name] = INDEX_FEATURES[name]
         elif value["dtype"] in _PICTURES:
-            features[name] = Feature("image", _channels_last(shape, value.get("names")), "uint8")
+            dtype = "uint16" if _is_depth(value) else "uint8"
+            features[name] = Feature("image", _channels_last(shape, value.get("names")), dtype)
         elif value["dtype"] == "string":
             features[name] = Feature("text", (), "str")
-        else:
+        elif _is_number(value["dtype"]):
             features[name] = Feature("number", shape, value["dtype"])
     return {**features, TASK: Feature("text", (), "str")}
 

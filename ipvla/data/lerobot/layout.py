@@ -41,6 +41,10 @@ class Layout:
                 raise DatasetError(
                     f"feature {name!r} is {list(feature.shape)}, no [H, W, 3] picture; leave it out"
                 )
+            if feature.is_depth and self.video is not None:
+                raise DatasetError(
+                    f"feature {name!r} holds depth, which a video would cut to 8 bits; leave it out"
+                )
             if 0 in feature.shape:
                 raise DatasetError(f"feature {name!r} is {list(feature.shape)}: its size varies; leave it out")
 
@@ -58,7 +62,13 @@ class Layout:
             return {"dtype": "string", "shape": [1], "names": None}
         if feature.kind == "number":
             return {"dtype": feature.dtype, "shape": list(feature.shape) or [1], "names": None}
-        told = {"dtype": "image", "shape": list(feature.shape), "names": ["height", "width", "channels"]}
+        told: dict[str, Any] = {
+            "dtype": "image",
+            "shape": list(feature.shape),
+            "names": ["height", "width", "channels"],
+        }
+        if feature.is_depth:
+            return told | {"info": {"is_depth_map": True}}
         if self.video is None:
             return told
         return told | {"dtype": "video", "info": video_info(feature.shape, self.fps, self.video)}

@@ -39,15 +39,19 @@ class LeRobotSource:
 
     Attributes:
         fps: control steps per second.
+        broken: always (), for episodes are read when they are wanted.
 
     Raises:
         DatasetError: it is no LeRobotDataset v3, or its metadata is incomplete or contradicts itself.
     """
 
+    format = "LeRobotDataset v3"
+    broken: tuple[str, ...] = ()
+
     def __init__(self, location: str | Path, cache_directory: Path | None = None) -> None:
         self._tree = Tree(str(location))
         self.location = self._tree.location
-        self.name = self.location.rpartition("/")[2]
+        self.name = self.inner_name = self.location.rpartition("/")[2]
         self._info = Info.read(self._tree)
         self.fps = self._info.fps
         self.features = dict(self._info.features)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import av
 import numpy as np
 import numpy.typing as npt
+
+from ipvla.data.source import LFS_POINTER_BYTES, require_content
 
 #: Looking for a key frame takes about as long as decoding so many frames.
 _SEEK_FRAMES = 2
@@ -40,6 +43,8 @@ class VideoFile:
                 found = self._find(seconds, tolerance_s)
             except (av.FFmpegError, OSError) as error:
                 self._close()
+                with suppress(OSError), open(self._path, "rb") as file:
+                    require_content(self._path, file.read(LFS_POINTER_BYTES))
                 raise ValueError(f"video {self._path} cannot be decoded at {seconds:.4f} s ({error})") from error
             if found is None or abs(found.time - seconds) > tolerance_s:
                 nearest = "the video ends before" if found is None else f"the next one is at {found.time:.4f} s"

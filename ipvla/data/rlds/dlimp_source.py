@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.data.pictures import EncodedPictures
-from ipvla.data.rlds.format import SPLIT
+from ipvla.data.rlds.format import SPLIT, dataset_name
 from ipvla.data.source import DatasetError, Feature, Steps, Trajectory
 
 
@@ -29,12 +29,17 @@ class DlimpSource:
         DatasetError: TensorFlow or dlimp is not installed.
     """
 
+    fps: float | None = None
+    format = "RLDS"
+    broken: tuple[str, ...] = ()
+
     def __init__(self, location: str | Path, split: str = SPLIT) -> None:
         dlimp, tf, tfds = _packages()
         tf.config.set_visible_devices([], "GPU")
         builder = tfds.builder_from_directory(str(location))
-        self.name: str = builder.name
-        self.location = str(location)
+        self.location = str(location).rstrip("/")
+        self.inner_name: str = builder.name
+        self.name = dataset_name(self.location, builder)
         stream = dlimp.DLataset.from_rlds(builder, split=split, shuffle=False, num_parallel_reads=1)
         # dlimp lets tf.data give trajectories in whatever order they are ready.
         options = tf.data.Options()

@@ -67,7 +67,9 @@ class RldsLayout:
     def _tfds(self, path: str, feature: Feature) -> Any:
         shape = tuple(size or None for size in feature.shape)
         if feature.kind == "image":
-            return tfds.features.Image(shape=shape, encoding_format=self.encodings[path])
+            return tfds.features.Image(
+                shape=shape, encoding_format=self.encodings[path], dtype=np.dtype(feature.dtype)
+            )
         if feature.kind == "text":
             return tfds.features.Text()
         if not shape:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,18 @@ import tensorflow_datasets as tfds
 
 from ipvla.data.addresses import file_system
 from ipvla.data.pictures import EncodedPictures
-from ipvla.data.rlds.format import EPISODES_FILE, SPLIT
+from ipvla.data.rlds.format import EPISODES_FILE, SPLIT, VERSION_NAME, dataset_name
 from ipvla.data.rlds.index import EpisodeEntry, EpisodeIndex
 from ipvla.data.rlds.records import CorruptRecordError, ShardRecords, open_shard
-from ipvla.data.source import BrokenEpisodeError, DatasetError, Feature, Steps, Trajectory
+from ipvla.data.source import (
+    LFS_POINTER_BYTES,
+    BrokenEpisodeError,
+    DatasetError,
+    Feature,
+    Steps,
+    Trajectory,
+    require_content,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +54,14 @@ class RldsSource:
     Attributes:
         file_format: "tfrecord" or "array_record".
         broken: what was wrong with each episode that was left out.
+        fps: None, for tfds does not say it.
 
     Raises:
         DatasetError: the directory is missing or no RLDS dataset, a shard is missing, the split is empty.
         BrokenEpisodeError: an episode cannot be read, and is not to be skipped.
     """
+
+    fps: float | None = None
 
     def __init__(
         self,
@@ -63,14 +75,15 @@ class RldsSource:
         self._skips = skip_bad_episodes
         files, root = file_system(self.location)
         builder = _open_builder(self.location, files, root)
-        self.name: str = builder.name
+        self.inner_name: str = builder.name
+        self.name = dataset_name(self.location, builder)
         self._tfds_features = builder.info.features
         if "steps" not in self._tfds_features:
             raise DatasetError(f"{self.location} has no feature `steps`; it is no RLDS dataset of episodes")
         self.features = dict(_features(self._tfds_features["steps"].feature))
         self.file_format = _file_format(self.location, builder)
         self._names, self._expected = _shards(self.location, builder, split)
-        self._missing_shards(files, root)
+        self._check_shards(files, root)
         self._records: dict[int, ShardRecords] = {}
         self._index = self._open_index(files, root, index_root, split)
         self.broken = self._index.broken
@@ -80,6 +93,10 @@ class RldsSource:
 
     def __len__(self) -> int:
         return len(self._index)
+
+    @property
+    def format(self) -> str:
+        return f"RLDS, {self.file_format}"
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -107,8 +124,12 @@ class RldsSource:
             )
             steps = {path: _steps(example["steps"], path, feature) for path, feature in self.features.items()}
         except Exception as error:  # tfds raises what its protocol buffers do
+            varying = [path for path, f in self.features.items() if f.kind == "number" and 0 in f.shape]
+            remedy = _COLLECT_AGAIN
+            if varying:
+                remedy = f"{', '.join(varying)} may be of any length, which is not read; write a fixed one"
             raise BrokenEpisodeError(
-                f"{where} is not what features.json says ({type(error).__name__}: {error}); {_COLLECT_AGAIN}"
+                f"{where} is not what features.json says ({type(error).__name__}: {error}); {remedy}"
             ) from error
         rows = {len(values) for values in steps.values()}
         if len(rows) != 1 or not min(rows):
@@ -128,11 +149,13 @@ class RldsSource:
     def _path(self, shard: int) -> str:
         return f"{self.location}/{self._names[shard]}"
 
-    def _missing_shards(self, files: Any, root: str) -> None:
-        there = {Path(path).name for path in files.ls(root, detail=False)}
+    def _check_shards(self, files: Any, root: str) -> None:
+        there = {Path(entry["name"]).name: entry.get("size") for entry in files.ls(root, detail=True)}
         for name in self._names:
             if name not in there:
                 raise DatasetError(f"shard {self.location}/{name} is missing; {_COLLECT_AGAIN}")
+            if (there[name] or 0) < LFS_POINTER_BYTES:
+                require_content(f"{self.location}/{name}", files.cat_file(f"{root}/{name}"))
 
     def _open_index(self, files: Any, root: str, index_root: Path | None, split: str) -> EpisodeIndex:
         labels = self._labels(files, root)
@@ -214,12 +237,17 @@ class RldsSource:
 
 def _open_builder(location: str, files: Any, root: str) -> Any:
     if not files.isdir(root):
-        raise DatasetError(f"dataset directory {location} does not exist; collect it first or correct the path")
+        parent = root.rstrip("/").rpartition("/")[0]
+        there = sorted(Path(path).parent.name for path in files.glob(f"{parent}/*/dataset_info.json"))
+        found = f"; beside it there is {', '.join(there)}" if there else ""
+        raise DatasetError(
+            f"dataset directory {location} does not exist; collect it first or correct the path{found}"
+        )
     names = [Path(path).name for path in files.ls(root, detail=False)]
     if "dataset_info.json" not in names:
-        versions = sorted(Path(path).parent.name for path in files.glob(f"{root}/*/dataset_info.json"))
-        remedy = f"did you mean {location}/{versions[-1]}?" if versions else "give an RLDS version directory"
-        raise DatasetError(f"{location} holds no dataset_info.json; {remedy}")
+        raise DatasetError(f"{location} holds no dataset_info.json; {_nearby(location, files, root)}")
+    if "features.json" not in names:
+        raise DatasetError(f"{location} holds no features.json, which says what its records are; copy it again")
     try:
         # tfds wants a directory: a copy of the metadata does as well for one that is far away.
         with tempfile.TemporaryDirectory() as copied:
@@ -229,8 +257,35 @@ def _open_builder(location: str, files: Any, root: str) -> Any:
             builder = tfds.builder_from_directory(copied)
             builder.info.features  # noqa: B018  # read while the copy is there
             return builder
-    except Exception as error:
+    except Exception as error:  # tfds raises what its protocol buffers do
+        unknown = re.search(r'has no field named "(\w+)"', str(error))
+        if unknown:
+            raise DatasetError(
+                f"{location} has metadata with a field {unknown[1]!r} that tensorflow-datasets {tfds.__version__} "
+                "does not know: a newer one wrote them; install that one, or take the field out of the JSON files"
+            ) from None
         raise DatasetError(f"{location} has unreadable metadata ({error!r}); {_COLLECT_AGAIN}") from None
+
+
+def _nearby(location: str, files: Any, root: str) -> str:
+    """What to do about a directory that is no version's: versions lie one or two levels below, or one above."""
+    found = [
+        str(path).removeprefix(root).rpartition("/")[0]
+        for pattern in ("*", "*/*")
+        for path in files.glob(f"{root}/{pattern}/dataset_info.json")
+    ]
+    versions = sorted(
+        (path for path in found if VERSION_NAME.fullmatch(path.rpartition("/")[2])),
+        key=lambda path: [int(part) for part in path.rpartition("/")[2].split(".")],
+    )
+    if versions:
+        return f"did you mean {location}{versions[-1]}?"
+    above = root.rstrip("/").rpartition("/")[0]
+    if files.exists(f"{above}/dataset_info.json"):
+        return f"did you mean {location.rpartition('/')[0]}?"
+    if found:
+        return f"it has {', '.join(path.strip('/') for path in found)}, and a version's directory is three numbers"
+    return "give an RLDS version directory"
 
 
 def _file_format(location: str, builder: Any) -> str:
@@ -248,7 +303,8 @@ def _file_format(location: str, builder: Any) -> str:
 def _shards(location: str, builder: Any, split: str) -> tuple[list[str], list[int]]:
     if split not in builder.info.splits:
         raise DatasetError(
-            f"{location} has no split {split!r}, only {sorted(builder.info.splits)}; {_COLLECT_AGAIN}"
+            f"{location} has no split {split!r}, only {sorted(builder.info.splits)}: {split!r} is what is read; "
+            "copy that one too, or write the dataset with it"
         )
     info = builder.info.splits[split]
     if not info.num_examples:
@@ -263,7 +319,10 @@ def _features(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         if isinstance(feature, tfds.features.FeaturesDict):
             yield from _features(feature, f"{path}/")
         elif isinstance(feature, tfds.features.Image):
-            yield path, Feature("image", tuple(size or 0 for size in feature.shape), "uint8")
+            yield (
+                path,
+                Feature("image", tuple(size or 0 for size in feature.shape), np.dtype(feature.np_dtype).name),
+            )
         elif isinstance(feature, tfds.features.Tensor | tfds.features.Scalar):
             shape = tuple(size or 0 for size in feature.shape)
             if feature.np_dtype in (np.object_, np.str_):

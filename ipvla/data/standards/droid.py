@@ -11,6 +11,8 @@ from ipvla.data.source import Trajectory
 from ipvla.data.standards.standard import FloatArray, Standard, concatenated
 
 DROID_DATASETS = ("droid", "droid_100")
+#: What the metadata of both call it.
+DROID_INNER_NAME = "r2d2_faceblur"
 
 _VELOCITY, _GRIPPER = "action_dict/cartesian_velocity", "action_dict/gripper_position"
 _STATE = ("observation/cartesian_position", "observation/gripper_position")
@@ -52,7 +54,7 @@ class Droid(Standard):
 
 
 def droid(name: str) -> Droid:
-    """The standard of one of `DROID_DATASETS`."""
+    """The standard of one of `DROID_DATASETS`, or of `DROID_INNER_NAME`."""
     cameras = {
         "primary": "observation/exterior_image_1_left",
         "secondary": "observation/exterior_image_2_left",

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from ipvla.data.source import Feature
 from ipvla.data.standards.generic import Generic, StandardConfig
 
-_CAMERA = "observation.images."
 _ACTION, _STATE, _LANGUAGE = "action", "observation.state", "task"
+#: One camera alone is named so in LeRobot's older datasets, `lerobot/pusht` among them.
+_IMAGE, _IMAGES = "observation.image", "observation.images."
 
 
 def lerobot(name: str, features: Mapping[str, Feature]) -> Generic | None:
@@ -16,8 +17,11 @@ def lerobot(name: str, features: Mapping[str, Feature]) -> Generic | None:
 
     LeRobot does not tell which of an action's dimensions is a gripper: all are normalised, as LeRobot does.
     """
-    cameras = {path.removeprefix(_CAMERA): path for path in features if path.startswith(_CAMERA)}
-    if not cameras or not {_ACTION, _STATE} <= set(features):
+    pictures = [path for path in features if path.startswith(_IMAGES) or path == _IMAGE]
+    has_camera = any(features[path].is_camera for path in pictures)
+    if not has_camera or not {_ACTION, _STATE, _LANGUAGE} <= set(features):
         return None
-    config = StandardConfig(cameras, (_ACTION,), (_STATE,), _LANGUAGE, gripper="none")
-    return config.build(name, features)
+    cameras = {path.removeprefix(_IMAGES): path for path in pictures if features[path].is_camera}
+    if _IMAGE in cameras:
+        cameras["image"] = cameras.pop(_IMAGE)
+    return StandardConfig(cameras).build(name, features)

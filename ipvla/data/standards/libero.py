@@ -24,6 +24,10 @@ LIBERO_DATASETS = (
     "libero_90_no_noops",
     "libero_lm_90",
 )
+#: What their metadata call the first four (`liber_o10` is theirs).
+LIBERO_INNER_NAMES = ("libero_spatial", "libero_object", "libero_goal", "liber_o10")
+#: OpenVLA's replay recorded it; datasets that only have a suite's name lack it.
+JOINTS = "observation/joint_state"
 
 #: Where the gripper begins in a state.
 _GRIPPER_COLUMN = 6
@@ -68,6 +72,6 @@ class Libero(Standard):
 
 
 def libero(name: str) -> Libero:
-    """The standard of one of `LIBERO_DATASETS`."""
+    """The standard of one of `LIBERO_DATASETS` or `LIBERO_INNER_NAMES`."""
     cameras = {camera: f"observation/{key}" for key, camera in LIBERO_CAMERAS.items()}
     return Libero(name, cameras, gripper="open_is_one")

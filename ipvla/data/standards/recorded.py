@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from ipvla.contract import HAND, STATE_SIZES, Contract
 from ipvla.data.source import Feature, Trajectory
-from ipvla.data.standards.generic import Generic, StandardConfig
 from ipvla.data.standards.standard import FloatArray, Standard, concatenated
 
 ACTION, STATE, LANGUAGE = "action", "observation/state", "language_instruction"
@@ -43,29 +42,15 @@ class Recorded(Standard):
 def recorded(name: str, features: Mapping[str, Feature]) -> Recorded | None:
     """The standard of a dataset with these step features, None if they are not LIBERO's.
 
-    Actions of another size than LIBERO's hand are another robot's: see `other_robot`.
+    Actions are LIBERO's if they are of 7 numbers, six of the hand's motion and the gripper: 14 joints under
+    LIBERO's names would be clipped to [-1, 1], and the last one made a gripper.
     """
-    cameras = _cameras(features)
-    if not cameras or features[ACTION].shape != (HAND.action_size,):
-        return None
-    return Recorded(name, cameras)
-
-
-def other_robot(name: str, features: Mapping[str, Feature]) -> Generic | None:
-    """The standard of a dataset with LIBERO's names and actions of another size, None if it has not these names.
-
-    Nothing tells which of its action dimensions is a gripper: all are normalised, and none is clipped.
-    """
-    cameras = _cameras(features)
-    config = StandardConfig(cameras, (ACTION,), (STATE,), LANGUAGE, gripper="none") if cameras else None
-    return None if config is None else config.build(name, features)
-
-
-def _cameras(features: Mapping[str, Feature]) -> dict[str, str]:
-    """Camera -> step feature; none unless the other features have LIBERO's names and kinds."""
     needed = {ACTION: "number", STATE: "number", LANGUAGE: "text"}
     kinds = {path: feature.kind for path, feature in features.items()}
-    if any(kinds.get(path) != kind for path, kind in needed.items()):
-        return {}
     keys = [path.removeprefix(_OBSERVATION) for path in kinds if path.startswith(_OBSERVATION)]
-    return {LIBERO_CAMERAS.get(k, k): _OBSERVATION + k for k in keys if kinds[_OBSERVATION + k] == "image"}
+    cameras = {LIBERO_CAMERAS.get(k, k): _OBSERVATION + k for k in keys if features[_OBSERVATION + k].is_camera}
+    if any(kinds.get(path) != kind for path, kind in needed.items()) or not cameras:
+        return None
+    if features[ACTION].shape != (HAND.action_size,):
+        return None
+    return Recorded(name, cameras)

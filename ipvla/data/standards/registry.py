@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from ipvla.data.source import DatasetError, Feature
+from ipvla.data.source import DatasetError, EpisodeSource, Feature
 from ipvla.data.standards.bridge import BRIDGE_DATASETS, Bridge, bridge
-from ipvla.data.standards.droid import DROID_DATASETS, droid
+from ipvla.data.standards.droid import DROID_DATASETS, DROID_INNER_NAME, droid
 from ipvla.data.standards.fractal import FRACTAL_DATASETS, fractal
+from ipvla.data.standards.generic import StandardConfig, flags
 from ipvla.data.standards.lerobot import lerobot
-from ipvla.data.standards.libero import LIBERO_DATASETS, Libero, libero
-from ipvla.data.standards.recorded import other_robot, recorded
+from ipvla.data.standards.libero import JOINTS, LIBERO_DATASETS, LIBERO_INNER_NAMES, Libero, libero
+from ipvla.data.standards.recorded import recorded
 from ipvla.data.standards.standard import Standard
 
 #: Datasets of other hands by their public names.
@@ -22,29 +23,64 @@ STANDARDS: Final[Mapping[str, Callable[[str], Standard]]] = {
     **dict.fromkeys(FRACTAL_DATASETS, fractal),
     **dict.fromkeys(DROID_DATASETS, droid),
 }
+#: The same by the names inside their metadata, and the feature that tells them from others of that name.
+_INNER: Final[Mapping[str, tuple[Callable[[str], Standard], str]]] = {
+    **dict.fromkeys(LIBERO_INNER_NAMES, (libero, JOINTS)),
+    DROID_INNER_NAME: (droid, "action_dict/cartesian_velocity"),
+}
 
 
-def standard_for(name: str, features: Mapping[str, Feature]) -> Standard:
+def standard_of(
+    source: EpisodeSource,
+    config: StandardConfig | None = None,
+    *,
+    skip_noops: bool = False,
+    padded_state: bool = False,
+) -> Standard:
+    """The configured standard of a dataset, or else what its name and features say, adjusted.
+
+    Raises:
+        DatasetError: as `StandardConfig.build`, `standard_for` and `adjusted`.
+    """
+    if config is not None:
+        standard: Standard = config.build(source.name, source.features)
+    else:
+        standard = standard_for(source.name, source.features, source.inner_name)
+    return adjusted(standard, skip_noops=skip_noops, padded_state=padded_state)
+
+
+def standard_for(name: str, features: Mapping[str, Feature], inner_name: str = "") -> Standard:
     """The standard of a known name, else of LIBERO's layout, which this project's own datasets have, or LeRobot's.
+
+    Args:
+        name: the dataset's, first choice.
+        features: of its steps.
+        inner_name: what the dataset's metadata call it, second choice.
 
     Raises:
         DatasetError: the dataset of a known name lacks features, or nothing tells what its features mean.
     """
-    if name in STANDARDS:
-        standard = STANDARDS[name](name)
+    known = name if name in STANDARDS else inner_name
+    if known in STANDARDS:
+        standard = STANDARDS[known](name)
         missing = standard.missing(features)
         if missing:
             raise DatasetError(
-                f"{name} lacks {', '.join(missing)}, which the dataset of that name has; it has "
-                f"{', '.join(sorted(features))}. Rename the dataset, or configure its standard"
+                f"{known} lacks {', '.join(missing)}, which the dataset of that name has; it has "
+                f"{', '.join(sorted(features))}. Rename the dataset, or configure its standard: {flags(features)}"
             )
         return standard
-    layout = recorded(name, features) or other_robot(name, features) or lerobot(name, features)
+    for each in (name, inner_name):
+        if each in _INNER and _INNER[each][1] in features:
+            standard = _INNER[each][0](name)
+            if not standard.missing(features):
+                return standard
+    layout = recorded(name, features) or lerobot(name, features)
     if layout is None:
         raise DatasetError(
-            f"nothing tells what the features of {name} mean: {', '.join(sorted(features))}. Configure its "
-            "standard: name the features of cameras, action, state and language, as StandardConfig does. "
-            f"Known by name are {', '.join(STANDARDS)}"
+            f"nothing tells what the features of {name} mean: {_listed(features)}. Configure its standard, "
+            f"for example: {flags(features)} (`--standard...` for jobs that only read data). "
+            f"Known by name are {', '.join(STANDARDS)}; LIBERO's layout has actions of 7 numbers"
         )
     return layout
 
@@ -63,3 +99,8 @@ def adjusted(standard: Standard, *, skip_noops: bool = False, padded_state: bool
             )
         standard = replace(standard, padded_state=True)
     return replace(standard, skip_noops=True) if skip_noops else standard
+
+
+def _listed(features: Mapping[str, Feature]) -> str:
+    shapes = {path: f" {list(f.shape)}" if f.kind == "number" else "" for path, f in features.items()}
+    return ", ".join(f"{path}{shapes[path]}" for path in sorted(features))

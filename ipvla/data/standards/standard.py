@@ -126,11 +126,12 @@ class Standard(ABC):
             task=str(metadata.get("task", instruction)),
             family=str(metadata.get("family", "")),
             instruction=instruction,
-            seed=int(metadata.get("seed", -1)),
+            seed=_seed(metadata.get("seed")),
             pictures={camera: trajectory.pictures(path) for camera, path in self.cameras.items()},
             state=state[kept],
             action=action[kept],
             raw_step=kept,
+            wordings=self._wordings(trajectory, instruction),
             **{field: tuple(_rows(trajectory.texts(path), kept)) for field, path in _RECORDED.items()},
         )
 
@@ -150,6 +151,10 @@ class Standard(ABC):
             return next((text for text in trajectory.texts(self.language) if text), "")
         return str(trajectory.metadata.get(self.language, ""))
 
+    def _wordings(self, trajectory: Trajectory, instruction: str) -> tuple[str, ...]:
+        texts = trajectory.texts(self.language) if self.language in trajectory.steps else ()
+        return tuple(text for text in dict.fromkeys(texts) if text and text != instruction)
+
 
 #: Fields of an episode and the step features that record them; datasets of other hands have none.
 _RECORDED = {"reasoning": "reasoning", "questions": "question", "answers": "answer"}
@@ -157,6 +162,11 @@ _RECORDED = {"reasoning": "reasoning", "questions": "question", "answers": "answ
 
 def _rows(texts: tuple[str, ...], kept: npt.NDArray[np.int64]) -> Iterator[str]:
     return (texts[t] for t in kept.tolist()) if texts else iter(())
+
+
+def _seed(value: Any) -> int:
+    """Other programs keep something else under this name."""
+    return int(value) if isinstance(value, int | np.integer) else -1
 
 
 def concatenated(trajectory: Trajectory, paths: tuple[str, ...]) -> FloatArray:

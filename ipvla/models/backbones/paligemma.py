@@ -19,6 +19,7 @@ from ipvla.models.backbones.protocol import (
     Embedded,
     answered,
     placed,
+    require_prompts,
 )
 from ipvla.models.features import Features
 from ipvla.types import NO_TOKEN, ModelInputs
@@ -54,20 +55,57 @@ class PaliGemmaConfig(BackboneConfig):
         if "{instruction}" not in self.prompt:
             raise ValueError(f"backbone.prompt {self.prompt!r} does not contain {{instruction}}")
 
-    def build(self, proprio_dim: int, num_views: int, image_size: int) -> PaliGemmaBackbone:
-        from transformers import AutoTokenizer, PaliGemmaForConditionalGeneration  # takes seconds
+    def check(self, instructions: Sequence[str], num_views: int) -> None:
+        adapter = Path(self.pretrained) / "adapter_config.json"
+        if adapter.is_file():
+            raise ValueError(
+                f"backbone.pretrained {self.pretrained} holds an adapter of PEFT, and all weights below would "
+                "stay frozen; merge it first: "
+                "peft.AutoPeftModel.from_pretrained(DIR).merge_and_unload().save_pretrained(MERGED), "
+                "copy the tokenizer there, and give MERGED. Adapters for training are model.lora"
+            )
+        if not instructions or not Path(self.pretrained).is_dir():
+            return
+        from transformers import AutoConfig  # takes seconds
 
-        loading: dict[str, Any] = {"cache_dir": self.cache_dir}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.pretrained, **loading)
+            vision = AutoConfig.from_pretrained(self.pretrained).vision_config
+            tokenizer = self._tokenizer()
+        except (OSError, AttributeError) as error:
+            raise self._unusable(error) from None
+        pictures = (vision.image_size // vision.patch_size) ** 2 * num_views
+        texts = {text: self.prompt.format(instruction=text.lower()) for text in instructions}
+        lengths = {
+            text: pictures + 2 + len(tokenizer.encode(prompt, add_special_tokens=False))  # BOS, newline
+            for text, prompt in texts.items()
+        }
+        require_prompts(lengths, self.max_prompt_tokens)
+
+    def _tokenizer(self) -> Any:
+        """ValueError if there is none."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.pretrained, cache_dir=self.cache_dir)
+        except (OSError, ValueError) as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: Exception) -> ValueError:
+        return ValueError(
+            f"backbone.pretrained {self.pretrained!r} cannot be loaded ({str(error).splitlines()[0]}); "
+            "give a directory written by save_pretrained, of model and tokenizer, or allow the download"
+        )
+
+    def build(self, proprio_dim: int, num_views: int, image_size: int) -> PaliGemmaBackbone:
+        from transformers import PaliGemmaForConditionalGeneration  # takes seconds
+
+        tokenizer = self._tokenizer()
+        try:
             vlm, report = PaliGemmaForConditionalGeneration.from_pretrained(
-                self.pretrained, dtype=_DTYPES[self.dtype], output_loading_info=True, **loading
+                self.pretrained, dtype=_DTYPES[self.dtype], output_loading_info=True, cache_dir=self.cache_dir
             )
         except OSError as error:
-            raise ValueError(
-                f"backbone.pretrained {self.pretrained!r} cannot be loaded ({str(error).splitlines()[0]}); "
-                "give a directory written by save_pretrained, or allow the download"
-            ) from None
+            raise self._unusable(error) from None
         if report["missing_keys"]:
             raise ValueError(
                 f"{self.pretrained} lacks weights for {sorted(report['missing_keys'])[:3]}...; "

@@ -7,6 +7,7 @@ where memory makes the second half go step by step.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
@@ -264,6 +265,28 @@ class Backbone(nn.Module):
         )
 
 
+def require_prompts(lengths: Mapping[str, int], longest: int, most: int | None = None) -> None:
+    """ValueError that names the setting if one of the prompts is too long.
+
+    Args:
+        lengths: instruction -> tokens of its prompt.
+        longest: the setting's value.
+        most: what the setting may be at most, if there is such a bound.
+    """
+    too_long = {instruction: length for instruction, length in lengths.items() if length > longest}
+    if not too_long:
+        return
+    needed = max(too_long.values())
+    example = textwrap.shorten(max(too_long, key=lambda instruction: too_long[instruction]), 100)
+    remedy = f"set --model.backbone.max_prompt_tokens {needed}"
+    if most is not None and needed > most:
+        remedy = f"this backbone takes {most} at most: shorten the instruction, or choose another backbone"
+    raise ValueError(
+        f"the prompts of {len(too_long)} of {len(lengths)} instructions have more tokens than "
+        f"model.backbone.max_prompt_tokens {longest}, up to {needed}: {example!r}; {remedy}"
+    )
+
+
 def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
     """int64 [B, L], NO_TOKEN past the rows' ends."""
     ids = torch.full((len(rows), max(map(len, rows))), NO_TOKEN)
@@ -357,6 +380,13 @@ class BackboneConfig(draccus.ChoiceRegistry):
     """
 
     layers_write_cache: ClassVar[bool] = False
+
+    def check(self, instructions: Sequence[str], num_views: int) -> None:
+        """What can be known without the network, for prompts of these tasks in words with so many pictures.
+
+        Raises:
+            ValueError: a prompt has more tokens than the model takes, or the weights are not what they should be.
+        """
 
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> Backbone:
         raise NotImplementedError

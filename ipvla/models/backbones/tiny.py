@@ -20,7 +20,9 @@ from ipvla.models.backbones.protocol import (
     KeysValues,
     answered,
     placed,
+    require_prompts,
 )
+from ipvla.models.backbones.tiny_tokenizer import escaped, tiny_tokenizer, tokens_of, unescaped
 from ipvla.models.features import Features
 from ipvla.types import NO_TOKEN, ModelInputs
 
@@ -43,7 +45,9 @@ class TinyConfig(BackboneConfig):
         heads, mlp: attention heads and inner size of a layer.
         trunk_channels: channels of the visual trunk.
         visual_tokens: tokens that the trunk's centroids are read out into.
-        max_prompt_tokens: longest prompt. Recall's words are a token each; others are spelled, a token a letter.
+        max_prompt_tokens: longest prompt. Words of Recall's and LIBERO's instructions are a token each; others are
+            spelled, a token a letter or, beyond ASCII, a byte. What is longer than a batch's longest prompt costs
+            nothing.
         pretrained: directory written by `TinyVLM.save_pretrained`, or None to start from random weights.
     """
 
@@ -53,7 +57,7 @@ class TinyConfig(BackboneConfig):
     mlp: int = 256
     trunk_channels: int = 64
     visual_tokens: int = 8
-    max_prompt_tokens: int = 16
+    max_prompt_tokens: int = 32
     pretrained: Path | None = None
 
     def __post_init__(self) -> None:
@@ -65,6 +69,15 @@ class TinyConfig(BackboneConfig):
             )
         if self.width % self.heads:
             raise ValueError(f"backbone.width {self.width} is not a multiple of backbone.heads {self.heads}")
+
+    def check(self, instructions: Sequence[str], num_views: int) -> None:
+        if self.pretrained is not None and not (self.pretrained / "config.json").is_file():
+            raise ValueError(
+                f"backbone.pretrained {self.pretrained} holds no config.json; give a directory written by "
+                "TinyVLM.save_pretrained"
+            )
+        lengths = {text: len(tokens_of(text)) + 1 for text in instructions}  # <act>
+        require_prompts(lengths, self.max_prompt_tokens, _TEXT_TOKENS)
 
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> TinyBackbone:
         from ipvla.models.backbones.tiny_vlm import TinyVLM, TinyVLMConfig  # transformers takes seconds
@@ -90,9 +103,7 @@ class TinyBackbone(Backbone):
 
     layer_pattern = r"layers\.({layers})\."
 
-    def __init__(self, vlm: TinyVLM, max_prompt_tokens: int = 16) -> None:
-        from ipvla.models.backbones.tiny_tokenizer import tiny_tokenizer
-
+    def __init__(self, vlm: TinyVLM, max_prompt_tokens: int = 32) -> None:
         super().__init__()
         self.vlm = vlm
         self.width = vlm.config.hidden_size
@@ -111,7 +122,7 @@ class TinyBackbone(Backbone):
         return self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm
 
     def tokenize(self, instruction: str) -> list[int]:
-        return cast(list[int], self.tokenizer.encode(f"{instruction} <act>"))
+        return cast(list[int], self.tokenizer.encode(f"{escaped(instruction)} <act>"))
 
     def calibrate(self, mean_image: torch.Tensor) -> None:
         self.network.trunk.mean_image.copy_(mean_image)
@@ -120,14 +131,14 @@ class TinyBackbone(Backbone):
         return list(self.network.layers)
 
     def tokenize_text(self, text: str) -> list[int]:
-        return cast(list[int], self.tokenizer.encode(text))
+        return cast(list[int], self.tokenizer.encode(escaped(text)))
 
     def detokenize(self, ids: Sequence[int]) -> str:
         tokens = [i for i in ids if i != NO_TOKEN]
-        return cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        return unescaped(cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True)).strip())
 
     def question(self, text: str) -> list[int]:
-        return cast(list[int], self.tokenizer.encode(f"{text} <sep>"))
+        return cast(list[int], self.tokenizer.encode(f"{escaped(text)} <sep>"))
 
     def embed(self, inputs: ModelInputs) -> Embedded:
         lengths = inputs.attention_mask.sum(-1)

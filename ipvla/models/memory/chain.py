@@ -38,16 +38,28 @@ class ChainMemoryConfig(MemoryConfig):
         return any(part.caches for part in self.parts)
 
     @property
+    def feeds_backbone(self) -> bool:
+        return self.parts[0].feeds_backbone
+
+    @property
     def shards(self) -> bool:
         return all(part.shards for part in self.parts)
 
-    def build(self, backbone: Backbone) -> ChainMemory:
-        parts = [config.build(backbone) for config in self.parts]
-        for config, part in zip(self.parts[1:], parts[1:], strict=True):
+    @property
+    def longest_plan(self) -> int:
+        return max(part.longest_plan for part in self.parts)
+
+    def check(self) -> None:
+        for part in self.parts[1:]:
             if part.feeds_backbone:
-                name = config.get_choice_name(type(config))
+                name = part.get_choice_name(type(part))
                 raise ValueError(f"memory.parts: {name!r} feeds the backbone and must stand first in a chain")
-        return ChainMemory(parts)
+        for part in self.parts:
+            part.check()
+
+    def build(self, backbone: Backbone) -> ChainMemory:
+        self.check()
+        return ChainMemory([config.build(backbone) for config in self.parts])
 
 
 class ChainMemory(MemoryModule):

@@ -44,6 +44,10 @@ class KVMemoryConfig(MemoryConfig):
             raise ValueError(f"memory.recency is {self.recency}; it must be 0 or more")
 
     @property
+    def feeds_backbone(self) -> bool:
+        return True
+
+    @property
     def caches(self) -> bool:
         return True
 

@@ -38,6 +38,10 @@ class LatentMemoryConfig(MemoryConfig):
         if self.horizon < 2:
             raise ValueError(f"memory.horizon is {self.horizon}; it must be at least 2 policy steps")
 
+    @property
+    def feeds_backbone(self) -> bool:
+        return True
+
     def build(self, backbone: Backbone) -> LatentMemory:
         return LatentMemory(backbone.width, self.tokens, self.horizon)
 

@@ -56,8 +56,16 @@ class PromptMemoryConfig(MemoryConfig):
             raise ValueError(f"memory.weight is {self.weight}; it must be above 0, or no plan is learned")
 
     @property
+    def feeds_backbone(self) -> bool:
+        return True
+
+    @property
     def shards(self) -> bool:
         return False
+
+    @property
+    def longest_plan(self) -> int:
+        return self.plan_tokens
 
     def build(self, backbone: Backbone) -> PromptMemory:
         return PromptMemory(self, backbone.width)

@@ -37,9 +37,22 @@ class MemoryConfig(draccus.ChoiceRegistry):
         return False
 
     @property
+    def feeds_backbone(self) -> bool:
+        """Whether the backbone's pass depends on it."""
+        return False
+
+    @property
     def shards(self) -> bool:
-        """Whether it can be trained with sharded weights: every worker runs the same parts of the model."""
+        """Whether it trains where each worker has a part of the weights."""
         return True
+
+    @property
+    def longest_plan(self) -> int:
+        """Tokens of the plan that it puts in the prompt, 0 for none; training then needs plans."""
+        return 0
+
+    def check(self) -> None:
+        """ValueError for what cannot be built with any backbone."""
 
     def build(self, backbone: Backbone) -> MemoryModule:
         """The mechanism for features of this backbone's sizes; the backbone itself is not kept."""

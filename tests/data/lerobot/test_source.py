@@ -8,15 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ipvla.data.dataset import open_dataset
 from ipvla.data.lerobot import LeRobotSource, VideoSettings, write_lerobot
 from ipvla.data.lerobot.video import VideoFile
 from ipvla.data.source import BrokenEpisodeError, DatasetError, Trajectory
+from ipvla.data.standards import StandardConfig, standard_for
 from tests.data.lerobot.conftest import FPS, LENGTHS, SIZES, TOP, layout, trajectories
 
 KINDS = {"images": None, "video": VideoSettings()}
@@ -158,6 +161,12 @@ def change_info(directory: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def change_features(directory: Path, **features: object) -> None:
+    path = directory / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps(info | {"features": info["features"] | features}))
+
+
 @pytest.mark.parametrize(
     ("version", "message"),
     [
@@ -184,6 +193,69 @@ def test_damaged_information_is_one_line(copy, content):
     with pytest.raises(DatasetError, match=r"info\.json is damaged") as caught:
         LeRobotSource(copy)
     assert "\n" not in str(caught.value)
+
+
+def test_the_conversion_is_the_one_that_lerobot_has(copy):
+    change_info(copy, codebase_version="v2.1")
+    with pytest.raises(DatasetError, match=r"lerobot\.scripts\.convert_dataset.*before lerobot 0\.5\.1"):
+        LeRobotSource(copy)
+
+
+def test_what_is_neither_picture_text_nor_number_is_left_out(copy):
+    change_features(copy, language_persistent={"dtype": "language", "shape": [1], "names": None})
+    source = LeRobotSource(copy)
+    assert "language_persistent" not in source.features
+    assert len(source.trajectory(0)) == LENGTHS[0]
+
+
+def test_depth_is_no_camera(copy):
+    info = json.loads((copy / "meta" / "info.json").read_text())
+    change_features(copy, **{TOP: info["features"][TOP] | {"info": {"is_depth_map": True}}})
+    dataset = open_dataset(copy)
+    assert dataset.cameras == ("wrist",)
+    with pytest.raises(DatasetError, match=r"'observation\.images\.top' holds depth"):
+        open_dataset(copy, standard=StandardConfig({"top": TOP}))
+
+
+def test_sixteen_bits_that_nobody_marked_as_depth_are_no_camera_either(copy):
+    deep = cv2.imencode(".png", np.full((4, 4), 1000, np.uint16))[1].tobytes()
+    (path,) = copy.glob("data/chunk-000/file-000.parquet")
+    table = pq.read_table(path)
+    column = pa.array([{"bytes": deep, "path": None}] * len(table), table[TOP].type)
+    pq.write_table(table.set_column(table.column_names.index(TOP), TOP, column), path)
+    with pytest.raises(BrokenEpisodeError, match="16 bits per channel: depth"):
+        open_dataset(copy).frame(0, 0, "top")
+
+
+def test_one_camera_may_be_called_observation_image(copy):
+    features = dict(LeRobotSource(copy).features)
+    one = {"observation.image" if path == TOP else path: f for path, f in features.items() if "wrist" not in path}
+    standard = standard_for("pusht", one)
+    assert standard.cameras == {"image": "observation.image"}
+    assert standard.gripper == "none"
+
+
+def test_a_standard_of_cameras_alone_begins_with_lerobots_names(copy):
+    dataset = open_dataset(copy, standard=StandardConfig({"above": TOP}))
+    assert dataset.cameras == ("above",)
+    assert (dataset.standard.gripper, dataset.episode(0).instruction) == ("none", "press button 0")
+
+
+def test_episodes_that_were_taken_out_are_told(copy):
+    for path in sorted(copy.glob("meta/episodes/*/*.parquet")):
+        table = pq.read_table(path)
+        numbers = pa.array([n + (n > 1) for n in table["episode_index"].to_pylist()], pa.int64())
+        pq.write_table(table.set_column(table.column_names.index("episode_index"), "episode_index", numbers), path)
+    with pytest.raises(DatasetError, match=r"goes from episode 1 to 3: .*lerobot-edit-dataset"):
+        LeRobotSource(copy)
+
+
+def test_a_video_that_git_has_not_fetched_is_told(written, tmp_path):
+    directory = Path(shutil.copytree(written("video"), tmp_path / "copy"))
+    for path in directory.rglob("*.mp4"):
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 99\n")
+    with pytest.raises(BrokenEpisodeError, match=r"mp4 is a pointer of Git LFS.*git lfs pull"):
+        open_dataset(directory).frame(0, 0, "top")
 
 
 def test_missing_episodes_are_counted(copy):

@@ -227,7 +227,7 @@ def test_no_episodes_are_no_dataset(tmp_path: Path) -> None:
 @pytest.fixture
 def copy(written: Path, tmp_path: Path) -> Path:
     """A copy to be damaged."""
-    return Path(shutil.copytree(written, tmp_path / "copy" / "1.0.0"))
+    return Path(shutil.copytree(written, tmp_path / "synthetic" / "1.0.0"))
 
 
 def _shard(directory: Path) -> Path:
@@ -240,7 +240,7 @@ def test_a_missing_directory_names_itself(tmp_path: Path) -> None:
 
 
 def test_the_parent_of_a_version_suggests_the_version(copy: Path) -> None:
-    with pytest.raises(DatasetError, match=r"no dataset_info\.json; did you mean .*copy/1\.0\.0\?"):
+    with pytest.raises(DatasetError, match=r"no dataset_info\.json; did you mean .*synthetic/1\.0\.0\?"):
         open_dataset(copy.parent)
 
 

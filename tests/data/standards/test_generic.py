@@ -73,7 +73,7 @@ def test_steps_are_trimmed_and_no_ops_skipped_as_told() -> None:
     made.numbers("action")[3, 13] = made.numbers("action")[2, 13]
     features = trajectories.features(made)
     assert _config(trimmed=(2, 1)).build("mine", features).episode(made).raw_step.tolist() == [2, 3, 4, 5, 6]
-    filtered = _config(trimmed=(2, 1), skip_noops=True).build("mine", features)
+    filtered = _config(trimmed=(2, 1), skip_noops=True, gripper="environment").build("mine", features)
     assert filtered.episode(made).raw_step.tolist() == [2, 4, 5, 6]
 
 
