@@ -26,8 +26,8 @@ from ipvla.sim.suites import load_suite
 from ipvla.storage import SOURCE_TREE, StorageRoots
 from ipvla.tracking import read_jsonl
 from ray_jobs.collect import CollectConfig
+from ray_jobs.command_line.settings import arguments, did_you_mean, parse
 from ray_jobs.evaluate import EvaluateConfig
-from ray_jobs.settings import arguments, did_you_mean, parse
 from ray_jobs.subspaces import SubspacesConfig
 
 _EXPERIMENTS = SOURCE_TREE / "ray_jobs" / "experiments"

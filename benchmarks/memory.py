@@ -40,9 +40,9 @@ from ipvla.experiment import ExperimentConfig
 from ipvla.sim.suites import load_suite
 from ipvla.storage import SOURCE_TREE
 from ipvla.types import EpisodeResult
-from ray_jobs.cli import run
 from ray_jobs.cluster import connect
 from ray_jobs.collect import collect
+from ray_jobs.command_line.cli import run
 from ray_jobs.evaluate import evaluate
 from ray_jobs.progress import CollectionDisplay
 from ray_jobs.quickstart import Stopwatch

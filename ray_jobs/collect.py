@@ -33,8 +33,8 @@ from ipvla.sim.simulator import Split
 from ipvla.sim.suites import EXPERT_SUITES, SUITES, Suite, load_suite
 from ipvla.storage import StorageRoots
 from ray_jobs.attempts import ATTEMPTS_PER_SEED, Attempt, Demonstrator, Outcome, Staging, next_attempts
-from ray_jobs.cli import run
 from ray_jobs.cluster import connect, require_free_port
+from ray_jobs.command_line.cli import run
 from ray_jobs.progress import CollectionDisplay, TaskProgress
 
 _SEEDS = Split.HELD_OUT.value // ATTEMPTS_PER_SEED

@@ -30,8 +30,8 @@ from ipvla.data.lerobot import VideoSettings
 from ipvla.data.rlds import dataset_directory
 from ipvla.data.source import DatasetError
 from ipvla.storage import StorageRoots
-from ray_jobs.cli import ending_at_sigterm, run
 from ray_jobs.cluster import connect
+from ray_jobs.command_line.cli import ending_at_sigterm, run
 from ray_jobs.progress import episode_progress
 
 

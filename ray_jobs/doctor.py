@@ -29,8 +29,8 @@ from ipvla.sim.standard.assets import AssetsError, assets_version, find_assets, 
 from ipvla.sim.standard.tasks import HORIZONS, initial_states
 from ipvla.sim.suites import SUITES, load_suite
 from ipvla.storage import SOURCE_TREE, StorageRoots
-from ray_jobs.cli import run
 from ray_jobs.cluster import port_is_busy
+from ray_jobs.command_line.cli import run
 
 if TYPE_CHECKING:
     from ipvla.sim.standard.golden import Frame, Golden

@@ -30,8 +30,8 @@ from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.suites import EXPERT_SUITES
 from ipvla.storage import StorageRoots
 from ipvla.tracking import MLflowSink
-from ray_jobs.cli import run
 from ray_jobs.cluster import connect
+from ray_jobs.command_line.cli import run
 from ray_jobs.evaluation_display import EvaluationDisplay
 from ray_jobs.policy_run import placed, policy_run
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ipvla.storage import StorageRoots
 from ipvla.tracking import Synced, require_usable, sync
-from ray_jobs.cli import run
+from ray_jobs.command_line.cli import run
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from ray import tune
 
 from ipvla.experiment import ExperimentConfig
 from ipvla.policy import CheckpointError
-from ray_jobs.search_space import Dimension
-from ray_jobs.settings import SettingError
+from ray_jobs.command_line.settings import SettingError
 from ray_jobs.train import INHERITED
-from ray_jobs.trial import SCORE, STEP
+from ray_jobs.tuning.search_space import Dimension
+from ray_jobs.tuning.trial import SCORE, STEP
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler

@@ -26,7 +26,7 @@ from ipvla.rollout.openpi.server import PolicyWebsocketServer, ServerConfig, ser
 from ipvla.rollout.policy_actor import PolicyActor, PolicySource
 from ipvla.storage import StorageRoots
 from ipvla.types import Observation
-from ray_jobs.cli import run
+from ray_jobs.command_line.cli import run
 from ray_jobs.commit import commit
 
 

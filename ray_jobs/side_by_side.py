@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from ipvla.experiment import ExperimentConfig
 from ipvla.storage import SOURCE_TREE
-from ray_jobs.settings import parse
+from ray_jobs.command_line.settings import parse
 from ray_jobs.train import TrainSummary, summarise, train_policy, training_lines
 
 _POLL_S = 0.5

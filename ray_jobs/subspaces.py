@@ -25,8 +25,8 @@ from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import StorageRoots
 from ipvla.training.probed_policy import ProbedPolicy
 from ipvla.training.target import VLM
-from ray_jobs.cli import run
 from ray_jobs.cluster import connect
+from ray_jobs.command_line.cli import run
 from ray_jobs.commit import commit
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from ray_jobs.cli import user_error
+from ray_jobs.command_line.cli import user_error
 
 
 class TrainingError(ValueError):

@@ -18,7 +18,7 @@ from ipvla.experiment import ExperimentConfig
 from ipvla.models.memory import NoMemoryConfig
 from ipvla.training.parallel import World
 from ray_jobs import collect, evaluate, train
-from ray_jobs.cli import run
+from ray_jobs.command_line.cli import run
 from tests.synthetic import SIZE, cue_episode
 
 Told = Callable[..., str]

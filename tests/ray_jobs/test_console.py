@@ -9,9 +9,9 @@ import pytest
 
 from ipvla.storage import SOURCE_TREE
 from ray_jobs import __main__ as console
-from ray_jobs.completion import options, parser
-from ray_jobs.help import help_text
-from ray_jobs.jobs import JOBS, config_class, named, summary
+from ray_jobs.command_line.completion import options, parser
+from ray_jobs.command_line.help import help_text
+from ray_jobs.command_line.jobs import JOBS, config_class, named, summary
 
 
 def ipvla(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -18,11 +18,11 @@ from ipvla.storage import SOURCE_TREE
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
 from ipvla.training.parallel import World
 from ipvla.training.surgery import HSWSurgeryConfig
+from ray_jobs.command_line.settings import SettingError, parse
 from ray_jobs.population import Member, driver, inherit, require_moving, scheduler
-from ray_jobs.search_space import Dimension
-from ray_jobs.settings import SettingError, parse
-from ray_jobs.sweep import SweepConfig
 from ray_jobs.train import INHERITED
+from ray_jobs.tuning.search_space import Dimension
+from ray_jobs.tuning.sweep import SweepConfig
 from tests.training.fine_tuning import protected, trained
 
 PRESET = SOURCE_TREE / "ray_jobs" / "experiments" / "forgetting" / "sweep.yaml"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.help import help_text
-from ray_jobs.settings import SettingError, parse
+from ray_jobs.command_line.help import help_text
+from ray_jobs.command_line.settings import SettingError, parse
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from ipvla.data.rlds import write_rlds
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.cluster import ClusterError
+from ray_jobs.command_line.settings import SettingError
 from ray_jobs.commit import commit
-from ray_jobs.settings import SettingError
 from ray_jobs.submit import SubmitConfig, split, submit
 from tests.ray_jobs.head import ray_head
 from tests.synthetic import cue_episode

@@ -21,7 +21,7 @@ from ipvla.models.lora import LoRAConfig
 from ipvla.policy import Policy
 from ipvla.training.parallel import World
 from ray_jobs import subspaces
-from ray_jobs.cli import run
+from ray_jobs.command_line.cli import run
 from ray_jobs.subspaces import SubspacesConfig, find, read_teacher
 from tests.synthetic import SIZE, cue_episode
 

@@ -24,13 +24,13 @@ from ipvla.sim.simulator import Task
 from ipvla.storage import SOURCE_TREE
 from ipvla.training.parallel import World
 from ipvla.types import EpisodeResult, EpisodeSpec
-from ray_jobs import sweep
-from ray_jobs.search_space import Dimension, require_usable
-from ray_jobs.settings import SettingError, arguments, parse
-from ray_jobs.sweep import SurelyWorse, SweepConfig, Trial, searcher
-from ray_jobs.sweep_report import best, difference, importances, pareto, plot, table, write_best
-from ray_jobs.trial import Scoring, rungs
+from ray_jobs.command_line.settings import SettingError, arguments, parse
 from ray_jobs.tune import tune
+from ray_jobs.tuning import sweep
+from ray_jobs.tuning.search_space import Dimension, require_usable
+from ray_jobs.tuning.sweep import SurelyWorse, SweepConfig, Trial, searcher
+from ray_jobs.tuning.sweep_report import best, difference, importances, pareto, plot, table, write_best
+from ray_jobs.tuning.trial import Scoring, rungs
 from tests.synthetic import cue_episode
 
 PRESETS = SOURCE_TREE / "ray_jobs" / "experiments"

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.logging import RichHandler
 
-from ray_jobs.help import help_text
-from ray_jobs.settings import Config, parse
+from ray_jobs.command_line.help import help_text
+from ray_jobs.command_line.settings import Config, parse
 
 
 class Terminated(BaseException):

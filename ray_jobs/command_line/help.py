@@ -15,7 +15,7 @@ from typing import Any
 
 import draccus
 
-from ray_jobs.settings import default_of, group_of, is_choice, positional_of
+from ray_jobs.command_line.settings import default_of, group_of, is_choice, positional_of
 
 _INDENT = " " * 6
 

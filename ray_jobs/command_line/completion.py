@@ -13,8 +13,8 @@ from typing import Any
 
 import shtab
 
-from ray_jobs.jobs import JOBS, config_class, summary
-from ray_jobs.settings import CONFIG_PATH, did_you_mean, group_of, is_choice, positional_of
+from ray_jobs.command_line.jobs import JOBS, config_class, summary
+from ray_jobs.command_line.settings import CONFIG_PATH, did_you_mean, group_of, is_choice, positional_of
 
 
 def complete(arguments: Sequence[str]) -> int:

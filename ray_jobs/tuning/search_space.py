@@ -10,7 +10,7 @@ from typing import Any
 from ray import tune
 
 from ipvla.experiment import ExperimentConfig
-from ray_jobs.settings import SettingError, arguments, parse
+from ray_jobs.command_line.settings import SettingError, arguments, parse
 
 
 @dataclass(frozen=True)

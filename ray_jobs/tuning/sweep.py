@@ -22,9 +22,9 @@ from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
 from ipvla.storage import StorageRoots
 from ray_jobs import population
-from ray_jobs.search_space import Dimension, require_usable
-from ray_jobs.settings import SettingError, arguments, parse
-from ray_jobs.trial import (
+from ray_jobs.command_line.settings import SettingError, arguments, parse
+from ray_jobs.tuning.search_space import Dimension, require_usable
+from ray_jobs.tuning.trial import (
     NEW,
     OLD,
     SCORE,
