@@ -61,12 +61,12 @@ from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import SOURCE_TREE
 from ipvla.training.interpolation import interpolate
-from ray_jobs.cluster import connect
 from ray_jobs.collect import collect
 from ray_jobs.command_line.cli import run
-from ray_jobs.progress import CollectionDisplay, episode_progress
+from ray_jobs.display.progress import CollectionDisplay, episode_progress
 from ray_jobs.quickstart import Stopwatch
-from ray_jobs.side_by_side import train_side_by_side
+from ray_jobs.running.cluster import connect
+from ray_jobs.running.side_by_side import train_side_by_side
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
 
 _DOCS = SOURCE_TREE / "docs"

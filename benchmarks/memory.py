@@ -40,13 +40,13 @@ from ipvla.experiment import ExperimentConfig
 from ipvla.sim.suites import load_suite
 from ipvla.storage import SOURCE_TREE
 from ipvla.types import EpisodeResult
-from ray_jobs.cluster import connect
 from ray_jobs.collect import collect
 from ray_jobs.command_line.cli import run
+from ray_jobs.display.progress import CollectionDisplay
 from ray_jobs.evaluate import evaluate
-from ray_jobs.progress import CollectionDisplay
 from ray_jobs.quickstart import Stopwatch
-from ray_jobs.side_by_side import train_side_by_side
+from ray_jobs.running.cluster import connect
+from ray_jobs.running.side_by_side import train_side_by_side
 
 _QUICK_COSTS = CostConfig(late=40, around=2, steps=3, repeats=2)
 

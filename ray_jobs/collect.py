@@ -32,10 +32,10 @@ from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.simulator import Split
 from ipvla.sim.suites import EXPERT_SUITES, SUITES, Suite, load_suite
 from ipvla.storage import StorageRoots
-from ray_jobs.attempts import ATTEMPTS_PER_SEED, Attempt, Demonstrator, Outcome, Staging, next_attempts
-from ray_jobs.cluster import connect, require_free_port
 from ray_jobs.command_line.cli import run
-from ray_jobs.progress import CollectionDisplay, TaskProgress
+from ray_jobs.display.progress import CollectionDisplay, TaskProgress
+from ray_jobs.running.attempts import ATTEMPTS_PER_SEED, Attempt, Demonstrator, Outcome, Staging, next_attempts
+from ray_jobs.running.cluster import connect, require_free_port
 
 _SEEDS = Split.HELD_OUT.value // ATTEMPTS_PER_SEED
 

@@ -30,9 +30,9 @@ from ipvla.data.lerobot import VideoSettings
 from ipvla.data.rlds import dataset_directory
 from ipvla.data.source import DatasetError
 from ipvla.storage import StorageRoots
-from ray_jobs.cluster import connect
 from ray_jobs.command_line.cli import ending_at_sigterm, run
-from ray_jobs.progress import episode_progress
+from ray_jobs.display.progress import episode_progress
+from ray_jobs.running.cluster import connect
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from ipvla.sim.standard.assets import AssetsError, assets_version, find_assets, 
 from ipvla.sim.standard.tasks import HORIZONS, initial_states
 from ipvla.sim.suites import SUITES, load_suite
 from ipvla.storage import SOURCE_TREE, StorageRoots
-from ray_jobs.cluster import port_is_busy
 from ray_jobs.command_line.cli import run
+from ray_jobs.running.cluster import port_is_busy
 
 if TYPE_CHECKING:
     from ipvla.sim.standard.golden import Frame, Golden
@@ -63,7 +63,7 @@ import sys
 from pathlib import Path
 import ray
 from ipvla.storage import StorageRoots
-from ray_jobs.cluster import connect
+from ray_jobs.running.cluster import connect
 with connect(StorageRoots(storage_root=Path(sys.argv[1]), tmp_dir=Path(sys.argv[2]))):
     print(int(ray.cluster_resources()["CPU"]), "CPUs,", int(ray.cluster_resources().get("GPU", 0)), "GPUs")
 """

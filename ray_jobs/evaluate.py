@@ -30,10 +30,10 @@ from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.suites import EXPERT_SUITES
 from ipvla.storage import StorageRoots
 from ipvla.tracking import MLflowSink
-from ray_jobs.cluster import connect
 from ray_jobs.command_line.cli import run
-from ray_jobs.evaluation_display import EvaluationDisplay
-from ray_jobs.policy_run import placed, policy_run
+from ray_jobs.display.evaluation import EvaluationDisplay
+from ray_jobs.running.cluster import connect
+from ray_jobs.running.policy_run import placed, policy_run
 
 #: Shares of layouts on which only one of two policies succeeds: of similar ones, and of unlike ones.
 _DISCORDANT = (0.1, 0.5)

@@ -14,10 +14,10 @@ from evaluators.success import SuccessConfig
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import StorageRoots
-from ray_jobs.cluster import connect
 from ray_jobs.command_line.cli import run
-from ray_jobs.policy_run import placed, policy_run
-from ray_jobs.progress import episode_progress
+from ray_jobs.display.progress import episode_progress
+from ray_jobs.running.cluster import connect
+from ray_jobs.running.policy_run import placed, policy_run
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
 from ipvla.storage import SOURCE_TREE, StorageRoots
 from ipvla.tracking import MLflowSink, RunIdentity
-from ray_jobs.cluster import connect
 from ray_jobs.collect import CollectConfig, CollectSummary, collect
 from ray_jobs.command_line.cli import run
 from ray_jobs.command_line.settings import parse
+from ray_jobs.display.progress import CollectionDisplay
 from ray_jobs.evaluate import EvaluateConfig, Evaluation, evaluate, log_comparison, report
-from ray_jobs.progress import CollectionDisplay
-from ray_jobs.side_by_side import train_side_by_side
+from ray_jobs.running.cluster import connect
+from ray_jobs.running.side_by_side import train_side_by_side
 from ray_jobs.train import TrainSummary
 
 MEMORIES = ("none", "gru")

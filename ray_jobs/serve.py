@@ -27,7 +27,7 @@ from ipvla.rollout.policy_actor import PolicyActor, PolicySource
 from ipvla.storage import StorageRoots
 from ipvla.types import Observation
 from ray_jobs.command_line.cli import run
-from ray_jobs.commit import commit
+from ray_jobs.running.commit import commit
 
 
 @dataclass(frozen=True)

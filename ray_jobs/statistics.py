@@ -19,9 +19,9 @@ from rich.console import Console
 from ipvla.data.standards import Standard
 from ipvla.data.survey import Survey, SurveyPart, combined, survey_part
 from ipvla.data.survey_store import load_survey, part_bounds, publish_survey, survey_path
-from ray_jobs.cluster import connect
 from ray_jobs.command_line.cli import run
-from ray_jobs.dataset_settings import DatasetConfig, OpenSource
+from ray_jobs.data.dataset_settings import DatasetConfig, OpenSource
+from ray_jobs.running.cluster import connect
 
 
 @dataclass(frozen=True)

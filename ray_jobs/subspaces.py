@@ -25,9 +25,9 @@ from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import StorageRoots
 from ipvla.training.probed_policy import ProbedPolicy
 from ipvla.training.target import VLM
-from ray_jobs.cluster import connect
 from ray_jobs.command_line.cli import run
-from ray_jobs.commit import commit
+from ray_jobs.running.cluster import connect
+from ray_jobs.running.commit import commit
 
 
 @dataclass(frozen=True)

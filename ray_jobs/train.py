@@ -32,10 +32,10 @@ from ipvla.training.checkpoint import load_checkpoint, save_checkpoint, shared
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
 from ipvla.training.target import VLM
-from ray_jobs.cluster import connect
 from ray_jobs.command_line.cli import Terminated, run
-from ray_jobs.policy_run import policy_run, publish
-from ray_jobs.training_failure import EndAtOnce, TrainingError, told_apart
+from ray_jobs.running.cluster import connect
+from ray_jobs.running.policy_run import policy_run, publish
+from ray_jobs.running.training_failure import EndAtOnce, TrainingError, told_apart
 
 #: In a run's directory: while it is there, the run ends after its next step, with a checkpoint.
 _STOP = "stop"

@@ -23,9 +23,9 @@ from evaluators.success_table import SuccessTable
 from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
 from ipvla.tracking import MLflowSink
-from ray_jobs.cluster import connect
 from ray_jobs.command_line.cli import ending_at_sigterm, run
-from ray_jobs.policy_run import BEST, policy_run, publish
+from ray_jobs.running.cluster import connect
+from ray_jobs.running.policy_run import BEST, policy_run, publish
 from ray_jobs.tuning.sweep import SweepConfig, Trial, claim, run_sweep
 from ray_jobs.tuning.sweep_report import best, difference, importances, pareto, plot, table, write_best
 from ray_jobs.tuning.trial import logged, play, rungs, train_to

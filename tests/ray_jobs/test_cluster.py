@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from ipvla.storage import SOURCE_TREE, StorageRoots
-from ray_jobs.cluster import ClusterError, connect, port_is_busy, require_free_port
+from ray_jobs.running.cluster import ClusterError, connect, port_is_busy, require_free_port
 
 #: Connects and reports. Run in a process of its own, because a process can have one cluster.
 _REPORT = """
@@ -17,7 +17,7 @@ import json, os, sys
 from pathlib import Path
 import ray
 from ipvla.storage import StorageRoots
-from ray_jobs.cluster import connect
+from ray_jobs.running.cluster import connect
 
 roots = StorageRoots(storage_root=Path(sys.argv[1]))
 with connect(roots, num_cpus=3):

@@ -14,7 +14,7 @@ from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.tracking import TrackingConfig
 from ipvla.training.parallel import World
-from ray_jobs.policy_run import policy_run, publish
+from ray_jobs.running.policy_run import policy_run, publish
 
 Make = Callable[..., ExperimentConfig]
 

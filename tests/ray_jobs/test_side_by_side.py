@@ -19,7 +19,7 @@ from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.policy import CheckpointError
 from ipvla.tracking import read_jsonl
 from ipvla.training.loop import TrainingConfig
-from ray_jobs.side_by_side import train_side_by_side
+from ray_jobs.running.side_by_side import train_side_by_side
 
 Make = Callable[..., ExperimentConfig]
 SHORT = TrainingConfig(steps=4, precision="fp32", log_every=2, checkpoint_every=4)

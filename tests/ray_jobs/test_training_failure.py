@@ -8,7 +8,7 @@ import pytest
 
 from ipvla.data.source import DatasetError
 from ipvla.training.optimizer import OptimizerConfig
-from ray_jobs.training_failure import EndAtOnce, TrainingError, told_apart
+from ray_jobs.running.training_failure import EndAtOnce, TrainingError, told_apart
 
 
 def refuse_settings() -> None:
