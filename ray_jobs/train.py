@@ -39,8 +39,6 @@ from ray_jobs.running.training_failure import EndAtOnce, TrainingError, told_apa
 
 #: In a run's directory: while it is there, the run ends after its next step, with a checkpoint.
 _STOP = "stop"
-#: In a run's directory: a checkpoint of another run, that this one begins with.
-INHERITED = "inherited"
 _STOP_POLL_S = 1.0
 _logger = logging.getLogger(__name__)
 
@@ -78,9 +76,7 @@ def work(
     torch.set_num_threads(config.training.threads)
     world = World.current(get_device())
     experiment = config.build(world)
-    checkpoint, inherited = ray.train.get_checkpoint(), config.run_directory / INHERITED
-    if checkpoint is None and inherited.exists():
-        checkpoint = Checkpoint.from_directory(str(inherited))
+    checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
             load_checkpoint(Path(directory), experiment.state, world, config.identity)

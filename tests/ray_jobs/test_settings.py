@@ -155,7 +155,7 @@ HELP = "--help tells what it means"
     ("arguments", "line"),
     [
         (["--nam=x"], f"nam: {UNKNOWN}; did you mean 'name'?"),
-        (["--camera.sise=3"], f"camera.sise: {UNKNOWN}; did you mean 'size'?"),
+        (["--camera.sise=3"], f"camera.sise: {UNKNOWN}; did you mean 'camera.size'?"),
         (["--camera.q=3"], f"camera.q: {UNKNOWN}; choose one of: size, names"),
         (["--arm.type=none", "--arm.reach=3"], f"arm.reach: {UNKNOWN}; there is none to choose"),
         (["--arm.type=lefd"], "arm.type: 'lefd' is unknown; did you mean 'left'? (choices: left, none)"),
