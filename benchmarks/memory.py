@@ -153,7 +153,7 @@ class MemoryBenchmark:
         seeds = self.study.training_seeds
         experiments = [self.study.start(seed) for seed in seeds]
         with self._stage("starting policies", self.expected.training(experiments)):
-            starts = {f"seed {seed}, start": self.study.start_arguments(seed) for seed in seeds}
+            starts = {f"seed {seed}, start": self.study.start(seed) for seed in seeds}
             train_side_by_side(starts, self.console)
 
     def _train(self, seed: int) -> dict[str, float]:
@@ -162,7 +162,7 @@ class MemoryBenchmark:
         drop_memory(study.start(seed).run_directory / "policy", study.bare_start(seed))
         expected = self.expected.training([study.training(name, seed) for name in study.names])
         with self._stage(f"seed {seed}: training", expected):
-            cells = {f"seed {seed}, {name}": study.arguments(name, seed) for name in study.names}
+            cells = {f"seed {seed}, {name}": study.training(name, seed) for name in study.names}
             summaries = train_side_by_side(cells, self.console)
         return {name: summaries[f"seed {seed}, {name}"].frames_per_s for name in study.names}
 

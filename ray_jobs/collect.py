@@ -275,7 +275,9 @@ def main(config: CollectConfig) -> None:
         summary = collect(config, display.update)
     console = Console()
     if complete:
-        console.print(f"The dataset is complete: {summary.demos} demonstrations in {summary.directory}")
+        console.print(
+            f"The dataset is complete: {summary.demos} demonstrations in {summary.directory}", markup=False
+        )
         return
     console.print(
         f"{summary.demos} demonstrations in {summary.directory}: {summary.control_steps} control steps, "

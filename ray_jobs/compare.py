@@ -97,7 +97,7 @@ def compare(config: CompareConfig, console: Console) -> RunTable:
     if config.out is not None:
         with console.status("drawing"):
             written = _write(config.out.expanduser(), store, table, plots)
-        console.print(f"{config.out}: {', '.join(file.name for file in written)}")
+        console.print(f"{config.out}: {', '.join(file.name for file in written)}", markup=False)
     return table
 
 

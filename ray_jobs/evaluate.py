@@ -213,7 +213,7 @@ def main(config: EvaluateConfig) -> None:
         for path in (page, config.directory / "success.json"):
             sink.log_artifact(path)
         sink.close()
-    console.print(f"report: {page}")
+    console.print(f"report: {page}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main(config: SyncConfig) -> int:
         console.print(told(synced), markup=False)
         errors.append(synced.error)
     if not errors:
-        console.print(f"nothing waits in {config.mlflow_spool}")
+        console.print(f"nothing waits in {config.mlflow_spool}", markup=False)
     return int(any(errors))
 
 

@@ -61,13 +61,11 @@ class QuickstartConfig(StorageRoots):
     def collection(self) -> CollectConfig:
         return parse(CollectConfig, self.preset("collect"))
 
-    def training_arguments(self, memory: str) -> list[str]:
-        """Of `ray_jobs.train`; the policies differ in nothing but these names."""
-        names = ["--study", self.study, "--name", memory, "--model.memory.type", memory]
-        return [*self.preset("train"), *names, "--parent_run_key", str(self.runs / self.study)]
-
     def training(self, memory: str) -> ExperimentConfig:
-        return parse(ExperimentConfig, self.training_arguments(memory))
+        """The policies differ in nothing but these names."""
+        names = ["--study", self.study, "--name", memory, "--model.memory.type", memory]
+        parent = ["--parent_run_key", str(self.runs / self.study)]
+        return parse(ExperimentConfig, [*self.preset("train"), *names, *parent])
 
     @property
     def evaluation(self) -> EvaluateConfig:
@@ -125,7 +123,9 @@ def main(config: QuickstartConfig) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     finished = directory / "summary.json"
     if finished.exists():
-        console.print(f"{config.study} is complete; delete {directory} (and its dataset) to run it anew.")
+        console.print(
+            f"{config.study} is complete; delete {directory} (and its dataset) to run it anew.", markup=False
+        )
     stopwatch = Stopwatch(directory / "seconds.txt")
     uri = config.mlflow_uri
     mlflow = MLflowSink(RunIdentity(uri, config.study, config.study, str(directory)), config.mlflow_spool)
@@ -138,7 +138,7 @@ def main(config: QuickstartConfig) -> None:
             collected = collect(config.collection, display.update)
         stopwatch.read()
         console.rule("2/3  two policies on the same demonstrations: without and with memory")
-        runs = {memory: config.training_arguments(memory) for memory in MEMORIES}
+        runs = {memory: config.training(memory) for memory in MEMORIES}
         trained = train_side_by_side(runs, console)
         stopwatch.read()
         console.rule("3/3  closed loop on layouts that neither has seen")
@@ -170,7 +170,7 @@ def _tell(console: Console, evaluation: Evaluation, summary: Path, page: Path, u
         ("compare runs", f"{sys.executable} -m mlflow ui --backend-store-uri {uri}"),
     )
     for name, value in rows:
-        console.print(f"{name:>12}  {value}", soft_wrap=True, highlight=False)
+        console.print(f"{name:>12}  {value}", soft_wrap=True, highlight=False, markup=False)
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def main(config: SubspacesConfig) -> None:
     for layer, agreement in subspaces.meta["agreement"].items():
         told = "undefined: the scores are all the same" if agreement is None else f"{agreement:.2f}"
         console.print(f"layer {layer}: rank correlation of injection and Fisher scores {told}")
-    console.print(f"written to {directory}")
+    console.print(f"written to {directory}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -147,7 +146,7 @@ def main(config: SweepConfig) -> None:
     console = Console()
     told = tune(config, console)
     console.print(Markdown(report(config, {**told, "table": ""})))
-    console.print(f"{config.directory / 'report.md'}; the best: {Path(config.directory / 'best.yaml')}")
+    console.print(f"{config.directory / 'report.md'}; the best: {config.directory / 'best.yaml'}", markup=False)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,9 @@ from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.storage import StorageRoots
-from ipvla.tracking import MLflowSink, RunIdentity
+from ipvla.tracking import MLflowSink, RunIdentity, waiting
+
+_logger = logging.getLogger(__name__)
 
 #: Aliases in the model registry: the last that was trained, and the one that a sweep chose.
 NEWEST: Final = "newest"
@@ -41,6 +44,15 @@ def policy_run(
         renews=renews,
     )
     return MLflowSink(identity, roots.mlflow_spool)
+
+
+def warn_of_waiting(roots: StorageRoots) -> None:
+    """Says at a job's end whether MLflow lacks records; workers' own warnings lie in the cluster's logs."""
+    if records := waiting(roots.mlflow_spool):
+        _logger.warning(
+            "MLflow: %d records wait for %s; once it answers: ipvla mlflow_sync --run_root_dir %s",
+            *(records, roots.mlflow_uri, roots.runs),
+        )
 
 
 def publish(sink: MLflowSink, config: ExperimentConfig, *, register: bool, alias: str = NEWEST) -> None:
