@@ -16,6 +16,7 @@ import draccus
 import numpy as np
 import numpy.typing as npt
 import torch
+from draccus.utils import ParsingError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -143,9 +144,16 @@ class Policy:
                 f"no policy in {directory} ({error}); give a directory that ray_jobs.train wrote, "
                 "e.g. runs/STUDY/NAME/policy"
             ) from None
-        config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
-        transforms = Transforms.from_dict(described["transforms"], tokenize=_no_words)
-        policy = cls.build(config, transforms, described["execute"])
+        try:
+            config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
+            transforms = Transforms.from_dict(described["transforms"], tokenize=_no_words)
+            execute = int(described["execute"])
+        except (LookupError, TypeError, AttributeError, ValueError, ParsingError) as error:
+            raise CheckpointError(
+                f"{directory / 'policy.json'} is damaged, or of another version of this project "
+                f"({type(error).__name__}: {error}); train or copy the policy again"
+            ) from error
+        policy = cls.build(config, transforms, execute)
         load_weights(policy.model, directory / "model.safetensors")
         policy.model.to(device).eval()
         return policy if unnorm_key is None else policy.unnormalised_as(unnorm_key)

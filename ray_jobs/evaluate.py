@@ -32,8 +32,8 @@ from ipvla.storage import StorageRoots
 from ipvla.tracking import MLflowSink
 from ray_jobs.command_line.cli import run
 from ray_jobs.display.evaluation import EvaluationDisplay
-from ray_jobs.running.cluster import connect
-from ray_jobs.running.policy_run import placed, policy_run
+from ray_jobs.running.cluster import connect, supplied
+from ray_jobs.running.policy_run import placed, policy_demand, policy_run, warn_of_waiting
 
 #: Shares of layouts on which only one of two policies succeeds: of similar ones, and of unlike ones.
 _DISCORDANT = (0.1, 0.5)
@@ -113,6 +113,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     Raises:
         CheckpointError: a policy does not exist or cannot be loaded.
         JournalError: results of another policy or protocol lie where these should go.
+        ClusterError: this machine lacks what the policy's actors ask for.
         OpenpiError: a server does not answer.
     """
     config.prepare()
@@ -127,7 +128,12 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     tables: list[SuccessTable] = []
     videos: list[Video] = []
     run_ids: dict[str, str | None] = {}
-    with connect(config), success.build(config.cache) as evaluation, EvaluationDisplay(console) as display:
+    with (
+        connect(config),
+        supplied(policy_demand(success)),
+        success.build(config.cache) as evaluation,
+        EvaluationDisplay(console) as display,
+    ):
         console.print(what_it_can_show(len(evaluation.specs)))
         for name, directory in directories.items():
             journal = directory / "episodes.sqlite"
@@ -213,6 +219,7 @@ def main(config: EvaluateConfig) -> None:
         for path in (page, config.directory / "success.json"):
             sink.log_artifact(path)
         sink.close()
+    warn_of_waiting(config)
     console.print(f"report: {page}", markup=False, soft_wrap=True)
 
 

@@ -16,8 +16,8 @@ from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import StorageRoots
 from ray_jobs.command_line.cli import run
 from ray_jobs.display.progress import EpisodeProgress
-from ray_jobs.running.cluster import connect
-from ray_jobs.running.policy_run import placed, policy_run
+from ray_jobs.running.cluster import connect, supplied
+from ray_jobs.running.policy_run import placed, policy_demand, policy_run, warn_of_waiting
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,12 @@ def measure(config: MemoryUseJobConfig, console: Console) -> list[MemoryUse]:
     load, success = placed(config.success, config.use_gpu)
     measured = []
     opened = config.probe.build(success, config.cache)  # what it refuses, it refuses before Ray is started
-    with connect(config), opened as evaluation, EpisodeProgress(console) as progress:
+    with (
+        connect(config),
+        supplied(policy_demand(success)),
+        opened as evaluation,
+        EpisodeProgress(console) as progress,
+    ):
         for name, policy in policies.items():
             run_directory = config.directory / name
             bar = progress.add_task(name, total=None)
@@ -129,6 +134,7 @@ def main(config: MemoryUseJobConfig) -> None:
         console.print(loss_table(use))
         plot = config.directory / use.policy / "memory_use" / "memory_use.png"
         console.print(f"plot: {plot}", markup=False, soft_wrap=True)
+    warn_of_waiting(config)
 
 
 if __name__ == "__main__":

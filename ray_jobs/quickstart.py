@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import psutil
 from rich.console import Console
 
 from evaluators.console import comparison_table, success_table
@@ -28,6 +30,7 @@ from ray_jobs.train import TrainSummary
 
 MEMORIES = ("none", "gru")
 _PRESETS = SOURCE_TREE / "ray_jobs" / "experiments" / "quickstart"
+_WRITE_EVERY_S = 2.0
 _SMOKE = "SMOKE RUN: too little data and training to say anything about memory; it shows that every part runs."
 
 
@@ -101,18 +104,40 @@ def _summary(
 
 
 class Stopwatch:
-    """Seconds that a study has taken over all its starts, kept in a file."""
+    """Seconds that a study has taken over all its starts, in a file.
 
-    def __init__(self, path: Path) -> None:
+    As a context manager it writes them down all the time, so that a start that is killed counts too.
+
+    Args:
+        started: of this start, in seconds since the epoch; now by default.
+    """
+
+    def __init__(self, path: Path, started: float | None = None) -> None:
         self._path = path
         self._before = float(path.read_text()) if path.exists() else 0.0
-        self._started = time.monotonic()
+        self._started = time.monotonic() - (0.0 if started is None else time.time() - started)
+        self._writing, self._ended = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="stopwatch", daemon=True)
 
     def read(self) -> float:
         """Seconds so far; also written down, for the next start."""
         total = self._before + time.monotonic() - self._started
-        write_text(self._path, str(total))
+        with self._writing:
+            write_text(self._path, str(total))
         return total
+
+    def _work(self) -> None:
+        while not self._ended.wait(_WRITE_EVERY_S):
+            self.read()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.read()
 
 
 def main(config: QuickstartConfig) -> None:
@@ -126,21 +151,19 @@ def main(config: QuickstartConfig) -> None:
         console.print(
             f"{config.study} is complete; delete {directory} (and its dataset) to run it anew.", markup=False
         )
-    stopwatch = Stopwatch(directory / "seconds.txt")
     uri = config.mlflow_uri
     mlflow = MLflowSink(RunIdentity(uri, config.study, config.study, str(directory)), config.mlflow_spool)
     note = _SMOKE if config.tier == "smoke" else ""
     if note:
         console.print(f"[bold yellow]{note}")
-    with connect(config):
+    begun = psutil.Process().create_time()  # what was waited for began with it
+    with Stopwatch(directory / "seconds.txt", begun) as stopwatch, connect(config):
         console.rule("1/3  demonstrations of the scripted expert")
         with CollectionDisplay(console) as display:
             collected = collect(config.collection, display.update)
-        stopwatch.read()
         console.rule("2/3  two policies on the same demonstrations: without and with memory")
         runs = {memory: config.training(memory) for memory in MEMORIES}
         trained = train_side_by_side(runs, console)
-        stopwatch.read()
         console.rule("3/3  closed loop on layouts that neither has seen")
         settings = config.evaluation
         evaluation = evaluate(settings, console)
@@ -164,7 +187,7 @@ def _tell(console: Console, evaluation: Evaluation, summary: Path, page: Path, u
     )
     console.print(comparison_table(evaluation.comparisons))
     rows: Sequence[tuple[str, str]] = (
-        ("took", f"{told['wall_s'] / 60:.1f} minutes"),
+        ("took", f"{told['wall_s'] / 60:.1f} minutes, over all starts"),
         ("summary", str(summary)),
         ("report", str(page)),
         ("compare runs", f"{sys.executable} -m mlflow ui --backend-store-uri {uri}"),

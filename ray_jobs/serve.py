@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ipvla.policy import Policy
 from ipvla.rollout.openpi.client import OURS
 from ipvla.rollout.openpi.contract import (
@@ -27,6 +29,7 @@ from ipvla.rollout.policy_actor import PolicyActor, PolicySource
 from ipvla.storage import StorageRoots
 from ipvla.types import Observation
 from ray_jobs.command_line.cli import run
+from ray_jobs.running.cluster import no_gpu
 from ray_jobs.running.commit import commit
 
 
@@ -71,8 +74,11 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
 
     Raises:
         CheckpointError: the policy does not exist or cannot be loaded.
+        ClusterError: there is no GPU to use.
         ValueError: others than this machine could connect without a token.
     """
+    if config.use_gpu and not torch.cuda.is_available():
+        raise no_gpu()
     policy = Policy.load(config.directory, "cuda" if config.use_gpu else "cpu", config.unnorm_key)
     source = PolicySource(lambda _: policy, config.directory, variant=config.unnorm_key)
     actor = PolicyActor(source, config.threads, max_batch=config.max_batch)

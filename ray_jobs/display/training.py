@@ -19,6 +19,8 @@ from ray_jobs.display.progress import time_left
 
 _LOG_EVERY_S = 20.0
 _POLL_S = 1.0
+#: At a time, for trainings of which none has moved.
+_MOST_LINES = 8
 #: Of the end of `metrics.jsonl`: dozens of lines.
 _TAIL_BYTES = 2**16
 _logger = logging.getLogger(__name__)
@@ -134,7 +136,7 @@ class TrainingDisplay:
 
     def _log(self, told: Mapping[str, TrainingStatus]) -> None:
         moved = {name: status for name, status in told.items() if self._told.get(name) != status.step}
-        for name, status in (moved or told).items():
+        for name, status in list((moved or told).items())[:_MOST_LINES]:
             ago = time.time() - status.logged
             since = f", {ago:.0f} s ago" if not moved and status.logged >= self._since[name] else ""
             _logger.info(

@@ -125,6 +125,14 @@ class Demand:
         return f"{self.what} with {wanted} each: it has {have}"
 
 
+def no_gpu() -> ClusterError:
+    """For a job that asks for a GPU where torch or Ray see none."""
+    return ClusterError(
+        f"use_gpu: this machine has no GPU (torch {metadata.version('torch')}); set use_gpu to false, or install "
+        "torch's CUDA build"
+    )
+
+
 @contextmanager
 def supplied(demand: Demand) -> Iterator[None]:
     """Within: a cluster that can hold this, or will one day.
@@ -138,10 +146,7 @@ def supplied(demand: Demand) -> Iterator[None]:
     lacking = demand.lacking()
     if lacking and _own_session is not None:
         if demand.each.get("GPU") and not ray.cluster_resources().get("GPU"):
-            raise ClusterError(
-                f"use_gpu: this machine has no GPU (torch {metadata.version('torch')}); set use_gpu to false, or "
-                "install torch's CUDA build"
-            )
+            raise no_gpu()
         raise ClusterError(f"this machine cannot hold {lacking}; {demand.remedy}")
     if not lacking:
         yield

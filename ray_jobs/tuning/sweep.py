@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import draccus
+from draccus.utils import ParsingError
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
@@ -41,6 +45,8 @@ _logger = logging.getLogger(__name__)
 
 _SEARCHES = ("optuna", "random")
 _SCHEDULERS = ("interval", "asha", "none")
+#: A training that writes nothing for so long has ended, or plays.
+_SILENT_S = 600.0
 _OBJECTIVES = ("score", "pareto")
 #: A trial's driver only waits. It must ask for something; this leaves every core to workers and simulators.
 _DRIVER = tune.PlacementGroupFactory([{"memory": float(2**20)}])
@@ -104,6 +110,16 @@ class SweepConfig(StorageRoots):
     def directory(self) -> Path:
         return self.runs / self.study / self.name
 
+    def training(self) -> dict[str, ExperimentConfig]:
+        """The trainings of this sweep that wrote something of late and are not finished, by name."""
+        runs = {}
+        for record in self.directory.parent.glob(f"{self.name}-*/experiment.json"):
+            with contextlib.suppress(OSError, ValueError, ParsingError):  # it is being written
+                written = max(path.stat().st_mtime for path in record.parent.iterdir())
+                if time.time() - written < _SILENT_S and not (record.parent / "policy").exists():
+                    runs[record.parent.name] = _experiment(record, record.stat().st_mtime_ns)
+        return runs
+
     def require_usable(self) -> None:
         """SettingError for a name or value that the experiment would refuse in some trial."""
         base = self.trained("check", {})
@@ -118,6 +134,7 @@ class SweepConfig(StorageRoots):
         """
         experiment = parse(ExperimentConfig, ["--config_path", str(self.experiment)])
         config = with_values(experiment, {**self.settings, **values})
+        config = config.absolute()
         roots = {f.name: getattr(self, f.name) for f in fields(StorageRoots)}
         tracking = replace(
             config.tracking, register=False, model=config.tracking.model_name(self.study, self.name)
@@ -130,6 +147,13 @@ class SweepConfig(StorageRoots):
             tracking=tracking,
             **roots,
         )
+
+
+@lru_cache(maxsize=256)
+def _experiment(record: Path, written_ns: int) -> ExperimentConfig:
+    """What `experiment.json` says; decoded once for each version of it."""
+    found: ExperimentConfig = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
+    return found
 
 
 @dataclass(frozen=True)
@@ -210,8 +234,12 @@ def claim(sweep: SweepConfig) -> SweepConfig:
         SettingError: a sweep of the same name has others.
     """
     assert sweep.experiment is not None
+    try:
+        experiment = sweep.experiment.read_text()
+    except OSError as error:
+        raise SettingError(f"experiment: {sweep.experiment} cannot be read ({error.strerror})") from None
     kept = {
-        sweep.directory / "experiment.yaml": sweep.experiment.read_text(),
+        sweep.directory / "experiment.yaml": experiment,
         sweep.directory / "config.json": json.dumps(draccus.encode(sweep), indent=1),
     }
     for path, text in kept.items():
