@@ -190,6 +190,6 @@ def test_a_full_disk(told: Told, root: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(train, "train_policy", full)
     line = told(train, ExperimentConfig, *training(root))
     assert line == (
-        f"error: no space is left on the disk for {root / 'x'}; free some, or give another --storage_root, and run "
-        "the same command again"
+        f"error: no space is left on the disk for {root / 'x'}; free some, or give another --storage_root, and "
+        "run the same command again"
     )
