@@ -25,6 +25,7 @@ from ray_jobs.command_line.settings import parse
 from ray_jobs.display.progress import CollectionDisplay
 from ray_jobs.evaluate import EvaluateConfig, Evaluation, evaluate, log_comparison, report
 from ray_jobs.running.cluster import connect
+from ray_jobs.running.policy_run import warn_of_waiting
 from ray_jobs.running.side_by_side import train_side_by_side
 from ray_jobs.train import TrainSummary
 
@@ -176,6 +177,7 @@ def main(config: QuickstartConfig) -> None:
     for path in (finished, page):
         mlflow.log_artifact(path)
     mlflow.close()
+    warn_of_waiting(config)
     _tell(console, evaluation, finished, page, uri, note)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import draccus
 from draccus.utils import ParsingError
@@ -110,6 +110,12 @@ class SweepConfig(StorageRoots):
     def directory(self) -> Path:
         return self.runs / self.study / self.name
 
+    def absolute(self) -> Self:
+        """With absolute paths, those among `settings` too."""
+        sweep = super().absolute()
+        trained = draccus.encode(sweep.trained("check", {}))
+        return replace(sweep, settings={name: _leaf(trained, name) for name in self.settings})
+
     def training(self) -> dict[str, ExperimentConfig]:
         """The trainings of this sweep that wrote something of late and are not finished, by name."""
         runs = {}
@@ -147,6 +153,14 @@ class SweepConfig(StorageRoots):
             tracking=tracking,
             **roots,
         )
+
+
+def _leaf(tree: Mapping[str, Any], name: str) -> Any:
+    """What encoded settings have under a dotted name."""
+    value: Any = tree
+    for part in name.split("."):
+        value = value[part]
+    return value
 
 
 @lru_cache(maxsize=256)
@@ -234,12 +248,8 @@ def claim(sweep: SweepConfig) -> SweepConfig:
         SettingError: a sweep of the same name has others.
     """
     assert sweep.experiment is not None
-    try:
-        experiment = sweep.experiment.read_text()
-    except OSError as error:
-        raise SettingError(f"experiment: {sweep.experiment} cannot be read ({error.strerror})") from None
     kept = {
-        sweep.directory / "experiment.yaml": experiment,
+        sweep.directory / "experiment.yaml": sweep.experiment.read_text(),
         sweep.directory / "config.json": json.dumps(draccus.encode(sweep), indent=1),
     }
     for path, text in kept.items():
