@@ -158,13 +158,13 @@ def train_policy(config: ExperimentConfig) -> TrainSummary:
     return summarise(config)
 
 
-def ask_to_stop(config: ExperimentConfig) -> bool:
+def ask_to_stop(config: ExperimentConfig) -> None:
     """A training of this run, in whatever process, ends after its next step, with a checkpoint.
 
-    False if its workers have not begun: then nothing is lost by ending it at once.
+    Before its workers have begun, it is no longer waited for.
     """
-    (config.run_directory / _STOP).touch()
-    return (config.run_directory / _BEGUN).exists()
+    if config.run_directory.is_dir():
+        (config.run_directory / _STOP).touch()
 
 
 def forget_earlier_starts(config: ExperimentConfig) -> None:

@@ -123,7 +123,7 @@ def test_every_path_in_a_tree_of_settings_becomes_absolute():
 
 
 def test_a_user_without_a_home_is_asked_for_a_storage_root(tmp_path, monkeypatch):
-    def no_home(path):
+    def no_home(*_):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "expanduser", no_home)

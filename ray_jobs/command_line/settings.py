@@ -158,7 +158,7 @@ def _nearest(config_class: type[Any], error: _UnknownSettingError) -> str:
     group, _, name = error.dotted.rpartition(".")
     siblings = {one: f"{group}.{one}" if group else one for one in error.known}
     others = {one.rpartition(".")[2]: one for one in (dotted for dotted, _ in options(config_class))}
-    for names, cutoff in ((siblings, 0.5), (others, 0.8)):
+    for names, cutoff in ((siblings, 0.5), (others, 0.75)):
         close = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
         if close and names[close[0]] != error.dotted:
             return f"did you mean {names[close[0]]!r}?"

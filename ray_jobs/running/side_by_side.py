@@ -1,17 +1,17 @@
-"""Trainings side by side: each a process of the Ray cluster, as a sweep's trials are."""
+"""Trainings side by side on one Ray cluster, each waited for in a thread."""
 
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-import ray
 from rich.console import Console
 
 from ipvla.experiment import ExperimentConfig
-from ray_jobs.command_line.cli import Terminated, user_error
+from ray_jobs.command_line.cli import user_error
 from ray_jobs.display.training import TrainingDisplay
 from ray_jobs.running.cluster import supplied
 from ray_jobs.running.training_failure import TrainingError
@@ -61,49 +61,56 @@ def train_side_by_side(
     return {name: summarise(config) for name, config in runs.items()}
 
 
-def _train_here(config: ExperimentConfig) -> None:
-    """One training. A process that dies is replaced, and its training goes on from the last checkpoint."""
-    try:
-        train_policy(config)
-    except Terminated as stopped:
-        raise RuntimeError("it was asked to stop") from stopped
+class _Training(threading.Thread):
+    """One of them, under way: `train_policy`, which waits for Ray Train."""
+
+    def __init__(self, name: str, config: ExperimentConfig) -> None:
+        super().__init__(name=name, daemon=True)
+        self.config = config
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            train_policy(self.config)
+        except BaseException as error:
+            self._error = error
+
+    def check(self) -> None:
+        """Raises what ended it, by the training's name."""
+        if self._error is None:
+            return
+        expected = user_error(self._error)
+        if expected is not None:
+            raise TrainingError(f"training {self.name} failed: {expected}") from self._error
+        raise RuntimeError(f"training {self.name} failed; start it again to go on") from self._error
 
 
 def _train(waiting: Sequence[str], runs: Mapping[str, ExperimentConfig], console: Console, at_once: int) -> None:
-    running: dict[Any, str] = {}
+    running: list[_Training] = []
     left = list(waiting)
-    train_there = ray.remote(num_cpus=0, max_retries=2)(_train_here)
-    with _ended(running, runs), TrainingDisplay(lambda: {n: runs[n] for n in list(running.values())}, console):
+    with _ended(running), TrainingDisplay(lambda: {one.name: one.config for one in list(running)}, console):
         while left or running:
             while left and len(running) < at_once:
                 name = left.pop(0)
                 forget_earlier_starts(runs[name])
-                running[train_there.remote(runs[name])] = name
-            for done in ray.wait(list(running), timeout=_POLL_S)[0]:
-                name = running.pop(done)
-                try:
-                    ray.get(done)
-                except Exception as error:
-                    expected = user_error(error)
-                    if expected is not None:
-                        raise TrainingError(f"training {name} failed: {expected}") from error
-                    raise RuntimeError(f"training {name} failed; start it again to go on") from error
+                running.append(_Training(name, runs[name]))
+                running[-1].start()
+            time.sleep(_POLL_S)
+            for training in [one for one in running if not one.is_alive()]:
+                running.remove(training)
+                training.check()
                 if not console.is_terminal:  # where no bars are shown
-                    _logger.info("trained %s; %d runs are left", name, len(left) + len(running))
+                    _logger.info("trained %s; %d runs are left", training.name, len(left) + len(running))
 
 
 @contextmanager
-def _ended(running: Mapping[Any, str], runs: Mapping[str, ExperimentConfig]) -> Iterator[None]:
-    """No training runs after this: those that have begun end after their next step, others at once."""
+def _ended(running: Sequence[_Training]) -> Iterator[None]:
+    """No training runs after this: those that have begun end after their next step."""
     try:
         yield
     finally:
-        try:
-            ending = [training for training, name in running.items() if ask_to_stop(runs[name])]
-            for training in set(running) - set(ending):
-                ray.cancel(training, force=True)
-            if ending:
-                ray.wait(ending, num_returns=len(ending), timeout=_END_S)
-        finally:
-            for training in running:
-                ray.cancel(training, force=True)
+        end = time.monotonic() + _END_S
+        while (alive := [one for one in running if one.is_alive()]) and time.monotonic() < end:
+            for training in alive:
+                ask_to_stop(training.config)  # again: one that starts now forgets what it was asked before
+            alive[0].join(_POLL_S)

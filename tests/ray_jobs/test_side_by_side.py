@@ -36,11 +36,12 @@ def trainings() -> list[psutil.Process]:
 
 
 def none_is_left() -> bool:
-    """Ray ends the workers of a training that is over, a moment later."""
-    end = time.monotonic() + 30
-    while trainings() and time.monotonic() < end:
+    """Workers end a moment after their training; those that only begin then end after a step."""
+    end, quiet = time.monotonic() + 120, 0
+    while quiet < 20 and time.monotonic() < end:
+        quiet = 0 if trainings() else quiet + 1
         time.sleep(0.1)
-    return not trainings()
+    return quiet == 20
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def test_the_same_teacher_and_probe_give_the_same_artifact(config: SubspacesConf
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--teacher", "nowhere"], "no policy in nowhere"),
+        (["--teacher", "nowhere"], f"no policy in {Path.cwd() / 'nowhere'}"),
         (["--probe.dataset", "nothing"], "nothing"),
         (["--probe.records", "9999"], "lower it, or collect more episodes"),
         (["--show_masks", "[99]"], "show_masks: there is no record 99; choose among 0..15"),

@@ -74,10 +74,10 @@ def test_without_a_terminal_there_is_a_line_at_least_every_half_minute(
     assert lines() == ["nothing trains"]
     runs["gru"] = config
     assert lines() == ["gru: step 0 of 100, starting since 0 s"]
-    log(config, 50, time.time())
-    assert lines() == ["gru: step 50 of 100, loss 0.5000, 200 frames/s, about 17 min left"]
+    log(config, 60, time.time())
+    assert lines() == ["gru: step 60 of 100, loss 0.5000, 200 frames/s, about 80 s left"]
     (again,) = lines()
-    assert again.startswith("gru: step 50 of 100, loss 0.5000")
+    assert again.startswith("gru: step 60 of 100, loss 0.5000")
     assert again.endswith(" s ago"), "nothing new"
 
 
