@@ -11,7 +11,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from ipvla.models.lora import save_adapters
 from ipvla.policy import CheckpointError
 from ipvla.policy import state as weights_of
 from ipvla.tracking import ConsoleSink, JsonlSink, MLflowSink, Sinks, read_jsonl, require_usable
-from ipvla.training.checkpoint import load_checkpoint, save_checkpoint, shared
+from ipvla.training.checkpoint import differences, flat, load_checkpoint, save_checkpoint, shared
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
 from ipvla.training.target import VLM
@@ -43,7 +43,6 @@ _STOP = "stop"
 _BEGUN = "begun"
 _STOP_POLL_S = 1.0
 _SIGNAL_POLL_S = 0.2
-_MOST_DIFFERENCES = 5
 _logger = logging.getLogger(__name__)
 
 
@@ -306,10 +305,9 @@ def _claim(directory: Path, config: ExperimentConfig) -> None:
                 f"{record} is damaged ({first_line(error)}); give --name another value, or delete {directory}"
             ) from error
         if found := differences(_kept(theirs), _kept(config)):
-            more = f"; and {len(found) - _MOST_DIFFERENCES} more" if len(found) > _MOST_DIFFERENCES else ""
             raise CheckpointError(
-                f"{directory} holds a run with other settings ({'; '.join(found[:_MOST_DIFFERENCES])}{more}); "
-                "give --name another value, or delete that directory"
+                f"{directory} holds a run with other settings ({found}); give --name another value, or delete "
+                "that directory"
             )
         return
     shutil.rmtree(directory / "trainer", ignore_errors=True)
@@ -320,18 +318,6 @@ def _has_steps(config: ExperimentConfig) -> bool:
     """Has the run a policy, a checkpoint, or steps in its log?"""
     kept = (config.run_directory / "policy", *config.run_directory.glob("trainer/step_*"))
     return any(path.exists() for path in kept) or bool(training_lines(config))
-
-
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """`optimizer.lr: 0.001 there, 0.5 here` for each setting that differs; of another type, the type alone."""
-    there, here = _flat(dict(theirs)), _flat(dict(ours))
-    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    other_types = {name.removesuffix("type") for name in names if name.endswith(".type")}
-    return [
-        f"{name}: {json.dumps(there.get(name))} there, {json.dumps(here.get(name))} here"
-        for name in names
-        if name.endswith(".type") or not any(name.startswith(group) for group in other_types)
-    ]
 
 
 def _kept(config: ExperimentConfig) -> dict[str, Any]:
@@ -371,15 +357,8 @@ def run_sinks(config: ExperimentConfig, step: int) -> Sinks:
         parent_run_key=config.parent_run_key,
         parent_run_id=config.parent_run_id,
     )
-    mlflow.log_params(_flat(draccus.encode(config)))
+    mlflow.log_params(flat(draccus.encode(config)))
     return Sinks((ConsoleSink(), JsonlSink(config.run_directory / "metrics.jsonl", step), mlflow))
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def training_lines(config: ExperimentConfig) -> list[dict[str, Any]]:

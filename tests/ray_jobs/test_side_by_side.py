@@ -69,7 +69,7 @@ def test_runs_wait_for_their_turn_and_a_finished_one_is_not_run_again(make_exper
     assert not any(seen)
 
     other = make_experiment(name="one", training=TrainingConfig(steps=5, precision="fp32"))
-    with pytest.raises(CheckpointError, match=r"other settings \(training.steps: 4 there, 5 here"):
+    with pytest.raises(CheckpointError, match=r"other settings \(training.steps 4, this run has 5"):
         train_side_by_side({"one": other}, Console(quiet=True))
 
 

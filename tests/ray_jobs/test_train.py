@@ -25,6 +25,7 @@ from ipvla.models.memory import NoMemoryConfig
 from ipvla.policy import CheckpointError, Policy
 from ipvla.storage import SOURCE_TREE
 from ipvla.tracking import Sinks, read_jsonl
+from ipvla.training.checkpoint import differences
 from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
@@ -36,7 +37,6 @@ from ray_jobs.train import (
     _kept,
     _stopping_at,
     ask_to_stop,
-    differences,
     summarise,
     train_policy,
     training_lines,
@@ -221,7 +221,7 @@ def test_a_run_with_other_settings_is_refused_and_left_alone(make_experiment: Ma
     record = config.run_directory / "experiment.json"
     record.write_text(json.dumps(draccus.encode(config)))
     (config.run_directory / "metrics.jsonl").write_text(LINE)
-    with pytest.raises(CheckpointError, match=r"other settings \(optimizer.lr: 0.003 there, 0.5 here; opti"):
+    with pytest.raises(CheckpointError, match=r"other settings \(optimizer.lr 0.003, this run has 0.5; opti"):
         train_policy(replace(config, optimizer=OptimizerConfig(lr=0.5)))
     assert json.loads(record.read_text()) == draccus.encode(config)
 
@@ -259,12 +259,12 @@ def test_a_damaged_record_is_one_line(make_experiment: Make, text: str) -> None:
 def test_only_the_settings_that_differ_are_named(make_experiment: Make) -> None:
     ours = make_experiment()
     gone = replace(ours, model=replace(ours.model, memory=NoMemoryConfig(), chunk=4), seed=3)
-    assert differences(_kept(ours), _kept(gone)) == [
-        'model.memory.type: "gru" there, "none" here',
-        "model.chunk: 2 there, 4 here",
-        "seed: 0 there, 3 here",
-    ]
-    assert differences(_kept(ours), _kept(ours)) == []
+    assert differences(_kept(ours), _kept(gone)) == (
+        'model.memory.type "gru", this run has "none"; model.chunk 2, this run has 4; seed 0, this run has 3'
+    )
+    assert differences(_kept(ours), _kept(ours)) == ""
+    many = {str(number): number for number in range(9)}
+    assert differences(many, {}).endswith("; 4 4, this run has null; and 4 more")
 
 
 def wait_for_ever() -> None:
