@@ -157,7 +157,9 @@ def _nearest(config_class: type[Any], error: _UnknownSettingError) -> str:
     """`did_you_mean` by dotted name: of the same group first, then of any that has a setting called so."""
     group, _, name = error.dotted.rpartition(".")
     siblings = {one: f"{group}.{one}" if group else one for one in error.known}
-    others = {one.rpartition(".")[2]: one for one in (dotted for dotted, _ in options(config_class))}
+    others: dict[str, str] = {}
+    for dotted, _ in options(config_class):
+        others.setdefault(dotted.rpartition(".")[2], dotted)
     for names, cutoff in ((siblings, 0.5), (others, 0.75)):
         close = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
         if close and names[close[0]] != error.dotted:
