@@ -310,7 +310,8 @@ def _claim(directory: Path, config: ExperimentConfig) -> None:
                 "that directory"
             )
         return
-    shutil.rmtree(directory / "trainer", ignore_errors=True)
+    if not _has_steps(config):
+        shutil.rmtree(directory / "trainer", ignore_errors=True)  # what Ray Train wrote of other settings
     write_text(record, json.dumps(draccus.encode(config), indent=1))
 
 
