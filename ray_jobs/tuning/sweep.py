@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import draccus
+import yaml
 from draccus.utils import ParsingError
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -47,6 +48,7 @@ _SEARCHES = ("optuna", "random")
 _SCHEDULERS = ("interval", "asha", "none")
 #: A training that writes nothing for so long has ended, or plays.
 _SILENT_S = 600.0
+_ROOTS = tuple(root.name for root in fields(StorageRoots))
 _OBJECTIVES = ("score", "pareto")
 #: A trial's driver only waits. It must ask for something; this leaves every core to workers and simulators.
 _DRIVER = tune.PlacementGroupFactory([{"memory": float(2**20)}])
@@ -141,7 +143,7 @@ class SweepConfig(StorageRoots):
         experiment = parse(ExperimentConfig, ["--config_path", str(self.experiment)])
         config = with_values(experiment, {**self.settings, **values})
         config = config.absolute()
-        roots = {f.name: getattr(self, f.name) for f in fields(StorageRoots)}
+        roots = {name: getattr(self, name) for name in _ROOTS}
         tracking = replace(
             config.tracking, register=False, model=config.tracking.model_name(self.study, self.name)
         )
@@ -242,14 +244,16 @@ def run_sweep(sweep: SweepConfig) -> list[Trial]:
 def claim(sweep: SweepConfig) -> SweepConfig:
     """Keeps the sweep's settings and experiment at its first start; the sweep with that copy of the experiment.
 
-    Trials read the copy: they run in other working directories, perhaps on other nodes, and long after.
+    Trials read the copy, whose paths are absolute: they run in other working directories, and long after.
 
     Raises:
         SettingError: a sweep of the same name has others.
     """
     assert sweep.experiment is not None
+    experiment = draccus.encode(parse(ExperimentConfig, ["--config_path", str(sweep.experiment)]).absolute())
+    of_its_own = {name: value for name, value in experiment.items() if name not in _ROOTS}
     kept = {
-        sweep.directory / "experiment.yaml": sweep.experiment.read_text(),
+        sweep.directory / "experiment.yaml": yaml.safe_dump(of_its_own, sort_keys=False, width=115),
         sweep.directory / "config.json": json.dumps(draccus.encode(sweep), indent=1),
     }
     for path, text in kept.items():

@@ -28,7 +28,7 @@ from ray_jobs.command_line.settings import SettingError, parse, with_values
 from ray_jobs.tune import tune
 from ray_jobs.tuning import sweep
 from ray_jobs.tuning.search_space import Dimension, require_usable
-from ray_jobs.tuning.sweep import SurelyWorse, SweepConfig, Trial, searcher
+from ray_jobs.tuning.sweep import SurelyWorse, SweepConfig, Trial, claim, searcher
 from ray_jobs.tuning.sweep_report import best, difference, importances, pareto, plot, table, write_best
 from ray_jobs.tuning.trial import Scoring, rungs
 from tests.synthetic import cue_episode
@@ -287,3 +287,25 @@ def test_a_sweep_of_real_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     in_mlflow(config, finished, diverged)
     with pytest.raises(SettingError, match="holds a sweep with other settings"):
         tune(replace(config, trials=4), Console(quiet=True))
+
+
+def test_a_trial_finds_relative_paths_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("experiment.yaml").write_text("data: {dataset: ./data/cue}\n")
+    config = SweepConfig(
+        storage_root=Path("store"),
+        experiment=Path("experiment.yaml"),
+        settings={"start_from": "start/policy", "training.steps": 6},
+        space={"optimizer.lr": Dimension(1e-4, 1e-2)},
+        success=PLAYED,
+        scoring=SCORING,
+    ).absolute()
+    config.require_usable()
+    begun = claim(config)
+    assert claim(config) == begun, "the same again goes on"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    trained = begun.trained("x", {"optimizer.lr": 1e-3})
+    assert (trained.start_from, trained.data.dataset) == (tmp_path / "start/policy", str(tmp_path / "data/cue"))
+    assert trained.run_directory == tmp_path / "store" / "runs" / "forgetting" / "sweep-x"
+    assert (trained.optimizer.lr, trained.training.steps) == (1e-3, 6)
