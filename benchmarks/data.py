@@ -33,7 +33,7 @@ from benchmarks.data_reading import Epoch, Reading
 from benchmarks.data_scale import OXE, Constants, Scale, at_scale
 from benchmarks.record import Target, write_record
 from benchmarks.tables import target_rows
-from ray_jobs.cli import run
+from ray_jobs.command_line.cli import run
 
 _TENSORFLOW = Path(__file__).with_name("data_tensorflow.py")
 _ENTRIES = 1_000_000

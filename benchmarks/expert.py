@@ -24,7 +24,7 @@ from evaluators.success_table import SuccessTable
 from ipvla.sim.standard.assets import provide_assets
 from ipvla.sim.standard.tasks import standard_tasks
 from ipvla.storage import StorageRoots
-from ray_jobs.cli import run
+from ray_jobs.command_line.cli import run
 from ray_jobs.evaluate import EXPERT, EvaluateConfig, evaluate
 
 SUITES: Final = ("libero_spatial", "libero_object")

@@ -61,12 +61,12 @@ from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import SOURCE_TREE
 from ipvla.training.interpolation import interpolate
-from ray_jobs.cli import run
-from ray_jobs.cluster import connect
 from ray_jobs.collect import collect
-from ray_jobs.progress import CollectionDisplay, episode_progress
+from ray_jobs.command_line.cli import run
+from ray_jobs.display.progress import CollectionDisplay, EpisodeProgress
 from ray_jobs.quickstart import Stopwatch
-from ray_jobs.side_by_side import train_side_by_side
+from ray_jobs.running.cluster import connect
+from ray_jobs.running.side_by_side import train_side_by_side
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
 
 _DOCS = SOURCE_TREE / "docs"
@@ -94,7 +94,7 @@ class ForgettingBenchmark:
         study = self.study
         with self._stage(f"seed {seed}: {len(points)} policies learn a second task"):
             _find_missing([study.second_subspaces(point, seed) for point in points])
-            runs = {f"seed {seed}, second, {p.method}": study.second_arguments(p, seed) for p in points}
+            runs = {f"seed {seed}, second, {p.method}": study.second_training(p, seed) for p in points}
             train_side_by_side(runs, self.console)
         policies = {"base": study.base(seed)}
         for point in points:
@@ -150,7 +150,7 @@ class ForgettingBenchmark:
         """Demonstrations, this seed's base policy and its subspaces, made where they are missing."""
         self._collect()
         with self._stage(f"seed {seed}: base policy"):
-            train_side_by_side({f"seed {seed}, base": self.study.base_arguments(seed)}, self.console)
+            train_side_by_side({f"seed {seed}, base": self.study.base_training(seed)}, self.console)
         with self._stage(f"seed {seed}: subspaces"):
             _find_missing(self.study.subspaces(seed))
 
@@ -159,7 +159,7 @@ class ForgettingBenchmark:
         sources = list(dict.fromkeys(self.study.source(point) for point in points))
         for replays in (False, True):
             runs = {
-                f"seed {seed}, {p.method} {p.strength}": self.study.arguments(p, seed)
+                f"seed {seed}, {p.method} {p.strength}": self.study.training(p, seed)
                 for p in sources
                 if bool(methods()[p.method].replays) == replays
             }
@@ -208,7 +208,7 @@ class ForgettingBenchmark:
         with (
             self._stage(title),
             success.build(self.study.cache) as evaluation,
-            episode_progress(self.console) as progress,
+            EpisodeProgress(self.console) as progress,
         ):
             bar = progress.add_task("episodes", total=len(policies) * len(evaluation.specs))
             for done, (name, directory) in enumerate(policies.items(), 1):

@@ -26,8 +26,8 @@ from ipvla.sim.suites import load_suite
 from ipvla.storage import SOURCE_TREE, StorageRoots
 from ipvla.tracking import read_jsonl
 from ray_jobs.collect import CollectConfig
+from ray_jobs.command_line.settings import arguments, did_you_mean, parse
 from ray_jobs.evaluate import EvaluateConfig
-from ray_jobs.settings import arguments, did_you_mean, parse
 from ray_jobs.subspaces import SubspacesConfig
 
 _EXPERIMENTS = SOURCE_TREE / "ray_jobs" / "experiments"
@@ -149,7 +149,10 @@ class ForgettingStudy(StorageRoots):
 
     def base(self, seed: int) -> Path:
         """Where this seed's base policy lies."""
-        return parse(ExperimentConfig, self.base_arguments(seed)).run_directory / "policy"
+        return self.base_training(seed).run_directory / "policy"
+
+    def base_training(self, seed: int) -> ExperimentConfig:
+        return parse(ExperimentConfig, self.base_arguments(seed))
 
     def subspaces(self, seed: int) -> tuple[SubspacesConfig, ...]:
         """ICSM of a seed's base policy, in every order of directions that a method takes.
@@ -222,7 +225,10 @@ class ForgettingStudy(StorageRoots):
 
     def second_policy(self, point: Point, seed: int) -> Path:
         """Where the policy that has learned both tasks lies."""
-        return parse(ExperimentConfig, self.second_arguments(point, seed)).run_directory / "policy"
+        return self.second_training(point, seed).run_directory / "policy"
+
+    def second_training(self, point: Point, seed: int) -> ExperimentConfig:
+        return parse(ExperimentConfig, self.second_arguments(point, seed))
 
     def training(self, point: Point, seed: int) -> ExperimentConfig:
         return parse(ExperimentConfig, self.arguments(point, seed))

@@ -57,7 +57,7 @@ from ipvla.training.loop import TrainingConfig
 from ipvla.training.parallel import World
 from ipvla.training.protection import ForgettingConfig
 from ipvla.types import Observation
-from ray_jobs.cli import run
+from ray_jobs.command_line.cli import run
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
 
 PARTS: Final = ("acting", "tuning")

@@ -40,13 +40,13 @@ from ipvla.experiment import ExperimentConfig
 from ipvla.sim.suites import load_suite
 from ipvla.storage import SOURCE_TREE
 from ipvla.types import EpisodeResult
-from ray_jobs.cli import run
-from ray_jobs.cluster import connect
 from ray_jobs.collect import collect
+from ray_jobs.command_line.cli import run
+from ray_jobs.display.progress import CollectionDisplay
 from ray_jobs.evaluate import evaluate
-from ray_jobs.progress import CollectionDisplay
 from ray_jobs.quickstart import Stopwatch
-from ray_jobs.side_by_side import train_side_by_side
+from ray_jobs.running.cluster import connect
+from ray_jobs.running.side_by_side import train_side_by_side
 
 _QUICK_COSTS = CostConfig(late=40, around=2, steps=3, repeats=2)
 
@@ -153,7 +153,7 @@ class MemoryBenchmark:
         seeds = self.study.training_seeds
         experiments = [self.study.start(seed) for seed in seeds]
         with self._stage("starting policies", self.expected.training(experiments)):
-            starts = {f"seed {seed}, start": self.study.start_arguments(seed) for seed in seeds}
+            starts = {f"seed {seed}, start": self.study.start(seed) for seed in seeds}
             train_side_by_side(starts, self.console)
 
     def _train(self, seed: int) -> dict[str, float]:
@@ -162,7 +162,7 @@ class MemoryBenchmark:
         drop_memory(study.start(seed).run_directory / "policy", study.bare_start(seed))
         expected = self.expected.training([study.training(name, seed) for name in study.names])
         with self._stage(f"seed {seed}: training", expected):
-            cells = {f"seed {seed}, {name}": study.arguments(name, seed) for name in study.names}
+            cells = {f"seed {seed}, {name}": study.training(name, seed) for name in study.names}
             summaries = train_side_by_side(cells, self.console)
         return {name: summaries[f"seed {seed}, {name}"].frames_per_s for name in study.names}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ipvla.atomic_file import write_text
 from ipvla.sim.fingerprint import fingerprint
-from ray_jobs.commit import commit
+from ray_jobs.running.commit import commit
 
 RESULTS = Path(__file__).parent / "results"
 

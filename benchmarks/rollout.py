@@ -48,8 +48,8 @@ from ipvla.sim.protocols import load_protocol
 from ipvla.sim.standard.assets import provide_assets
 from ipvla.sim.standard.tasks import standard_tasks
 from ipvla.storage import StorageRoots
-from ray_jobs.cli import run
-from ray_jobs.cluster import connect
+from ray_jobs.command_line.cli import run
+from ray_jobs.running.cluster import connect
 
 PARTS: Final = ("speed", "overhead", "pictures", "scaling", "chaos", "soak")
 _SUITE = "libero_spatial"

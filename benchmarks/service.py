@@ -43,10 +43,10 @@ from benchmarks.service_training import (
 from benchmarks.tables import target_rows
 from ipvla.experiment import ExperimentConfig
 from ipvla.storage import SOURCE_TREE, StorageRoots
-from ray_jobs.cli import ending_at_sigterm, run
-from ray_jobs.cluster import connect
+from ray_jobs.command_line.cli import ending_at_sigterm, run
+from ray_jobs.command_line.settings import arguments, parse
 from ray_jobs.quickstart import Stopwatch
-from ray_jobs.settings import arguments, parse
+from ray_jobs.running.cluster import connect
 
 PARTS: Final = ("training", "sweep")
 _PRESETS = SOURCE_TREE / "ray_jobs" / "experiments" / "forgetting"

@@ -25,9 +25,9 @@ import psutil
 
 from ipvla.atomic_file import write_text
 from ipvla.storage import SOURCE_TREE
+from ray_jobs.command_line.settings import parse
 from ray_jobs.quickstart import Stopwatch
-from ray_jobs.settings import parse
-from ray_jobs.sweep import SweepConfig
+from ray_jobs.tuning.sweep import SweepConfig
 
 _POLL_S = 0.5
 _END_S = 60.0

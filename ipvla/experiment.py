@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import draccus
 import numpy as np
@@ -22,11 +22,11 @@ from ipvla.data.mixtures import Mixture, mixture_named
 from ipvla.data.normalisation import NORMALISATIONS, Normalisation
 from ipvla.data.oxe_mixtures import OXE_MIXTURES
 from ipvla.data.source import BrokenEpisodeError, DatasetError
-from ipvla.data.sources import RLDS_BACKENDS, RldsBackend, dataset_location
+from ipvla.data.sources import RLDS_BACKENDS, RldsBackend, absolute_location, dataset_location
 from ipvla.data.standards import StandardConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import CheckpointError, Policy, policy_sha256
-from ipvla.storage import StorageRoots
+from ipvla.storage import StorageRoots, paths_of_fields_absolute
 from ipvla.tracking import TrackingConfig
 from ipvla.training.loop import TrainingConfig
 from ipvla.training.optimizer import OptimizerConfig
@@ -86,6 +86,12 @@ class DataConfig:
                 raise ValueError(f"data.{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
         if self.cache_gib <= 0:
             raise ValueError(f"data.cache_gib is {self.cache_gib}; it must be above 0")
+
+    def absolute(self) -> Self:
+        """With absolute paths, those of datasets too."""
+        mixture = {absolute_location(name): weight for name, weight in self.mixture.items()}
+        config = replace(self, dataset=absolute_location(self.dataset), mixture=mixture)
+        return paths_of_fields_absolute(config)
 
     def build(self, data_root: Path, read_root: Path | None = None) -> Dataset:
         """Opens the dataset or datasets. DatasetError if one is missing or damaged.

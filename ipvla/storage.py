@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any, Self, TypeVar
 
+Config = TypeVar("Config")
 SOURCE_TREE = Path(__file__).resolve().parents[1]
 #: Directories that most jobs only read.
 _READ = ("data_root_dir", "probe_root_dir", "artifact_dir")
+
+
+#: `s3://bucket/x`, of which a `Path` keeps one slash.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 class StorageError(ValueError):
@@ -41,35 +48,45 @@ class StorageRoots:
 
     @property
     def root(self) -> Path:
-        given = self.storage_root or os.environ.get("IPVLA_STORAGE_ROOT") or Path.home() / "ipvla_storage"
-        return Path(given).expanduser().resolve()
+        """StorageError if it is an address, or there is no home directory to put it in."""
+        given = self.storage_root or os.environ.get("IPVLA_STORAGE_ROOT")
+        return _resolved("storage_root", given or "~/ipvla_storage")
 
-    def _under(self, given: Path | None, name: str) -> Path:
-        return Path(given).expanduser().resolve() if given else self.root / name
+    def _under(self, flag: str, name: str) -> Path:
+        given = getattr(self, flag)
+        return _resolved(flag, given) if given else self.root / name
+
+    def absolute(self) -> Self:
+        """The same with every path absolute, `$IPVLA_STORAGE_ROOT` included: see `absolute_paths`."""
+        flags = [field.name for field in fields(StorageRoots)]
+        given = {flag: _resolved(flag, path) for flag in flags if (path := getattr(self, flag)) is not None}
+        if os.environ.get("IPVLA_STORAGE_ROOT"):
+            given.setdefault("storage_root", self.root)
+        return paths_of_fields_absolute(replace(self, **given))
 
     @property
     def cache(self) -> Path:
-        return self._under(self.cache_dir, "cache")
+        return self._under("cache_dir", "cache")
 
     @property
     def datasets(self) -> Path:
-        return self._under(self.data_root_dir, "datasets")
+        return self._under("data_root_dir", "datasets")
 
     @property
     def probes(self) -> Path:
-        return self._under(self.probe_root_dir, "probe")
+        return self._under("probe_root_dir", "probe")
 
     @property
     def artifacts(self) -> Path:
-        return self._under(self.artifact_dir, "artifacts")
+        return self._under("artifact_dir", "artifacts")
 
     @property
     def runs(self) -> Path:
-        return self._under(self.run_root_dir, "runs")
+        return self._under("run_root_dir", "runs")
 
     @property
     def tmp(self) -> Path:
-        return self._under(self.tmp_dir, "tmp")
+        return self._under("tmp_dir", "tmp")
 
     @property
     def directories(self) -> dict[str, Path]:
@@ -94,7 +111,7 @@ class StorageRoots:
         return self.runs / "mlflow_spool"
 
     def prepare(self, writes: Collection[str] = ()) -> None:
-        """Creates the directories and points Hugging Face's and torch's caches at `cache_dir`.
+        """Creates the directories, and points caches of libraries at `cache_dir`: Numba's only if it has no other.
 
         Datasets, probes and artifacts may lie where nobody can write, unless the job makes some.
 
@@ -124,3 +141,64 @@ class StorageRoots:
         for variable in ("HF_HOME", "HF_DATASETS_CACHE"):
             os.environ.setdefault(variable, str(self.cache / "huggingface"))
         os.environ.setdefault("TORCH_HOME", str(self.cache / "torch"))
+        if not home_is_writable():
+            os.environ.setdefault("NUMBA_CACHE_DIR", str(self.cache / "numba"))
+
+
+def home_is_writable() -> bool:
+    """Has this user a home directory that files can be written to?"""
+    try:
+        return os.access(Path.home(), os.W_OK)
+    except RuntimeError:  # a container's user, whom the system does not know
+        return False
+
+
+def absolute_paths(config: Config) -> Config:
+    """These settings with every path absolute: other processes of a job have other working directories.
+
+    A config class whose texts may be paths too has a method `absolute()` that does it.
+
+    Raises:
+        StorageError: a directory is an address, or lies in the home directory of a user without one.
+    """
+    own: Callable[[], Config] | None = getattr(config, "absolute", None)
+    return paths_of_fields_absolute(config) if own is None else own()
+
+
+def paths_of_fields_absolute(config: Config) -> Config:
+    """What most `absolute()` do: every field that is a path, and every group of settings."""
+    if not is_dataclass(config):
+        return config
+    changed: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        new = absolute(value) if isinstance(value, Path) else absolute_paths(value)
+        if field.init and new is not value:
+            changed[field.name] = new
+    return replace(config, **changed) if changed else config  # type: ignore[type-var]
+
+
+def absolute(path: Path | str) -> Path:
+    """`~` expanded, and absolute; symbolic links stay.
+
+    Raises:
+        StorageError: it begins with the `~` of a user without a home directory.
+    """
+    try:
+        return Path(os.path.abspath(Path(path).expanduser()))
+    except RuntimeError:
+        raise StorageError(f"{path}: this user has no home directory; give an absolute path") from None
+
+
+def _resolved(flag: str, given: Path | str) -> Path:
+    if _ADDRESS.match(str(given)):
+        raise StorageError(
+            f"--{flag} {given} is an address; give a directory of a file system that all nodes share (object "
+            "storage can hold datasets and MLflow's artifacts)"
+        )
+    try:
+        return Path(given).expanduser().resolve()
+    except RuntimeError:
+        raise StorageError(
+            f"--{flag} {given}: this user has no home directory; pass --storage_root or set IPVLA_STORAGE_ROOT"
+        ) from None

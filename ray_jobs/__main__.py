@@ -5,8 +5,8 @@ from __future__ import annotations
 import runpy
 import sys
 
-from ray_jobs.jobs import JOBS, module, named, summary
-from ray_jobs.settings import did_you_mean
+from ray_jobs.command_line.jobs import JOBS, module, named, summary
+from ray_jobs.command_line.settings import did_you_mean
 
 _COMPLETION = "completion"
 
@@ -32,7 +32,7 @@ def main() -> None:
     if name in ("-h", "--help", "help"):
         print(usage())
     elif name == _COMPLETION:
-        from ray_jobs.completion import complete
+        from ray_jobs.command_line.completion import complete
 
         sys.exit(complete(arguments))
     elif name in JOBS:

@@ -35,10 +35,10 @@ from ipvla.sim.simulator import Split
 from ipvla.sim.suite import Suite
 from ipvla.sim.suites import SUITES, load_suite, suite_entry, suites_with_expert
 from ipvla.storage import StorageRoots
-from ray_jobs.attempts import ATTEMPTS_PER_SEED, Attempt, Demonstrator, Outcome, Staging, next_attempts
-from ray_jobs.cli import run
-from ray_jobs.cluster import connect, require_free_port
-from ray_jobs.progress import CollectionDisplay, TaskProgress
+from ray_jobs.command_line.cli import run
+from ray_jobs.display.progress import CollectionDisplay, TaskProgress
+from ray_jobs.running.attempts import ATTEMPTS_PER_SEED, Attempt, Demonstrator, Outcome, Staging, next_attempts
+from ray_jobs.running.cluster import connect, require_free_port
 
 _SEEDS = Split.HELD_OUT.value // ATTEMPTS_PER_SEED
 
@@ -290,7 +290,9 @@ def main(config: CollectConfig) -> None:
         summary = collect(config, display.update)
     console = Console()
     if complete:
-        console.print(f"The dataset is complete: {summary.demos} demonstrations in {summary.directory}")
+        console.print(
+            f"The dataset is complete: {summary.demos} demonstrations in {summary.directory}", markup=False
+        )
         return
     console.print(
         f"{summary.demos} demonstrations in {summary.directory}: {summary.control_steps} control steps, "

@@ -23,8 +23,8 @@ from evaluators.run_table import RunTable, differing_parameters, opposed, shared
 from evaluators.tracked_runs import PLAYED_BY, RunStore, TrackedRun, TrackingError, differing_fingerprints, labels
 from ipvla.sim.protocols import ProtocolError
 from ipvla.storage import SOURCE_TREE, StorageError, StorageRoots
-from ray_jobs.cli import run
-from ray_jobs.settings import SettingError, did_you_mean
+from ray_jobs.command_line.cli import run
+from ray_jobs.command_line.settings import SettingError, did_you_mean
 
 _METRICS = 12  # shown unless asked for
 _CURVES = 8
@@ -96,7 +96,7 @@ def compare(config: CompareConfig, console: Console) -> RunTable:
     if config.out is not None:
         with console.status("drawing"):
             written = _write(config.out.expanduser(), store, table, plots)
-        console.print(f"{config.out}: {', '.join(file.name for file in written)}")
+        console.print(f"{config.out}: {', '.join(file.name for file in written)}", markup=False)
     return table
 
 

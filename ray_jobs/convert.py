@@ -30,9 +30,9 @@ from ipvla.data.lerobot import VideoSettings
 from ipvla.data.rlds import dataset_directory
 from ipvla.data.source import DatasetError
 from ipvla.storage import StorageRoots
-from ray_jobs.cli import ending_at_sigterm, run
-from ray_jobs.cluster import connect
-from ray_jobs.progress import episode_progress
+from ray_jobs.command_line.cli import ending_at_sigterm, run
+from ray_jobs.display.progress import EpisodeProgress
+from ray_jobs.running.cluster import connect
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _tell(
     """The results, with a bar over the episodes of all parts on a terminal."""
     total = sum(part.last - part.first for part in parts)
     left = sum(part.last - part.first for part in (parts if pending is None else pending))
-    with episode_progress(console) as progress:
+    with EpisodeProgress(console) as progress:
         bar = progress.add_task(doing, total=total, completed=total - left)
         for part, result in results:
             progress.advance(bar, part.last - part.first)

@@ -24,14 +24,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
+from rich.text import Text
 
 from ipvla.sim.environment import SimulatorError, renderer, require_simulators
 from ipvla.sim.standard.assets import AssetsError, assets_version, find_assets, provide_assets
 from ipvla.sim.standard.tasks import HORIZONS, initial_states
 from ipvla.sim.suites import SUITES, load_suite
 from ipvla.storage import SOURCE_TREE, StorageRoots
-from ray_jobs.cli import run
-from ray_jobs.cluster import port_is_busy
+from ray_jobs.command_line.cli import run
+from ray_jobs.running.cluster import port_is_busy
 
 if TYPE_CHECKING:
     from ipvla.sim.standard.golden import Frame, Golden
@@ -64,7 +65,7 @@ import sys
 from pathlib import Path
 import ray
 from ipvla.storage import StorageRoots
-from ray_jobs.cluster import connect
+from ray_jobs.running.cluster import connect
 with connect(StorageRoots(storage_root=Path(sys.argv[1]), tmp_dir=Path(sys.argv[2]))):
     print(int(ray.cluster_resources()["CPU"]), "CPUs,", int(ray.cluster_resources().get("GPU", 0)), "GPUs")
 """
@@ -240,7 +241,8 @@ def _compared(found: Golden, golden: Golden, states: int, wrong: Mapping[str, st
             Status.WARN,
             f"{told}, but {len(visible)} of {len(levels)} scenes look otherwise, by up to "
             f"{max(levels.values()):.1f} of 255 levels: {', '.join(visible[:3])}",
-            "install the pinned mujoco: policies see other pictures than elsewhere",
+            "physics is as published, the assets' textures differ: give those of the hub, --libero_assets hub, if "
+            "policies must see the same pictures as elsewhere",
         )
     same = sum(frame.sha256 == golden.frames[name].sha256 for name, frame in found.frames.items())
     return Finding(Status.OK, f"{told}; {same} of {len(levels)} pictures equal the golden ones to the last bit")
@@ -335,7 +337,7 @@ def _table(findings: dict[str, Finding]) -> Table:
     table = Table("check", "", Column("found", overflow="fold"), Column("what to do", overflow="fold"))
     for name, finding in findings.items():
         style = _STYLES[finding.status]
-        table.add_row(name, f"[{style}]{finding.status}[/]", finding.detail, finding.remedy)
+        table.add_row(name, f"[{style}]{finding.status}[/]", Text(finding.detail), Text(finding.remedy))
     return table
 
 

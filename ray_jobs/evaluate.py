@@ -30,10 +30,10 @@ from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.suites import suites_with_expert
 from ipvla.storage import StorageRoots
 from ipvla.tracking import MLflowSink
-from ray_jobs.cli import run
-from ray_jobs.cluster import connect
-from ray_jobs.evaluation_display import EvaluationDisplay
-from ray_jobs.policy_run import placed, policy_run
+from ray_jobs.command_line.cli import run
+from ray_jobs.display.evaluation import EvaluationDisplay
+from ray_jobs.running.cluster import connect, supplied
+from ray_jobs.running.policy_run import placed, policy_demand, policy_run, warn_of_waiting
 
 #: Shares of layouts on which only one of two policies succeeds: of similar ones, and of unlike ones.
 _DISCORDANT = (0.1, 0.5)
@@ -114,6 +114,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
         CheckpointError: a policy does not exist or cannot be loaded.
         ContractError: a policy does not fit the suite.
         JournalError: results of another policy or protocol lie where these should go.
+        ClusterError: this machine lacks what the policy's actors ask for.
         OpenpiError: a server does not answer.
     """
     config.prepare()
@@ -129,7 +130,12 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     tables: list[SuccessTable] = []
     videos: list[Video] = []
     run_ids: dict[str, str | None] = {}
-    with connect(config), built as evaluation, EvaluationDisplay(console) as display:
+    with (
+        connect(config),
+        supplied(policy_demand(success)),
+        built as evaluation,
+        EvaluationDisplay(console) as display,
+    ):
         console.print(what_it_can_show(len(evaluation.specs)))
         for name, directory in directories.items():
             journal = directory / "episodes.sqlite"
@@ -215,7 +221,8 @@ def main(config: EvaluateConfig) -> None:
         for path in (page, config.directory / "success.json"):
             sink.log_artifact(path)
         sink.close()
-    console.print(f"report: {page}")
+    warn_of_waiting(config)
+    console.print(f"report: {page}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

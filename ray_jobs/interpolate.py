@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipvla.training.interpolation import interpolate
-from ray_jobs.cli import run
+from ray_jobs.command_line.cli import run
 
 
 @dataclass(frozen=True)

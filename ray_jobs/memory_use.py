@@ -14,10 +14,10 @@ from evaluators.success import SuccessConfig
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import StorageRoots
-from ray_jobs.cli import run
-from ray_jobs.cluster import connect
-from ray_jobs.policy_run import placed, policy_run
-from ray_jobs.progress import episode_progress
+from ray_jobs.command_line.cli import run
+from ray_jobs.display.progress import EpisodeProgress
+from ray_jobs.running.cluster import connect, supplied
+from ray_jobs.running.policy_run import placed, policy_demand, policy_run, warn_of_waiting
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,12 @@ def measure(config: MemoryUseJobConfig, console: Console) -> list[MemoryUse]:
     load, success = placed(config.success, config.use_gpu)
     measured = []
     opened = config.probe.build(success, config.cache)  # what it refuses, it refuses before Ray is started
-    with connect(config), opened as evaluation, episode_progress(console) as progress:
+    with (
+        connect(config),
+        supplied(policy_demand(success)),
+        opened as evaluation,
+        EpisodeProgress(console) as progress,
+    ):
         for name, policy in policies.items():
             run_directory = config.directory / name
             bar = progress.add_task(name, total=None)
@@ -127,7 +132,9 @@ def main(config: MemoryUseJobConfig) -> None:
     console = Console()
     for use in measure(config, console):
         console.print(loss_table(use))
-        console.print(f"plot: {config.directory / use.policy / 'memory_use' / 'memory_use.png'}")
+        plot = config.directory / use.policy / "memory_use" / "memory_use.png"
+        console.print(f"plot: {plot}", markup=False, soft_wrap=True)
+    warn_of_waiting(config)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ipvla.storage import StorageRoots
 from ipvla.tracking import Synced, require_usable, sync
-from ray_jobs.cli import run
+from ray_jobs.command_line.cli import run
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def main(config: SyncConfig) -> int:
         console.print(told(synced), markup=False)
         errors.append(synced.error)
     if not errors:
-        console.print(f"nothing waits in {config.mlflow_spool}")
+        console.print(f"nothing waits in {config.mlflow_spool}", markup=False)
     return int(any(errors))
 
 

@@ -24,7 +24,7 @@ from ipvla.sim.simulator import Task
 from ipvla.sim.suites import suite_entry
 from ipvla.storage import StorageRoots
 from ipvla.types import EpisodeResult
-from ray_jobs.cli import run
+from ray_jobs.command_line.cli import run
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import psutil
 from rich.console import Console
 
 from evaluators.console import comparison_table, success_table
@@ -17,17 +19,19 @@ from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
 from ipvla.storage import SOURCE_TREE, StorageRoots
 from ipvla.tracking import MLflowSink, RunIdentity
-from ray_jobs.cli import run
-from ray_jobs.cluster import connect
 from ray_jobs.collect import CollectConfig, CollectSummary, collect
+from ray_jobs.command_line.cli import run
+from ray_jobs.command_line.settings import parse
+from ray_jobs.display.progress import CollectionDisplay
 from ray_jobs.evaluate import EvaluateConfig, Evaluation, evaluate, log_comparison, report
-from ray_jobs.progress import CollectionDisplay
-from ray_jobs.settings import parse
-from ray_jobs.side_by_side import train_side_by_side
+from ray_jobs.running.cluster import connect
+from ray_jobs.running.policy_run import warn_of_waiting
+from ray_jobs.running.side_by_side import train_side_by_side
 from ray_jobs.train import TrainSummary
 
 MEMORIES = ("none", "gru")
 _PRESETS = SOURCE_TREE / "ray_jobs" / "experiments" / "quickstart"
+_WRITE_EVERY_S = 2.0
 _SMOKE = "SMOKE RUN: too little data and training to say anything about memory; it shows that every part runs."
 
 
@@ -61,13 +65,11 @@ class QuickstartConfig(StorageRoots):
     def collection(self) -> CollectConfig:
         return parse(CollectConfig, self.preset("collect"))
 
-    def training_arguments(self, memory: str) -> list[str]:
-        """Of `ray_jobs.train`; the policies differ in nothing but these names."""
-        names = ["--study", self.study, "--name", memory, "--model.memory.type", memory]
-        return [*self.preset("train"), *names, "--parent_run_key", str(self.runs / self.study)]
-
     def training(self, memory: str) -> ExperimentConfig:
-        return parse(ExperimentConfig, self.training_arguments(memory))
+        """The policies differ in nothing but these names."""
+        names = ["--study", self.study, "--name", memory, "--model.memory.type", memory]
+        parent = ["--parent_run_key", str(self.runs / self.study)]
+        return parse(ExperimentConfig, [*self.preset("train"), *names, *parent])
 
     @property
     def evaluation(self) -> EvaluateConfig:
@@ -103,18 +105,40 @@ def _summary(
 
 
 class Stopwatch:
-    """Seconds that a study has taken over all its starts, kept in a file."""
+    """Seconds that a study has taken over all its starts, in a file.
 
-    def __init__(self, path: Path) -> None:
+    As a context manager it writes them down all the time, so that a start that is killed counts too.
+
+    Args:
+        started: of this start, in seconds since the epoch; now by default.
+    """
+
+    def __init__(self, path: Path, started: float | None = None) -> None:
         self._path = path
         self._before = float(path.read_text()) if path.exists() else 0.0
-        self._started = time.monotonic()
+        self._started = time.monotonic() - (0.0 if started is None else time.time() - started)
+        self._writing, self._ended = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="stopwatch", daemon=True)
 
     def read(self) -> float:
         """Seconds so far; also written down, for the next start."""
         total = self._before + time.monotonic() - self._started
-        write_text(self._path, str(total))
+        with self._writing:
+            write_text(self._path, str(total))
         return total
+
+    def _work(self) -> None:
+        while not self._ended.wait(_WRITE_EVERY_S):
+            self.read()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.read()
 
 
 def main(config: QuickstartConfig) -> None:
@@ -125,22 +149,22 @@ def main(config: QuickstartConfig) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     finished = directory / "summary.json"
     if finished.exists():
-        console.print(f"{config.study} is complete; delete {directory} (and its dataset) to run it anew.")
-    stopwatch = Stopwatch(directory / "seconds.txt")
+        console.print(
+            f"{config.study} is complete; delete {directory} (and its dataset) to run it anew.", markup=False
+        )
     uri = config.mlflow_uri
     mlflow = MLflowSink(RunIdentity(uri, config.study, config.study, str(directory)), config.mlflow_spool)
     note = _SMOKE if config.tier == "smoke" else ""
     if note:
         console.print(f"[bold yellow]{note}")
-    with connect(config):
+    begun = psutil.Process().create_time()  # what was waited for began with it
+    with Stopwatch(directory / "seconds.txt", begun) as stopwatch, connect(config):
         console.rule("1/3  demonstrations of the scripted expert")
         with CollectionDisplay(console) as display:
             collected = collect(config.collection, display.update)
-        stopwatch.read()
         console.rule("2/3  two policies on the same demonstrations: without and with memory")
-        runs = {memory: config.training_arguments(memory) for memory in MEMORIES}
+        runs = {memory: config.training(memory) for memory in MEMORIES}
         trained = train_side_by_side(runs, console)
-        stopwatch.read()
         console.rule("3/3  closed loop on layouts that neither has seen")
         settings = config.evaluation
         evaluation = evaluate(settings, console)
@@ -153,6 +177,7 @@ def main(config: QuickstartConfig) -> None:
     for path in (finished, page):
         mlflow.log_artifact(path)
     mlflow.close()
+    warn_of_waiting(config)
     _tell(console, evaluation, finished, page, uri, note)
 
 
@@ -164,13 +189,13 @@ def _tell(console: Console, evaluation: Evaluation, summary: Path, page: Path, u
     )
     console.print(comparison_table(evaluation.comparisons))
     rows: Sequence[tuple[str, str]] = (
-        ("took", f"{told['wall_s'] / 60:.1f} minutes"),
+        ("took", f"{told['wall_s'] / 60:.1f} minutes, over all starts"),
         ("summary", str(summary)),
         ("report", str(page)),
         ("compare runs", f"{sys.executable} -m mlflow ui --backend-store-uri {uri}"),
     )
     for name, value in rows:
-        console.print(f"{name:>12}  {value}", soft_wrap=True, highlight=False)
+        console.print(f"{name:>12}  {value}", soft_wrap=True, highlight=False, markup=False)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from ipvla.sim.simulator import Simulator
 from ipvla.sim.suites import load_suite
 from ipvla.storage import StorageRoots
 from ipvla.types import EpisodeResult, EpisodeTrace
-from ray_jobs.cli import run
+from ray_jobs.command_line.cli import run
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 
 from ipvla.policy import Policy
 from ipvla.rollout.openpi.client import OURS
@@ -29,8 +30,9 @@ from ipvla.rollout.openpi.server import PolicyWebsocketServer, ServerConfig, ser
 from ipvla.rollout.policy_actor import PolicyActor, PolicySource
 from ipvla.storage import StorageRoots
 from ipvla.types import Observation
-from ray_jobs.cli import run
-from ray_jobs.commit import commit
+from ray_jobs.command_line.cli import run
+from ray_jobs.running.cluster import no_gpu
+from ray_jobs.running.commit import commit
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,11 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
 
     Raises:
         CheckpointError: the policy does not exist or cannot be loaded.
+        ClusterError: there is no GPU to use.
         ValueError: others than this machine could connect without a token.
     """
+    if config.use_gpu and not torch.cuda.is_available():
+        raise no_gpu()
     policy = Policy.load(config.directory, "cuda" if config.use_gpu else "cpu", config.unnorm_key)
     source = PolicySource(lambda _: policy, config.directory, variant=config.unnorm_key)
     actor = PolicyActor(source, config.threads, max_batch=config.max_batch)

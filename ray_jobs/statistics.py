@@ -19,9 +19,10 @@ from rich.console import Console
 from ipvla.data.standards import Standard
 from ipvla.data.survey import Survey, SurveyPart, combined, survey_part
 from ipvla.data.survey_store import load_survey, part_bounds, publish_survey, survey_path
-from ray_jobs.cli import run
-from ray_jobs.cluster import connect
-from ray_jobs.dataset_settings import DatasetConfig, OpenSource
+from ray_jobs.command_line.cli import run
+from ray_jobs.data.dataset_settings import DatasetConfig, OpenSource
+from ray_jobs.display.progress import EpisodeProgress
+from ray_jobs.running.cluster import connect
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,21 @@ def survey(config: StatisticsConfig) -> tuple[Survey, Path]:
     found = load_survey(path)
     if found is None:
         with connect(config):
-            found = combined(_parts(config.open_source, standard, len(source.lengths)), source, standard)
+            found = combined(_shown(config.open_source, standard, len(source.lengths)), source, standard)
         publish_survey(path, source.name, found)
     if config.out is not None:
         config.out.expanduser().parent.mkdir(parents=True, exist_ok=True)
         found.statistics.save(config.out.expanduser(), source.name)
     return found, path
+
+
+def _shown(open_source: OpenSource, standard: Standard, episodes: int) -> Iterator[SurveyPart]:
+    """The parts, and how many episodes they have so far."""
+    with EpisodeProgress() as progress:
+        bar = progress.add_task("reading", total=episodes)
+        for part in _parts(open_source, standard, episodes):
+            yield part
+            progress.advance(bar, len(part.lengths))
 
 
 def _parts(open_source: OpenSource, standard: Standard, episodes: int) -> Iterator[SurveyPart]:
@@ -93,7 +103,11 @@ def main(config: StatisticsConfig) -> None:
     console = Console()
     found, path = survey(config)
     size = found.statistics
-    console.print(f"{size.num_transitions} control steps of {size.num_trajectories} episodes: {path}")
+    console.print(
+        f"{size.num_transitions} control steps of {size.num_trajectories} episodes: {path}",
+        markup=False,
+        soft_wrap=True,
+    )
     unlabelled = int((~found.labelled & (found.lengths > 0)).sum())
     if unlabelled:
         console.print(f"{unlabelled} episodes have no task in words; statistics count them", style="yellow")

@@ -25,9 +25,9 @@ from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import StorageRoots
 from ipvla.training.feature_reader import FeatureReader
 from ipvla.training.target import VLM
-from ray_jobs.cli import run
-from ray_jobs.cluster import connect
-from ray_jobs.commit import commit
+from ray_jobs.command_line.cli import run
+from ray_jobs.running.cluster import Demand, connect, supplied
+from ray_jobs.running.commit import commit
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,12 @@ class Teacher:
         return str(config.get_choice_name(type(config)))
 
     @classmethod
-    def open(cls, config: SubspacesConfig) -> Teacher:
+    def open(cls, config: SubspacesConfig, device: str = "cpu") -> Teacher:
         """CheckpointError or DatasetError if policy or probe are missing or damaged; ValueError for OSF."""
         if config.teacher is None:
             raise ValueError(
                 "teacher is not given; name a policy's directory, e.g. --teacher runs/STUDY/NAME/policy"
             )
-        device = "cuda" if config.use_gpu else "cpu"
         policy = Policy.load(config.teacher, device).merged()
         return cls(policy, config.teacher, config.probe.build(config.probes))
 
@@ -102,14 +101,15 @@ def find(config: SubspacesConfig) -> tuple[Path, Subspaces]:
     teacher = Teacher.open(config)  # what is wrong is told before Ray is started
     order = "" if config.icsm.order == "sensitivity" else f"_{config.icsm.order}"
     directory = config.artifacts / (config.name or f"icsm_{teacher.backbone}{order}")
-    resources = {"num_cpus": 1, "num_gpus": 1 if config.use_gpu else 0}
-    with connect(config):
+    resources = {"num_cpus": 1, "num_gpus": int(config.use_gpu)}
+    reader = Demand("1 reader", {"CPU": 1, "GPU": int(config.use_gpu)}, 1, "set use_gpu to false")
+    with connect(config), supplied(reader):
         return directory, ray.get(ray.remote(**resources)(read_teacher).remote(config, directory))
 
 
 def read_teacher(config: SubspacesConfig, directory: Path) -> Subspaces:
     """`find` in this process: writes all that was asked for and, last, the subspaces."""
-    teacher = Teacher.open(config)
+    teacher = Teacher.open(config, "cuda" if config.use_gpu else "cpu")
     model = FeatureReader(teacher.policy.model, teacher.backbone)
     batches = teacher.probe.batches(teacher.policy.transforms, config.batch)
     meta: dict[str, Any] = {
@@ -192,7 +192,7 @@ def main(config: SubspacesConfig) -> None:
     for layer, agreement in subspaces.meta["agreement"].items():
         told = "undefined: the scores are all the same" if agreement is None else f"{agreement:.2f}"
         console.print(f"layer {layer}: rank correlation of injection and Fisher scores {told}")
-    console.print(f"written to {directory}")
+    console.print(f"written to {directory}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

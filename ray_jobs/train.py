@@ -6,48 +6,53 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import draccus
-import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from draccus.utils import ParsingError
 
 from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
 from ipvla.models.lora import save_adapters
 from ipvla.policy import CheckpointError
 from ipvla.policy import state as weights_of
-from ipvla.tracking import ConsoleSink, JsonlSink, MLflowSink, Sinks, read_jsonl
-from ipvla.tracking.system_metrics import Place, SystemMonitor
-from ipvla.training.checkpoint import load_checkpoint, save_checkpoint, shared
+from ipvla.tracking import ConsoleSink, JsonlSink, MLflowSink, Sinks, read_jsonl, require_usable
+from ipvla.training.checkpoint import differences, flat, load_checkpoint, save_checkpoint, shared
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
 from ipvla.training.target import VLM
-from ray_jobs.cli import Terminated, run
-from ray_jobs.cluster import connect
-from ray_jobs.policy_run import policy_run, publish
-from ray_jobs.training_failure import EndAtOnce, TrainingError, told_apart
+from ray_jobs.command_line.cli import Terminated, first_line, run
+from ray_jobs.display.training import TrainingDisplay
+from ray_jobs.running.cluster import Demand, connect, supplied
+from ray_jobs.running.policy_run import policy_run, publish, warn_of_waiting
+from ray_jobs.running.training_failure import TrainingError, end_at_once, told_apart
 
 #: In a run's directory: while it is there, the run ends after its next step, with a checkpoint.
 _STOP = "stop"
-#: In a run's directory: a checkpoint of another run, that this one begins with.
-INHERITED = "inherited"
+#: In a run's directory: its workers have begun, and would look for `_STOP`.
+_BEGUN = "begun"
 _STOP_POLL_S = 1.0
+_SIGNAL_POLL_S = 0.2
 _logger = logging.getLogger(__name__)
+
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """What a finished run came to."""
+    """The outcome of a finished run."""
 
     policy: Path
     steps: int
@@ -74,13 +79,14 @@ def work(
         open_sinks: of rank 0, given the step that the run goes on from.
         stop: asked by rank 0 after every step whether to end with a checkpoint.
     """
+    import ray.train  # takes seconds, and settings are checked before
+    import ray.train.torch
+
     config.prepare()
     torch.set_num_threads(config.training.threads)
-    world = World.current(get_device())
+    world = World.current(ray.train.torch.get_device())
     experiment = config.build(world)
-    checkpoint, inherited = ray.train.get_checkpoint(), config.run_directory / INHERITED
-    if checkpoint is None and inherited.exists():
-        checkpoint = Checkpoint.from_directory(str(inherited))
+    checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
             load_checkpoint(Path(directory), experiment.state, world, config.identity)
@@ -92,10 +98,12 @@ def work(
             save_checkpoint(Path(directory), experiment.state, experiment.policy, world, config.identity)
             ray.train.report(
                 {"step": step},
-                checkpoint=Checkpoint.from_directory(directory),
+                checkpoint=ray.train.Checkpoint.from_directory(directory),
                 checkpoint_dir_name=f"step_{step:06d}",
             )
 
+    if world.rank == 0:
+        (config.run_directory / _BEGUN).touch()
     try:
         asked = stop if world.rank == 0 else lambda: False
         with _watched(config, world, sink.mlflow, lambda: experiment.state.step):
@@ -128,9 +136,12 @@ def train_policy(config: ExperimentConfig) -> TrainSummary:
         CheckpointError: a run of this name was configured otherwise.
         TrainingError: it would fail again: the loss is not a number, or settings and data do not fit.
         RuntimeError: the workers failed more often than Ray Train retries.
+        ClusterError: this machine lacks what the workers ask for.
         Terminated: SIGTERM came; the run has a checkpoint of its last step.
     """
+    config = config.absolute()
     config.prepare()
+    require_usable(config.mlflow_uri)
     config.check(config.open_dataset())  # a worker would say it after a minute
     directory = config.run_directory
     _claim(directory, config)
@@ -139,11 +150,26 @@ def train_policy(config: ExperimentConfig) -> TrainSummary:
         wanted.append(checkpointed_policy(config, config.training.end))
     stop = directory / _STOP
     if not any(map(Path.exists, wanted)):
-        stop.unlink(missing_ok=True)
+        forget_earlier_starts(config)
         _fit(config)
         if stop.exists() and not any(map(Path.exists, wanted)):
             raise Terminated
     return summarise(config)
+
+
+def ask_to_stop(config: ExperimentConfig) -> None:
+    """A training of this run, in whatever process, ends after its next step, with a checkpoint.
+
+    Before its workers have begun, it is no longer waited for.
+    """
+    if config.run_directory.is_dir():
+        (config.run_directory / _STOP).touch()
+
+
+def forget_earlier_starts(config: ExperimentConfig) -> None:
+    """Removes what an earlier start left to say that it was to stop, or had begun."""
+    for name in (_STOP, _BEGUN):
+        (config.run_directory / name).unlink(missing_ok=True)
 
 
 def checkpointed_policy(config: ExperimentConfig, step: int) -> Path:
@@ -151,10 +177,24 @@ def checkpointed_policy(config: ExperimentConfig, step: int) -> Path:
     return config.run_directory / "trainer" / f"step_{step:06d}" / "policy"
 
 
+def demand(config: ExperimentConfig) -> Demand:
+    """What its workers ask Ray for."""
+    workers = "1 training worker" if config.num_workers == 1 else f"{config.num_workers} training workers"
+    remedy = "lower num_workers or training.threads"
+    return Demand(workers, _worker_resources(config), config.num_workers, remedy)
+
+
+def _worker_resources(config: ExperimentConfig) -> dict[str, float]:
+    return {"CPU": float(config.training.threads), **({"GPU": 1.0} if config.use_gpu else {})}
+
+
 def _fit(config: ExperimentConfig) -> None:
-    with connect(config), _stopping_at(signal.SIGTERM, config.run_directory / _STOP):
+    import ray.train
+
+    stop = config.run_directory / _STOP
+    with connect(config), supplied(demand(config)), _stopping_at(signal.SIGTERM, stop):
         try:
-            trainer(config, train_worker).fit()
+            _interruptible(trainer(config, train_worker).fit, config.run_directory)
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             lasting = getattr(error, "controller_failure", None)
             if isinstance(lasting, TrainingError):
@@ -166,22 +206,53 @@ def _fit(config: ExperimentConfig) -> None:
             ) from error
 
 
+def _interruptible(fit: Callable[[], object], run_directory: Path) -> None:
+    """Runs `fit` in a thread, for it listens to no signal while it waits for workers.
+
+    Raises:
+        Terminated: SIGTERM came before the workers had begun.
+    """
+    stop, begun = run_directory / _STOP, run_directory / _BEGUN
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            fit()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, name="Ray Train", daemon=True)  # which may never end
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(_SIGNAL_POLL_S)
+            if stop.exists() and not begun.exists():
+                raise Terminated
+    except BaseException:
+        stop.touch()  # where the cluster outlives this, the workers end after their next step
+        raise
+    if failed:
+        raise failed[0]
+
+
 def trainer(config: ExperimentConfig, worker: Callable[[dict[str, Any]], None]) -> TorchTrainer:
     """A run's Ray Train, whose workers get the encoded settings."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # else a run ends 2 s after its work
-    resources = {"CPU": float(config.training.threads), **({"GPU": 1.0} if config.use_gpu else {})}
     return TorchTrainer(
         worker,
         train_loop_config=draccus.encode(config),
         scaling_config=ScalingConfig(
-            num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=resources
+            num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=_worker_resources(config)
         ),
         run_config=RunConfig(
             name="trainer",
             storage_path=str(config.run_directory),
             failure_config=FailureConfig(max_failures=3),
             checkpoint_config=CheckpointConfig(num_to_keep=config.training.checkpoints_kept),
-            callbacks=[EndAtOnce()],
+            callbacks=[end_at_once()],
         ),
     )
 
@@ -221,19 +292,33 @@ def _asked_to_stop(path: Path) -> Callable[[], bool]:
 
 
 def _claim(directory: Path, config: ExperimentConfig) -> None:
-    """Writes the run's settings at its first start; a run of the same name with other settings is refused."""
+    """Writes the run's settings at its first start; a run of the same name with other settings is refused.
+
+    One that has not made a step yet is nothing to keep, whatever its settings.
+    """
     record = directory / "experiment.json"
-    if record.exists():
-        theirs = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
-        ours = _kept(config)
-        for name, value in _kept(theirs).items():
-            if value != ours.get(name):
-                raise CheckpointError(
-                    f"{directory} holds a run with other settings ({name}: {value}); "
-                    "give --name another value, or delete that directory"
-                )
+    if record.exists() and _has_steps(config):
+        try:
+            theirs = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
+        except (ValueError, KeyError, TypeError, ParsingError) as error:
+            raise CheckpointError(
+                f"{record} is damaged ({first_line(error)}); give --name another value, or delete {directory}"
+            ) from error
+        if found := differences(_kept(theirs), _kept(config)):
+            raise CheckpointError(
+                f"{directory} holds a run with other settings ({found}); give --name another value, or delete "
+                "that directory"
+            )
         return
+    if not _has_steps(config):
+        shutil.rmtree(directory / "trainer", ignore_errors=True)  # what Ray Train wrote of other settings
     write_text(record, json.dumps(draccus.encode(config), indent=1))
+
+
+def _has_steps(config: ExperimentConfig) -> bool:
+    """Has the run a policy, a checkpoint, or steps in its log?"""
+    kept = (config.run_directory / "policy", *config.run_directory.glob("trainer/step_*"))
+    return any(path.exists() for path in kept) or bool(training_lines(config))
 
 
 def _kept(config: ExperimentConfig) -> dict[str, Any]:
@@ -242,8 +327,8 @@ def _kept(config: ExperimentConfig) -> dict[str, Any]:
     return {
         **shared(config.identity),
         "forgetting": config.identity.get("forgetting"),
-        "optimizer": config.optimizer,
-        "training": training,
+        "optimizer": draccus.encode(config.optimizer),
+        "training": draccus.encode(training),
     }
 
 
@@ -254,6 +339,10 @@ def _watched(
     every_s = config.tracking.system_every_s
     if not every_s:
         return contextlib.nullcontext()
+    import ray.train
+
+    from ipvla.tracking.system_metrics import Place, SystemMonitor
+
     here = ray.train.get_context()
     gpu = (world.device.index or 0) if world.device.type == "cuda" else None
     place = Place(world.rank, here.get_node_rank(), here.get_local_rank() == 0, gpu)
@@ -269,15 +358,8 @@ def run_sinks(config: ExperimentConfig, step: int) -> Sinks:
         parent_run_key=config.parent_run_key,
         parent_run_id=config.parent_run_id,
     )
-    mlflow.log_params(_flat(draccus.encode(config)))
+    mlflow.log_params(flat(draccus.encode(config)))
     return Sinks((ConsoleSink(), JsonlSink(config.run_directory / "metrics.jsonl", step), mlflow))
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def training_lines(config: ExperimentConfig) -> list[dict[str, Any]]:
@@ -301,7 +383,9 @@ def summarise(config: ExperimentConfig) -> TrainSummary:
 
 def main(config: ExperimentConfig) -> None:
     """Trains, then says where the policy lies."""
-    summary = train_policy(config)
+    with TrainingDisplay(lambda: {config.name: config}):
+        summary = train_policy(config)
+    warn_of_waiting(config)
     print(
         f"{summary.steps} steps at {summary.frames_per_s:.0f} frames/s, final loss {summary.final_loss:.4f}; "
         f"the policy is in {summary.policy}"

@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -23,12 +22,14 @@ from evaluators.success_table import SuccessTable
 from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
 from ipvla.tracking import MLflowSink
-from ray_jobs.cli import ending_at_sigterm, run
-from ray_jobs.cluster import connect
-from ray_jobs.policy_run import BEST, policy_run, publish
-from ray_jobs.sweep import SweepConfig, Trial, claim, run_sweep
-from ray_jobs.sweep_report import best, difference, importances, pareto, plot, table, write_best
-from ray_jobs.trial import logged, play, rungs, train_to
+from ray_jobs.command_line.cli import ending_at_sigterm, run
+from ray_jobs.display.training import TrainingDisplay
+from ray_jobs.running.cluster import connect, supplied
+from ray_jobs.running.policy_run import BEST, policy_run, publish, warn_of_waiting
+from ray_jobs.train import demand
+from ray_jobs.tuning.sweep import SweepConfig, Trial, claim, run_sweep
+from ray_jobs.tuning.sweep_report import best, difference, importances, pareto, plot, table, write_best
+from ray_jobs.tuning.trial import logged, play, rungs, train_to
 
 _SIDES = ("best", "default")
 
@@ -40,12 +41,18 @@ def tune(config: SweepConfig, console: Console) -> dict[str, Any]:
         SettingError: the search space, or a sweep of the same name with other settings.
         ValueError: no trial has finished.
     """
+    config = config.absolute()
     config.prepare()
     config.require_usable()
     config = claim(config)
     sink = policy_run(config, config.study, config.name, renews=True)
     try:
-        with ending_at_sigterm(), connect(config):
+        with (
+            ending_at_sigterm(),
+            connect(config),
+            supplied(demand(config.trained("check", {}))),
+            TrainingDisplay(config.training, console, idle="no trial trains; they start, or play episodes"),
+        ):
             trials = run_sweep(config)
             chosen = best(trials)
             told = _summary(config, trials, chosen)
@@ -146,8 +153,9 @@ def main(config: SweepConfig) -> None:
     """Searches, then says what came of it and where it lies."""
     console = Console()
     told = tune(config, console)
+    warn_of_waiting(config)
     console.print(Markdown(report(config, {**told, "table": ""})))
-    console.print(f"{config.directory / 'report.md'}; the best: {Path(config.directory / 'best.yaml')}")
+    console.print(f"{config.directory / 'report.md'}; the best: {config.directory / 'best.yaml'}", markup=False)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Storage roots: everything large under one directory, none of it among the sources."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvla.storage import SOURCE_TREE, StorageError, StorageRoots
+from ipvla.storage import SOURCE_TREE, StorageError, StorageRoots, absolute_paths, home_is_writable
 
 FLAGS = ("cache_dir", "data_root_dir", "probe_root_dir", "artifact_dir", "run_root_dir", "tmp_dir")
 
@@ -91,3 +92,62 @@ def test_mlflows_database_has_an_absolute_place(tmp_path, monkeypatch):
     assert StorageRoots(storage_root=Path("here")).mlflow_uri == f"sqlite:///{tmp_path}/here/runs/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     assert StorageRoots().mlflow_uri == "http://tracking:5000"
+
+
+@pytest.mark.parametrize("flag", ["storage_root", *FLAGS])
+def test_an_address_is_no_directory(flag):
+    roots = StorageRoots(**{flag: Path("s3://bucket/x")})
+    with pytest.raises(StorageError, match=f"--{flag} s3:/bucket/x is an address; give a directory of a file"):
+        roots.prepare()
+    assert not Path("s3:").exists()
+
+
+def test_absolute_paths_stay_where_they_were_when_the_working_directory_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IPVLA_STORAGE_ROOT", "store")
+    roots = StorageRoots(cache_dir=Path("c"), run_root_dir=Path("~/runs")).absolute()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir("other")
+    assert (roots.root, roots.cache) == (tmp_path / "store", tmp_path / "c")
+    assert roots.runs == Path.home() / "runs"
+    assert StorageRoots().absolute().root == tmp_path / "other" / "store"
+
+
+@dataclass(frozen=True)
+class Inner:
+    file: Path | None = None
+    name: str = "x/y"
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner = Inner(Path("a"))
+    out: Path = Path("~/b")
+    sizes: tuple[int, ...] = (1,)
+
+
+def test_every_path_in_a_tree_of_settings_becomes_absolute():
+    found = absolute_paths(Outer())
+    assert found == Outer(Inner(Path.cwd() / "a"), Path.home() / "b")
+    assert absolute_paths(found) == found
+
+
+def test_a_user_without_a_home_is_asked_for_a_storage_root(tmp_path, monkeypatch):
+    def no_home(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(StorageError, match="this user has no home directory; pass --storage_root or set IPVLA"):
+        StorageRoots().prepare()
+    assert not home_is_writable()
+
+
+def test_only_who_has_no_home_gets_numbas_cache_in_ours(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    StorageRoots(storage_root=tmp_path).prepare()
+    assert "NUMBA_CACHE_DIR" not in os.environ
+    monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
+    StorageRoots(storage_root=tmp_path).prepare()
+    assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "cache" / "numba")

@@ -11,6 +11,7 @@ from ipvla.data.rlds.dlimp_source import DlimpSource
 from ipvla.data.rlds.format import VERSION_NAME, dataset_directory
 from ipvla.data.rlds.source import RldsSource
 from ipvla.data.source import DatasetError, EpisodeSource
+from ipvla.storage import absolute
 
 #: How RLDS is read: by this project, or by TensorFlow's pipeline.
 RldsBackend: TypeAlias = Literal["native", "dlimp"]
@@ -40,6 +41,11 @@ def open_source(
     if rlds_backend == "dlimp":
         return DlimpSource(location)
     return RldsSource(location, index_root=read_root, skip_bad_episodes=skip_bad_episodes)
+
+
+def absolute_location(name: str) -> str:
+    """A dataset's path made absolute, `~` expanded; a name below the data root or an address stays."""
+    return str(absolute(name)) if "/" in name and "://" not in name else name
 
 
 def dataset_location(data_root: Path, name: str) -> str:

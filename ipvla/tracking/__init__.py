@@ -3,7 +3,7 @@
 from ipvla.tracking.mlflow_run import require_usable
 from ipvla.tracking.mlflow_sink import MLflowSink
 from ipvla.tracking.mlflow_spool import RunIdentity
-from ipvla.tracking.mlflow_sync import Synced, sync
+from ipvla.tracking.mlflow_sync import Synced, sync, waiting
 from ipvla.tracking.settings import TrackingConfig
 from ipvla.tracking.sinks import ConsoleSink, JsonlSink, MetricSink, Sinks, read_jsonl
 
@@ -19,4 +19,5 @@ __all__ = [
     "read_jsonl",
     "require_usable",
     "sync",
+    "waiting",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,6 +60,18 @@ def _sync(spool: Spool, directory: Path, tracking_uri: str, away: dict[str, str]
     left = len(spool.undelivered())
     spool.close(delete=not left)
     return Synced(spool.path, waiting - left, left, away[tracking_uri] if left else "", spool.identity)
+
+
+def waiting(directory: Path) -> int:
+    """Records in `directory` that MLflow has not got, of processes that are gone."""
+    records = 0
+    for path in spooled(directory):
+        with contextlib.suppress(SpoolError):
+            spool = Spool.take(path)
+            if spool is not None:
+                records += len(spool.undelivered())
+                spool.close(delete=False)
+    return records
 
 
 def take_over(identity: RunIdentity, directory: Path) -> None:

@@ -12,6 +12,7 @@ number of lanes in all, what is left of the epoch is laid onto those: memory sta
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from ipvla.policy import state as weights_of
 from ipvla.training.parallel import World
 from ipvla.training.step import TrainingState
 from ipvla.types import Memory
+
+_MOST_DIFFERENCES = 5
 
 
 def save_checkpoint(
@@ -69,13 +72,11 @@ def load_checkpoint(directory: Path, state: TrainingState, world: World, identit
         raise CheckpointError(
             f"the checkpoint {directory} cannot be read ({error}); delete it to go on from the one before"
         ) from None
-    theirs = shared(written["identity"])
-    for name, ours in shared(identity).items():
-        if theirs.get(name) != ours:
-            raise CheckpointError(
-                f"the checkpoint {directory} has {name} {theirs.get(name)}, this run has {ours}; "
-                "give the run another name, or the settings it began with"
-            )
+    if found := differences(shared(written["identity"]), shared(identity)):
+        raise CheckpointError(
+            f"the checkpoint {directory} has model or data settings of another run ({found}); give the run "
+            "another name, or the settings it began with"
+        )
     load_weights(state.model, directory / "policy" / "model.safetensors")
     _load_optimizer(state.optimizer, optimizer)
     state.memory = _own_memory(lanes, state.memory, world)
@@ -95,6 +96,28 @@ def load_checkpoint(directory: Path, state: TrainingState, world: World, identit
 def shared(identity: dict[str, Any]) -> dict[str, Any]:
     """What two parts of one run agree in: all of it, but how many lanes there are."""
     return {**identity, "lanes": {name: value for name, value in identity["lanes"].items() if name != "lanes"}}
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """`optimizer.lr 0.001, this run has 0.5` of each setting that differs; of another type, the type alone."""
+    there, here = flat(theirs), flat(ours)
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    other_types = tuple(name.removesuffix("type") for name in names if name.endswith(".type"))
+    told = [
+        f"{name} {json.dumps(there.get(name))}, this run has {json.dumps(here.get(name))}"
+        for name in names
+        if name.endswith(".type") or not name.startswith(other_types)
+    ]
+    more = f"; and {len(told) - _MOST_DIFFERENCES} more" if len(told) > _MOST_DIFFERENCES else ""
+    return "; ".join(told[:_MOST_DIFFERENCES]) + more
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def lanes_total(identity: dict[str, Any], workers: int) -> int:

@@ -24,8 +24,8 @@ from evaluators.dataset_sample import evenly, take_sample
 from evaluators.dataset_sheet import Strip, histograms, write_sheet
 from evaluators.dataset_table import card_tables
 from ipvla.data.survey_store import surveyed
-from ray_jobs.cli import run
-from ray_jobs.dataset_settings import DatasetConfig
+from ray_jobs.command_line.cli import run
+from ray_jobs.data.dataset_settings import DatasetConfig
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from benchmarks.forgetting_study import ForgettingStudy, methods, replay_of, rep
 from evaluators.success_table import SuccessTable
 from ipvla.experiment import ExperimentConfig
 from ipvla.types import EpisodeResult, EpisodeSpec
-from ray_jobs.settings import parse
+from ray_jobs.command_line.settings import parse
 
 TRAINED = [name for name, method in methods().items() if not (method.replays or method.interpolates)]
 NEW = {"yellow": Skill("ground", 1 / 3)}

@@ -37,8 +37,8 @@ from ipvla.tracking import JsonlSink, MLflowSink, RunIdentity, Sinks
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
 from ipvla.types import EpisodeResult, EpisodeSpec
-from ray_jobs.settings import parse
-from ray_jobs.sweep import SweepConfig
+from ray_jobs.command_line.settings import parse
+from ray_jobs.tuning.sweep import SweepConfig
 
 Make = Callable[..., ExperimentConfig]
 DONE = EpisodeResult(EpisodeSpec("recall", "ground_red", 0, 0), "success", 10, 2, 1.0, 0.5)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -17,8 +19,8 @@ from ipvla.data.rlds import write_rlds
 from ipvla.experiment import ExperimentConfig
 from ipvla.models.memory import NoMemoryConfig
 from ipvla.training.parallel import World
-from ray_jobs import collect, evaluate, train
-from ray_jobs.cli import run
+from ray_jobs import collect, evaluate, serve, train
+from ray_jobs.command_line.cli import run
 from tests.synthetic import SIZE, cue_episode
 
 Told = Callable[..., str]
@@ -151,3 +153,43 @@ def test_a_busy_port(told: Told, tmp_path: Path) -> None:
         )  # fmt: skip
     assert port in line
     assert "in use" in line
+
+
+@pytest.mark.parametrize("damage", ["{", "{}", '{"model": {"memory": {"type": "none"}}}', '{"model": 1}'])
+def test_a_damaged_policy(told: Told, make_experiment: Callable[..., ExperimentConfig], damage: str) -> None:
+    config = make_experiment()
+    directory = config.run_directory / "policy"
+    config.build(World()).policy.save(directory)
+    (directory / "policy.json").write_text(damage)
+    line = told(serve, serve.ServeConfig, "--policy", str(directory), "--storage_root", str(config.root))
+    assert str(directory) in line
+    assert "policy" in line
+
+
+def test_a_gpu_that_is_not_there(told: Told, make_experiment: Callable[..., ExperimentConfig]) -> None:
+    config = make_experiment()
+    asked = ("--policy", str(config.run_directory), "--storage_root", str(config.root), "--use_gpu", "true")
+    line = told(serve, serve.ServeConfig, *asked)
+    assert line.startswith("error: use_gpu: this machine has no GPU (torch ")
+
+
+def test_an_address_as_storage_root(told: Told, root: Path) -> None:
+    line = told(train, ExperimentConfig, "--storage_root", "s3://bucket/x", "--data.dataset", "cue")
+    assert "is an address; give a directory of a file system that all nodes share" in line
+
+
+def test_an_mlflow_address_that_cannot_be(told: Told, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:./mlruns")
+    assert "is of no kind that MLflow takes" in told(train, ExperimentConfig, *training(root))
+
+
+def test_a_full_disk(told: Told, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(config: ExperimentConfig) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root / "x"))
+
+    monkeypatch.setattr(train, "train_policy", full)
+    line = told(train, ExperimentConfig, *training(root))
+    assert line == (
+        f"error: no space is left on the disk for {root / 'x'}; free some, or give another --storage_root, and "
+        "run the same command again"
+    )

@@ -11,8 +11,8 @@ import ray
 from ipvla.policy import CheckpointError
 from ipvla.storage import SOURCE_TREE
 from ipvla.types import EpisodeSpec
-from ray_jobs.cli import run
 from ray_jobs.collect import CollectConfig, collect
+from ray_jobs.command_line.cli import run
 
 PRESET = ["--config_path", str(SOURCE_TREE / "ray_jobs" / "experiments" / "quickstart" / "smoke" / "collect.yaml")]
 

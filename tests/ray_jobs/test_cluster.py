@@ -2,14 +2,19 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 
 import pytest
 
 from ipvla.storage import SOURCE_TREE, StorageRoots
-from ray_jobs.cluster import ClusterError, connect, port_is_busy, require_free_port
+from ray_jobs.running import cluster
+from ray_jobs.running.cluster import ClusterError, Demand, connect, port_is_busy, require_free_port, supplied
 
 #: Connects and reports. Run in a process of its own, because a process can have one cluster.
 _REPORT = """
@@ -17,7 +22,7 @@ import json, os, sys
 from pathlib import Path
 import ray
 from ipvla.storage import StorageRoots
-from ray_jobs.cluster import connect
+from ray_jobs.running.cluster import connect
 
 roots = StorageRoots(storage_root=Path(sys.argv[1]))
 with connect(roots, num_cpus=3):
@@ -86,3 +91,54 @@ def test_an_address_where_nothing_answers_is_told_at_once(monkeypatch, tmp_path,
         connect(StorageRoots(storage_root=tmp_path)),
     ):
         pass
+
+
+@pytest.fixture
+def two_cpus(monkeypatch):
+    """A node with two CPUs, as Ray would say it; and whether the cluster is our own."""
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    monkeypatch.setattr("ray.cluster_resources", lambda: nodes[0]["Resources"])
+    monkeypatch.setattr(cluster, "_own_session", Path("/somewhere"))
+    return nodes
+
+
+def workers(count, **each):
+    return Demand(f"{count} workers", each, count, "lower num_workers")
+
+
+def test_what_our_own_cluster_has_too_little_of_is_refused_at_once(two_cpus):
+    for fitting in (workers(2, CPU=1.0), workers(1, CPU=2.0, GPU=0.0), workers(3)):
+        with supplied(fitting):
+            pass
+    with pytest.raises(ClusterError, match=r"use_gpu: this machine has no GPU \(torch 2.*; set use_gpu to false"):
+        supplied(workers(1, CPU=1.0, GPU=1.0)).__enter__()
+    with pytest.raises(ClusterError, match="cannot hold 8 workers with 1 CPU each: it has 2 CPU; lower num_"):
+        supplied(workers(8, CPU=1.0)).__enter__()
+    with pytest.raises(ClusterError, match="cannot hold 1 workers with 3 CPU each"):
+        supplied(workers(1, CPU=3.0)).__enter__()
+
+
+def test_on_another_cluster_it_is_said_again_and_again_what_is_waited_for(two_cpus, monkeypatch, caplog):
+    monkeypatch.setattr(cluster, "_own_session", None)
+    monkeypatch.setattr(cluster, "_WAITING_EVERY_S", 0.05)
+    with supplied(workers(1, CPU=1.0, GPU=1.0)):
+        time.sleep(0.5)
+        several = len(caplog.records)
+        two_cpus.append({"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}})  # it has grown
+        time.sleep(0.2)
+        then = len(caplog.records)
+        time.sleep(0.2)
+    assert several > 3
+    assert len(caplog.records) == then
+    told = "waiting for nodes that can hold 1 workers with 1 CPU, 1 GPU each: it has 2 CPU, 0 GPU"
+    assert caplog.records[0].getMessage() == told
+
+
+@pytest.mark.parametrize("name", ["deep" * 20, "мой диск"])
+def test_what_ray_cannot_use_gets_a_place_that_it_can(tmp_path, name):
+    found = cluster._usable_directory(tmp_path / name)
+    assert found.name == f"ipvla-{os.getuid()}"
+    short = Path(tempfile.mkdtemp())
+    assert cluster._usable_directory(short / "ray") == short / "ray"
+    shutil.rmtree(short)

@@ -18,8 +18,8 @@ from ipvla.data.dataset import open_dataset
 from ipvla.data.source import DatasetError
 from ipvla.sim.demonstration import Demonstration
 from ipvla.storage import SOURCE_TREE
-from ray_jobs.attempts import Attempt, Outcome, Staging, next_attempts
 from ray_jobs.collect import CollectConfig, collect
+from ray_jobs.running.attempts import Attempt, Outcome, Staging, next_attempts
 
 WANTED = {"ground_red": 3, "ground_blue": 2}
 

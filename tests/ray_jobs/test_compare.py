@@ -15,8 +15,8 @@ from rich.console import Console
 from evaluators.tracked_runs import RunStore, TrackingError
 from ipvla.sim.protocols import ProtocolError
 from ipvla.storage import SOURCE_TREE
+from ray_jobs.command_line.settings import SettingError, parse
 from ray_jobs.compare import CompareConfig, compare, select
-from ray_jobs.settings import SettingError, parse
 
 
 def tracked(client: MlflowClient, study: str, name: str, lr: float, success: float, protocol: str) -> None:

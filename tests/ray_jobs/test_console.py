@@ -9,9 +9,10 @@ import pytest
 
 from ipvla.storage import SOURCE_TREE
 from ray_jobs import __main__ as console
-from ray_jobs.completion import options, parser
-from ray_jobs.help import help_text
-from ray_jobs.jobs import JOBS, config_class, named, summary
+from ray_jobs.command_line.completion import parser
+from ray_jobs.command_line.help import help_text
+from ray_jobs.command_line.jobs import JOBS, config_class, named, summary
+from ray_jobs.command_line.settings import options
 
 
 def ipvla(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +43,9 @@ def test_every_job_can_be_run_and_no_other_module_can() -> None:
         for path in jobs.rglob("*.py")
         if path.stem != "__main__" and 'if __name__ == "__main__"' in path.read_text()
     }
-    assert modules - {"side_by_side"} == set(JOBS), "side_by_side takes command lines, not settings"
+    assert modules == set(JOBS)
+    beside = {path.stem for path in jobs.glob("*.py")} - {"__init__", "__main__"}
+    assert beside == {job for job in JOBS if " " not in job}, "what is no job has a folder"
     for job in JOBS:
         assert config_class(job).__name__ == JOBS[job]
 
@@ -131,3 +134,20 @@ def test_every_setting_is_completed_once() -> None:
     assert {"training.steps", "model.memory.type", "forgetting.thermostat.kp", "storage_root"} <= set(names)
     assert parser().parse_args(["train", "--model.memory.type", "gru"])
     assert parser().parse_args(["data", "show", "cue", "--skip_noops", "true"]).dataset == "cue"
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_has_help(job: str) -> None:
+    """In this process; a setting that no docstring explains is named."""
+    text = help_text(config_class(job), f"ipvla {job}", "")
+    assert text.startswith(f"usage: ipvla {job} ")
+    for name, _ in options(config_class(job)):
+        assert f"  --{name} " in text
+
+
+def test_help_tells_a_choice_and_its_variants() -> None:
+    text = help_text(config_class("train"), "ipvla train", "")
+    assert "  --model.memory.type {bank,chain,gru," in text
+    assert "model.memory, type lstm: Sizes of a recurrent memory." in text
+    assert "model.memory, type gru: Sizes of a recurrent memory." in text
+    assert "  --use_gpu true|false (default: false)\n      one GPU each." in text

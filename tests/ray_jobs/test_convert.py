@@ -23,8 +23,8 @@ from ipvla.data.lerobot import LeRobotSource, VideoSettings, write_lerobot
 from ipvla.data.rlds import RldsSource
 from ipvla.data.source import DatasetError
 from ipvla.storage import SOURCE_TREE
+from ray_jobs.command_line.settings import SettingError, parse
 from ray_jobs.convert import ConvertConfig, convert, summary, with_ray_data
-from ray_jobs.settings import SettingError, parse
 from tests.data.lerobot.conftest import LENGTHS, layout, trajectories
 
 

@@ -11,8 +11,8 @@ import pytest
 from ipvla.data.lanes import LaneConfig
 from ipvla.experiment import DataConfig
 from ipvla.storage import SOURCE_TREE
-from ray_jobs.jobs import JOBS, config_class, named
-from ray_jobs.settings import parse
+from ray_jobs.command_line.jobs import JOBS, config_class, named
+from ray_jobs.command_line.settings import parse
 
 PAGE = (SOURCE_TREE / "docs" / "data.md").read_text()
 BLOCKS = "".join(re.findall(r"```\n(.*?)```", PAGE, re.DOTALL))

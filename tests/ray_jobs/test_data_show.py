@@ -10,8 +10,8 @@ from ipvla.data.source import DatasetError
 from ipvla.data.standards import StandardConfig
 from ipvla.data.survey_store import survey_path
 from ipvla.storage import SOURCE_TREE
+from ray_jobs.command_line.settings import SettingError, parse
 from ray_jobs.data.show import ShowConfig, main, show
-from ray_jobs.settings import SettingError, parse
 from ray_jobs.statistics import StatisticsConfig
 
 TENSORFLOW = SOURCE_TREE / "tests" / "data" / "tensorflow" / "libero_spatial_no_noops" / "1.0.0"

@@ -57,6 +57,16 @@ def test_a_failing_check_sets_the_exit_code_and_shows_its_remedy(config, monkeyp
         assert words in printed
 
 
+def test_brackets_in_a_finding_are_shown(config, monkeypatch, capsys):
+    monkeypatch.setattr(
+        doctor, "CHECKS", {"moon": lambda config: Finding(Status.OK, "of [cheese]", "try [bold]x")}
+    )
+    doctor.main(config)
+    printed = capsys.readouterr().out
+    assert "of [cheese]" in printed
+    assert "try [bold]x" in printed
+
+
 def test_a_warning_is_no_failure(config, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "CHECKS", {"moon": lambda config: Finding(Status.WARN, "half", "wait")})
     assert doctor.main(replace(config, json=True)) == 0

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from evaluators.rollout_status import RolloutStatus
-from ray_jobs import evaluation_display
-from ray_jobs.evaluation_display import EvaluationDisplay
+from ray_jobs.display import evaluation as evaluation_display
+from ray_jobs.display.evaluation import EvaluationDisplay
 from tests.evaluators.test_success_table import results
 
 

@@ -8,9 +8,9 @@ import pytest
 from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.storage import SOURCE_TREE
-from ray_jobs.attempts import Attempt
 from ray_jobs.collect import CollectConfig
-from ray_jobs.settings import parse
+from ray_jobs.command_line.settings import parse
+from ray_jobs.running.attempts import Attempt
 from ray_jobs.subspaces import SubspacesConfig
 
 EXPERIMENTS = SOURCE_TREE / "ray_jobs" / "experiments"

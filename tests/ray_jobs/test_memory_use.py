@@ -19,7 +19,7 @@ from ipvla.models.backbones import TinyConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.training.parallel import World
 from ray_jobs import memory_use
-from ray_jobs.cli import run
+from ray_jobs.command_line.cli import run
 from ray_jobs.memory_use import MemoryUseJobConfig, loss_table, measure
 from tests.synthetic import cue_episode
 

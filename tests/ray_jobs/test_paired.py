@@ -14,7 +14,7 @@ from ipvla.sim.protocols import load_protocol
 from ipvla.sim.simulator import Split
 from ipvla.types import EpisodeResult, EpisodeSpec
 from ray_jobs import paired as job
-from ray_jobs.cli import run
+from ray_jobs.command_line.cli import run
 from ray_jobs.paired import PairedConfig, paired
 
 SUITE, TASK = "libero_goal", "turn_on_the_stove"

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 from mlflow import MlflowClient
 
+from evaluators.success import SuccessConfig
 from ipvla.experiment import ExperimentConfig
 from ipvla.models.lora import LoRAConfig
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.tracking import TrackingConfig
 from ipvla.training.parallel import World
-from ray_jobs.policy_run import policy_run, publish
+from ray_jobs.running.policy_run import placed, policy_demand, policy_run, publish, warn_of_waiting
 
 Make = Callable[..., ExperimentConfig]
 
@@ -65,3 +66,27 @@ def test_a_policy_is_registered_with_what_it_came_from(make_experiment: Make) ->
 def test_settings_that_cannot_be(settings: dict[str, object], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         TrackingConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_what_a_policys_actors_ask_for() -> None:
+    on_gpu = placed(SuccessConfig(policy_replicas=2), True)[1]
+    asked = policy_demand(on_gpu)
+    assert (asked.what, asked.each, asked.count) == ("2 policy actors", {"CPU": 0.0, "GPU": 1.0}, 2)
+    assert policy_demand(SuccessConfig()).each == {"CPU": 0.0, "GPU": 0.0}
+
+
+def test_a_job_says_at_its_end_what_mlflow_has_not_got(
+    make_experiment: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    config = make_experiment()
+    warn_of_waiting(config)
+    assert caplog.messages == []
+    sink = policy_run(config, "study", "gone")
+    sink.log({"loss": 1.0}, 1)
+    sink.close()
+    caplog.clear()
+    warn_of_waiting(config)
+    (line,) = caplog.messages
+    assert line.startswith("MLflow: 3 records wait for http://127.0.0.1:9; once it answers: ipvla mlflow_sync")
+    assert str(config.runs) in line

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 
 from ipvla.policy import Policy
 from ipvla.storage import SOURCE_TREE
+from ray_jobs.quickstart import Stopwatch
 
 
 def start(root: Path) -> subprocess.Popen[str]:
@@ -82,3 +83,25 @@ def test_an_interrupted_quickstart_continues_to_its_end(tmp_path: Path) -> None:
         assert child.data.metrics["success/recall/family/recall"] == summary["success"][memory]["recall"]["rate"]
         losses = client.get_metric_history(child.info.run_id, "train/loss")
         assert [m.step for m in losses] == [5, 10, 15, 20], "logged once per step, over both starts"
+
+
+#: Ends as a killed study does.
+_KILLED = """
+import os, sys, time
+from pathlib import Path
+from ray_jobs import quickstart
+quickstart._WRITE_EVERY_S = 0.1
+with quickstart.Stopwatch(Path(sys.argv[1])):
+    time.sleep(1.5)
+    os._exit(1)
+"""
+
+
+def test_a_stopwatch_counts_starts_that_were_killed(tmp_path: Path) -> None:
+    path = tmp_path / "seconds.txt"
+    subprocess.run([sys.executable, "-c", _KILLED, str(path)], cwd=SOURCE_TREE, check=False)
+    first = float(path.read_text())
+    assert 1 < first < 5
+    with Stopwatch(path, started=time.time() - 100) as stopwatch:
+        assert first + 100 <= stopwatch.read() < first + 110
+    assert float(path.read_text()) >= first + 100

@@ -1,6 +1,6 @@
 """A job's settings: YAML first, options over it, and a line that helps when something does not fit."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import draccus
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.help import help_text
-from ray_jobs.settings import SettingError, parse
+from ray_jobs.command_line.help import help_text
+from ray_jobs.command_line.settings import SettingError, parse, with_values
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ HELP = "--help tells what it means"
     ("arguments", "line"),
     [
         (["--nam=x"], f"nam: {UNKNOWN}; did you mean 'name'?"),
-        (["--camera.sise=3"], f"camera.sise: {UNKNOWN}; did you mean 'size'?"),
+        (["--camera.sise=3"], f"camera.sise: {UNKNOWN}; did you mean 'camera.size'?"),
         (["--camera.q=3"], f"camera.q: {UNKNOWN}; choose one of: size, names"),
         (["--arm.type=none", "--arm.reach=3"], f"arm.reach: {UNKNOWN}; there is none to choose"),
         (["--arm.type=lefd"], "arm.type: 'lefd' is unknown; did you mean 'left'? (choices: left, none)"),
@@ -200,3 +200,28 @@ def test_help_tells_name_type_default_and_meaning_of_every_setting():
         "task -> how often.",
     ):
         assert f"  {line}\n" in text + "\n"
+
+
+def test_values_go_into_a_configuration_as_they_are():
+    robot = parse(Robot, ["--name", "x", "--arm.grip", "0.3"])
+    changed = with_values(robot, {"camera.size": 9, "arm.reach": 0.25, "counts": {"walk": 2}, "limit": None})
+    assert changed == replace(robot, camera=Camera(9, ("top",)), arm=Left(0.25, 0.3), counts={"walk": 2})
+    assert with_values(robot, {"arm.type": "none"}).arm == NoArm()
+    assert with_values(robot, {"name": "1e-3"}).name == "1e-3", "no text is read as YAML"
+    assert with_values(robot, {"spare.size": 5}).spare == Camera(5)
+    assert with_values(robot, {}) == robot
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"camera.sise": 3}, f"camera.sise: {UNKNOWN}; did you mean 'camera.size'?"),
+        ({"sise": 3}, f"sise: {UNKNOWN}; did you mean 'camera.size'?"),
+        ({"arm.reach": -1.0}, "arm.reach is -1.0; it must be above 0"),
+        ({"camera.size": 1.5}, f"camera.size: 1.5 is not of type int; {HELP}"),
+    ],
+)
+def test_values_are_checked_like_options(values, line):
+    with pytest.raises(SettingError) as error:
+        with_values(Robot(), values)
+    assert str(error.value) == line

@@ -18,7 +18,7 @@ from ipvla.data.statistics import Statistics
 from ipvla.data.survey import Survey, SurveyPart, combined
 from ipvla.data.survey_store import surveyed
 from ray_jobs import statistics
-from ray_jobs.settings import parse
+from ray_jobs.command_line.settings import parse
 from ray_jobs.statistics import PartReader, StatisticsConfig, main, survey
 from tests.synthetic import SIZE, cue_episode
 

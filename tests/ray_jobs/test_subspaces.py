@@ -21,7 +21,7 @@ from ipvla.models.lora import LoRAConfig
 from ipvla.policy import Policy
 from ipvla.training.parallel import World
 from ray_jobs import subspaces
-from ray_jobs.cli import run
+from ray_jobs.command_line.cli import run
 from ray_jobs.subspaces import SubspacesConfig, find, read_teacher
 from tests.synthetic import SIZE, cue_episode
 
@@ -60,7 +60,7 @@ def test_the_same_teacher_and_probe_give_the_same_artifact(config: SubspacesConf
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--teacher", "nowhere"], "no policy in nowhere"),
+        (["--teacher", "nowhere"], f"no policy in {Path.cwd() / 'nowhere'}"),
         (["--probe.dataset", "nothing"], "nothing"),
         (["--probe.records", "9999"], "lower it, or collect more episodes"),
         (["--show_masks", "[99]"], "show_masks: there is no record 99; choose among 0..15"),

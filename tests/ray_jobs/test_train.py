@@ -21,13 +21,26 @@ import torch
 
 from ipvla.data.source import DatasetError
 from ipvla.experiment import DataConfig, ExperimentConfig
+from ipvla.models.memory import NoMemoryConfig
 from ipvla.policy import CheckpointError, Policy
 from ipvla.storage import SOURCE_TREE
 from ipvla.tracking import Sinks, read_jsonl
+from ipvla.training.checkpoint import differences
 from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
-from ray_jobs.train import _asked_to_stop, _claim, _stopping_at, summarise, train_policy, training_lines
+from ray_jobs.command_line.cli import Terminated
+from ray_jobs.train import (
+    _asked_to_stop,
+    _claim,
+    _interruptible,
+    _kept,
+    _stopping_at,
+    ask_to_stop,
+    summarise,
+    train_policy,
+    training_lines,
+)
 
 Make = Callable[..., ExperimentConfig]
 STEPS = TrainingConfig(steps=120, precision="fp32", log_every=5, checkpoint_every=20)
@@ -207,6 +220,136 @@ def test_a_run_with_other_settings_is_refused_and_left_alone(make_experiment: Ma
     config.run_directory.mkdir(parents=True)
     record = config.run_directory / "experiment.json"
     record.write_text(json.dumps(draccus.encode(config)))
-    with pytest.raises(CheckpointError, match=r"other settings \(optimizer"):
+    (config.run_directory / "metrics.jsonl").write_text(LINE)
+    with pytest.raises(CheckpointError, match=r"other settings \(optimizer.lr 0.003, this run has 0.5; opti"):
         train_policy(replace(config, optimizer=OptimizerConfig(lr=0.5)))
     assert json.loads(record.read_text()) == draccus.encode(config)
+
+
+#: Of a run that has made a step.
+LINE = (
+    json.dumps({"step": 1, "time": 0.0, "train/loss": 1.0, "train/seconds": 1.0, "train/frames_per_s": 1.0}) + "\n"
+)
+
+
+def test_a_run_that_never_made_a_step_is_begun_anew(make_experiment: Make) -> None:
+    config = make_experiment()
+    record = config.run_directory / "experiment.json"
+    _claim(config.run_directory, config)
+    (config.run_directory / "metrics.jsonl").write_text("")
+    (config.run_directory / "trainer").mkdir()
+    other = replace(config, optimizer=OptimizerConfig(lr=0.5))
+    _claim(config.run_directory, other)
+    assert json.loads(record.read_text())["optimizer"]["lr"] == 0.5
+    record.write_text("{")
+    _claim(config.run_directory, config)
+    assert json.loads(record.read_text()) == draccus.encode(config)
+
+
+@pytest.mark.parametrize("text", ["", '{"name": "x"', '{"model": 3}'])
+def test_a_damaged_record_is_one_line(make_experiment: Make, text: str) -> None:
+    config = make_experiment()
+    _claim(config.run_directory, config)
+    (config.run_directory / "metrics.jsonl").write_text(LINE)
+    (config.run_directory / "experiment.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"experiment.json is damaged \(.*give --name another value, or del"):
+        _claim(config.run_directory, config)
+
+
+def test_only_the_settings_that_differ_are_named(make_experiment: Make) -> None:
+    ours = make_experiment()
+    gone = replace(ours, model=replace(ours.model, memory=NoMemoryConfig(), chunk=4), seed=3)
+    assert differences(_kept(ours), _kept(gone)) == (
+        'model.memory.type "gru", this run has "none"; model.chunk 2, this run has 4; seed 0, this run has 3'
+    )
+    assert differences(_kept(ours), _kept(ours)) == ""
+    many = {str(number): number for number in range(9)}
+    assert differences(many, {}).endswith("; 4 4, this run has null; and 4 more")
+
+
+def wait_for_ever() -> None:
+    threading.Event().wait()
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_training_that_waits_for_workers_ends_at_a_signal(
+    make_experiment: Make, number: signal.Signals, raised: type[BaseException]
+) -> None:
+    config = make_experiment()
+    config.run_directory.mkdir(parents=True)
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), number)).start()
+    before, began = signal.signal(signal.SIGINT, signal.default_int_handler), time.monotonic()
+    try:
+        with (
+            pytest.raises(raised),
+            _stopping_at(signal.SIGTERM, config.run_directory / "stop"),
+        ):
+            _interruptible(wait_for_ever, config.run_directory)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - began < 5
+
+
+def test_a_training_whose_workers_have_begun_ends_by_itself(make_experiment: Make) -> None:
+    config = make_experiment()
+    config.run_directory.mkdir(parents=True)
+    (config.run_directory / "begun").touch()
+    ask_to_stop(config)
+    ended = []
+    _interruptible(lambda: ended.append(time.sleep(1)), config.run_directory)
+    assert ended == [None], "it was not cut short"
+    with pytest.raises(KeyError):
+        _interruptible(lambda: {}["lost"], config.run_directory)
+
+
+#: Trains, and asks for what this machine lacks, on one cluster of its own; run from another directory.
+_RELATIVE = """
+import sys
+from ray_jobs import train
+from ray_jobs.command_line.cli import run
+from ray_jobs.running.cluster import connect
+from ipvla.experiment import ExperimentConfig
+from ipvla.storage import StorageRoots
+
+def ends(*words):
+    sys.argv = ["train", *SMALL, *words]
+    try:
+        run(ExperimentConfig, train.main, "")
+    except SystemExit as end:
+        print(f"exit {end.code or 0}", file=sys.stderr, flush=True)
+
+SMALL = sys.argv[1:]
+with connect(StorageRoots(), num_cpus=2):
+    ends("--name", "first", "--storage_root", "by_flag")
+    ends("--name", "next", "--start_from", "by_flag/runs/recall/first/policy")
+    ends("--name", "gpu", "--use_gpu", "true")
+    ends("--name", "many", "--num_workers", "8")
+"""
+
+
+@pytest.mark.slow
+def test_relative_paths_are_those_of_the_working_directory(storage_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(storage_root / "datasets" / "cue", tmp_path / "data" / "cue")
+    small = [
+        *("--data.dataset", "./data/cue/1.0.0", "--data.image_size", "16", "--lanes.lanes", "2"),
+        *("--training.steps", "2", "--training.checkpoint_every", "2", "--training.log_every", "1"),
+        *("--model.backbone.width", "32", "--model.backbone.heads", "2", "--model.backbone.mlp", "32"),
+        *("--tracking.system_every_s", "0"),
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"IPVLA_STORAGE_ROOT": "by_variable", "PYTHONPATH": str(SOURCE_TREE)}
+    done = subprocess.run(
+        [sys.executable, "-c", _RELATIVE, *small],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = done.stderr
+    assert Policy.load(tmp_path / "by_flag" / "runs" / "recall" / "first" / "policy").describe(), said
+    assert Policy.load(tmp_path / "by_variable" / "runs" / "recall" / "next" / "policy").describe(), said
+    assert said.count("exit 0\n") == said.count("exit 2\n") == 2, said
+    assert "error: use_gpu: this machine has no GPU (torch " in said
+    assert "error: this machine cannot hold 8 training workers with 1 CPU each: it has 2 CPU; lower num_w" in said
+    assert "Traceback" not in said

@@ -8,7 +8,7 @@ import pytest
 
 from ipvla.data.source import DatasetError
 from ipvla.training.optimizer import OptimizerConfig
-from ray_jobs.training_failure import EndAtOnce, TrainingError, told_apart
+from ray_jobs.running.training_failure import TrainingError, end_at_once, told_apart
 
 
 def refuse_settings() -> None:
@@ -23,22 +23,31 @@ def diverge() -> None:
     raise FloatingPointError("the loss is nan at step 3; lower optimizer.lr")
 
 
+def fill_the_disk() -> None:
+    raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+
 @pytest.mark.parametrize(
     ("fails", "reason"),
-    [(refuse_settings, "optimizer.lr -1.0"), (find_no_data, "nothing is there"), (diverge, "the loss is nan")],
+    [
+        (fill_the_disk, "no space is left on the disk"),
+        (refuse_settings, "optimizer.lr -1.0"),
+        (find_no_data, "nothing is there"),
+        (diverge, "the loss is nan"),
+    ],
 )
 def test_what_would_come_again(fails, reason) -> None:
     with pytest.raises(TrainingError, match=reason) as caught, told_apart():
         fails()
     again = pickle.loads(pickle.dumps(caught.value))
     with pytest.raises(TrainingError, match=reason):
-        EndAtOnce().after_exception(None, {0: RuntimeError("its peer is gone"), 1: again})
+        end_at_once().after_exception(None, {0: RuntimeError("its peer is gone"), 1: again})
 
 
 def test_a_lost_process_and_a_defect_may_be_tried_again() -> None:
     for error in (RuntimeError("connection reset"), OSError("disk"), KeyError("a")):
         with pytest.raises(type(error)), told_apart():
             raise error
-        EndAtOnce().after_exception(None, {0: error})
+        end_at_once().after_exception(None, {0: error})
     with pytest.raises(ValueError, match="invalid literal"), told_apart():
         int("library")

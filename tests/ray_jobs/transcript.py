@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.record import cpu_name
 from ipvla.storage import SOURCE_TREE
-from ray_jobs.commit import commit
+from ray_jobs.running.commit import commit
 from tests.ray_jobs.head import ray_head
 
 PAGE = SOURCE_TREE / "docs" / "jobs_transcript.md"

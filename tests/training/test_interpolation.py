@@ -18,7 +18,7 @@ from ipvla.policy import CheckpointError, Policy
 from ipvla.training.interpolation import interpolate
 from ipvla.training.parallel import World
 from ray_jobs import interpolate as job
-from ray_jobs.cli import run
+from ray_jobs.command_line.cli import run
 from tests.training.fine_tuning import protected, trained
 
 MODELS = {

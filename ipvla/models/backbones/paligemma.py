@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from ipvla.models.backbones.protocol import (
     require_prompts,
 )
 from ipvla.models.features import Features
+from ipvla.storage import absolute, paths_of_fields_absolute
 from ipvla.types import NO_TOKEN, ModelInputs
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -54,6 +55,12 @@ class PaliGemmaConfig(BackboneConfig):
             raise ValueError(f"backbone.dtype is {self.dtype!r}; choose one of {sorted(_DTYPES)}")
         if "{instruction}" not in self.prompt:
             raise ValueError(f"backbone.prompt {self.prompt!r} does not contain {{instruction}}")
+
+    def absolute(self) -> Self:
+        """With absolute paths; `pretrained` too, where it is a directory and no hub name."""
+        config = paths_of_fields_absolute(self)
+        directory = absolute(self.pretrained)
+        return replace(config, pretrained=str(directory)) if directory.is_dir() else config
 
     def check(self, instructions: Sequence[str], num_views: int) -> None:
         adapter = Path(self.pretrained) / "adapter_config.json"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 from pathlib import Path
 from typing import Final
 
@@ -37,7 +38,7 @@ def find_assets(cache_dir: Path) -> Path:
     places = (
         _linked(cache_dir),
         package_directory() / "assets",
-        Path.home() / ".cache" / "libero" / "assets",
+        Path(os.path.expanduser("~/.cache/libero/assets")),  # stays as it is where there is no home
     )
     for place in places:
         if not _missing(place):

@@ -87,6 +87,7 @@ def test_only_what_was_right_before_is_an_error() -> None:
     assert "1 of 1 pictures" in fine.detail
     assert "0 of 1 pictures" in compared(101, set()).detail, "another renderer"
     assert "look otherwise, by up to 5.0 of 255 levels: s/t" in compared(105, set()).detail
+    assert "pinned mujoco" not in compared(105, set()).remedy, "physics is as published"
     broken = compared(100, {"s/t/3", "s/t/4"})
     assert (broken.status, "s/t/4 fell" in broken.detail) == (doctor.Status.FAIL, True)
 

@@ -10,7 +10,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,14 @@ CONFIG_PATH = "config_path"
 
 class SettingError(ValueError):
     """A setting cannot be used as it was given; the message names it, the value, and what to do."""
+
+
+class _UnknownSettingError(SettingError):
+    """No setting is called `dotted`; its group has those that are `known`."""
+
+    def __init__(self, dotted: str, known: tuple[str, ...]) -> None:
+        super().__init__(dotted)
+        self.dotted, self.known = dotted, known
 
 
 class _Text(str):
@@ -45,11 +53,29 @@ def parse(config_class: type[Config], arguments: Sequence[str]) -> Config:
     Raises:
         SettingError: an unknown name, a value that does not fit, or values that the config class refuses.
     """
-    overrides = _options(_with_positional(config_class, arguments))
+    overrides = _given(_with_positional(config_class, arguments))
     tree = _load(overrides.pop(CONFIG_PATH)) if CONFIG_PATH in overrides else {}
-    for name, text in overrides.items():
-        _insert(tree, name.split("."), text)
-    tree = _checked(config_class, tree, "", None)
+    return _with(config_class, tree, overrides, None)
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """`config` with these values, by dotted name (`{"optimizer.lr": 1e-3}`), checked as `parse` checks them.
+
+    Raises:
+        SettingError: an unknown name, a value that does not fit, or values that the config class refuses.
+    """
+    return _with(type(config), {}, values, config)
+
+
+def _with(
+    config_class: type[Config], tree: dict[str, Any], values: Mapping[str, Any], default: Config | None
+) -> Config:
+    for name, value in values.items():
+        _insert(tree, name.split("."), value)
+    try:
+        tree = _checked(config_class, tree, "", default)
+    except _UnknownSettingError as error:
+        raise SettingError(f"{error.dotted}: there is no such setting; {_nearest(config_class, error)}") from None
     try:
         return draccus.decode(config_class, tree)  # type: ignore[no-any-return]
     except ParsingError as error:
@@ -94,6 +120,30 @@ def default_of(field: Field[Any]) -> Any:
     return field.default_factory() if field.default_factory is not MISSING else None
 
 
+def options(config: type[Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, type) of every setting; of a choice those of all its variants, each name once."""
+    seen: set[str] = set()
+    for name, kind in _options(config, path):
+        if name not in seen:
+            seen.add(name)
+            yield name, kind
+
+
+def _options(config: type[Any], path: str) -> Iterator[tuple[str, Any]]:
+    hints = typing.get_type_hints(config)
+    for field in fields(config):
+        name, group = f"{path}{field.name}", group_of(hints[field.name])
+        if group is None:
+            yield name, hints[field.name]
+        elif is_choice(group):
+            variants = group.get_known_choices()
+            yield f"{name}.type", typing.Literal[tuple(variants)]
+            for variant in variants.values():
+                yield from _options(variant, f"{name}.")
+        else:
+            yield from _options(group, f"{name}.")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A closing sentence: the nearest known name, or all of them."""
     known = list(known)
@@ -103,6 +153,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"choose one of: {', '.join(known)}" if known else "there is none to choose"
 
 
+def _nearest(config_class: type[Any], error: _UnknownSettingError) -> str:
+    """`did_you_mean` by dotted name: of the same group first, then of any that has a setting called so."""
+    group, _, name = error.dotted.rpartition(".")
+    siblings = {one: f"{group}.{one}" if group else one for one in error.known}
+    others: dict[str, str] = {}
+    for dotted, _ in options(config_class):
+        others.setdefault(dotted.rpartition(".")[2], dotted)
+    for names, cutoff in ((siblings, 0.5), (others, 0.75)):
+        close = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+        if close and names[close[0]] != error.dotted:
+            return f"did you mean {names[close[0]]!r}?"
+    return did_you_mean(name, error.known)
+
+
 def _with_positional(config_class: type[Any], arguments: Sequence[str]) -> list[str]:
     name = positional_of(config_class)
     if name is None or not arguments or arguments[0].startswith("--"):
@@ -110,7 +174,7 @@ def _with_positional(config_class: type[Any], arguments: Sequence[str]) -> list[
     return [f"--{name}={arguments[0]}", *arguments[1:]]
 
 
-def _options(arguments: Sequence[str]) -> dict[str, str]:
+def _given(arguments: Sequence[str]) -> dict[str, str]:
     options: dict[str, str] = {}
     waiting = list(arguments)
     while waiting:
@@ -139,12 +203,12 @@ def _load(path: str) -> dict[str, Any]:
     return tree or {}
 
 
-def _insert(tree: dict[str, Any], path: Sequence[str], text: str) -> None:
+def _insert(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
     for name in path[:-1]:
         if not isinstance(tree.get(name), dict):
             tree[name] = {}
         tree = tree[name]
-    tree[path[-1]] = text
+    tree[path[-1]] = value
 
 
 def _checked(kind: Any, value: Any, path: str, default: Any) -> Any:
@@ -172,7 +236,7 @@ def _checked(kind: Any, value: Any, path: str, default: Any) -> Any:
             inner = getattr(default, name) if type(default) is chosen else default_of(known[name])
             tree[name] = _checked(hints[name], given, dotted, inner)
         elif name != "type" or not is_choice(group):
-            raise SettingError(f"{dotted}: there is no such setting; {did_you_mean(str(name), known)}")
+            raise _UnknownSettingError(dotted, tuple(known))
     return tree | {"type": group.get_choice_name(chosen)} if is_choice(group) else tree
 
 

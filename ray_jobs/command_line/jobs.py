@@ -56,6 +56,6 @@ def config_class(job: str) -> type[Any]:
 
 def summary(job: str) -> str:
     """What a job does: the first line of its module, which is read, not imported."""
-    path = Path(__file__).parent.joinpath(*job.split()).with_suffix(".py")
+    path = Path(__file__).parents[1].joinpath(*job.split()).with_suffix(".py")
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     return text.splitlines()[0].removeprefix(f"`python -m {module(job)}`: ").rstrip(".")

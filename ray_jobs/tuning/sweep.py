@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import draccus
+import yaml
+from draccus.utils import ParsingError
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
@@ -21,10 +26,9 @@ from evaluators.success import SuccessConfig
 from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
 from ipvla.storage import StorageRoots
-from ray_jobs import population
-from ray_jobs.search_space import Dimension, require_usable
-from ray_jobs.settings import SettingError, arguments, parse
-from ray_jobs.trial import (
+from ray_jobs.command_line.settings import SettingError, parse, with_values
+from ray_jobs.tuning.search_space import Dimension, require_usable
+from ray_jobs.tuning.trial import (
     NEW,
     OLD,
     SCORE,
@@ -40,8 +44,11 @@ from ray_jobs.trial import (
 
 _logger = logging.getLogger(__name__)
 
-_SEARCHES = ("optuna", "hyperopt", "random")
-_SCHEDULERS = ("interval", "asha", "pb2", "none")
+_SEARCHES = ("optuna", "random")
+_SCHEDULERS = ("interval", "asha", "none")
+#: A training that writes nothing for so long has ended, or plays.
+_SILENT_S = 600.0
+_ROOTS = tuple(root.name for root in fields(StorageRoots))
 _OBJECTIVES = ("score", "pareto")
 #: A trial's driver only waits. It must ask for something; this leaves every core to workers and simulators.
 _DRIVER = tune.PlacementGroupFactory([{"memory": float(2**20)}])
@@ -58,10 +65,9 @@ class SweepConfig(StorageRoots):
         settings: dotted name -> value, over the experiment's, for every trial.
         space: dotted name -> range (`low`, `high`, `log`) or `choices`.
         trials: in all.
-        search: "optuna" (TPE; NSGA-II for a pareto objective), "hyperopt" (TPE) or "random".
+        search: "optuna" (TPE; NSGA-II for a pareto objective) or "random".
         scheduler: at a trial's checkpoints, "interval" stops those whose score lies surely below the best one's
-            (their 95 % intervals are apart), "asha" the lower half, "none" nobody; "pb2" lets the lowest quarter
-            go on from the best, with settings that move (`ray_jobs.population`).
+            (their 95 % intervals are apart), "asha" the lower half, "none" stops none.
         objective: "score" (`scoring`), or "pareto": new-task success and retention, of which neither is given up.
         concurrent: trials at a time; each takes what its training, or its simulators, ask for.
         seed: of the search.
@@ -94,15 +100,9 @@ class SweepConfig(StorageRoots):
         for name in ("trials", "concurrent"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.objective == "pareto" and (self.search == "hyperopt" or self.scheduler in ("asha", "pb2")):
+        if self.objective == "pareto" and self.scheduler == "asha":
             raise ValueError(
-                f"search {self.search} and scheduler {self.scheduler} need one number; for objective pareto "
-                "choose search optuna or random, and scheduler interval or none"
-            )
-        if self.scheduler == "pb2" and (self.search != "random" or self.trials < 2):
-            raise ValueError(
-                f"search {self.search} with {self.trials} trials; scheduler pb2 proposes values itself, to a "
-                "population: choose search random, and at least 2 trials"
+                "scheduler asha would need one number, not objective pareto; choose scheduler interval or none"
             )
         if self.experiment is None:
             raise ValueError("experiment: no file was given; name the YAML file that ray_jobs.train would take")
@@ -112,12 +112,26 @@ class SweepConfig(StorageRoots):
     def directory(self) -> Path:
         return self.runs / self.study / self.name
 
+    def absolute(self) -> Self:
+        """With absolute paths, those among `settings` too."""
+        sweep = super().absolute()
+        trained = draccus.encode(sweep.trained("check", {}))
+        return replace(sweep, settings={name: _leaf(trained, name) for name in self.settings})
+
+    def training(self) -> dict[str, ExperimentConfig]:
+        """The trainings of this sweep that wrote something of late and are not finished, by name."""
+        runs = {}
+        for record in self.directory.parent.glob(f"{self.name}-*/experiment.json"):
+            with contextlib.suppress(OSError, ValueError, ParsingError):  # it is being written
+                written = max(path.stat().st_mtime for path in record.parent.iterdir())
+                if time.time() - written < _SILENT_S and not (record.parent / "policy").exists():
+                    runs[record.parent.name] = _experiment(record, record.stat().st_mtime_ns)
+        return runs
+
     def require_usable(self) -> None:
         """SettingError for a name or value that the experiment would refuse in some trial."""
         base = self.trained("check", {})
-        require_usable(self.space, self._flags({}))
-        if self.scheduler == "pb2":
-            population.require_moving(self.space)
+        require_usable(self.space, base)
         if base.seed in self.confirm_seeds:
             raise SettingError(f"confirm_seeds: {base.seed} is the trials' own seed; choose others")
 
@@ -126,8 +140,10 @@ class SweepConfig(StorageRoots):
 
         Of its policies only the best becomes a model in the registry, which is called STUDY.NAME.
         """
-        config = parse(ExperimentConfig, self._flags(values))
-        roots = {f.name: getattr(self, f.name) for f in fields(StorageRoots)}
+        experiment = parse(ExperimentConfig, ["--config_path", str(self.experiment)])
+        config = with_values(experiment, {**self.settings, **values})
+        config = config.absolute()
+        roots = {name: getattr(self, name) for name in _ROOTS}
         tracking = replace(
             config.tracking, register=False, model=config.tracking.model_name(self.study, self.name)
         )
@@ -140,8 +156,20 @@ class SweepConfig(StorageRoots):
             **roots,
         )
 
-    def _flags(self, values: Mapping[str, Any]) -> list[str]:
-        return ["--config_path", str(self.experiment), *arguments({**self.settings, **values})]
+
+def _leaf(tree: Mapping[str, Any], name: str) -> Any:
+    """What encoded settings have under a dotted name."""
+    value: Any = tree
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+@lru_cache(maxsize=256)
+def _experiment(record: Path, written_ns: int) -> ExperimentConfig:
+    """What `experiment.json` says; decoded once for each version of it."""
+    found: ExperimentConfig = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
+    return found
 
 
 @dataclass(frozen=True)
@@ -173,25 +201,6 @@ def run_trial(sample: Mapping[str, Any], sweep: SweepConfig, before: float | Non
         tune.report({STEP: step, **sweep.scoring.of(table)})
 
 
-def run_member(sample: Mapping[str, Any], sweep: SweepConfig, before: float | None) -> None:
-    """`run_trial` of a population: goes on from the checkpoint that Ray Tune gives, its own or another's."""
-    trial = str(tune.get_context().get_trial_id())
-    member = population.Member(trial, 0, sample)
-    given = tune.get_checkpoint()
-    if given is not None:
-        theirs = population.Member.of(given)
-        member = theirs
-        if theirs.values != sample:
-            member = population.Member(f"{trial}-{theirs.step:06d}", theirs.step, sample)
-            donor, heir = (sweep.trained(one.run, one.values) for one in (theirs, member))
-            population.inherit(donor, theirs.step, heir)
-    config = sweep.trained(member.run, sample)
-    for step in rungs(config):
-        if step > member.step:
-            table = play(config, train_to(config, step), step, sweep.success, sweep.scoring, before)
-            replace(member, step=step).report(sweep.scoring.of(table))
-
-
 def run_sweep(sweep: SweepConfig) -> list[Trial]:
     """Runs the trials that are missing; all of them, in no certain order. Ray must be connected.
 
@@ -204,13 +213,9 @@ def run_sweep(sweep: SweepConfig) -> list[Trial]:
     place = sweep.directory / "tune"
     names = list(sweep.space)
     before = play_start(sweep.trained("start", {}), sweep.success, sweep.scoring)
-    moves = sweep.scheduler == "pb2"
-    trainable = tune.with_resources(
-        tune.with_parameters(run_member if moves else run_trial, sweep=sweep, before=before),
-        population.driver(sweep.concurrent) if moves else _DRIVER,
-    )
+    trainable = tune.with_resources(tune.with_parameters(run_trial, sweep=sweep, before=before), _DRIVER)
     looks = rungs(sweep.trained("check", {}))
-    stop = {"interval": SurelyWorse(), "pb2": {STEP: looks[-1]}}.get(sweep.scheduler)
+    stop = SurelyWorse() if sweep.scheduler == "interval" else None
     if tune.Tuner.can_restore(str(place)):
         tuner = tune.Tuner.restore(str(place), trainable, resume_unfinished=True)
     else:
@@ -223,7 +228,7 @@ def run_sweep(sweep: SweepConfig) -> list[Trial]:
                 scheduler=_scheduler(sweep),
                 trial_dirname_creator=_directory,
                 max_concurrent_trials=sweep.concurrent if sweep.search != "random" else None,
-                reuse_actors=True,  # a process costs seconds, and a population would start one at every move
+                reuse_actors=True,  # a process costs seconds
             ),
             run_config=tune.RunConfig(
                 name=place.name,
@@ -239,14 +244,16 @@ def run_sweep(sweep: SweepConfig) -> list[Trial]:
 def claim(sweep: SweepConfig) -> SweepConfig:
     """Keeps the sweep's settings and experiment at its first start; the sweep with that copy of the experiment.
 
-    Trials read the copy: they run in other working directories, perhaps on other nodes, and long after.
+    Trials read the copy, whose paths are absolute: they run in other working directories, and long after.
 
     Raises:
         SettingError: a sweep of the same name has others.
     """
     assert sweep.experiment is not None
+    experiment = draccus.encode(parse(ExperimentConfig, ["--config_path", str(sweep.experiment)]).absolute())
+    of_its_own = {name: value for name, value in experiment.items() if name not in _ROOTS}
     kept = {
-        sweep.directory / "experiment.yaml": sweep.experiment.read_text(),
+        sweep.directory / "experiment.yaml": yaml.safe_dump(of_its_own, sort_keys=False, width=115),
         sweep.directory / "config.json": json.dumps(draccus.encode(sweep), indent=1),
     }
     for path, text in kept.items():
@@ -303,13 +310,8 @@ def _directory(trial: Any) -> str:
 def searcher(sweep: SweepConfig) -> Any:
     """Who proposes the trials' values, for Ray Tune."""
     if sweep.search == "random":
-        at_once = 0 if sweep.scheduler == "pb2" else sweep.concurrent  # a population is complete from the start
-        return BasicVariantGenerator(max_concurrent=at_once, random_state=sweep.seed)
+        return BasicVariantGenerator(max_concurrent=sweep.concurrent, random_state=sweep.seed)
     metric, mode = ([NEW, OLD], ["max", "max"]) if sweep.objective == "pareto" else (SCORE, "max")
-    if sweep.search == "hyperopt":
-        from ray.tune.search.hyperopt import HyperOptSearch
-
-        return HyperOptSearch(metric=metric, mode=mode, random_state_seed=sweep.seed)
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
@@ -321,11 +323,9 @@ def searcher(sweep: SweepConfig) -> Any:
 
 
 def _scheduler(sweep: SweepConfig) -> Any:
-    looks = rungs(sweep.trained("check", {}))
-    if sweep.scheduler == "pb2":
-        return population.scheduler(sweep.space, looks[0])
     if sweep.scheduler != "asha":
         return None
+    looks = rungs(sweep.trained("check", {}))
     return ASHAScheduler(
         time_attr=STEP, metric=SCORE, mode="max", max_t=looks[-1], grace_period=looks[0], reduction_factor=2
     )
@@ -337,8 +337,8 @@ def _trial(sweep: SweepConfig, result: Any, names: Sequence[str], last: int) -> 
     config = result.config or {}
     status = "failed" if result.error else "finished" if step == last else "stopped"
     error = _reason(result.error) if result.error else ""
-    run = (result.metrics or {}).get(population.RUN, Path(result.path).name)
-    return Trial(f"{sweep.name}-{run}", {n: config.get(n) for n in names}, status, step, told, error)
+    name = f"{sweep.name}-{Path(result.path).name}"
+    return Trial(name, {n: config.get(n) for n in names}, status, step, told, error)
 
 
 def _reason(error: BaseException) -> str:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from evaluators.success import SuccessConfig
 from ipvla.experiment import ExperimentConfig
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.storage import StorageRoots
-from ipvla.tracking import MLflowSink, RunIdentity
+from ipvla.tracking import MLflowSink, RunIdentity, waiting
+from ray_jobs.running.cluster import Demand
+
+_logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from evaluators.success import SuccessConfig
 
 #: Aliases in the model registry: the last that was trained, and the one that a sweep chose.
 NEWEST: Final = "newest"
@@ -41,6 +47,15 @@ def policy_run(
         renews=renews,
     )
     return MLflowSink(identity, roots.mlflow_spool)
+
+
+def warn_of_waiting(roots: StorageRoots) -> None:
+    """Says at a job's end whether MLflow lacks records; workers' own warnings lie in the cluster's logs."""
+    if records := waiting(roots.mlflow_spool):
+        _logger.warning(
+            "MLflow: %d records wait for %s; once it answers: ipvla mlflow_sync --run_root_dir %s",
+            *(records, roots.mlflow_uri, roots.runs),
+        )
 
 
 def publish(sink: MLflowSink, config: ExperimentConfig, *, register: bool, alias: str = NEWEST) -> None:
@@ -75,6 +90,14 @@ def _sha256(policy: Path) -> str:
 
 def _mib(directory: Path) -> float:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) / 2**20
+
+
+def policy_demand(success: SuccessConfig) -> Demand:
+    """What the policy's actors ask Ray for, of `success` as `placed` gives it."""
+    asked = success.policy_resources
+    each = {"CPU": asked.get("num_cpus", 0.0), "GPU": asked.get("num_gpus", 0.0)}
+    actors = "1 policy actor" if success.policy_replicas == 1 else f"{success.policy_replicas} policy actors"
+    return Demand(actors, each, success.policy_replicas, "change success.policy_resources or policy_replicas")
 
 
 def placed(success: SuccessConfig, use_gpu: bool) -> tuple[Callable[[Path], Policy], SuccessConfig]:

@@ -13,7 +13,7 @@ from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
 from ipvla.experiment import ExperimentConfig
 from ipvla.rollout.policy_actor import PolicySource
-from ray_jobs.policy_run import placed, policy_run
+from ray_jobs.running.policy_run import placed, policy_run
 from ray_jobs.train import checkpointed_policy, train_policy
 
 #: What a trial reports: the names in Ray Tune and the sweep's table, and, below `forgetting/`, in MLflow.

@@ -1,4 +1,4 @@
-"""What jobs show while they run: bars on a terminal, for a collection a log line now and then elsewhere."""
+"""What jobs show while they run: bars on a terminal, elsewhere a log line now and then."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -81,8 +81,7 @@ class CollectionDisplay:
         done = total.demonstrations - self._before
         if not done:
             return "time left unknown yet"
-        left_s = (time.monotonic() - self._started) / done * (total.wanted - total.demonstrations)
-        return f"about {left_s:.0f} s left" if left_s < 100 else f"about {left_s / 60:.0f} min left"
+        return time_left((time.monotonic() - self._started) / done * (total.wanted - total.demonstrations))
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -92,13 +91,41 @@ class CollectionDisplay:
         self._progress.stop()
 
 
-def episode_progress(console: Console) -> Progress:
-    """Bars over episodes that are being played."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
+class EpisodeProgress(Progress):
+    """Bars over episodes that are played or read; where there is no terminal, a log line now and then."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._logged_s = time.monotonic()
+        super().__init__(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console or Console(stderr=True),
+        )
+        self.disable = not self.console.is_terminal
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """As `Progress.update`."""
+        super().update(task_id, **changes)
+        self._log(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """As `Progress.advance`."""
+        super().advance(task_id, advance)
+        self._log(task_id)
+
+    def _log(self, task_id: TaskID) -> None:
+        if not self.disable or time.monotonic() - self._logged_s < _LOG_EVERY_S:
+            return
+        self._logged_s = time.monotonic()
+        task = next(task for task in self.tasks if task.id == task_id)
+        of = "" if task.total is None else f" of {task.total:.0f}"
+        left = "" if task.time_remaining is None else f", {time_left(task.time_remaining)}"
+        _logger.info("%s: %.0f%s episodes%s", task.description, task.completed, of, left)
+
+
+def time_left(seconds: float) -> str:
+    """Rounded, in words."""
+    return f"about {seconds:.0f} s left" if seconds < 100 else f"about {seconds / 60:.0f} min left"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray.train import UserCallback
+from ray_jobs.command_line.cli import user_error
 
-from ray_jobs.cli import user_error
+if TYPE_CHECKING:
+    from ray.train import UserCallback
 
 
 class TrainingError(ValueError):
@@ -19,8 +20,8 @@ class TrainingError(ValueError):
 def told_apart() -> Iterator[None]:
     """Within a worker: what a retry cannot mend becomes TrainingError.
 
-    That is a loss or gradient that is not a number, and what this project says of settings and data; a lost
-    process or a defect stays what it is.
+    That is a loss or gradient that is not a number, a full disk, and what this project says of settings and
+    data; a lost process or a defect stays what it is.
     """
     try:
         yield
@@ -31,10 +32,14 @@ def told_apart() -> Iterator[None]:
         raise TrainingError(str(told)) from error
 
 
-class EndAtOnce(UserCallback):
+def end_at_once() -> UserCallback:
     """Ends a run at its first TrainingError: Ray Train takes an error of a callback for final."""
+    from ray.train import UserCallback  # takes seconds, and settings are checked before
 
-    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-        for error in worker_exceptions.values():
-            if isinstance(error, TrainingError):
-                raise error
+    class EndAtOnce(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                if isinstance(error, TrainingError):
+                    raise error
+
+    return EndAtOnce()

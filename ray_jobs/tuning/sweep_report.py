@@ -17,9 +17,9 @@ from evaluators.success_table import SuccessTable
 from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
 from ipvla.storage import StorageRoots
-from ray_jobs.search_space import Dimension
-from ray_jobs.sweep import Trial
-from ray_jobs.trial import NEW, OLD, SCORE, Scoring, flat
+from ray_jobs.tuning.search_space import Dimension
+from ray_jobs.tuning.sweep import Trial
+from ray_jobs.tuning.trial import NEW, OLD, SCORE, Scoring, flat
 
 #: Trials from which on importances say anything.
 _ENOUGH = 8

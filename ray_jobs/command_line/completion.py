@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import typing
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import shtab
 
-from ray_jobs.jobs import JOBS, config_class, summary
-from ray_jobs.settings import CONFIG_PATH, did_you_mean, group_of, is_choice, positional_of
+from ray_jobs.command_line.jobs import JOBS, config_class, summary
+from ray_jobs.command_line.settings import CONFIG_PATH, did_you_mean, options, positional_of
 
 
 def complete(arguments: Sequence[str]) -> int:
@@ -43,30 +42,6 @@ def parser() -> argparse.ArgumentParser:
         for name, kind in options(config_class(job)):
             _takes(one, name, kind)
     return whole
-
-
-def options(config: type[Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, type) of every setting; of a choice those of all its variants, each name once."""
-    seen: set[str] = set()
-    for name, kind in _options(config, path):
-        if name not in seen:
-            seen.add(name)
-            yield name, kind
-
-
-def _options(config: type[Any], path: str) -> Iterator[tuple[str, Any]]:
-    hints = typing.get_type_hints(config)
-    for field in fields(config):
-        name, group = f"{path}{field.name}", group_of(hints[field.name])
-        if group is None:
-            yield name, hints[field.name]
-        elif is_choice(group):
-            variants = group.get_known_choices()
-            yield f"{name}.type", typing.Literal[tuple(variants)]
-            for variant in variants.values():
-                yield from _options(variant, f"{name}.")
-        else:
-            yield from _options(group, f"{name}.")
 
 
 def _takes(parser: argparse.ArgumentParser, name: str, kind: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -13,8 +15,9 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.logging import RichHandler
 
-from ray_jobs.help import help_text
-from ray_jobs.settings import Config, parse
+from ipvla.storage import StorageError, absolute_paths
+from ray_jobs.command_line.help import help_text
+from ray_jobs.command_line.settings import Config, parse
 
 
 class Terminated(BaseException):
@@ -36,6 +39,7 @@ def ending_at_sigterm() -> Iterator[None]:
 
 
 _OURS = ("ipvla", "evaluators", "ray_jobs")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(config_class: type[Config], main: Callable[[Config], int | None], description: str | None) -> NoReturn:
@@ -52,7 +56,7 @@ def run(config_class: type[Config], main: Callable[[Config], int | None], descri
         sys.exit(0)
     _configure_logging()
     try:
-        sys.exit(main(parse(config_class, sys.argv[1:])))
+        sys.exit(main(absolute_paths(parse(config_class, sys.argv[1:]))))
     except Terminated:
         sys.stderr.write("terminated; run the same command again to continue\n")
         sys.exit(128 + signal.SIGTERM)
@@ -71,8 +75,10 @@ def user_error(error: BaseException) -> ValueError | None:
     """The error to tell a user in one line, or None if the exception is a defect.
 
     Users' errors are ValueErrors that this project raises, here or (behind Ray's `cause`) in a worker. A
-    ValueError from inside a library is a defect and deserves its traceback.
+    ValueError from inside a library is a defect and deserves its traceback. A full disk is the user's too.
     """
+    if (full := disk_full(error)) is not None:
+        return full
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
         # The traceback stayed in the worker; only an error class of ours is surely meant for the user.
@@ -82,6 +88,23 @@ def user_error(error: BaseException) -> ValueError | None:
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
     return error if _is_ours(type(error).__module__) or _is_ours(raised_in) else None
+
+
+def first_line(error: BaseException) -> str:
+    """Of its text, which may be long; its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def disk_full(error: BaseException) -> StorageError | None:
+    """What to tell the user, if that is why: libraries say it as OSError, or only in the text of another error."""
+    reason, path = str(error), getattr(error, "filename", None)
+    if getattr(error, "errno", None) not in _FULL and not any(os.strerror(number) in reason for number in _FULL):
+        return None
+    where = f" for {path}" if path else ""
+    return StorageError(
+        f"no space is left on the disk{where}; free some, or give another --storage_root, and run the same "
+        "command again"
+    )
 
 
 def _is_ours(module: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import draccus
 
-from ray_jobs.settings import default_of, group_of, is_choice, positional_of
+from ray_jobs.command_line.settings import default_of, group_of, is_choice, positional_of
 
 _INDENT = " " * 6
 
@@ -48,7 +48,7 @@ def _group(config_class: type[Any], path: str, default: Any) -> Iterator[str]:
             inner.append((name, group, value))
             continue
         if origin is not owner:
-            yield from ("", _title(origin, path))
+            yield from ("", _title(config_class, origin, path))
             owner = origin
         yield f"  --{name} {_type(hints[field.name])}{_default(value)}"
         yield from _wrapped(meanings.get(field.name, ""))
@@ -62,14 +62,16 @@ def _group(config_class: type[Any], path: str, default: Any) -> Iterator[str]:
 def _choice(name: str, group: Any, default: Any) -> Iterator[str]:
     choices = group.get_known_choices()
     chosen = f" (default: {group.get_choice_name(type(default))})" if default is not None else ""
-    yield from ("", f"{name}: {_first_line(group)}", f"  --{name}.type {{{','.join(choices)}}}{chosen}")
-    for kind, variant in choices.items():
+    kinds = sorted(choices)
+    yield from ("", f"{name}: {_first_line(group)}", f"  --{name}.type {{{','.join(kinds)}}}{chosen}")
+    for kind, variant in ((kind, choices[kind]) for kind in kinds):
         yield from list(_group(variant, name, default)) or ("", f"{name}, type {kind}: no settings")
 
 
-def _title(origin: type[Any], path: str) -> str:
-    bases: tuple[Any, ...] = origin.__mro__[1:]
-    kind = next((f", type {base.get_choice_name(origin)}" for base in bases if is_choice(base)), "")
+def _title(config_class: type[Any], origin: type[Any], path: str) -> str:
+    """Of the fields that `origin` defines, of a variant perhaps: `model.memory, type gru: ...`."""
+    bases: tuple[Any, ...] = config_class.__mro__[1:]
+    kind = next((f", type {base.get_choice_name(config_class)}" for base in bases if is_choice(base)), "")
     return f"{path}{kind}: {_first_line(origin)}" if path else _first_line(origin)
 
 
@@ -84,14 +86,21 @@ def _by_origin(config_class: type[Any]) -> list[tuple[Any, type[Any]]]:
 
 
 def _meanings(config_class: type[Any]) -> dict[str, str]:
-    """Field name -> text, from the `Attributes:` section of the docstrings (also `a, b: text`)."""
+    """Field name -> text, from the `Attributes:` section of the docstrings, or from one line without a section.
+
+    Several of a text's own, `a, b: text`, share it; `a: text; b: text` has both in a line.
+    """
+    names = {field.name for field in fields(config_class)}
     meanings: dict[str, str] = {}
     for base in reversed(config_class.__mro__):
-        section = inspect.cleandoc(base.__dict__.get("__doc__") or "").split("Attributes:\n")
-        for entry in re.split(r"\n(?=    \S)", "\n" + section[1] if len(section) > 1 else ""):
-            names, colon, text = entry.strip().partition(": ")
-            if colon:
-                meanings |= {name.strip(): " ".join(text.split()) for name in names.split(",")}
+        text = inspect.cleandoc(base.__dict__.get("__doc__") or "")
+        _, found, section = text.partition("Attributes:\n")
+        entries = re.split(r"\n(?=    \S)", "\n" + section) if found else [" ".join(text.split())]
+        for part in (one for entry in entries for one in re.split(r"; (?=\w+: )", entry.strip())):
+            listed, colon, meaning = part.partition(": ")
+            own = [name.strip() for name in listed.split(",")]
+            if colon and (found or names.issuperset(own)):
+                meanings |= dict.fromkeys(own, " ".join(meaning.split()))
     return meanings
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 from ipvla.data.source import EpisodeSource
-from ipvla.data.sources import dataset_location, open_source
+from ipvla.data.sources import absolute_location, dataset_location, open_source
 from ipvla.data.standards import Standard, StandardConfig, standard_of
 from ipvla.storage import StorageRoots
 
@@ -33,6 +33,10 @@ class DatasetConfig(StorageRoots):
     skip_noops: bool = False
     padded_state: bool = False
     skip_bad_episodes: bool = False
+
+    def absolute(self) -> Self:
+        """With absolute paths, the dataset's too."""
+        return replace(super().absolute(), dataset=absolute_location(self.dataset))
 
     @property
     def location(self) -> str:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from ipvla.storage import StorageRoots
+from ipvla.storage import StorageRoots, home_is_writable
 
 _logger = logging.getLogger(__name__)
 
@@ -22,6 +26,11 @@ _logger = logging.getLogger(__name__)
 _INLINE_BYTES = 2**20
 #: A UNIX socket's path has at most 107 bytes; what is left of them for Ray's temp dir.
 _LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+
+
+_WAITING_EVERY_S = 30.0
+#: The cluster that this process started, which has this machine and no other.
+_own_session: Path | None = None
 
 
 class ClusterError(ValueError):
@@ -58,12 +67,15 @@ def connect(
     address = os.environ.get("RAY_ADDRESS", "local")
     options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
     if address == "local":
-        session = _start(roots, num_cpus, dashboard_port, options)
+        global _own_session  # noqa: PLW0603 (a process has one cluster)
+        _own_session = session = _start(roots, num_cpus, dashboard_port, options)
         try:
             yield
         except BaseException:
             ray.shutdown()  # the session's logs stay: they may tell why
             raise
+        finally:
+            _own_session = None
         ray.shutdown()
         shutil.rmtree(session, ignore_errors=True)
     else:
@@ -72,6 +84,90 @@ def connect(
             yield
         finally:
             ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a job asks the cluster for, all of it at the same time.
+
+    Attributes:
+        what: "1 training worker", say.
+        each: resource -> how much of it one of them takes, on one node.
+        count: how many.
+        remedy: which settings to change where the cluster has less.
+    """
+
+    what: str
+    each: Mapping[str, float]
+    count: int
+    remedy: str
+
+    def places(self) -> int:
+        """How many of them the cluster's nodes have room for, whether it is in use or not."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return sum(
+            min((int(node.get(name, 0) // amount) for name, amount in self._each.items()), default=self.count)
+            for node in nodes
+        )
+
+    @property
+    def _each(self) -> dict[str, float]:
+        return {name: amount for name, amount in self.each.items() if amount}
+
+    def lacking(self) -> str:
+        """What the cluster has less of, whether it is in use or not; empty if it has enough."""
+        if self.places() >= self.count:
+            return ""
+        each = self._each
+        there = ray.cluster_resources()
+        wanted = ", ".join(f"{amount:g} {name}" for name, amount in each.items())
+        have = ", ".join(f"{there.get(name, 0):g} {name}" for name in each)
+        return f"{self.what} with {wanted} each: it has {have}"
+
+
+def no_gpu() -> ClusterError:
+    """For a job that asks for a GPU where torch or Ray see none."""
+    return ClusterError(
+        f"use_gpu: this machine has no GPU (torch {metadata.version('torch')}); set use_gpu to false, or install "
+        "torch's CUDA build"
+    )
+
+
+@contextmanager
+def supplied(demand: Demand) -> Iterator[None]:
+    """Within: a cluster that can hold this, or will one day.
+
+    A cluster of our own cannot grow, so that waiting would be for ever. On another, a log line says twice a minute
+    what is waited for, as long as its nodes have too little.
+
+    Raises:
+        ClusterError: our own cluster has less.
+    """
+    lacking = demand.lacking()
+    if lacking and _own_session is not None:
+        if demand.each.get("GPU") and not ray.cluster_resources().get("GPU"):
+            raise no_gpu()
+        raise ClusterError(f"this machine cannot hold {lacking}; {demand.remedy}")
+    if not lacking:
+        yield
+        return
+    ended = threading.Event()
+
+    def tell() -> None:
+        missing = lacking
+        while missing:
+            _logger.warning("waiting for nodes that can hold %s", missing)
+            if ended.wait(_WAITING_EVERY_S):
+                return
+            missing = demand.lacking()
+
+    thread = threading.Thread(target=tell, name="waiting for nodes", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def require_free_port(port: int, setting: str) -> None:
@@ -105,6 +201,8 @@ def _start(roots: StorageRoots, num_cpus: int | None, dashboard_port: int | None
         options |= {"dashboard_host": "127.0.0.1", "dashboard_port": dashboard_port}
     else:  # nobody will look at single tasks; the record of them costs the cluster 15 MB per 1,000 episodes
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+    if not home_is_writable() and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray would keep one of its own in the home directory
     # Simulators ask for no GPU and hide it themselves; without this Ray warns at each of them.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     context = ray.init(
@@ -112,22 +210,22 @@ def _start(roots: StorageRoots, num_cpus: int | None, dashboard_port: int | None
         num_cpus=num_cpus,
         include_dashboard=dashboard_port is not None,
         _node_ip_address="127.0.0.1",
-        _temp_dir=str(_short_directory(roots.tmp / "ray")),
+        _temp_dir=str(_usable_directory(roots.tmp / "ray")),
         **options,
     )
     return Path(context.address_info["session_dir"])
 
 
-def _short_directory(wanted: Path) -> Path:
-    """`wanted`, or a place whose socket paths are short enough for the kernel."""
+def _usable_directory(wanted: Path) -> Path:
+    """`wanted`, or a place whose socket paths are short enough for the kernel, and ASCII, as Ray wants them."""
     for directory in (wanted, Path(tempfile.gettempdir()) / f"ipvla-{os.getuid()}"):
-        if len(os.fsencode(directory)) <= _LONGEST:
+        if len(os.fsencode(directory)) <= _LONGEST and str(directory).isascii():
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if directory != wanted:
-                _logger.debug("%s is too long for Ray's sockets; its session files go to %s", wanted, directory)
+                _logger.debug("Ray cannot use %s; its session files go to %s", wanted, directory)
             return directory
     raise ClusterError(
-        f"tmp_dir: {wanted} is too long for Ray's sockets; give one of at most {_LONGEST} characters"
+        f"tmp_dir: Ray cannot use {wanted}; give one of at most {_LONGEST} characters, all of them ASCII"
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
 
 from ipvla.experiment import ExperimentConfig
-from ray_jobs.settings import SettingError, arguments, parse
+from ray_jobs.command_line.settings import SettingError, with_values
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,17 @@ class Dimension:
         return tune.loguniform(self.low, self.high) if self.log else tune.uniform(self.low, self.high)
 
 
-def require_usable(space: Mapping[str, Dimension], flags: Sequence[str]) -> None:
-    """Refuses names and values that the experiment, given by `flags`, would refuse in some trial.
+def require_usable(space: Mapping[str, Dimension], experiment: ExperimentConfig) -> None:
+    """Refuses names and values that the experiment would refuse in some trial.
 
     Raises:
         SettingError: which setting, and what is wrong with it.
     """
     if not space:
         raise SettingError("space is empty; name at least one setting to vary, with low and high, or choices")
-    for name, value in _single(space):
-        try:
-            parse(ExperimentConfig, [*flags, *arguments({name: value})])
-        except SettingError as error:
-            raise SettingError(f"space.{name} = {value}: {error}") from None
-
-
-def _single(space: Mapping[str, Dimension]) -> Iterator[tuple[str, Any]]:
     for name, dimension in space.items():
         for value in dimension.extremes():
-            yield name, value
+            try:
+                with_values(experiment, {name: value})
+            except SettingError as error:
+                raise SettingError(f"space.{name} = {value}: {error}") from None

@@ -1,0 +1,116 @@
+"""Trainings side by side on one Ray cluster, each waited for in a thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from ipvla.experiment import ExperimentConfig
+from ray_jobs.command_line.cli import user_error
+from ray_jobs.display.training import TrainingDisplay
+from ray_jobs.running.cluster import supplied
+from ray_jobs.running.training_failure import TrainingError
+from ray_jobs.train import TrainSummary, ask_to_stop, demand, forget_earlier_starts, summarise, train_policy
+
+_POLL_S = 0.5
+_END_S = 20.0
+_logger = logging.getLogger(__name__)
+
+
+def train_side_by_side(
+    runs: Mapping[str, ExperimentConfig], console: Console, at_once: int | None = None
+) -> dict[str, TrainSummary]:
+    """Trains every run that is not finished, in their order, a few at a time, and shows how far they are.
+
+    However this is left, by Ctrl-C or by an error, no training stays: each ends after its next step, with a
+    checkpoint, and goes on at the next start. Ray must be connected.
+
+    Args:
+        runs: by the name to show; each must have a run directory of its own.
+        at_once: how many; by default as many as the cluster has room for.
+
+    Raises:
+        ValueError: `at_once` is not positive, or two runs share a directory.
+        CheckpointError: a finished run was configured otherwise.
+        ClusterError: this machine cannot hold one of them.
+        TrainingError: a training failed, and would fail again.
+        RuntimeError: a training failed.
+    """
+    if at_once is not None and at_once < 1:
+        raise ValueError(f"at_once is {at_once}; let at least 1 training run at a time")
+    runs = {name: config.absolute() for name, config in runs.items()}
+    directories = [config.run_directory for config in runs.values()]
+    for directory in directories:
+        if directories.count(directory) > 1:
+            raise ValueError(f"two runs write to {directory}; give each another --name")
+    waiting = []
+    for name, config in runs.items():
+        if (config.run_directory / "policy" / "policy.json").exists():
+            train_policy(config)  # refuses one of other settings
+        else:
+            waiting.append(name)
+    if waiting:
+        largest = max((demand(runs[name]) for name in waiting), key=lambda one: one.each["CPU"] * one.count)
+        with supplied(largest):
+            _train(waiting, runs, console, at_once or largest.places() // largest.count or 1)
+    return {name: summarise(config) for name, config in runs.items()}
+
+
+class _Training(threading.Thread):
+    """One of them, under way: `train_policy`, which waits for Ray Train."""
+
+    def __init__(self, name: str, config: ExperimentConfig) -> None:
+        super().__init__(name=name, daemon=True)
+        self.config = config
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            train_policy(self.config)
+        except BaseException as error:
+            self._error = error
+
+    def check(self) -> None:
+        """Raises what ended it, by the training's name."""
+        if self._error is None:
+            return
+        expected = user_error(self._error)
+        if expected is not None:
+            raise TrainingError(f"training {self.name} failed: {expected}") from self._error
+        raise RuntimeError(f"training {self.name} failed; start it again to go on") from self._error
+
+
+def _train(waiting: Sequence[str], runs: Mapping[str, ExperimentConfig], console: Console, at_once: int) -> None:
+    running: list[_Training] = []
+    left = list(waiting)
+    with _ended(running), TrainingDisplay(lambda: {one.name: one.config for one in list(running)}, console):
+        while left or running:
+            while left and len(running) < at_once:
+                name = left.pop(0)
+                forget_earlier_starts(runs[name])
+                running.append(_Training(name, runs[name]))
+                running[-1].start()
+            time.sleep(_POLL_S)
+            for training in [one for one in running if not one.is_alive()]:
+                running.remove(training)
+                training.check()
+                if not console.is_terminal:  # where no bars are shown
+                    _logger.info("trained %s; %d runs are left", training.name, len(left) + len(running))
+
+
+@contextmanager
+def _ended(running: Sequence[_Training]) -> Iterator[None]:
+    """No training runs after this: those that have begun end after their next step."""
+    try:
+        yield
+    finally:
+        end = time.monotonic() + _END_S
+        while (alive := [one for one in running if one.is_alive()]) and time.monotonic() < end:
+            for training in alive:
+                ask_to_stop(training.config)  # again: one that starts now forgets what it was asked before
+            alive[0].join(_POLL_S)
