@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ipvla.atomic_file import replacing
+from ipvla.files import replacing
 from ipvla.types import EpisodeTrace
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.success_table import SuccessTable
-from ipvla.atomic_file import replacing
+from ipvla.files import replacing
 from ipvla.types import EpisodeResult
 
 #: Of the fingerprint, what tells results apart that are put into one file.

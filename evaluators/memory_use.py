@@ -21,7 +21,7 @@ from evaluators.rollout_status import RolloutStatus
 from evaluators.statistics import mcnemar_exact, wilson_interval
 from evaluators.success import Source, SuccessConfig, SuccessEvaluation
 from evaluators.success_table import SuccessTable
-from ipvla.atomic_file import write_text
+from ipvla.files import write_text
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.memory_probe import (
     PROBES,

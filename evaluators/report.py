@@ -16,7 +16,7 @@ from evaluators.outcome_plots import failure_timeline, success_bars
 from evaluators.paired import PairedComparison
 from evaluators.success_table import SuccessTable
 from evaluators.videos import Video
-from ipvla.atomic_file import write_text
+from ipvla.files import write_text
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from typing import Any
 
 from rich.console import Console
 
-from ipvla.atomic_file import write_text
 from ipvla.data.rlds import dataset_directory, write_rlds
 from ipvla.data.source import DatasetError
+from ipvla.files import write_text
 from ipvla.rollout.sim_pool import WorkerPool, cluster_cores
 from ipvla.sim.demonstration import Demonstration
 from ipvla.sim.fingerprint import fingerprint

@@ -18,8 +18,8 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
 
 from evaluators.success import SuccessConfig
-from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
+from ipvla.files import write_text
 from ipvla.storage import StorageRoots
 from ray_jobs import population
 from ray_jobs.search_space import Dimension, require_usable

@@ -20,8 +20,8 @@ from rich.markdown import Markdown
 
 from evaluators.forgetting import Estimate
 from evaluators.success_table import SuccessTable
-from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
+from ipvla.files import write_text
 from ipvla.tracking import MLflowSink
 from ray_jobs.cli import ending_at_sigterm, run
 from ray_jobs.cluster import connect

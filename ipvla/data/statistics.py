@@ -12,9 +12,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.atomic_file import write_text
 from ipvla.data.normalisation import FeatureStatistics
 from ipvla.data.statistics_schema import UnknownDatasetError, dataset_values
+from ipvla.files import write_text
 
 logger = logging.getLogger(__name__)
 

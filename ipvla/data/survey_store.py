@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ipvla.atomic_file import write_text
 from ipvla.data.source import DatasetError, EpisodeSource
 from ipvla.data.standards.standard import Standard
 from ipvla.data.survey import Survey, SurveyPart, combined, survey_part
+from ipvla.files import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.atomic_file import replacing
+from ipvla.files import replacing
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from ipvla.atomic_file import write_text
 from ipvla.data.ecot.batches import FrameLoader
 from ipvla.data.ecot.config import DATASET_PY, EcotConfig, read_config
 from ipvla.data.ecot.frames import FrameDataset
@@ -24,6 +23,7 @@ from ipvla.data.rlds.source import RldsSource
 from ipvla.data.source import DatasetError
 from ipvla.data.standards import standard_for
 from ipvla.data.survey_store import surveyed
+from ipvla.files import write_text
 from ipvla.storage import StorageRoots
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ipvla.atomic_file import write_text
+from ipvla.files import write_text
 from ipvla.sim.libero import CAMERA, LiberoSimulator, configure
 from ipvla.sim.recall.arena import arena_mjcf
 from ipvla.sim.recall.bddl import bddl_text

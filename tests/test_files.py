@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvla.atomic_file import replacing, write_text
+from ipvla.files import replacing, write_text
 
 
 def test_a_file_appears_when_its_block_has_ended_well(tmp_path: Path) -> None:
