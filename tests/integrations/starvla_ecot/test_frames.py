@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ipvla.data.ecot import (
+from integrations.starvla_ecot import (
     FrameDataset,
     FrameLoader,
     collate,
@@ -24,13 +24,13 @@ from ipvla.data.ecot import (
     make_dataloader_ecot,
     save_dataset_statistics,
 )
-from ipvla.data.ecot.member import Member
-from ipvla.data.ecot.order import Visit
-from ipvla.data.ecot.reasoning import TAGS
+from integrations.starvla_ecot.member import Member
+from integrations.starvla_ecot.order import Visit
+from ipvla.data.reasoning.steps import TAGS
 from ipvla.data.source import DatasetError
 from ipvla.data.statistics import Statistics
 from ipvla.reasoning import parse
-from tests.data.ecot import bridge
+from tests.data.reasoning import bridge
 
 Cfg = Callable[..., dict[str, Any]]
 Sample = dict[str, Any]
@@ -316,7 +316,7 @@ def test_validation_is_in_the_units_of_the_training_split(make_cfg: Cfg, tmp_pat
 def test_the_log_tells_what_is_read_and_no_paths(
     make_cfg: Cfg, bridge_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "ipvla.data.ecot"):
+    with caplog.at_level(logging.INFO, "integrations.starvla_ecot"):
         get_vla_dataset_ecot(make_cfg(**{f"{ECOT}.scheduled_stage": 3, f"{ECOT}.reasoning_dropout_prob": 0.2}))
     for told in ("dataset_py=ecot_rlds", "data_mix=bridge_orig", "scheduled_stage=3", "prob=0.2", "chunk_len=16"):
         assert told in caplog.text
@@ -354,7 +354,7 @@ def test_data_that_do_not_fit_are_named(make_cfg: Cfg, path: str, value: Any, me
 
 
 def _config(cfg: dict[str, Any]) -> Any:
-    from ipvla.data.ecot import read_config
+    from integrations.starvla_ecot import read_config
 
     return read_config(cfg)
 

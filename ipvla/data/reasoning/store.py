@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.data.ecot.compiled import compile_reasoning, unpack
-from ipvla.data.ecot.reasoning import Parts
+from ipvla.data.reasoning.compiled import compile_reasoning, unpack
+from ipvla.data.reasoning.steps import Parts
 
 logger = logging.getLogger(__name__)
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from ipvla.data.dataset import EpisodeDataset
-from ipvla.data.ecot.compiled import compile_reasoning
-from ipvla.data.ecot.episodes import ReasonedSource
-from ipvla.data.ecot.reasoning import TAGS
-from ipvla.data.ecot.store import ReasoningStore
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.plan import PlanPosition
+from ipvla.data.reasoning.compiled import compile_reasoning
+from ipvla.data.reasoning.episodes import ReasonedSource
+from ipvla.data.reasoning.steps import TAGS
+from ipvla.data.reasoning.store import ReasoningStore
 from ipvla.data.rlds import RldsSource
 from ipvla.data.standards import standard_for
 from ipvla.data.transforms import Transforms
 from ipvla.reasoning import parse
-from tests.data.ecot import bridge
+from tests.data.reasoning import bridge
 
 
 @pytest.fixture

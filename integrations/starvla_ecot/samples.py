@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from integrations.starvla_ecot.augment import augment
+from integrations.starvla_ecot.config import EcotConfig
 from ipvla.data.chunks import past_the_end
-from ipvla.data.ecot.augment import augment
-from ipvla.data.ecot.config import EcotConfig
-from ipvla.data.ecot.reasoning import Parts, ReasoningFilter, render
 from ipvla.data.pictures import EncodedPictures, Pictures
+from ipvla.data.reasoning.steps import Parts, ReasoningFilter, render
 
 logger = logging.getLogger(__name__)
 

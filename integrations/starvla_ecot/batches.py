@@ -8,8 +8,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ipvla.data.ecot.frames import FrameDataset, Shard
-from ipvla.data.ecot.samples import Sample
+from integrations.starvla_ecot.frames import FrameDataset, Shard
+from integrations.starvla_ecot.samples import Sample
 
 
 def collate(samples: list[Sample]) -> list[Sample]:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from ipvla.data.ecot import make_dataloader_ecot, read_config
+from integrations.starvla_ecot import make_dataloader_ecot, read_config
+from integrations.starvla_ecot.lm_loss import LossScale, reasoning_loss
 from ipvla.models.backbones.tiny import TinyBackbone
 from ipvla.models.backbones.tiny_vlm import TinyVLM, TinyVLMConfig
 from ipvla.models.heads import RegressionConfig
-from ipvla.models.lm_loss import LossScale, reasoning_loss
 from ipvla.types import ModelInputs
 
 Sample = dict[str, Any]

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from integrations.starvla_ecot.chat_labels import IGNORED, ChatBatch, chat_batch
+from integrations.starvla_ecot.lm_loss import LossScale, lm_loss, reasoning_loss
 from ipvla.models.backbones import Backbone
 from ipvla.models.backbones.protocol import padded
-from ipvla.models.chat_labels import IGNORED, ChatBatch, chat_batch
-from ipvla.models.lm_loss import LossScale, lm_loss, reasoning_loss
-from tests.models.chat import TEMPLATE, chat_processor, chat_tokenizer
+from tests.integrations.starvla_ecot.chat import TEMPLATE, chat_processor, chat_tokenizer
 from tests.models.conftest import inputs_for
 
 PROMPTS = ["Your task is to grasp it.", "th", "re\n<end> assistant"]

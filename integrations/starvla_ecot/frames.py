@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ipvla.data.ecot.config import EcotConfig, Parallel
-from ipvla.data.ecot.member import Member
-from ipvla.data.ecot.order import Visit, epoch_visits, frame_order
-from ipvla.data.ecot.samples import Frame, Sample, SampleMaker
+from integrations.starvla_ecot.config import EcotConfig, Parallel
+from integrations.starvla_ecot.member import Member
+from integrations.starvla_ecot.order import Visit, epoch_visits, frame_order
+from integrations.starvla_ecot.samples import Frame, Sample, SampleMaker
 from ipvla.data.mixtures import Mixture
 
 #: Samples that are in the making ahead of the one that is given, per thread.

@@ -7,9 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ipvla.data.ecot.order import IntArray, Visit
-from ipvla.data.ecot.samples import EpisodeNumbers, Frame, views
-from ipvla.data.ecot.store import ReasoningStore, along
+from integrations.starvla_ecot.order import IntArray, Visit
+from integrations.starvla_ecot.samples import EpisodeNumbers, Frame, views
+from ipvla.data.reasoning.store import ReasoningStore, along
 from ipvla.data.source import DatasetError, EpisodeSource
 from ipvla.data.standards import Standard
 from ipvla.data.statistics import Statistics

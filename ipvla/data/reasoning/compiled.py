@@ -21,7 +21,7 @@ from typing import Any
 
 import ijson
 
-from ipvla.data.ecot.reasoning import TAGS, step_parts
+from ipvla.data.reasoning.steps import TAGS, step_parts
 from ipvla.data.source import DatasetError
 
 logger = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from ipvla.data.ecot import compiled
-from ipvla.data.ecot.compiled import compile_reasoning, database_path
-from ipvla.data.ecot.reasoning import step_parts
-from ipvla.data.ecot.store import ReasoningStore, along, open_store
+from ipvla.data.reasoning import compiled
+from ipvla.data.reasoning.compiled import compile_reasoning, database_path
+from ipvla.data.reasoning.steps import step_parts
+from ipvla.data.reasoning.store import ReasoningStore, along, open_store
 from ipvla.data.source import DatasetError
-from tests.data.ecot import bridge
+from tests.data.reasoning import bridge
 
 
 @pytest.fixture

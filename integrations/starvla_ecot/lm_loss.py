@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from integrations.starvla_ecot.chat_labels import IGNORED, ChatBatch
 from ipvla.models.backbones.protocol import Backbone, padded
-from ipvla.models.chat_labels import IGNORED, ChatBatch
 from ipvla.types import ModelInputs
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.data.ecot.reasoning import TAGS, ReasoningFilter, render
-from ipvla.data.ecot.store import ReasoningStore
+from ipvla.data.reasoning.steps import TAGS, ReasoningFilter, render
+from ipvla.data.reasoning.store import ReasoningStore
 from ipvla.data.source import EpisodeSource, Feature, Trajectory
 
 #: The step feature under which this project's own datasets record reasoning, and standards read it.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ipvla.data.ecot import EcotConfig, read_config
+from integrations.starvla_ecot import EcotConfig, read_config
 from ipvla.storage import SOURCE_TREE
 
 Cfg = Callable[..., dict[str, Any]]
@@ -59,7 +59,7 @@ def test_any_form_of_configuration_is_read(make_cfg: Cfg, form: Callable[[Any], 
 
 
 def test_the_example_has_the_contracts_shape() -> None:
-    cfg = yaml.safe_load((SOURCE_TREE / "ray_jobs" / "experiments" / "ecot" / "bridge.yaml").read_text())
+    cfg = yaml.safe_load((SOURCE_TREE / "integrations" / "starvla_ecot" / "bridge.yaml").read_text())
     config = read_config(cfg)
     assert isinstance(config, EcotConfig)
     assert set(cfg["datasets"]["vla_data"]["ecot"]) == {f.name for f in dataclasses.fields(config.ecot)}

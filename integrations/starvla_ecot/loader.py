@@ -12,13 +12,13 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from ipvla.data.ecot.batches import FrameLoader
-from ipvla.data.ecot.config import DATASET_PY, EcotConfig, read_config
-from ipvla.data.ecot.frames import FrameDataset
-from ipvla.data.ecot.member import Member
-from ipvla.data.ecot.store import ReasoningStore, open_store
+from integrations.starvla_ecot.batches import FrameLoader
+from integrations.starvla_ecot.config import DATASET_PY, EcotConfig, read_config
+from integrations.starvla_ecot.frames import FrameDataset
+from integrations.starvla_ecot.member import Member
 from ipvla.data.mixtures import Mixture, mixture_named
 from ipvla.data.oxe_mixtures import OXE_MIXTURES
+from ipvla.data.reasoning.store import ReasoningStore, open_store
 from ipvla.data.rlds.source import RldsSource
 from ipvla.data.source import DatasetError
 from ipvla.data.standards import standard_for

@@ -7,8 +7,8 @@ import colorsys
 import numpy as np
 import pytest
 
-from ipvla.data.ecot import augment as module
-from ipvla.data.ecot.augment import augment
+from integrations.starvla_ecot import augment as module
+from integrations.starvla_ecot.augment import augment
 
 
 def _off(monkeypatch: pytest.MonkeyPatch, *but: str) -> None:
