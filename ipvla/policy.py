@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ipvla.data.transforms import Transforms
+from ipvla.files import appearing
 from ipvla.models.lora import merge_adapters
 from ipvla.models.sharding import is_sharded, sharded_like, whole
 from ipvla.models.vla import IPVLA, IPVLAConfig
@@ -104,24 +103,15 @@ class Policy:
 
         `weights`: `state(model)`, where it was taken already.
         """
-        partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         described = {
             "format": FORMAT,
             "model": draccus.encode(self.config),
             "execute": self.execute,
             "transforms": self.transforms.to_dict(),
         }
-        (partial / "policy.json").write_text(json.dumps(described, indent=1))
-        save_file(state(self.model) if weights is None else weights, partial / "model.safetensors")
-        if directory.exists():
-            old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
-            directory.rename(old)
-            partial.rename(directory)
-            shutil.rmtree(old)
-        else:
-            partial.rename(directory)
+        with appearing(directory) as building:
+            (building / "policy.json").write_text(json.dumps(described, indent=1))
+            save_file(state(self.model) if weights is None else weights, building / "model.safetensors")
 
     @classmethod
     def load(cls, directory: Path | str, device: str = "cpu", unnorm_key: str | None = None) -> Self:

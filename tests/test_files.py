@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvla.files import replacing, write_text
+from ipvla.files import appearing, locked, remove_remainders, replacing, write_text
 
 
 def test_a_file_appears_when_its_block_has_ended_well(tmp_path: Path) -> None:
@@ -47,3 +47,36 @@ def test_a_file_that_holds_the_text_already_is_left_alone(tmp_path: Path) -> Non
     assert write_text(path, "Zürich\n").stat().st_ino == before.st_ino
     assert write_text(path, "Bern\n").stat().st_ino != before.st_ino
     assert path.read_text(encoding="utf-8") == "Bern\n"
+
+
+def test_a_directory_appears_whole_and_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        with appearing(tmp_path / "d") as building:
+            (building / "a.txt").write_text(content)
+        assert (tmp_path / "d" / "a.txt").read_text() == content
+
+    def fail() -> None:
+        with appearing(tmp_path / "d") as building:
+            (building / "a.txt").write_text("half")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half"):
+        fail()
+    assert (tmp_path / "d" / "a.txt").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_lock_is_held_by_one_and_dropped_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "new" / ".lock"
+    with locked(path), pytest.raises(BlockingIOError), locked(path, wait=False):
+        pass
+    with locked(path, wait=False):
+        pass
+
+
+def test_remainders_of_one_target_are_removed_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / ".a.123.incomplete").mkdir()
+    (tmp_path / ".a.123.part").write_text("half")
+    (tmp_path / ".b.123.part").write_text("another's")
+    remove_remainders(tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == [".b.123.part"]

@@ -22,7 +22,7 @@ from ipvla.data.reasoning.store import ReasoningStore, open_store
 from ipvla.data.rlds.source import RldsSource
 from ipvla.data.source import DatasetError
 from ipvla.data.standards import standard_for
-from ipvla.data.survey_store import surveyed
+from ipvla.data.survey import surveyed
 from ipvla.files import write_text
 from ipvla.storage import StorageRoots
 

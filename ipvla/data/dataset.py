@@ -17,8 +17,7 @@ from ipvla.data.sources import RldsBackend, open_source
 from ipvla.data.standards import Standard, StandardConfig, adjusted, standard_for
 from ipvla.data.standards.recorded import Recorded
 from ipvla.data.statistics import Statistics
-from ipvla.data.survey import Survey
-from ipvla.data.survey_store import surveyed
+from ipvla.data.survey import Survey, surveyed
 from ipvla.types import Observation
 
 

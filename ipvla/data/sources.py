@@ -6,12 +6,11 @@ import re
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
-from ipvla.data.addresses import file_system
 from ipvla.data.lerobot import LeRobotSource
 from ipvla.data.rlds.dlimp_source import DlimpSource
 from ipvla.data.rlds.format import dataset_directory
 from ipvla.data.rlds.source import RldsSource
-from ipvla.data.source import EpisodeSource
+from ipvla.data.source import EpisodeSource, file_system
 
 #: How RLDS is read: by this project, or by TensorFlow's pipeline.
 RldsBackend: TypeAlias = Literal["native", "dlimp"]

@@ -377,7 +377,7 @@ def test_pixels_are_compared(tmp_path):
         return np.full((8, 8, 3), level, np.uint8)
 
     from ipvla.data.conversion.comparison import compare
-    from ipvla.data.png import encode_png
+    from ipvla.data.pictures import encode_png
 
     def one(level: int) -> Trajectory:
         return Trajectory(

@@ -19,7 +19,7 @@ from ipvla.data.lerobot import VideoSettings, write_lerobot
 from ipvla.data.rlds import write_rlds
 from ipvla.data.sources import open_source
 from ipvla.data.standards import adjusted, standard_for
-from ipvla.data.survey_store import surveyed
+from ipvla.data.survey import surveyed
 from tests.data.conftest import SIZE, random_episode
 from tests.data.lerobot.conftest import FPS, LENGTHS, layout, trajectories
 from tests.evaluators.made_dataset import FEATURES, MadeSource, card_of, good_episode, good_episodes

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ipvla.data.addresses import file_system
-from ipvla.data.source import DatasetError, Feature
+from ipvla.data.source import DatasetError, Feature, file_system
 
 CODEBASE_VERSION = "v3.0"
 INFO = "meta/info.json"

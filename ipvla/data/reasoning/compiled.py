@@ -8,11 +8,9 @@ stored once.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,6 +21,7 @@ import ijson
 
 from ipvla.data.reasoning.steps import TAGS, step_parts
 from ipvla.data.source import DatasetError
+from ipvla.files import locked, remove_remainders, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -53,18 +52,12 @@ def compile_reasoning(reasoning_json: Path, cache: Path) -> Path:
     target = database_path(reasoning_json, cache)
     if target.exists():
         return target
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f".{target.stem}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel drops it when its holder dies
+    with locked(cache / f".{target.stem}.lock"):
         if not target.exists():
             logger.info("compiling reasoning file %s, once", reasoning_json.name)
-            part = cache / f".{target.name}.part"
-            part.unlink(missing_ok=True)
-            try:
+            remove_remainders(target)
+            with replacing(target) as part:
                 _compile(reasoning_json, part)
-                os.replace(part, target)
-            finally:
-                part.unlink(missing_ok=True)
     return target
 
 
@@ -84,8 +77,6 @@ def _compile(reasoning_json: Path, target: Path) -> None:
         size = reasoning_json.stat().st_size
         database.execute("INSERT INTO about VALUES (?, ?, ?, ?)", (reasoning_json.name, size, episodes, steps))
         database.commit()
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
     logger.info("%s: reasoning of %d steps in %d episodes", reasoning_json.name, steps, episodes)
 
 

@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow_datasets as tfds
 
-from ipvla.data.addresses import file_system
 from ipvla.data.pictures import EncodedPictures
 from ipvla.data.rlds.format import EPISODES_FILE, SPLIT
 from ipvla.data.rlds.index import EpisodeEntry, EpisodeIndex
 from ipvla.data.rlds.records import CorruptRecordError, ShardRecords, open_shard
-from ipvla.data.source import BrokenEpisodeError, DatasetError, Feature, Steps, Trajectory
+from ipvla.data.source import BrokenEpisodeError, DatasetError, Feature, Steps, Trajectory, file_system
 
 logger = logging.getLogger(__name__)
 

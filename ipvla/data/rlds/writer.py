@@ -13,7 +13,7 @@ import numpy.typing as npt
 import tensorflow_datasets as tfds
 
 from ipvla.data.episode import EpisodeRecord
-from ipvla.data.png import encode_png
+from ipvla.data.pictures import encode_png
 from ipvla.data.publish import appearing, exclusive
 from ipvla.data.rlds.format import (
     EPISODES_FILE,
