@@ -8,7 +8,6 @@ none; its memory is recorded in the undisturbed pass.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from evaluators.rollout_status import RolloutStatus
 from evaluators.statistics import mcnemar_exact, wilson_interval
 from evaluators.success import Source, SuccessConfig, SuccessEvaluation
 from evaluators.success_table import SuccessTable
+from ipvla.choices import did_you_mean
 from ipvla.files import write_text
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.memory_probe import (
@@ -64,9 +64,7 @@ class ProbeConfig:
                 raise ValueError(f"probe.{name} is {list(values)}; name at least one, and none twice")
         for kind in self.kinds:
             if kind not in PROBES:
-                close = difflib.get_close_matches(kind, PROBES, n=1, cutoff=0.4)
-                hint = f"did you mean {close[0]!r}?" if close else f"choose of {', '.join(PROBES)}"
-                raise ValueError(f"probe.kinds: {kind!r} is no probe; {hint}")
+                raise ValueError(f"probe.kinds: {kind!r} is no probe; {did_you_mean(kind, PROBES)}")
         if min(self.times) < 0:
             raise ValueError(f"probe.times: {min(self.times)} lies before the episode; pass control steps >= 0")
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import shtab
 
+from ipvla.choices import did_you_mean
 from ray_jobs.jobs import JOBS, config_class, summary
-from ray_jobs.settings import CONFIG_PATH, did_you_mean, group_of, is_choice, positional_of
+from ray_jobs.settings import CONFIG_PATH, group_of, is_choice, positional_of
 
 
 def complete(arguments: Sequence[str]) -> int:

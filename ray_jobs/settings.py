@@ -6,17 +6,18 @@ cannot read attribute documentation from a class's docstring.
 
 from __future__ import annotations
 
-import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import draccus
 from draccus.utils import DecodingError, ParsingError
+
+from ipvla.choices import did_you_mean
 
 Config = TypeVar("Config")
 CONFIG_PATH = "config_path"
@@ -92,15 +93,6 @@ def default_of(field: Field[Any]) -> Any:
     if field.default is not MISSING:
         return field.default
     return field.default_factory() if field.default_factory is not MISSING else None
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A closing sentence: the nearest known name, or all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"choose one of: {', '.join(known)}" if known else "there is none to choose"
 
 
 def _with_positional(config_class: type[Any], arguments: Sequence[str]) -> list[str]:

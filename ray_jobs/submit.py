@@ -22,12 +22,13 @@ from typing import Any
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from ipvla.choices import did_you_mean
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.cli import run
 from ray_jobs.cluster import ClusterError
 from ray_jobs.commit import COMMIT_VARIABLE, commit
 from ray_jobs.jobs import JOBS, config_class, module, named
-from ray_jobs.settings import SettingError, did_you_mean, parse
+from ray_jobs.settings import SettingError, parse
 
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _POLL_S = 0.5

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
+
+from ipvla.choices import nearest
 
 DATASET_PY = "ecot_rlds"
 #: A number of threads, or "autotune" for one per core (one in all within a loader's worker).
@@ -180,7 +181,7 @@ def _refuse_misspelt(vla_data: Any) -> None:
 
 
 def _meant(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(key), known, 1, 0.8)
+    near = nearest(str(key), known, likeness=0.8)
     return f"; did you mean {near[0]}?" if near else ""
 
 
