@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from ipvla.data.mixture_dataset import MixtureDataset
 from ipvla.data.mixtures import Mixture, mixture_named
 from ipvla.data.normalisation import NORMALISATIONS, Normalisation
 from ipvla.data.oxe_mixtures import OXE_MIXTURES
+from ipvla.data.reasoning import ReasoningConfig
 from ipvla.data.source import DatasetError
 from ipvla.data.sources import RLDS_BACKENDS, RldsBackend, dataset_location
 from ipvla.data.standards import StandardConfig
@@ -32,6 +35,8 @@ from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
 from ipvla.training.protection import ForgettingConfig
 from ipvla.training.state import TrainingState
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class DataConfig:
             (`ipvla.data.chunks`).
         skip_bad_episodes: go on without episodes that cannot be read, and say how many.
         skip_unlabelled: leave out episodes whose task is not told in words; reads the dataset once.
+        reasoning: of the episodes, from ECoT's file beside the dataset; null for what the dataset itself recorded.
         rlds_backend: native, or dlimp for TensorFlow's own way to read RLDS (requirements-oxe.txt).
         cameras: views in order.
         image_size: side in pixels that the model sees.
@@ -72,6 +78,7 @@ class DataConfig:
     skip_bad_episodes: bool = False
     skip_unlabelled: bool = False
     rlds_backend: RldsBackend = "native"
+    reasoning: ReasoningConfig | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -85,7 +92,10 @@ class DataConfig:
             raise ValueError(f"data.cache_gib is {self.cache_gib}; it must be above 0")
 
     def build(self, data_root: Path, read_root: Path | None = None) -> EpisodeDataset | MixtureDataset:
-        """Opens the dataset or datasets. DatasetError if one is missing or damaged.
+        """Opens the dataset or datasets.
+
+        Raises:
+            DatasetError: one is missing or damaged, or `reasoning` is about none of them.
 
         Args:
             data_root: the directory of all datasets.
@@ -95,10 +105,29 @@ class DataConfig:
         if mixture is None and self.dataset in OXE_MIXTURES and not (data_root / self.dataset).exists():
             mixture = mixture_named(self.dataset)
         if mixture is None:
-            return self._open(data_root, self.dataset, 1, read_root)
+            dataset = self._open(data_root, self.dataset, 1, read_root)
+            self._require_reasoning([dataset])
+            return dataset
         shares = len(mixture.weights)
         parts = {name: self._open(data_root, name, shares, read_root) for name in mixture.weights}
+        self._require_reasoning(list(parts.values()))
         return MixtureDataset(parts, mixture, self.proprio)
+
+    def _require_reasoning(self, datasets: Sequence[EpisodeDataset]) -> None:
+        """DatasetError if there is a file of reasoning, and it says nothing about any of these datasets."""
+        if self.reasoning is None:
+            return
+        covered = {dataset.name: dataset.reasoned.coverage() for dataset in datasets if dataset.reasoned}
+        for name, coverage in covered.items():
+            log = logger.info if coverage.found else logger.warning
+            log("%s: %s", name, coverage)
+        if not any(coverage.found for coverage in covered.values()):
+            name, coverage = next(iter(covered.items()))
+            example = f" ({coverage.unmatched.example})" if coverage.unmatched else ""
+            raise DatasetError(
+                f"data.reasoning: {name}: {coverage}{example}; give the reasoning file of this dataset, or set "
+                "data.reasoning to null"
+            )
 
     def _open(self, data_root: Path, name: str, shares: int, read_root: Path | None) -> EpisodeDataset:
         return open_dataset(
@@ -111,6 +140,7 @@ class DataConfig:
             skip_bad_episodes=self.skip_bad_episodes,
             skip_unlabelled=self.skip_unlabelled,
             rlds_backend=self.rlds_backend,
+            reasoning=self.reasoning,
         )
 
 
@@ -160,6 +190,12 @@ class ExperimentConfig(StorageRoots):
                 "data.normalisation normal leaves actions without bounds, and model.head's bins cover [-1, 1]; "
                 "choose bounds_q99 or bounds, or another head"
             )
+        readers = (self.model.reasoning_loss, self.model.plan_readout)
+        if self.data.reasoning is not None and not any(readers) and not self._prompts:
+            raise ValueError(
+                "data.reasoning is set, and nothing is trained on it; set model.reasoning_loss ({} for its "
+                "defaults), or data.reasoning to null"
+            )
         cached = self.model.memory.caches and self.model.backbone.layers_write_cache
         if self.training.activation_checkpointing and cached:
             raise ValueError(
@@ -173,7 +209,8 @@ class ExperimentConfig(StorageRoots):
         """ValueError for what runs other parts of the model on each worker, or needs whole weights."""
         model, method = self.model, self.protected_by.method if self.protected_by else None
         refused = {
-            "model.memory.type prompt": isinstance(model.memory, PromptMemoryConfig),
+            "model.memory.type prompt": self._prompts,
+            "model.reasoning_loss": model.reasoning_loss is not None,
             "model.questions": model.questions is not None,
             "model.plan_readout": model.plan_readout is not None,
             "model.osf": model.osf is not None,
@@ -185,6 +222,10 @@ class ExperimentConfig(StorageRoots):
                 f"training.sharding is fsdp, which {' and '.join(wrong)} cannot be trained under; set it to ddp, "
                 "or do without these"
             )
+
+    @property
+    def _prompts(self) -> bool:
+        return isinstance(self.model.memory, PromptMemoryConfig)
 
     @property
     def run_directory(self) -> Path:
@@ -269,10 +310,11 @@ class ExperimentConfig(StorageRoots):
             memory=memory,
             protection=protection,
         )
-        if policy.model.plan_tokens and not dataset.episode(0).reasoning:
+        if policy.model.plan_tokens and self.data.reasoning is None and not dataset.episode(0).reasoning:
             raise DatasetError(
-                f"dataset: {dataset.location} has no plans (step feature `reasoning`), which memory.type prompt "
-                "and model.plan_readout are trained on; collect it again, or do without these"
+                f"dataset: {dataset.location} has no plans (step feature `reasoning`), which memory.type prompt, "
+                "model.plan_readout and model.reasoning_loss are trained on; collect it again, give a file of "
+                "them (data.reasoning), or do without these"
             )
         if policy.model.answer_tokens and "question" not in dataset.step_features:
             raise DatasetError(

@@ -158,7 +158,7 @@ class Policy:
             transforms,
             tokenize=backbone.tokenize,
             max_prompt_tokens=backbone.max_prompt_tokens,
-            tokenize_plan=backbone.tokenize_text,
+            tokenize_plan=model.tokenize_plan,
             plan_tokens=model.plan_tokens,
             tokenize_question=backbone.question,
             question_tokens=model.question_tokens,

@@ -18,7 +18,8 @@ from integrations.starvla_ecot.frames import FrameDataset
 from integrations.starvla_ecot.member import Member
 from ipvla.data.mixtures import Mixture, mixture_named
 from ipvla.data.oxe_mixtures import OXE_MIXTURES
-from ipvla.data.reasoning.store import ReasoningStore, open_store
+from ipvla.data.reasoning.episodes import coverage
+from ipvla.data.reasoning.store import MissingReasoningError, ReasoningStore, open_store
 from ipvla.data.rlds.source import RldsSource
 from ipvla.data.source import DatasetError
 from ipvla.data.standards import standard_for
@@ -48,16 +49,20 @@ def get_vla_dataset_ecot(cfg: Any) -> FrameDataset:
     """
     config = read_config(cfg)
     cache = StorageRoots().cache
-    reasoning = open_store(config.ecot.reasoning_json, cache / "reasoning")
+    reasoning = _reasoning(config.ecot.reasoning_json, cache / "datasets" / "reasoning")
     mix = _mixture(config.ecot.data_mix).weights
     members = [_member(config, name, weight, reasoning, cache / "datasets") for name, weight in mix.items()]
+    covered = {member.name: coverage(member.source, reasoning) for member in members} if reasoning else {}
+    for name in (name for name, found in covered.items() if not found.found):
+        logger.warning("%s: %s; reasoning is '' throughout", name, covered[name])
     rank, world_size = _rank()
     frames = FrameDataset(members, config, rank, world_size)
     c = config.ecot
     logger.info(
         "dataset_py=%s data_mix=%s scheduled_stage=%d reasoning_dropout_prob=%g reasoning=%s "
         "future_action_window_size=%d chunk_len=%d alignment=%s vlm_cot=%g frames=%d",
-        DATASET_PY, c.data_mix, c.scheduled_stage, c.reasoning_dropout_prob, "yes" if reasoning else "none",
+        DATASET_PY, c.data_mix, c.scheduled_stage, c.reasoning_dropout_prob,
+        "yes" if any(each.found for each in covered.values()) else "none",
         config.future_action_window_size, frames.maker.length, frames.maker.alignment, config.vlm_cot_scale,
         len(frames),
     )  # fmt: skip
@@ -80,6 +85,21 @@ def save_dataset_statistics(run_dir: Path | str, stats: Mapping[str, Any]) -> No
         stats: `FrameDataset.dataset_statistics`, or another mapping in OpenVLA's schema; arrays become lists.
     """
     write_text(Path(run_dir) / STATISTICS_FILE, json.dumps(stats, indent=2, default=_json))
+
+
+def _reasoning(reasoning_json: str | None, cache: Path) -> ReasoningStore | None:
+    """None, with a message, where a file was asked for and there is none: training goes on without words."""
+    if not reasoning_json:
+        return None
+    try:
+        return open_store(Path(reasoning_json).expanduser(), cache)
+    except MissingReasoningError as error:
+        logger.warning(
+            "%s; training goes on with the actions alone and reasoning ''. To have reasoning, put the file there, "
+            "correct datasets.vla_data.ecot.reasoning_json, or set it to null to be rid of this message",
+            error,
+        )
+        return None
 
 
 def _mixture(data_mix: str) -> Mixture:

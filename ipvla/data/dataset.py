@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from ipvla.data.byte_cache import ByteCache
 from ipvla.data.episode import EncodedEpisode
+from ipvla.data.reasoning import ReasonedSource, ReasoningConfig
 from ipvla.data.rlds.format import STATISTICS_FILE
 from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource
 from ipvla.data.sources import RldsBackend, open_source
@@ -32,6 +34,7 @@ def open_dataset(
     skip_bad_episodes: bool = False,
     skip_unlabelled: bool = False,
     rlds_backend: RldsBackend = "native",
+    reasoning: ReasoningConfig | None = None,
 ) -> EpisodeDataset:
     """The dataset at a directory or address, whatever its format.
 
@@ -46,9 +49,10 @@ def open_dataset(
         skip_bad_episodes: leave out episodes that cannot be read, and count them.
         skip_unlabelled: leave out episodes whose task is not told in words.
         rlds_backend: "native", or "dlimp" for TensorFlow's own way to read RLDS.
+        reasoning: of its episodes, from a file beside it; None for what the dataset itself recorded.
 
     Raises:
-        DatasetError: it is missing or damaged, or nothing tells its standard.
+        DatasetError: it or the reasoning is missing or damaged, or nothing tells its standard.
     """
     source = open_source(
         location, read_root=read_root, skip_bad_episodes=skip_bad_episodes, rlds_backend=rlds_backend
@@ -62,7 +66,12 @@ def open_dataset(
         read_root=read_root,
         skips_bad_episodes=skip_bad_episodes,
         skips_unlabelled=skip_unlabelled,
+        reasoned=None if reasoning is None else reasoning.build(source, _reasoning_cache(read_root)),
     )
+
+
+def _reasoning_cache(read_root: Path | None) -> Path:
+    return (read_root or Path(tempfile.gettempdir()) / "ipvla") / "reasoning"
 
 
 class EpisodeDataset:
@@ -75,6 +84,7 @@ class EpisodeDataset:
         read_root: where its survey is kept, if it needs one; None to keep none.
         skips_unlabelled: episodes whose task is not told in words are left out; statistics count them even so.
         skips_bad_episodes: whoever reads it does without what turns out to be unreadable.
+        reasoned: the source's episodes with their reasoning, if they have any from elsewhere.
 
     Attributes:
         name, location: the source's.
@@ -93,8 +103,10 @@ class EpisodeDataset:
         read_root: Path | None = None,
         skips_bad_episodes: bool = False,
         skips_unlabelled: bool = False,
+        reasoned: ReasonedSource | None = None,
     ) -> None:
         self._source = source
+        self.reasoned = reasoned
         self._read_root = read_root
         self.skips_bad_episodes = skips_bad_episodes
         self.standard = standard
@@ -135,7 +147,7 @@ class EpisodeDataset:
     @property
     def step_features(self) -> frozenset[str]:
         """What an episode's steps may have recorded, by the source's names."""
-        return frozenset(self._source.features)
+        return frozenset((self.reasoned or self._source).features)
 
     def part(self, index: int) -> str:
         """The name of the dataset that an episode is of: this one's."""
@@ -178,7 +190,7 @@ class EpisodeDataset:
     def _read(self, index: int) -> EncodedEpisode:
         if not 0 <= index < len(self):
             raise IndexError(f"episode {index} is outside the {len(self)} episodes of {self.location}")
-        return self.standard.episode(self._source.trajectory(int(self._numbers[index])))
+        return self.standard.episode((self.reasoned or self._source).trajectory(int(self._numbers[index])))
 
     def _decode(self, index: int, t: int, camera: str) -> npt.NDArray[np.uint8]:
         try:

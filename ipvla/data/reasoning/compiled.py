@@ -19,9 +19,10 @@ from typing import Any
 
 import ijson
 
-from ipvla.data.reasoning.steps import TAGS, step_parts
+from ipvla.data.reasoning.steps import step_parts
 from ipvla.data.source import DatasetError
 from ipvla.files import locked, remove_remainders, replacing
+from ipvla.reasoning import TAGS
 
 logger = logging.getLogger(__name__)
 

@@ -3,22 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.data.reasoning.steps import TAGS, ReasoningFilter, render
-from ipvla.data.reasoning.store import ReasoningStore
-from ipvla.data.source import EpisodeSource, Feature, Trajectory
+from ipvla.data.reasoning.steps import ReasoningFilter, render
+from ipvla.data.reasoning.store import ReasoningStore, Unmatched
+from ipvla.data.source import BrokenEpisodeError, EpisodeSource, Feature, Trajectory
+from ipvla.reasoning import TAGS
 
 #: The step feature under which this project's own datasets record reasoning, and standards read it.
 REASONING = "reasoning"
 
 
+#: So many episodes, spread evenly over a dataset, are looked at to see whether a reasoning file is about it.
+_LOOKED_AT = 32
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many of the episodes that were looked at have reasoning.
+
+    Attributes:
+        found, looked: episodes.
+        unmatched: why the first of the others has none, if there is one.
+    """
+
+    found: int
+    looked: int
+    unmatched: Unmatched | None = None
+
+    def __str__(self) -> str:
+        """Without paths: logs may be public."""
+        reason = f": {self.unmatched.reason}" if self.unmatched and not self.found else ""
+        return f"{self.found} of {self.looked} episodes have reasoning{reason}"
+
+
+def coverage(source: EpisodeSource, reasoning: ReasoningStore) -> Coverage:
+    """Looks at some episodes of a dataset, evenly spread; unreadable ones do not count."""
+    numbers = np.unique(np.linspace(0, len(source.lengths) - 1, _LOOKED_AT).astype(int))
+    found = looked = 0
+    unmatched = None
+    for number in numbers.tolist():
+        try:
+            metadata = source.trajectory(number).metadata
+        except BrokenEpisodeError:
+            continue
+        looked += 1
+        if reasoning.of(metadata):
+            found += 1
+        else:
+            unmatched = unmatched or reasoning.unmatched(metadata)
+    return Coverage(found, looked, unmatched)
+
+
 class ReasonedSource:
-    """A source whose episodes have the step feature `reasoning`: give it to `EpisodeDataset` in the source's
-    place.
+    """A source whose episodes have the step feature `reasoning`: `EpisodeDataset` reads it beside the source.
 
     Standards take that feature's text at each step that they keep, by the dataset's own step, and lanes read it as
     plans (`StepBatch.plan`). Nothing is drawn here, for an episode is read once and kept for several epochs: only
@@ -67,6 +108,10 @@ class ReasonedSource:
     @property
     def families(self) -> tuple[str, ...]:
         return self._source.families
+
+    def coverage(self) -> Coverage:
+        """See the function of this name."""
+        return coverage(self._source, self._reasoning)
 
     def trajectory(self, index: int) -> Trajectory:
         trajectory = self._source.trajectory(index)

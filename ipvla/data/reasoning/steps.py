@@ -8,17 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-#: In ECoT's order of generation; what follows them there is the action.
-TAGS = (
-    "TASK",
-    "PLAN",
-    "VISIBLE OBJECTS",
-    "SUBTASK REASONING",
-    "SUBTASK",
-    "MOVE REASONING",
-    "MOVE",
-    "GRIPPER POSITION",
-)
+from ipvla.reasoning import TAGS
 
 #: Tag, of `TAGS`, to what is said under it, in their order; a tag of which nothing is known is not there.
 Parts: TypeAlias = Mapping[str, str]

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from ipvla.data.reasoning.compiled import compile_reasoning, unpack
 from ipvla.data.reasoning.steps import Parts
+from ipvla.data.source import DatasetError
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,23 @@ PUBLISHED = {
 #: What RLDS datasets call an episode's number within its file: Bridge, and ECoT's LIBERO.
 _EPISODE_KEYS = ("episode_id", "demo_id")
 _NOTHING: Parts = {}
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """Why an episode has no reasoning.
+
+    Attributes:
+        reason: in words.
+        example: what was compared; it may tell paths.
+    """
+
+    reason: str
+    example: str
+
+
+class MissingReasoningError(DatasetError):
+    """The reasoning file does not exist and cannot be fetched; the message tells no path."""
 
 
 class ReasoningStore:
@@ -52,6 +71,26 @@ class ReasoningStore:
             return {}
         return self.episode(str(metadata["file_path"]), _episode_id(number))
 
+    def unmatched(self, metadata: Mapping[str, Any]) -> Unmatched:
+        """Why an episode of this metadata has no reasoning."""
+        path = str(metadata.get("file_path", ""))
+        number = next((metadata[key] for key in _EPISODE_KEYS if key in metadata), None)
+        has = f"it has {', '.join(map(str, metadata)) or 'none'}"
+        if "file_path" not in metadata:
+            return Unmatched("the metadata has no file_path", has)
+        if number is None:
+            return Unmatched(f"the metadata has no {' or '.join(_EPISODE_KEYS)}", has)
+        query = self._connection().execute
+        of_file = query("SELECT episode_id FROM episodes WHERE file_path = ? LIMIT 3", (path,)).fetchall()
+        if of_file:
+            known = ", ".join(row[0] for row in of_file)
+            return Unmatched(
+                "no such episode of that file_path",
+                f"{_episode_id(number)} of {path!r} in the dataset, {known} in the reasoning file",
+            )
+        ((example,),) = query("SELECT file_path FROM episodes LIMIT 1").fetchall() or [("",)]
+        return Unmatched("no such file_path", f"{path!r} in the dataset, {example!r} in the reasoning file")
+
     def __len__(self) -> int:
         """Episodes with reasoning."""
         return int(self._connection().execute("SELECT count(*) FROM episodes").fetchone()[0])
@@ -73,28 +112,30 @@ class ReasoningStore:
         return opened
 
 
-def open_store(reasoning_json: str | None, cache: Path) -> ReasoningStore | None:
+def open_store(path: Path, cache: Path) -> ReasoningStore:
     """The reasoning of a file, fetched and compiled where that is still to be done.
 
-    A published file that is not where it was said to be is fetched from Hugging Face. If there is none to be
-    had, a message says what to do and None is returned: training goes on with the actions alone.
-
     Args:
-        reasoning_json: its path; None for no reasoning.
+        path: ECoT's reasoning file, which is compiled, or what was compiled from one (.sqlite). A published file
+            that is not there is fetched from Hugging Face.
         cache: directory for the compiled form.
 
     Raises:
-        DatasetError: the file is there and is no reasoning file: training without it would hide that.
+        MissingReasoningError: there is no such file, and none can be fetched.
+        DatasetError: the file is there and is no reasoning file.
     """
-    if not reasoning_json:
-        return None
-    path = Path(reasoning_json).expanduser()
     if not path.is_file():
-        fetched = _fetch(path)
-        if fetched is None:
-            return None
-        path = fetched
-    return ReasoningStore(compile_reasoning(path, cache))
+        path = _fetched(path.name)
+    if path.suffix != ".sqlite":
+        return ReasoningStore(compile_reasoning(path, cache))
+    store = ReasoningStore(path)
+    try:
+        len(store)
+    except sqlite3.DatabaseError as error:
+        raise DatasetError(
+            f"{path} is no compiled reasoning ({error}); give ECoT's JSON file, which is compiled by itself"
+        ) from None
+    return store
 
 
 def along(said: Mapping[int, Parts], raw_step: npt.NDArray[np.int64]) -> Sequence[Parts]:
@@ -110,33 +151,21 @@ def _episode_id(number: Any) -> str:
     return str(number if isinstance(number, str) else int(np.asarray(number).reshape(-1)[0]))
 
 
-def _fetch(path: Path) -> Path | None:
-    remedy = (
-        "training goes on with the actions alone and reasoning ''. To have reasoning, put the file there, correct "
-        "datasets.vla_data.ecot.reasoning_json, or set it to null to be rid of this message"
-    )
-    repository = PUBLISHED.get(path.name)
+def _fetched(name: str) -> Path:
+    repository = PUBLISHED.get(name)
     if repository is None:
-        logger.warning(
-            "reasoning file %s does not exist, and only %s can be fetched; %s",
-            path.name,
-            sorted(PUBLISHED),
-            remedy,
+        raise MissingReasoningError(
+            f"reasoning file {name} does not exist, and only {sorted(PUBLISHED)} can be fetched; correct its path"
         )
-        return None
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    logger.info("reasoning file %s is not there: fetching %s from Hugging Face", path.name, repository)
+    logger.info("reasoning file %s is not there: fetching %s from Hugging Face", name, repository)
     try:
-        return Path(hf_hub_download(repository, path.name, repo_type="dataset"))
+        return Path(hf_hub_download(repository, name, repo_type="dataset"))
     except (OSError, EntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        logger.warning(
-            "reasoning file %s does not exist and cannot be fetched from %s (%s); %s",
-            path.name,
-            repository,
-            reason,
-            remedy,
-        )
-        return None
+        raise MissingReasoningError(
+            f"reasoning file {name} does not exist and cannot be fetched from {repository} ({reason}); put it "
+            "there, or correct its path"
+        ) from error

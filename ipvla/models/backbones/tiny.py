@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from ipvla.models.backbones.tiny_vlm import Past, TinyOutput, TinyVLM
 
 
-#: Positions that `TinyVLMConfig.max_text_tokens` has by default.
-_TEXT_TOKENS = 64
-
-
 @BackboneConfig.register_subclass("tiny")
 @dataclass(frozen=True)
 class TinyConfig(BackboneConfig):
@@ -43,6 +39,7 @@ class TinyConfig(BackboneConfig):
         trunk_channels: channels of the visual trunk.
         visual_tokens: tokens that the trunk's centroids are read out into.
         max_prompt_tokens: longest prompt. Recall's words are a token each; others are spelled, a token a letter.
+        max_text_tokens: of prompt and reply together.
         pretrained: directory written by `TinyVLM.save_pretrained`, or None to start from random weights.
     """
 
@@ -53,14 +50,16 @@ class TinyConfig(BackboneConfig):
     trunk_channels: int = 64
     visual_tokens: int = 8
     max_prompt_tokens: int = 16
+    max_text_tokens: int = 64
     pretrained: Path | None = None
 
     def __post_init__(self) -> None:
         if self.layers < 6:
             raise ValueError(f"backbone.layers is {self.layers}; tiny needs at least 6")
-        if not 2 <= self.max_prompt_tokens <= _TEXT_TOKENS:
+        if not 2 <= self.max_prompt_tokens <= self.max_text_tokens:
             raise ValueError(
-                f"backbone.max_prompt_tokens is {self.max_prompt_tokens}; tiny takes 2 to {_TEXT_TOKENS}"
+                f"backbone.max_prompt_tokens is {self.max_prompt_tokens}; tiny takes 2 to {self.max_text_tokens}, "
+                "max_text_tokens"
             )
         if self.width % self.heads:
             raise ValueError(f"backbone.width {self.width} is not a multiple of backbone.heads {self.heads}")
@@ -80,6 +79,7 @@ class TinyConfig(BackboneConfig):
             intermediate_size=self.mlp,
             trunk_channels=self.trunk_channels,
             visual_tokens=self.visual_tokens,
+            max_text_tokens=self.max_text_tokens,
         )
         return TinyBackbone(TinyVLM(config), self.max_prompt_tokens)
 
@@ -101,6 +101,7 @@ class TinyBackbone(Backbone):
         self.heads = vlm.config.num_attention_heads
         self.cache_size = self.width
         self.max_prompt_tokens = max_prompt_tokens
+        self.max_text_tokens = vlm.config.max_text_tokens
         self.tokenizer = tiny_tokenizer()
         self._act, self._sep = self.tokenizer.convert_tokens_to_ids(["<act>", "<sep>"])
 

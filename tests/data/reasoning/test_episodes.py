@@ -12,12 +12,11 @@ from ipvla.data.lanes import LaneConfig
 from ipvla.data.plan import PlanPosition
 from ipvla.data.reasoning.compiled import compile_reasoning
 from ipvla.data.reasoning.episodes import ReasonedSource
-from ipvla.data.reasoning.steps import TAGS
 from ipvla.data.reasoning.store import ReasoningStore
 from ipvla.data.rlds import RldsSource
 from ipvla.data.standards import standard_for
 from ipvla.data.transforms import Transforms
-from ipvla.reasoning import parse
+from ipvla.reasoning import TAGS, parse
 from tests.data.reasoning import bridge
 
 

@@ -1,4 +1,4 @@
-"""A reasoning file is compiled once, found by episode, fetched where it is missing, and never stops training."""
+"""A reasoning file is compiled once, found by episode, and fetched where it is missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from ipvla.data.reasoning import compiled
 from ipvla.data.reasoning.compiled import compile_reasoning, database_path
 from ipvla.data.reasoning.steps import step_parts
-from ipvla.data.reasoning.store import ReasoningStore, along, open_store
+from ipvla.data.reasoning.store import MissingReasoningError, ReasoningStore, along, open_store
 from ipvla.data.source import DatasetError
 from tests.data.reasoning import bridge
 
@@ -123,8 +123,33 @@ def test_a_damaged_file_is_an_error_and_not_a_fallback(tmp_path: Path, content: 
     path = tmp_path / "reasoning.json"
     path.write_text(content)
     with pytest.raises(DatasetError, match=r"reasoning\.json"):
-        open_store(str(path), tmp_path / "cache")
+        open_store(path, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*sqlite*"))
+
+
+UNMATCHED = [
+    ({}, "the metadata has no file_path", "it has none"),
+    ({"file_path": "a"}, "the metadata has no episode_id or demo_id", "it has file_path"),
+    (
+        {"file_path": "a", "episode_id": 3},
+        "no such file_path",
+        "'a' in the dataset, '/nfs/bridge/0/out.npy' in the",
+    ),
+    (
+        {"file_path": "/nfs/bridge/0/out.npy", "episode_id": 7},
+        "no such episode of that file_path",
+        "7 of '/nfs/bridge/0/out.npy' in the dataset, 100, 102 in the reasoning file",
+    ),
+]
+
+
+@pytest.mark.parametrize(("metadata", "reason", "example"), UNMATCHED)
+def test_why_an_episode_has_no_reasoning(
+    store: ReasoningStore, metadata: dict[str, object], reason: str, example: str
+) -> None:
+    unmatched = store.unmatched(metadata)
+    assert unmatched.reason == reason
+    assert unmatched.example.startswith(example)
 
 
 def test_threads_and_processes_read_the_same_store(store: ReasoningStore) -> None:
@@ -137,17 +162,19 @@ def test_threads_and_processes_read_the_same_store(store: ReasoningStore) -> Non
     assert pickle.loads(pickle.dumps(store)).of(bridge.metadata(0)) == expected
 
 
-def test_no_file_wanted_is_no_reasoning_and_no_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert open_store(None, tmp_path) is None
-    assert not caplog.records
+def test_an_unknown_file_that_is_missing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingReasoningError, match=r"mine\.json does not exist, and only .*embodied_features_br"):
+        open_store(tmp_path / "mine.json", tmp_path)
 
 
-def test_an_unknown_file_that_is_missing_says_what_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert open_store(str(tmp_path / "mine.json"), tmp_path) is None
-    (record,) = caplog.records
-    assert "mine.json does not exist" in record.message
-    assert "datasets.vla_data.ecot.reasoning_json" in record.message
-    assert str(tmp_path) not in record.message, "logs do not tell paths"
+def test_a_compiled_file_is_opened_as_it_is_and_a_damaged_one_refused(file: Path, tmp_path: Path) -> None:
+    database = compile_reasoning(file, tmp_path / "cache")
+    assert open_store(database, tmp_path / "other").of(bridge.metadata(0))
+    assert not (tmp_path / "other").exists()
+    damaged = tmp_path / "damaged.sqlite"
+    damaged.write_bytes(b"no database" * 100)
+    with pytest.raises(DatasetError, match=r"damaged\.sqlite is no compiled reasoning"):
+        open_store(damaged, tmp_path / "other")
 
 
 def test_a_published_file_that_is_missing_is_fetched(
@@ -160,20 +187,20 @@ def test_a_published_file_that_is_missing_is_fetched(
         return str(file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
-    store = open_store(str(tmp_path / "no" / "embodied_features_bridge.json"), tmp_path / "cache")
-    assert store is not None
+    store = open_store(tmp_path / "no" / "embodied_features_bridge.json", tmp_path / "cache")
     assert len(store) == len(bridge.LENGTHS) - 1
     assert asked == [("Embodied-CoT/embodied_features_bridge", "embodied_features_bridge.json", "dataset")]
 
 
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError("no connection"), OSError("disk is full"), OSError()])
 def test_a_fetch_that_fails_says_why_and_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fetch(*_: object, **__: object) -> str:
         raise error
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
-    assert open_store(str(tmp_path / "embodied_features_bridge.json"), tmp_path) is None
-    assert "cannot be fetched from Embodied-CoT/embodied_features_bridge" in caplog.text
-    assert "training goes on with the actions alone" in caplog.text
+    with pytest.raises(
+        MissingReasoningError, match="cannot be fetched from Embodied-CoT/embodied_features_bridge"
+    ):
+        open_store(tmp_path / "embodied_features_bridge.json", tmp_path)

@@ -11,8 +11,9 @@ import pytest
 
 from tests.data.reasoning import bridge
 from tests.data.reasoning.conftest import bridge_root, storage
+from tests.models.conftest import backbone
 
-__all__ = ["bridge_root", "storage"]
+__all__ = ["backbone", "bridge_root", "storage"]
 
 
 @pytest.fixture

@@ -1,0 +1,100 @@
+"""An auxiliary loss: the backbone writes the reasoning of a step, as in Embodied Chain-of-Thought (ECoT).
+
+The prompt is the policy's own, with the step's pictures, and the reply is what the dataset says about the step
+(Zawalski et al., arXiv 2407.08693),
+
+    loss = weight * mean cross-entropy over the reasoning's tokens and their ends
+
+The memory takes no part, and no weight is added to the model: the language head is the backbone's own. A rollout
+does not write the reasoning; that policies are better for having learned to is what ECoT-Lite found (Chen et al.,
+arXiv 2505.08243).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import torch
+
+from ipvla.models.backbones import Backbone
+from ipvla.models.questions import hashed
+from ipvla.reasoning import without_last_part
+from ipvla.types import StepBatch
+
+logger = logging.getLogger(__name__)
+_32_BITS = 1 << 32
+
+
+@dataclass(frozen=True)
+class ReasoningLossConfig:
+    """How reasoning is trained on.
+
+    Attributes:
+        weight: of this loss beside the action's, above 0.
+        share: of the steps with reasoning, in (0, 1], drawn anew for every batch: the loss runs the language
+            layers a second time.
+        tokens: of the longest reasoning, in the backbone's tokens; a longer one loses its last tags.
+    """
+
+    weight: float = 0.1
+    share: float = 0.25
+    tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(
+                f"model.reasoning_loss.weight is {self.weight}; it must be above 0, or set reasoning_loss to null"
+            )
+        if not 0 < self.share <= 1:
+            raise ValueError(f"model.reasoning_loss.share is {self.share}; it must lie in (0, 1]")
+        if self.tokens < 1:
+            raise ValueError(f"model.reasoning_loss.tokens is {self.tokens}; it must be at least 1")
+
+    def build(self, backbone: Backbone) -> ReasoningLoss:
+        """ValueError if the backbone cannot read that many tokens behind its longest prompt."""
+        limit = backbone.max_text_tokens
+        if limit is not None and backbone.max_prompt_tokens + self.tokens + 1 > limit:
+            most = limit - backbone.max_prompt_tokens - 1
+            raise ValueError(
+                f"model.reasoning_loss.tokens is {self.tokens}; this backbone has {limit} places for prompt, "
+                f"reasoning and end, and its prompt may take {backbone.max_prompt_tokens}: lower it to {most}, or "
+                "raise model.backbone.max_text_tokens"
+            )
+        return ReasoningLoss(self)
+
+
+@dataclass
+class ReasoningLoss:
+    """See the module's docstring."""
+
+    config: ReasoningLossConfig
+    _warned: bool = field(default=False, init=False)
+
+    def loss(self, backbone: Backbone, batch: StepBatch) -> torch.Tensor | None:
+        """The mean cross-entropy, unweighted; None if no step is drawn. A function of weights and batch alone."""
+        drawn = self.drawn(batch).flatten()
+        if not drawn.any():
+            return None
+        inputs = batch.inputs.flatten().map(lambda x: x[drawn])
+        return backbone.write_loss(inputs, batch.plan.flatten(0, 1)[drawn])
+
+    def drawn(self, batch: StepBatch) -> torch.Tensor:
+        """bool [B, K]: which steps are trained on, by a hash of episode, control step and the whole batch."""
+        whole = hashed((hashed(batch.episode_key) * (batch.t + 1)).sum())
+        number = hashed(hashed(batch.episode_key) ^ batch.t ^ whole)
+        return (number < self.config.share * _32_BITS) & batch.valid & (batch.plan != 0).any(-1)
+
+    def tokenize(self, backbone: Backbone, text: str) -> list[int]:
+        """The reasoning's tokens, without the last tags if there are more than `tokens`."""
+        ids = backbone.tokenize_text(text)
+        while len(ids) > self.config.tokens and (shorter := without_last_part(text)):
+            if not self._warned:
+                logger.warning(
+                    "a reasoning of %d tokens loses its last tags to fit model.reasoning_loss.tokens %d",
+                    len(ids),
+                    self.config.tokens,
+                )
+                self._warned = True
+            text, ids = shorter, backbone.tokenize_text(shorter)
+        return ids
