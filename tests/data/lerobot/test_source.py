@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ipvla.data.lerobot import LeRobotSource, VideoSettings, write_lerobot
+from ipvla.data.lerobot import LeRobotSource, VideoSettings
 from ipvla.data.lerobot.video import VideoFile
 from ipvla.data.source import BrokenEpisodeError, DatasetError, Trajectory
 from tests.data.lerobot.conftest import FPS, LENGTHS, SIZES, TOP, layout, trajectories
+from tests.data.lerobot.writing import write_lerobot
 
 KINDS = {"images": None, "video": VideoSettings()}
 

@@ -1,4 +1,4 @@
-"""Writes a LeRobotDataset v3 that appears whole, by one rename, or not at all."""
+"""A LeRobotDataset v3 in one call, of the parts that conversions write."""
 
 from __future__ import annotations
 
