@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from ipvla.data.dataset import EpisodeDataset, open_dataset
-from ipvla.data.episode import Episode
 from ipvla.data.rlds import write_rlds
 from ipvla.data.statistics import Statistics
 from ipvla.data.transforms import Transforms
+from ipvla.types import Episode
 
 SIZE = 16
 LENGTHS = (5, 17, 9, 30, 12, 1, 22)

@@ -25,6 +25,8 @@ from ipvla.models.backbones import BackboneConfig, PaliGemmaConfig, TinyConfig
 from ipvla.models.memory import PromptMemoryConfig
 from ipvla.models.plan_readout import PlanReadoutConfig
 from ipvla.models.reasoning_loss import ReasoningLossConfig
+from ipvla.reasoning import TAGS
+from ipvla.storage import SOURCE_TREE
 from ipvla.tracking import JsonlSink
 from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.parallel import World
@@ -176,11 +178,8 @@ def test_dropped_tags_and_those_of_the_stage_are_not_trained(
     texts = said(experiment, first_batch(experiment))
     assert texts
     for text in texts:
-        found = [tag for tag in ("task :", "plan :", "visible objects :", "subtask :", "move :") if tag in text]
-        assert found == ["visible objects :", "subtask :"]
-        assert "subtask reasoning :" in text
-        assert "move reasoning :" in text
-        assert "gripper position" not in text
+        found = [tag for tag in TAGS if f" {tag.lower()} :" in f" {text}"]
+        assert found == ["VISIBLE OBJECTS", "SUBTASK REASONING", "SUBTASK", "MOVE REASONING"]
 
 
 def test_the_words_give_the_backbone_its_gradient_and_memory_and_head_none(
@@ -236,7 +235,7 @@ def test_a_long_reasoning_loses_its_last_tags(
     (text,) = said(experiment, first_batch(experiment))
     assert text == "task : pick up the red cube plan : 1 . reach 2 . pick up"
     assert [record.message for record in caplog.records if "loses its last tags" in record.message] == [
-        "a reasoning of 40 tokens loses its last tags to fit model.reasoning_loss.tokens 20"
+        "a reasoning of 36 tokens loses its last tags to fit model.reasoning_loss.tokens 20"
     ]
 
 
@@ -349,3 +348,12 @@ def test_the_command_line_reaches_all_of_it(monkeypatch: pytest.MonkeyPatch, tmp
     read = parse(ExperimentConfig, [*given, "--data.reasoning.stage", "1", "--model.reasoning_loss.weight", "0.2"])
     assert read.data.reasoning == ReasoningConfig(tmp_path / "a.json", 1, ("PLAN", "MOVE"))
     assert read.model.reasoning_loss == ReasoningLossConfig(weight=0.2)
+
+
+def test_the_preset_is_one_of_this_job(tmp_path: Path) -> None:
+    preset = SOURCE_TREE / "ray_jobs" / "experiments" / "reasoning" / "bridge.yaml"
+    config = parse(ExperimentConfig, ["--config_path", str(preset), "--storage_root", str(tmp_path)])
+    assert config.data.reasoning is not None
+    assert config.data.reasoning.tags == TAGS
+    assert config.model.reasoning_loss == ReasoningLossConfig()
+    assert isinstance(config.model.backbone, PaliGemmaConfig)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ipvla.data.gripper import opening_from_environment
+from ipvla.data.rlds.format import LIBERO_CAMERAS
 from ipvla.data.source import Trajectory
-from ipvla.data.standards.recorded import ACTION, LIBERO_CAMERAS, STATE
-from ipvla.data.standards.standard import FloatArray, Standard, concatenated
+from ipvla.data.standards.recorded import ACTION, STATE
+from ipvla.data.standards.standard import FloatArray, Standard, concatenated, padded_before_gripper
 
 #: Four suites and LIBERO-90; `libero_lm_90` is the latter with ECoT's reasoning, as MiniVLA names it.
 LIBERO_DATASETS = (
@@ -20,9 +21,6 @@ LIBERO_DATASETS = (
     "libero_90_no_noops",
     "libero_lm_90",
 )
-
-#: Where the gripper begins in a state.
-_GRIPPER_COLUMN = 6
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Libero(Standard):
 
     def state(self, trajectory: Trajectory) -> FloatArray:
         state = concatenated(trajectory, (STATE,))
-        return np.insert(state, _GRIPPER_COLUMN, 0, axis=1) if self.padded_state else state
+        return padded_before_gripper(state) if self.padded_state else state
 
 
 def libero(name: str) -> Libero:
