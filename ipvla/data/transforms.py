@@ -20,6 +20,9 @@ from ipvla.types import ModelInputs, Observation
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
+#: Plans repeat from step to step; ECoT's reasoning is another text at each of millions of steps.
+_PLANS_CACHED = 4096
+
 
 @dataclass(frozen=True)
 class Transforms:
@@ -157,6 +160,8 @@ class Transforms:
                     f"the plan {text!r} has {len(ids)} tokens, {len(ids) - self.plan_tokens} more than "
                     f"plan_tokens {self.plan_tokens}; raise memory.plan_tokens to {len(ids)} or shorten the plan"
                 )
+            if len(self._plans) >= _PLANS_CACHED:
+                self._plans.clear()
             self._plans[text] = _read_only(ids, self.plan_tokens)
         return self._plans[text]
 

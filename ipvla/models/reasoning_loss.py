@@ -86,15 +86,16 @@ class ReasoningLoss:
         return (number < self.config.share * _32_BITS) & batch.valid & (batch.plan != 0).any(-1)
 
     def tokenize(self, backbone: Backbone, text: str) -> list[int]:
-        """The reasoning's tokens, without the last tags if there are more than `tokens`."""
+        """The reasoning's tokens, without last tags if there are more than `tokens`; [] if one tag alone has."""
         ids = backbone.tokenize_text(text)
-        while len(ids) > self.config.tokens and (shorter := without_last_part(text)):
-            if not self._warned:
-                logger.warning(
-                    "a reasoning of %d tokens loses its last tags to fit model.reasoning_loss.tokens %d",
-                    len(ids),
-                    self.config.tokens,
-                )
-                self._warned = True
-            text, ids = shorter, backbone.tokenize_text(shorter)
+        if len(ids) > self.config.tokens and not self._warned:
+            logger.warning(
+                "a reasoning of %d tokens loses its last tags to fit model.reasoning_loss.tokens %d",
+                len(ids),
+                self.config.tokens,
+            )
+            self._warned = True
+        while len(ids) > self.config.tokens:
+            text = without_last_part(text)
+            ids = backbone.tokenize_text(text) if text else []
         return ids

@@ -239,6 +239,17 @@ def test_a_long_reasoning_loses_its_last_tags(
     ]
 
 
+def test_a_tag_that_is_too_long_leaves_its_step_without_words(
+    config: Callable[..., ExperimentConfig],
+) -> None:
+    experiment = config("libero", "paligemma", loss=ReasoningLossConfig(share=1.0, tokens=3)).build(World())
+    model, batch = experiment.state.model, first_batch(experiment)
+    assert not batch.plan.any()
+    loss, _ = model.loss(batch, model.initial_memory(4))
+    assert torch.isfinite(loss)
+    assert not model.terms
+
+
 def test_a_policy_that_learned_words_is_saved_loaded_and_acts(
     config: Callable[..., ExperimentConfig], tmp_path: Path
 ) -> None:
