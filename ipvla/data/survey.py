@@ -231,7 +231,7 @@ def surveyed(source: EpisodeSource, standard: Standard, directory: Path | None) 
     path = None if directory is None else survey_path(directory, source, standard)
     survey = None if path is None else load_survey(path)
     if survey is None:
-        logger.info("reading the %d episodes of %s once", len(source.lengths), source.location)
+        logger.info("reading the %d episodes of %s once", len(source.lengths), source.name)
         survey = combined(_parts(source, standard), source, standard)
         if path is not None:
             publish_survey(path, source.name, survey)
