@@ -118,9 +118,6 @@ class DataConfig:
         if self.reasoning is None:
             return
         covered = {dataset.name: dataset.reasoned.coverage() for dataset in datasets if dataset.reasoned}
-        for name, coverage in covered.items():
-            log = logger.info if coverage.found else logger.warning
-            log("%s: %s", name, coverage)
         if not any(coverage.found for coverage in covered.values()):
             name, coverage = next(iter(covered.items()))
             example = f" ({coverage.unmatched.example})" if coverage.unmatched else ""
@@ -128,6 +125,9 @@ class DataConfig:
                 f"data.reasoning: {name}: {coverage}{example}; give the reasoning file of this dataset, or set "
                 "data.reasoning to null"
             )
+        for name, coverage in covered.items():
+            log = logger.info if coverage.found else logger.warning
+            log("%s: %s", name, coverage)
 
     def _open(self, data_root: Path, name: str, shares: int, read_root: Path | None) -> EpisodeDataset:
         return open_dataset(
