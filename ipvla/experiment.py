@@ -117,15 +117,15 @@ class DataConfig:
         """DatasetError if there is a file of reasoning, and it says nothing about any of these datasets."""
         if self.reasoning is None:
             return
-        covered = {dataset.name: dataset.reasoned.coverage() for dataset in datasets if dataset.reasoned}
-        if not any(coverage.found for coverage in covered.values()):
-            name, coverage = next(iter(covered.items()))
+        covered = [(dataset.name, dataset.reasoned.coverage()) for dataset in datasets if dataset.reasoned]
+        if not any(coverage.found for _, coverage in covered):
+            name, coverage = covered[0]
             example = f" ({coverage.unmatched.example})" if coverage.unmatched else ""
             raise DatasetError(
                 f"data.reasoning: {name}: {coverage}{example}; give the reasoning file of this dataset, or set "
                 "data.reasoning to null"
             )
-        for name, coverage in covered.items():
+        for name, coverage in covered:
             log = logger.info if coverage.found else logger.warning
             log("%s: %s", name, coverage)
 
