@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 import pytest
+from ray_jobs.attempts import Attempt, Demonstrator
 from rich.console import Console
 
 from benchmarks.gripper_matrix import save_policy
@@ -19,7 +20,6 @@ from ipvla.rollout.sim_worker import EpisodeJob, SimWorker
 from ipvla.sim.simulator import Split
 from ipvla.sim.suites import SUITES
 from ipvla.types import EpisodeResult, EpisodeSpec
-from ray_jobs.attempts import Attempt, Demonstrator
 from ray_jobs.collect import CollectConfig
 from ray_jobs.evaluate import EvaluateConfig
 from ray_jobs.paired import PairedConfig, paired
