@@ -55,8 +55,8 @@ from benchmarks.scratch import placed
 from evaluators.rollout_status import RolloutStatus
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
-from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
+from ipvla.files import write_text
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import SOURCE_TREE

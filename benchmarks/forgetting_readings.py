@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from evaluators.grounding import GroundingConfig, GroundingRow, grounding
-from ipvla.atomic_file import write_text
 from ipvla.data.probe import ProbeConfig
+from ipvla.files import write_text
 from ipvla.forgetting.drift import DriftProbe, pool
 from ipvla.policy import Policy
 from ipvla.training.feature_reader import FeatureReader

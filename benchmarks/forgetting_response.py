@@ -27,15 +27,15 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.forgetting_loop import Line, constant, controls, trace
-from ipvla.atomic_file import write_text
 from ipvla.data.dataset import EpisodeDataset, open_dataset
-from ipvla.data.episode import Episode
 from ipvla.data.plan import PlanPosition
 from ipvla.data.rlds import dataset_directory, write_rlds
 from ipvla.experiment import ExperimentConfig
+from ipvla.files import write_text
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
+from ipvla.types import Episode
 
 OPEN, CLOSED = "open loop", "closed loop"
 

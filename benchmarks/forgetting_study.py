@@ -21,12 +21,13 @@ from evaluators.forgetting import FloatArray
 from evaluators.grounding import GroundingConfig, tabulate
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
+from ipvla.choices import did_you_mean
 from ipvla.experiment import ExperimentConfig
 from ipvla.sim.suites import load_suite
 from ipvla.storage import SOURCE_TREE, StorageRoots
 from ipvla.tracking import read_jsonl
 from ray_jobs.collect import CollectConfig
-from ray_jobs.command_line.settings import arguments, did_you_mean, parse
+from ray_jobs.command_line.settings import arguments, parse
 from ray_jobs.evaluate import EvaluateConfig
 from ray_jobs.subspaces import SubspacesConfig
 

@@ -31,7 +31,6 @@ from benchmarks.random_paligemma import PALIGEMMA_3B, SMALLEST, save_random_pali
 from benchmarks.record import Target, read_record, this_run, write_record
 from benchmarks.scratch import placed
 from benchmarks.tables import target_rows
-from ipvla.data.episode import Episode
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.probe import ProbeConfig
 from ipvla.data.publish import appearing, exclusive
@@ -56,7 +55,7 @@ from ipvla.storage import StorageRoots
 from ipvla.training.loop import TrainingConfig
 from ipvla.training.parallel import World
 from ipvla.training.protection import ForgettingConfig
-from ipvla.types import Observation
+from ipvla.types import Episode, Observation
 from ray_jobs.command_line.cli import run
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ipvla.atomic_file import write_text
 from ipvla.data.dataset import EpisodeDataset
+from ipvla.files import write_text
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.types import Memory, Observation

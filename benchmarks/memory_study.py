@@ -10,12 +10,13 @@ from typing import Any
 
 import draccus
 
+from ipvla.choices import did_you_mean
 from ipvla.experiment import ExperimentConfig
 from ipvla.models.memory import NoMemoryConfig, PromptMemoryConfig
 from ipvla.policy import Policy
 from ipvla.storage import SOURCE_TREE, StorageRoots
 from ray_jobs.collect import CollectConfig
-from ray_jobs.command_line.settings import did_you_mean, parse
+from ray_jobs.command_line.settings import parse
 from ray_jobs.evaluate import EvaluateConfig
 
 _PRESETS = SOURCE_TREE / "ray_jobs" / "experiments" / "memory"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ipvla.atomic_file import write_text
+from ipvla.files import write_text
 from ipvla.sim.fingerprint import fingerprint
 from ray_jobs.running.commit import commit
 

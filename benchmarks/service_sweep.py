@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from ipvla.atomic_file import write_text
+from ipvla.files import write_text
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.command_line.settings import parse
 from ray_jobs.quickstart import Stopwatch

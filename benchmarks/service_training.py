@@ -28,9 +28,9 @@ from torch import nn
 
 from evaluators.forgetting import Estimate, FloatArray
 from evaluators.intervals import percentiles, resampled
-from ipvla.atomic_file import write_text
 from ipvla.data.plan import PlanPosition
 from ipvla.experiment import ExperimentConfig
+from ipvla.files import write_text
 from ipvla.policy import Policy
 from ipvla.tracking import MLflowSink, Sinks
 from ipvla.tracking.mlflow_spool import Record

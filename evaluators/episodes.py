@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evaluators.success_table import SuccessTable
-from ipvla.atomic_file import replacing
+from ipvla.files import replacing
 from ipvla.types import EpisodeResult, EpisodeTrace
 
 #: The part of the fingerprint that distinguishes results in one file.

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from evaluators.intervals import wilson_interval
-from ipvla.atomic_file import replacing
+from ipvla.files import replacing
 from ipvla.policy import Policy
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.libero import ACTION_SIZE, CAMERA, LiberoSimulator

@@ -8,7 +8,6 @@ is none; its memory is recorded in the undisturbed pass. Settings and records ca
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,8 @@ from evaluators.intervals import mcnemar_exact, newcombe_paired_interval, wilson
 from evaluators.rollout_status import RolloutStatus
 from evaluators.success import SuccessConfig, SuccessEvaluation
 from evaluators.success_table import SuccessTable
-from ipvla.atomic_file import write_text
+from ipvla.choices import did_you_mean
+from ipvla.files import write_text
 from ipvla.rollout.endpoint import PolicyEndpoint
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.memory_intervention import (
@@ -66,9 +66,7 @@ class InterventionConfig:
                 raise ValueError(f"probe.{name} is {list(values)}; name at least one, and none twice")
         for kind in self.kinds:
             if kind not in INTERVENTIONS:
-                close = difflib.get_close_matches(kind, INTERVENTIONS, n=1, cutoff=0.4)
-                hint = f"did you mean {close[0]!r}?" if close else f"choose of {', '.join(INTERVENTIONS)}"
-                raise ValueError(f"probe.kinds: {kind!r} is no probe; {hint}")
+                raise ValueError(f"probe.kinds: {kind!r} is no probe; {did_you_mean(kind, INTERVENTIONS)}")
         if min(self.times) < 0:
             raise ValueError(f"probe.times: {min(self.times)} lies before the episode; pass control steps >= 0")
 

@@ -15,7 +15,7 @@ from evaluators.paired import PairedComparison
 from evaluators.plots import failure_timeline, learning_curves, success_bars
 from evaluators.success_table import SuccessTable
 from evaluators.videos import Video
-from ipvla.atomic_file import write_text
+from ipvla.files import write_text
 
 
 @dataclass(frozen=True)

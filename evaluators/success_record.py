@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evaluators.paired import PairedComparison
 from evaluators.success_table import SuccessTable
-from ipvla.atomic_file import write_text
+from ipvla.files import write_text
 
 
 def write_success(tables: Sequence[SuccessTable], comparisons: Sequence[PairedComparison], path: Path) -> Path:

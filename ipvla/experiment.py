@@ -21,6 +21,7 @@ from ipvla.data.mixture_dataset import MixtureDataset
 from ipvla.data.mixtures import Mixture, mixture_named
 from ipvla.data.normalisation import NORMALISATIONS, Normalisation
 from ipvla.data.oxe_mixtures import OXE_MIXTURES
+from ipvla.data.reasoning import ReasoningConfig
 from ipvla.data.source import BrokenEpisodeError, DatasetError
 from ipvla.data.sources import RLDS_BACKENDS, RldsBackend, absolute_location, dataset_location
 from ipvla.data.standards import StandardConfig
@@ -33,6 +34,8 @@ from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
 from ipvla.training.protection import ForgettingConfig
 from ipvla.training.step import TrainingState
+
+logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,7 @@ class DataConfig:
             (`ipvla.data.chunks`).
         skip_bad_episodes: go on without episodes that cannot be read, and say how many.
         skip_unlabelled: leave out episodes whose task is not told in words; reads the dataset once.
+        reasoning: of the episodes, from ECoT's file beside the dataset; null for what the dataset itself recorded.
         rlds_backend: native, or dlimp for TensorFlow's own way to read RLDS (requirements-oxe.txt).
         cameras: views in order.
         image_size: side in pixels that the model sees.
@@ -75,6 +79,7 @@ class DataConfig:
     skip_bad_episodes: bool = False
     skip_unlabelled: bool = False
     rlds_backend: RldsBackend = "native"
+    reasoning: ReasoningConfig | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -120,6 +125,7 @@ class DataConfig:
             skip_bad_episodes=self.skip_bad_episodes,
             skip_unlabelled=self.skip_unlabelled,
             rlds_backend=self.rlds_backend,
+            reasoning=self.reasoning,
         )
 
 
@@ -169,6 +175,11 @@ class ExperimentConfig(StorageRoots):
                 "data.normalisation normal leaves actions without bounds, and model.head covers [-1, 1] alone; "
                 "choose bounds_q99 or bounds, or another head"
             )
+        if self.data.reasoning is not None and "reasoning" not in self.model.requires():
+            raise ValueError(
+                "data.reasoning is set, and nothing is trained on it; set model.reasoning_loss ({} for its "
+                "defaults), or data.reasoning to null"
+            )
         caches = self.model.memory.caches or self.model.head.reads.keys_values
         cached = caches and self.model.backbone.layers_write_cache
         if self.training.activation_checkpointing and cached:
@@ -184,6 +195,7 @@ class ExperimentConfig(StorageRoots):
         model, method = self.model, self.protected_by.method if self.protected_by else None
         refused = {
             f"model.memory.type {model.memory.get_choice_name(type(model.memory))}": not model.memory.shards,
+            "model.reasoning_loss": model.reasoning_loss is not None,
             "model.questions": model.questions is not None,
             "model.plan_readout": model.plan_readout is not None,
             "model.osf": model.osf is not None,
@@ -231,7 +243,8 @@ class ExperimentConfig(StorageRoots):
         """What can be known of settings and data before any model is built; also warns of what will be lost.
 
         Raises:
-            DatasetError: the dataset has broken episodes, lacks a camera, or what the model is trained on.
+            DatasetError: the dataset has broken episodes, lacks a camera, or what the model is trained on; or
+                `data.reasoning` is about none of its episodes.
             CheckpointError: there is no policy in `start_from`.
             ValueError: an instruction's prompt is too long, or the backbone's weights are none.
         """
@@ -249,11 +262,12 @@ class ExperimentConfig(StorageRoots):
         except BrokenEpisodeError:
             if not dataset.skips_bad_episodes:
                 raise
+        _require_coverage(dataset)
         for feature, settings in self.model.requires().items():
             if not _recorded(dataset, feature):
                 raise DatasetError(
                     f"dataset: {dataset.location} has no {_REQUIRED[feature]}, which {' and '.join(settings)} "
-                    f"{'are' if len(settings) > 1 else 'is'} trained on; collect it again, or do without"
+                    f"{'are' if len(settings) > 1 else 'is'} trained on; {_SUPPLIED[feature]}, or do without"
                 )
         self.model.check(sorted(dataset.instructions()), len(self.data.cameras))
         if self.start_from is not None and not (self.start_from / "policy.json").is_file():
@@ -361,11 +375,33 @@ _REQUIRED = {
     "reasoning": "plans (step feature `reasoning`)",
     "question": "questions (step features `question`, `answer`)",
 }
+#: How a dataset gets it.
+_SUPPLIED = {
+    "reasoning": "collect it again, give a file of them (data.reasoning)",
+    "question": "collect it again",
+}
+
+
+def _require_coverage(dataset: Dataset) -> None:
+    """DatasetError if there is a file of reasoning, and it says nothing about any of the datasets."""
+    covered = dataset.coverage()
+    if covered and not any(coverage.found for _, coverage in covered):
+        name, coverage = covered[0]
+        example = f" ({coverage.unmatched.example})" if coverage.unmatched else ""
+        raise DatasetError(
+            f"data.reasoning: {name}: {coverage}{example}; give the reasoning file of this dataset, or set "
+            "data.reasoning to null"
+        )
+    for name, coverage in covered:
+        log = logger.info if coverage.found else logger.warning
+        log("%s: %s", name, coverage)
 
 
 def _recorded(dataset: Dataset, feature: str) -> bool:
     """Whether steps have such texts. Questions may be missing from an episode, plans may not."""
     if feature == "reasoning":
+        if dataset.coverage():  # an episode that its file leaves out says nothing of the others
+            return True
         return bool(_first_readable(dataset).reasoning)
     return feature in dataset.step_features
 

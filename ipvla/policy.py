@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from ipvla.contract import Contract
 from ipvla.data.conventions import Conventions
 from ipvla.data.prompt_encoder import PromptEncoder
 from ipvla.data.transforms import Transforms
+from ipvla.files import appearing
 from ipvla.models.lora import merge_adapters
 from ipvla.models.sharding import is_sharded, sharded_like, whole
 from ipvla.models.vla import IPVLA, IPVLAConfig
@@ -117,24 +116,15 @@ class Policy:
 
         `weights`: `state(model)`, where it was taken already.
         """
-        partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         described = {
             "format": FORMAT,
             "model": draccus.encode(self.config),
             "execute": self.execute,
             "transforms": self.transforms.to_dict(),
         }
-        (partial / "policy.json").write_text(json.dumps(described, indent=1))
-        save_file(state(self.model) if weights is None else weights, partial / "model.safetensors")
-        if directory.exists():
-            old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
-            directory.rename(old)
-            partial.rename(directory)
-            shutil.rmtree(old)
-        else:
-            partial.rename(directory)
+        with appearing(directory) as building:
+            (building / "policy.json").write_text(json.dumps(described, indent=1))
+            save_file(state(self.model) if weights is None else weights, building / "model.safetensors")
 
     @classmethod
     def load(cls, directory: Path | str, device: str = "cpu", unnorm_key: str | None = None) -> Self:
@@ -188,6 +178,7 @@ class Policy:
         prompts = PromptEncoder(
             tokenize=backbone.tokenize,
             max_prompt_tokens=backbone.max_prompt_tokens,
+            tokenize_plan=model.tokenize_plan,
             tokenize_text=backbone.tokenize_text,
             plan_tokens=model.plan_tokens,
             tokenize_question=backbone.question,

@@ -8,16 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-#: In ECoT's order of generation.
+#: In the order in which ECoT's published generator writes them (github.com/MichalZawalski/embodied-CoT); what
+#: follows them there is the action.
 TAGS = (
     "TASK",
     "PLAN",
+    "VISIBLE OBJECTS",
     "SUBTASK REASONING",
     "SUBTASK",
     "MOVE REASONING",
     "MOVE",
     "GRIPPER POSITION",
-    "VISIBLE OBJECTS",
 )
 #: What a policy acts on: these say nothing when they are empty.
 _NEVER_EMPTY = ("PLAN", "SUBTASK")
@@ -86,6 +87,12 @@ def parse(text: str) -> Reasoning:
         if tags.count(tag) > 1:
             raise ReasoningError(f"{text!r} has the tag {tag} {tags.count(tag)} times; give it once")
     return Reasoning(dict(zip(tags, pieces[1::2], strict=True)))
+
+
+def without_last_part(text: str) -> str:
+    """`text` without its last tag and what is said under it; "" if there is one tag or none."""
+    *_, last = [0, *(found.start() for found in _TAG.finditer(text))]
+    return text[:last].rstrip()
 
 
 def _one_line(text: str) -> str:

@@ -118,6 +118,33 @@ class StepBatch:
 
 
 @dataclass(frozen=True)
+class Episode:
+    """A whole recorded episode of T control steps.
+
+    Attributes:
+        task, family, instruction: names and the task in words.
+        seed: of the layout, non-negative.
+        images: camera name -> uint8 [T, H, W, 3], upright RGB, seen before the action of the same row.
+        state: float32 [T, P], unnormalised proprioception.
+        action: float32 [T, A], environment units.
+        reasoning: T texts, the demonstrator's plan as it reads once the row's images are seen; () if not recorded.
+        questions, answers: T texts each, a question about the row's images and its answer, "" for none; () if not
+            recorded.
+    """
+
+    task: str
+    family: str
+    instruction: str
+    seed: int
+    images: Mapping[str, npt.NDArray[np.uint8]]
+    state: npt.NDArray[np.float32]
+    action: npt.NDArray[np.float32]
+    reasoning: tuple[str, ...] = ()
+    questions: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class EpisodeSpec:
     """One episode to be run: the journal's key is all of it but `attempt`.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import runpy
 import sys
 
+from ipvla.choices import did_you_mean
 from ray_jobs.command_line.jobs import JOBS, module, named, summary
-from ray_jobs.command_line.settings import did_you_mean
 
 _COMPLETION = "completion"
 

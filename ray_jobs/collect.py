@@ -8,14 +8,13 @@ their seeds, whatever the number of simulators. An interrupted collection goes o
 
 from __future__ import annotations
 
-import fcntl
 import json
 import platform
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,10 +22,10 @@ from typing import Any
 
 from rich.console import Console
 
-from ipvla.atomic_file import write_text
 from ipvla.data.recording import Recording
 from ipvla.data.rlds import dataset_directory, write_rlds
 from ipvla.data.source import DatasetError
+from ipvla.files import locked, write_text
 from ipvla.rollout.sim_pool import WorkerPool, cluster_cores
 from ipvla.sim.demonstration import Demonstration
 from ipvla.sim.environment import require_simulators
@@ -201,10 +200,9 @@ def _refuse_difference(directory: Path, theirs: dict[str, Any], ours: dict[str, 
 @contextmanager
 def _alone(staging: Path) -> Iterator[None]:
     """One collection of a dataset at a time; the kernel drops the lock when its holder dies."""
-    staging.parent.mkdir(parents=True, exist_ok=True)
-    with staging.with_suffix(".lock").open("w") as lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(staging.with_suffix(".lock"), wait=False))
         except BlockingIOError:
             raise DatasetError(
                 f"dataset: {staging.name!r} is being collected by another process; wait, or change --dataset"

@@ -21,10 +21,11 @@ from rich.console import Console
 from evaluators.plots import draw_curves, parallel_coordinates, scatter
 from evaluators.run_table import RunTable, differing_parameters, opposed, shared_metrics, without_ends
 from evaluators.tracked_runs import PLAYED_BY, RunStore, TrackedRun, TrackingError, differing_fingerprints, labels
+from ipvla.choices import did_you_mean
 from ipvla.sim.protocols import ProtocolError
 from ipvla.storage import SOURCE_TREE, StorageError, StorageRoots
 from ray_jobs.command_line.cli import run
-from ray_jobs.command_line.settings import SettingError, did_you_mean
+from ray_jobs.command_line.settings import SettingError
 
 _METRICS = 12  # shown unless asked for
 _CURVES = 8

@@ -15,8 +15,8 @@ import psutil
 from rich.console import Console
 
 from evaluators.console import comparison_table, success_table
-from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
+from ipvla.files import write_text
 from ipvla.storage import SOURCE_TREE, StorageRoots
 from ipvla.tracking import MLflowSink, RunIdentity
 from ray_jobs.collect import CollectConfig, CollectSummary, collect

@@ -17,8 +17,16 @@ from typing import Any
 from rich.console import Console
 
 from ipvla.data.standards import Standard
-from ipvla.data.survey import Survey, SurveyPart, combined, survey_part
-from ipvla.data.survey_store import load_survey, part_bounds, publish_survey, survey_path
+from ipvla.data.survey import (
+    Survey,
+    SurveyPart,
+    combined,
+    load_survey,
+    part_bounds,
+    publish_survey,
+    survey_part,
+    survey_path,
+)
 from ray_jobs.command_line.cli import run
 from ray_jobs.data.dataset_settings import DatasetConfig, OpenSource
 from ray_jobs.display.progress import EpisodeProgress

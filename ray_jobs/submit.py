@@ -22,10 +22,11 @@ from typing import Any
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from ipvla.choices import did_you_mean
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.command_line.cli import run
 from ray_jobs.command_line.jobs import JOBS, config_class, module, named
-from ray_jobs.command_line.settings import SettingError, did_you_mean, parse
+from ray_jobs.command_line.settings import SettingError, parse
 from ray_jobs.running.cluster import ClusterError
 from ray_jobs.running.commit import COMMIT_VARIABLE, commit
 

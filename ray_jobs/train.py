@@ -21,8 +21,8 @@ import draccus
 import torch
 from draccus.utils import ParsingError
 
-from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
+from ipvla.files import write_text
 from ipvla.models.lora import save_adapters
 from ipvla.policy import CheckpointError
 from ipvla.policy import state as weights_of

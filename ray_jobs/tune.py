@@ -19,8 +19,8 @@ from rich.markdown import Markdown
 
 from evaluators.forgetting import Estimate
 from evaluators.success_table import SuccessTable
-from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
+from ipvla.files import write_text
 from ipvla.tracking import MLflowSink
 from ray_jobs.command_line.cli import ending_at_sigterm, run
 from ray_jobs.display.training import TrainingDisplay

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from benchmarks.random_paligemma import SMALLEST, save_random_paligemma
-from ipvla.data.episode import Episode
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import DataConfig, ExperimentConfig
@@ -20,6 +19,7 @@ from ipvla.models.memory import GRUMemoryConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.training.loop import TrainingConfig
 from ipvla.training.optimizer import OptimizerConfig
+from ipvla.types import Episode
 
 SIZE = 16
 

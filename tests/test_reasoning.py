@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from ipvla.reasoning import TAGS, Reasoning, ReasoningError, parse
+from ipvla.reasoning import TAGS, Reasoning, ReasoningError, parse, without_last_part
 
 WORDS = st.text(max_size=20) | st.lists(
     st.sampled_from(["press", "red", "2", "Task", "sub", "MOVE", "visible"])
@@ -92,3 +92,9 @@ def test_what_does_not_parse_says_what_is_wrong(text: str, message: str) -> None
 def test_parts_that_could_not_be_read_back_are_refused(parts: dict[str, str], message: str) -> None:
     with pytest.raises(ReasoningError, match=message):
         Reasoning(parts)
+
+
+def test_parts_are_taken_from_the_end_of_a_text() -> None:
+    text = "PLAN: red red blue SUBTASK: 2 press red MOVE REASONING: it is near"
+    assert without_last_part(text) == "PLAN: red red blue SUBTASK: 2 press red"
+    assert without_last_part("PLAN: red") == without_last_part("no tag") == ""

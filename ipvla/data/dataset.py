@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from ipvla.contract import Contract
 from ipvla.data.byte_cache import ByteCache
 from ipvla.data.episode import EncodedEpisode
+from ipvla.data.reasoning import Coverage, ReasonedSource, ReasoningConfig
 from ipvla.data.recording import Recording
 from ipvla.data.rlds.format import STATISTICS_FILE
 from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource
@@ -23,8 +25,7 @@ from ipvla.data.sources import RldsBackend, open_source
 from ipvla.data.standards import Standard, StandardConfig, standard_of
 from ipvla.data.standards.recorded import Recorded
 from ipvla.data.statistics import Statistics
-from ipvla.data.survey import Survey
-from ipvla.data.survey_store import repaired, surveyed
+from ipvla.data.survey import Survey, repaired, surveyed
 from ipvla.types import Observation
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def open_dataset(
     skip_bad_episodes: bool = False,
     skip_unlabelled: bool = False,
     rlds_backend: RldsBackend = "native",
+    reasoning: ReasoningConfig | None = None,
 ) -> EpisodeDataset:
     """The dataset at a directory or address, whatever its format.
 
@@ -55,9 +57,10 @@ def open_dataset(
         skip_bad_episodes: leave out episodes that cannot be read, and count them.
         skip_unlabelled: leave out episodes whose task is not told in words.
         rlds_backend: "native", or "dlimp" for TensorFlow's own way to read RLDS.
+        reasoning: of its episodes, from a file beside it; None for what the dataset itself recorded.
 
     Raises:
-        DatasetError: it is missing or damaged, or nothing tells its standard.
+        DatasetError: it or the reasoning is missing or damaged, or nothing tells its standard.
     """
     source = open_source(
         location, read_root=read_root, skip_bad_episodes=skip_bad_episodes, rlds_backend=rlds_backend
@@ -70,7 +73,12 @@ def open_dataset(
         read_root=read_root,
         skips_bad_episodes=skip_bad_episodes,
         skips_unlabelled=skip_unlabelled,
+        reasoned=None if reasoning is None else reasoning.build(source, _reasoning_cache(read_root)),
     )
+
+
+def _reasoning_cache(read_root: Path | None) -> Path:
+    return (read_root or Path(tempfile.gettempdir()) / "ipvla") / "reasoning"
 
 
 class Dataset(Protocol):
@@ -144,6 +152,10 @@ class Dataset(Protocol):
         """All tasks in words."""
         ...
 
+    def coverage(self) -> list[tuple[str, Coverage]]:
+        """Of each dataset with reasoning from elsewhere, by its name, how many episodes have some."""
+        ...
+
     def require_readable(self) -> None:
         """BrokenEpisodeError if episodes are known to be broken and are not skipped."""
         ...
@@ -160,6 +172,7 @@ class EpisodeDataset:
         skips_unlabelled: episodes whose task is not told in words are left out; statistics count them even so.
         skips_bad_episodes: whoever reads it does without what turns out to be unreadable; the dataset is read
             once, to leave out the episodes that are found to be.
+        reasoned: the source's episodes with their reasoning, if they have any from elsewhere.
     """
 
     def __init__(
@@ -171,8 +184,10 @@ class EpisodeDataset:
         read_root: Path | None = None,
         skips_bad_episodes: bool = False,
         skips_unlabelled: bool = False,
+        reasoned: ReasonedSource | None = None,
     ) -> None:
         self._source = source
+        self._reasoned = reasoned
         self._read_root = read_root
         self.skips_bad_episodes = skips_bad_episodes
         self.standard = standard
@@ -220,7 +235,7 @@ class EpisodeDataset:
     @property
     def step_features(self) -> frozenset[str]:
         """What an episode's steps may have recorded, by the source's names."""
-        return frozenset(self._source.features)
+        return frozenset((self._reasoned or self._source).features)
 
     def part(self, index: int) -> str:
         """The name of the dataset that an episode is of: this one's."""
@@ -267,6 +282,9 @@ class EpisodeDataset:
                 with suppress(BrokenEpisodeError):
                     found[task] = self.episode(index).instruction
         return frozenset(found.values())
+
+    def coverage(self) -> list[tuple[str, Coverage]]:
+        return [] if self._reasoned is None else [(self.name, self._reasoned.coverage())]
 
     def require_readable(self) -> None:
         if self.skips_bad_episodes or not self._needs_survey or not self._survey.broken:
@@ -330,7 +348,7 @@ class EpisodeDataset:
     def _read(self, index: int) -> EncodedEpisode:
         if not 0 <= index < len(self):
             raise IndexError(f"episode {index} is outside the {len(self)} episodes of {self.location}")
-        return self.standard.episode(self._source.trajectory(int(self._numbers[index])))
+        return self.standard.episode((self._reasoned or self._source).trajectory(int(self._numbers[index])))
 
     def _decode(self, index: int, t: int, camera: str) -> npt.NDArray[np.uint8]:
         try:

@@ -1,10 +1,9 @@
-"""One episode: raw as a simulator records it, and standardised with its pictures still encoded."""
+"""One episode, standardised with its pictures still encoded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,61 +11,9 @@ import numpy.typing as npt
 from ipvla.data.pictures import EncodedPictures, Pictures
 
 
-class EpisodeRecord(Protocol):
-    """What the writer needs of a demonstration; `Episode` documents the fields."""
-
-    @property
-    def task(self) -> str: ...
-    @property
-    def family(self) -> str: ...
-    @property
-    def instruction(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def images(self) -> Mapping[str, npt.NDArray[np.uint8]]: ...
-    @property
-    def state(self) -> npt.NDArray[np.float32]: ...
-    @property
-    def action(self) -> npt.NDArray[np.float32]: ...
-    @property
-    def reasoning(self) -> tuple[str, ...]: ...
-    @property
-    def questions(self) -> tuple[str, ...]: ...
-    @property
-    def answers(self) -> tuple[str, ...]: ...
-
-
-@dataclass(frozen=True)
-class Episode:
-    """A whole recorded episode of T control steps.
-
-    Attributes:
-        task, family, instruction: names and the task in words.
-        seed: of the layout, non-negative.
-        images: camera name -> uint8 [T, H, W, 3], upright RGB, seen before the action of the same row.
-        state: float32 [T, P], unnormalised proprioception.
-        action: float32 [T, A], environment units.
-        reasoning: T texts, the demonstrator's plan as it reads once the row's images are seen; () if not recorded.
-        questions, answers: T texts each, a question about the row's images and its answer, "" for none; () if not
-            recorded.
-    """
-
-    task: str
-    family: str
-    instruction: str
-    seed: int
-    images: Mapping[str, npt.NDArray[np.uint8]]
-    state: npt.NDArray[np.float32]
-    action: npt.NDArray[np.float32]
-    reasoning: tuple[str, ...] = ()
-    questions: tuple[str, ...] = ()
-    answers: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True)
 class EncodedEpisode:
-    """An episode as a standard gives it: fields as in `Episode`, pictures still encoded.
+    """An episode as a standard gives it: fields as in `ipvla.types.Episode`, pictures still encoded.
 
     Attributes:
         pictures: camera name -> T pictures.

@@ -11,6 +11,7 @@ from ipvla.contract import Contract, common
 from ipvla.data.dataset import EpisodeDataset
 from ipvla.data.episode import EncodedEpisode
 from ipvla.data.mixtures import Mixture
+from ipvla.data.reasoning import Coverage
 from ipvla.data.source import DatasetError
 from ipvla.data.standards import Standard
 from ipvla.data.statistics import Statistics
@@ -141,6 +142,9 @@ class MixtureDataset:
 
     def instructions(self) -> frozenset[str]:
         return frozenset().union(*(part.instructions() for part in self._datasets))
+
+    def coverage(self) -> list[tuple[str, Coverage]]:
+        return [covered for part in self._datasets for covered in part.coverage()]
 
     def require_readable(self) -> None:
         for part in self._datasets:

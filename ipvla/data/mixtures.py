@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ipvla.choices import nearest
 from ipvla.data.oxe_mixtures import OXE_MIXTURES
 from ipvla.data.source import DatasetError
 
@@ -69,7 +69,7 @@ class Mixture:
 def mixture_named(name: str) -> Mixture:
     """One of `OXE_MIXTURES`. DatasetError that suggests others if there is none of that name."""
     if name not in OXE_MIXTURES:
-        close = difflib.get_close_matches(name, OXE_MIXTURES, n=3, cutoff=0.5)
+        close = nearest(name, OXE_MIXTURES, most=3)
         remedy = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(OXE_MIXTURES)}"
         raise DatasetError(f"there is no mixture {name!r}; {remedy} Or give datasets with their weights")
     return Mixture(OXE_MIXTURES[name])

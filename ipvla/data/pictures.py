@@ -1,4 +1,4 @@
-"""Pictures that stay encoded until one of them is looked at."""
+"""Pictures that stay encoded until one of them is looked at, and files of pictures without losses."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG"
 #: Where a PNG says how many bits a channel has.
 _PNG_BITS = 24
+#: On rendered frames four times as fast as the default filter.
+_PNG_SETTINGS = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
 
 
 class Pictures(Protocol):
@@ -63,3 +65,19 @@ class EncodedPictures:
         if pixels is None:
             raise ValueError(f"{len(encoded)} bytes that are neither PNG nor JPEG")
         return np.asarray(pixels, np.uint8)
+
+
+def encode_png(rgb: npt.NDArray[np.uint8]) -> bytes:
+    """A PNG file's contents of uint8 [H, W, 3] RGB."""
+    return bytes(cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), _PNG_SETTINGS)[1].tobytes())
+
+
+def encoded(pictures: Pictures) -> Sequence[bytes]:
+    """Each picture's file: as it is, PNG or JPEG, or as PNG if it is none.
+
+    Raises:
+        ValueError: a picture that is no file cannot be decoded.
+    """
+    if isinstance(pictures, EncodedPictures):
+        return pictures.encoded
+    return [encode_png(pictures.decode(t)) for t in range(len(pictures))]

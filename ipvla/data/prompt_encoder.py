@@ -13,6 +13,8 @@ from ipvla.types import NO_TOKEN
 
 IntArray = npt.NDArray[np.int64]
 Tokenize = Callable[[str], Sequence[int]]
+#: Most texts repeat from step to step; ECoT's reasoning is another one at each of millions of steps.
+_CACHED = 4096
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class PromptEncoder:
         tokenize: an instruction to the prompt's token ids, without padding.
         max_prompt_tokens: L, tokens of the longest prompt.
         tokenize_text: a plan or an answer to its token ids, without padding; None for `tokenize`.
+        tokenize_plan: a plan to its token ids, without padding; None for `tokenize_text`.
         plan_tokens: Lp, tokens of the longest plan. With 0 no plans are read.
         tokenize_question: a question to its prompt's token ids, without padding; None for `tokenize`.
         question_tokens, answer_tokens: Lq and La, tokens of the longest ones. With 0 none are read.
@@ -35,7 +38,8 @@ class PromptEncoder:
     tokenize_question: Tokenize | None = None
     question_tokens: int = 0
     answer_tokens: int = 0
-    _rows: dict[tuple[str, str], IntArray] = field(default_factory=dict, init=False, repr=False, compare=False)
+    tokenize_plan: Tokenize | None = None
+    _rows: dict[str, dict[str, IntArray]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.max_prompt_tokens < 1:
@@ -60,7 +64,7 @@ class PromptEncoder:
     def plan(self, text: str) -> IntArray:
         """A plan's tokens, int64 [Lp]; "" has none. ValueError if there are more than Lp."""
         remedy = "raise memory.plan_tokens to {} or shorten the plan"
-        return self._row("plan", text, self.tokenize_text, "plan_tokens", remedy)
+        return self._row("plan", text, self.tokenize_plan or self.tokenize_text, "plan_tokens", remedy)
 
     def question(self, text: str) -> IntArray:
         """A question's prompt, int64 [Lq]; "" has none. ValueError if it has more than Lq tokens."""
@@ -78,7 +82,9 @@ class PromptEncoder:
         return {name: getattr(self, name) for name in names}
 
     def _row(self, kind: str, text: str, tokenize: Tokenize | None, limit: str, remedy: str) -> IntArray:
-        if (kind, text) not in self._rows:
+        rows = self._rows.setdefault(kind, {})
+        row = rows.get(text)
+        if row is None:
             empty = not text and kind != "prompt for"  # an instruction without words is a prompt all the same
             ids, longest = () if empty else (tokenize or self.tokenize)(text), getattr(self, limit)
             if len(ids) > longest:
@@ -90,5 +96,7 @@ class PromptEncoder:
             row = np.full(longest, NO_TOKEN, np.int64)
             row[: len(ids)] = ids
             row.flags.writeable = False
-            self._rows[kind, text] = row
-        return self._rows[kind, text]
+            if len(rows) >= _CACHED:
+                rows.clear()
+            rows[text] = row
+        return row

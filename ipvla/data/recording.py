@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
-from ipvla.atomic_file import write_text
 from ipvla.contract import ORIENTATIONS, Contract, Orientation, Pictures
-from ipvla.data.addresses import file_system
-from ipvla.data.source import DatasetError, EpisodeSource
+from ipvla.data.source import DatasetError, EpisodeSource, file_system
+from ipvla.files import write_text
 
 RECORDING_FILE: Final = "recording.json"
 #: How the description begins of a dataset that this project wrote from its own simulators.

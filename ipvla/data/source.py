@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 
@@ -32,6 +33,19 @@ def require_content(path: str, begins: bytes) -> None:
 
 class BrokenEpisodeError(DatasetError):
     """One episode cannot be read, others may: the message names dataset, shard and episode."""
+
+
+def file_system(location: str) -> tuple[Any, str]:
+    """The file system of a path or address, and the path in it.
+
+    Raises:
+        DatasetError: there is no such protocol, or its package is not installed.
+    """
+    try:
+        files, path = fsspec.core.url_to_fs(location)
+    except (ImportError, ValueError) as error:  # fsspec says which package is missing
+        raise DatasetError(f"{location} cannot be reached: {error}") from None
+    return files, str(path)
 
 
 @dataclass(frozen=True)

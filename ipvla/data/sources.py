@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
-from ipvla.data.addresses import file_system
 from ipvla.data.lerobot import LeRobotSource
 from ipvla.data.rlds.dlimp_source import DlimpSource
 from ipvla.data.rlds.format import VERSION_NAME, dataset_directory
 from ipvla.data.rlds.source import RldsSource
-from ipvla.data.source import DatasetError, EpisodeSource
+from ipvla.data.source import DatasetError, EpisodeSource, file_system
 from ipvla.storage import absolute
 
 #: How RLDS is read: by this project, or by TensorFlow's pipeline.

@@ -12,14 +12,21 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.atomic_file import write_text
 from ipvla.data.normalisation import FeatureStatistics
-from ipvla.data.statistics_schema import UnknownDatasetError, dataset_values
+from ipvla.files import write_text
 
 logger = logging.getLogger(__name__)
 
 #: Below this many transitions the 1 % and 99 % quantiles are poor estimates.
 FEW_TRANSITIONS = 5_000
+#: openpi's `norm_stats.json` has its two features under these names (github.com/Physical-Intelligence/openpi,
+#: src/openpi/shared/normalize.py).
+_OPENPI = {"action": "actions", "proprio": "state"}
+_FEATURES = tuple(_OPENPI)
+
+
+class UnknownDatasetError(Exception):
+    """A file has statistics of other datasets; the message goes on from the file's name."""
 
 
 @dataclass(frozen=True)
@@ -127,3 +134,45 @@ def warn_of_few(num_transitions: int) -> None:
     """Says so in the log if quantiles of so few control steps are poor estimates."""
     if num_transitions < FEW_TRANSITIONS:
         logger.warning("statistics rest on only %d transitions: q01 and q99 are rough", num_transitions)
+
+
+def dataset_values(content: Any, name: str | None) -> Mapping[str, Any]:
+    """One dataset's statistics in OpenVLA's schema, unchecked, from a file's JSON content.
+
+    OpenVLA's own cache has one dataset's alone, without its name.
+
+    openpi's files have no minimum and maximum and tell no counts: these become null and 0. All their dimensions
+    are normalised.
+
+    Args:
+        name: the dataset's; None for the only one. openpi's files have one and tell no name.
+
+    Raises:
+        UnknownDatasetError: there is no dataset of that name, or none was named and there are several.
+        AttributeError, KeyError, TypeError, ValueError: the content is in none of these schemas.
+    """
+    datasets = content.get("norm_stats", content)
+    if set(_OPENPI.values()) <= set(datasets):
+        features = {ours: _from_openpi(datasets[theirs]) for ours, theirs in _OPENPI.items()}
+        return {**features, "num_transitions": 0, "num_trajectories": 0}
+    if set(_FEATURES) <= set(datasets):
+        return {"num_transitions": 0, "num_trajectories": 0, **datasets}
+    if {"mean", "std"} <= set(datasets):
+        raise UnknownDatasetError(
+            f"holds {', '.join(datasets)} of one feature, not the statistics of a dataset: these are of action "
+            "and of proprio (OpenVLA), or of actions and of state (openpi)"
+        )
+    if name is None:
+        if len(datasets) > 1:
+            raise UnknownDatasetError(f"holds statistics of several datasets; name one of {', '.join(datasets)}")
+        (name,) = datasets
+    if name not in datasets:
+        raise UnknownDatasetError(f"holds no statistics of {name!r}; it has {', '.join(datasets)}")
+    values: Mapping[str, Any] = datasets[name]
+    return values
+
+
+def _from_openpi(feature: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = [None] * len(feature["mean"])
+    quantiles = {row: feature.get(row) or unknown for row in ("q01", "q99")}
+    return {"mean": feature["mean"], "std": feature["std"], **quantiles, "min": unknown, "max": unknown}

@@ -1,11 +1,17 @@
-"""What is only known once a dataset was read with its standard: kept lengths, statistics, broken episodes."""
+"""What is only known once a dataset was read with its standard: kept lengths, statistics, broken episodes.
+
+A survey is made once and kept on disk, where it appears whole or not at all.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,9 +21,16 @@ from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource
 from ipvla.data.standards.standard import Standard
 from ipvla.data.statistics import Statistics, warn_of_few
 from ipvla.data.summary import FeatureSummary, tail_size
+from ipvla.files import write_text
+
+logger = logging.getLogger(__name__)
 
 IntArray = npt.NDArray[np.int64]
 _ARRAYS = ("mean", "squares", "low", "high")
+#: Goes up when surveys of before are no longer what they would be now.
+_SURVEY_VERSION = 2
+#: So many episodes are read before their numbers are summed up.
+PART_EPISODES = 256
 
 
 @dataclass(frozen=True)
@@ -200,3 +213,75 @@ def _merged_summary(
 ) -> FeatureSummary | None:
     present = [summary for summary in summaries if summary is not None]
     return FeatureSummary.merged(present, tail).ordered(order) if present else None
+
+
+def survey_path(directory: Path, source: EpisodeSource, standard: Standard) -> Path:
+    """Where the survey of a dataset with a standard is: one file per content and settings.
+
+    What the dataset's contents are is taken from its features and from its episodes' lengths, tasks and families;
+    a copy at another place has the same survey.
+    """
+    digest = hashlib.sha256()
+    features = {path: asdict(feature) for path, feature in source.features.items()}
+    told = [_SURVEY_VERSION, source.name, features, standard.settings(), source.tasks, source.families]
+    digest.update(json.dumps(told, sort_keys=True).encode())
+    digest.update(np.asarray(source.lengths, np.int64).tobytes())
+    return directory / f"{source.name}-{digest.hexdigest()[:16]}.json"
+
+
+def publish_survey(path: Path, name: str, survey: Survey) -> None:
+    """Writes a survey; whoever reads meanwhile finds none or a whole one."""
+    write_text(path, json.dumps({"dataset": name, **survey.to_dict()}, allow_nan=False))
+
+
+def load_survey(path: Path) -> Survey | None:
+    """The inverse of `publish_survey`, None if there is none. DatasetError if the file is damaged."""
+    try:
+        return Survey.from_dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{path} is no survey of a dataset ({error!r}); delete it to have it made anew"
+        ) from None
+
+
+def surveyed(source: EpisodeSource, standard: Standard, directory: Path | None, *, anew: bool = False) -> Survey:
+    """The survey under `directory`; if there is none, reads the dataset through in this process and publishes it.
+
+    With `anew` one that is there is replaced. Without a directory nothing is kept for the next time.
+    `ray_jobs.statistics` does the same with all CPUs of a cluster.
+
+    Raises:
+        DatasetError: the standard does not fit the dataset, or no episode can be used.
+    """
+    path = None if directory is None else survey_path(directory, source, standard)
+    survey = None if path is None or anew else load_survey(path)
+    if survey is None:
+        logger.info("reading the %d episodes of %s once", len(source.lengths), source.name)
+        survey = combined(_parts(source, standard), source, standard)
+        if path is not None:
+            publish_survey(path, source.name, survey)
+    return survey
+
+
+def repaired(source: EpisodeSource, standard: Standard, survey: Survey) -> bool:
+    """Whether the first episode that was broken is so no longer."""
+    if not survey.broken:
+        return False
+    try:
+        standard.episode(source.trajectory(next(iter(survey.broken))))
+    except BrokenEpisodeError:
+        return False
+    return True
+
+
+def part_bounds(episodes: int) -> Iterator[tuple[int, int]]:
+    """First and stop of each part of a dataset of so many episodes."""
+    for first in range(0, episodes, PART_EPISODES):
+        yield first, min(first + PART_EPISODES, episodes)
+
+
+def _parts(source: EpisodeSource, standard: Standard) -> Iterator[SurveyPart]:
+    for first, stop in part_bounds(len(source.lengths)):
+        yield survey_part(source, standard, range(first, stop))

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ipvla.atomic_file import replacing, write_text
+from ipvla.files import replacing, write_text
 from ipvla.forgetting.layers import LayerGroup
 
 

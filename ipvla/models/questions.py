@@ -61,11 +61,11 @@ class Questions:
 
     def asked(self, batch: StepBatch) -> torch.Tensor:
         """bool [B, K]: which steps are asked, by a hash of episode and control step."""
-        drawn = _hash(_hash(batch.episode_key) ^ batch.t) < self.config.share * (_32_BITS + 1)
+        drawn = hashed(hashed(batch.episode_key) ^ batch.t) < self.config.share * (_32_BITS + 1)
         return drawn & batch.valid & (batch.answer != NO_TOKEN).any(-1)
 
 
-def _hash(x: torch.Tensor) -> torch.Tensor:
+def hashed(x: torch.Tensor) -> torch.Tensor:
     """int64 in [0, 2^32) of int64: each bit depends on all of the lower 32 (Mueller's finaliser)."""
     x = x & _32_BITS
     for _ in range(2):

@@ -18,6 +18,7 @@ from ipvla.models.memory import GRUMemoryConfig, MemoryConfig, MemoryModule
 from ipvla.models.osf import OSFConfig
 from ipvla.models.plan_readout import PlanReadout, PlanReadoutConfig
 from ipvla.models.questions import Questions, QuestionsConfig
+from ipvla.models.reasoning_loss import ReasoningLoss, ReasoningLossConfig
 from ipvla.types import Memory, ModelInputs, StepBatch
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class IPVLAConfig:
         chunk: C, at least 1.
         plan_readout: an auxiliary loss on datasets with reasoning, or None for the actions' loss alone.
         questions: an auxiliary loss on datasets with questions, or None for none asked.
+        reasoning_loss: an auxiliary loss on datasets with reasoning, the words themselves; or None.
         osf: instead of `lora`, training orthogonal to the backbone's large singular directions.
     """
 
@@ -44,12 +46,23 @@ class IPVLAConfig:
     plan_readout: PlanReadoutConfig | None = None
     questions: QuestionsConfig | None = None
     osf: OSFConfig | None = None
+    reasoning_loss: ReasoningLossConfig | None = None
 
     def __post_init__(self) -> None:
         if self.chunk < 1:
             raise ValueError(f"model.chunk is {self.chunk}; it must be at least 1")
         if self.lora is not None and self.osf is not None:
             raise ValueError("model.lora and model.osf are both set; set one of them to null")
+        if self.reasoning_loss is not None:
+            others = {
+                "model.plan_readout": self.plan_readout is not None,
+                "model.memory.type prompt": self.memory.longest_plan > 0,
+            }
+            for other in (name for name, found in others.items() if found):
+                raise ValueError(
+                    f"model.reasoning_loss and {other} are both trained on a step's reasoning, at different "
+                    "lengths; choose one of them"
+                )
 
     @property
     def adapted(self) -> LoRAConfig | OSFConfig | None:
@@ -59,7 +72,11 @@ class IPVLAConfig:
     def requires(self) -> dict[str, tuple[str, ...]]:
         """Step features of texts that training needs -> the settings that need them."""
         needed: dict[str, dict[str, object]] = {
-            "reasoning": {"memory.type prompt": self.memory.longest_plan, "model.plan_readout": self.plan_readout},
+            "reasoning": {
+                "memory.type prompt": self.memory.longest_plan,
+                "model.plan_readout": self.plan_readout,
+                "model.reasoning_loss": self.reasoning_loss,
+            },
             "question": {"model.questions": self.questions},
         }
         found = {path: tuple(name for name, value in by.items() if value) for path, by in needed.items()}
@@ -79,6 +96,12 @@ class IPVLAConfig:
                 f"{longest}: the plan in the prompt would be cut; raise the latter"
             )
         self.backbone.check(instructions, num_views)
+        if (
+            self.reasoning_loss is not None
+            and isinstance(self.backbone, TinyConfig)
+            and not self.backbone.pretrained
+        ):
+            self.reasoning_loss.check(self.backbone.max_prompt_tokens, self.backbone.max_text_tokens)
 
     def build(
         self,
@@ -105,7 +128,8 @@ class IPVLAConfig:
         if self.plan_readout is not None:
             readout = self.plan_readout.build(backbone.width, backbone.vocabulary)
         questions = None if self.questions is None else self.questions.build()
-        model = IPVLA(backbone, memory, head, action_varies, readout, questions)
+        words = None if self.reasoning_loss is None else self.reasoning_loss.build(backbone)
+        model = IPVLA(backbone, memory, head, action_varies, readout, questions, words)
         if start is not None:
             model.start_from(start)
         if self.adapted is not None:
@@ -117,7 +141,11 @@ class IPVLAConfig:
 
 
 class IPVLA(nn.Module):
-    """See the module's docstring. Constant action dimensions carry no loss: data/transforms emits them exactly."""
+    """See the module's docstring. Constant action dimensions carry no loss: data/transforms emits them exactly.
+
+    Attributes:
+        terms: parts of the latest `loss` for the log, detached and unweighted.
+    """
 
     action_varies: torch.Tensor
 
@@ -129,6 +157,7 @@ class IPVLA(nn.Module):
         action_varies: torch.Tensor,
         plan_readout: PlanReadout | None = None,
         questions: Questions | None = None,
+        reasoning_loss: ReasoningLoss | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -136,12 +165,21 @@ class IPVLA(nn.Module):
         self.head = head
         self.plan_readout = plan_readout
         self.questions = questions
+        self.reasoning_loss = reasoning_loss
+        self.terms: dict[str, torch.Tensor] = {}
         self.register_buffer("action_varies", action_varies.clone())
 
     @property
     def plan_tokens(self) -> int:
         """Lp, tokens of the plans that training batches must carry; 0 for none."""
-        return max(self.memory.plan_tokens, self.plan_readout.config.tokens if self.plan_readout else 0)
+        readers = (self.plan_readout, self.reasoning_loss)
+        return max(self.memory.plan_tokens, *(reader.config.tokens if reader else 0 for reader in readers))
+
+    def tokenize_plan(self, text: str) -> list[int]:
+        """A plan's tokens, without padding."""
+        if self.reasoning_loss is not None:
+            return self.reasoning_loss.tokenize(self.backbone, text)
+        return self.backbone.tokenize_text(text)
 
     @property
     def question_tokens(self) -> int:
@@ -185,6 +223,13 @@ class IPVLA(nn.Module):
             loss = loss + self.plan_readout.loss(features.cognition, batch.plan.flatten(0, 1))
         if self.questions is not None:
             loss = loss + self.questions.loss(self.backbone, batch)
+        self.terms = {}
+        if (
+            self.reasoning_loss is not None
+            and (words := self.reasoning_loss.loss(self.backbone, batch)) is not None
+        ):
+            self.terms["reasoning_loss"] = words.detach()
+            loss = loss + self.reasoning_loss.config.weight * words
         return loss, memory
 
     @torch.no_grad()

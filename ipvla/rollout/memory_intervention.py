@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 
-from ipvla.atomic_file import replacing
+from ipvla.files import replacing
 from ipvla.rollout.episode import Chunk, EpisodeId
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.rollout.policy_client import PolicyClient

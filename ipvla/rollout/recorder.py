@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.atomic_file import replacing
+from ipvla.files import replacing
 from ipvla.sim.simulator import Simulator, StepOutcome
 
 _CONTROL_HZ = 20

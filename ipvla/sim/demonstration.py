@@ -8,37 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from ipvla.atomic_file import replacing
+from ipvla.files import replacing
+from ipvla.types import Episode
 
 
 @dataclass(frozen=True)
-class Demonstration:
-    """An episode with one record per control step (20 Hz): what was seen, and what the expert would do then.
+class Demonstration(Episode):
+    """An episode at 20 Hz: what was seen, and what the expert would do then, without the noise that was played.
 
-    Attributes:
-        task, family, instruction: in words.
-        seed: of the episode.
-        images: camera name -> uint8 [T, H, W, 3], upright RGB.
-        state: float32 [T, 8], LIBERO's proprioception.
-        action: float32 [T, 7] in [-1, 1]; the expert's label, without the noise that was played.
-        reasoning: T strings: the plan as it should read once the step's observation has been seen, see
-            `ipvla.sim.recall.plan`. Empty: none was recorded.
-        questions, answers: T strings each: a question that the step's picture decides, and its answer, see
-            `ipvla.sim.recall.questions`; "" where there is none. Empty: none was recorded.
+    State is LIBERO's proprioception, float32 [T, 8], actions are float32 [T, 7] in [-1, 1]. `reasoning` is as in
+    `ipvla.sim.recall.plan`, `questions` and `answers` as in `ipvla.sim.recall.questions`.
+
+    Raises:
+        ValueError: records or texts are of different lengths, or there are none.
     """
-
-    task: str
-    family: str
-    instruction: str
-    seed: int
-    images: dict[str, npt.NDArray[np.uint8]]
-    state: npt.NDArray[np.float32]
-    action: npt.NDArray[np.float32]
-    reasoning: tuple[str, ...] = ()
-    questions: tuple[str, ...] = ()
-    answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         steps = {len(self.state), len(self.action), *map(len, self.images.values())}

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.atomic_file import write_text
+from ipvla.files import write_text
 from ipvla.sim.environment import environment_variable, gl_environment, require_simulators
 from ipvla.sim.simulator import StepOutcome, Task
 from ipvla.types import Observation

@@ -7,13 +7,13 @@ which rounds a few pixels otherwise.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
 
+from ipvla.choices import did_you_mean
 from ipvla.contract import STATE_SIZES, Contract, Pictures
 from ipvla.sim.standard.tasks import HORIZONS
 
@@ -199,9 +199,7 @@ def load_protocol(name: str) -> EvaluationProtocol:
     """The protocol of this name. ProtocolError if there is none."""
     if name in PROTOCOLS:
         return PROTOCOLS[name]
-    close = difflib.get_close_matches(name, PROTOCOLS, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}?" if close else f"choose among {', '.join(PROTOCOLS)}"
-    raise ProtocolError(f"{name!r} is no protocol; {hint}")
+    raise ProtocolError(f"{name!r} is no protocol; {did_you_mean(name, PROTOCOLS)}")
 
 
 def recorded_protocol(recorded: str) -> EvaluationProtocol:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from ipvla.choices import did_you_mean
 from ipvla.contract import Contract
 from ipvla.sim.demonstration import Demonstration
 from ipvla.sim.expert import Expert
@@ -124,7 +124,5 @@ class SuiteEntry:
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
     """The error for a name that nothing has, with what was probably meant."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"Did you mean {close[0]!r}?" if close else f"Choose one of: {', '.join(known)}."
-    return ValueError(f"{name!r} is no {kind}. {hint}")
+    hint = did_you_mean(name, known)
+    return ValueError(f"{name!r} is no {kind}. {hint[0].upper()}{hint[1:]}")

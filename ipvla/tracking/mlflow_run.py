@@ -9,7 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from ipvla.tracking.mlflow_spool import Record, RunIdentity, exclusive
+from ipvla.files import locked
+from ipvla.tracking.mlflow_spool import Record, RunIdentity
 
 _Item = TypeVar("_Item")
 _logger = logging.getLogger("ipvla.tracking")
@@ -82,7 +83,7 @@ class MLflowRun:
             return
         if self.run_id is None:
             self._connect()
-            with exclusive(self._directory):
+            with locked(self._directory / ".lock"):
                 self._open()
         for kind, group in groupby(records, key=lambda one: _kind(one[0])):
             for part in _batches(list(group), _METRICS_PER_CALL if kind == "metrics" else 1):

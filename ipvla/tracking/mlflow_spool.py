@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
+
+from ipvla.files import lock
 
 #: One thing to be sent; `ipvla.tracking.mlflow_run.MLflowRun.send` says which there are.
 Record = Mapping[str, Any]
@@ -75,7 +74,7 @@ class Spool:
         unfinished = path.with_suffix(".unfinished")
         # A tracking URI may hold a password.
         file = os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "rb+", buffering=0)
-        _lock(file)
+        lock(file, wait=False)
         file.write(_line(asdict(identity)))
         unfinished.rename(path)
         return cls(path, file, identity)
@@ -91,7 +90,7 @@ class Spool:
             file = path.open("rb+", buffering=0)
         except FileNotFoundError:  # delivered in this moment
             return None
-        if not _lock(file) or not path.exists():
+        if not lock(file, wait=False) or not path.exists():
             file.close()
             return None
         try:
@@ -151,16 +150,6 @@ def identity_of(path: Path) -> RunIdentity | None:
         return None
 
 
-@contextlib.contextmanager
-def exclusive(directory: Path) -> Iterator[None]:
-    """One process at a time."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("ab") as file:
-        with contextlib.suppress(OSError):  # some network file systems cannot lock
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _identity(path: Path, line: bytes) -> RunIdentity:
     try:
         return RunIdentity(**json.loads(line))
@@ -170,12 +159,3 @@ def _identity(path: Path, line: bytes) -> RunIdentity:
 
 def _line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Marks the file as in use for as long as it is open; False if another process has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)  # file systems that cannot lock do not refuse
-    return True

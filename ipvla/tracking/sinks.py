@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from ipvla.atomic_file import write_text
+from ipvla.files import write_text
 
 if TYPE_CHECKING:
     from ipvla.tracking.mlflow_sink import MLflowSink

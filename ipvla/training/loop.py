@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -111,19 +112,19 @@ class Meter:
 
     def _reset(self) -> None:
         self._sums: dict[str, float] = {}
-        self._count = 0
+        self._counts: Counter[str] = Counter()
         self._frames = 0
         self._since = time.perf_counter()
 
     def add(self, metrics: dict[str, float], frames: int) -> None:
-        self._count += 1
         self._frames += frames
+        self._counts.update(metrics.keys())
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
     def take(self) -> dict[str, float]:
         """The means under `train/NAME`, `train/seconds` since the last look and `train/frames_per_s` in them."""
-        means = {f"train/{name}": total / self._count for name, total in self._sums.items()}
+        means = {f"train/{name}": total / self._counts[name] for name, total in self._sums.items()}
         means["train/seconds"] = time.perf_counter() - self._since
         means["train/frames_per_s"] = self._frames / means["train/seconds"]
         self._reset()

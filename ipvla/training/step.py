@@ -48,7 +48,7 @@ def training_step(
 ) -> dict[str, float]:
     """Trains on the mean loss of consecutive windows, one after another, the memory carried between them.
 
-    Returns that mean, the gradient's norm before clipping and any penalty.
+    Returns that mean, parts of it that the model names, the gradient's norm before clipping and any penalty.
 
     Raises:
         FloatingPointError: loss, penalty or gradient are not finite; the weights are as they were before the step.
@@ -59,10 +59,13 @@ def training_step(
     # First, so that DistributedDataParallel averages its gradient too, as one that was accumulated.
     penalty = _penalise(state)
     value, memory = 0.0, state.memory
+    terms: dict[str, list[float]] = {}
     for number, window in enumerate(windows, 1):
         with unsynchronised(state.trained) if number < len(windows) else nullcontext():
             loss, memory = _accumulate(state, window, memory, len(windows), autocast)
         value += loss / len(windows)
+        for name, term in state.model.terms.items():
+            terms.setdefault(name, []).append(float(term))
     trainable = [p for p in state.model.parameters() if p.requires_grad]
     norm = float(whole(torch.nn.utils.clip_grad_norm_(trainable, max_grad_norm)))
     if not math.isfinite(norm):
@@ -73,7 +76,8 @@ def training_step(
     with state.protection.around() if state.protection else nullcontext():
         state.optimizer.step()
     state.memory = memory
-    return {"loss": value, "grad_norm": norm, **penalty}
+    means = {name: sum(values) / len(values) for name, values in terms.items()}
+    return {"loss": value, "grad_norm": norm, **penalty, **means}
 
 
 def _accumulate(

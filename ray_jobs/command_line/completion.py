@@ -12,8 +12,9 @@ from typing import Any
 
 import shtab
 
+from ipvla.choices import did_you_mean
 from ray_jobs.command_line.jobs import JOBS, config_class, summary
-from ray_jobs.command_line.settings import CONFIG_PATH, did_you_mean, options, positional_of
+from ray_jobs.command_line.settings import CONFIG_PATH, options, positional_of
 
 
 def complete(arguments: Sequence[str]) -> int:

@@ -6,17 +6,18 @@ cannot read attribute documentation from a class's docstring.
 
 from __future__ import annotations
 
-import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import draccus
 from draccus.utils import DecodingError, ParsingError
+
+from ipvla.choices import did_you_mean, nearest
 
 Config = TypeVar("Config")
 CONFIG_PATH = "config_path"
@@ -144,15 +145,6 @@ def _options(config: type[Any], path: str) -> Iterator[tuple[str, Any]]:
             yield from _options(group, f"{name}.")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A closing sentence: the nearest known name, or all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"choose one of: {', '.join(known)}" if known else "there is none to choose"
-
-
 def _nearest(config_class: type[Any], error: _UnknownSettingError) -> str:
     """`did_you_mean` by dotted name: of the same group first, then of any that has a setting called so."""
     group, _, name = error.dotted.rpartition(".")
@@ -160,8 +152,8 @@ def _nearest(config_class: type[Any], error: _UnknownSettingError) -> str:
     others: dict[str, str] = {}
     for dotted, _ in options(config_class):
         others.setdefault(dotted.rpartition(".")[2], dotted)
-    for names, cutoff in ((siblings, 0.5), (others, 0.75)):
-        close = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    for names, likeness in ((siblings, 0.5), (others, 0.75)):
+        close = nearest(name, names, likeness=likeness)
         if close and names[close[0]] != error.dotted:
             return f"did you mean {names[close[0]]!r}?"
     return did_you_mean(name, error.known)

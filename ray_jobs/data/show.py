@@ -23,7 +23,7 @@ from evaluators.dataset_card import DatasetCard, dataset_card
 from evaluators.dataset_sample import evenly, take_sample
 from evaluators.dataset_sheet import Strip, histograms, write_sheet
 from evaluators.dataset_table import card_tables
-from ipvla.data.survey_store import surveyed
+from ipvla.data.survey import surveyed
 from ray_jobs.command_line.cli import run
 from ray_jobs.data.dataset_settings import DatasetConfig
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ipvla.atomic_file import write_text
+from ipvla.files import write_text
 from ipvla.sim.demonstration import Demonstration
 from ipvla.sim.simulator import Simulator, Split
 from ipvla.sim.suites import load_suite

@@ -23,8 +23,8 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
 
 from evaluators.success import SuccessConfig
-from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
+from ipvla.files import write_text
 from ipvla.storage import StorageRoots
 from ray_jobs.command_line.settings import SettingError, parse, with_values
 from ray_jobs.tuning.search_space import Dimension, require_usable

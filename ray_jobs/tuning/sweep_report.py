@@ -14,8 +14,8 @@ import yaml
 from evaluators.forgetting import Estimate
 from evaluators.pareto import Outcomes, front, gap
 from evaluators.success_table import SuccessTable
-from ipvla.atomic_file import write_text
 from ipvla.experiment import ExperimentConfig
+from ipvla.files import write_text
 from ipvla.storage import StorageRoots
 from ray_jobs.tuning.search_space import Dimension
 from ray_jobs.tuning.sweep import Trial

@@ -11,11 +11,11 @@ import pytest
 
 from ipvla.data.conventions import Conventions
 from ipvla.data.dataset import EpisodeDataset, open_dataset
-from ipvla.data.episode import Episode
 from ipvla.data.prompt_encoder import PromptEncoder
 from ipvla.data.rlds import write_rlds
 from ipvla.data.statistics import Statistics
 from ipvla.data.transforms import Transforms
+from ipvla.types import Episode
 
 SIZE = 16
 LENGTHS = (5, 17, 9, 30, 12, 1, 22)

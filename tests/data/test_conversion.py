@@ -21,7 +21,7 @@ from ipvla.data.conversion import Conversion, ConversionConfig, convert_part, ta
 from ipvla.data.conversion.columns import columns
 from ipvla.data.conversion.comparison import Comparison
 from ipvla.data.conversion.sources import open_source
-from ipvla.data.lerobot import LeRobotSource, VideoSettings, write_lerobot
+from ipvla.data.lerobot import LeRobotSource, VideoSettings
 from ipvla.data.libero_hdf5 import LiberoHdf5Source
 from ipvla.data.pictures import EncodedPictures
 from ipvla.data.rlds import RldsSource
@@ -29,6 +29,7 @@ from ipvla.data.rlds.layout import RldsLayout
 from ipvla.data.rlds.parts import write_part
 from ipvla.data.source import DatasetError, Feature, Trajectory
 from tests.data.lerobot.conftest import layout, picture, trajectories
+from tests.data.lerobot.writing import write_lerobot
 
 LENGTHS = (4, 7, 1, 5, 6)
 SHAPES = {"observation/image": (32, 48, 3), "observation/wrist": (16, 16, 3)}
@@ -377,7 +378,7 @@ def test_pixels_are_compared(tmp_path):
         return np.full((8, 8, 3), level, np.uint8)
 
     from ipvla.data.conversion.comparison import compare
-    from ipvla.data.png import encode_png
+    from ipvla.data.pictures import encode_png
 
     def one(level: int) -> Trajectory:
         return Trajectory(

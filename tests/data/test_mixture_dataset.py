@@ -13,7 +13,6 @@ import torch
 
 from ipvla.data.conventions import Conventions
 from ipvla.data.dataset import EpisodeDataset, open_dataset
-from ipvla.data.episode import Episode
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.mixture_dataset import MixtureDataset
 from ipvla.data.mixtures import Mixture
@@ -21,6 +20,7 @@ from ipvla.data.plan import PlanPosition
 from ipvla.data.rlds import write_rlds
 from ipvla.data.source import DatasetError
 from ipvla.data.transforms import Transforms
+from ipvla.types import Episode
 from tests.data.conftest import SIZE, random_episode
 
 Make = Callable[..., Transforms]

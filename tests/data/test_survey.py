@@ -12,15 +12,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipvla.data import publish, survey_store
+from ipvla import files
 from ipvla.data.normalisation import FeatureStatistics
 from ipvla.data.source import BrokenEpisodeError, DatasetError, Feature, Trajectory
 from ipvla.data.standards import Standard, standard_for
 from ipvla.data.standards.bridge import bridge
 from ipvla.data.statistics import Statistics
 from ipvla.data.summary import FeatureSummary, tail_size
-from ipvla.data.survey import SurveyPart, combined, completed, merged, survey_part
-from ipvla.data.survey_store import load_survey, part_bounds, publish_survey, survey_path, surveyed
+from ipvla.data.survey import (
+    SurveyPart,
+    combined,
+    completed,
+    load_survey,
+    merged,
+    part_bounds,
+    publish_survey,
+    survey_part,
+    survey_path,
+    surveyed,
+)
 from tests.data.standards import trajectories
 
 LENGTHS = (12, 3, 40, 2, 25, 9, 31)
@@ -190,7 +200,7 @@ def test_a_survey_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_what_the_in_process_survey_reads_in_parts_is_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(survey_store, "PART_EPISODES", 2)
+    monkeypatch.setattr("ipvla.data.survey.PART_EPISODES", 2)
     assert surveyed(SOURCE, STANDARD, tmp_path).to_dict() == completed(_whole(), SOURCE, STANDARD).to_dict()
 
 
@@ -224,7 +234,7 @@ def test_publishing_replaces_whole_files_and_leaves_none_behind(
     def interrupted(*_: object) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(publish.os, "replace", interrupted)
+    monkeypatch.setattr(files.os, "replace", interrupted)
     with pytest.raises(OSError, match="full"):
         publish_survey(path, "bridge_orig", replace(survey, broken={}))
     assert path.read_bytes() == before

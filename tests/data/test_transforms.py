@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -80,6 +81,15 @@ def test_a_plan_is_tokenised_as_instructions_are_unless_told_otherwise(make_tran
 def test_a_cached_plan_cannot_be_spoiled(make_transforms: Make) -> None:
     with pytest.raises(ValueError, match="read-only"):
         make_transforms(plan_tokens=4).prompts.plan("PLAN: press red")[0] = 9
+
+
+def test_plans_that_never_repeat_do_not_fill_the_memory(make_transforms: Make) -> None:
+    transforms = make_transforms(tokenize_plan=lambda text: [int(text)], plan_tokens=1)
+    first = weakref.ref(transforms.plan("1"))
+    assert first() is not None, "what was seen a moment ago is there"
+    for number in range(2, 10_000):
+        assert transforms.plan(str(number))[0] == number
+    assert first() is None
 
 
 def test_a_plan_that_is_too_long_says_by_how_much(make_transforms: Make) -> None:

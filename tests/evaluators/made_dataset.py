@@ -9,11 +9,10 @@ import numpy as np
 
 from evaluators.dataset_card import DatasetCard, dataset_card
 from evaluators.dataset_sample import take_sample
-from ipvla.data.pictures import EncodedPictures
-from ipvla.data.png import encode_png
+from ipvla.data.pictures import EncodedPictures, encode_png
 from ipvla.data.source import BrokenEpisodeError, Feature, Trajectory
 from ipvla.data.standards import Standard
-from ipvla.data.survey_store import surveyed
+from ipvla.data.survey import surveyed
 
 FEATURES = {
     "observation/image": Feature("image", (0, 0, 3), "uint8"),

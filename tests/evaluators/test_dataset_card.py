@@ -15,13 +15,14 @@ from rich.console import Console
 from evaluators.dataset_card import DatasetCard, dataset_card
 from evaluators.dataset_sample import Camera, evenly, take_sample
 from evaluators.dataset_table import card_tables
-from ipvla.data.lerobot import VideoSettings, write_lerobot
+from ipvla.data.lerobot import VideoSettings
 from ipvla.data.rlds import write_rlds
 from ipvla.data.sources import open_source
 from ipvla.data.standards import adjusted, standard_for
-from ipvla.data.survey_store import surveyed
+from ipvla.data.survey import surveyed
 from tests.data.conftest import SIZE, random_episode
 from tests.data.lerobot.conftest import FPS, LENGTHS, layout, trajectories
+from tests.data.lerobot.writing import write_lerobot
 from tests.evaluators.made_dataset import FEATURES, MadeSource, card_of, good_episode, good_episodes
 
 TENSORFLOW = Path(__file__).parents[1] / "data" / "tensorflow" / "libero_spatial_no_noops" / "1.0.0"

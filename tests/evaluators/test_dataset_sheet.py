@@ -15,7 +15,7 @@ import simplejpeg
 from evaluators.dataset_sample import take_sample
 from evaluators.dataset_sheet import Histogram, Strip, histograms, write_sheet
 from ipvla.data.standards import standard_for
-from ipvla.data.survey_store import surveyed
+from ipvla.data.survey import surveyed
 from tests.evaluators.made_dataset import FEATURES, MadeEpisode, MadeSource, card_of, good_episode
 
 STANDARD = standard_for("made", FEATURES)

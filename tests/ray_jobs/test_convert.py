@@ -19,13 +19,14 @@ import pytest
 from rich.console import Console
 
 from ipvla.data.conversion import Comparison, Part
-from ipvla.data.lerobot import LeRobotSource, VideoSettings, write_lerobot
+from ipvla.data.lerobot import LeRobotSource, VideoSettings
 from ipvla.data.rlds import RldsSource
 from ipvla.data.source import DatasetError
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.command_line.settings import SettingError, parse
 from ray_jobs.convert import ConvertConfig, convert, summary, with_ray_data
 from tests.data.lerobot.conftest import LENGTHS, layout, trajectories
+from tests.data.lerobot.writing import write_lerobot
 
 
 @pytest.fixture(scope="module")

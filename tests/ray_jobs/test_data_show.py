@@ -8,7 +8,7 @@ import pytest
 
 from ipvla.data.source import DatasetError
 from ipvla.data.standards import StandardConfig
-from ipvla.data.survey_store import survey_path
+from ipvla.data.survey import survey_path
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.command_line.settings import SettingError, parse
 from ray_jobs.data.show import ShowConfig, main, show

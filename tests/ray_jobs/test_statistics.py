@@ -15,8 +15,7 @@ from ipvla.data.rlds import write_rlds
 from ipvla.data.source import DatasetError
 from ipvla.data.standards import StandardConfig
 from ipvla.data.statistics import Statistics
-from ipvla.data.survey import Survey, SurveyPart, combined
-from ipvla.data.survey_store import surveyed
+from ipvla.data.survey import Survey, SurveyPart, combined, surveyed
 from ray_jobs import statistics
 from ray_jobs.command_line.settings import parse
 from ray_jobs.statistics import PartReader, StatisticsConfig, main, survey
@@ -39,7 +38,7 @@ def _in_this_process(config: StatisticsConfig) -> Survey:
 def test_several_processes_find_what_one_finds(
     config: StatisticsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvla.data.survey_store.PART_EPISODES", 2)
+    monkeypatch.setattr("ipvla.data.survey.PART_EPISODES", 2)
     found, path = survey(replace(config, cache_dir=tmp_path / "other", out=tmp_path / "out" / "cue.json"))
     assert path.is_file()
     assert found.to_dict() == _in_this_process(config).to_dict()

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from ipvla.data.episode import Episode
 from ipvla.data.probe import ProbeConfig
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import Experiment, ExperimentConfig
@@ -24,6 +23,7 @@ from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
 from ipvla.training.protection import ForgettingConfig
+from ipvla.types import Episode
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
 from tests.synthetic import SIZE, cue_episode
 

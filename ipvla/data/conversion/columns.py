@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ipvla.data.lerobot.format import INDEX_FEATURES, TASK
+from ipvla.data.rlds.format import INSTRUCTIONS
 from ipvla.data.source import DatasetError, Feature, Steps, Trajectory
 
-#: Where RLDS datasets tell the task in words, most usual first.
-_INSTRUCTIONS = ("language_instruction", "observation/natural_language_instruction")
 _CAMERA, _OBSERVATION = "observation.images.", "observation/"
 #: RLDS's own names of what LeRobot calls otherwise; single numbers.
 _NEXT = {"reward": "next.reward", "is_terminal": "next.done"}
@@ -79,7 +78,7 @@ def columns(features: Mapping[str, Feature], source: str, target: str, leave_out
         raise DatasetError(f"leave_out names {unknown}, and there are only {sorted(features)}")
     derived = {*leave_out, *(_FLAGS if source == "rlds" else INDEX_FEATURES)}
     kept = {path: feature for path, feature in features.items() if path not in derived}
-    instruction = next((path for path in _INSTRUCTIONS if path in kept), "")
+    instruction = next((path for path in INSTRUCTIONS if path in kept), "")
     found = tuple(_column(path, feature, source, target, instruction) for path, feature in kept.items())
     seen: dict[str, str] = {}
     for column in found:
@@ -114,7 +113,7 @@ def _lerobot_name(path: str, feature: Feature, instruction: str) -> str:
 
 def _rlds_path(name: str) -> str:
     if name == TASK:
-        return _INSTRUCTIONS[0]
+        return INSTRUCTIONS[0]
     if name in _RLDS_NAMES:
         return _RLDS_NAMES[name]
     if name.startswith(_CAMERA):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +13,7 @@ from typing import Self
 
 import numpy as np
 
+from ipvla import files
 from ipvla.data.conversion.comparison import Comparison, actions_sha256, compare
 from ipvla.data.conversion.plan import ConversionConfig, Plan
 from ipvla.data.conversion.sources import open_source
@@ -133,14 +132,10 @@ def convert_part(plan: Plan, part: Part) -> Comparison:
     if done.exists():
         return _read(done)
     source, episodes = _source(plan.config), range(part.first, part.last)
-    building = done.with_name(f".{done.name}.{uuid.uuid4().hex}.incomplete")
-    try:
+    with files.appearing(done) as building:
         plan.target.write(building, part, (plan.columns.apply(source.trajectory(i)) for i in episodes))
         comparison = _compare(plan, source, plan.target.open(building), episodes)
         (building / REPORT).write_text(json.dumps(comparison.to_dict()))
-        os.rename(building, done)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return comparison
 
 

@@ -4,6 +4,5 @@ from ipvla.data.lerobot.encoder import VideoSettings
 from ipvla.data.lerobot.format import TASK
 from ipvla.data.lerobot.layout import Layout
 from ipvla.data.lerobot.source import LeRobotSource
-from ipvla.data.lerobot.writer import write_lerobot
 
-__all__ = ["TASK", "Layout", "LeRobotSource", "VideoSettings", "write_lerobot"]
+__all__ = ["TASK", "Layout", "LeRobotSource", "VideoSettings"]

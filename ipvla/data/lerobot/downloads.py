@@ -6,9 +6,9 @@ import hashlib
 import threading
 from pathlib import Path
 
-from ipvla.atomic_file import replacing
 from ipvla.data.lerobot.format import Tree
 from ipvla.data.source import DatasetError
+from ipvla.files import replacing
 
 
 class Downloads:

@@ -9,8 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ipvla.data.addresses import file_system
-from ipvla.data.source import DatasetError, Feature
+from ipvla.data.source import DatasetError, Feature, file_system
 
 CODEBASE_VERSION = "v3.0"
 INFO = "meta/info.json"

@@ -11,7 +11,7 @@ import numpy as np
 from ipvla.data.lerobot.format import INFO, STATISTICS, TASK, TASKS, info_values
 from ipvla.data.lerobot.layout import Layout
 from ipvla.data.lerobot.statistics import Moments, aggregate, json_values
-from ipvla.data.publish import link
+from ipvla.files import link
 
 
 def assemble(parts: Sequence[Path], directory: Path, layout: Layout, tasks: Mapping[str, int]) -> None:

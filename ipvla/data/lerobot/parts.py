@@ -28,7 +28,7 @@ from ipvla.data.lerobot.format import (
 from ipvla.data.lerobot.layout import Layout
 from ipvla.data.lerobot.metadata import write_metadata
 from ipvla.data.lerobot.statistics import Moments, aggregate, episode_statistics, json_values
-from ipvla.data.png import encoded
+from ipvla.data.pictures import encoded
 from ipvla.data.source import DatasetError, Feature, Steps, Trajectory
 
 

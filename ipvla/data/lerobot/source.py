@@ -27,7 +27,7 @@ class LeRobotSource:
     """The episodes of one dataset, in its own order; safe to use from several threads.
 
     Opening reads the metadata only. An episode reads the row groups that hold it: lerobot writes one group per
-    episode, and so does `write_lerobot`; of files with larger groups, the whole group is read.
+    episode, and so do conversions; of files with larger groups, the whole group is read.
 
     Features are named as the dataset names them ("observation.state", "observation.images.front", "action"), and
     `task` gives the task in words at each step. Numbers have the shape that `meta/info.json` tells, so [T, 1] for

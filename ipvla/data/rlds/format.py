@@ -1,14 +1,10 @@
-"""The on-disk layout: LIBERO's RLDS step features, `reasoning` and questions; file names."""
+"""Names of files, cameras and features of RLDS datasets."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
-
-import numpy as np
-import tensorflow_datasets as tfds
 
 VERSION = "1.0.0"
 #: What tfds calls the directory of a version.
@@ -18,9 +14,11 @@ STATISTICS_FILE = "dataset_statistics.json"
 #: Lengths and labels of all episodes, so that opening a dataset need not read it. Optional for a reader.
 EPISODES_FILE = "episodes.json"
 
+#: Where datasets tell the task in words, most usual first.
+INSTRUCTIONS = ("language_instruction", "observation/natural_language_instruction")
 #: LIBERO's RLDS names its two cameras `image` and `wrist_image`; other cameras keep their own name.
-_LIBERO_KEYS = {"agentview": "image", "robot0_eye_in_hand": "wrist_image"}
-_LIBERO_CAMERAS = {key: camera for camera, key in _LIBERO_KEYS.items()}
+LIBERO_CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}
+_LIBERO_KEYS = {camera: key for key, camera in LIBERO_CAMERAS.items()}
 
 
 def dataset_directory(data_root: Path, name: str) -> Path:
@@ -39,42 +37,3 @@ def dataset_name(location: str, builder: Any) -> str:
 def image_key(camera: str) -> str:
     """The observation feature that holds a camera's frames."""
     return _LIBERO_KEYS.get(camera, camera)
-
-
-def camera_of(key: str) -> str:
-    """The inverse of `image_key`."""
-    return _LIBERO_CAMERAS.get(key, key)
-
-
-def rlds_features(
-    image_shapes: Mapping[str, tuple[int, int, int]], proprio_dim: int, action_dim: int, questions: bool = False
-) -> Any:
-    """The tfds features of one record, which is one whole episode; `image_shapes` is by camera name.
-
-    `questions`: steps have `question` and `answer` too.
-    """
-    f = tfds.features
-    images = {image_key(camera): f.Image(shape=s, encoding_format="png") for camera, s in image_shapes.items()}
-    return f.FeaturesDict(
-        {
-            "steps": f.Dataset(
-                {
-                    "observation": f.FeaturesDict(
-                        {**images, "state": f.Tensor(shape=(proprio_dim,), dtype=np.float32)}
-                    ),
-                    "action": f.Tensor(shape=(action_dim,), dtype=np.float32),
-                    "language_instruction": f.Text(),
-                    "reasoning": f.Text(),
-                    **({"question": f.Text(), "answer": f.Text()} if questions else {}),
-                    "reward": f.Scalar(np.float32),
-                    "discount": f.Scalar(np.float32),
-                    "is_first": f.Scalar(np.bool_),
-                    "is_last": f.Scalar(np.bool_),
-                    "is_terminal": f.Scalar(np.bool_),
-                }
-            ),
-            "episode_metadata": f.FeaturesDict(
-                {"task": f.Text(), "family": f.Text(), "seed": f.Scalar(np.int64), "file_path": f.Text()}
-            ),
-        }
-    )

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.atomic_file import replacing, write_text
+from ipvla.files import replacing, write_text
 
 _ROW = np.dtype(
     [

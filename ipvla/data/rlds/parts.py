@@ -12,12 +12,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 
-from ipvla.data.png import encoded
-from ipvla.data.publish import link
+from ipvla.data.pictures import encoded
 from ipvla.data.rlds.format import EPISODES_FILE, SPLIT
 from ipvla.data.rlds.layout import RldsLayout, nested
 from ipvla.data.rlds.record_writer import create_shard
 from ipvla.data.source import DatasetError, Feature, Steps, Trajectory
+from ipvla.files import link
 
 
 def write_part(directory: Path, layout: RldsLayout, trajectories: Iterable[Trajectory]) -> None:

@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow_datasets as tfds
 
-from ipvla.data.addresses import file_system
 from ipvla.data.pictures import EncodedPictures
-from ipvla.data.rlds.format import EPISODES_FILE, SPLIT, VERSION_NAME, dataset_name
+from ipvla.data.rlds.format import EPISODES_FILE, INSTRUCTIONS, SPLIT, VERSION_NAME, dataset_name
 from ipvla.data.rlds.index import EpisodeEntry, EpisodeIndex
 from ipvla.data.rlds.records import CorruptRecordError, ShardRecords, open_shard
 from ipvla.data.source import (
@@ -27,6 +26,7 @@ from ipvla.data.source import (
     Feature,
     Steps,
     Trajectory,
+    file_system,
     require_content,
 )
 
@@ -36,8 +36,6 @@ _COLLECT_AGAIN = "delete the dataset and collect or copy it again"
 _FORMATS = ("tfrecord", "array_record")
 #: Metadata of tfds beside the shards: everything that is small.
 _METADATA = (".json", ".txt")
-#: Where datasets tell the task in words, most usual first.
-_INSTRUCTIONS = ("language_instruction", "observation/natural_language_instruction")
 
 
 class RldsSource:
@@ -359,5 +357,5 @@ def _metadata(example: Mapping[str, Any], key: str = "episode_metadata") -> Iter
 
 def _label(trajectory: Trajectory) -> tuple[str, str]:
     metadata = trajectory.metadata
-    spoken = (texts[0] for path in _INSTRUCTIONS if (texts := trajectory.texts(path)))
+    spoken = (texts[0] for path in INSTRUCTIONS if (texts := trajectory.texts(path)))
     return str(metadata.get("task", next(spoken, ""))), str(metadata.get("family", ""))

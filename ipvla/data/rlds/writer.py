@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow_datasets as tfds
 
-from ipvla.data.episode import EpisodeRecord
-from ipvla.data.png import encode_png
+from ipvla.data.pictures import EncodedPictures, encode_png
 from ipvla.data.publish import appearing, exclusive
 from ipvla.data.recording import OWN_DESCRIPTION, Recording
-from ipvla.data.rlds.format import (
-    EPISODES_FILE,
-    SPLIT,
-    STATISTICS_FILE,
-    VERSION,
-    dataset_directory,
-    image_key,
-    rlds_features,
-)
-from ipvla.data.source import DatasetError
+from ipvla.data.rlds.format import STATISTICS_FILE, dataset_directory, image_key
+from ipvla.data.rlds.layout import RldsLayout
+from ipvla.data.rlds.parts import assemble, write_part
+from ipvla.data.source import DatasetError, Feature, Steps, Trajectory
 from ipvla.data.statistics import Statistics
+from ipvla.types import Episode
 
 _EPISODES_PER_SHARD = 256
 #: How this project's suites are recorded.
 _OWN = Recording("upright", 20.0)
+_TEXT, _FLAG = Feature("text", (), "str"), Feature("number", (), "bool")
 
 
 def write_rlds(
     data_root: Path,
     name: str,
-    episodes: Iterable[EpisodeRecord],
+    episodes: Iterable[Episode],
     camera_size: int,
     recording: Recording = _OWN,
 ) -> Path:
@@ -54,53 +47,69 @@ def write_rlds(
     """
     target = dataset_directory(data_root, name)
     with exclusive(target), appearing(target) as building:
-        _write_version(building, name, episodes, camera_size)
+        remaining = iter(episodes)
+        first = next(remaining, None)
+        if first is None:
+            raise DatasetError(f"dataset {name!r} would have no episodes; give at least one")
+        layout = _layout(name, first, camera_size)
+        written = _Written()
+        trajectories = written.trajectories(first, remaining, camera_size)
+        parts: list[Path] = []
+        while (head := next(trajectories, None)) is not None:
+            parts.append(building / ".parts" / f"{len(parts):05d}")
+            write_part(parts[-1], layout, chain([head], islice(trajectories, _EPISODES_PER_SHARD - 1)))
+        assemble(parts, building, layout)
+        shutil.rmtree(building / ".parts")
+        Statistics.compute(written.actions, written.states).save(building / STATISTICS_FILE, name)
         recording.save(building)
     return target
 
 
-def _write_version(directory: Path, name: str, episodes: Iterable[EpisodeRecord], camera_size: int) -> None:
-    states: list[npt.NDArray[np.float32]] = []
-    actions: list[npt.NDArray[np.float32]] = []
-    labels: list[dict[str, Any]] = []
-    cameras: set[str] = set()
-    questions = False
-    writer = None
-    for episode in episodes:
-        if writer is None:
-            cameras, questions = set(episode.images), bool(episode.questions)
-            writer = _open_writer(directory, name, episode, camera_size)
-        _check(episode, cameras, camera_size, questions)
-        writer.add_examples({SPLIT: [_example(episode, questions)]})
-        states.append(np.array(episode.state, np.float32))
-        actions.append(np.array(episode.action, np.float32))
-        labels.append({"length": len(episode.action), "task": episode.task, "family": episode.family})
-    if writer is None:
-        raise DatasetError(f"dataset {name!r} would have no episodes; give at least one")
-    writer.close_all()
-    Statistics.compute(actions, states).save(directory / STATISTICS_FILE, name)
-    (directory / EPISODES_FILE).write_text(json.dumps(labels))
+class _Written:
+    """The actions and states of all episodes that have been written, for the statistics."""
+
+    def __init__(self) -> None:
+        self.actions: list[npt.NDArray[np.float32]] = []
+        self.states: list[npt.NDArray[np.float32]] = []
+
+    def trajectories(self, first: Episode, others: Iterable[Episode], camera_size: int) -> Iterator[Trajectory]:
+        for episode in chain([first], others):
+            _check(episode, first, camera_size)
+            yield _trajectory(episode, bool(first.questions))
+            self.actions.append(np.array(episode.action, np.float32))
+            self.states.append(np.array(episode.state, np.float32))
 
 
-def _open_writer(directory: Path, name: str, first: EpisodeRecord, camera_size: int) -> Any:
-    shapes = dict.fromkeys(first.images, (camera_size, camera_size, 3))
-    identity = tfds.core.DatasetIdentity(
-        name=name, version=tfds.core.Version(VERSION), data_dir=str(directory), module_name="ipvla.data.rlds"
+def _layout(name: str, first: Episode, camera_size: int) -> RldsLayout:
+    """LIBERO's features, `reasoning`, and questions if the first episode has some."""
+    pictures = {
+        _picture(camera): Feature("image", (camera_size, camera_size, 3), "uint8") for camera in first.images
+    }
+    texts = ("language_instruction", "reasoning", *(("question", "answer") if first.questions else ()))
+    features = {
+        **pictures,
+        "observation/state": Feature("number", first.state.shape[1:]),
+        "action": Feature("number", first.action.shape[1:]),
+        **dict.fromkeys(texts, _TEXT),
+        **dict.fromkeys(("reward", "discount"), Feature("number")),
+        **dict.fromkeys(("is_first", "is_last", "is_terminal"), _FLAG),
+    }
+    return RldsLayout(
+        name,
+        features,
+        dict.fromkeys(pictures, "png"),
+        {"task": _TEXT, "family": _TEXT, "seed": Feature("number", (), "int64"), "file_path": _TEXT},
+        "array_record",
+        f"{OWN_DESCRIPTION}: one record is one episode, 20 control steps per second.",
     )
-    info = tfds.core.DatasetInfo(
-        builder=identity,
-        features=rlds_features(shapes, first.state.shape[1], first.action.shape[1], bool(first.questions)),
-        description=f"{OWN_DESCRIPTION}: one record is one episode, 20 control steps per second.",
-    )
-    writer = tfds.core.SequentialWriter(info, _EPISODES_PER_SHARD, file_format="array_record")
-    writer.initialize_splits([SPLIT])
-    return writer
 
 
-def _check(episode: EpisodeRecord, cameras: set[str], camera_size: int, questions: bool) -> None:
+def _check(episode: Episode, first: Episode, camera_size: int) -> None:
     where = f"episode of task {episode.task!r}, seed {episode.seed}"
-    if set(episode.images) != cameras:
-        raise DatasetError(f"{where} has cameras {sorted(episode.images)}, the first one had {sorted(cameras)}")
+    if set(episode.images) != set(first.images):
+        raise DatasetError(
+            f"{where} has cameras {sorted(episode.images)}, the first one had {sorted(first.images)}"
+        )
     length = len(episode.action)
     if not length:
         raise DatasetError(f"{where} has no steps; leave it out")
@@ -114,7 +123,7 @@ def _check(episode: EpisodeRecord, cameras: set[str], camera_size: int, question
             )
     if len(episode.questions) != len(episode.answers):
         raise DatasetError(f"{where} has questions or answers alone; record both, or neither")
-    if episode.questions and not questions:
+    if episode.questions and not first.questions:
         raise DatasetError(f"{where} has questions, the first one had none; collect all of them again")
     if not (np.isfinite(episode.state).all() and np.isfinite(episode.action).all()):
         raise DatasetError(f"{where} has states or actions that are not finite; leave it out")
@@ -124,38 +133,38 @@ def _check(episode: EpisodeRecord, cameras: set[str], camera_size: int, question
             raise DatasetError(f"{where}, {camera!r}: {frames.dtype} {frames.shape}, expected uint8 {expected}")
 
 
-def _example(episode: EpisodeRecord, questions: bool) -> dict[str, Any]:
-    last = len(episode.action) - 1
-    texts = {"reasoning": episode.reasoning}
+def _trajectory(episode: Episode, questions: bool) -> Trajectory:
+    length = len(episode.action)
+    last = np.arange(length) == length - 1
+    steps: dict[str, Steps] = {
+        _picture(camera): EncodedPictures([encode_png(frame) for frame in frames])
+        for camera, frames in episode.images.items()
+    }
+    steps |= {
+        "observation/state": np.asarray(episode.state, np.float32),
+        "action": np.asarray(episode.action, np.float32),
+        "language_instruction": (episode.instruction,) * length,
+        "reasoning": episode.reasoning or ("",) * length,
+        # Only successes are recorded, so the reward is 1 where the episode ends.
+        "reward": last.astype(np.float32),
+        "discount": np.ones(length, np.float32),
+        "is_first": np.arange(length) == 0,
+        "is_last": last,
+        "is_terminal": last,
+    }
     if questions:
-        texts |= {"question": episode.questions, "answer": episode.answers}
-    steps = [
-        {
-            "observation": {
-                **{image_key(camera): _png(frames[t]) for camera, frames in episode.images.items()},
-                "state": np.asarray(episode.state[t], np.float32),
-            },
-            "action": np.asarray(episode.action[t], np.float32),
-            "language_instruction": episode.instruction,
-            **{feature: each[t] if each else "" for feature, each in texts.items()},
-            # Only successes are recorded, so the reward is 1 where the episode ends.
-            "reward": np.float32(t == last),
-            "discount": np.float32(1.0),
-            "is_first": t == 0,
-            "is_last": t == last,
-            "is_terminal": t == last,
+        steps |= {
+            "question": episode.questions or ("",) * length,
+            "answer": episode.answers or ("",) * length,
         }
-        for t in range(last + 1)
-    ]
     metadata = {
         "task": episode.task,
         "family": episode.family,
         "seed": episode.seed,
         "file_path": f"{episode.task}/{episode.seed}",
     }
-    return {"steps": steps, "episode_metadata": metadata}
+    return Trajectory(steps, f"episode of task {episode.task!r}, seed {episode.seed}", metadata)
 
 
-def _png(rgb: npt.NDArray[np.uint8]) -> io.BytesIO:
-    # tfds writes bytes from a file object as they are; given an array it would call TensorFlow to encode.
-    return io.BytesIO(encode_png(rgb))
+def _picture(camera: str) -> str:
+    return f"observation/{image_key(camera)}"

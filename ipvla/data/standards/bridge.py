@@ -10,12 +10,9 @@ from ipvla.contract import Contract, Pictures
 from ipvla.data.gripper import binarised
 from ipvla.data.source import Trajectory
 from ipvla.data.standards.recorded import ACTION, STATE
-from ipvla.data.standards.standard import FloatArray, Standard, concatenated
+from ipvla.data.standards.standard import FloatArray, Standard, concatenated, padded_before_gripper
 
 BRIDGE_DATASETS = ("bridge_orig", "bridge_dataset")
-
-#: Where the gripper begins in a state.
-_GRIPPER_COLUMN = 6
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Bridge(Standard):
     def state(self, trajectory: Trajectory) -> FloatArray:
         state = concatenated(trajectory, (STATE,))
         state = np.concatenate([state[:, :6], state[:, -1:]], axis=1)
-        return np.insert(state, _GRIPPER_COLUMN, 0, axis=1) if self.padded_state else state
+        return padded_before_gripper(state) if self.padded_state else state
 
     def contract(self, state_size: int) -> Contract:
         """Poses in metres and radians at 5 Hz, which no suite here takes; pictures as a camera gives them."""

@@ -11,9 +11,10 @@ import numpy as np
 
 from ipvla.contract import HAND, Contract, Pictures, State
 from ipvla.data.gripper import opening_from_environment
+from ipvla.data.rlds.format import LIBERO_CAMERAS
 from ipvla.data.source import Trajectory
-from ipvla.data.standards.recorded import ACTION, LIBERO_CAMERAS, STATE
-from ipvla.data.standards.standard import FloatArray, Standard, concatenated
+from ipvla.data.standards.recorded import ACTION, STATE
+from ipvla.data.standards.standard import FloatArray, Standard, concatenated, padded_before_gripper
 
 #: Four suites and LIBERO-90; `libero_lm_90` is the latter with ECoT's reasoning, as MiniVLA names it.
 LIBERO_DATASETS = (
@@ -28,9 +29,6 @@ LIBERO_DATASETS = (
 LIBERO_INNER_NAMES = ("libero_spatial", "libero_object", "libero_goal", "liber_o10")
 #: OpenVLA's replay recorded it; datasets that only have a suite's name lack it.
 JOINTS = "observation/joint_state"
-
-#: Where the gripper begins in a state.
-_GRIPPER_COLUMN = 6
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Libero(Standard):
 
     def state(self, trajectory: Trajectory) -> FloatArray:
         state = concatenated(trajectory, (STATE,))
-        return np.insert(state, _GRIPPER_COLUMN, 0, axis=1) if self.padded_state else state
+        return padded_before_gripper(state) if self.padded_state else state
 
     def contract(self, state_size: int) -> Contract:
         """LIBERO's hand at 20 Hz; the pictures were rotated by 180 degrees, so left and right are exchanged."""

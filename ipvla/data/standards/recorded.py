@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ipvla.contract import HAND, STATE_SIZES, Contract
+from ipvla.data.rlds.format import LIBERO_CAMERAS
 from ipvla.data.source import Feature, Trajectory
 from ipvla.data.standards.standard import FloatArray, Standard, concatenated
 
 ACTION, STATE, LANGUAGE = "action", "observation/state", "language_instruction"
 _OBSERVATION = "observation/"
-#: LIBERO's RLDS names its two cameras `image` and `wrist_image`; other cameras keep their own name.
-LIBERO_CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}
 
 
 @dataclass(frozen=True)

@@ -173,3 +173,8 @@ def concatenated(trajectory: Trajectory, paths: tuple[str, ...]) -> FloatArray:
     """Features of numbers side by side, float32 [T, D]; scalars of a step are one column."""
     columns = [trajectory.numbers(path) for path in paths]
     return np.concatenate([np.asarray(c, np.float32).reshape(len(c), -1) for c in columns], axis=1)
+
+
+def padded_before_gripper(state: FloatArray) -> FloatArray:
+    """float32 [T, P] -> [T, P + 1] with a 0 between the pose's six numbers and the gripper, as OpenVLA has it."""
+    return np.insert(state, 6, 0, axis=1)

@@ -141,6 +141,7 @@ class Backbone(nn.Module):
         num_layers: language layers; layer_pattern: regular expression of a language layer's module name,
             with `{layers}` where the layer numbers go.
         max_prompt_tokens: longest prompt in tokens.
+        max_text_tokens: of prompt and reply together, None for no limit.
         vocabulary: number of token ids.
         heads, cache_size: attention heads, and Dk, the size of one token's cached keys in one layer.
         attention: "prefix" if every token of an observation reads every other: context tokens then stand behind
@@ -158,6 +159,7 @@ class Backbone(nn.Module):
     num_layers: int
     layer_pattern: str
     max_prompt_tokens: int
+    max_text_tokens: int | None = None
     vocabulary: int
     heads: int
     cache_size: int

@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from ipvla.models.backbones.tiny_vlm import Past, TinyOutput, TinyVLM
 
 
-#: Positions that `TinyVLMConfig.max_text_tokens` has by default.
-_TEXT_TOKENS = 64
-
-
 @BackboneConfig.register_subclass("tiny")
 @dataclass(frozen=True)
 class TinyConfig(BackboneConfig):
@@ -48,6 +44,7 @@ class TinyConfig(BackboneConfig):
         max_prompt_tokens: longest prompt. Words of Recall's and LIBERO's instructions are a token each; others are
             spelled, a token a letter or, beyond ASCII, a byte. What is longer than a batch's longest prompt costs
             nothing.
+        max_text_tokens: of prompt and reply together.
         pretrained: directory written by `TinyVLM.save_pretrained`, or None to start from random weights.
     """
 
@@ -58,14 +55,16 @@ class TinyConfig(BackboneConfig):
     trunk_channels: int = 64
     visual_tokens: int = 8
     max_prompt_tokens: int = 32
+    max_text_tokens: int = 64
     pretrained: Path | None = None
 
     def __post_init__(self) -> None:
         if self.layers < 1:
             raise ValueError(f"backbone.layers is {self.layers}; tiny needs at least 1")
-        if not 2 <= self.max_prompt_tokens <= _TEXT_TOKENS:
+        if not 2 <= self.max_prompt_tokens <= self.max_text_tokens:
             raise ValueError(
-                f"backbone.max_prompt_tokens is {self.max_prompt_tokens}; tiny takes 2 to {_TEXT_TOKENS}"
+                f"backbone.max_prompt_tokens is {self.max_prompt_tokens}; tiny takes 2 to {self.max_text_tokens}, "
+                "max_text_tokens"
             )
         if self.width % self.heads:
             raise ValueError(f"backbone.width {self.width} is not a multiple of backbone.heads {self.heads}")
@@ -77,7 +76,7 @@ class TinyConfig(BackboneConfig):
                 "TinyVLM.save_pretrained"
             )
         lengths = {text: len(tokens_of(text)) + 1 for text in instructions}  # <act>
-        require_prompts(lengths, self.max_prompt_tokens, _TEXT_TOKENS)
+        require_prompts(lengths, self.max_prompt_tokens, self.max_text_tokens)
 
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> TinyBackbone:
         from ipvla.models.backbones.tiny_vlm import TinyVLM, TinyVLMConfig  # transformers takes seconds
@@ -94,6 +93,7 @@ class TinyConfig(BackboneConfig):
             intermediate_size=self.mlp,
             trunk_channels=self.trunk_channels,
             visual_tokens=self.visual_tokens,
+            max_text_tokens=self.max_text_tokens,
         )
         return TinyBackbone(TinyVLM(config), self.max_prompt_tokens)
 
@@ -113,6 +113,7 @@ class TinyBackbone(Backbone):
         self.heads = vlm.config.num_attention_heads
         self.cache_size = self.width
         self.max_prompt_tokens = max_prompt_tokens
+        self.max_text_tokens = vlm.config.max_text_tokens
         self.tokenizer = tiny_tokenizer()
         self._act, self._sep = self.tokenizer.convert_tokens_to_ids(["<act>", "<sep>"])
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ipvla.atomic_file import write_text
 from ipvla.contract import HAND
+from ipvla.files import write_text
 from ipvla.sim.environment import gl_environment
 from ipvla.sim.libero import CAMERA, PACKAGES, LiberoSimulator, configure
 from ipvla.sim.recall.arena import arena_mjcf

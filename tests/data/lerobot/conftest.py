@@ -6,8 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.data.lerobot import Layout, VideoSettings
-from ipvla.data.pictures import EncodedPictures
-from ipvla.data.png import encode_png
+from ipvla.data.pictures import EncodedPictures, encode_png
 from ipvla.data.source import Feature, Trajectory
 
 FPS = 10

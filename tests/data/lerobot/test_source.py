@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from ipvla.data.dataset import open_dataset
-from ipvla.data.lerobot import LeRobotSource, VideoSettings, write_lerobot
+from ipvla.data.lerobot import LeRobotSource, VideoSettings
 from ipvla.data.lerobot.video import VideoFile
 from ipvla.data.source import BrokenEpisodeError, DatasetError, Trajectory
 from ipvla.data.standards import StandardConfig, standard_for
 from tests.data.lerobot.conftest import FPS, LENGTHS, SIZES, TOP, layout, trajectories
+from tests.data.lerobot.writing import write_lerobot
 
 KINDS = {"images": None, "video": VideoSettings()}
 

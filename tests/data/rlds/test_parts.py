@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from ipvla.data.pictures import EncodedPictures
-from ipvla.data.png import encode_png
+from ipvla.data.pictures import EncodedPictures, encode_png
 from ipvla.data.rlds import RldsSource
 from ipvla.data.rlds.layout import RldsLayout, nested
 from ipvla.data.rlds.parts import assemble, write_part

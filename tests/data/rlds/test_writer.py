@@ -20,9 +20,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from ipvla.data.dataset import EpisodeDataset, open_dataset
-from ipvla.data.episode import Episode
 from ipvla.data.rlds import write_rlds
 from ipvla.data.source import DatasetError
+from ipvla.types import Episode
 from tests.data.conftest import LENGTHS, SIZE, random_episode
 
 

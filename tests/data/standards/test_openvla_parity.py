@@ -15,7 +15,7 @@ import pytest
 
 from ipvla.data.standards import adjusted, standard_for
 from ipvla.data.statistics import Statistics
-from ipvla.data.survey_store import surveyed
+from ipvla.data.survey import surveyed
 from tests.data.standards import trajectories
 from tests.data.standards.trajectories import Make, MemorySource
 

@@ -1,0 +1,178 @@
+"""A dataset as frames in random order, each once per epoch; `ipvla.data.lanes` has the episodic view."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from integrations.starvla_ecot.config import EcotConfig, Parallel
+from integrations.starvla_ecot.member import Member
+from integrations.starvla_ecot.order import Visit, epoch_visits, frame_order
+from integrations.starvla_ecot.samples import Frame, Sample, SampleMaker
+from ipvla.data.mixtures import Mixture
+
+#: Samples that are in the making ahead of the one that is given, per thread.
+_AHEAD = 2
+_MOST_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of an epoch: number `index` of `count`, and how many of its frames are left out at its start."""
+
+    index: int = 0
+    count: int = 1
+    skip: int = 0
+
+
+class FrameDataset(IterableDataset[Sample]):
+    """Samples of all datasets of the mix; one iteration is one epoch, the next iteration the next one.
+
+    Where a DataLoader of your own has it read by worker processes, the epoch is counted there and lost: call
+    `set_epoch` before each epoch. `FrameLoader` needs no call.
+
+    The order is a pure function of (members, configuration, epoch, number of parts). An episode belongs to one
+    part of rank and worker, so that no frame comes twice. The shuffle buffer holds numbers; an episode is read
+    when the first of its frames is due, and its other frames wait as encoded bytes, of at most as many frames as
+    the buffer holds and one episode.
+
+    Args:
+        members: datasets of the mix.
+        config: the user's.
+        rank, world_size: of the training processes.
+    """
+
+    def __init__(self, members: Sequence[Member], config: EcotConfig, rank: int = 0, world_size: int = 1) -> None:
+        self.members, self.config = tuple(members), config
+        self.rank, self.world_size = rank, world_size
+        self.maker = SampleMaker(config)
+        self._mixture = Mixture({member.name: member.weight for member in members})
+        self._lengths = {member.name: member.lengths for member in members}
+        self._epoch = self._position = 0
+
+    @property
+    def dataset_statistics(self) -> dict[str, Any]:
+        """In OpenVLA's schema, `{dataset: {action, proprio, num_transitions, num_trajectories}}`, JSON values."""
+        return {member.name: member.statistics.to_dict() for member in self.members}
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration begins with this epoch's first frame."""
+        self._epoch, self._position = epoch, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the iteration stands, for a dataset that is iterated in one process."""
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next iteration goes on after the frame that `state` was taken after; nothing is read again."""
+        self._epoch, self._position = state["epoch"], state["position"]
+
+    def __len__(self) -> int:
+        """Frames of this rank in the epoch that comes next, if one process reads them."""
+        return self.count(self._epoch, Shard(self.rank, self.world_size))
+
+    def __iter__(self) -> Iterator[Sample]:
+        worker = get_worker_info()
+        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        shard = Shard(self.rank * workers + number, self.world_size * workers, self._position)
+        for sample in self.samples(self._epoch, shard):
+            self._position += 1
+            yield sample
+        self.set_epoch(self._epoch + 1)
+
+    def count(self, epoch: int, shard: Shard) -> int:
+        """Frames of a part of an epoch."""
+        return sum(self._length(visit) for visit in self._visits(epoch, shard)) - shard.skip
+
+    def samples(self, epoch: int, shard: Shard) -> Iterator[Sample]:
+        """The samples of a part of an epoch, in order."""
+        c = self.config.ecot
+        visits = self._visits(epoch, shard)
+        rng = np.random.default_rng((self.config.seed, epoch, 1, shard.index))
+        buffer = -(-c.shuffle_buffer_size * self.world_size // shard.count) if c.train else 0
+        order = frame_order([self._length(visit) for visit in visits], buffer, rng)
+        given = Counter[int]()
+        gone: defaultdict[int, set[int]] = defaultdict(set)
+        for turn, step in itertools.islice(order, shard.skip):
+            given[turn] += 1
+            gone[turn].add(step)
+            if given[turn] == self._length(visits[turn]):
+                del given[turn], gone[turn]
+        opened = _OpenEpisodes(self, visits, gone, _threads(c.num_parallel_reads))
+        yield from _in_order(
+            order, lambda place: self.maker(opened.take(*place), epoch), _threads(c.num_parallel_calls)
+        )
+
+    def _visits(self, epoch: int, shard: Shard) -> list[Visit]:
+        seed, train = self.config.seed, self.config.ecot.train
+        epoch = epoch if train else 0
+        repeats = self._mixture.repeats(self._lengths, seed, epoch)
+        visits = epoch_visits(repeats.values(), seed, epoch, train)
+        return visits[shard.index :: shard.count]
+
+    def _length(self, visit: Visit) -> int:
+        return int(self.members[visit.dataset].lengths[visit.episode])
+
+
+class _OpenEpisodes:
+    """Frames of the episodes that have begun, given out one by one; safe between threads."""
+
+    def __init__(
+        self, frames: FrameDataset, visits: Sequence[Visit], gone: dict[int, set[int]], reads: int
+    ) -> None:
+        self._frames, self._visits, self._gone = frames, visits, gone
+        self._reading = threading.Semaphore(reads)
+        self._lock = threading.Lock()
+        self._waiting: dict[int, tuple[threading.Lock, dict[int, Frame]]] = {}
+
+    def take(self, turn: int, step: int) -> Frame:
+        with self._lock:
+            lock, waiting = self._waiting.setdefault(turn, (threading.Lock(), {}))
+        with lock:
+            if not waiting:
+                with self._reading:
+                    waiting |= self._read(turn)
+            frame = waiting.pop(step)
+            if not waiting:
+                with self._lock:
+                    del self._waiting[turn]
+        return frame
+
+    def _read(self, turn: int) -> dict[int, Frame]:
+        visit = self._visits[turn]
+        frames = self._frames.members[visit.dataset].frames(visit)
+        return {step: frame for step, frame in enumerate(frames) if step not in self._gone.get(turn, ())}
+
+
+def _in_order(places: Iterator[Any], make: Any, threads: int) -> Iterator[Sample]:
+    """`make` of each place, in order; several at a time if there is more than one thread."""
+    if threads == 1:
+        yield from map(make, places)
+        return
+    with ThreadPoolExecutor(threads, "ecot") as pool:
+        ahead: list[Future[Sample]] = []
+        try:
+            for place in places:
+                ahead.append(pool.submit(make, place))
+                if len(ahead) >= _AHEAD * threads:
+                    yield ahead.pop(0).result()
+            while ahead:
+                yield ahead.pop(0).result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _threads(wanted: Parallel) -> int:
+    if isinstance(wanted, int):
+        return wanted
+    return 1 if get_worker_info() is not None else min(_MOST_THREADS, os.cpu_count() or 1)

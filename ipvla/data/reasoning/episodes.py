@@ -1,0 +1,142 @@
+"""The episodic view of ECoT: a source that joins each episode's reasoning to its steps, for lanes to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ipvla.data.reasoning.steps import ReasoningFilter, render
+from ipvla.data.reasoning.store import ReasoningStore, Unmatched
+from ipvla.data.source import BrokenEpisodeError, EpisodeSource, Feature, Trajectory
+from ipvla.reasoning import TAGS
+
+#: The step feature under which this project's own datasets record reasoning, and standards read it.
+REASONING = "reasoning"
+
+
+#: So many episodes, spread evenly over a dataset, are looked at to see whether a reasoning file is about it.
+_LOOKED_AT = 32
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many of the episodes that were looked at have reasoning.
+
+    Attributes:
+        found, looked: episodes.
+        unmatched: why the first of the others has none, if there is one.
+    """
+
+    found: int
+    looked: int
+    unmatched: Unmatched | None = None
+
+    def __str__(self) -> str:
+        """Without paths: logs may be public."""
+        reason = f": {self.unmatched.reason}" if self.unmatched and not self.found else ""
+        return f"{self.found} of {self.looked} episodes have reasoning{reason}"
+
+
+def coverage(source: EpisodeSource, reasoning: ReasoningStore) -> Coverage:
+    """Looks at some episodes of a dataset, evenly spread; unreadable ones do not count."""
+    numbers = np.unique(np.linspace(0, len(source.lengths) - 1, _LOOKED_AT).astype(int))
+    found = looked = 0
+    unmatched = None
+    for number in numbers.tolist():
+        try:
+            metadata = source.trajectory(number).metadata
+        except BrokenEpisodeError:
+            continue
+        looked += 1
+        if reasoning.of(metadata):
+            found += 1
+        else:
+            unmatched = unmatched or reasoning.unmatched(metadata)
+    return Coverage(found, looked, unmatched)
+
+
+class ReasonedSource:
+    """A source whose episodes have the step feature `reasoning`: `EpisodeDataset` reads it beside the source.
+
+    Standards take that feature's text at each step that they keep, by the dataset's own step, and lanes read it as
+    plans (`StepBatch.plan`). Nothing is drawn here, for an episode is read once and kept for several epochs: only
+    the stage leaves tags out. An episode of which the file says nothing keeps what its dataset recorded.
+
+    Args:
+        source: the episodes.
+        reasoning: of them.
+        scheduled_stage: leaves out the first tags, see `ReasoningFilter`.
+        tags: which of the rest are kept, `("PLAN", "SUBTASK")` for a short plan.
+    """
+
+    def __init__(
+        self,
+        source: EpisodeSource,
+        reasoning: ReasoningStore,
+        scheduled_stage: int = 0,
+        tags: tuple[str, ...] = TAGS,
+    ) -> None:
+        for tag in tags:
+            if tag not in TAGS:
+                raise ValueError(f"unknown tag {tag!r} of reasoning; use some of {', '.join(TAGS)}")
+        self._source, self._reasoning = source, reasoning
+        self._kept, self._tags = ReasoningFilter(scheduled_stage), tags
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    @property
+    def location(self) -> str:
+        return self._source.location
+
+    @property
+    def inner_name(self) -> str:
+        return self._source.inner_name
+
+    @property
+    def format(self) -> str:
+        return self._source.format
+
+    @property
+    def fps(self) -> float | None:
+        return self._source.fps
+
+    @property
+    def broken(self) -> Sequence[str]:
+        return self._source.broken
+
+    @property
+    def features(self) -> Mapping[str, Feature]:
+        return {**self._source.features, REASONING: Feature("text", (), "str")}
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        return self._source.lengths
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self._source.tasks
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        return self._source.families
+
+    def coverage(self) -> Coverage:
+        """See the function of this name."""
+        return coverage(self._source, self._reasoning)
+
+    def trajectory(self, index: int) -> Trajectory:
+        trajectory = self._source.trajectory(index)
+        said = self._reasoning.of(trajectory.metadata)
+        if not said:
+            return trajectory
+        texts = {
+            step: render({tag: text for tag, text in self._kept(parts).items() if tag in self._tags})
+            for step, parts in said.items()
+        }
+        of_steps = tuple(texts.get(step, "") for step in range(len(trajectory)))
+        return replace(trajectory, steps={**trajectory.steps, REASONING: of_steps})

@@ -1,0 +1,107 @@
+"""Files and directories that appear whole, by one rename, or not at all; locks between processes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` if the block ends well, and else is removed.
+
+    Directories above it are made. Of processes that write the same file at once, the last one's stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes UTF-8; returns `path`, which is left alone if it holds just that."""
+    encoded = text.encode()
+    if not path.exists() or path.read_bytes() != encoded:
+        with replacing(path) as part:
+            part.write_bytes(encoded)
+    return path
+
+
+@contextmanager
+def appearing(directory: Path) -> Iterator[Path]:
+    """A new directory to fill, which takes the place of `directory` if the block ends well, and else is removed.
+
+    Directories above it are made. A killed process leaves its unfinished one: see `remove_remainders`.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    building = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.incomplete")
+    building.mkdir()
+    try:
+        yield building
+        if directory.exists():
+            old = building.with_suffix(".old")
+            directory.rename(old)
+            building.rename(directory)
+            shutil.rmtree(old)
+        else:
+            building.rename(directory)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def remove_remainders(path: Path) -> None:
+    """Removes what killed processes left while they made `path`; the caller knows that none is at work on it."""
+    for building in path.parent.glob(f".{path.name}.*.incomplete"):
+        shutil.rmtree(building, ignore_errors=True)
+    for part in path.parent.glob(f".{path.name}.*.part"):
+        part.unlink()
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds the lock file `path`, which stays behind; the kernel drops the lock when its holder dies.
+
+    Args:
+        wait: until another process has dropped it.
+
+    Raises:
+        BlockingIOError: another process holds it, without `wait`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        if not lock(file, wait=wait):
+            raise BlockingIOError(errno.EWOULDBLOCK, "another process holds the lock", str(path))
+        yield
+
+
+def lock(file: IO[Any], *, wait: bool) -> bool:
+    """Locks an open file until it is closed; False if another process has it.
+
+    A file system that cannot lock, as some network file systems, lets everybody in.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
+
+
+def link(source: Path, target: Path) -> None:
+    """Gives a file a second name in the same file system, or a copy where that has no hard links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
