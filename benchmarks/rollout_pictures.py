@@ -53,15 +53,8 @@ class PictureDifference:
         """Of pairs (fast, exact) of pictures, uint8 [H, W, 3]."""
         levels = np.stack([np.abs(fast.astype(np.int16) - exact) for fast, exact in pairs])
         means, most = levels.mean((1, 2, 3)), levels.max(-1)
-        return cls(
-            suite,
-            camera,
-            len(pairs),
-            mean_levels=float(means.mean()),
-            worst_levels=float(means.max()),
-            seen=float((most > SEEN_LEVELS).mean()),
-            other=float((most > OTHER_LEVELS).mean()),
-        )
+        shares = (float((most > bound).mean()) for bound in (SEEN_LEVELS, OTHER_LEVELS))
+        return cls(suite, camera, len(pairs), float(means.mean()), float(means.max()), *shares)
 
 
 def measure_pictures(

@@ -35,6 +35,7 @@ from ipvla.tracking import MLflowSink, Sinks
 from ipvla.tracking.mlflow_spool import Record
 from ipvla.training.parallel import World
 from ray_jobs.train import run_sinks, trainer, work
+from studies.step_costs import rounds_drawn
 
 TRAINER, BARE = "trainer", "bare"
 _BEGIN_S = 600.0
@@ -132,8 +133,8 @@ def step_times(config: ExperimentConfig, turns: TurnsConfig) -> StepTimes:
                 server.close()
                 bare.join(_BEGIN_S)
             fitted.result()
-        theirs = _checkpointed(config)
-        same = _weights(theirs / "policy") == _weights(bare_policy)
+        (checkpoint,) = (config.run_directory / "trainer").glob("step_*")
+        same = _weights(checkpoint / "policy") == _weights(bare_policy)
     per_step = 1e3 * seconds[:, turns.warmup :] / turns.steps  # [clock, turn, who]
     wall, cpu = ({name: per_step[c, :, w].tolist() for w, name in enumerate((TRAINER, BARE))} for c in (0, 1))
     return StepTimes(wall, cpu, same)
@@ -181,16 +182,13 @@ def bare_loop(config: ExperimentConfig, turn: Callable[[], bool], out: Path) -> 
 
 def trainer_ratio(times: StepTimes, turns: TurnsConfig, clock: str = "ms") -> Estimate:
     """Worker over bare loop, of medians over turns; the interval from turns drawn with replacement."""
-    by_turn = np.array([getattr(times, clock)[name] for name in (TRAINER, BARE)])  # [who, turn]
 
-    def ratio(ms: FloatArray) -> Any:
-        worker, bare = np.median(ms, axis=-1)
-        return worker / bare
+    def ratio(ms: FloatArray) -> FloatArray:
+        worker, bare = np.moveaxis(np.median(ms, axis=-2), -1, 0)
+        return np.stack([worker / bare])
 
-    rng = np.random.default_rng(turns.seed)
-    drawn = by_turn[:, rng.integers(by_turn.shape[1], size=(turns.draws, by_turn.shape[1]))]
-    low, high = np.quantile(ratio(drawn), [0.025, 0.975])
-    return Estimate(float(ratio(by_turn)), float(low), float(high))
+    by_turn = np.array([getattr(times, clock)[name] for name in (TRAINER, BARE)]).T
+    return rounds_drawn(ratio, by_turn, turns.draws, turns.seed)[0]
 
 
 class TimedMLflowSink(MLflowSink):
@@ -265,11 +263,6 @@ def medians(times: StepTimes) -> dict[str, float]:
 
 def _without_mlflow(config: ExperimentConfig, step: int) -> Sinks:
     return Sinks(tuple(sink for sink in run_sinks(config, step).sinks if not isinstance(sink, MLflowSink)))
-
-
-def _checkpointed(config: ExperimentConfig) -> Path:
-    (checkpoint,) = (config.run_directory / "trainer").glob("step_*")
-    return checkpoint
 
 
 def _weights(policy: Path) -> bytes:

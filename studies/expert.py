@@ -1,9 +1,9 @@
-"""Success of the scripted expert on LIBERO's own suites, through the rollout service, per task.
+"""Success of the scripted expert on the suites of `studies/expert.yaml`, through the rollout service, per task.
 
-    python -m benchmarks.expert --libero_assets DIRECTORY [--quick true]
+    python -m studies.expert --libero_assets DIRECTORY [--quick true]
 
-Every published initial state of `libero_spatial` and `libero_object`, by protocol `openvla`. A full run writes
-`benchmarks/results/expert.json`; one that was interrupted goes on where it was, if it gets the same storage root.
+Every published initial state, by protocol `openvla`. A full run writes `benchmarks/results/expert.json`; one that
+was interrupted goes on where it was, if it gets the same storage root.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.markdown import head, line
-from benchmarks.record import Target, write_record
-from benchmarks.scratch import placed
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
 from ipvla.sim.standard.assets import provide_assets
@@ -26,9 +23,9 @@ from ipvla.sim.standard.tasks import standard_tasks
 from ipvla.storage import StorageRoots
 from ray_jobs.cli import run
 from ray_jobs.evaluate import EXPERT, EvaluateConfig, evaluate
-
-SUITES: Final = ("libero_spatial", "libero_object")
-_AIM = 0.8
+from studies.engine import entries, placed
+from studies.record import Target, write_record
+from studies.tables import study_table
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class ExpertStudy(StorageRoots):
 
     Attributes:
         quick: three tasks once each, in a temporary place unless a storage root is given.
-        libero_assets: directory of LIBERO's assets; not needed where `ray_jobs.doctor` was told.
+        libero_assets: directory of LIBERO's assets; not needed where `ray_jobs.doctor` was given it.
         trials: published initial states of each task.
         num_simulators: of the service.
     """
@@ -55,10 +52,9 @@ class ExpertStudy(StorageRoots):
 def measure(study: ExpertStudy, suite: str, console: Console) -> dict[str, Any]:
     """By task, and over all of them."""
     names = [task.name for task in standard_tasks(suite)][: 3 if study.quick else None]
-    success = SuccessConfig(
-        suite=suite, episodes=dict.fromkeys(names, study.trials), num_simulators=study.num_simulators
-    )
-    roots = {name: getattr(study, name) for name in StorageRoots.__dataclass_fields__}
+    episodes = dict.fromkeys(names, study.trials)
+    success = SuccessConfig(suite=suite, episodes=episodes, num_simulators=study.num_simulators)
+    roots: dict[str, Any] = {name: getattr(study, name) for name in StorageRoots.__dataclass_fields__}
     config = EvaluateConfig(study=suite, policies=(EXPERT,), success=success, videos=0, **roots)
     (table,) = evaluate(config, console).tables
     return suite_figures(table)
@@ -66,44 +62,22 @@ def measure(study: ExpertStudy, suite: str, console: Console) -> dict[str, Any]:
 
 def suite_figures(table: SuccessTable) -> dict[str, Any]:
     """JSON values: `tasks` (row and `steps`, the median of those that succeeded), `all`, `protocol`."""
-    steps: dict[str, list[int]] = {row.name: [] for row in table.tasks}
-    for result in table.results:
-        if result.success:
-            steps[result.spec.task].append(result.steps)
+    tasks = {}
+    for row in table.tasks:
+        steps = [result.steps for result in table.results if result.success and result.spec.task == row.name]
+        tasks[row.name] = {**row.to_dict(), "steps": median(steps) if steps else None}
     (family,) = table.families
-    return {
-        "tasks": {
-            row.name: {**row.to_dict(), "steps": median(steps[row.name]) if steps[row.name] else None}
-            for row in table.tasks
-        },
-        "all": family.to_dict(),
-        "protocol": table.fingerprint["protocol"],
-    }
+    return {"tasks": tasks, "all": family.to_dict(), "protocol": table.fingerprint["protocol"]}
 
 
 def targets(figures: Mapping[str, Any]) -> list[Target]:
     """What was aimed at, per suite."""
+    aims = entries("expert")
+    rates = {suite: told["all"] for suite, told in figures.items()}
     return [
-        Target(f"expert_{suite}", told["all"]["rate"], _AIM, True, interval=tuple(told["all"]["wilson95"]))
-        for suite, told in figures.items()
+        Target(f"expert_{suite}", row["rate"], aims[suite], True, interval=tuple(row["wilson95"]))
+        for suite, row in rates.items()
     ]
-
-
-def expert_table(figures: Mapping[str, Any]) -> str:
-    """Every task with its interval."""
-    rows = head("suite", "task", "success", "Wilson 95 %", "control steps, median")
-    for suite, told in figures.items():
-        for task, row in told["tasks"].items():
-            rows.append(
-                _row(f"`{suite}`", task.replace("_", " "), row, "" if row["steps"] is None else row["steps"])
-            )
-        rows.append(_row(f"`{suite}`", "**all**", told["all"], ""))
-    return "\n".join(rows)
-
-
-def _row(suite: str, task: str, row: Mapping[str, Any], steps: object) -> str:
-    low, high = row["wilson95"]
-    return line(suite, task, f"{row['k']}/{row['n']}", f"{low:.2f}-{high:.2f}", str(steps))
 
 
 def main(study: ExpertStudy) -> None:
@@ -114,8 +88,8 @@ def main(study: ExpertStudy) -> None:
     with placed(study, study.quick) as here:
         if here.libero_assets is not None:
             provide_assets(here.cache, here.libero_assets)
-        figures = {suite: measure(here, suite, console) for suite in SUITES}
-    console.print(Markdown(expert_table(figures)))
+        figures = {suite: measure(here, suite, console) for suite in entries("expert")}
+    console.print(Markdown(study_table(figures, "expert")))
     if not study.quick:
         console.print(f"written to {write_record('expert', [], figures, targets(figures))}")
 

@@ -1,312 +1,623 @@
 """Fine-tuning on a new task, by our methods and by what users would pick instead: who learns it, who forgets what?
 
-    python -m benchmarks.forgetting --tune true         # chooses each method's points, on a seed of its own
-    python -m benchmarks.forgetting [--seeds "[0, 1]"]  # plays the chosen points on the seeds that are reported
+    python -m studies.forgetting --tune true         # chooses each method's points, on a seed of its own
+    python -m studies.forgetting [--seeds "[0, 1]"]  # plays the chosen points on the seeds that are reported
 
-Per seed one base policy is pretrained on the old skills; every method starts from it, with the same demonstrations
-of the new task in the same order, the same adapters and the same number of updates. Every point, a strength at a
-checkpoint, is played on the same held-out layouts of the new task and of the old skills.
+Per seed one base policy is pretrained on the old skills; every method of `studies/forgetting.yaml` starts from it,
+with the same demonstrations of the new task in the same order, the same adapters and the same number of updates.
+Every point, a strength at a checkpoint, is played on the same held-out layouts of the new task and of the old
+skills.
 
 The first command writes `benchmarks/results/forgetting_tuning.json`, the second `forgetting.json` beside it and
-`docs/forgetting.png`. Seeds of the same recipe that are there already stay and count: seeds may be played on
-several days and machines. Started again after an interruption, both go on where they were. `--quick` takes about
-two minutes, in a temporary directory, and leaves out the sequence, the step response and the costs; its results
-mean nothing.
+`docs/forgetting.png`. Seeds of the same recipe that are there already stay and count. `--quick` takes about two
+minutes, in a temporary directory, and leaves out the sequence, the step response and the costs; its results mean
+nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import draccus
 import numpy as np
-import ray
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import Progress, TaskID
 
-from benchmarks.forgetting_choice import choose, read_choice, write_choice
-from benchmarks.forgetting_costs import StepCostConfig, step_costs
-from benchmarks.forgetting_figures import figures, joined, targets
-from benchmarks.forgetting_loop import Line
-from benchmarks.forgetting_outcomes import Played, Point
-from benchmarks.forgetting_plan import Plan
-from benchmarks.forgetting_plot import plot_fronts
-from benchmarks.forgetting_readings import Readings, read
-from benchmarks.forgetting_response import (
+from evaluators.forgetting import FloatArray
+from evaluators.grounding import GroundingConfig, tabulate
+from evaluators.pareto import area
+from evaluators.readings import Readings, ReadingsConfig, read
+from evaluators.success import SuccessConfig
+from evaluators.success_table import SuccessTable
+from evaluators.tradeoffs import BOX, Comparison, Entry, Outcomes, Played, Point, Skill, success
+from ipvla.atomic_file import write_text
+from ipvla.experiment import ExperimentConfig
+from ipvla.forgetting.replay import Line, controls, trace
+from ipvla.sim.suites import load_suite
+from ipvla.tracking import read_jsonl
+from ipvla.training.interpolation import interpolate
+from ray_jobs.cli import run
+from ray_jobs.cluster import connect
+from ray_jobs.collect import CollectConfig
+from ray_jobs.settings import arguments, parse
+from ray_jobs.subspaces import SubspacesConfig, read_teacher
+from studies.engine import DOCS, RECIPE, SLICE, Figures, Runner, Study, as_json, entries, placed, publish
+from studies.fronts import figures, joined, plot_fronts, targets
+from studies.record import read_record, write_record
+from studies.sequence import SequenceRun, sequence_figures
+from studies.step_costs import StepCostConfig, step_costs
+from studies.step_response import (
     CLOSED,
     StepConfig,
     plot_response,
     respond,
     response,
     response_figures,
+    thermostat_of,
     write_conflicting,
 )
-from benchmarks.forgetting_sequence import SequenceRun, sequence_figures
-from benchmarks.forgetting_study import ForgettingStudy, methods, same_recipe
-from benchmarks.forgetting_tables import forgetting_tables
-from benchmarks.record import read_record, write_record
-from benchmarks.scratch import placed
-from evaluators.rollout_status import RolloutStatus
-from evaluators.success import SuccessConfig
-from evaluators.success_table import SuccessTable
-from ipvla.atomic_file import write_text
-from ipvla.experiment import ExperimentConfig
-from ipvla.policy import Policy
-from ipvla.rollout.policy_actor import PolicySource
-from ipvla.storage import SOURCE_TREE
-from ipvla.training.interpolation import interpolate
-from ray_jobs.cli import run
-from ray_jobs.cluster import connect
-from ray_jobs.collect import collect
-from ray_jobs.progress import CollectionDisplay, episode_progress
-from ray_jobs.quickstart import Stopwatch
-from ray_jobs.side_by_side import train_side_by_side
-from ray_jobs.subspaces import SubspacesConfig, read_teacher
+from studies.tables import FORGETTING, measured
 
-_DOCS = SOURCE_TREE / "docs"
+#: Pictures that questions are about.
+_ASKED = ("ground_red", "recall", "place")
+#: Points of a method that are reported, at most.
+_REPORTED = 2
+_TUNING = "forgetting_tuning"
 
 
-class ForgettingBenchmark:
+@dataclass(frozen=True)
+class Method:
+    """One way to fine-tune, as `studies/forgetting.yaml` has it.
+
+    Attributes:
+        role: of `evaluators.tradeoffs.ROLES`.
+        strengths: name -> flags of `ray_jobs.train` over `settings`; every method tries as many. Of a method that
+            interpolates: {"strength": of the trained method, "coefficient": in [0, 1]}.
+        settings: flags over those of `baseline_lora.yaml`.
+        uses: of `evaluators.tradeoffs.USES`.
+        order: of ICSM's directions.
+        interpolates: the method whose policies are mixed with the base, instead of a training.
+        replays: "shuffled" or "mean": the gains are those of a closed loop's run (`ipvla.forgetting.replay`). Its
+            points are named by `replay_of`, it has no strengths.
+        constant: of a closed loop, the method that has constant gains instead.
+        sequence: a second new task is learned after the first one.
+    """
+
+    role: str
+    strengths: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    uses: tuple[str, ...] = ()
+    order: str = "sensitivity"
+    interpolates: str | None = None
+    replays: str | None = None
+    constant: str | None = None
+    sequence: bool = False
+
+
+@cache
+def methods() -> Mapping[str, Method]:
+    """Name in the tables -> method, in the tables' order."""
+    named = entries("forgetting")
+    return {name: Method(**{**given, "uses": tuple(given.get("uses", ()))}) for name, given in named.items()}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The outcome of tuning.
+
+    Attributes:
+        points: method -> its reported points, the final one first.
+        areas: method -> area under its front on the tuning seed, of all points that it tried.
+    """
+
+    points: Mapping[str, tuple[Point, ...]]
+    areas: Mapping[str, float]
+
+    def final(self, method: str) -> Point:
+        """The point that a user would take: the largest sum of new-task success and retention."""
+        return self.points[method][0]
+
+    def best(self, names: Sequence[str]) -> str:
+        """Of these methods the one with the largest area."""
+        return max(names, key=lambda name: self.areas[name])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        points = {name: [asdict(point) for point in chosen] for name, chosen in self.points.items()}
+        return {"points": points, "areas": dict(self.areas)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Choice:
+        """What `to_dict` gave."""
+        points = {name: tuple(Point(**point) for point in chosen) for name, chosen in values["points"].items()}
+        return cls(points, values["areas"])
+
+
+def choose(played: Mapping[Point, Played], new: Mapping[str, Skill], old: Mapping[str, Skill]) -> Choice:
+    """From every point that was tried: the final one, then the one that adds most area under the front.
+
+    One rule for all methods, on the tuning seed alone.
+    """
+    rates = {point: np.array([success(p.new, new), success(p.old, old)]) for point, p in played.items()}
+
+    def under(points: Sequence[Point]) -> float:
+        return area(np.stack([rates[point] for point in points]), BOX)
+
+    chosen: dict[str, list[Point]] = {}
+    tried: dict[str, list[Point]] = {}
+    for point in played:
+        tried.setdefault(point.method, []).append(point)
+    for method, points in tried.items():
+        found = chosen[method] = [max(points, key=lambda point: float(rates[point].sum()))]
+        while len(found) < _REPORTED:
+            gained = {p: under([*found, p]) for p in points if p not in found}
+            best = max(gained, key=lambda point: gained[point], default=None)
+            if best is None or gained[best] <= under(found):
+                break
+            found.append(best)
+    areas = {method: under(points) for method, points in tried.items()}
+    return Choice({method: tuple(points) for method, points in chosen.items()}, areas)
+
+
+@dataclass(frozen=True)
+class ForgettingStudy(Study):
+    """What is compared.
+
+    Attributes:
+        tune: play every point of every method on the tuning seed and choose, instead of reporting.
+        methods: names of `studies/forgetting.yaml`; empty for all, or two if quick.
+        sequence_seeds: those of the seeds whose policies go on to a second new task.
+        tuning_seed: none of `seeds`.
+    """
+
+    title: ClassVar[str] = "forgetting"
+    grid: ClassVar[str] = "methods"
+    in_small: ClassVar[tuple[str, ...]] = ("lora", "hsw_thermostat")
+    tune: bool = False
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    sequence_seeds: tuple[int, ...] = (0, 1, 2)
+    tuning_seed: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tuning_seed in self.seeds:
+            raise ValueError(f"tuning_seed {self.tuning_seed} is among the seeds; choose on another one")
+
+    @property
+    def training_seeds(self) -> tuple[int, ...]:
+        return (self.tuning_seed,) if self.tune else super().training_seeds
+
+    @property
+    def trained(self) -> list[str]:
+        """The methods that do not wait for another one's run."""
+        return [name for name in self.names if not methods()[name].replays]
+
+    @property
+    def collections(self) -> tuple[CollectConfig, ...]:
+        """The demonstrations that these methods need, and the probe's episodes."""
+        named = ["pretraining", "new_task"]
+        if any("replay" in methods()[name].uses for name in self.names):
+            named.append("replay")
+        if self.sequence_names:
+            named.append("second_task")
+        probe = replace(self.collected("collect_probe"), data_root_dir=self.probes)
+        return *(self.collected(f"collect_{name}") for name in named), probe
+
+    def base_arguments(self, seed: int) -> list[str]:
+        """`ray_jobs.train` for the policy that all of this seed's methods start from."""
+        return self.run_arguments(self.preset("pretrain"), "base", seed)
+
+    def base(self, seed: int) -> Path:
+        """Where this seed's base policy lies."""
+        return parse(ExperimentConfig, self.base_arguments(seed)).run_directory / "policy"
+
+    def subspaces(self, seed: int) -> tuple[SubspacesConfig, ...]:
+        """ICSM of a seed's base policy, in every order of directions that a method takes.
+
+        In the controls' orders these are directions alone; the first one has all that methods read.
+        """
+        orders = dict.fromkeys(["sensitivity", *(methods()[name].order for name in self.names)])
+        found = []
+        for order in orders:
+            config = self._subspaces(self.base(seed), self._artifact(seed, order), {"icsm.order": order})
+            found.append(config if order == "sensitivity" else replace(config, fisher=None, adapters=None))
+        return tuple(found)
+
+    def _subspaces(self, teacher: Path, name: str, flags: Mapping[str, Any]) -> SubspacesConfig:
+        values = {"teacher": teacher, "name": name, **flags}
+        return parse(SubspacesConfig, [*self.preset("subspaces"), *arguments(values)])
+
+    def readings(self, seed: int) -> ReadingsConfig:
+        """What is read of a seed's policies without a simulator."""
+        subspaces = self.subspaces(seed)[0]
+        artifact = subspaces.artifacts / self._artifact(seed, "sensitivity")
+        first = GroundingConfig().first_layout + SLICE * seed
+        questions = GroundingConfig(tasks=_ASKED, episodes=2 if self.quick else 15, first_layout=first)
+        return ReadingsConfig(self.base(seed), artifact, subspaces.probe, questions)
+
+    def arguments(self, point: Point, seed: int) -> list[str]:
+        """`ray_jobs.train` for one cell; those of a seed differ in what their methods' entries say alone."""
+        flags = self._replayed(point, seed) if methods()[point.method].replays else self._flags(point, seed)
+        return self._fine_tuning(_run_name(point), seed, **{"start_from": self.base(seed), **flags})
+
+    def _flags(self, point: Point, seed: int) -> dict[str, Any]:
+        method = methods()[point.method]
+        flags = {**method.settings, **method.strengths[point.strength]}
+        if any(name.startswith("forgetting") for name in flags):
+            flags["forgetting.artifact"] = self._artifact(seed, method.order)
+            flags["forgetting.probe"] = draccus.encode(self.subspaces(seed)[0].probe)
+        return flags
+
+    def _replayed(self, point: Point, seed: int) -> dict[str, Any]:
+        """The flags of the closed loop's run that `point` is named after, with the gains that it found."""
+        closed = replayed(point)
+        training = self.training(closed, seed)
+        thermostat, metrics = thermostat_of(training), read_jsonl(training.run_directory / "metrics.jsonl")
+        strengths = trace(metrics, thermostat, training.training.steps)
+        control = controls(strengths, thermostat, seed)[str(methods()[point.method].replays)]
+        flags = {n: v for n, v in self._flags(closed, seed).items() if not n.startswith("forgetting.thermostat")}
+        return {**flags, "forgetting.thermostat": draccus.encode(control)}
+
+    def second_subspaces(self, point: Point, seed: int) -> SubspacesConfig:
+        """ICSM of the policy at a point, from which the second new task is learned."""
+        fast = {"icsm.scoring": "fisher"}  # ranks directions as injection does, in a fraction of the time
+        name = f"{self._artifact(seed, point.method)}_second"
+        return self._subspaces(self.policy(point, seed), name, fast)
+
+    def second_arguments(self, point: Point, seed: int) -> list[str]:
+        """`ray_jobs.train` for the second new task, from the policy at a point and by its method."""
+        second = {"start_from": self.policy(point, seed), "data.dataset": self._second_task.dataset}
+        flags = {**self._flags(point, seed), **second}
+        if "forgetting.artifact" in flags:
+            flags["forgetting.artifact"] = self.second_subspaces(point, seed).name
+        return self._fine_tuning(f"second-{_run_name(point)}", seed, **flags)
+
+    def second_policy(self, point: Point, seed: int) -> Path:
+        """Where the policy that has learned both tasks lies."""
+        return parse(ExperimentConfig, self.second_arguments(point, seed)).run_directory / "policy"
+
+    def training(self, point: Point, seed: int) -> ExperimentConfig:
+        return parse(ExperimentConfig, self.arguments(point, seed))
+
+    def policy(self, point: Point, seed: int) -> Path:
+        """Where a point's policy lies; that of an interpolation is made from its `source`."""
+        step = f"step_{point.checkpoint:06d}"
+        if methods()[point.method].interpolates:
+            return self.directory / f"seed{seed}-{_run_name(point)}" / step / "policy"
+        return self.training(point, seed).run_directory / "trainer" / step / "policy"
+
+    def source(self, point: Point) -> Point:
+        """The trained point that an interpolated one is mixed from, or the point itself."""
+        method = methods()[point.method]
+        if method.interpolates is None:
+            return point
+        return Point(method.interpolates, method.strengths[point.strength]["strength"], point.checkpoint)
+
+    def points(self, name: str) -> tuple[Point, ...]:
+        """Every point of a method: all strengths at all checkpoints, strengths first."""
+        first = Point(name, next(iter(methods()[name].strengths)), 1)
+        training = self.training(self.source(first), self.training_seeds[0]).training
+        steps = range(training.checkpoint_every, training.steps + 1, training.checkpoint_every)
+        return tuple(Point(name, strength, step) for strength in methods()[name].strengths for step in steps)
+
+    @property
+    def new_tasks(self) -> tuple[str, ...]:
+        """Those that the base policy has never seen."""
+        seen = self.collected("collect_pretraining").demonstrations
+        return tuple(task for task in self.success(self.training_seeds[0]).episodes if task not in seen)
+
+    @property
+    def purpose(self) -> str:
+        """Of what is played: journals of tuning and reporting lie apart."""
+        return "tuning" if self.tune else "reported"
+
+    def skills(self, new: bool) -> dict[str, Skill]:
+        """The tasks that are played, the new one's or the old ones'."""
+        config = self.success(self.training_seeds[0])
+        suite = load_suite(config.suite, self.cache)
+        tasks = [suite.task(name) for name in config.episodes if (name in self.new_tasks) == new]
+        return {task.name: Skill(task.family, task.chance) for task in tasks}
+
+    def success(self, seed: int) -> SuccessConfig:
+        """The layouts on which this seed's policies are played, the same for all of them."""
+        preset = "tune" if self.tune and not self.quick else "evaluate"
+        return self.evaluate_config(preset, ["any"], seed).success
+
+    def sequence_success(self, seed: int) -> SuccessConfig:
+        """The layouts on which policies of the sequence are played."""
+        return self.evaluate_config("sequence", ["any"], seed).success
+
+    @property
+    def sequence_names(self) -> tuple[str, ...]:
+        """Methods that learn a second task: none while points are chosen, and none in small."""
+        return tuple(name for name in self.names if methods()[name].sequence and not (self.tune or self.quick))
+
+    @property
+    def sequence_chance(self) -> dict[str, float]:
+        """The sequence's tasks with their chance: all old skills count as one, the first."""
+        suite = load_suite("recall", self.cache)
+        old = float(np.mean([skill.chance for skill in self.skills(new=False).values()]))
+        new = (self.new_tasks[0], next(iter(self._second_task.demonstrations)))
+        return {"old skills": old, **{task: suite.task(task).chance for task in new}}
+
+    def sequence_scores(self, table: SuccessTable) -> FloatArray:
+        """float64 [3]: success on the sequence's tasks, of old skills as everywhere in this study."""
+        _, *new_tasks = self.sequence_chance
+        played = Played.of(table.results, new_tasks)
+        rates = [np.mean(list(played.new[task].values())) for task in new_tasks]
+        return np.array([success(played.old, self.skills(new=False)), *rates], np.float64)
+
+    def question_chance(self, seed: int) -> float:
+        """Share of a seed's questions that the most frequent answers get right."""
+        records = self.readings(seed).questions.build(self.cache)
+        return tabulate(records, np.zeros(len(records), np.bool_))[-1].chance
+
+    @property
+    def any_choice(self) -> Choice:
+        """Each method's first strength at its last checkpoint, where nothing was tuned."""
+        first = {name: next(iter(methods()[name].strengths)) for name in self.trained}
+        last = {name: [p for p in self.points(name) if p.strength == first[name]][-1:] for name in first}
+        return Choice({name: tuple(points) for name, points in last.items()}, dict.fromkeys(first, 0.0))
+
+    @property
+    def recipe(self) -> Figures:
+        """All that two runs must share for their seeds to be counted together."""
+        seed = 0
+        success = self.success(seed)
+        trainings = {"base": self.base_arguments(seed), "fine_tuning": self._fine_tuning("any", seed)}
+        recipe = {
+            "suite_version": load_suite(success.suite, self.cache).version,
+            "demonstrations": {config.dataset: config.demonstrations for config in self.collections},
+            "subspaces": {n: draccus.encode(getattr(self.subspaces(seed)[0], n)) for n in ("probe", "icsm")},
+            "methods": {name: asdict(methods()[name]) for name in self.names},
+            "episodes_per_seed": success.episodes,
+            "first_layout": success.first_layout,
+        }
+        for name, flags in trainings.items():
+            training = parse(ExperimentConfig, flags)
+            recipe[name] = {of: draccus.encode(getattr(training, of)) for of in RECIPE}
+        return as_json(recipe)
+
+    @property
+    def _second_task(self) -> CollectConfig:
+        return self.collected("collect_second_task")
+
+    def _fine_tuning(self, name: str, seed: int, **values: Any) -> list[str]:
+        return self.run_arguments(self.preset("train" if self.quick else "../baseline_lora"), name, seed, **values)
+
+    def _artifact(self, seed: int, order: str) -> str:
+        return f"{self.study}_seed{seed}_{order}"
+
+
+def replay_of(closed: Point, method: str) -> Point:
+    """The point at which `method` replays a closed loop's run."""
+    return Point(method, f"{closed.method}: {closed.strength}", closed.checkpoint)
+
+
+def replayed(point: Point) -> Point:
+    """The closed loop's point behind `replay_of`."""
+    method, _, strength = point.strength.partition(": ")
+    return Point(method, strength, point.checkpoint)
+
+
+def _run_name(point: Point) -> str:
+    return re.sub("[^a-z0-9.-]+", "_", f"{point.method}-{point.strength}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is reported, given what tuning chose: the points to play and who is compared with whom.
+
+    Attributes:
+        points: those of closed loops before those that replay them.
+        entries: every method, in the tables' order.
+        ours: of our methods the one with the largest area on the tuning seed.
+        loop: of `evaluators.tradeoffs.LOOPS`, the method that is it; empty without a closed loop.
+    """
+
+    points: tuple[Point, ...]
+    entries: Mapping[str, Entry]
+    ours: str
+    loop: Mapping[str, str]
+
+    @classmethod
+    def of(cls, study: ForgettingStudy, choice: Choice) -> Plan:
+        """For the methods of the study. ValueError if none of them is ours."""
+        ours = [name for name in study.trained if methods()[name].role == "ours"]
+        if not ours:
+            raise ValueError(f"methods is {list(study.names)}; name one of ours too")
+        points = [point for name in study.trained for point in choice.points[name]]
+        final = {name: choice.final(name) for name in study.trained}
+        loop: dict[str, str] = {}
+        if closed := [name for name in ours if methods()[name].constant]:
+            best = choice.best(closed)
+            run_ = [point for point in choice.points[best] if point.strength == final[best].strength]
+            for name in study.names:
+                if replays := methods()[name].replays:
+                    points += [replay_of(point, name) for point in run_]
+                    final[name] = replay_of(final[best], name)
+                    loop[replays] = name
+            constant = methods()[best].constant
+            if loop:
+                loop = {"closed": best, **loop, **({"constant": constant} if constant in final else {})}
+        named = {name: Entry(methods()[name].role, at, methods()[name].uses) for name, at in final.items()}
+        return cls(tuple(points), named, choice.best(ours), loop)
+
+
+class ForgettingRunner(Runner):
     """The stages, each of which does what is missing; Ray must be connected."""
 
     def __init__(self, study: ForgettingStudy, console: Console) -> None:
-        self.study, self.console = study, console
-        study.directory.mkdir(parents=True, exist_ok=True)
-        self._stopwatch = Stopwatch(study.directory / "seconds.txt")
+        super().__init__(study.directory, console)
+        self.study = study
 
-    def play(self, points: Sequence[Point], seed: int) -> tuple[Played, dict[Point, Played]]:
+    def prepare(self, seed: int) -> None:
+        """Demonstrations, this seed's base policy and its subspaces, made where they are missing."""
+        self.collect(self.study.collections)
+        self.train(f"seed {seed}: base policy", {f"seed {seed}, base": self.study.base_arguments(seed)})
+        self._find_missing(f"seed {seed}: subspaces", self.study.subspaces(seed))
+
+    def play_points(self, points: Sequence[Point], seed: int) -> tuple[Played, dict[Point, Played]]:
         """Everything of one seed: its base policy and these points of its methods, made where missing, played."""
+        study = self.study
         self.prepare(seed)
-        self._train(points, seed)
-        policies = {"base": self.study.base(seed), **{str(p): self.study.policy(p, seed) for p in points}}
-        readings = self._read(policies, seed)
-        played = self._episodes(policies, readings, seed)
+        self._fine_tune(points, seed)
+        policies = {"base": study.base(seed), **{str(p): study.policy(p, seed) for p in points}}
+        readings: dict[str, Readings] = {}
+        if not study.tune:  # points are chosen by success alone
+            config = study.readings(seed)
+            config.questions.build(study.cache)  # once, before two processes would
+            calls = [(config, policy, study.probes, study.cache) for policy in policies.values()]
+            found = self.together(f"seed {seed}: {len(policies)} policies read", read, calls)
+            readings = dict(zip(policies, found, strict=True))
+        title = f"seed {seed}: {len(policies)} policies on held-out layouts"
+        played = {}
+        for name, table in self.play(title, policies, study.success(seed), study.cache, study.purpose).items():
+            known = readings.get(name)
+            taken = (known.questions, known.kl, known.drift) if known else ()
+            played[name] = Played.of(table.results, study.new_tasks, *taken)
         return played["base"], {point: played[str(point)] for point in points}
 
-    def sequence(self, points: Sequence[Point], seed: int) -> dict[str, SequenceRun]:
-        """From these points, made by `play`, on to a second new task: method -> R over old, first and second."""
+    def sequence(self, points: Sequence[Point], seed: int) -> dict[str, dict[int, SequenceRun]]:
+        """From these points, made by `play_points`, on to a second new task: method -> R over old, first, second."""
         study = self.study
-        with self._stage(f"seed {seed}: {len(points)} policies learn a second task"):
-            _find_missing([study.second_subspaces(point, seed) for point in points])
-            runs = {f"seed {seed}, second, {p.method}": study.second_arguments(p, seed) for p in points}
-            train_side_by_side(runs, self.console)
+        subspaces = [study.second_subspaces(point, seed) for point in points]
+        self._find_missing(f"seed {seed}: subspaces of {len(points)} policies", subspaces)
+        runs = {f"seed {seed}, second, {p.method}": study.second_arguments(p, seed) for p in points}
+        self.train(f"seed {seed}: {len(points)} policies learn a second task", runs)
         policies = {"base": study.base(seed)}
         for point in points:
             policies[f"{point.method} after one"] = study.policy(point, seed)
             policies[f"{point.method} after two"] = study.second_policy(point, seed)
-        tables = self._play(policies, study.sequence_success(seed), f"seed {seed}: the sequence", "sequence")
+        title = f"seed {seed}: the sequence"
+        tables = self.play(title, policies, study.sequence_success(seed), study.cache, "sequence")
         scores = {name: study.sequence_scores(table) for name, table in tables.items()}
+        stages = {p.method: ("base", f"{p.method} after one", f"{p.method} after two") for p in points}
         return {
-            p.method: SequenceRun(
-                np.stack([scores["base"], scores[f"{p.method} after one"], scores[f"{p.method} after two"]])
-            )
-            for p in points
+            name: {seed: SequenceRun(np.stack([scores[stage] for stage in of]))} for name, of in stages.items()
         }
 
-    def step_response(self, closed: Point, seed: int) -> dict[str, list[Line]]:
-        """How this closed loop, what replays it, and constant gains answer to a step: arm -> its metrics."""
+    def step_response(self, closed: Point, seed: int) -> Figures:
+        """How this closed loop, what replays it, and constant gains answer to a step; the plot shows this seed."""
         config, plan = self.study.training(closed, seed), StepConfig()
         place = self.study.directory / f"seed{seed}-response"
-        respond_there = ray.remote(num_cpus=1)(respond)
 
-        def play(arms: Mapping[str, ExperimentConfig]) -> dict[str, list[Line]]:
-            lines = ray.get(
-                [respond_there.remote(arm, plan, place / f"{name}.json") for name, arm in arms.items()]
-            )
-            return dict(zip(arms, lines, strict=True))
+        def answers(arms: Mapping[str, ExperimentConfig]) -> dict[str, list[Line]]:
+            calls = [(arm, plan, place / f"{name}.json") for name, arm in arms.items()]
+            return dict(zip(arms, self.together(f"seed {seed}: step response", respond, calls), strict=True))
 
-        with self._stage(f"seed {seed}: step response"):
-            write_conflicting(config.datasets, plan)
-            played = play(plan.arms(config))
-            return played | play(plan.controls(config, played[CLOSED], seed))
+        write_conflicting(config.datasets, plan)
+        lines = answers(plan.arms(config))
+        lines |= answers(plan.controls(config, lines[CLOSED], seed))
+        if self.study.complete:
+            plot_response(lines, plan, DOCS / "forgetting_step.png")
+        responses = {arm: response(seen, plan, thermostat_of(config)) for arm, seen in lines.items()}
+        return response_figures(closed.method, {seed: responses})
 
-    def costs(self, method: Point, regulated: Point, seed: int) -> dict[str, Any]:
+    def costs(self, method: Point, regulated: Point, seed: int) -> Figures:
         """What a training step costs with one point's method, and with the other one's Thermostat on top."""
-        kept = self.study.directory / "costs.json"
-        if not kept.exists():
+        recorded = self.study.directory / "costs.json"
+        if not recorded.exists():
             config, thermostat = (self.study.training(point, seed) for point in (method, regulated))
             assert config.forgetting is not None
-            assert thermostat.forgetting is not None
-            both = replace(config.forgetting, thermostat=thermostat.forgetting.thermostat)
-            with self._stage("costs"):
+            both = replace(config.forgetting, thermostat=thermostat_of(thermostat))
+            with self.stage("costs"):
                 costs = step_costs(replace(config, forgetting=both), StepCostConfig())
-            write_text(kept, json.dumps(costs.to_dict()))
-        told: dict[str, Any] = json.loads(kept.read_text())
-        return told
+            write_text(recorded, json.dumps(costs.to_dict()))
+        found: Figures = json.loads(recorded.read_text())
+        return found
 
-    def _collect(self) -> None:
-        with self._stage("demonstrations"):
-            for config in self.study.collections:
-                with CollectionDisplay(self.console) as display:
-                    collect(config, display.update)
-
-    def prepare(self, seed: int) -> None:
-        """Demonstrations, this seed's base policy and its subspaces, made where they are missing."""
-        self._collect()
-        with self._stage(f"seed {seed}: base policy"):
-            train_side_by_side({f"seed {seed}, base": self.study.base_arguments(seed)}, self.console)
-        with self._stage(f"seed {seed}: subspaces"):
-            _find_missing(self.study.subspaces(seed))
-
-    def _train(self, points: Sequence[Point], seed: int) -> None:
+    def _fine_tune(self, points: Sequence[Point], seed: int) -> None:
         """Runs that replay another's gains come after it."""
-        sources = list(dict.fromkeys(self.study.source(point) for point in points))
+        study = self.study
+        sources = list(dict.fromkeys(study.source(point) for point in points))
         for replays in (False, True):
-            runs = {
-                f"seed {seed}, {p.method} {p.strength}": self.study.arguments(p, seed)
-                for p in sources
-                if bool(methods()[p.method].replays) == replays
-            }
-            if runs:
-                with self._stage(f"seed {seed}: {len(runs)} fine-tunings"):
-                    train_side_by_side(runs, self.console)
+            some = [p for p in sources if bool(methods()[p.method].replays) == replays]
+            runs = {f"seed {seed}, {p.method} {p.strength}": study.arguments(p, seed) for p in some}
+            self.train(f"seed {seed}: {len(runs)} fine-tunings", runs)
         for point in points:
-            method, out = methods()[point.method], self.study.policy(point, seed)
+            method, out = methods()[point.method], study.policy(point, seed)
             if method.interpolates and not (out / "policy.json").exists():
-                tuned = self.study.policy(self.study.source(point), seed)
-                coefficient = method.strengths[point.strength]["coefficient"]
-                interpolate(self.study.base(seed), tuned, coefficient).save(out)
+                tuned = study.policy(study.source(point), seed)
+                interpolate(study.base(seed), tuned, method.strengths[point.strength]["coefficient"]).save(out)
 
-    def _read(self, policies: Mapping[str, Path], seed: int) -> dict[str, Readings]:
-        """KL, drift and answers; none while points are chosen, which is by success alone."""
-        if self.study.tune:
-            return {}
-        config, roots = self.study.readings(seed), (self.study.probes, self.study.cache)
-        config.questions.build(self.study.cache)  # once, before two processes would
-        reader = ray.remote(num_cpus=1)(read)
-        with self._stage(f"seed {seed}: {len(policies)} policies read"):
-            found = ray.get([reader.remote(config, policy, *roots) for policy in policies.values()])
-        return dict(zip(policies, found, strict=True))
-
-    def _episodes(
-        self, policies: Mapping[str, Path], readings: Mapping[str, Readings], seed: int
-    ) -> dict[str, Played]:
-        title = f"seed {seed}: {len(policies)} policies on held-out layouts"
-        played = {}
-        for name, table in self._play(policies, self.study.success(seed), title, self.study.purpose).items():
-            told = readings.get(name)
-            played[name] = Played.of(
-                table.results,
-                self.study.new_tasks,
-                told.questions if told else (),
-                told.kl if told else None,
-                told.drift if told else None,
-            )
-        return played
-
-    def _play(
-        self, policies: Mapping[str, Path], success: SuccessConfig, title: str, purpose: str
-    ) -> dict[str, SuccessTable]:
-        """Policy -> its table; the journal of each lies beside it, under the purpose's name."""
-        tables = {}
-        with (
-            self._stage(title),
-            success.build(self.study.cache) as evaluation,
-            episode_progress(self.console) as progress,
-        ):
-            bar = progress.add_task("episodes", total=len(policies) * len(evaluation.specs))
-            for done, (name, directory) in enumerate(policies.items(), 1):
-                progress.update(bar, description=name)
-                tables[name] = evaluation.run(
-                    name,
-                    PolicySource(Policy.load, directory),
-                    directory.parent / f"episodes-{purpose}.sqlite",
-                    on_status=partial(_advance, progress, bar, (done - 1) * len(evaluation.specs)),
-                )
-                progress.update(bar, completed=done * len(evaluation.specs))
-        return tables
-
-    @contextmanager
-    def _stage(self, title: str) -> Iterator[None]:
-        before = self._stopwatch.read()
-        self.console.rule(title)
-        yield
-        after = self._stopwatch.read()
-        self.console.print(f"{title}: {(after - before) / 60:.1f} minutes; {after / 60:.1f} in all")
+    def _find_missing(self, title: str, configs: Sequence[SubspacesConfig]) -> None:
+        """Side by side: each reads its teacher in a process of its own."""
+        places = [(config, config.artifacts / str(config.name)) for config in configs]
+        missing = [(config, place) for config, place in places if not (place / "meta.json").exists()]
+        self.together(title, read_teacher, missing)
 
 
-def _advance(progress: Progress, bar: TaskID, before: int, status: RolloutStatus) -> None:
-    progress.update(bar, completed=before + status.played)
-
-
-def _find_missing(configs: Sequence[SubspacesConfig]) -> None:
-    """Side by side: each reads its teacher in a process of its own."""
-    reader = ray.remote(num_cpus=1)(read_teacher)
-    artifacts = {config.artifacts / str(config.name): config for config in configs}
-    missing = {place: config for place, config in artifacts.items() if not (place / "meta.json").exists()}
-    ray.get([reader.remote(config, place) for place, config in missing.items()])
-
-
-def tune(study: ForgettingStudy, benchmark: ForgettingBenchmark, console: Console) -> None:
+def tune(runner: ForgettingRunner) -> None:
     """Plays every point of every method on the tuning seed, and writes down which are to be reported."""
-    points = [point for name in study.names if not methods()[name].replays for point in study.points(name)]
-    _, played = benchmark.play(points, study.tuning_seed)
+    study = runner.study
+    points = [point for name in study.trained for point in study.points(name)]
+    _, played = runner.play_points(points, study.tuning_seed)
     choice = choose(played, study.skills(new=True), study.skills(new=False))
     for name, chosen in choice.points.items():
         places = "; ".join(f"{point.strength} at {point.checkpoint}" for point in chosen)
-        console.print(f"{name}: area {choice.areas[name]:.3f}, {places}")
+        runner.console.print(f"{name}: area {choice.areas[name]:.3f}, {places}")
     if study.complete:
-        console.print(f"written to {write_choice(choice, study.tuning_seed, played)}")
+        tried = [{**asdict(point), "new": _counts(p.new), "old": _counts(p.old)} for point, p in played.items()]
+        found = {"choice": choice.to_dict(), "tried": tried}
+        runner.console.print(f"written to {write_record(_TUNING, [study.tuning_seed], found, [])}")
 
 
-def report(study: ForgettingStudy, benchmark: ForgettingBenchmark, console: Console) -> None:
+def _counts(outcomes: Outcomes) -> dict[str, str]:
+    return {task: f"{sum(layouts.values())}/{len(layouts)}" for task, layouts in outcomes.items()}
+
+
+def read_choice() -> Choice:
+    """What `tune` wrote. ValueError if nothing was chosen yet."""
+    record = read_record(_TUNING)
+    if record is None:
+        raise ValueError("no points have been chosen yet; run python -m studies.forgetting --tune true first")
+    return Choice.from_dict(record["figures"]["choice"])
+
+
+def report(runner: ForgettingRunner) -> None:
     """Plays the chosen points, and publishes after every seed, so that none is lost."""
+    study = runner.study
     choice = study.any_choice if study.quick else read_choice()
     plan = Plan.of(study, choice)
     for seed in study.training_seeds:
-        base, played = benchmark.play(plan.points, seed)
-        comparison = plan.comparison(study, seed, base, played)
+        base, played = runner.play_points(plan.points, seed)
+        comparison = Comparison(
+            new=study.skills(new=True),
+            old=study.skills(new=False),
+            methods=plan.entries,
+            base={seed: base},
+            points={point: {seed: policy} for point, policy in played.items()},
+            ours=plan.ours,
+            loop=plan.loop,
+            question_chance=study.question_chance(seed) if base.accuracy is not None else None,
+        )
         found = figures(comparison, 20 if study.quick else 2000) | {"recipe": study.recipe}
         if study.sequence_names and seed in study.sequence_seeds:
-            runs = benchmark.sequence([choice.final(name) for name in study.sequence_names], seed)
-            by_seed = {name: {seed: run} for name, run in runs.items()}
-            found["sequence"] = sequence_figures(study.sequence_chance, by_seed)
+            runs = runner.sequence([choice.final(name) for name in study.sequence_names], seed)
+            found["sequence"] = sequence_figures(study.sequence_chance, runs)
         if not study.quick:
-            found["costs"] = benchmark.costs(study.points("hsw")[0], study.points("hsw_thermostat")[0], seed)
+            found["costs"] = runner.costs(study.points("hsw")[0], study.points("hsw_thermostat")[0], seed)
             if plan.loop:
-                found["response"] = respond_to_step(plan, benchmark, seed)
+                found["response"] = runner.step_response(plan.entries[plan.loop["closed"]].final, seed)
         if study.complete:
-            found = publish(found, console)
-        for table in forgetting_tables(found):
-            console.print(Markdown(table))
-
-
-def respond_to_step(plan: Plan, benchmark: ForgettingBenchmark, seed: int) -> dict[str, Any]:
-    """Of the closed loop that was chosen; the plot beside the published tables shows this seed alone."""
-    steps, method = StepConfig(), plan.loop["closed"]
-    closed = plan.entries[method].final
-    lines = benchmark.step_response(closed, seed)
-    protection = benchmark.study.training(closed, seed).protected_by
-    assert protection is not None
-    assert protection.thermostat is not None
-    if benchmark.study.complete:
-        plot_response({arm: [seen] for arm, seen in lines.items()}, steps, _DOCS / "forgetting_step.png")
-    responses = {arm: response(seen, steps, protection.thermostat) for arm, seen in lines.items()}
-    return response_figures(method, {seed: responses})
-
-
-def publish(found: dict[str, Any], console: Console) -> dict[str, Any]:
-    """Writes record and plot, over the seeds of earlier runs of this recipe as well; returns these figures."""
-    record, runs = read_record("forgetting"), []
-    if record is not None and same_recipe(record["figures"]["recipe"], found["recipe"]):
-        found, runs = joined(record["figures"], found), record["runs"]
-    plot_fronts(found, _DOCS / "forgetting.png")
-    console.print(f"written to {write_record('forgetting', found['seeds'], found, targets(found), runs)}")
-    return found
+            found = publish("forgetting", [seed], found, joined, targets, runner.console)
+            plot_fronts(found, DOCS / "forgetting.png")
+        for table in measured(found, FORGETTING):
+            runner.console.print(Markdown(table))
 
 
 def main(study: ForgettingStudy) -> None:
     """Chooses or reports."""
-    console = Console()
     with placed(study, study.quick) as here, connect(here):
-        benchmark = ForgettingBenchmark(here, console)
-        (tune if here.tune else report)(here, benchmark, console)
+        (tune if here.tune else report)(ForgettingRunner(here, Console()))
 
 
 if __name__ == "__main__":

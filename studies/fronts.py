@@ -1,36 +1,27 @@
-"""The forgetting benchmark's figures and targets: whole trade-offs, compared on the same seeds and layouts.
-
-Success is a mean over families of means over their tasks, however many layouts a task was played on.
-
-All policies are drawn again together: one draw takes the same seeds and layouts from every method, so whatever is
-computed from it is paired. A seed that is drawn brings the layouts that it alone played: to draw these again would
-count their chance twice. Layouts that several seeds played are drawn too, within their task, and those that only
-some policies played apart from the others.
-"""
+"""The forgetting study's figures, targets and plot: whole trade-offs, compared on the same seeds and layouts."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
+import matplotlib as mpl
 import numpy as np
-import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from benchmarks.forgetting_archive import decode, encode
-from benchmarks.forgetting_outcomes import Comparison, Played, Point, Skill
-from benchmarks.forgetting_response import joined_responses
-from benchmarks.forgetting_sequence import joined_sequences
-from benchmarks.record import Target
-from evaluators.forgetting import Estimate, FloatArray, interval, mean_over_seeds
-from evaluators.pareto import Box, area, front, retention_at
+from evaluators.forgetting import mean_over_seeds
+from evaluators.pareto import front
+from evaluators.tradeoffs import Comparison, Drawn, Point, forgetting_at_equal_success, rounded
+from studies.archive import decode, encode
+from studies.record import Target
+from studies.sequence import joined_sequences
+from studies.step_response import joined_responses
 
-#: The same for every method.
-BOX: Final = Box(new=(0.0, 1.0), old=(0.0, 1.0))
 #: What the baseline forgets must be at least this, and its interval above 0, or it is too little to divide by.
 LEAST_DENOMINATOR: Final = 0.02
+_OTHERS: Final = {"questions": "accuracy", "kl": "kl", "drift": "drift"}
 
 
 def figures(comparison: Comparison, draws: int = 2000) -> dict[str, Any]:
@@ -62,110 +53,12 @@ def joined(earlier: Mapping[str, Any], later: Mapping[str, Any], draws: int = 20
     Raises:
         ValueError: the sessions are not of one recipe, see `Comparison.joined` and what joins the others.
     """
-    sessions = [decode(session["played"]) for session in (earlier, later)]
+    one, other = (decode(session["played"]) for session in (earlier, later))
     rest = {**earlier, **{name: figure for name, figure in later.items() if figure is not None}}
-    if earlier.get("sequence") and later.get("sequence"):
-        rest["sequence"] = joined_sequences(earlier["sequence"], later["sequence"])
-    if earlier.get("response") and later.get("response"):
-        rest["response"] = joined_responses(earlier["response"], later["response"])
-    return {**rest, **figures(sessions[0].joined(sessions[1]), draws)}
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Every policy's success in every draw; draw 0 is what was played.
-
-    Attributes:
-        comparison: what is drawn from.
-        draws: beside draw 0, at least 1.
-        seed: of the draws.
-    """
-
-    comparison: Comparison
-    draws: int = 2000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ValueError(f"draws is {self.draws}; give at least 1, 2000 for figures to be published")
-
-    @cached_property
-    def families(self) -> dict[str, dict[str, FloatArray]]:
-        """Of "new" and "old": family -> float64 [draws + 1, policies]; policy 0 is the base, then the points."""
-        rng = np.random.default_rng(self.seed)
-        count = len(self.comparison.seeds)
-        of_seeds = _weights(rng, np.zeros(count, np.int64), self.draws) / count
-        return {part: self._success(part, rng, of_seeds) for part in ("new", "old")}
-
-    @cached_property
-    def points(self) -> FloatArray:
-        """(new-task success, retention) of every policy: float64 [draws + 1, policies, 2]."""
-        return np.stack([np.mean(list(self.families[part].values()), axis=0) for part in ("new", "old")], axis=-1)
-
-    @cached_property
-    def areas(self) -> dict[str, FloatArray]:
-        """Method -> area under its front, float64 [draws + 1]."""
-        methods = self.comparison.methods
-        return {name: self.area(self.comparison.points_of(name)) for name in methods}
-
-    def area(self, points: Iterable[Point]) -> FloatArray:
-        """Under the front of these points, float64 [draws + 1]."""
-        return np.array([area(drawn, BOX) for drawn in self.of(points)])
-
-    def of(self, points: Iterable[Point]) -> FloatArray:
-        """float64 [draws + 1, P, 2]."""
-        return self.points[:, [self.place(point) for point in points]]
-
-    def place(self, point: Point | None) -> int:
-        """Of a point among the policies; None for the base."""
-        return 0 if point is None else 1 + self._places[point]
-
-    def estimate(self, values: FloatArray) -> dict[str, float | None]:
-        """Of values in every draw, [draws + 1]."""
-        return _rounded(interval(float(values[0]), values[1:], len(self.comparison.seeds)))
-
-    @cached_property
-    def _places(self) -> dict[Point, int]:
-        return {point: place for place, point in enumerate(self.comparison.points)}
-
-    def _success(self, part: str, rng: np.random.Generator, of_seeds: FloatArray) -> dict[str, FloatArray]:
-        skills: Mapping[str, Skill] = getattr(self.comparison, part)
-        tasks: dict[str, list[FloatArray]] = {skill.family: [] for skill in skills.values()}
-        for task, skill in skills.items():
-            outcomes = self._outcomes(part, task)
-            policies, seeds, layouts = outcomes.shape
-            cells = outcomes.reshape(policies * seeds, layouts)
-            played = ~np.isnan(cells)
-            _, alike = np.unique(played, axis=1, return_inverse=True)  # layouts that the same policies played
-            shared = played.reshape(outcomes.shape).any(0).sum(0) > 1
-            weights = _weights(rng, np.where(shared, alike.reshape(-1), -1), self.draws)
-            rates = (weights @ np.nan_to_num(cells).T) / (weights @ played.T)
-            tasks[skill.family].append((rates.reshape(-1, policies, seeds) * of_seeds[:, None]).sum(-1))
-        return {family: np.mean(rates, axis=0) for family, rates in tasks.items()}
-
-    def _outcomes(self, part: str, task: str) -> FloatArray:
-        """1, 0, or NaN where not played: [policies, seeds, layouts]."""
-        policies = [self.comparison.base, *self.comparison.points.values()]
-        played = [[getattr(policy[seed], part)[task] for seed in self.comparison.seeds] for policy in policies]
-        layouts = sorted({layout for seeds in played for outcomes in seeds for layout in outcomes})
-        return np.array(
-            [[[outcomes.get(i, math.nan) for i in layouts] for outcomes in seeds] for seeds in played], np.float64
-        )
-
-
-def forgetting_at_equal_success(drawn: Drawn, first: str, second: str) -> FloatArray:
-    """What two methods forget at the same new-task success: float64 [draws + 1, 3], that success, then each's.
-
-    The success is the largest that both fronts reach; in every draw it is that draw's own.
-    Forgetting is the base's retention minus the front's there, in [-1, 1].
-    """
-    base = drawn.points[:, 0, 1]
-    fronts = zip(*(drawn.of(drawn.comparison.points_of(name)) for name in (first, second)), strict=True)
-    rows = []
-    for kept, (one, two) in zip(base, fronts, strict=True):
-        level = min(one[:, 0].max(), two[:, 0].max())
-        rows.append((level, kept - retention_at(one, level), kept - retention_at(two, level)))
-    return np.array(rows)
+    for part, join in {"sequence": joined_sequences, "response": joined_responses}.items():
+        if earlier.get(part) and later.get(part):
+            rest[part] = join(earlier[part], later[part])
+    return {**rest, **figures(one.joined(other), draws)}
 
 
 def _method(drawn: Drawn, name: str) -> dict[str, Any]:
@@ -174,12 +67,23 @@ def _method(drawn: Drawn, name: str) -> dict[str, Any]:
     means = drawn.of(points)[0]
     best = {tuple(point) for point in front(means).tolist()}
     others = [other for other in comparison.methods if other != name]
+
+    def at(point: Point) -> dict[str, Any]:
+        return {"strength": point.strength, "checkpoint": point.checkpoint}
+
+    def in_short(point: Point) -> dict[str, Any]:
+        """Intervals of the two axes alone."""
+        everything = _policy(drawn, point)
+        values = {of: everything[of] and everything[of]["value"] for of in _OTHERS}
+        families = {family: estimate["value"] for family, estimate in everything["families"].items()}
+        return {"new": everything["new"], "old": everything["old"], "families": families, **values}
+
     return {
         "role": entry.role,
         "uses": list(entry.uses),
-        "final": {**_at(entry.final), **_policy(drawn, entry.final)},
+        "final": {**at(entry.final), **_policy(drawn, entry.final)},
         "points": [
-            {**_at(p), **_point(drawn, p), "on_front": tuple(mean) in best}
+            {**at(p), **in_short(p), "on_front": tuple(mean) in best}
             for p, mean in zip(points, means.tolist(), strict=True)
         ],
         "area": drawn.estimate(drawn.areas[name]),
@@ -189,67 +93,40 @@ def _method(drawn: Drawn, name: str) -> dict[str, Any]:
 
 
 def _equal_success(drawn: Drawn, name: str) -> dict[str, Any]:
+    """What is forgotten at equal success, and its ratio; None and why, where the baseline forgets too little.
+
+    In a few draws the baseline may still forget nothing; these count as the largest ratio of the others.
+    """
     baseline = drawn.comparison.baseline
     level, forgets, theirs = forgetting_at_equal_success(drawn, name, baseline).T
     told = {"new": level, "forgets": forgets, "baseline_forgets": theirs, "saved": theirs - forgets}
     estimates: dict[str, Any] = {kind: drawn.estimate(values) for kind, values in told.items()}
-    return {**estimates, **_ratio(drawn, forgets, theirs, baseline)}
-
-
-def _ratio(drawn: Drawn, forgets: FloatArray, theirs: FloatArray, baseline: str) -> dict[str, Any]:
-    """The ratio of what is forgotten; None and why, where the baseline forgets too little to divide by.
-
-    In a few draws it may still forget nothing; these count as the largest ratio of the others.
-    """
-    denominator = drawn.estimate(theirs)
-    value, low = float(theirs[0]), denominator["low"]
+    value, low = float(theirs[0]), estimates["baseline_forgets"]["low"]
     if value < LEAST_DENOMINATOR or (low is not None and low <= 0):
-        around = "" if low is None else f" ({low:.3f} to {denominator['high']:.3f})"
-        return {"ratio": None, "why": f"{baseline} forgets {value:.3f}{around} there, too little to divide by"}
+        around = "" if low is None else f" ({low:.3f} to {estimates['baseline_forgets']['high']:.3f})"
+        why = f"{baseline} forgets {value:.3f}{around} there, too little to divide by"
+        return {**estimates, "ratio": None, "why": why}
     some = theirs > 0
     ratios = np.where(some, forgets / np.where(some, theirs, 1.0), -np.inf)
-    return {"ratio": drawn.estimate(np.where(some, ratios, ratios.max())), "why": None}
+    return {**estimates, "ratio": drawn.estimate(np.where(some, ratios, ratios.max())), "why": None}
 
 
 def _policy(drawn: Drawn, point: Point | None) -> dict[str, Any]:
     """All estimates of one policy."""
     comparison, place = drawn.comparison, drawn.place(point)
-    played = comparison.base if point is None else comparison.points[point]
-    parts = {part: drawn.estimate(drawn.points[:, place, axis]) for axis, part in enumerate(("new", "old"))}
-    episodes = {
-        part: sum(len(outcomes) for policy in played.values() for outcomes in getattr(policy, part).values())
-        for part in ("new", "old")
-    }
+    played = (comparison.base if point is None else comparison.points[point]).values()
+
+    def over_seeds(of: str) -> dict[str, float | None] | None:
+        """Mean, with an interval; None if it was not measured in every seed."""
+        known = [value for policy in played if (value := getattr(policy, of)) is not None]
+        return rounded(mean_over_seeds(np.array(known, np.float64))) if len(known) == len(played) else None
+
     return {
-        **parts,
+        **{part: drawn.estimate(drawn.points[:, place, axis]) for axis, part in enumerate(("new", "old"))},
         "families": {f: drawn.estimate(rates[:, place]) for f, rates in drawn.families["old"].items()},
-        **{name: _over_seeds(played, of) for name, of in _OTHERS.items()},
-        "episodes": episodes,
+        **{name: over_seeds(of) for name, of in _OTHERS.items()},
+        "episodes": {part: sum(policy.episodes[part] for policy in played) for part in ("new", "old")},
     }
-
-
-def _point(drawn: Drawn, point: Point) -> dict[str, Any]:
-    """The same in short: intervals of the two axes alone."""
-    everything = _policy(drawn, point)
-    values = {name: everything[name] and everything[name]["value"] for name in _OTHERS}
-    families = {family: estimate["value"] for family, estimate in everything["families"].items()}
-    return {"new": everything["new"], "old": everything["old"], "families": families, **values}
-
-
-_OTHERS: Mapping[str, Callable[[Played], float | None]] = {
-    "questions": lambda played: played.accuracy,
-    "kl": lambda played: played.kl,
-    "drift": lambda played: played.drift,
-}
-
-
-def _over_seeds(
-    played: Mapping[int, Played], of: Callable[[Played], float | None]
-) -> dict[str, float | None] | None:
-    """Mean over the seeds, with an interval; None if it was not measured in every one."""
-    values = [of(policy) for policy in played.values()]
-    known = [value for value in values if value is not None]
-    return _rounded(mean_over_seeds(np.array(known, np.float64))) if len(known) == len(values) else None
 
 
 def _loop(drawn: Drawn) -> dict[str, Any] | None:
@@ -258,22 +135,20 @@ def _loop(drawn: Drawn) -> dict[str, Any] | None:
     Areas are of checkpoints that both runs were played at, so neither has more points to choose from. The best
     constant was chosen with its checkpoint: it and the loop are compared at their final points.
     """
-    comparison = drawn.comparison
-    if not comparison.loop:
-        return None
-    rows = {}
+    comparison, rows = drawn.comparison, {}
     for kind, name in comparison.loop.items():
-        ahead, behind = map(drawn.area, _compared(comparison, kind))
-        final = drawn.place(comparison.methods[name].final)
+        runs = _compared(comparison, kind)
+        ahead, behind = map(drawn.area, runs)
+        final = drawn.points[:, drawn.place(comparison.methods[name].final)]
         rows[kind] = {
             "method": name,
-            "checkpoints": len(_compared(comparison, kind)[1]),
-            "new": drawn.estimate(drawn.points[:, final, 0]),
-            "old": drawn.estimate(drawn.points[:, final, 1]),
+            "checkpoints": len(runs[1]),
+            "new": drawn.estimate(final[:, 0]),
+            "old": drawn.estimate(final[:, 1]),
             "area": drawn.estimate(behind),
             "gain": None if kind == "closed" else drawn.estimate(ahead - behind),
         }
-    return rows
+    return rows or None
 
 
 def _compared(comparison: Comparison, kind: str) -> tuple[list[Point], list[Point]]:
@@ -289,80 +164,112 @@ def _compared(comparison: Comparison, kind: str) -> tuple[list[Point], list[Poin
     return ahead, behind
 
 
-def _reading(costs: Mapping[str, Any]) -> str:
-    if "reading_ms" not in costs:
-        return ""
-    share = costs["reading_ms"] / costs["method_ms"]
-    return f"a reading takes {share:.2f} of a training step, and is taken every {costs['every']} steps here"
-
-
 def targets(figures: Mapping[str, Any]) -> list[Target]:
     """What was promised, from `figures`; `costs` in it, if there, holds the two ratios as estimates."""
     methods, ours, rival, baseline = (figures[name] for name in ("methods", "ours", "best_rival", "baseline"))
     costs: Mapping[str, Any] = figures.get("costs") or {}
+    loop: Mapping[str, Any] = figures.get("loop") or {}
     equal = methods[ours]["equal_success"]
     at = f"{ours} against {baseline} at a new-task success of {equal['new']['value']:.2f}"
-    loop: Mapping[str, Any] = figures.get("loop") or {}
-    closed = f"{loop['closed']['method']} against {loop['shuffled']['method']}" if loop else ""
+    reading = closed = ""
+    if "reading_ms" in costs:
+        share = costs["reading_ms"] / costs["method_ms"]
+        reading = f"a reading takes {share:.2f} of a training step, and is taken every {costs['every']} steps here"
+    if loop:
+        closed = f"{loop['closed']['method']} against {loop['shuffled']['method']}"
+
+    def target(
+        name: str,
+        one: Mapping[str, Any] | None,
+        bound: float,
+        note: str = "",
+        at_least: bool = False,
+        beyond: bool = False,
+    ) -> Target:
+        if one is None or one["value"] is None:
+            return Target(name, None, bound, at_least, beyond, note=note or "not measured")
+        known = None if one["low"] is None or one["high"] is None else (one["low"], one["high"])
+        return Target(name, one["value"], bound, at_least, beyond, known, note)
+
+    why = at if equal["why"] is None else f"{at}: {equal['why']}"
+    gap = methods[ours]["gaps"][rival] if rival else None
+    against = f"{ours} against {rival}" if rival else "no rival without replay and extra loss was played"
+    gain = loop["shuffled"]["gain"] if loop else None
     return [
-        _target("hsw_step_ratio", costs.get("hsw_step_ratio"), 1.05),
-        _target("thermostat_step_ratio", costs.get("thermostat_step_ratio"), 1.02, note=_reading(costs)),
-        _target(
-            "forgetting_ratio_to_lora",
-            equal["ratio"],
-            0.5,
-            note=at if equal["why"] is None else f"{at}: {equal['why']}",
-        ),
-        _target(
-            "front_area_gap_to_best_rival",
-            methods[ours]["gaps"][rival] if rival else None,
-            0.0,
-            at_least=True,
-            note=f"{ours} against {rival}" if rival else "no rival without replay and extra loss was played",
-        ),
-        _target(
-            "closed_loop_gain_over_shuffled",
-            loop["shuffled"]["gain"] if loop else None,
-            0.0,
-            at_least=True,
-            beyond=True,
-            note=closed,
-        ),
+        target("hsw_step_ratio", costs.get("hsw_step_ratio"), 1.05),
+        target("thermostat_step_ratio", costs.get("thermostat_step_ratio"), 1.02, reading),
+        target("forgetting_ratio_to_lora", equal["ratio"], 0.5, why),
+        target("front_area_gap_to_best_rival", gap, 0.0, against, at_least=True),
+        target("closed_loop_gain_over_shuffled", gain, 0.0, closed, at_least=True, beyond=True),
     ]
 
 
-def _target(
-    name: str,
-    estimate: Mapping[str, float | None] | None,
-    bound: float,
-    at_least: bool = False,
-    beyond: bool = False,
-    note: str = "",
-) -> Target:
-    if estimate is None or estimate["value"] is None:
-        return Target(name, None, bound, at_least, beyond, note=note or "not measured")
-    low, high = estimate["low"], estimate["high"]
-    known = None if low is None or high is None else (low, high)
-    return Target(name, estimate["value"], bound, at_least, beyond, known, note)
+#: Legend heading -> colours from first to last method.
+_COLOURS: Final[Mapping[str, str]] = {
+    "ours": "Blues",
+    "rivals": "Greens",
+    "rivals with replay or an extra loss": "Oranges",
+    "controls": "Greys",
+}
+_MARKERS: Final = "osD^v<>Xph*P"
 
 
-def _weights(rng: np.random.Generator, strata: npt.NDArray[np.int64], draws: int) -> FloatArray:
-    """How often each of n things is drawn, with replacement within its stratum [n]: float64 [draws + 1, n].
+def plot_fronts(figures: Mapping[str, Any], path: Path) -> None:
+    """A line with markers for each method's front, its other points faint, the base dashed; PNG.
 
-    Draw 0 takes each once, and stratum -1 is always taken as it is.
+    Final points are larger, with intervals on both axes where there are several training seeds.
     """
-    weights = np.ones((draws + 1, len(strata)))
-    for stratum in np.unique(strata[strata >= 0]):
-        members = np.flatnonzero(strata == stratum)
-        weights[1:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), draws)
-    return weights
+    figure = Figure(figsize=(10, 6.2), layout="constrained")
+    panel = figure.subplots()
+    base = panel.axhline(figures["base"]["old"]["value"], color="black", linestyle="--", linewidth=1)
+    handles: list[Any] = [base]
+    labels = ["before fine-tuning"]
+    for heading, names in groups(figures["methods"]).items():
+        handles.append(panel.plot([], [], linestyle="none")[0])
+        labels.append(heading)
+        shades = mpl.colormaps[_COLOURS[heading]]
+        for place, name in enumerate(names):
+            shade = shades(0.9 - 0.5 * place / max(len(names) - 1, 1))
+            handles.append(_draw(panel, figures["methods"][name], shade, _MARKERS[place % len(_MARKERS)]))
+            labels.append(name)
+    panel.set_xlabel("success on the new task, held-out layouts")
+    panel.set_ylabel("success on the old skills, held-out layouts")
+    panel.grid(alpha=0.3)
+    legend = figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    for text in legend.get_texts():
+        if text.get_text() in _COLOURS:
+            text.set_fontweight("bold")
+            text.set_x(-24)  # where the headings' empty handles would stand
+    figure.savefig(path, dpi=130)
 
 
-def _at(point: Point) -> dict[str, Any]:
-    return {"strength": point.strength, "checkpoint": point.checkpoint}
+def groups(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Legend heading -> its methods, those headings alone that have some."""
+    members: dict[str, list[str]] = {heading: [] for heading in _COLOURS}
+    for name, method in methods.items():
+        dear = {"loss", "replay"} & set(method["uses"])
+        rivals = "rivals with replay or an extra loss" if dear else "rivals"
+        members[{"ours": "ours", "control": "controls"}.get(method["role"], rivals)].append(name)
+    return {heading: names for heading, names in members.items() if names}
 
 
-def _rounded(estimate: Estimate) -> dict[str, float | None]:
-    """Four significant digits, None for NaN."""
-    told = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-    return {name: None if math.isnan(value) else float(f"{value:.4g}") for name, value in told.items()}
+def _draw(panel: Axes, method: Mapping[str, Any], colour: Any, marker: str) -> Any:
+    front = sorted((p for p in method["points"] if p["on_front"]), key=lambda p: p["new"]["value"])
+    behind = [p for p in method["points"] if not p["on_front"]]
+    places = [[[p[axis]["value"] for p in points] for axis in ("new", "old")] for points in (behind, front)]
+    panel.plot(*places[0], linestyle="none", marker=marker, markersize=3, color=colour, alpha=0.25)
+    (line,) = panel.plot(*places[1], marker=marker, markersize=4.5, linewidth=1.3, color=colour)
+    new, old = (method["final"][axis] for axis in ("new", "old"))
+    large: dict[str, Any] = {"markersize": 9, "markeredgecolor": "black", "markeredgewidth": 0.8}
+    faint: dict[str, Any] = {"ecolor": (colour, 0.5), "elinewidth": 0.8}
+    error: dict[str, Any] = {"xerr": _reach(new), "yerr": _reach(old)}
+    panel.errorbar(new["value"], old["value"], **error, marker=marker, color=colour, **large, **faint)
+    return line
+
+
+def _reach(estimate: Mapping[str, Any]) -> list[list[float]] | None:
+    """How far the interval reaches down and up; a bootstrap interval may just miss its value."""
+    if estimate["low"] is None:
+        return None
+    value = estimate["value"]
+    return [[max(value - estimate["low"], 0.0)], [max(estimate["high"] - value, 0.0)]]

@@ -1,6 +1,6 @@
 """Does memory matter where it should? The quickstart's own results against what was promised.
 
-    python -m benchmarks.quickstart [--quick] [--storage_root DIR]
+    python -m studies.quickstart [--quick] [--storage_root DIR]
 
 Runs `ray_jobs.quickstart` (or takes its results, if it is complete under that storage root) and checks them. A
 full run writes `benchmarks/results/quickstart.json`; `--quick` runs the smoke tier and writes nothing.
@@ -8,68 +8,70 @@ full run writes `benchmarks/results/quickstart.json`; `--quick` runs the smoke t
 
 from __future__ import annotations
 
-import argparse
 import json
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
-from benchmarks.record import Target, write_record
+from ray_jobs.cli import run
 from ray_jobs.quickstart import QuickstartConfig
 from ray_jobs.quickstart import main as quickstart
+from studies.engine import entries
+from studies.record import Target, write_record
+from studies.tables import target_table
+
+
+@dataclass(frozen=True)
+class QuickstartStudy:
+    """What is run.
+
+    Attributes:
+        quick: the smoke tier; writes nothing.
+        storage_root: where it runs; a temporary place by default.
+    """
+
+    quick: bool = False
+    storage_root: Path | None = None
 
 
 def targets(summary: dict[str, Any]) -> list[Target]:
     """What issue and README promise, from a `summary.json`."""
     gru, none = summary["success"]["gru"], summary["success"]["none"]
-    blind = none["recall"]
-    return [
-        Target("recall_gru", gru["recall"]["rate"], 0.85, at_least=True),
-        Target("recall_none_interval_low", blind["wilson95"][0], blind["chance"], at_least=False),
-        Target("ground_gru", gru["ground"]["rate"], 0.9, at_least=True),
-        Target("ground_none", none["ground"]["rate"], 0.9, at_least=True),
-        Target("count_gru", gru["count"]["rate"], 0.85, at_least=True),
-        Target(
-            "count_gap_of_intervals",
-            gru["count"]["wilson95"][0] - none["count"]["wilson95"][1],
-            0.0,
-            at_least=True,
-        ),
-        Target("place_gru", gru["place"]["rate"], 0.8, at_least=True),
-        Target("place_none", none["place"]["rate"], 0.8, at_least=True),
-        Target("wall_minutes", summary["wall_s"] / 60, 20.0, at_least=False),
-        Target("simulator_cpu_ms_per_step", summary["collect"]["cpu_ms_per_step"], 8.0, at_least=False),
-    ]
+    values = {
+        "recall_gru": gru["recall"]["rate"],
+        "recall_none_interval_low": none["recall"]["wilson95"][0],
+        "ground_gru": gru["ground"]["rate"],
+        "ground_none": none["ground"]["rate"],
+        "count_gru": gru["count"]["rate"],
+        "count_gap_of_intervals": gru["count"]["wilson95"][0] - none["count"]["wilson95"][1],
+        "place_gru": gru["place"]["rate"],
+        "place_none": none["place"]["rate"],
+        "wall_minutes": summary["wall_s"] / 60,
+        "simulator_cpu_ms_per_step": summary["collect"]["cpu_ms_per_step"],
+    }
+    least, most = (entries("quickstart")[side] for side in ("at_least", "at_most"))
+    bounds = {**least, **most, "recall_none_interval_low": none["recall"]["chance"]}
+    return [Target(name, value, bounds[name], name in least) for name, value in values.items()]
 
 
-def main() -> None:
+def main(study: QuickstartStudy) -> None:
     """Runs, prints the targets, and on a full run records them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the smoke tier; writes nothing")
-    parser.add_argument("--storage_root", type=Path, help="where it runs; a temporary place by default")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        tier = "smoke" if arguments.quick else "full"
-        config = QuickstartConfig(storage_root=arguments.storage_root or Path(scratch), tier=tier)
+    console = Console()
+    with TemporaryDirectory() as scratch:
+        root, tier = study.storage_root or Path(scratch), "smoke" if study.quick else "full"
+        config = QuickstartConfig(storage_root=root, tier=tier)
         quickstart(config)
         summary = json.loads((config.runs / config.study / "summary.json").read_text())
-    table = Table(title=f"quickstart, {tier} tier")
-    for heading in ("target", "value", "bound", "met"):
-        table.add_column(heading)
-    for target in targets(summary):
-        sign = ">=" if target.at_least else "<="
-        table.add_row(
-            target.name, f"{target.value:.3f}", f"{sign} {target.bound:.3f}", "yes" if target.met else "no"
-        )
-    console = Console()
-    console.print(table)
-    if not arguments.quick:
+    met = targets(summary)
+    console.print(Markdown(target_table([target.to_dict() for target in met])))
+    if not study.quick:
         figures = {name: summary[name] for name in ("wall_s", "collect", "train", "success", "paired")}
-        console.print(write_record("quickstart", [config.training("gru").seed], figures, targets(summary)))
+        console.print(f"written to {write_record('quickstart', [config.training('gru').seed], figures, met)}")
 
 
 if __name__ == "__main__":
-    main()
+    run(QuickstartStudy, main, __doc__)

@@ -6,7 +6,7 @@ The act alone is measured, batch 1 on one thread: no actor and no other episode 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from rich.console import Console
 
 from evaluators.paired import compare
 from evaluators.statistics import mcnemar_exact
@@ -29,6 +30,7 @@ from ipvla.rollout.sim_pool import WorkerPool, cluster_cores
 from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.simulator import Simulator, Task
 from ipvla.types import EpisodeResult, EpisodeSpec, Observation
+from ray_jobs.progress import episode_progress
 
 #: The two ways to reason, by the names of their records.
 ONCE, EVERY = "once", "every step"
@@ -71,7 +73,7 @@ class PlanJob:
 class PlanWorker:
     """A worker of `ipvla.rollout.sim_pool.WorkerPool` for `PlanJob`s; what it has opened stays open."""
 
-    def __init__(self, make_simulator: Callable[[str, str], Simulator]) -> None:
+    def __init__(self, make_simulator: SuiteSimulators) -> None:
         torch.set_num_threads(1)
         self._make_simulator = make_simulator
         self._simulators: dict[str, Simulator] = {}
@@ -82,28 +84,22 @@ class PlanWorker:
         task = job.spec.task
         if task not in self._simulators:
             self._simulators[task] = self._make_simulator(job.spec.suite, task)
-        results = {}
+        simulator, results = self._simulators[task], {}
         for name, directory in job.policies.items():
-            act = MeteredAct(self._policy(directory, self._simulators[task], job.spec))
-            result = run_episode(self._simulators[task], job.spec, act)
+            if directory not in self._policies:
+                self._policies[directory] = Policy.load(directory)
+                simulator.reset(job.spec.seed)
+                MeteredAct(self._policies[directory])(simulator.observe(), 0)  # a process's first act is slow
+            act = MeteredAct(self._policies[directory])
+            result = run_episode(simulator, job.spec, act)
             costs = {"wall_s": act.wall_s, "cpu_s": act.cpu_s, "tokens": act.tokens}
             results[name] = replace(result, details={**result.details, **costs})
         return results
 
-    def _policy(self, directory: Path, simulator: Simulator, spec: EpisodeSpec) -> Policy:
-        if directory not in self._policies:
-            policy = self._policies[directory] = Policy.load(directory)
-            simulator.reset(spec.seed)
-            MeteredAct(policy)(simulator.observe(), 0)  # a process's first act is slow
-        return self._policies[directory]
 
-
-def play(
-    config: SuccessConfig,
-    cache_dir: Path,
-    policies: Mapping[str, Path],
-    on_result: Callable[[], None] = lambda: None,
-) -> dict[str, tuple[EpisodeResult, ...]]:
+def play_both(
+    config: SuccessConfig, cache_dir: Path, policies: Mapping[str, Path], console: Console
+) -> dict[str, list[EpisodeResult]]:
     """Plays what the journals beside the policies lack; policy name -> all its results.
 
     Raises:
@@ -112,27 +108,25 @@ def play(
     """
     with ExitStack() as stack:
         evaluation = stack.enter_context(config.build(cache_dir))
-        journals = {
-            name: stack.enter_context(
-                Journal(
-                    directory.parent / f"{directory.name}-plan.sqlite",
-                    evaluation.fingerprint(PolicySource(Policy.load, directory)),
-                )
-            )
-            for name, directory in policies.items()
-        }
+        journals = {}
+        for name, directory in policies.items():
+            place = directory.parent / f"{directory.name}-plan.sqlite"
+            made_by = evaluation.fingerprint(PolicySource(Policy.load, directory))
+            journals[name] = stack.enter_context(Journal(place, made_by))
         missing = {spec.key: spec for journal in journals.values() for spec in journal.missing(evaluation.specs)}
         jobs = [PlanJob(spec, policies) for spec in missing.values()]
         if jobs:
             make = partial(PlanWorker, SuiteSimulators(cache_dir, config.camera_size))
             pool = stack.enter_context(WorkerPool(make, min(config.num_simulators or cluster_cores(), len(jobs))))
+            progress = stack.enter_context(episode_progress(console))
+            bar = progress.add_task("layouts played both ways", total=len(jobs))
             for _, results in pool.run(jobs, group=lambda job: job.spec.task, name=lambda job: job.spec.key):
                 for name, result in results.items():
                     journals[name].record(result)
-                on_result()
+                progress.advance(bar)
         wanted = {spec.key for spec in evaluation.specs}
         return {
-            name: tuple(result for result in journal.results() if result.spec.key in wanted)
+            name: [result for result in journal.results() if result.spec.key in wanted]
             for name, journal in journals.items()
         }
 
@@ -146,15 +140,16 @@ def plan_figures(tasks: Sequence[Task], results: Mapping[str, Sequence[EpisodeRe
     tables = {name: tabulate(name, tasks, played, {}) for name, played in results.items()}
     ways = {name: _way(table) for name, table in tables.items()}
     comparisons = compare(tables[ONCE], tables[EVERY], tasks)
-    only_once = sum(comparison.only_first for comparison in comparisons)
-    only_every = sum(comparison.only_second for comparison in comparisons)
+    only_once, only_every, pairs = (
+        sum(getattr(comparison, of) for comparison in comparisons) for of in ("only_first", "only_second", "pairs")
+    )
     p_value = mcnemar_exact(only_once, only_every)
     return {
         "ways": ways,
         "wall_speedup": ways[EVERY]["wall_ms_per_step"] / ways[ONCE]["wall_ms_per_step"],
         "cpu_speedup": ways[EVERY]["cpu_ms_per_step"] / ways[ONCE]["cpu_ms_per_step"],
         "paired": {
-            "pairs": sum(comparison.pairs for comparison in comparisons),
+            "pairs": pairs,
             "only_once": only_once,
             "only_every_step": only_every,
             "p_value": p_value,
@@ -166,14 +161,9 @@ def plan_figures(tasks: Sequence[Task], results: Mapping[str, Sequence[EpisodeRe
 
 def _way(table: SuccessTable) -> dict[str, Any]:
     steps = sum(result.steps for result in table.results)
-
-    def per_step(name: str) -> float:
-        return float(sum(result.details[name] for result in table.results)) / steps
-
-    return {
-        "control_steps": steps,
-        "tokens_per_step": per_step("tokens"),
-        "wall_ms_per_step": 1e3 * per_step("wall_s"),
-        "cpu_ms_per_step": 1e3 * per_step("cpu_s"),
-        "success": table.to_dict(),
-    }
+    tokens, wall_s, cpu_s = (
+        float(sum(result.details[name] for result in table.results)) / steps
+        for name in ("tokens", "wall_s", "cpu_s")
+    )
+    per_step = {"tokens_per_step": tokens, "wall_ms_per_step": 1e3 * wall_s, "cpu_ms_per_step": 1e3 * cpu_s}
+    return {"control_steps": steps, **per_step, "success": table.to_dict()}

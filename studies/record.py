@@ -1,4 +1,4 @@
-"""The record that a benchmark's full run leaves in `benchmarks/results`: where, on what, figures, targets."""
+"""The record that a full run of a study or benchmark leaves: where it ran, on what, figures, targets."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ipvla.atomic_file import write_text
 from ipvla.sim.fingerprint import fingerprint
+from ipvla.storage import SOURCE_TREE
 from ray_jobs.commit import commit
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS: Final = SOURCE_TREE / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,7 @@ class Target:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; `beyond`, `low` and `high`, and `note` only where they say something."""
-        values: dict[str, Any] = {
-            name: getattr(self, name) for name in ("name", "value", "bound", "at_least", "met")
-        }
+        values: dict[str, Any] = {n: getattr(self, n) for n in ("name", "value", "bound", "at_least", "met")}
         if self.beyond:
             values["beyond"] = True
         if self.interval is not None:
@@ -61,43 +60,39 @@ def write_record(
     targets: Sequence[Target],
     earlier: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """Writes `results/NAME.json` with commit, machine and library versions of this run.
+    """Writes `benchmarks/results/NAME.json` with commit, machine and library versions of this run.
 
     Args:
         seeds: all that the figures are of.
-        earlier: runs that gave some of the figures, as `read_record(name)["runs"]` tells.
+        earlier: runs that gave some of the figures, the `runs` of `read_record`.
     """
     run = this_run()
-    record = {
-        **run,
-        "seeds": list(seeds),
-        "figures": figures,
-        "targets": [target.to_dict() for target in targets],
-        **({"runs": [*earlier, run]} if earlier else {}),
-    }
+    told = [target.to_dict() for target in targets]
+    runs = {"runs": [*earlier, run]} if earlier else {}
+    record = {**run, "seeds": list(seeds), "figures": figures, "targets": told, **runs}
     return write_text(RESULTS / f"{name}.json", laid_out(record) + "\n")
 
 
-def this_run() -> dict[str, Any]:
-    """Commit and machine, as records tell them."""
-    machine = {"cpu": cpu_name(), "os": platform.platform(), **fingerprint()}
-    return {"commit": commit(), "machine": machine}
-
-
-def where(run: Mapping[str, Any]) -> str:
-    """A sentence on the run that gave some figures; `commit` is a list where it was not kept which one it was."""
-    commits = [run["commit"]] if isinstance(run["commit"], str) else run["commit"]
-    named = " or ".join(f"`{one[:10]}`" for one in commits)
-    return f"Commit {named}, {run['machine']['cpu']}, {run['machine']['os']}."
-
-
 def read_record(name: str) -> dict[str, Any] | None:
-    """What `results/NAME.json` says, with `runs` if it was left out for being one; None if there is none."""
+    """What `write_record` wrote, with `runs` if it was left out for being one; None if there is none."""
     path = RESULTS / f"{name}.json"
     if not path.exists():
         return None
     record: dict[str, Any] = json.loads(path.read_text())
     return {"runs": [{key: record[key] for key in ("commit", "machine")}], **record}
+
+
+def this_run() -> dict[str, Any]:
+    """Commit and machine, as records have them."""
+    machine = {"cpu": cpu_name(), "os": platform.platform(), **fingerprint()}
+    return {"commit": commit(), "machine": machine}
+
+
+def where(run: Mapping[str, Any]) -> str:
+    """A sentence on the run that gave some figures; `commit` is a list where it is not known which one it was."""
+    commits = [run["commit"]] if isinstance(run["commit"], str) else run["commit"]
+    named = " or ".join(f"`{one[:10]}`" for one in commits)
+    return f"Commit {named}, {run['machine']['cpu']}, {run['machine']['os']}."
 
 
 def laid_out(value: Any, indent: str = "") -> str:
@@ -113,7 +108,7 @@ def laid_out(value: Any, indent: str = "") -> str:
 
 
 def cpu_name() -> str:
-    """Number and model name of the processors, where Linux tells them."""
+    """Number and model name of the processors, where Linux knows them."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{len(names)} x {names[0]}" if names else platform.processor()

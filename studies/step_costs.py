@@ -12,7 +12,7 @@ are given beside it. On a GPU it is wall time, with the device waited for.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -29,10 +29,10 @@ from ipvla.training.parallel import World
 from ipvla.training.precision import autocasts
 from ipvla.training.step import training_step
 from ipvla.types import StepBatch
+from studies.step_response import thermostat_of
 
 #: By clock, "wall" and "cpu".
 Seconds = dict[str, float]
-
 #: Of a round, in this order: a step of each of the three runs, and a reading of the third.
 PARTS = ("baseline", "method", "thermostat", "reading")
 
@@ -101,30 +101,19 @@ def step_costs(config: ExperimentConfig, settings: StepCostConfig) -> StepCosts:
         DatasetError, CheckpointError, ArtifactError: as `ExperimentConfig.build`.
     """
     world = World(device=torch.device("cuda" if config.use_gpu else "cpu"))
-    runs = variants(config)
-    with _threads(config.training.threads):
-        trainers = {name: Trainer(run, world) for name, run in runs.items()}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.training.threads)
+    try:
+        trainers = {name: Trainer(run, world) for name, run in variants(config).items()}
+        every = trainers["thermostat"].thermostat.every
         calibration = trainers["thermostat"].calibrate()
         seconds = play(trainers, settings)
-    every = trainers["thermostat"].every
+    finally:
+        torch.set_num_threads(threads)
     clock = "cpu" if world.device.type == "cpu" else "wall"
-    hsw, amortised = ratios(seconds[clock], every, settings)
-    hsw_wall, amortised_wall = ratios(seconds["wall"], every, settings)
-    baseline, method, thermostat, reading = (1e3 * np.median(seconds[clock], axis=0)).tolist()
-    return StepCosts(
-        clock=clock,
-        rounds=settings.rounds,
-        every=every,
-        baseline_ms=baseline,
-        method_ms=method,
-        thermostat_ms=thermostat,
-        reading_ms=reading,
-        calibration_ms=1e3 * calibration[clock],
-        hsw_step_ratio=hsw,
-        thermostat_step_ratio=amortised,
-        hsw_step_ratio_wall=hsw_wall,
-        thermostat_step_ratio_wall=amortised_wall,
-    )
+    by_clock, by_wall = (ratios(seconds[of], every, settings) for of in (clock, "wall"))
+    medians = (1e3 * np.median(seconds[clock], axis=0)).tolist()
+    return StepCosts(clock, settings.rounds, every, *medians, 1e3 * calibration[clock], *by_clock, *by_wall)
 
 
 def variants(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
@@ -154,14 +143,7 @@ class Trainer:
 
     @property
     def thermostat(self) -> ThermostatConfig:
-        forgetting = self.config.forgetting
-        assert forgetting is not None
-        assert forgetting.thermostat is not None
-        return forgetting.thermostat
-
-    @property
-    def every(self) -> int:
-        return self.thermostat.every
+        return thermostat_of(self.config)
 
     def batches(self, count: int) -> list[StepBatch]:
         """The first so many of this run, on its device."""
@@ -184,7 +166,7 @@ class Trainer:
         protection = self.experiment.state.protection
         assert protection is not None
         with _timed(self.world) as seconds:
-            protection.regulate(self.every * self._readings, self.world)
+            protection.regulate(self.thermostat.every * self._readings, self.world)
         self._readings += 1
         return seconds
 
@@ -210,44 +192,40 @@ def play(trainers: Mapping[str, Trainer], settings: StepCostConfig) -> dict[str,
     }
 
 
-def ratios(seconds: FloatArray, every: int, settings: StepCostConfig) -> tuple[Estimate, Estimate]:
+def ratios(seconds: FloatArray, every: int, settings: StepCostConfig) -> list[Estimate]:
     """Method over baseline, and method with its share of a reading over method, of seconds [rounds, PARTS]."""
 
     def both(seconds: FloatArray) -> FloatArray:
         baseline, method, _, reading = np.moveaxis(np.median(seconds, axis=-2), -1, 0)
         return np.stack([method / baseline, (method + reading / every) / method])
 
-    rng = np.random.default_rng(settings.seed)
-    drawn = seconds[rng.integers(len(seconds), size=(settings.draws, len(seconds)))]
-    lows, highs = np.quantile(both(drawn), [0.025, 0.975], axis=-1)
-    hsw, thermostat = (
-        Estimate(float(value), float(low), float(high))
-        for value, low, high in zip(both(seconds), lows, highs, strict=True)
-    )
-    return hsw, thermostat
+    return rounds_drawn(both, seconds, settings.draws, settings.seed)
+
+
+def rounds_drawn(
+    statistics: Callable[[FloatArray], FloatArray], rounds: FloatArray, draws: int, seed: int
+) -> list[Estimate]:
+    """Statistics [S] of measurements [rounds, ...], with 95 % intervals from rounds drawn with replacement.
+
+    Args:
+        statistics: of [..., rounds, columns], as [S, ...].
+    """
+    drawn = rounds[np.random.default_rng(seed).integers(len(rounds), size=(draws, len(rounds)))]
+    lows, highs = np.quantile(statistics(drawn), [0.025, 0.975], axis=-1)
+    return [Estimate(*map(float, one)) for one in zip(statistics(rounds), lows, highs, strict=True)]
 
 
 @contextmanager
 def _timed(world: World) -> Iterator[Seconds]:
     """Fills in what the block takes by either clock, the device's work included."""
+
+    def wait() -> None:
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+
     seconds: Seconds = {}
-    _wait(world)
+    wait()
     wall, cpu = time.perf_counter(), time.process_time()
     yield seconds
-    _wait(world)
+    wait()
     seconds.update(cpu=time.process_time() - cpu, wall=time.perf_counter() - wall)
-
-
-def _wait(world: World) -> None:
-    if world.device.type == "cuda":
-        torch.cuda.synchronize(world.device)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

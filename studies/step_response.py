@@ -7,9 +7,8 @@ would each begin with a new optimizer, new adapters and another teacher; a datas
 shuffled.) The learning rate is constant after warm-up: what changes is the data alone. The contradiction is the
 new task's own demonstrations mirrored: the same pictures and words, but the hand is to go the other way.
 
-Compared are the open loop, which is the constant 0, constant strengths, the closed loop, and what the closed loop
-found played again at its mean and in another order. All take the same readings. A run's metrics are the lines of
-its `metrics.jsonl`.
+Compared are the open loop, which is the constant 0, constant strengths, the closed loop, and its controls (see
+`ipvla.forgetting.replay`). All arms take the same readings. A run's metrics are the lines of its `metrics.jsonl`.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.forgetting_loop import Line, constant, controls, trace
 from ipvla.atomic_file import write_text
 from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.episode import Episode
 from ipvla.data.plan import PlanPosition
 from ipvla.data.rlds import dataset_directory, write_rlds
 from ipvla.experiment import ExperimentConfig
+from ipvla.forgetting.replay import Line, constant, controls, trace
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
@@ -70,10 +69,8 @@ class StepConfig:
     def phases(self) -> tuple[tuple[str, int, int], ...]:
         """(dataset, first step, last step) of each, counting optimizer steps from 1."""
         ends = np.cumsum(self.steps).tolist()
-        names = (self.new, self.conflicting, self.new)
-        return tuple(
-            (name, end - steps + 1, end) for name, steps, end in zip(names, self.steps, ends, strict=True)
-        )
+        spans = zip((self.new, self.conflicting, self.new), self.steps, ends, strict=True)
+        return tuple((name, end - steps + 1, end) for name, steps, end in spans)
 
     def arms(self, config: ExperimentConfig) -> dict[str, ExperimentConfig]:
         """The closed loop of the experiment, and strengths that are constant from the first reading that acts.
@@ -81,9 +78,8 @@ class StepConfig:
         Raises:
             ValueError: there is no Thermostat, it replays, or the phases do not fit it.
         """
-        protection = config.protected_by
-        thermostat = protection.thermostat if protection else None
-        if protection is None or thermostat is None or thermostat.mode == "replay":
+        thermostat = config.protected_by.thermostat if config.protected_by else None
+        if thermostat is None or thermostat.mode == "replay":
             raise ValueError("a step response needs an experiment with forgetting.thermostat in a closed loop")
         if any(steps % thermostat.every for steps in self.steps):
             raise ValueError(
@@ -94,9 +90,8 @@ class StepConfig:
                 f"calibration ends at step {thermostat.every * thermostat.calibration}, the first phase at "
                 f"{self.steps[0]}; calibrate less or make the phase longer"
             )
-        regulators = {OPEN: constant(0.0, thermostat)}
-        regulators |= {f"constant {strength:g}": constant(strength, thermostat) for strength in self.constants}
-        return self._runs(config, {**regulators, CLOSED: thermostat})
+        constants = {f"constant {strength:g}": constant(strength, thermostat) for strength in self.constants}
+        return self._runs(config, {OPEN: constant(0.0, thermostat), **constants, CLOSED: thermostat})
 
     def controls(self, config: ExperimentConfig, closed: Sequence[Line], seed: int) -> dict[str, ExperimentConfig]:
         """What replays the closed loop's run, given its metrics, by name. `seed` draws the other order.
@@ -104,51 +99,49 @@ class StepConfig:
         Raises:
             ValueError: these are not the metrics of the whole run.
         """
-        protection = config.protected_by
-        assert protection is not None
-        assert protection.thermostat is not None
-        found = controls(trace(closed, protection.thermostat, sum(self.steps)), protection.thermostat, seed)
+        thermostat = thermostat_of(config)
+        found = controls(trace(closed, thermostat, sum(self.steps)), thermostat, seed)
         return self._runs(config, {f"its {name} strengths": regulator for name, regulator in found.items()})
 
     def _runs(
         self, config: ExperimentConfig, regulators: Mapping[str, ThermostatConfig]
     ) -> dict[str, ExperimentConfig]:
         assert config.forgetting is not None
-        steady = replace(
-            config,
-            data=replace(config.data, dataset=self.new),
-            optimizer=replace(config.optimizer, final_lr_share=1.0),
-            training=replace(
-                config.training, steps=sum(self.steps), log_every=self.log_every, checkpoint_every=sum(self.steps)
-            ),
-        )
+        steps = sum(self.steps)
+        training = replace(config.training, steps=steps, log_every=self.log_every, checkpoint_every=steps)
+        data, optimizer = replace(config.data, dataset=self.new), replace(config.optimizer, final_lr_share=1.0)
+        steady = replace(config, data=data, optimizer=optimizer, training=training)
         return {
             name: replace(steady, forgetting=replace(config.forgetting, thermostat=regulator))
             for name, regulator in regulators.items()
         }
 
 
+def thermostat_of(config: ExperimentConfig) -> ThermostatConfig:
+    """Of an experiment that has one."""
+    assert config.forgetting is not None
+    assert config.forgetting.thermostat is not None
+    return config.forgetting.thermostat
+
+
 @dataclass
 class Lines:
-    """A sink that keeps what is logged, as a JSONL file would hold it."""
+    """A sink that holds what is logged, as a JSONL file would."""
 
     lines: list[Line] = field(default_factory=list)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self.lines.append({"step": step, **metrics})
 
-    def log_params(self, params: Mapping[str, object]) -> None:
-        """Not kept."""
+    def log_params(self, params: Mapping[str, object]) -> None: ...
 
-    def log_artifact(self, path: Path) -> None:
-        """Not kept."""
+    def log_artifact(self, path: Path) -> None: ...
 
-    def close(self, status: str = "FINISHED") -> None:
-        """Nothing to close."""
+    def close(self, status: str = "FINISHED") -> None: ...
 
 
 def respond(config: ExperimentConfig, plan: StepConfig, record: Path) -> list[Line]:
-    """Trains one arm in this process through all phases, or reads what `record` says of it: its metrics.
+    """Trains one arm in this process through all phases, or reads what `record` has of it: its metrics.
 
     Raises:
         DatasetError, CheckpointError, ArtifactError: as `ExperimentConfig.build`.
@@ -199,14 +192,26 @@ class Response:
 
 def response(lines: Sequence[Line], plan: StepConfig, thermostat: ThermostatConfig) -> Response:
     """Of one arm's metrics. ValueError if they lack a phase's readings or losses."""
-    first, conflict, last = plan.phases
+
+    def within(name: str, first: int, last: int) -> list[float]:
+        found = [line[name] for line in lines if name in line and first <= line["step"] <= last]
+        if not found:
+            raise ValueError(f"the metrics have no {name} at steps {first} to {last}; give those of the whole run")
+        return found
+
+    def settled(name: str, phase: tuple[str, int, int]) -> float:
+        _, first, last = phase
+        return fmean(within(name, last - (last - first + 1) // 3 + 1, last))
+
+    _, conflict, last = plan.phases
+    before_d, conflict_d, after_d = (settled("probe/d", phase) for phase in plan.phases)
     return Response(
-        before_d=_settled(lines, "probe/d", first),
-        conflict_d=_settled(lines, "probe/d", conflict),
-        after_d=_settled(lines, "probe/d", last),
-        peak_d=max(line["probe/d"] for line in _within(lines, "probe/d", conflict[1], conflict[2])),
-        conflict_loss=_settled(lines, "train/loss", conflict),
-        new_loss=_settled(lines, "train/loss", last),
+        before_d,
+        conflict_d,
+        after_d,
+        peak_d=max(within("probe/d", conflict[1], conflict[2])),
+        conflict_loss=settled("train/loss", conflict),
+        new_loss=settled("train/loss", last),
         strength=fmean(trace(lines, thermostat, sum(plan.steps))),
     )
 
@@ -238,21 +243,15 @@ def joined_responses(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> di
     return {**later, "arms": {arm: {**earlier["arms"][arm], **seeds} for arm, seeds in later["arms"].items()}}
 
 
-def plot_response(runs: Mapping[str, Sequence[Sequence[Line]]], plan: StepConfig, path: Path) -> None:
-    """Drift, strength and loss over steps, as a PNG: an arm a colour, a thin line per seed, a thick mean.
-
-    Args:
-        runs: arm -> the metrics of its runs, one per seed.
-    """
+def plot_response(runs: Mapping[str, Sequence[Line]], plan: StepConfig, path: Path) -> None:
+    """Drift, strength and loss of one seed over steps, as a PNG: an arm a colour; of strengths, what readings set."""
     panels = {"probe/d": "drift d", "gain/strength": "strength s", "train/loss": "loss"}
     figure = Figure(figsize=(8.5, 6.5), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(len(panels), sharex=True), panels.items(), strict=True):
-        style = "steps-post" if name.startswith("gain/") else "default"
-        for place, (arm, seeds) in enumerate(runs.items()):
-            curves = [_curve(lines, name) for lines in seeds]
-            for curve in curves if len(curves) > 1 else ():
-                axes.plot(*zip(*curve, strict=True), color=f"C{place}", linewidth=0.5, alpha=0.5, drawstyle=style)
-            axes.plot(*zip(*_mean_curve(curves), strict=True), color=f"C{place}", label=arm, drawstyle=style)
+        style, set_by = ("steps-post", "probe/d") if name.startswith("gain/") else ("default", name)
+        for place, (arm, lines) in enumerate(runs.items()):
+            curve = [(line["step"], line[name]) for line in lines if name in line and set_by in line]
+            axes.plot(*zip(*curve, strict=True), color=f"C{place}", label=arm, drawstyle=style)
         for _, first, _ in plan.phases[1:]:
             axes.axvline(first - 0.5, color="gray", linestyle=":", linewidth=1)
         axes.set_ylabel(label)
@@ -287,47 +286,12 @@ def write_conflicting(data_root: Path, plan: StepConfig, columns: Sequence[int] 
 
 def _mirrored(dataset: EpisodeDataset, columns: list[int]) -> Iterator[Episode]:
     for index in range(len(dataset)):
-        episode = dataset.episode(index)
-        action = episode.action.copy()
+        recorded = dataset.episode(index)
+        action = recorded.action.copy()
         action[:, columns] *= -1
-        yield Episode(
-            task=episode.task,
-            family=episode.family,
-            instruction=episode.instruction,
-            seed=episode.seed,
-            images={
-                camera: np.stack([dataset.frame(index, t, camera) for t in range(len(episode))])
-                for camera in dataset.cameras
-            },
-            state=episode.state,
-            action=action,
-            reasoning=episode.reasoning,
-            questions=episode.questions,
-            answers=episode.answers,
-        )
-
-
-def _within(lines: Sequence[Line], name: str, first: int, last: int) -> list[Line]:
-    found = [line for line in lines if name in line and first <= line["step"] <= last]
-    if not found:
-        raise ValueError(f"the metrics have no {name} at steps {first} to {last}; give those of the whole run")
-    return found
-
-
-def _settled(lines: Sequence[Line], name: str, phase: tuple[str, int, int]) -> float:
-    """The mean over a phase's last third."""
-    _, first, last = phase
-    return fmean(line[name] for line in _within(lines, name, last - (last - first + 1) // 3 + 1, last))
-
-
-def _curve(lines: Sequence[Line], name: str) -> list[tuple[float, float]]:
-    """(step, value) ascending; of gains, those that a reading set."""
-    with_reading = "probe/d" if name.startswith("gain/") else name
-    return [(line["step"], line[name]) for line in lines if name in line and with_reading in line]
-
-
-def _mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """Over seeds, at the steps that all of them have."""
-    by_step = [dict(curve) for curve in curves]
-    shared = sorted(set.intersection(*map(set, by_step)))
-    return [(step, fmean(values[step] for values in by_step)) for step in shared]
+        images = {
+            camera: np.stack([dataset.frame(index, t, camera) for t in range(len(recorded))])
+            for camera in dataset.cameras
+        }
+        same = ("task", "family", "instruction", "seed", "state", "reasoning", "questions", "answers")
+        yield Episode(**{name: getattr(recorded, name) for name in same}, images=images, action=action)

@@ -1,21 +1,30 @@
-"""What the rollout service takes for episodes, and what a policy's answer takes beyond its forward pass."""
+"""What a serial loop and the rollout service take for episodes, and an answer beyond its forward pass.
+
+The serial loop's order of things is that of public evaluation scripts (OpenVLA-OFT's `run_libero_eval`): one
+environment of LIBERO's, every frame rendered, one episode at a time; policy and pictures are those of the service.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 import ray
 import torch
 
-from benchmarks.rollout_meter import MeteredSimulators
-from benchmarks.rollout_policy import CAMERAS
 from ipvla import policy as trained
+from ipvla.data.statistics import Statistics
+from ipvla.data.transforms import Transforms
+from ipvla.models.backbones import TinyConfig
+from ipvla.models.vla import IPVLAConfig
 from ipvla.rollout.evaluation import SimPool
 from ipvla.rollout.oversubscription import MOST_PER_CORE, simulators_for
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
@@ -23,9 +32,131 @@ from ipvla.rollout.policy_client import PolicyClient
 from ipvla.rollout.policy_server import Policy
 from ipvla.rollout.sim_pool import cluster_cores, cluster_room
 from ipvla.rollout.sim_worker import SuiteSimulators
-from ipvla.sim.protocols import Protocol
-from ipvla.sim.simulator import Split
+from ipvla.sim.libero import axis_angle, configure
+from ipvla.sim.preprocessing import preprocess
+from ipvla.sim.protocol_simulator import ProtocolSimulator
+from ipvla.sim.protocols import Protocol, load_protocol
+from ipvla.sim.simulator import Simulator, Split, StepOutcome
+from ipvla.sim.standard.assets import find_assets
+from ipvla.sim.standard.tasks import bddl_file, initial_states, instruction
 from ipvla.types import EpisodeSpec, Memory, Observation
+
+#: What the policy is shown.
+CAMERAS: Final = load_protocol("oft").cameras
+EXECUTE: Final = 8
+_SEEN: Final = {camera: np.zeros((224, 224, 3), np.uint8) for camera in CAMERAS}
+
+
+def save_untrained_policy(directory: Path, cameras: Sequence[str] = CAMERAS) -> Path:
+    """Writes a policy with these cameras at 64 px, a GRU and chunks of 8, always the same; returns `directory`.
+
+    It is of the real class; its weights are random, since time is all that counts.
+    """
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-0.5, 0.5, (6000, 7)).astype(np.float32)
+    actions[:, 6] = np.sign(actions[:, 6])
+    statistics = Statistics.compute([actions], [rng.normal(size=(6000, 8)).astype(np.float32)])
+    transforms = Transforms(
+        statistics, lambda words: [], max_prompt_tokens=1, cameras=tuple(cameras), image_size=64, chunk=EXECUTE
+    )
+    torch.manual_seed(0)
+    config = IPVLAConfig(backbone=TinyConfig(max_prompt_tokens=64), chunk=EXECUTE)
+    trained.Policy.build(config, transforms, EXECUTE).save(directory)
+    return directory
+
+
+def play_serially(
+    cache_dir: Path, policy_directory: Path, protocol: Protocol, suite: str, task: str, trials: int
+) -> tuple[list[float], list[int]]:
+    """Seconds and control steps of each trial, without what comes before the first one (imports, building)."""
+    assert protocol.render_size is not None
+    configure(cache_dir, find_assets(cache_dir))
+    from libero.libero.envs import OffScreenRenderEnv
+
+    policy, states = trained.Policy.load(policy_directory), initial_states(suite, task)
+    size, horizon = protocol.render_size, protocol.horizon(suite, 0)
+    environment = OffScreenRenderEnv(
+        bddl_file_name=str(bddl_file(suite, task)), camera_heights=size, camera_widths=size
+    )
+    environment.seed(protocol.world_seed)
+    seconds, steps = [], []
+    for trial in range(trials):
+        started = time.perf_counter()
+        environment.reset()
+        seen = environment.set_init_state(states[trial])
+        for _ in range(protocol.settle_steps):
+            seen, _, _, _ = environment.step(np.array(protocol.settle_action))
+        memory, chunk, t, done = policy.initial_memory(1), deque[npt.NDArray[np.float32]](), 0, False
+        while t < horizon and not done:
+            if not chunk:
+                actions, memory = policy.act([_observation(seen, protocol, instruction(task), t)], memory)
+                chunk.extend(actions[0])
+            action = chunk.popleft().astype(np.float64)
+            action[-1] = -np.sign(2 * action[-1] - 1)
+            seen, _, done, _ = environment.step(action)
+            t += 1
+        seconds.append(time.perf_counter() - started)
+        steps.append(t)
+    environment.close()
+    return seconds, steps
+
+
+def _observation(seen: dict[str, Any], protocol: Protocol, words: str, t: int) -> Observation:
+    turned = axis_angle(np.roll(seen["robot0_eef_quat"], 1))  # from x, y, z, w
+    proprio = np.concatenate([seen["robot0_eef_pos"], turned, seen["robot0_gripper_qpos"]])
+    images = {name: preprocess(seen[f"{name}_image"][::-1], protocol) for name in protocol.cameras}
+    return Observation(images, proprio.astype(np.float32), words, t)
+
+
+class MeteredSimulator:
+    """The simulator, whose `details` also have `physics_cpu_s` and `frames_cpu_s` of the episode.
+
+    Physics is what this thread spends in `reset` and `step`. Frames are what the process spends in `observe`: the
+    renderer has a thread of its own.
+    """
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+        self._spent = {"physics_cpu_s": 0.0, "frames_cpu_s": 0.0}
+
+    def reset(self, seed: int) -> None:
+        self._spent = dict.fromkeys(self._spent, 0.0)
+        with self._metered("physics_cpu_s", time.thread_time):
+            self._simulator.reset(seed)
+
+    def step(self, action: npt.NDArray[np.floating[Any]]) -> StepOutcome:
+        with self._metered("physics_cpu_s", time.thread_time):
+            return self._simulator.step(action)
+
+    def observe(self) -> Observation:
+        with self._metered("frames_cpu_s", time.process_time):
+            return self._simulator.observe()
+
+    def details(self) -> Mapping[str, Any]:
+        return {**self._simulator.details(), **self._spent}
+
+    @contextmanager
+    def _metered(self, part: str, clock: Callable[[], float]) -> Iterator[None]:
+        began_s = clock()
+        yield
+        self._spent[part] += clock() - began_s
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._simulator, name)
+
+
+@dataclass(frozen=True)
+class MeteredSimulators:
+    """Opens simulators that are metered below their protocol, whose pictures' preparation is so not counted."""
+
+    simulators: SuiteSimulators
+
+    def __call__(self, suite: str, task: str) -> Simulator:
+        opened = self.simulators(suite, task)
+        assert isinstance(opened, ProtocolSimulator)
+        return ProtocolSimulator(
+            cast(Simulator, MeteredSimulator(opened.simulator)), self.simulators.protocol, suite
+        )
 
 
 @dataclass(frozen=True)
@@ -65,15 +196,10 @@ def play_by_service(
     suite: str,
     tasks: Sequence[str],
     trials: int,
-    *,
     num_simulators: int | None,
     profile: str,
 ) -> Throughput:
-    """Plays trials of these tasks, after some to load the simulators.
-
-    Args:
-        num_simulators: None for as many as an evaluation finds by itself.
-    """
+    """Plays trials of these tasks, after some to load the simulators; None for as many as an evaluation finds."""
     simulators = MeteredSimulators(SuiteSimulators(cache_dir, protocol=protocol, profile=profile))
     policy = PolicyService(PolicySource(trained.Policy.load, policy_directory))
 
@@ -116,22 +242,17 @@ class IdlePolicies:
 
     act_s: float = 0.0
     width: int = 256
+    execute: int = EXECUTE
 
     def __call__(self, _directory: Path) -> Policy:
-        return _IdlePolicy(self)
-
-
-@dataclass(frozen=True)
-class _IdlePolicy:
-    config: IdlePolicies
-    execute: int = 8
+        return self
 
     def initial_memory(self, batch: int) -> Memory:
-        return {"hidden": torch.zeros(batch, self.config.width)}
+        return {"hidden": torch.zeros(batch, self.width)}
 
     def act(self, observations: Sequence[Observation], memory: Memory) -> tuple[npt.NDArray[np.float32], Memory]:
-        if self.config.act_s:
-            time.sleep(self.config.act_s)
+        if self.act_s:
+            time.sleep(self.act_s)
         return np.zeros((len(observations), self.execute, 7), np.float32), memory
 
 
@@ -140,10 +261,9 @@ class _Caller:
 
     def ask(self, name: str, client: PolicyClient, steps: int) -> list[float]:
         """Seconds of every call but the first few."""
-        images = {camera: np.zeros((224, 224, 3), np.uint8) for camera in CAMERAS}
         seconds = []
         for step in range(steps):
-            observation = Observation(images, np.zeros(8, np.float32), "put the bowl on the plate", step)
+            observation = Observation(_SEEN, np.zeros(8, np.float32), "put the bowl on the plate", step)
             started = time.perf_counter()
             client.act(name, observation, step)
             seconds.append(time.perf_counter() - started)
@@ -155,7 +275,7 @@ class _Nobody:
     """Takes a policy actor's place and answers without a policy, a queue or a thread."""
 
     def act(self, name: str, step: int, observation: Observation) -> npt.NDArray[np.float32]:
-        return np.zeros((_IdlePolicy.execute, 7), np.float32)
+        return np.zeros((EXECUTE, 7), np.float32)
 
     def end(self, name: str) -> None: ...
 

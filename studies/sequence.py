@@ -1,10 +1,10 @@
-"""What a sequence of tasks leaves of the earlier ones: the forgetting benchmark's R matrices and their summary."""
+"""What a sequence of tasks leaves of the earlier ones: the forgetting study's R matrices and their summary."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -38,16 +38,17 @@ def sequence_figures(
     Raises:
         ValueError: matrices or curves do not fit the tasks, or a method's runs have curves of different lengths.
     """
-    return {
-        "tasks": dict(chance),
-        "methods": {
-            name: {
-                "measures": _measures(list(chance.values()), list(seeds.values()), draws),
-                "seeds": {str(seed): _encode(run) for seed, run in sorted(seeds.items())},
-            }
-            for name, seeds in runs.items()
-        },
-    }
+    methods = {}
+    for name, seeds in runs.items():
+        encoded = {
+            str(seed): {"scores": _rows(run.scores), "curves": None if run.curves is None else _rows(run.curves)}
+            for seed, run in sorted(seeds.items())
+        }
+        methods[name] = {
+            "measures": _measures(list(chance.values()), list(seeds.values()), draws),
+            "seeds": encoded,
+        }
+    return {"tasks": dict(chance), "methods": methods}
 
 
 def joined_sequences(earlier: Mapping[str, Any], later: Mapping[str, Any], draws: int = 10_000) -> dict[str, Any]:
@@ -64,8 +65,9 @@ def joined_sequences(earlier: Mapping[str, Any], later: Mapping[str, Any], draws
     runs: dict[str, dict[int, SequenceRun]] = {}
     for session in (earlier, later):
         for name, method in session["methods"].items():
-            decoded = {int(seed): _decode(run) for seed, run in method["seeds"].items()}
-            runs.setdefault(name, {}).update(decoded)
+            for seed, run in method["seeds"].items():
+                curves = run["curves"] and np.array(run["curves"], np.float64)
+                runs.setdefault(name, {})[int(seed)] = SequenceRun(np.array(run["scores"], np.float64), curves)
     return sequence_figures(later["tasks"], runs, draws)
 
 
@@ -75,19 +77,7 @@ def _measures(chance: list[float], runs: Sequence[SequenceRun], draws: int) -> d
         raise ValueError(f"runs have curves of {[c.shape[1] for c in curves]} evaluations; make it as many in all")
     scores = np.stack([run.scores for run in runs])
     estimates = summarise(scores, np.array(chance), np.stack(curves), draws=draws)
-    return {
-        name: {"value": _number(e.value), "low": _number(e.low), "high": _number(e.high)}
-        for name, e in estimates.items()
-    }
-
-
-def _encode(run: SequenceRun) -> dict[str, Any]:
-    return {"scores": _rows(run.scores), "curves": None if run.curves is None else _rows(run.curves)}
-
-
-def _decode(values: Mapping[str, Any]) -> SequenceRun:
-    curves = values["curves"]
-    return SequenceRun(np.array(values["scores"], np.float64), curves and np.array(curves, np.float64))
+    return {name: {of: _number(v) for of, v in asdict(one).items()} for name, one in estimates.items()}
 
 
 def _rows(matrix: FloatArray) -> list[list[float | None]]:

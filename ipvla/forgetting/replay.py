@@ -1,7 +1,7 @@
-"""Does it matter that the Thermostat closes the loop? Its controls.
+"""Does it matter that the Thermostat closes the loop? Its controls, which replay what a closed loop found.
 
-The strengths that a closed loop found are played again at their mean, and in another order. Both spend exactly
-what the loop spent; only the answer to the drift is gone. A loop that is no better than both adds nothing.
+The strengths are played again at their mean, and in another order. Both spend exactly what the loop spent; only
+the answer to the drift is gone. A loop that is no better than both adds nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from ipvla.forgetting.thermostat import ThermostatConfig
 
-#: What one call of a sink was given, and its `step`.
+#: What one call of a metrics sink was given, and its `step`.
 Line = Mapping[str, float]
 
 
@@ -33,8 +33,7 @@ def trace(lines: Sequence[Line], thermostat: ThermostatConfig, steps: int) -> tu
         )
     read = {int(line["step"]): line["gain/strength"] for line in lines if "gain/strength" in line}
     due = range(thermostat.every, steps, thermostat.every)
-    missing = [step for step in due if step not in read]
-    if missing:
+    if missing := [step for step in due if step not in read]:
         raise ValueError(f"the metrics have no reading at steps {missing}; give those of the whole run")
     acted = tuple(read[step] for step in due[thermostat.calibration :])
     if not acted:
@@ -53,9 +52,10 @@ def controls(strengths: Sequence[float], thermostat: ThermostatConfig, seed: int
     if not strengths:
         raise ValueError("there are no strengths to replay; give a closed loop's trace")
     order = np.random.default_rng(seed).permutation(len(strengths))
+    shuffled = tuple(strengths[place] for place in order)
     return {
         "mean": constant(fmean(strengths), thermostat),
-        "shuffled": replace(thermostat, mode="replay", strengths=tuple(strengths[place] for place in order)),
+        "shuffled": replace(thermostat, mode="replay", strengths=shuffled),
     }
 
 

@@ -7,12 +7,12 @@ the order of their episodes. Steps are policy steps, of `execute` control steps 
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -44,13 +44,6 @@ class CostConfig:
     steps: int = 12
     repeats: int = 9
 
-    def __post_init__(self) -> None:
-        for name in ("early", "around", "batch", "steps", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.late <= self.early:
-            raise ValueError(f"late is {self.late}; it must be beyond early, {self.early}")
-
 
 @dataclass(frozen=True)
 class Costs:
@@ -79,11 +72,11 @@ class Costs:
 
 
 def costs(policy_directory: Path, dataset: EpisodeDataset, config: CostConfig, record: Path) -> Costs:
-    """Measures, or reads what `record` says of the same policy and settings."""
+    """Measures, or reads what `record` has of the same policy and settings."""
     measured_on = {"policy_sha256": PolicySource(Policy.load, policy_directory).sha256(), **asdict(config)}
-    told: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
-    if told.get("measured_on") == measured_on:
-        return Costs(**told["costs"])
+    known: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
+    if known.get("measured_on") == measured_on:
+        return Costs(**known["costs"])
     measured = measure(Policy.load(policy_directory), dataset, config)
     write_text(record, json.dumps({"measured_on": measured_on, "costs": asdict(measured)}, indent=1))
     return measured
@@ -92,42 +85,29 @@ def costs(policy_directory: Path, dataset: EpisodeDataset, config: CostConfig, r
 def measure(policy: Policy, dataset: EpisodeDataset, config: CostConfig) -> Costs:
     """See `Costs`."""
     chosen = np.linspace(0, len(dataset) - 1, config.batch).astype(int).tolist()
-    episodes = [recorded(dataset, index, policy) for index in chosen]
+    cameras = policy.transforms.cameras
+    episodes = [
+        [dataset.observation(index, t, cameras) for t in range(0, int(dataset.lengths[index]), policy.execute)]
+        for index in chosen
+    ]
     with _one_thread(), torch.inference_mode():
-        early, late = growth(policy, max(episodes, key=len), config)
-        single, batched, speedup = batching(policy, episodes, config)
-    return Costs(
-        parameters=_count(policy.model),
-        memory_parameters=_count(policy.model.memory),
-        state_bytes=state_bytes(policy),
-        act_ms_batch1=1e3 * single,
-        act_ms_batch8=1e3 * batched,
-        act_ms_early=1e3 * early,
-        act_ms_late=1e3 * late,
-        batch8_speedup=speedup,
+        early, late = _growth(policy, max(episodes, key=len), config)
+        single, batched, speedup = _batching(policy, episodes, config)
+    model, memory = (
+        sum(weight.numel() for weight in part.parameters()) for part in (policy.model, policy.model.memory)
     )
+    state = sum(value.numel() * value.element_size() for value in policy.initial_memory(1).values())
+    return Costs(model, memory, state, *(1e3 * s for s in (single, batched, early, late)), batch8_speedup=speedup)
 
 
-def state_bytes(policy: Policy) -> int:
-    """Bytes of one episode's memory."""
-    return sum(value.numel() * value.element_size() for value in policy.initial_memory(1).values())
-
-
-def recorded(dataset: EpisodeDataset, index: int, policy: Policy) -> list[Observation]:
-    """What the policy would have seen in a recorded episode, one observation per policy step."""
-    steps = range(0, int(dataset.lengths[index]), policy.execute)
-    return [dataset.observation(index, t, policy.transforms.cameras) for t in steps]
-
-
-def growth(policy: Policy, episode: Sequence[Observation], config: CostConfig) -> tuple[float, float]:
+def _growth(policy: Policy, episode: Sequence[Observation], config: CostConfig) -> tuple[float, float]:
     """Seconds per act around the early and the late policy step, medians.
 
     The episode is seen again and again while its clock runs on. Late steps lie whole rounds behind the early ones,
     so that both see the same pictures; the acts are repeated in turns from memories that were kept.
     """
-    rounds = -(-(config.late - config.early) // len(episode))
     early = range(config.early, config.early + config.around)
-    later = rounds * len(episode)
+    later = -(-(config.late - config.early) // len(episode)) * len(episode)
     kept: dict[int, Memory] = {}
     memory = policy.initial_memory(1)
     for step in range(later + early.stop):
@@ -139,10 +119,10 @@ def growth(policy: Policy, episode: Sequence[Observation], config: CostConfig) -
         for step in early:
             for shift, seconds in times.items():
                 seconds.append(_act_s(policy, [_at(episode, step + shift, policy)], kept[step + shift]))
-    return statistics.median(times[0]), statistics.median(times[later])
+    return median(times[0]), median(times[later])
 
 
-def batching(
+def _batching(
     policy: Policy, episodes: Sequence[Sequence[Observation]], config: CostConfig
 ) -> tuple[float, float, float]:
     """Seconds of a single act and of one for all episodes (medians), and by how much the latter is faster."""
@@ -153,18 +133,17 @@ def batching(
     for step in range(config.steps):
         observations = [_at(episode, step, policy) for episode in episodes]
         rows = [{name: value[i : i + 1].clone() for name, value in memory.items()} for i in range(len(episodes))]
-        singles: list[float] = []
-        togethers: list[float] = []
+        sums, togethers = [], []
         for _ in range(config.repeats):
             acts = [_act_s(policy, [seen], row) for seen, row in zip(observations, rows, strict=True)]
             single += acts
-            singles.append(sum(acts))
+            sums.append(sum(acts))
             togethers.append(_act_s(policy, observations, memory))
         batched += togethers
-        one_by_one_s += statistics.median(singles)
-        together_s += statistics.median(togethers)
+        one_by_one_s += median(sums)
+        together_s += median(togethers)
         _, memory = policy.act(observations, memory)
-    return statistics.median(single), statistics.median(batched), one_by_one_s / together_s
+    return median(single), median(batched), one_by_one_s / together_s
 
 
 def _at(episode: Sequence[Observation], step: int, policy: Policy) -> Observation:
@@ -177,15 +156,9 @@ def _act_s(policy: Policy, observations: Sequence[Observation], memory: Memory) 
     return time.perf_counter() - started
 
 
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 @contextmanager
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    yield
+    torch.set_num_threads(before)
