@@ -200,9 +200,9 @@ def _scaling(figures: Figures) -> str:
         for name, forward in FORWARDS.items()
     )
     below = (
-        f"Simulators that wait {CHUNK_S:g} s (give or take 30 %) per chunk of 8 control steps; policies that wait, "
-        f"{times}. In brackets the share of the cores' time, where it is above {CORES_ARE_THE_LIMIT:.0%} and so the "
-        f"limit. {where(figures['scaling']['run'])}"
+        f"Simulators that wait {CHUNK_S:g} s (give or take 30 %) per chunk of 8 control steps; policies that "
+        f"wait, {times}. In brackets the share of the cores' time, where it is above {CORES_ARE_THE_LIMIT:.0%} "
+        f"and so the limit. {where(figures['scaling']['run'])}"
     )
     return table(("simulators", *headings), rows, below)
 
@@ -229,11 +229,11 @@ def _capacity(figures: Figures) -> str:
     constants = Constants.of(figures)
     below = (
         "Answers per second, 8 control steps each, at which each part of a cluster of "
-        f"{_SIMULATORS:,} simulators (a core each) and {_GPUS} GPUs is full, the observations that then cross the "
-        f"network, and the GPUs with which {_SIMULATORS:,} simulators give nine tenths of what they can. Measured on "
-        f"this page's machine: {constants.chunk_s:.2f} s of a core per chunk with `exact`, "
-        f"{1e3 * constants.answer_s:.1f} ms of a replica per answer, {1e3 * constants.driver_s:.1f} ms of the driver "
-        "per episode."
+        f"{_SIMULATORS:,} simulators (a core each) and {_GPUS} GPUs is full, the observations that then cross "
+        f"the network, and the GPUs with which {_SIMULATORS:,} simulators give nine tenths of what they can. "
+        f"Measured on this page's machine: {constants.chunk_s:.2f} s of a core per chunk with `exact`, "
+        f"{1e3 * constants.answer_s:.1f} ms of a replica per answer, {1e3 * constants.driver_s:.1f} ms of the "
+        "driver per episode."
     )
     return table(headings, rows, below)
 
@@ -256,8 +256,8 @@ def _soak(figures: Figures) -> str:
         for one in soak["processes"]
     ]
     below = (
-        f"{soak['episodes']:,} episodes in {soak['wall_s'] / 60:.0f} minutes; {soak['replaced']} processes replaced; "
-        f"left behind: {soak['leases']} leases, {soak['actors']} actors after it was closed, "
+        f"{soak['episodes']:,} episodes in {soak['wall_s'] / 60:.0f} minutes; {soak['replaced']} processes "
+        f"replaced; left behind: {soak['leases']} leases, {soak['actors']} actors after it was closed, "
         f"{soak['object_store_mb']:.0f} MB of Ray's object store. {where(soak['run'])}"
     )
     headings = ("process", "own memory at the end, MB", "MB per 1,000 episodes", "open files more")
@@ -274,8 +274,8 @@ def _training(figures: Figures) -> str:
         ("worker of Ray Train", f"{ms['trainer']:.1f}", *ratios),
     ]
     below = (
-        f"MLflow, in a training of {mlflow['steps']} steps: {mlflow['calls']} calls and the sending thread's CPU took "
-        f"{1e3 * mlflow['logging_s']:.0f} ms of {mlflow['training_s']:.0f} s."
+        f"MLflow, in a training of {mlflow['steps']} steps: {mlflow['calls']} calls and the sending thread's CPU "
+        f"took {1e3 * mlflow['logging_s']:.0f} ms of {mlflow['training_s']:.0f} s."
     )
     if "run" in training:
         below += f" {where(training['run'])}"
@@ -283,7 +283,7 @@ def _training(figures: Figures) -> str:
 
 
 def _sweep(figures: Figures) -> str:
-    """Best and default on fresh seeds and layouts, the difference, how the sweep went, and what the best trial was."""
+    """Best and default on fresh seeds and layouts, the difference, how the sweep went, the best trial."""
     sweep, names = figures["sweep"], ("new", "old", "score")
     rows = [
         (side, *(f"{fmean(told[name] for told in by_seed.values()):.3f}" for name in names))

@@ -288,6 +288,10 @@ class Drawn:
     draws: int = 2000
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ValueError(f"draws is {self.draws}; give at least 1, 2000 for figures to be published")
+
     @cached_property
     def families(self) -> dict[str, dict[str, FloatArray]]:
         """Of "new" and "old": family -> float64 [draws + 1, policies]; policy 0 is the base, then the points."""

@@ -486,7 +486,7 @@ class ForgettingRunner(Runner):
         return played["base"], {point: played[str(point)] for point in points}
 
     def sequence(self, points: Sequence[Point], seed: int) -> dict[str, dict[int, SequenceRun]]:
-        """From these points, made by `play_points`, on to a second new task: method -> R over old, first, second."""
+        """From these points, which were played, on to a second new task: method -> R over old, first, second."""
         study = self.study
         subspaces = [study.second_subspaces(point, seed) for point in points]
         self._find_missing(f"seed {seed}: subspaces of {len(points)} policies", subspaces)

@@ -244,7 +244,7 @@ def joined_responses(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> di
 
 
 def plot_response(runs: Mapping[str, Sequence[Line]], plan: StepConfig, path: Path) -> None:
-    """Drift, strength and loss of one seed over steps, as a PNG: an arm a colour; of strengths, what readings set."""
+    """Drift, strength (what readings set) and loss of one seed over steps, as a PNG: an arm a colour."""
     panels = {"probe/d": "drift d", "gain/strength": "strength s", "train/loss": "loss"}
     figure = Figure(figsize=(8.5, 6.5), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(len(panels), sharex=True), panels.items(), strict=True):

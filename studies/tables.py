@@ -270,8 +270,8 @@ def _sequence(figures: Figures) -> str:
     ]
     below = (
         f"Tasks in this order: {', '.join(tasks)}; training seeds: "
-        f"{extent(len(method['seeds']) for method in methods.values())}. LIBERO's measures from one evaluation per "
-        "task, at the end of its training. R, mean over seeds:"
+        f"{extent(len(method['seeds']) for method in methods.values())}. LIBERO's measures from one evaluation "
+        "per task, at the end of its training. R, mean over seeds:"
     )
     scores = []
     for name, method in methods.items():

@@ -16,11 +16,11 @@ from typing import Self
 
 import numpy as np
 
-from benchmarks.rollout_recall import RecallService, actors
 from ipvla.rollout.evaluation import SimPool
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.policy_actor import PolicyService
 from ipvla.types import EpisodeResult, EpisodeSpec
+from tests.endurance.recall_service import RecallService, actors
 
 _TASKS = 6
 #: A kill is chance here, not a defect of the episode: no number of them is to end the run.

@@ -21,16 +21,70 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import draccus
 import psutil
+import yaml
+from rich.console import Console
 
 from ipvla.atomic_file import write_text
-from ipvla.storage import SOURCE_TREE
+from ipvla.storage import SOURCE_TREE, StorageRoots
+from ray_jobs.cluster import connect
 from ray_jobs.quickstart import Stopwatch
-from ray_jobs.settings import parse
+from ray_jobs.settings import arguments, parse
 from ray_jobs.sweep import SweepConfig
+from studies.forgetting import ForgettingRunner, ForgettingStudy
 
 _POLL_S = 0.5
 _END_S = 60.0
+_PRESETS = SOURCE_TREE / "ray_jobs" / "experiments" / "forgetting"
+
+
+@dataclass(frozen=True)
+class SweepStudy(StorageRoots):
+    """The sweep that is killed.
+
+    Attributes:
+        quick: trials that take seconds.
+        seed: of the base policy that trials start from, and of the trials.
+        trials: how many.
+    """
+
+    quick: bool = False
+    seed: int = 100
+    trials: int = 24
+
+    @property
+    def forgetting(self) -> ForgettingStudy:
+        """The study whose data and base policy these are: one seed, and no second task."""
+        one = {"methods": ("hsw_thermostat",), "seeds": (self.seed + 1,), "tuning_seed": self.seed}
+        return ForgettingStudy(quick=self.quick, tune=True, **one, **self.directories)
+
+    def make_ready(self, console: Console) -> float:
+        """Data, base policy and artifact, where they are missing; the seconds that took, over all starts."""
+        directory = self.runs / "service"
+        directory.mkdir(parents=True, exist_ok=True)
+        stopwatch = Stopwatch(directory / "prepared_s.txt")
+        with connect(self):
+            ForgettingRunner(self.forgetting, console).prepare(self.seed)
+        return stopwatch.read()
+
+    def arguments(self) -> list[str]:
+        """`ray_jobs.tune` with the preset, from the base policy and the artifact of `forgetting`."""
+        subspaces = self.forgetting.subspaces(self.seed)[0]
+        settings: dict[str, Any] = {
+            "seed": self.seed,
+            "start_from": str(self.forgetting.base(self.seed)),
+            "forgetting.artifact": subspaces.name,
+            "forgetting.probe": draccus.encode(subspaces.probe),
+        }
+        flags: dict[str, Any] = {"study": "service", "name": "sweep", "trials": self.trials, **self.directories}
+        if self.quick:
+            settings |= yaml.safe_load((_PRESETS / "quick" / "train.yaml").read_text())
+            settings["training"] = {"steps": 4, "checkpoint_every": 2, "log_every": 1}
+            episodes = {"ground_yellow": 1, "ground_red": 1}
+            flags |= {"success.episodes": episodes, "success.num_simulators": 1, "confirm_seeds": [self.seed + 1]}
+        sweep = ["--config_path", str(_PRESETS / "sweep.yaml"), *arguments(flags)]
+        return [*sweep, *arguments({"settings": settings})]
 
 
 @dataclass(frozen=True)

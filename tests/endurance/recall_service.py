@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.rollout_policy import EXECUTE, save_untrained_policy
+from benchmarks.rollout_speed import EXECUTE, save_untrained_policy
 from ipvla.policy import Policy
 from ipvla.rollout.evaluation import SimPool
 from ipvla.rollout.policy_actor import PolicyService, PolicySource

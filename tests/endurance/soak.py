@@ -11,10 +11,10 @@ import numpy as np
 import psutil
 import ray
 
-from benchmarks.rollout_recall import RecallService, left_behind, service_processes
 from ipvla.rollout.evaluation import evaluate_episodes
 from ipvla.rollout.journal import Journal
 from ipvla.types import EpisodeResult, EpisodeSpec
+from tests.endurance.recall_service import RecallService, left_behind, service_processes
 
 #: More than a simulator worker keeps open, so that every round builds worlds and closes them.
 _TASKS = 8

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.rollout_policy import save_untrained_policy
+from benchmarks.rollout_speed import save_untrained_policy
 from ipvla.policy import CheckpointError, Policy
 from ipvla.rollout.openpi.server import ServerConfig
 from ipvla.storage import SOURCE_TREE

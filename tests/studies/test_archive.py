@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.forgetting_archive import decode, encode
-from benchmarks.forgetting_outcomes import Comparison, Entry, Played, Point, Skill
 from evaluators.grounding import GroundingRow
+from evaluators.tradeoffs import Comparison, Entry, Played, Point, Skill
 from ipvla.types import EpisodeResult, EpisodeSpec
-from tests.benchmarks.made_up import NEW, RATES, comparison, policy
+from studies.archive import decode, encode
+from tests.studies.made_up import NEW, RATES, comparison, policy
 
 FINAL, EARLY = Point("lora", "only", 200), Point("lora", "only", 100)
 

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.forgetting_figures import Drawn, figures, forgetting_at_equal_success, joined, targets
-from benchmarks.forgetting_outcomes import Comparison, Entry, Played, Point, Skill
-from benchmarks.forgetting_sequence import SequenceRun, sequence_figures
 from evaluators.pareto import Box, area
-from tests.benchmarks.made_up import RATES, comparison, exactly, policy
+from evaluators.tradeoffs import Comparison, Drawn, Entry, Played, Point, Skill, forgetting_at_equal_success
+from studies.fronts import figures, joined, targets
+from studies.sequence import SequenceRun, sequence_figures
+from tests.studies.made_up import RATES, comparison, exactly, policy
 
 rates = st.lists(st.tuples(*[st.integers(0, 10).map(lambda k: k / 10)] * 2), min_size=1, max_size=4)
 SEEDS = (0, 1, 2, 3, 4)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.forgetting_loop import Line, controls, trace
+from ipvla.forgetting.replay import Line, controls, trace
 from ipvla.forgetting.thermostat import ThermostatConfig, ThermostatState
 
 THERMOSTAT = ThermostatConfig(every=5, calibration=2)

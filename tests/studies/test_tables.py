@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from benchmarks import tables
-from benchmarks.forgetting_costs import StepCosts
-from benchmarks.forgetting_figures import figures, targets
-from benchmarks.forgetting_plot import groups, plot_fronts
-from benchmarks.forgetting_response import CLOSED, OPEN, Response, response_figures
-from benchmarks.forgetting_sequence import SequenceRun, sequence_figures
-from benchmarks.forgetting_tables import FORGETTING, forgetting_tables
 from evaluators.forgetting import Estimate
-from tests.benchmarks.made_up import RATES, comparison
+from ipvla.storage import SOURCE_TREE
+from studies.fronts import figures, groups, plot_fronts, targets
+from studies.sequence import SequenceRun, sequence_figures
+from studies.step_costs import StepCosts
+from studies.step_response import CLOSED, OPEN, Response, response_figures
+from studies.tables import FORGETTING, measured, study_table
+from tests.studies.made_up import RATES, comparison
 
-DOCS = tables.ROOT / "docs" / "forgetting.md"
+DOCS = SOURCE_TREE / "docs" / "forgetting.md"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def record(full: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_method_has_a_row_in_every_table(full: dict[str, Any]) -> None:
-    _, methods, fronts, *_ = forgetting_tables(full)
+    _, methods, fronts, *_ = measured(full, FORGETTING)
     for name in RATES:
         assert f"\n| {name} | " in methods
         assert f"\n| {name} | " in fronts
@@ -54,7 +54,7 @@ def test_every_method_has_a_row_in_every_table(full: dict[str, Any]) -> None:
 
 
 def test_fronts_stand_by_their_area_below_the_plot(full: dict[str, Any]) -> None:
-    fronts = FORGETTING["fronts"](full)
+    fronts = study_table(full, "fronts")
     assert fronts.startswith("![new task against old skills](forgetting.png)\n\n| method |")
     names = [line.split(" | ")[0][2:] for line in fronts.splitlines() if line.startswith("| ")]
     assert names == ["method", "replay", "ours", "shuffled", "wise_ft", "lora"]
@@ -65,7 +65,7 @@ def test_fronts_stand_by_their_area_below_the_plot(full: dict[str, Any]) -> None
 
 
 def test_the_loops_and_the_sequences_tables(full: dict[str, Any]) -> None:
-    loop, sequence = FORGETTING["loop"](full), FORGETTING["sequence"](full)
+    loop, sequence = study_table(full, "loop"), study_table(full, "sequence")
     assert "| the same trace, time-shuffled | shuffled | 2 | 0.80 (" in loop
     assert "| BWT | forgetting | FWT | LIBERO FWT | LIBERO NBT | LIBERO AUC |" in sequence
     assert "\n| lora | -0.20 (-0.20 to -0.20) |" in sequence
@@ -74,14 +74,14 @@ def test_the_loops_and_the_sequences_tables(full: dict[str, Any]) -> None:
 
 
 def test_what_every_base_could_do_stands_beside_chance(full: dict[str, Any]) -> None:
-    bases = FORGETTING["bases"](full).splitlines()
+    bases = study_table(full, "bases").splitlines()
     assert bases[2].startswith("| 0 | ")
     assert bases[-2] == "| 4 | 12/40 | 40/40 | 40/40 | 40/40 | 40/40 |"
     assert bases[-1] == "| chance | 0.33 | 0.33 | 0.33 | 0.33 | 0.00 |"
 
 
 def test_the_step_responses_and_the_costs_tables(full: dict[str, Any]) -> None:
-    answers, costs = FORGETTING["response"](full), FORGETTING["step_costs"](full)
+    answers, costs = study_table(full, "response"), study_table(full, "step_costs")
     assert answers.startswith("![answer to a step](forgetting_step.png)\n\n| gains | d before |")
     assert f"\n| {CLOSED} | 0.10 (0.10 to 0.10) | 0.40 (0.40 to 0.40) | 0.60 (0.60 to 0.60) |" in answers
     assert "The loop of ours; training seeds: 2," in answers
@@ -98,7 +98,7 @@ def test_what_tuning_chose_stands_by_area_with_its_points() -> None:
     ours = point("ours", "lambda 1", 150)
     points = {"lora": [strong, weak], "ours": [ours]}
     figures = {"choice": {"points": points, "areas": {"lora": 0.5, "ours": 0.75}}, "tried": [weak, strong, ours]}
-    assert tables.table({"figures": figures}, "choice").splitlines()[2:] == [
+    assert tables.record_table({"figures": figures}, "choice").splitlines()[2:] == [
         "| ours | 1 | 0.75 | lambda 1 at 150 |  |",
         "| lora | 2 | 0.50 | lr 1e-3 at 150 | lr 1e-4 at 75 |",
     ]
@@ -106,19 +106,19 @@ def test_what_tuning_chose_stands_by_area_with_its_points() -> None:
 
 def test_tables_of_one_seed_have_no_intervals() -> None:
     told = figures(comparison(seeds=(0,), loop={}), draws=20)
-    _, methods, fronts = forgetting_tables(told)
+    _, methods, fronts = measured(told, FORGETTING)
     assert "(" not in "".join(line for line in (methods + fronts).splitlines() if line.startswith("| "))
     assert "One training seed, so without intervals." in methods
     assert (
-        FORGETTING["loop"](told)
-        == FORGETTING["sequence"](told)
-        == FORGETTING["response"](told)
+        study_table(told, "loop")
+        == study_table(told, "sequence")
+        == study_table(told, "response")
         == "Not measured yet."
     )
 
 
 def test_the_targets_table_shows_intervals_and_says_what_values_are_of(full: dict[str, Any]) -> None:
-    table = tables.table(record(full), "targets")
+    table = tables.record_table(record(full), "targets")
     assert "| hsw_step_ratio | 1.030 (1.020 to 1.060) | <= 1.050 | yes |" in table
     assert "| thermostat_step_ratio | 1.030 (1.020 to 1.060) | <= 1.020 | **no** |" in table
     assert "`thermostat_step_ratio`: a reading takes 0.19 of a training step, and is taken every 10 steps" in table
@@ -127,7 +127,7 @@ def test_the_targets_table_shows_intervals_and_says_what_values_are_of(full: dic
 
 
 def test_a_target_that_was_not_measured_is_not_met(full: dict[str, Any]) -> None:
-    table = tables.table(record({**full, "costs": None}), "targets")
+    table = tables.record_table(record({**full, "costs": None}), "targets")
     assert "| thermostat_step_ratio | none | <= 1.020 | **no** |" in table
     assert "`thermostat_step_ratio`: not measured." in table
 

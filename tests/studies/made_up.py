@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from benchmarks.forgetting_outcomes import Comparison, Entry, Played, Point, Skill
+from evaluators.tradeoffs import Comparison, Entry, Played, Point, Skill
 
 NEW = {"ground_yellow": Skill("ground", 1 / 3)}
 OLD = {

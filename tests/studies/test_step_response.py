@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.forgetting_loop import Line, trace
-from benchmarks.forgetting_response import (
+from ipvla.data.dataset import open_dataset
+from ipvla.experiment import ExperimentConfig
+from ipvla.forgetting.replay import Line, trace
+from ipvla.forgetting.thermostat import ThermostatConfig
+from ipvla.training.surgery import HSWSurgeryConfig
+from studies.step_response import (
     CLOSED,
     OPEN,
     StepConfig,
@@ -21,10 +25,6 @@ from benchmarks.forgetting_response import (
     response_figures,
     write_conflicting,
 )
-from ipvla.data.dataset import open_dataset
-from ipvla.experiment import ExperimentConfig
-from ipvla.forgetting.thermostat import ThermostatConfig
-from ipvla.training.surgery import HSWSurgeryConfig
 from tests.training.fine_tuning import SENSITIVE, protected
 
 THERMOSTAT = ThermostatConfig(every=5, calibration=2)
@@ -128,8 +128,8 @@ class TestResponse:
             joined_responses(both, session(2, 0.1, arms=(OPEN,)))
 
     def test_it_is_plotted(self, tmp_path: Path) -> None:
-        seeds = [stepped(0.3, 0.2), stepped(0.4, 0.3)]
-        plot_response({OPEN: seeds, "constant 0.5": seeds, CLOSED: seeds}, PLAN, tmp_path / "step.png")
+        lines = stepped(0.3, 0.2)
+        plot_response({OPEN: lines, "constant 0.5": lines, CLOSED: lines}, PLAN, tmp_path / "step.png")
         assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
 
 

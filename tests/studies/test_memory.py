@@ -12,12 +12,8 @@ import pytest
 import torch
 
 from benchmarks import tables
-from benchmarks.memory_costs import CostConfig, costs, measure
-from benchmarks.memory_figures import delay_figures, joined, plot_delays, success_figures, targets, third_best
-from benchmarks.memory_plan import EVERY, ONCE, MeteredAct, plan_figures
-from benchmarks.memory_study import MemoryStudy, drop_memory, mechanisms, reason_at_every_step
-from benchmarks.record import Target, read_record
-from benchmarks.tables import PAGES, memory_tables, rendered
+from benchmarks.tables import PAGES, rendered
+from evaluators.act_costs import CostConfig, costs, measure
 from evaluators.success_table import SuccessTable, tabulate
 from ipvla.experiment import ExperimentConfig
 from ipvla.models.memory import MemoryConfig, PromptMemoryConfig
@@ -27,6 +23,21 @@ from ipvla.sim.simulator import Task
 from ipvla.sim.suites import load_suite
 from ipvla.training.parallel import World
 from ipvla.types import EpisodeResult, EpisodeSpec
+from studies.memory import (
+    MemoryStudy,
+    delay_figures,
+    drop_memory,
+    joined,
+    mechanisms,
+    plot_delays,
+    reason_at_every_step,
+    success_figures,
+    targets,
+    third_best,
+)
+from studies.reasoning import EVERY, ONCE, MeteredAct, plan_figures
+from studies.record import Target, read_record
+from studies.tables import MEMORY, measured
 
 Make = Callable[..., ExperimentConfig]
 STUDY = MemoryStudy(storage_root=Path("/storage"))
@@ -150,7 +161,7 @@ def test_a_loss_by_reasoning_once_is_told_only_where_it_is_significant() -> None
 
 
 def test_every_mechanism_has_a_row_in_every_table(figures: dict[str, object], tmp_path: Path) -> None:
-    families, delays, plan, cost = memory_tables(figures)
+    families, delays, plan, cost = measured(figures, MEMORY)
     for table in (families, delays, cost):
         for name in ("none", "gru", "latent", "bank"):
             assert f"\n| {name} | " in table
@@ -184,7 +195,7 @@ def test_cells_of_a_seed_differ_in_name_and_memory_alone() -> None:
     cells = {name: draccus.encode(STUDY.training(name, 1)) for name in STUDY.names}
     for cell in cells.values():
         del cell["name"], cell["model"]["memory"]
-    assert len(cells) == 10
+    assert len(cells) == len(mechanisms())
     assert all(cell == cells["none"] for cell in cells.values())
     assert cells["none"]["lanes"]["seed"] == cells["none"]["seed"] == 1
 
@@ -288,4 +299,4 @@ def test_a_table_names_the_commits_of_all_runs_that_count() -> None:
     assert record is not None
     commits = {run["commit"][:10] for run in record["runs"]}
     assert len(commits) > 1
-    assert all(f"`{commit}`" in tables.table(record, "targets") for commit in commits)
+    assert all(f"`{commit}`" in tables.record_table(record, "targets") for commit in commits)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.expert import ExpertStudy, expert_table, suite_figures, targets
 from evaluators.success_table import tabulate
 from ipvla.sim.simulator import Task
 from ipvla.types import EpisodeResult, EpisodeSpec
+from studies.expert import ExpertStudy, suite_figures, targets
+from studies.tables import study_table
 
 
 def test_rates_are_per_task_and_steps_of_those_that_succeeded() -> None:
@@ -23,7 +24,7 @@ def test_rates_are_per_task_and_steps_of_those_that_succeeded() -> None:
     figures = {"libero_object": suite_figures(tabulate("expert", tasks, results, {"protocol": "openvla v1"}))}
     (target,) = targets(figures)
     assert (target.name, target.value, target.met) == ("expert_libero_object", 3 / 8, False)
-    table = expert_table(figures)
+    table = study_table(figures, "expert")
     assert "| `libero_object` | pick up soup | 3/4 | 0.30-0.95 | 81 |" in table
     assert "| `libero_object` | pick up milk | 0/4 | 0.00-0.49 |  |" in table
     assert "| `libero_object` | **all** | 3/8 | 0.14-0.69 |  |" in table

@@ -5,14 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.forgetting_choice import Choice, choose, success
-from benchmarks.forgetting_outcomes import ROLES, USES, Played, Point, Skill
-from benchmarks.forgetting_plan import Plan
-from benchmarks.forgetting_study import ForgettingStudy, methods, replay_of, replayed, same_recipe
 from evaluators.success_table import SuccessTable
+from evaluators.tradeoffs import ROLES, USES, Played, Point, Skill, success
 from ipvla.experiment import ExperimentConfig
 from ipvla.types import EpisodeResult, EpisodeSpec
 from ray_jobs.settings import parse
+from studies.engine import same_recipe
+from studies.forgetting import Choice, ForgettingStudy, Plan, choose, methods, replay_of, replayed
 
 TRAINED = [name for name, method in methods().items() if not (method.replays or method.interpolates)]
 NEW = {"yellow": Skill("ground", 1 / 3)}
