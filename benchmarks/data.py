@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -72,39 +72,23 @@ class DataStudy:
         return str(self.tensorflow_python or sys.executable)
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a process that does nothing but read took.
+def summary(turns: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Medians over one reader's turns, and the range of the throughput.
 
-    Attributes:
-        first_s: seconds from its start, imports included, to the first whole episode decoded.
-        epochs: one after another: `pictures` decoded, `cpu_s` of all threads, `rss`, resident bytes at the end.
+    A turn is what a process that does nothing but read took: `first_s`, seconds from its start, imports included, to
+    the first whole episode decoded; and of its `epochs` the `pictures` decoded, `cpu_s` of all threads, and `rss`,
+    resident bytes at the end. The first epoch, which also builds what is built once, does not count.
     """
-
-    first_s: float
-    epochs: tuple[Mapping[str, float], ...]
-
-    @property
-    def pictures_per_cpu_s(self) -> float:
-        """In the epochs after the first, which also builds what is built once."""
-        later = self.epochs[1:] or self.epochs
-        return sum(epoch["pictures"] for epoch in later) / sum(epoch["cpu_s"] for epoch in later)
-
-    @property
-    def rss(self) -> float:
-        """The largest."""
-        return max(epoch["rss"] for epoch in self.epochs)
-
-
-def summary(turns: Sequence[Reading]) -> dict[str, float]:
-    """Medians over one reader's turns, and the range of the throughput."""
-    rates = [turn.pictures_per_cpu_s for turn in turns]
+    rates = []
+    for turn in turns:
+        pictures, cpu_s = (sum(epoch[of] for epoch in turn["epochs"][1:]) for of in ("pictures", "cpu_s"))
+        rates.append(pictures / cpu_s)
     return {
         "pictures_per_cpu_s": median(rates),
         "least": min(rates),
         "most": max(rates),
-        "rss_mb": median(turn.rss for turn in turns) / 1e6,
-        "first_s": median(turn.first_s for turn in turns),
+        "rss_mb": median(max(epoch["rss"] for epoch in turn["epochs"]) for turn in turns) / 1e6,
+        "first_s": median(turn["first_s"] for turn in turns),
     }
 
 
@@ -118,12 +102,11 @@ def measure_reading(study: DataStudy, directory: Path, console: Console) -> dict
     if not _has(study.python, "dlimp"):
         console.print("dlimp is not installed there and is left out")
         del commands["dlimp"]
-    turns: dict[str, list[Reading]] = {name: [] for name in commands}
+    turns: dict[str, list[Any]] = {name: [] for name in commands}
     for turn in range(1 if study.quick else study.turns):
         for name, command in commands.items():
-            told = _output([*command, str(directory), "3"])
-            turns[name].append(Reading(told["first_s"], tuple(told["epochs"])))
-            rate = turns[name][-1].pictures_per_cpu_s
+            turns[name].append(_output([*command, str(directory), "3"]))
+            rate = summary(turns[name][-1:])["pictures_per_cpu_s"]
             console.print(f"turn {turn + 1}, {name}: {rate:.0f} pictures per CPU-second")
     return {name: summary(readings) for name, readings in turns.items()}
 
@@ -182,34 +165,20 @@ class Constants:
     pixels: int
 
 
-@dataclass(frozen=True)
-class Scale:
-    """One epoch by so many workers.
+def at_scale(
+    collection: Collection, constants: Constants, workers: int, rng: np.random.Generator
+) -> dict[str, float]:
+    """Plans a real epoch of that size, by so many workers of 16 lanes each.
 
-    Attributes:
-        workers: of 16 lanes each.
-        terabytes: read from storage, every episode once.
-        requests: ranged reads, one per episode.
+    Returns:
+        terabytes: read from storage, every episode once, in as many ranged `requests`.
         worker_mb: encoded episodes on a worker's lanes, each as long as one in a hundred is, and decoded windows
             ahead.
-        cpu_hours: of reading and decoding, all workers together; one step in `stride` is decoded.
+        cpu_hours: of reading and decoding, all workers together; one step in `_STRIDE` is decoded.
         windows: training steps in the epoch.
         idle_share: of all places in lanes, simulated; they lie at the lanes' ends, and there is no other padding.
         planning_s: CPU seconds in which each worker makes the plan.
     """
-
-    workers: int
-    terabytes: float
-    requests: int
-    worker_mb: float
-    cpu_hours: float
-    windows: int
-    idle_share: float
-    planning_s: float
-
-
-def at_scale(collection: Collection, constants: Constants, workers: int, rng: np.random.Generator) -> Scale:
-    """Plans a real epoch of that size."""
     drawn = rng.lognormal(np.log(collection.median_steps), collection.spread, collection.episodes)
     lengths = np.maximum(drawn.astype(np.int64), 1)
     started = time.process_time()
@@ -219,16 +188,16 @@ def at_scale(collection: Collection, constants: Constants, workers: int, rng: np
     size, pictures = constants.bytes_per_picture * larger, int(lengths.sum()) * collection.cameras
     encoded = _LANES * float(np.quantile(lengths, 0.99)) * collection.cameras * size
     decoded = _PREFETCHED * _LANES * _WINDOW * collection.cameras * 3 * collection.pixels**2
-    return Scale(
-        workers,
-        terabytes=pictures * size / 1e12,
-        requests=collection.episodes,
-        worker_mb=(encoded + decoded) / 1e6,
-        cpu_hours=pictures / _STRIDE * constants.cpu_s_per_picture * larger / 3600,
-        windows=plan.num_windows,
-        idle_share=plan.idle_share,
-        planning_s=planning_s,
-    )
+    return {
+        "workers": workers,
+        "terabytes": pictures * size / 1e12,
+        "requests": collection.episodes,
+        "worker_mb": (encoded + decoded) / 1e6,
+        "cpu_hours": pictures / _STRIDE * constants.cpu_s_per_picture * larger / 3600,
+        "windows": plan.num_windows,
+        "idle_share": plan.idle_share,
+        "planning_s": planning_s,
+    }
 
 
 def _has(python: str, package: str) -> bool:
@@ -269,7 +238,7 @@ def main(study: DataStudy) -> None:
         "dataset": {"episodes": episodes, "steps": steps, "cameras": 2, "pixels": study.size},
         "lanes_rss_mb": lanes,
         "lookup_us": lookup_us,
-        "scale": [asdict(one) for one in scale],
+        "scale": scale,
     }
     reached = targets(figures, 1 if study.quick else study.turns)
     console.print(Markdown(target_table([target.to_dict() for target in reached])))

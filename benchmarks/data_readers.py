@@ -1,6 +1,6 @@
 """Our side of `benchmarks.data`, as processes of their own, each of which prints one line of JSON.
 
-python -m benchmarks.data_readers pictures DIRECTORY EPOCHS   # reads every picture: the fields of `Reading`
+python -m benchmarks.data_readers pictures DIRECTORY EPOCHS   # reads every picture: see `data.summary`
 python -m benchmarks.data_readers lanes DIRECTORY             # resident MB after three epochs of windows
 python -m benchmarks.data_readers lookup DIRECTORY ENTRIES    # median of 20,000 lookups, microseconds
 """

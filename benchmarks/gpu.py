@@ -25,7 +25,6 @@ import torch
 from rich.console import Console
 
 from benchmarks.parts import Figures, PartStudy, measure_parts
-from benchmarks.random_paligemma import PALIGEMMA_3B, SMALLEST, save_random_paligemma
 from ipvla.data.episode import Episode
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.probe import ProbeConfig
@@ -35,6 +34,7 @@ from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.forgetting.icsm import ICSMConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.models.backbones import PaliGemmaConfig
+from ipvla.models.backbones.random_paligemma import PALIGEMMA_3B, SMALLEST, save_random_paligemma
 from ipvla.models.lora import LoRAConfig
 from ipvla.models.memory import (
     BankMemoryConfig,
@@ -218,7 +218,7 @@ def measure_tuning(study: GPUStudy, console: Console) -> dict[str, Any]:
     config = protected(study)
     costs = step_costs(config, study.costs)
     frames = study.lanes * study.window
-    console.print(f"step: {costs.baseline_ms:.1f} ms, with the method {costs.method_ms:.1f} ms")
+    console.print(f"step: {costs['baseline_ms']:.1f} ms, with the method {costs['method_ms']:.1f} ms")
     runs = variants(config)
     again = replace(runs["method"], training=replace(config.training, activation_checkpointing=True))
     peaks = {
@@ -226,9 +226,9 @@ def measure_tuning(study: GPUStudy, console: Console) -> dict[str, Any]:
         for name, run_ in {"baseline": runs["baseline"], "method": runs["method"], "checkpointed": again}.items()
     }
     return {
-        "costs": costs.to_dict(),
+        "costs": costs,
         "frames": frames,
-        "frames_per_s": 1e3 * frames / costs.method_ms,
+        "frames_per_s": 1e3 * frames / costs["method_ms"],
         "peak_gib": peaks,
         "lora_rank": study.lora_rank,
     }

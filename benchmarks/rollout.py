@@ -145,7 +145,7 @@ def measure(study: RolloutStudy, part: str, console: Console) -> Figures:
     if part == "overhead":
         return measure_overhead(study)
     if part == "pictures":
-        return {"differences": [asdict(one) for one in measure_pictures(study.cache, study.picture_tasks)]}
+        return {"differences": measure_pictures(study.cache, study.picture_tasks)}
     scratch = study.runs / "rollout"
     scratch.mkdir(parents=True, exist_ok=True)
     points = []

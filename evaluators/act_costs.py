@@ -97,7 +97,7 @@ def measure(policy: Policy, dataset: EpisodeDataset, config: CostConfig) -> Cost
         sum(weight.numel() for weight in part.parameters()) for part in (policy.model, policy.model.memory)
     )
     state = sum(value.numel() * value.element_size() for value in policy.initial_memory(1).values())
-    return Costs(model, memory, state, *(1e3 * s for s in (single, batched, early, late)), batch8_speedup=speedup)
+    return Costs(model, memory, state, 1e3 * single, 1e3 * batched, 1e3 * early, 1e3 * late, speedup)
 
 
 def _growth(policy: Policy, episode: Sequence[Observation], config: CostConfig) -> tuple[float, float]:

@@ -73,7 +73,8 @@ def decode(values: Mapping[str, Any]) -> Comparison:
         return {int(seed): policy(told, layouts[seed]) for seed, told in policies.items()}
 
     return Comparison(
-        **{part: {name: Skill(**skill) for name, skill in values[part].items()} for part in ("new", "old")},
+        new={name: Skill(**skill) for name, skill in values["new"].items()},
+        old={name: Skill(**skill) for name, skill in values["old"].items()},
         methods={
             name: Entry(entry["role"], Point(**entry["final"]), tuple(entry["uses"]))
             for name, entry in values["methods"].items()

@@ -530,7 +530,7 @@ class ForgettingRunner(Runner):
             both = replace(config.forgetting, thermostat=thermostat_of(thermostat))
             with self.stage("costs"):
                 costs = step_costs(replace(config, forgetting=both), StepCostConfig())
-            write_text(recorded, json.dumps(costs.to_dict()))
+            write_text(recorded, json.dumps(costs))
         found: Figures = json.loads(recorded.read_text())
         return found
 

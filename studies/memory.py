@@ -23,8 +23,10 @@ import draccus
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.progress import Progress, TaskID
 
 from evaluators.act_costs import CostConfig, costs
+from evaluators.reasoning import EVERY, ONCE, plan_figures, play_both
 from evaluators.success_table import SuccessRow, SuccessTable, tabulate
 from ipvla.data.dataset import open_dataset
 from ipvla.experiment import ExperimentConfig
@@ -38,9 +40,9 @@ from ray_jobs.cli import run
 from ray_jobs.cluster import connect
 from ray_jobs.collect import CollectConfig
 from ray_jobs.evaluate import EvaluateConfig, evaluate
+from ray_jobs.progress import episode_progress
 from ray_jobs.settings import parse
 from studies.engine import DOCS, Figures, Runner, Study, as_json, entries, placed, publish
-from studies.reasoning import EVERY, ONCE, plan_figures, play_both
 from studies.record import Target
 from studies.tables import MEMORY, measured
 
@@ -191,9 +193,14 @@ def _reason_both_ways(study: MemoryStudy, runner: Runner) -> dict[str, list[Epis
         once = study.policy("prompt", seed)
         every = once.with_name("policy_reasoning_at_every_step")
         reason_at_every_step(once, every)
-        with runner.stage(f"seed {seed}: reasoning once against every step"):
-            both = {ONCE: once, EVERY: every}
-            for name, played in play_both(study.plan(seed).success, study.cache, both, runner.console).items():
+        title, both = f"seed {seed}: reasoning once against every step", {ONCE: once, EVERY: every}
+        with runner.stage(title), episode_progress(runner.console) as progress:
+            bar = progress.add_task("layouts played both ways", total=None)
+
+            def show(played: int, total: int, progress: Progress = progress, bar: TaskID = bar) -> None:
+                progress.update(bar, completed=played, total=total)
+
+            for name, played in play_both(study.plan(seed).success, study.cache, both, show).items():
                 results[name] += played
     return results
 

@@ -59,42 +59,15 @@ class StepCostConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
 
-@dataclass(frozen=True)
-class StepCosts:
-    """Medians over rounds in milliseconds, and ratios of medians.
-
-    Attributes:
-        clock: "cpu" or "wall", of all but the last two.
-        rounds: that counted.
-        every: steps from one reading to the next, over which its cost is spread.
-        baseline_ms, method_ms, thermostat_ms: a training step of each run; the last with no reading due.
-        reading_ms: one reading of the Thermostat.
-        calibration_ms: what the reading that ends calibration takes, once in a run; one measurement.
-        hsw_step_ratio: method_ms / baseline_ms.
-        thermostat_step_ratio: (method_ms + reading_ms / every) / method_ms.
-        hsw_step_ratio_wall, thermostat_step_ratio_wall: the same by wall time.
-    """
-
-    clock: str
-    rounds: int
-    every: int
-    baseline_ms: float
-    method_ms: float
-    thermostat_ms: float
-    reading_ms: float
-    calibration_ms: float
-    hsw_step_ratio: Estimate
-    thermostat_step_ratio: Estimate
-    hsw_step_ratio_wall: Estimate
-    thermostat_step_ratio_wall: Estimate
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
-
-
-def step_costs(config: ExperimentConfig, settings: StepCostConfig) -> StepCosts:
+def step_costs(config: ExperimentConfig, settings: StepCostConfig) -> dict[str, Any]:
     """Measures, with `config.forgetting` as the method and its Thermostat, or a default one.
+
+    Returns:
+        JSON values: `clock`, "cpu" or "wall"; by it, medians over `rounds`, in milliseconds, of a step of each run
+        (`baseline_ms`, `method_ms`, `thermostat_ms`, with no reading due), of a reading (`reading_ms`, one in
+        `every` steps) and of the one that ends calibration (`calibration_ms`, measured once). Estimates of
+        `hsw_step_ratio`, method over baseline, and of `thermostat_step_ratio`, (method_ms + reading_ms / every) /
+        method_ms; the same by wall time under their names with `_wall`.
 
     Raises:
         ValueError: the experiment has no method, or one whose gains leave training as it is.
@@ -111,9 +84,14 @@ def step_costs(config: ExperimentConfig, settings: StepCostConfig) -> StepCosts:
     finally:
         torch.set_num_threads(threads)
     clock = "cpu" if world.device.type == "cpu" else "wall"
-    by_clock, by_wall = (ratios(seconds[of], every, settings) for of in (clock, "wall"))
+    costs: dict[str, Any] = {"clock": clock, "rounds": settings.rounds, "every": every}
     medians = (1e3 * np.median(seconds[clock], axis=0)).tolist()
-    return StepCosts(clock, settings.rounds, every, *medians, 1e3 * calibration[clock], *by_clock, *by_wall)
+    costs |= {f"{part}_ms": ms for part, ms in zip(PARTS, medians, strict=True)}
+    costs["calibration_ms"] = 1e3 * calibration[clock]
+    for of, suffix in ((clock, ""), ("wall", "_wall")):
+        hsw, thermostat = (asdict(one) for one in ratios(seconds[of], every, settings))
+        costs |= {f"hsw_step_ratio{suffix}": hsw, f"thermostat_step_ratio{suffix}": thermostat}
+    return costs
 
 
 def variants(config: ExperimentConfig) -> dict[str, ExperimentConfig]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.rollout import RolloutStudy, targets
-from benchmarks.rollout_pictures import PictureDifference
+from benchmarks.rollout_pictures import difference
 from benchmarks.rollout_scaling import (
     CHUNK_S,
     FORWARDS,
@@ -65,12 +64,12 @@ def speed(**changes: Any) -> dict[str, Any]:
     }
 
 
-def darker() -> PictureDifference:
+def darker() -> dict[str, Any]:
     """Of one picture that is black where it was grey, in a quarter of its pixels, and nearly so in the rest."""
     exact = np.full((4, 4, 3), 60, np.uint8)
     fast = exact - np.uint8(4)
     fast[:2, :2, 0] = 0
-    return PictureDifference.of("libero_goal", "agentview", [(fast, exact), (exact, exact)])
+    return difference("libero_goal", "agentview", [(fast, exact), (exact, exact)])
 
 
 def point(actors: int, to_bound: float, cpu: float, forward: str = "light") -> dict[str, Any]:
@@ -86,7 +85,7 @@ def figures() -> dict[str, Any]:
     return {
         "speed": speed(),
         "overhead": {"ms": {"bare": [0.9, 0.8, 1.0], "1": [1.5, 1.4, 3.0], "8": [1.2, 1.3, 0.9]}, "run": RUN},
-        "pictures": {"differences": [asdict(darker())], "run": RUN},
+        "pictures": {"differences": [darker()], "run": RUN},
         "scaling": {
             "points": [*points, *({**one, "forward": "heavy"} for one in points)],
             "driver_cpu_ms": 4.0,

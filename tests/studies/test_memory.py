@@ -14,6 +14,7 @@ import torch
 from benchmarks import tables
 from benchmarks.tables import PAGES, rendered
 from evaluators.act_costs import CostConfig, costs, measure
+from evaluators.reasoning import EVERY, ONCE, MeteredAct, plan_figures
 from evaluators.success_table import SuccessTable, tabulate
 from ipvla.experiment import ExperimentConfig
 from ipvla.models.memory import MemoryConfig, PromptMemoryConfig
@@ -35,7 +36,6 @@ from studies.memory import (
     targets,
     third_best,
 )
-from studies.reasoning import EVERY, ONCE, MeteredAct, plan_figures
 from studies.record import Target, read_record
 from studies.tables import MEMORY, measured
 

@@ -94,7 +94,7 @@ def test_what_costs_nothing_to_leave_out_is_refused(tuned: ExperimentConfig) -> 
 def test_three_real_runs_are_trained_and_timed(tuned: ExperimentConfig) -> None:
     config = protected(tuned, CUT, thermostat=replace(SENSITIVE, every=3))
     costs = step_costs(config, FEW)
-    told = json.loads(json.dumps(costs.to_dict()))
+    told = json.loads(json.dumps(costs))
     assert (told["clock"], told["rounds"], told["every"]) == ("cpu", 6, 3)
     assert all(told[name] > 0 for name in told if name.endswith("_ms"))
     assert told["calibration_ms"] > told["reading_ms"], "the reading that ends calibration takes the whole probe"

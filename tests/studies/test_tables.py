@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks import tables
-from evaluators.forgetting import Estimate
 from ipvla.storage import SOURCE_TREE
 from studies.fronts import figures, groups, plot_fronts, targets
 from studies.sequence import SequenceRun, sequence_figures
-from studies.step_costs import StepCosts
 from studies.step_response import CLOSED, OPEN, Response, response_figures
 from studies.tables import FORGETTING, measured, study_table
 from tests.studies.made_up import RATES, comparison
@@ -26,11 +24,19 @@ def full() -> dict[str, Any]:
     sequence = sequence_figures(
         {"recall": 0.3, "place": 0.0}, {"lora": {0: run, 1: run}, "ours": {0: run, 1: run}}
     )
-    ratio = Estimate(1.03, 1.02, 1.06)
-    costs = StepCosts("cpu", 120, 10, 100.0, 103.0, 103.0, 20.0, 30.0, ratio, ratio, ratio, ratio)
+    ratio = {"value": 1.03, "low": 1.02, "high": 1.06}
+    costs = {
+        "clock": "cpu",
+        "rounds": 120,
+        "every": 10,
+        "baseline_ms": 100.0,
+        "method_ms": 103.0,
+        "reading_ms": 20.0,
+    }
+    costs |= {f"{of}_step_ratio{clock}": ratio for of in ("hsw", "thermostat") for clock in ("", "_wall")}
     seen = Response(0.1, 0.4, 0.2, 0.5, 0.3, 0.2, 0.7)
     answers = response_figures("ours", {seed: {OPEN: seen, CLOSED: replace(seen, peak_d=0.6)} for seed in (0, 4)})
-    made = {"sequence": sequence, "costs": costs.to_dict(), "response": answers}
+    made = {"sequence": sequence, "costs": costs, "response": answers}
     return {**figures(comparison(), draws=100), **made}
 
 

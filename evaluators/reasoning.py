@@ -6,7 +6,7 @@ The act alone is measured, batch 1 on one thread: no actor and no other episode 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
 
 from evaluators.paired import compare
 from evaluators.statistics import mcnemar_exact
@@ -30,7 +29,6 @@ from ipvla.rollout.sim_pool import WorkerPool, cluster_cores
 from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.simulator import Simulator, Task
 from ipvla.types import EpisodeResult, EpisodeSpec, Observation
-from ray_jobs.progress import episode_progress
 
 #: The two ways to reason, by the names of their records.
 ONCE, EVERY = "once", "every step"
@@ -98,9 +96,15 @@ class PlanWorker:
 
 
 def play_both(
-    config: SuccessConfig, cache_dir: Path, policies: Mapping[str, Path], console: Console
+    config: SuccessConfig,
+    cache_dir: Path,
+    policies: Mapping[str, Path],
+    on_result: Callable[[int, int], None] = lambda played, total: None,
 ) -> dict[str, list[EpisodeResult]]:
     """Plays what the journals beside the policies lack; policy name -> all its results.
+
+    Args:
+        on_result: gets how many layouts were played both ways, of how many.
 
     Raises:
         JournalError: results of another policy or protocol lie there.
@@ -118,12 +122,11 @@ def play_both(
         if jobs:
             make = partial(PlanWorker, SuiteSimulators(cache_dir, config.camera_size))
             pool = stack.enter_context(WorkerPool(make, min(config.num_simulators or cluster_cores(), len(jobs))))
-            progress = stack.enter_context(episode_progress(console))
-            bar = progress.add_task("layouts played both ways", total=len(jobs))
-            for _, results in pool.run(jobs, group=lambda job: job.spec.task, name=lambda job: job.spec.key):
+            played = pool.run(jobs, group=lambda job: job.spec.task, name=lambda job: job.spec.key)
+            for number, (_, results) in enumerate(played, 1):
                 for name, result in results.items():
                     journals[name].record(result)
-                progress.advance(bar)
+                on_result(number, len(jobs))
         wanted = {spec.key for spec in evaluation.specs}
         return {
             name: [result for result in journal.results() if result.spec.key in wanted]
