@@ -75,9 +75,9 @@ class DataStudy:
 def summary(turns: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Medians over one reader's turns, and the range of the throughput.
 
-    A turn is what a process that does nothing but read took: `first_s`, seconds from its start, imports included, to
-    the first whole episode decoded; and of its `epochs` the `pictures` decoded, `cpu_s` of all threads, and `rss`,
-    resident bytes at the end. The first epoch, which also builds what is built once, does not count.
+    A turn is what a process that does nothing but read took: `first_s`, seconds from its start, imports included,
+    to the first whole episode decoded; and of its `epochs` the `pictures` decoded, `cpu_s` of all threads, and
+    `rss`, resident bytes at the end. The first epoch, which also builds what is built once, does not count.
     """
     rates = []
     for turn in turns:
@@ -150,25 +150,14 @@ class Collection:
 OXE: Final = Collection(episodes=1_000_000, median_steps=60, spread=0.8, cameras=2, pixels=256)
 
 
-@dataclass(frozen=True)
-class Constants:
-    """What was measured on this machine, of pictures of the benchmark's size.
-
-    Attributes:
-        bytes_per_picture: encoded, with all else in a record.
-        cpu_s_per_picture: to read and decode it.
-        pixels: side of the pictures that these are of; pictures of other sizes count by their area.
-    """
-
-    bytes_per_picture: float
-    cpu_s_per_picture: float
-    pixels: int
-
-
 def at_scale(
-    collection: Collection, constants: Constants, workers: int, rng: np.random.Generator
+    collection: Collection, bytes_per_pixel: float, cpu_s_per_pixel: float, workers: int, rng: np.random.Generator
 ) -> dict[str, float]:
     """Plans a real epoch of that size, by so many workers of 16 lanes each.
+
+    Args:
+        bytes_per_pixel: encoded, with all else in a record.
+        cpu_s_per_pixel: to read and decode it.
 
     Returns:
         terabytes: read from storage, every episode once, in as many ranged `requests`.
@@ -184,16 +173,16 @@ def at_scale(
     started = time.process_time()
     plan = EpochPlan(lengths, 0, 0, lanes_total=workers * _LANES, window=_WINDOW, stride=_STRIDE)
     planning_s = time.process_time() - started
-    larger = (collection.pixels / constants.pixels) ** 2
-    size, pictures = constants.bytes_per_picture * larger, int(lengths.sum()) * collection.cameras
+    area, pictures = collection.pixels**2, int(lengths.sum()) * collection.cameras
+    size = bytes_per_pixel * area
     encoded = _LANES * float(np.quantile(lengths, 0.99)) * collection.cameras * size
-    decoded = _PREFETCHED * _LANES * _WINDOW * collection.cameras * 3 * collection.pixels**2
+    decoded = _PREFETCHED * _LANES * _WINDOW * collection.cameras * 3 * area
     return {
         "workers": workers,
         "terabytes": pictures * size / 1e12,
         "requests": collection.episodes,
         "worker_mb": (encoded + decoded) / 1e6,
-        "cpu_hours": pictures / _STRIDE * constants.cpu_s_per_picture * larger / 3600,
+        "cpu_hours": pictures / _STRIDE * cpu_s_per_pixel * area / 3600,
         "windows": plan.num_windows,
         "idle_share": plan.idle_share,
         "planning_s": planning_s,
@@ -230,9 +219,9 @@ def main(study: DataStudy) -> None:
         lanes = _output([*ours, "lanes", str(directory)])
         lookup_us = _output([*ours, "lookup", scratch, str(_ENTRIES)])
         written = sum(path.stat().st_size for path in directory.iterdir() if "tfrecord" in path.name)
-    per_picture = written / (episodes * steps * 2), 1 / readers["ipvla"]["pictures_per_cpu_s"]
-    constants = Constants(*per_picture, study.size)
-    scale = [at_scale(OXE, constants, workers, np.random.default_rng(0)) for workers in (64, 256, 512)]
+    area = study.size**2
+    costs = written / (episodes * steps * 2) / area, 1 / readers["ipvla"]["pictures_per_cpu_s"] / area
+    scale = [at_scale(OXE, *costs, workers, np.random.default_rng(0)) for workers in (64, 256, 512)]
     figures = {
         "reading": readers,
         "dataset": {"episodes": episodes, "steps": steps, "cameras": 2, "pixels": study.size},

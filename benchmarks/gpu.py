@@ -3,7 +3,7 @@
     python -m benchmarks.gpu [--parts "[acting, tuning]"] [--pretrained google/paligemma-3b-pt-224] [--quick true]
 
 - acting: `Policy.act` from pictures in main memory to actions there, for batches of episodes that are under way.
-- tuning: a LoRA step without protection, with HSW, and the Thermostat's readings (`studies.step_costs`); frames
+- tuning: a LoRA step without protection, with HSW, and the Thermostat's readings (`evaluators.step_costs`); frames
   per second and the largest memory of a run, also with activations computed again.
 
 The weights are random unless a checkpoint is given: time does not depend on them. `--quick` does a little of each
@@ -20,11 +20,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar, Final
 
+import draccus
 import numpy as np
 import torch
 from rich.console import Console
 
 from benchmarks.parts import Figures, PartStudy, measure_parts
+from evaluators.step_costs import StepCostConfig, Trainer, step_costs, variants
 from ipvla.data.episode import Episode
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.probe import ProbeConfig
@@ -36,14 +38,7 @@ from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.models.backbones import PaliGemmaConfig
 from ipvla.models.backbones.random_paligemma import PALIGEMMA_3B, SMALLEST, save_random_paligemma
 from ipvla.models.lora import LoRAConfig
-from ipvla.models.memory import (
-    BankMemoryConfig,
-    GRUMemoryConfig,
-    KVMemoryConfig,
-    LatentMemoryConfig,
-    MemoryConfig,
-    NoMemoryConfig,
-)
+from ipvla.models.memory import MemoryConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
 from ipvla.training.loop import TrainingConfig
@@ -55,15 +50,8 @@ from ray_jobs.cli import run
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
 from studies.engine import placed
 from studies.record import Target
-from studies.step_costs import StepCostConfig, Trainer, step_costs, variants
 
-MEMORIES: Final[Mapping[str, MemoryConfig]] = {
-    "none": NoMemoryConfig(),
-    "gru": GRUMemoryConfig(),
-    "latent": LatentMemoryConfig(),
-    "bank": BankMemoryConfig(),
-    "kv": KVMemoryConfig(),
-}
+MEMORIES: Final = ("none", "gru", "latent", "bank", "kv")
 _CHUNK = 8
 _INSTRUCTION = "put the black bowl on the plate and open the drawer"
 _EPISODES = 16
@@ -76,7 +64,7 @@ class GPUStudy(PartStudy):
 
     Attributes:
         pretrained: a PaliGemma that `from_pretrained` reads, or null for random weights of the 3B's sizes.
-        memories: keys of `MEMORIES`.
+        memories: of `MEMORIES`, with their default settings.
         batches: episodes that are answered at once, ascending.
         repeats: of every answer.
         lanes, window: of a training step: their product is frames per step.
@@ -87,7 +75,7 @@ class GPUStudy(PartStudy):
 
     all_parts: ClassVar[tuple[str, ...]] = ("acting", "tuning")
     pretrained: str | None = None
-    memories: tuple[str, ...] = tuple(MEMORIES)
+    memories: tuple[str, ...] = MEMORIES
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     repeats: int = 20
     lanes: int = 8
@@ -98,7 +86,7 @@ class GPUStudy(PartStudy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require("memories", tuple(MEMORIES))
+        self.require("memories", MEMORIES)
         self.require_at_least(1, "repeats", "lanes", "window", "lora_rank")
         if list(self.batches) != sorted(set(self.batches)) or len(self.batches) < 2 or self.batches[0] < 1:
             raise ValueError(f"batches is {list(self.batches)}; give two or more ascending numbers of at least 1")
@@ -112,7 +100,7 @@ class GPUStudy(PartStudy):
     @property
     def backbone(self) -> PaliGemmaConfig:
         """Of the published size unless quick."""
-        prompt = self.picture_tokens + 40
+        prompt = (self.picture // int(self._sizes["vision"]["patch_size"])) ** 2 + 40
         return PaliGemmaConfig(self.pretrained or str(self._random_weights), max_prompt_tokens=prompt)
 
     @property
@@ -131,10 +119,6 @@ class GPUStudy(PartStudy):
         return int(self._sizes["vision"]["image_size"])
 
     @property
-    def picture_tokens(self) -> int:
-        return (self.picture // int(self._sizes["vision"]["patch_size"])) ** 2
-
-    @property
     def _sizes(self) -> Mapping[str, Mapping[str, Any]]:
         return SMALLEST if self.quick else PALIGEMMA_3B
 
@@ -149,15 +133,16 @@ class GPUStudy(PartStudy):
                 seeds = range(first, first + _EPISODES)
                 write_rlds(root, self.dataset, (episode(seed, self.picture) for seed in seeds), self.picture)
 
-    def experiment(self, memory: MemoryConfig) -> ExperimentConfig:
+    def experiment(self, memory: str) -> ExperimentConfig:
         """Of one picture per step, all weights in bfloat16; nothing is tuned yet."""
         places: dict[str, Any] = self.directories
+        config = draccus.decode(MemoryConfig, {"type": memory})
         return ExperimentConfig(
             **places,
             use_gpu=self.device.type == "cuda",
             data=DataConfig(dataset=self.dataset, image_size=self.picture),
             lanes=LaneConfig(lanes=self.lanes, window=self.window, stride=_CHUNK),
-            model=IPVLAConfig(backbone=self.backbone, memory=memory, chunk=_CHUNK),
+            model=IPVLAConfig(self.backbone, memory=config, chunk=_CHUNK),
             training=TrainingConfig(precision="bf16"),
         )
 
@@ -176,7 +161,7 @@ def measure_acting(study: GPUStudy, console: Console) -> dict[str, Any]:
     """Of every memory: by batch the milliseconds of an act, and the line through them."""
     told: dict[str, Any] = {}
     for name in study.memories:
-        policy = study.experiment(MEMORIES[name]).build(World()).policy
+        policy = study.experiment(name).build(World()).policy
         policy.model.to(study.device).eval()
         with _peak(study.device) as peak:
             by_batch = {batch: act_ms(policy, batch, study) for batch in study.batches}
@@ -236,7 +221,7 @@ def measure_tuning(study: GPUStudy, console: Console) -> dict[str, Any]:
 
 def protected(study: GPUStudy) -> ExperimentConfig:
     """LoRA on all language layers, HSW at all sites and a Thermostat; teacher and artifact are made."""
-    base = study.experiment(MEMORIES["gru"])
+    base = study.experiment("gru")
     teacher = study.runs / "teacher"
     base.build(World()).policy.save(teacher)
     probe = ProbeConfig(dataset=study.dataset, records=study.probe)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, ClassVar, Final
 
@@ -32,9 +32,9 @@ from benchmarks.parts import Figures, PartStudy, measure_parts
 from benchmarks.rollout_pictures import measure_pictures
 from benchmarks.rollout_scaling import ACTORS, CORES_ARE_THE_LIMIT, driver_cpu_ms, measure_scaling
 from benchmarks.rollout_speed import (
-    Throughput,
     act_overhead_ms,
     bare_call_ms,
+    efficiency,
     play_by_service,
     play_serially,
     save_untrained_policy,
@@ -101,7 +101,7 @@ def measure_speed(study: RolloutStudy, console: Console) -> Figures:
     tasks = [task.name for task in standard_tasks(_SUITE)[: study.tasks]]
     serial = ray.remote(num_cpus=1, max_calls=1, runtime_env={"env_vars": simulator_environment()})(play_serially)
     s_per_step: dict[str, list[float]] = {"serial": [], **{profile: [] for profile in _PROFILES}}
-    runs: dict[str, list[Throughput]] = {profile: [] for profile in _PROFILES}
+    runs: dict[str, list[dict[str, float]]] = {profile: [] for profile in _PROFILES}
     for number in range(study.rounds):
         task = tasks[number % len(tasks)]
         seconds, steps = ray.get(serial.remote(study.cache, policy, protocol, _SUITE, task, 1))
@@ -111,16 +111,16 @@ def measure_speed(study: RolloutStudy, console: Console) -> Figures:
             played.append(
                 play_by_service(study.cache, policy, protocol, _SUITE, tasks, trials, simulators, profile)
             )
-            s_per_step[profile].append(played[-1].wall_s / played[-1].steps)
+            s_per_step[profile].append(played[-1]["wall_s"] / played[-1]["steps"])
         last = ", ".join(f"{name} {1e3 * values[-1]:.0f}" for name, values in s_per_step.items())
         console.print(f"round {number + 1} of {study.rounds}, ms per control step: {last}")
     cores = len(os.sched_getaffinity(0))
     return {
         "ms_per_step": {name: [1e3 * one for one in values] for name, values in s_per_step.items()},
-        "service": {profile: [asdict(one) for one in played] for profile, played in runs.items()},
-        "efficiency": {p: [one.efficiency(cores) for one in played] for p, played in runs.items()},
+        "service": runs,
+        "efficiency": {p: [efficiency(one, cores) for one in played] for p, played in runs.items()},
         "cores": cores,
-        "num_simulators": extent(one.simulators for played in runs.values() for one in played),
+        "num_simulators": extent(int(one["simulators"]) for played in runs.values() for one in played),
         "protocol": str(protocol),
         "suite": _SUITE,
     }
@@ -150,10 +150,10 @@ def measure(study: RolloutStudy, part: str, console: Console) -> Figures:
     scratch.mkdir(parents=True, exist_ok=True)
     points = []
     for point in measure_scaling(scratch, study.actors, study.chunks):
-        points.append({**asdict(point), "to_bound": point.to_bound, "to_ideal": point.to_ideal})
+        points.append(point)
         console.print(
-            f"{point.actors} simulators, {point.forward} policy: {point.answers_per_s:.1f} answers/s of "
-            f"{point.bound:.1f} at most, {point.cpu:.0%} of the cores"
+            "{actors} simulators, {forward} policy: {answers_per_s:.1f} answers/s of {bound:.1f} at most, "
+            "{cpu:.0%} of the cores".format(**point)
         )
     return {"points": points, "driver_cpu_ms": driver_cpu_ms(scratch, study.calls)}
 

@@ -45,39 +45,6 @@ _SIMULATED_S = 300.0
 _NO_TIME: Final = WaitingPolicies(ForwardTime(0.0, 0.0))
 
 
-@dataclass(frozen=True)
-class ScalingPoint:
-    """Of a run by so many simulators.
-
-    Attributes:
-        forward: a key of `FORWARDS`.
-        answers_per_s: chunks that the policy gave, while all simulators were at work.
-        bound: answers per second that nothing could exceed: `best_rate`.
-        simple_bound: the smaller of what the simulators could ask for if nobody else asked, and what the policy
-            could answer if all asked at once; out of reach where both are about as large.
-        ideal: answers per second of a service that itself takes no time: `ideal_rate`.
-        mean_batch: of the policy's forward passes.
-        cpu: share of all cores' time, in [0, 1].
-    """
-
-    forward: str
-    actors: int
-    answers_per_s: float
-    bound: float
-    simple_bound: float
-    ideal: float
-    mean_batch: float
-    cpu: float
-
-    @property
-    def to_bound(self) -> float:
-        return self.answers_per_s / self.bound
-
-    @property
-    def to_ideal(self) -> float:
-        return self.answers_per_s / self.ideal
-
-
 def best_rate(simulators: int, chunk_s: float, forward: ForwardTime, replicas: int = 1) -> float:
     """Answers per second that no schedule can exceed.
 
@@ -117,8 +84,14 @@ def ideal_rate(simulators: int, chunk_s: float, forward: ForwardTime) -> float:
     return answers / now
 
 
-def measure_scaling(scratch: Path, actors: Sequence[int], chunks: int) -> Iterator[ScalingPoint]:
-    """A point for every number of simulators, in ascending order, and forward pass; Ray must be connected."""
+def measure_scaling(scratch: Path, actors: Sequence[int], chunks: int) -> Iterator[dict[str, Any]]:
+    """A point for every number of simulators, in ascending order, and forward pass; Ray must be connected.
+
+    Yields:
+        `answers_per_s`: chunks that the policy gave, while all simulators were at work; `to_bound` and `to_ideal`
+        are its ratios to `best_rate` and `ideal_rate`. `mean_batch` of the policy's forward passes. `cpu`, the
+        share of all cores' time in [0, 1].
+    """
     with SimPool(WaitingSimulators(CHUNK_S, chunks), actors[0], execute=None, cpus_per_simulator=0) as pool:
         for count in actors:
             pool.add(count - len(pool))
@@ -130,7 +103,7 @@ def measure_scaling(scratch: Path, actors: Sequence[int], chunks: int) -> Iterat
                 yield _measured(pool, scratch, name, count)
 
 
-def _measured(pool: SimPool, scratch: Path, name: str, actors: int) -> ScalingPoint:
+def _measured(pool: SimPool, scratch: Path, name: str, actors: int) -> dict[str, Any]:
     forward = FORWARDS[name]
     policy = PolicyService(PolicySource(WaitingPolicies(forward), scratch))
     policy.client()
@@ -153,16 +126,23 @@ def _measured(pool: SimPool, scratch: Path, name: str, actors: int) -> ScalingPo
     # At the beginning and at the end not all simulators are at work.
     ends = zip(samples[-(len(samples) // 4) - 1], samples[len(samples) // 4], strict=True)
     wall_s, requests, forwards, busy_s = (last - first for last, first in ends)
-    return ScalingPoint(
-        name,
-        actors,
-        answers_per_s=requests / wall_s,
-        bound=best_rate(actors, CHUNK_S, forward),
-        simple_bound=simple_rate(actors, CHUNK_S, forward),
-        ideal=ideal_rate(actors, CHUNK_S, forward),
-        mean_batch=requests / max(forwards, 1),
-        cpu=busy_s / (wall_s * (os.cpu_count() or 1)),
+    rate, best, ideal = (
+        requests / wall_s,
+        best_rate(actors, CHUNK_S, forward),
+        ideal_rate(actors, CHUNK_S, forward),
     )
+    return {
+        "forward": name,
+        "actors": actors,
+        "answers_per_s": rate,
+        "bound": best,
+        "simple_bound": simple_rate(actors, CHUNK_S, forward),
+        "ideal": ideal,
+        "mean_batch": requests / max(forwards, 1),
+        "cpu": busy_s / (wall_s * (os.cpu_count() or 1)),
+        "to_bound": rate / best,
+        "to_ideal": rate / ideal,
+    }
 
 
 def driver_cpu_ms(scratch: Path, episodes: int) -> float:
@@ -181,32 +161,6 @@ def driver_cpu_ms(scratch: Path, episodes: int) -> float:
 
 def _specs(episodes: int) -> list[EpisodeSpec]:
     return [EpisodeSpec("waiting", "wait", Split.HELD_OUT.seed(i), i) for i in range(episodes)]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Answers per second (8 control steps each) at which each part of a cluster is full.
-
-    Attributes:
-        simulators: every one on a core of its own, no wait.
-        policy: of the GPUs' forward passes.
-        actors: of the replicas' event loops, whatever their model takes.
-        driver: of the one process that hands out episodes and writes the journal.
-        reached: all of them together.
-        network_mb_per_s: of observations, when as many answers are given.
-    """
-
-    simulators: float
-    policy: float
-    actors: float
-    driver: float
-    reached: float
-    network_mb_per_s: float
-
-    @property
-    def fullest(self) -> str:
-        """What limits."""
-        return min(("simulators", "policy", "actors", "driver"), key=lambda name: getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -238,12 +192,22 @@ def forward_on_gpu(figures: Mapping[str, Any], memory: str = "gru") -> ForwardTi
     return ForwardTime(told["fixed_ms"] / 1e3, told["per_row_ms"] / 1e3)
 
 
-def limits(constants: Constants, simulators: int, gpus: int, forward: ForwardTime = PI0) -> Limits:
-    """Of so many simulators with a core each, and one replica per GPU."""
+def limits(constants: Constants, simulators: int, gpus: int, forward: ForwardTime = PI0) -> dict[str, float]:
+    """Answers per second (8 control steps each) at which each part of a cluster is full.
+
+    Returns:
+        simulators: every one on a core of its own, no wait.
+        policy: of the GPUs' forward passes, one replica per GPU.
+        actors: of the replicas' event loops, whatever their model takes.
+        driver: of the one process that hands out episodes and writes the journal.
+        reached: all of them together.
+        network_mb_per_s: of observations, when as many answers are given.
+    """
     actors, driver = gpus / constants.answer_s, _EPISODE_CHUNKS / constants.driver_s
     reached = min(best_rate(simulators, constants.chunk_s, forward, gpus), actors, driver)
-    alone, policy = simulators / constants.chunk_s, gpus / forward.per_row_s
-    return Limits(alone, policy, actors, driver, reached, network_mb_per_s=reached * _ANSWER_MB)
+    alone = {"simulators": simulators / constants.chunk_s, "policy": gpus / forward.per_row_s}
+    together = {"reached": reached, "network_mb_per_s": reached * _ANSWER_MB}
+    return {**alone, "actors": actors, "driver": driver, **together}
 
 
 def gpus_for(constants: Constants, simulators: int, share: float = 0.9, forward: ForwardTime = PI0) -> int:

@@ -159,34 +159,10 @@ class MeteredSimulators:
         )
 
 
-@dataclass(frozen=True)
-class Throughput:
-    """Of episodes that were played by a service whose simulators were loaded already.
-
-    Attributes:
-        simulators: that played.
-        wall_s: in all.
-        physics_cpu_s: of resets and control steps, those to settle among them.
-        frames_cpu_s: of the frames that were asked for.
-        act_cpu_s: of the policy, from observations to actions.
-        sim_cpu_s: of the simulators' processes but for asking the policy: physics, frames, what the protocol makes
-            of them, and Ray's threads meanwhile.
-        mean_batch: observations per forward pass.
-    """
-
-    episodes: int
-    steps: int
-    simulators: int
-    wall_s: float
-    physics_cpu_s: float
-    frames_cpu_s: float
-    act_cpu_s: float
-    sim_cpu_s: float
-    mean_batch: float
-
-    def efficiency(self, cores: int) -> float:
-        """Share of the cores' time that went into what episodes need, in [0, 1]."""
-        return (self.physics_cpu_s + self.frames_cpu_s + self.act_cpu_s) / (self.wall_s * cores)
+def efficiency(played: Mapping[str, float], cores: int) -> float:
+    """Share of the cores' time that went into what episodes need, in [0, 1]."""
+    needed = sum(played[f"{part}_cpu_s"] for part in ("physics", "frames", "act"))
+    return needed / (played["wall_s"] * cores)
 
 
 def play_by_service(
@@ -198,8 +174,19 @@ def play_by_service(
     trials: int,
     num_simulators: int | None,
     profile: str,
-) -> Throughput:
-    """Plays trials of these tasks, after some to load the simulators; None for as many as an evaluation finds."""
+) -> dict[str, float]:
+    """Plays trials of these tasks, after some to load the simulators; None for as many as an evaluation finds.
+
+    Returns:
+        simulators: that played.
+        wall_s: in all.
+        physics_cpu_s: of resets and control steps, those to settle among them.
+        frames_cpu_s: of the frames that were asked for.
+        act_cpu_s: of the policy, from observations to actions.
+        sim_cpu_s: of the simulators' processes but for asking the policy: physics, frames, what the protocol makes
+            of them, and Ray's threads meanwhile.
+        mean_batch: observations per forward pass.
+    """
     simulators = MeteredSimulators(SuiteSimulators(cache_dir, protocol=protocol, profile=profile))
     policy = PolicyService(PolicySource(trained.Policy.load, policy_directory))
 
@@ -223,17 +210,17 @@ def play_by_service(
         count = len(pool)
     policy.close()
     told = {name: after[name] - before[name] for name in ("act_cpu_s", "forwards", "requests")}
-    return Throughput(
-        episodes=len(results),
-        steps=sum(result.steps for result in results),
-        simulators=count,
-        wall_s=wall_s,
-        physics_cpu_s=sum(result.details["physics_cpu_s"] for result in results),
-        frames_cpu_s=sum(result.details["frames_cpu_s"] for result in results),
-        act_cpu_s=told["act_cpu_s"],
-        sim_cpu_s=sum(result.sim_cpu_s for result in results),
-        mean_batch=told["requests"] / told["forwards"],
-    )
+    metered = {of: sum(result.details[of] for result in results) for of in ("physics_cpu_s", "frames_cpu_s")}
+    return {
+        "episodes": len(results),
+        "steps": sum(result.steps for result in results),
+        "simulators": count,
+        "wall_s": wall_s,
+        **metered,
+        "act_cpu_s": told["act_cpu_s"],
+        "sim_cpu_s": sum(result.sim_cpu_s for result in results),
+        "mean_batch": told["requests"] / told["forwards"],
+    }
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, ClassVar, Final
 
 import draccus
 from rich.console import Console
 
 from benchmarks.parts import Figures, PartStudy, measure_parts
-from benchmarks.service_training import TurnsConfig, medians, mlflow_seconds, step_times, trainer_ratio
+from benchmarks.service_training import TurnsConfig, mlflow_seconds, step_times, trainer_ratio
 from ipvla.experiment import ExperimentConfig
 from ray_jobs.cli import ending_at_sigterm, run
 from ray_jobs.cluster import connect
@@ -77,9 +78,9 @@ def measure_training(study: ServiceStudy, console: Console) -> Figures:
         here = replace(study.training, run_root_dir=Path(place))
         times = step_times(replace(here, name="turns"), turns)
         mlflow = mlflow_seconds(replace(here, name="logged"))
-    ratio, ratio_cpu = (draccus.encode(trainer_ratio(times, turns, clock)) for clock in ("ms", "cpu_ms"))
+    ratio, ratio_cpu = (draccus.encode(trainer_ratio(times, clock)) for clock in ("ms", "cpu_ms"))
     return {
-        "step_ms": medians(times),
+        "step_ms": {name: median(ms) for name, ms in times.ms.items()},
         "turns": study.turns,
         "steps_of_a_turn": turns.steps,
         "same_weights": times.same_weights,

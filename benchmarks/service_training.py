@@ -17,7 +17,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
@@ -27,6 +26,7 @@ import torch
 from torch import nn
 
 from evaluators.forgetting import Estimate, FloatArray
+from evaluators.step_costs import rounds_drawn
 from ipvla.atomic_file import write_text
 from ipvla.data.plan import PlanPosition
 from ipvla.experiment import ExperimentConfig
@@ -35,7 +35,6 @@ from ipvla.tracking import MLflowSink, Sinks
 from ipvla.tracking.mlflow_spool import Record
 from ipvla.training.parallel import World
 from ray_jobs.train import run_sinks, trainer, work
-from studies.step_costs import rounds_drawn
 
 TRAINER, BARE = "trainer", "bare"
 _BEGIN_S = 600.0
@@ -49,20 +48,11 @@ class TurnsConfig:
         turns: of each that count.
         warmup: turns of each before them.
         steps: of a turn.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
     """
 
     turns: int = 40
     warmup: int = 2
     steps: int = 20
-    draws: int = 2000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in {"turns": 2, "warmup": 0, "steps": 1, "draws": 2, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -180,7 +170,7 @@ def bare_loop(config: ExperimentConfig, turn: Callable[[], bool], out: Path) -> 
     experiment.policy.save(out)
 
 
-def trainer_ratio(times: StepTimes, turns: TurnsConfig, clock: str = "ms") -> Estimate:
+def trainer_ratio(times: StepTimes, clock: str = "ms") -> Estimate:
     """Worker over bare loop, of medians over turns; the interval from turns drawn with replacement."""
 
     def ratio(ms: FloatArray) -> FloatArray:
@@ -188,7 +178,7 @@ def trainer_ratio(times: StepTimes, turns: TurnsConfig, clock: str = "ms") -> Es
         return np.stack([worker / bare])
 
     by_turn = np.array([getattr(times, clock)[name] for name in (TRAINER, BARE)]).T
-    return rounds_drawn(ratio, by_turn, turns.draws, turns.seed)[0]
+    return rounds_drawn(ratio, by_turn)[0]
 
 
 class TimedMLflowSink(MLflowSink):
@@ -254,11 +244,6 @@ def mlflow_seconds(config: ExperimentConfig) -> dict[str, float]:
     trainer(config, timed).fit()
     seconds: dict[str, float] = json.loads(told.read_text())
     return seconds | {"steps": config.training.steps, "log_every": config.training.log_every}
-
-
-def medians(times: StepTimes) -> dict[str, float]:
-    """Who -> milliseconds per step."""
-    return {name: median(values) for name, values in times.ms.items()}
 
 
 def _without_mlflow(config: ExperimentConfig, step: int) -> Sinks:

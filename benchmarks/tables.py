@@ -63,7 +63,6 @@ def record_table(record: Figures, kind: str) -> str:
 
 
 def _reading(figures: Figures) -> str:
-    """Every reader's medians."""
     rows = [
         (
             *(name, f"{told['pictures_per_cpu_s']:.0f} ({told['least']:.0f} to {told['most']:.0f})"),
@@ -81,7 +80,6 @@ def _reading(figures: Figures) -> str:
 
 
 def _scale(figures: Figures) -> str:
-    """An epoch on paper."""
     columns = {
         "workers": ("workers", "{}"),
         "windows": ("windows", "{:,}"),
@@ -97,7 +95,6 @@ def _scale(figures: Figures) -> str:
 
 
 def _acting(figures: Figures) -> str:
-    """Milliseconds of an act by batch, and what an episode more costs."""
     acting = figures["acting"]
     batches = list(next(iter(acting["memories"].values()))["ms"])
     rows = [
@@ -113,7 +110,6 @@ def _acting(figures: Figures) -> str:
 
 
 def _tuning(figures: Figures) -> str:
-    """Milliseconds of a step with and without protection, and memory."""
     tuning = figures["tuning"]
     costs = tuning["costs"]
     gib = {name: "" if value is None else f"{value:.1f}" for name, value in tuning["peak_gib"].items()}
@@ -132,7 +128,6 @@ def _tuning(figures: Figures) -> str:
 
 
 def _speed(figures: Figures) -> str:
-    """Milliseconds per control step, and what the cores did meanwhile."""
     speed = figures["speed"]
     ms = speed["ms_per_step"]
     rows = [("serial loop", f"{median(ms['serial']):.0f}", "", "", "1")]
@@ -149,7 +144,6 @@ def _speed(figures: Figures) -> str:
 
 
 def _overhead(figures: Figures) -> str:
-    """What an answer takes beyond the policy."""
     names = {
         "bare": "Ray: a call of an actor that does nothing",
         "1": "service, one caller",
@@ -165,7 +159,6 @@ def _overhead(figures: Figures) -> str:
 
 
 def _pictures(figures: Figures) -> str:
-    """How far `fast` is from `exact`."""
     differences = figures["pictures"]["differences"]
     headings = (
         *("suite", "camera", "mean difference, levels of 255", "of the picture that differs most"),
@@ -183,7 +176,6 @@ def _pictures(figures: Figures) -> str:
 
 
 def _scaling(figures: Figures) -> str:
-    """Answers per second by number of simulators."""
     points = {(point["actors"], point["forward"]): point for point in figures["scaling"]["points"]}
     headings = (f"{name}: {what}" for what in ("answers/s", "of the bound", "of the ideal") for name in FORWARDS)
 
@@ -208,7 +200,6 @@ def _scaling(figures: Figures) -> str:
 
 
 def _capacity(figures: Figures) -> str:
-    """Where a cluster saturates."""
     headings = (
         *("profile", "policy", "simulators", "GPUs", "policy's passes", "replicas' loops", "driver", "reached"),
         *("full first", "MB/s", f"GPUs for {_SIMULATORS:,}"),
@@ -222,10 +213,11 @@ def _capacity(figures: Figures) -> str:
         for profile in ("exact", "fast"):
             constants = Constants.of(figures, profile)
             found = limits(constants, _SIMULATORS, _GPUS, forward)
-            rates = (f"{rate:,.0f}" for rate in (found.policy, found.actors, found.driver, found.reached))
+            rates = (f"{rate:,.0f}" for rate in (found[of] for of in ("policy", "actors", "driver", "reached")))
+            fullest = min(("simulators", "policy", "actors", "driver"), key=lambda part: found[part])
             needed = gpus_for(constants, _SIMULATORS, forward=forward)
-            cells = (f"{found.simulators:,.0f}", str(_GPUS), *rates, found.fullest)
-            rows.append((f"`{profile}`", policy, *cells, f"{found.network_mb_per_s:,.0f}", str(needed)))
+            cells = (f"{found['simulators']:,.0f}", str(_GPUS), *rates, fullest)
+            rows.append((f"`{profile}`", policy, *cells, f"{found['network_mb_per_s']:,.0f}", str(needed)))
     constants = Constants.of(figures)
     below = (
         "Answers per second, 8 control steps each, at which each part of a cluster of "
@@ -239,7 +231,6 @@ def _capacity(figures: Figures) -> str:
 
 
 def _chaos(figures: Figures) -> str:
-    """What was killed, and what it cost."""
     chaos = figures["chaos"]
     kills = ", ".join(f"{count} x {kind}" for kind, count in sorted(chaos["kills"].items()))
     counts = (str(chaos[name]) for name in ("attempts", "lost", "doubled", "different"))
@@ -249,7 +240,6 @@ def _chaos(figures: Figures) -> str:
 
 
 def _soak(figures: Figures) -> str:
-    """Memory of every process."""
     soak = figures["soak"]
     rows = [
         (one["kind"], f"{one['memory_mb']:.0f}", f"{one['slope_mb_per_1000']:.2f}", str(one["files"]))
@@ -265,7 +255,6 @@ def _soak(figures: Figures) -> str:
 
 
 def _training(figures: Figures) -> str:
-    """Milliseconds per step, and MLflow's."""
     training = figures["training"]
     ms, mlflow = training["step_ms"], training["mlflow"]
     ratios = (ratio(training[name]) for name in ("ratio", "ratio_cpu"))
@@ -283,7 +272,6 @@ def _training(figures: Figures) -> str:
 
 
 def _sweep(figures: Figures) -> str:
-    """Best and default on fresh seeds and layouts, the difference, how the sweep went, the best trial."""
     sweep, names = figures["sweep"], ("new", "old", "score")
     rows = [
         (side, *(f"{fmean(told[name] for told in by_seed.values()):.3f}" for name in names))

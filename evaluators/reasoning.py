@@ -99,12 +99,12 @@ def play_both(
     config: SuccessConfig,
     cache_dir: Path,
     policies: Mapping[str, Path],
-    on_result: Callable[[int, int], None] = lambda played, total: None,
+    on_result: Callable[..., None] = lambda completed, total: None,
 ) -> dict[str, list[EpisodeResult]]:
     """Plays what the journals beside the policies lack; policy name -> all its results.
 
     Args:
-        on_result: gets how many layouts were played both ways, of how many.
+        on_result: gets by keyword how many layouts were played both ways, `completed`, of how many, `total`.
 
     Raises:
         JournalError: results of another policy or protocol lie there.
@@ -126,7 +126,7 @@ def play_both(
             for number, (_, results) in enumerate(played, 1):
                 for name, result in results.items():
                     journals[name].record(result)
-                on_result(number, len(jobs))
+                on_result(completed=number, total=len(jobs))
         wanted = {spec.key for spec in evaluation.specs}
         return {
             name: [result for result in journal.results() if result.spec.key in wanted]

@@ -33,6 +33,18 @@ from evaluators.forgetting import FloatArray
 from evaluators.grounding import GroundingConfig, tabulate
 from evaluators.pareto import area
 from evaluators.readings import Readings, ReadingsConfig, read
+from evaluators.sequence import SequenceRun, sequence_figures
+from evaluators.step_costs import StepCostConfig, step_costs
+from evaluators.step_response import (
+    CLOSED,
+    StepConfig,
+    plot_response,
+    respond,
+    response,
+    response_figures,
+    thermostat_of,
+    write_conflicting,
+)
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
 from evaluators.tradeoffs import BOX, Comparison, Entry, Outcomes, Played, Point, Skill, success
@@ -50,18 +62,6 @@ from ray_jobs.subspaces import SubspacesConfig, read_teacher
 from studies.engine import DOCS, RECIPE, SLICE, Figures, Runner, Study, as_json, entries, placed, publish
 from studies.fronts import figures, joined, plot_fronts, targets
 from studies.record import read_record, write_record
-from studies.sequence import SequenceRun, sequence_figures
-from studies.step_costs import StepCostConfig, step_costs
-from studies.step_response import (
-    CLOSED,
-    StepConfig,
-    plot_response,
-    respond,
-    response,
-    response_figures,
-    thermostat_of,
-    write_conflicting,
-)
 from studies.tables import FORGETTING, measured
 
 #: Pictures that questions are about.
@@ -129,8 +129,7 @@ class Choice:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        points = {name: [asdict(point) for point in chosen] for name, chosen in self.points.items()}
-        return {"points": points, "areas": dict(self.areas)}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Choice:

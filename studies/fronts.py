@@ -11,13 +11,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from evaluators.archive import decode, encode
 from evaluators.forgetting import mean_over_seeds
 from evaluators.pareto import front
+from evaluators.sequence import joined_sequences
+from evaluators.step_response import joined_responses
 from evaluators.tradeoffs import Comparison, Drawn, Point, forgetting_at_equal_success, rounded
-from studies.archive import decode, encode
 from studies.record import Target
-from studies.sequence import joined_sequences
-from studies.step_response import joined_responses
 
 #: What the baseline forgets must be at least this, and its interval above 0, or it is too little to divide by.
 LEAST_DENOMINATOR: Final = 0.02

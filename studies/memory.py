@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
@@ -23,7 +24,6 @@ import draccus
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import Progress, TaskID
 
 from evaluators.act_costs import CostConfig, costs
 from evaluators.reasoning import EVERY, ONCE, plan_figures, play_both
@@ -196,10 +196,7 @@ def _reason_both_ways(study: MemoryStudy, runner: Runner) -> dict[str, list[Epis
         title, both = f"seed {seed}: reasoning once against every step", {ONCE: once, EVERY: every}
         with runner.stage(title), episode_progress(runner.console) as progress:
             bar = progress.add_task("layouts played both ways", total=None)
-
-            def show(played: int, total: int, progress: Progress = progress, bar: TaskID = bar) -> None:
-                progress.update(bar, completed=played, total=total)
-
+            show = partial(progress.update, bar)
             for name, played in play_both(study.plan(seed).success, study.cache, both, show).items():
                 results[name] += played
     return results

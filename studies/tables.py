@@ -108,7 +108,6 @@ def _figures(figures: Figures) -> str:
 
 
 def _expert(figures: Figures) -> str:
-    """Every task with its interval."""
 
     def row(suite: str, task: str, one: Figures, steps: object) -> tuple[str, ...]:
         low, high = one["wilson95"]
@@ -131,7 +130,6 @@ def _delays(figures: Figures) -> str:
 
 
 def _rates(rates: Mapping[str, Mapping[str, Any]], heading: str) -> str:
-    """Mechanisms as rows, with chance in the last; n below."""
     first = next(iter(rates.values()))
     rows = [(name, *map(rate, row.values())) for name, row in rates.items()]
     rows.append(("chance", *(f"{cell['chance']:.2f}" for cell in first.values())))
@@ -185,7 +183,6 @@ def _plan(figures: Figures) -> str:
 
 
 def _use(figures: Figures) -> str:
-    """Of `ray_jobs.memory_use`: by probe, what is left of the undisturbed successes at each t."""
     rows: dict[str, dict[int, str]] = {}
     for row in figures["tasks"]:
         low, high = row["lost95"]
@@ -197,7 +194,6 @@ def _use(figures: Figures) -> str:
 
 
 def _bases(figures: Figures) -> str:
-    """What every seed's base policy could do: what there was to forget."""
     played = figures["played"]
     skills = {**played["new"], **played["old"]}
     rows = []
@@ -209,7 +205,6 @@ def _bases(figures: Figures) -> str:
 
 
 def _methods(figures: Figures) -> str:
-    """The base, then every method's final point."""
     base, methods = figures["base"], figures["methods"]
 
     def cells(played: Figures) -> tuple[str, ...]:
@@ -230,7 +225,6 @@ def _methods(figures: Figures) -> str:
 
 
 def _fronts(figures: Figures) -> str:
-    """The plot, which lies beside the page, and a row per method, the largest area first."""
     methods, ours, baseline = figures["methods"], figures["ours"], figures["baseline"]
     headings = (
         *("method", "points", "area under the front", f"{ours} minus it"),
@@ -249,7 +243,6 @@ def _fronts(figures: Figures) -> str:
 
 
 def _choice(figures: Figures) -> str:
-    """Of `forgetting_tuning.json`: what is reported of each method, the largest area first."""
     choice = figures["choice"]
     tried = Counter(point["method"] for point in figures["tried"])
     rows = []
@@ -260,7 +253,6 @@ def _choice(figures: Figures) -> str:
 
 
 def _sequence(figures: Figures) -> str:
-    """The measures, and R, a row per method and trained task."""
     sequence = figures["sequence"]
     methods, tasks = sequence["methods"], list(sequence["tasks"])
     shown = [name for name in _MEASURES if any(name in method["measures"] for method in methods.values())]
@@ -296,7 +288,6 @@ def _loop(figures: Figures) -> str:
 
 
 def _response(figures: Figures) -> str:
-    """The plot, which lies beside the page, and a row per arm: mean over seeds, smallest to largest."""
     told = figures["response"]
     rows = [
         (arm, *(estimate(spread([seen[name] for seen in seeds.values()]), signed=True) for name in _RESPONSE))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.data import Collection, Constants, DataStudy, at_scale, summary, targets
+from benchmarks.data import Collection, DataStudy, at_scale, summary, targets
 from benchmarks.data_readers import lookup_us
 from benchmarks.tables import record_table
 
@@ -50,14 +50,14 @@ def test_a_lookup_is_measured(tmp_path: Path) -> None:
 
 def test_an_epoch_at_scale_adds_up() -> None:
     collection = Collection(episodes=5000, median_steps=60, spread=0.0, cameras=2, pixels=256)
-    constants = Constants(bytes_per_picture=4000, cpu_s_per_picture=1e-4, pixels=128)
-    scale = at_scale(collection, constants, 8, np.random.default_rng(0))
+    costs = 4000 / 128**2, 1e-4 / 128**2
+    scale = at_scale(collection, *costs, 8, np.random.default_rng(0))
     pictures = 5000 * 59 * 2  # exp(log 60) is a little less than 60
     assert scale["requests"] == 5000
     assert scale["terabytes"] == pytest.approx(pictures * 16000 / 1e12, rel=0.02)
     assert scale["cpu_hours"] == pytest.approx(pictures / 4 * 4e-4 / 3600, rel=0.02)
     assert 0 <= scale["idle_share"] < 0.05
-    double = at_scale(replace(collection, episodes=10_000), constants, 8, np.random.default_rng(0))
+    double = at_scale(replace(collection, episodes=10_000), *costs, 8, np.random.default_rng(0))
     assert double["terabytes"] == pytest.approx(2 * scale["terabytes"])
 
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluators.pareto import Box, area
+from evaluators.sequence import SequenceRun, sequence_figures
 from evaluators.tradeoffs import Comparison, Drawn, Entry, Played, Point, Skill, forgetting_at_equal_success
 from studies.fronts import figures, joined, targets
-from studies.sequence import SequenceRun, sequence_figures
-from tests.studies.made_up import RATES, comparison, exactly, policy
+from tests.evaluators.made_up import RATES, comparison, exactly, policy
 
 rates = st.lists(st.tuples(*[st.integers(0, 10).map(lambda k: k / 10)] * 2), min_size=1, max_size=4)
 SEEDS = (0, 1, 2, 3, 4)

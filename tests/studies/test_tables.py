@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from benchmarks import tables
+from evaluators.sequence import SequenceRun, sequence_figures
+from evaluators.step_response import CLOSED, OPEN, Response, response_figures
 from ipvla.storage import SOURCE_TREE
 from studies.fronts import figures, groups, plot_fronts, targets
-from studies.sequence import SequenceRun, sequence_figures
-from studies.step_response import CLOSED, OPEN, Response, response_figures
 from studies.tables import FORGETTING, measured, study_table
-from tests.studies.made_up import RATES, comparison
+from tests.evaluators.made_up import RATES, comparison
 
 DOCS = SOURCE_TREE / "docs" / "forgetting.md"
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from evaluators.forgetting import Estimate, FloatArray
+from evaluators.step_response import thermostat_of
 from ipvla.data.plan import PlanPosition
 from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting.thermostat import Gains, ThermostatConfig
@@ -29,7 +30,6 @@ from ipvla.training.parallel import World
 from ipvla.training.precision import autocasts
 from ipvla.training.step import training_step
 from ipvla.types import StepBatch
-from studies.step_response import thermostat_of
 
 #: By clock, "wall" and "cpu".
 Seconds = dict[str, float]
@@ -181,7 +181,7 @@ def ratios(seconds: FloatArray, every: int, settings: StepCostConfig) -> list[Es
 
 
 def rounds_drawn(
-    statistics: Callable[[FloatArray], FloatArray], rounds: FloatArray, draws: int, seed: int
+    statistics: Callable[[FloatArray], FloatArray], rounds: FloatArray, draws: int = 2000, seed: int = 0
 ) -> list[Estimate]:
     """Statistics [S] of measurements [rounds, ...], with 95 % intervals from rounds drawn with replacement.
 

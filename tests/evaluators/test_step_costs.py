@@ -9,9 +9,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from evaluators.step_costs import Seconds, StepCostConfig, play, ratios, step_costs, variants
 from ipvla.experiment import ExperimentConfig
 from ipvla.training.surgery import HSWSurgeryConfig
-from studies.step_costs import Seconds, StepCostConfig, play, ratios, step_costs, variants
 from tests.training.fine_tuning import SENSITIVE, protected
 
 FEW = StepCostConfig(rounds=6, warmup=3, draws=50)

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluators.archive import decode, encode
 from evaluators.grounding import GroundingRow
 from evaluators.tradeoffs import Comparison, Entry, Played, Point, Skill
 from ipvla.types import EpisodeResult, EpisodeSpec
-from studies.archive import decode, encode
-from tests.studies.made_up import NEW, RATES, comparison, policy
+from tests.evaluators.made_up import NEW, RATES, comparison, policy
 
 FINAL, EARLY = Point("lora", "only", 200), Point("lora", "only", 100)
 

@@ -9,12 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ipvla.data.dataset import open_dataset
-from ipvla.experiment import ExperimentConfig
-from ipvla.forgetting.replay import Line, trace
-from ipvla.forgetting.thermostat import ThermostatConfig
-from ipvla.training.surgery import HSWSurgeryConfig
-from studies.step_response import (
+from evaluators.step_response import (
     CLOSED,
     OPEN,
     StepConfig,
@@ -25,6 +20,11 @@ from studies.step_response import (
     response_figures,
     write_conflicting,
 )
+from ipvla.data.dataset import open_dataset
+from ipvla.experiment import ExperimentConfig
+from ipvla.forgetting.replay import Line, trace
+from ipvla.forgetting.thermostat import ThermostatConfig
+from ipvla.training.surgery import HSWSurgeryConfig
 from tests.training.fine_tuning import SENSITIVE, protected
 
 THERMOSTAT = ThermostatConfig(every=5, calibration=2)
