@@ -31,9 +31,9 @@ def difference(
     """Of pairs (fast, exact) of one suite's and camera's pictures, uint8 [H, W, 3].
 
     Returns:
-        `mean_levels` of 255, over pixels and channels of all `pictures`; `worst_levels`, of the picture that differs
-        most; shares of pixels, in [0, 1], of which a channel differs by more than `SEEN_LEVELS` (`seen`) and by
-        more than `OTHER_LEVELS` (`other`).
+        `mean_levels` of 255, over pixels and channels of all `pictures`; `worst_levels`, of the picture that
+        differs most; shares of pixels, in [0, 1], of which a channel differs by more than `SEEN_LEVELS` (`seen`)
+        and by more than `OTHER_LEVELS` (`other`).
     """
     levels = np.stack([np.abs(fast.astype(np.int16) - exact) for fast, exact in pairs])
     means, most = levels.mean((1, 2, 3)), levels.max(-1)
