@@ -33,7 +33,6 @@ BEFORE: Final = {
     "test_minutes": 33.5,
     "quickstart_minutes": 45.0,
     "quickstart_count_gru": 0.817,
-    "gripper_right": None,
 }
 #: Figure -> (bound, whether at least).
 BOUNDS: Final = {
@@ -65,9 +64,8 @@ class HouseStudy:
 
     def minutes(self, name: str) -> float | None:
         """Of a suite; None if it was not given."""
-        given: float | None = getattr(self, name)
-        if given is None and self.durations is not None:
-            given = json.loads(self.durations.read_text()).get(name)
+        known = json.loads(self.durations.read_text()) if self.durations else {}
+        given: float | None = known.get(name) if getattr(self, name) is None else getattr(self, name)
         return given
 
 
@@ -90,11 +88,8 @@ def quickstart_figures(record: dict[str, Any] | None) -> dict[str, float]:
     """Minutes, and the rate of the policy with `gru` on count, from the quickstart's record."""
     if record is None:
         return {}
-    figures = record["figures"]
-    return {
-        "quickstart_minutes": figures["wall_s"] / 60,
-        "quickstart_count_gru": figures["success"]["gru"]["count"]["rate"],
-    }
+    minutes, count = record["figures"]["wall_s"] / 60, record["figures"]["success"]["gru"]["count"]["rate"]
+    return {"quickstart_minutes": minutes, "quickstart_count_gru": count}
 
 
 def gripper_right() -> float | None:
@@ -105,7 +100,7 @@ def gripper_right() -> float | None:
 def targets(figures: dict[str, Any]) -> list[Target]:
     """The bounds, beside what was there before."""
     before = figures["before"]
-    notes = {name: f"before: {before[name]:g}" if before.get(name) is not None else "" for name in BOUNDS}
+    notes = {name: f"before: {before[name]:g}" if name in before else "" for name in BOUNDS}
     return [
         Target(name, figures.get(name), bound, at_least, note=notes[name])
         for name, (bound, at_least) in BOUNDS.items()

@@ -28,17 +28,10 @@ from typing import Any, ClassVar, Final
 import ray
 from rich.console import Console
 
+from benchmarks import rollout_speed as service
 from benchmarks.parts import Figures, PartStudy, measure_parts
 from benchmarks.rollout_pictures import measure_pictures
 from benchmarks.rollout_scaling import ACTORS, CORES_ARE_THE_LIMIT, driver_cpu_ms, measure_scaling
-from benchmarks.rollout_speed import (
-    act_overhead_ms,
-    bare_call_ms,
-    efficiency,
-    play_by_service,
-    play_serially,
-    save_untrained_policy,
-)
 from ipvla.rollout.sim_pool import simulator_environment
 from ipvla.sim.protocols import load_protocol
 from ipvla.sim.standard.assets import provide_assets
@@ -94,12 +87,14 @@ class RolloutStudy(PartStudy):
 
 def measure_speed(study: RolloutStudy, console: Console) -> Figures:
     """Figures of the service against the serial loop."""
-    policy = save_untrained_policy(study.runs / "rollout" / "policy")
+    policy = service.save_untrained_policy(study.runs / "rollout" / "policy")
     protocol = load_protocol("oft")
     if study.horizon is not None:
         protocol = replace(protocol, horizons={_SUITE: study.horizon})
     tasks = [task.name for task in standard_tasks(_SUITE)[: study.tasks]]
-    serial = ray.remote(num_cpus=1, max_calls=1, runtime_env={"env_vars": simulator_environment()})(play_serially)
+    serial = ray.remote(num_cpus=1, max_calls=1, runtime_env={"env_vars": simulator_environment()})(
+        service.play_serially
+    )
     s_per_step: dict[str, list[float]] = {"serial": [], **{profile: [] for profile in _PROFILES}}
     runs: dict[str, list[dict[str, float]]] = {profile: [] for profile in _PROFILES}
     for number in range(study.rounds):
@@ -109,7 +104,7 @@ def measure_speed(study: RolloutStudy, console: Console) -> Figures:
         for profile, played in runs.items():
             simulators, trials = study.num_simulators, study.trials
             played.append(
-                play_by_service(study.cache, policy, protocol, _SUITE, tasks, trials, simulators, profile)
+                service.play_by_service(study.cache, policy, protocol, _SUITE, tasks, trials, simulators, profile)
             )
             s_per_step[profile].append(played[-1]["wall_s"] / played[-1]["steps"])
         last = ", ".join(f"{name} {1e3 * values[-1]:.0f}" for name, values in s_per_step.items())
@@ -118,7 +113,7 @@ def measure_speed(study: RolloutStudy, console: Console) -> Figures:
     return {
         "ms_per_step": {name: [1e3 * one for one in values] for name, values in s_per_step.items()},
         "service": runs,
-        "efficiency": {p: [efficiency(one, cores) for one in played] for p, played in runs.items()},
+        "efficiency": {p: [service.efficiency(one, cores) for one in played] for p, played in runs.items()},
         "cores": cores,
         "num_simulators": extent(int(one["simulators"]) for played in runs.values() for one in played),
         "protocol": str(protocol),
@@ -130,9 +125,9 @@ def measure_overhead(study: RolloutStudy) -> Figures:
     """Milliseconds by round; whatever slows the machine slows the bare call too."""
     ms: dict[str, list[float]] = {"bare": [], **{str(callers): [] for callers in _CALLERS}}
     for _ in range(study.rounds):
-        ms["bare"].append(bare_call_ms(study.calls))
+        ms["bare"].append(service.bare_call_ms(study.calls))
         for callers in _CALLERS:
-            ms[str(callers)].append(act_overhead_ms(callers, study.calls, study.tmp / "rollout"))
+            ms[str(callers)].append(service.act_overhead_ms(callers, study.calls, study.tmp / "rollout"))
     return {"ms": ms}
 
 

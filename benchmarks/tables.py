@@ -15,17 +15,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Final
 
+from benchmarks import rollout_scaling as scaling
 from benchmarks.rollout_pictures import OTHER_LEVELS, SEEN_LEVELS
-from benchmarks.rollout_scaling import (
-    CHUNK_S,
-    CORES_ARE_THE_LIMIT,
-    FORWARDS,
-    PI0,
-    Constants,
-    forward_on_gpu,
-    gpus_for,
-    limits,
-)
 from ipvla.storage import SOURCE_TREE
 from studies.record import RESULTS, read_record, where
 from studies.tables import Figures, ratio, study_table, table, targets_of
@@ -177,24 +168,25 @@ def _pictures(figures: Figures) -> str:
 
 def _scaling(figures: Figures) -> str:
     points = {(point["actors"], point["forward"]): point for point in figures["scaling"]["points"]}
-    headings = (f"{name}: {what}" for what in ("answers/s", "of the bound", "of the ideal") for name in FORWARDS)
+    names, full = list(scaling.FORWARDS), scaling.CORES_ARE_THE_LIMIT
+    headings = (f"{name}: {what}" for what in ("answers/s", "of the bound", "of the ideal") for name in names)
 
     def share(point: Figures, of: str) -> str:
-        return f"{point[of]:.2f}" + (f" ({point['cpu']:.0%})" if point["cpu"] >= CORES_ARE_THE_LIMIT else "")
+        return f"{point[of]:.2f}" + (f" ({point['cpu']:.0%})" if point["cpu"] >= full else "")
 
     rows = []
     for actors in sorted({actors for actors, _ in points}):
-        told = [points[actors, name] for name in FORWARDS]
+        told = [points[actors, name] for name in names]
         shares = (share(point, of) for of in ("to_bound", "to_ideal") for point in told)
         rows.append((str(actors), *(f"{point['answers_per_s']:.1f}" for point in told), *shares))
     times = "; ".join(
         f"{name}: {1e3 * forward.fixed_s:.0f} + {1e3 * forward.per_row_s:g} b ms for a batch of b"
-        for name, forward in FORWARDS.items()
+        for name, forward in scaling.FORWARDS.items()
     )
     below = (
-        f"Simulators that wait {CHUNK_S:g} s (give or take 30 %) per chunk of 8 control steps; policies that "
-        f"wait, {times}. In brackets the share of the cores' time, where it is above {CORES_ARE_THE_LIMIT:.0%} "
-        f"and so the limit. {where(figures['scaling']['run'])}"
+        f"Simulators that wait {scaling.CHUNK_S:g} s (give or take 30 %) per chunk of 8 control steps; policies "
+        f"that wait, {times}. In brackets the share of the cores' time, where it is above {full:.0%} and so the "
+        f"limit. {where(figures['scaling']['run'])}"
     )
     return table(("simulators", *headings), rows, below)
 
@@ -204,21 +196,22 @@ def _capacity(figures: Figures) -> str:
         *("profile", "policy", "simulators", "GPUs", "policy's passes", "replicas' loops", "driver", "reached"),
         *("full first", "MB/s", f"GPUs for {_SIMULATORS:,}"),
     )
-    forwards = {"pi0, RTX 4090": PI0}
+    forwards = {"pi0, RTX 4090": scaling.PI0}
     if (gpu := read_record("gpu")) is not None:
         device = gpu["figures"]["acting"]["device"].removeprefix("NVIDIA ")
-        forwards[f"3B with a GRU, {device}"] = forward_on_gpu(gpu["figures"])
+        forwards[f"3B with a GRU, {device}"] = scaling.forward_on_gpu(gpu["figures"])
     rows = []
+    parts = ("simulators", "policy", "actors", "driver")
     for policy, forward in forwards.items():
         for profile in ("exact", "fast"):
-            constants = Constants.of(figures, profile)
-            found = limits(constants, _SIMULATORS, _GPUS, forward)
-            rates = (f"{rate:,.0f}" for rate in (found[of] for of in ("policy", "actors", "driver", "reached")))
-            fullest = min(("simulators", "policy", "actors", "driver"), key=lambda part: found[part])
-            needed = gpus_for(constants, _SIMULATORS, forward=forward)
+            constants = scaling.Constants.of(figures, profile)
+            found = scaling.limits(constants, _SIMULATORS, _GPUS, forward)
+            rates = (f"{found[of]:,.0f}" for of in ("policy", "actors", "driver", "reached"))
+            fullest = min(parts, key=found.__getitem__)
+            needed = scaling.gpus_for(constants, _SIMULATORS, forward=forward)
             cells = (f"{found['simulators']:,.0f}", str(_GPUS), *rates, fullest)
             rows.append((f"`{profile}`", policy, *cells, f"{found['network_mb_per_s']:,.0f}", str(needed)))
-    constants = Constants.of(figures)
+    constants = scaling.Constants.of(figures)
     below = (
         "Answers per second, 8 control steps each, at which each part of a cluster of "
         f"{_SIMULATORS:,} simulators (a core each) and {_GPUS} GPUs is full, the observations that then cross "

@@ -278,10 +278,6 @@ class ForgettingStudy(Study):
             flags["forgetting.artifact"] = self.second_subspaces(point, seed).name
         return self._fine_tuning(f"second-{_run_name(point)}", seed, **flags)
 
-    def second_policy(self, point: Point, seed: int) -> Path:
-        """Where the policy that has learned both tasks lies."""
-        return parse(ExperimentConfig, self.second_arguments(point, seed)).run_directory / "policy"
-
     def training(self, point: Point, seed: int) -> ExperimentConfig:
         return parse(ExperimentConfig, self.arguments(point, seed))
 
@@ -311,11 +307,6 @@ class ForgettingStudy(Study):
         """Those that the base policy has never seen."""
         seen = self.collected("collect_pretraining").demonstrations
         return tuple(task for task in self.success(self.training_seeds[0]).episodes if task not in seen)
-
-    @property
-    def purpose(self) -> str:
-        """Of what is played: journals of tuning and reporting lie apart."""
-        return "tuning" if self.tune else "reported"
 
     def skills(self, new: bool) -> dict[str, Skill]:
         """The tasks that are played, the new one's or the old ones'."""
@@ -477,8 +468,9 @@ class ForgettingRunner(Runner):
             found = self.together(f"seed {seed}: {len(policies)} policies read", read, calls)
             readings = dict(zip(policies, found, strict=True))
         title = f"seed {seed}: {len(policies)} policies on held-out layouts"
+        purpose = "tuning" if study.tune else "reported"  # whose journals lie apart
         played = {}
-        for name, table in self.play(title, policies, study.success(seed), study.cache, study.purpose).items():
+        for name, table in self.play(title, policies, study.success(seed), study.cache, purpose).items():
             known = readings.get(name)
             taken = (known.questions, known.kl, known.drift) if known else ()
             played[name] = Played.of(table.results, study.new_tasks, *taken)
@@ -494,7 +486,8 @@ class ForgettingRunner(Runner):
         policies = {"base": study.base(seed)}
         for point in points:
             policies[f"{point.method} after one"] = study.policy(point, seed)
-            policies[f"{point.method} after two"] = study.second_policy(point, seed)
+            second = parse(ExperimentConfig, study.second_arguments(point, seed))
+            policies[f"{point.method} after two"] = second.run_directory / "policy"
         title = f"seed {seed}: the sequence"
         tables = self.play(title, policies, study.sequence_success(seed), study.cache, "sequence")
         scores = {name: study.sequence_scores(table) for name, table in tables.items()}

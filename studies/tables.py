@@ -121,14 +121,6 @@ def _expert(figures: Figures) -> str:
     return table(("suite", "task", "success", "Wilson 95 %", "control steps, median"), rows)
 
 
-def _families(figures: Figures) -> str:
-    return _rates(figures["success"], "{}")
-
-
-def _delays(figures: Figures) -> str:
-    return _rates(figures["delays"], "delay {}")
-
-
 def _rates(rates: Mapping[str, Mapping[str, Any]], heading: str) -> str:
     first = next(iter(rates.values()))
     rows = [(name, *map(rate, row.values())) for name, row in rates.items()]
@@ -338,8 +330,8 @@ _KINDS: Mapping[str, tuple[str | None, Callable[[Figures], str]]] = {
     "expert": (None, _expert),
     "choice": (None, _choice),
     "use": (None, _use),
-    "families": ("success", _families),
-    "delays": ("delays", _delays),
+    "families": ("success", lambda figures: _rates(figures["success"], "{}")),
+    "delays": ("delays", lambda figures: _rates(figures["delays"], "delay {}")),
     "plan": ("plan", _plan),
     "costs": ("costs", _costs),
     "bases": ("played", _bases),

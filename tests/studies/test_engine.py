@@ -55,7 +55,7 @@ def test_new_seeds_join_the_published_record(study: type[MemoryStudy | Forgettin
 
 
 def test_an_entry_more_is_a_row_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(entries("memory"), "small", {"type": "gru", "width": 8})  # type: ignore[arg-type]
+    monkeypatch.setitem(entries("memory"), "small", {"type": "gru", "hidden": 8})  # type: ignore[arg-type]
     study = MemoryStudy(storage_root=tmp_path)
     assert study.names[-1] == "small"
     assert study.complete
