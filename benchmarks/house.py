@@ -93,7 +93,7 @@ def quickstart_figures(record: dict[str, Any] | None) -> dict[str, float]:
 
 
 def gripper_right() -> float | None:
-    """Share of protocol x client cells in which a hand closes when told to; None until it can be measured."""
+    """Share of protocol x client cells in which "close" closes the hand; None until it can be measured."""
     return None
 
 

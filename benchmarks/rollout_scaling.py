@@ -66,7 +66,7 @@ def simple_rate(simulators: int, chunk_s: float, forward: ForwardTime) -> float:
 def ideal_rate(simulators: int, chunk_s: float, forward: ForwardTime) -> float:
     """Answers per second of a service that takes no time of its own and lets nobody who waits wait for company.
 
-    By simulation: chunks take as long as the stub's, at random, so whoever asks while the policy is at work waits.
+    By simulation: chunks take as long as the stub's, at random, so a request while the policy is at work waits.
     That is what lies between this and `best_rate`, which nobody could reach without knowing the future.
     """
     draw = random.Random(0)

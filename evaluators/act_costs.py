@@ -104,7 +104,7 @@ def _growth(policy: Policy, episode: Sequence[Observation], config: CostConfig) 
     """Seconds per act around the early and the late policy step, medians.
 
     The episode is seen again and again while its clock runs on. Late steps lie whole rounds behind the early ones,
-    so that both see the same pictures; the acts are repeated in turns from memories that were kept.
+    so that both see the same pictures; the acts are repeated in turns from saved memories.
     """
     early = range(config.early, config.early + config.around)
     later = -(-(config.late - config.early) // len(episode)) * len(episode)

@@ -164,7 +164,7 @@ class KilledSweep:
 def figures(
     told: Mapping[str, Any], seen: Mapping[str, Any], again: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """What the sweep came to, from its `sweep.json` and what ended trials had left before and after the kill."""
+    """Figures of the sweep, from its `sweep.json` and what ended trials had left before and after the kill."""
     names = [trial["name"] for trial in told["trials"]]
     repeated = [name for name, left in seen["ended"].items() if again[name] != left or names.count(name) != 1]
     statuses = [trial["status"] for trial in told["trials"]]

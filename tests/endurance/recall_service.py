@@ -24,7 +24,7 @@ from ipvla.sim.suites import load_suite
 from ipvla.types import EpisodeSpec
 
 _SUITE = "recall"
-#: For Ray to end the processes of actors that it was told to kill.
+#: For Ray to end the processes of actors that it has to kill.
 _ENDING_S = 20.0
 
 

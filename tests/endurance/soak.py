@@ -49,7 +49,7 @@ class Soak:
     Attributes:
         processes: those that lived from beginning to end.
         replaced: those that did not.
-        leases: episodes that the policy still kept at the end.
+        leases: episodes that the policy still held at the end.
         actors: that were alive after the service had been closed.
         object_store_mb: that Ray's object store still held then.
     """
