@@ -1,4 +1,4 @@
-"""How far a policy is from its teacher, and what it still answers: without a simulator, saved beside the policy."""
+"""How far a policy is from its teacher, and what it still answers: without a simulator, saved beside it."""
 
 from __future__ import annotations
 
