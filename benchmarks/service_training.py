@@ -182,7 +182,7 @@ def trainer_ratio(times: StepTimes, clock: str = "ms") -> Estimate:
 
 
 class TimedMLflowSink(MLflowSink):
-    """With the seconds that its run has cost: the logging thread waited, or the sending thread was at work (CPU)."""
+    """With the seconds that its run has cost: of waiting by the logging thread, of CPU by the sending one."""
 
     seconds: float
     calls: int
