@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.service import ServiceStudy, targets
+from benchmarks.service import targets
 from benchmarks.tables import record_table
 from ipvla.rollout.journal import Journal
 from ipvla.tracking import JsonlSink, MLflowSink, RunIdentity
@@ -136,10 +136,10 @@ def test_the_newest_trial_is_under_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"parts": ["sweeps"]}, r"parts: \['sweeps'\] cannot be measured; choose among training, sweep"),
+        ({"parts": ["sweeps"]}, r"parts: \['sweeps'\] cannot be measured; choose among chaos, soak, sweep"),
         ({"trials": 1}, "trials is 1; it must be at least 2"),
     ],
 )
 def test_a_study_that_cannot_be(values: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        ServiceStudy(**values)
+        EnduranceStudy(**values)
