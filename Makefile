@@ -26,7 +26,7 @@ test: lint
 lint: setup $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy ipvla evaluators ray_jobs benchmarks
+	$(BIN)/mypy ipvla evaluators ray_jobs studies benchmarks
 	$(BIN)/lint-imports
 
 setup: $(VENV)/.ready $(BIN)/ipvla

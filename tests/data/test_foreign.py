@@ -22,7 +22,7 @@ from ipvla.data.standards.libero import Libero
 from ipvla.data.standards.recorded import Recorded
 from ipvla.data.standards.registry import standard_for
 from ipvla.experiment import DataConfig, ExperimentConfig
-from ray_jobs.settings import parse
+from ray_jobs.command_line.settings import parse
 from tests.data.conftest import SIZE, random_episode
 from tests.data.foreign import LENGTHS, no_picture, not_a_number, other_words, write_foreign
 from tests.data.standards import trajectories

@@ -19,10 +19,10 @@ from ipvla.rollout.sim_worker import EpisodeJob, SimWorker
 from ipvla.sim.simulator import Split
 from ipvla.sim.suites import SUITES
 from ipvla.types import EpisodeResult, EpisodeSpec
-from ray_jobs.attempts import Attempt, Demonstrator
 from ray_jobs.collect import CollectConfig
 from ray_jobs.evaluate import EvaluateConfig
 from ray_jobs.paired import PairedConfig, paired
+from ray_jobs.running.attempts import Attempt, Demonstrator
 from tests.rollout.point import PointPolicy, load_point
 from tests.sim.outside.suite import ENTRY, FACTS, Simulators, load
 
