@@ -26,7 +26,7 @@ test: lint
 lint: setup $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy ipvla evaluators ray_jobs benchmarks integrations
+	$(BIN)/mypy ipvla evaluators ray_jobs studies benchmarks integrations
 	$(BIN)/lint-imports
 
 setup: $(VENV)/.ready $(BIN)/ipvla

@@ -4,7 +4,7 @@
     PYTHON benchmarks/data_tensorflow.py {tfds,dlimp} DIRECTORY EPOCHS
 
 `write` makes an RLDS dataset of JPEG pictures in TFRecord. The others read it, decode every picture, and print one
-line of JSON, in the terms of `data_reading.Reading`.
+line of JSON, see `benchmarks.data.summary`.
 """
 
 from __future__ import annotations

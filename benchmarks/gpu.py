@@ -3,8 +3,8 @@
     python -m benchmarks.gpu [--parts "[acting, tuning]"] [--pretrained google/paligemma-3b-pt-224] [--quick true]
 
 - acting: `Policy.act` from pictures in main memory to actions there, for batches of episodes that are under way.
-- tuning: a LoRA step without protection, with HSW, and the Thermostat's readings (`forgetting_costs`); frames per
-  second and the largest memory of a run, also with activations computed again.
+- tuning: a LoRA step without protection, with HSW, and the Thermostat's readings (`evaluators.step_costs`); frames
+  per second and the largest memory of a run, also with activations computed again.
 
 The weights are random unless a checkpoint is given: time does not depend on them. `--quick` does a little of each
 with a tiny model, on the CPU where there is no GPU; its results mean nothing.
@@ -18,19 +18,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
+import draccus
 import numpy as np
 import torch
 from rich.console import Console
-from rich.markdown import Markdown
 
-from benchmarks.forgetting_costs import StepCostConfig, Trainer, step_costs, variants
-from benchmarks.gpu_tables import GPU
-from benchmarks.random_paligemma import PALIGEMMA_3B, SMALLEST, save_random_paligemma
-from benchmarks.record import Target, read_record, this_run, write_record
-from benchmarks.scratch import placed
-from benchmarks.tables import target_rows
+from benchmarks.parts import Figures, PartStudy, measure_parts
+from evaluators.step_costs import StepCostConfig, Trainer, step_costs, variants
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.probe import ProbeConfig
 from ipvla.data.publish import appearing, exclusive
@@ -40,33 +36,21 @@ from ipvla.forgetting import HSWConfig
 from ipvla.forgetting.icsm import ICSMConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.models.backbones import PaliGemmaConfig
+from ipvla.models.backbones.random_paligemma import PALIGEMMA_3B, SMALLEST, save_random_paligemma
 from ipvla.models.lora import LoRAConfig
-from ipvla.models.memory import (
-    BankMemoryConfig,
-    GRUMemoryConfig,
-    KVMemoryConfig,
-    LatentMemoryConfig,
-    MemoryConfig,
-    NoMemoryConfig,
-)
+from ipvla.models.memory import MemoryConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
-from ipvla.storage import StorageRoots
 from ipvla.training.loop import TrainingConfig
 from ipvla.training.parallel import World
 from ipvla.training.protection import ForgettingConfig
 from ipvla.types import Episode, Observation
 from ray_jobs.command_line.cli import run
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
+from studies.engine import placed
+from studies.record import Target
 
-PARTS: Final = ("acting", "tuning")
-MEMORIES: Final[Mapping[str, MemoryConfig]] = {
-    "none": NoMemoryConfig(),
-    "gru": GRUMemoryConfig(),
-    "latent": LatentMemoryConfig(),
-    "bank": BankMemoryConfig(),
-    "kv": KVMemoryConfig(),
-}
+MEMORIES: Final = ("none", "gru", "latent", "bank", "kv")
 _CHUNK = 8
 _INSTRUCTION = "put the black bowl on the plate and open the drawer"
 _EPISODES = 16
@@ -74,14 +58,12 @@ _ARTIFACT = "icsm_gpu"
 
 
 @dataclass(frozen=True)
-class GPUStudy(StorageRoots):
+class GPUStudy(PartStudy):
     """What is measured.
 
     Attributes:
-        quick: in small, in a temporary place unless a storage root is given.
-        parts: of `PARTS`.
         pretrained: a PaliGemma that `from_pretrained` reads, or null for random weights of the 3B's sizes.
-        memories: keys of `MEMORIES`.
+        memories: of `MEMORIES`, with their default settings.
         batches: episodes that are answered at once, ascending.
         repeats: of every answer.
         lanes, window: of a training step: their product is frames per step.
@@ -90,10 +72,9 @@ class GPUStudy(StorageRoots):
         costs: how steps are compared.
     """
 
-    quick: bool = False
-    parts: tuple[str, ...] = PARTS
+    all_parts: ClassVar[tuple[str, ...]] = ("acting", "tuning")
     pretrained: str | None = None
-    memories: tuple[str, ...] = tuple(MEMORIES)
+    memories: tuple[str, ...] = MEMORIES
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     repeats: int = 20
     lanes: int = 8
@@ -103,13 +84,9 @@ class GPUStudy(StorageRoots):
     costs: StepCostConfig = field(default_factory=lambda: StepCostConfig(rounds=40))
 
     def __post_init__(self) -> None:
-        for name, choices in (("parts", PARTS), ("memories", tuple(MEMORIES))):
-            given = getattr(self, name)
-            if not given or set(given) - set(choices):
-                raise ValueError(f"{name} is {list(given)}; choose among {', '.join(choices)}")
-        for name in ("repeats", "lanes", "window", "lora_rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        super().__post_init__()
+        self.require("memories", MEMORIES)
+        self.require_at_least(1, "repeats", "lanes", "window", "lora_rank")
         if list(self.batches) != sorted(set(self.batches)) or len(self.batches) < 2 or self.batches[0] < 1:
             raise ValueError(f"batches is {list(self.batches)}; give two or more ascending numbers of at least 1")
         if not self.quick and not torch.cuda.is_available():
@@ -122,7 +99,7 @@ class GPUStudy(StorageRoots):
     @property
     def backbone(self) -> PaliGemmaConfig:
         """Of the published size unless quick."""
-        prompt = self.picture_tokens + 40
+        prompt = (self.picture // int(self._sizes["vision"]["patch_size"])) ** 2 + 40
         return PaliGemmaConfig(self.pretrained or str(self._random_weights), max_prompt_tokens=prompt)
 
     @property
@@ -141,10 +118,6 @@ class GPUStudy(StorageRoots):
         return int(self._sizes["vision"]["image_size"])
 
     @property
-    def picture_tokens(self) -> int:
-        return (self.picture // int(self._sizes["vision"]["patch_size"])) ** 2
-
-    @property
     def _sizes(self) -> Mapping[str, Mapping[str, Any]]:
         return SMALLEST if self.quick else PALIGEMMA_3B
 
@@ -159,15 +132,16 @@ class GPUStudy(StorageRoots):
                 seeds = range(first, first + _EPISODES)
                 write_rlds(root, self.dataset, (episode(seed, self.picture) for seed in seeds), self.picture)
 
-    def experiment(self, memory: MemoryConfig) -> ExperimentConfig:
+    def experiment(self, memory: str) -> ExperimentConfig:
         """Of one picture per step, all weights in bfloat16; nothing is tuned yet."""
         places: dict[str, Any] = self.directories
+        config = draccus.decode(MemoryConfig, {"type": memory})
         return ExperimentConfig(
             **places,
             use_gpu=self.device.type == "cuda",
             data=DataConfig(dataset=self.dataset, image_size=self.picture),
             lanes=LaneConfig(lanes=self.lanes, window=self.window, stride=_CHUNK),
-            model=IPVLAConfig(backbone=self.backbone, memory=memory, chunk=_CHUNK),
+            model=IPVLAConfig(self.backbone, memory=config, chunk=_CHUNK),
             training=TrainingConfig(precision="bf16"),
         )
 
@@ -186,7 +160,7 @@ def measure_acting(study: GPUStudy, console: Console) -> dict[str, Any]:
     """Of every memory: by batch the milliseconds of an act, and the line through them."""
     told: dict[str, Any] = {}
     for name in study.memories:
-        policy = study.experiment(MEMORIES[name]).build(World()).policy
+        policy = study.experiment(name).build(World()).policy
         policy.model.to(study.device).eval()
         with _peak(study.device) as peak:
             by_batch = {batch: act_ms(policy, batch, study) for batch in study.batches}
@@ -228,7 +202,7 @@ def measure_tuning(study: GPUStudy, console: Console) -> dict[str, Any]:
     config = protected(study)
     costs = step_costs(config, study.costs)
     frames = study.lanes * study.window
-    console.print(f"step: {costs.baseline_ms:.1f} ms, with the method {costs.method_ms:.1f} ms")
+    console.print(f"step: {costs['baseline_ms']:.1f} ms, with the method {costs['method_ms']:.1f} ms")
     runs = variants(config)
     again = replace(runs["method"], training=replace(config.training, activation_checkpointing=True))
     peaks = {
@@ -236,9 +210,9 @@ def measure_tuning(study: GPUStudy, console: Console) -> dict[str, Any]:
         for name, run_ in {"baseline": runs["baseline"], "method": runs["method"], "checkpointed": again}.items()
     }
     return {
-        "costs": costs.to_dict(),
+        "costs": costs,
         "frames": frames,
-        "frames_per_s": 1e3 * frames / costs.method_ms,
+        "frames_per_s": 1e3 * frames / costs["method_ms"],
         "peak_gib": peaks,
         "lora_rank": study.lora_rank,
     }
@@ -246,7 +220,7 @@ def measure_tuning(study: GPUStudy, console: Console) -> dict[str, Any]:
 
 def protected(study: GPUStudy) -> ExperimentConfig:
     """LoRA on all language layers, HSW at all sites and a Thermostat; teacher and artifact are made."""
-    base = study.experiment(MEMORIES["gru"])
+    base = study.experiment("gru")
     teacher = study.runs / "teacher"
     base.build(World()).policy.save(teacher)
     probe = ProbeConfig(dataset=study.dataset, records=study.probe)
@@ -300,18 +274,12 @@ def _peak(device: torch.device) -> Iterator[dict[str, float | None]]:
 
 def targets(figures: Mapping[str, Any]) -> list[Target]:
     """What is promised of protection on any device."""
-    if "tuning" not in figures:
-        return []
-    costs: Mapping[str, Any] = figures["tuning"]["costs"]
+    costs = figures["tuning"]["costs"] if "tuning" in figures else {}
+    bounds = {"hsw_step_ratio": 1.05, "thermostat_step_ratio": 1.02}
     return [
-        Target(
-            f"{name}_gpu",
-            costs[name]["value"],
-            bound,
-            False,
-            interval=(costs[name]["low"], costs[name]["high"]),
-        )
-        for name, bound in (("hsw_step_ratio", 1.05), ("thermostat_step_ratio", 1.02))
+        Target(f"{name}_gpu", one["value"], bounds[name], False, interval=(one["low"], one["high"]))
+        for name, one in costs.items()
+        if name in bounds
     ]
 
 
@@ -319,28 +287,17 @@ def main(study: GPUStudy) -> None:
     """Measures and prints; what is not in small is recorded."""
     console = Console()
     if study.quick:
-        study = _in_small(study)
-    record = None if study.quick else read_record("gpu")
-    figures: dict[str, Any] = dict(record["figures"]) if record else {}
+        costs = replace(study.costs, rounds=6, warmup=1, draws=50)
+        small = replace(study, batches=study.batches[:2], repeats=3, lanes=2, window=2, probe=32, costs=costs)
+        study = small
     measures = {"acting": measure_acting, "tuning": measure_tuning}
     with placed(study, study.quick) as here:
-        for part in study.parts:
-            console.rule(part)
-            told = {"device": _name(here.device), "run": this_run()}
-            figures[part] = {**measures[part](here, console), **told}
-            if not study.quick:
-                console.print(f"written to {write_record('gpu', [], figures, targets(figures))}")
-            console.print(Markdown(GPU[part](figures)))
-    console.print(Markdown("\n".join(target_rows([target.to_dict() for target in targets(figures)]))))
+        device = torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else "CPU"
 
+        def measured(part: str) -> Figures:
+            return {**measures[part](here, console), "device": device}
 
-def _in_small(study: GPUStudy) -> GPUStudy:
-    costs = replace(study.costs, rounds=6, warmup=1, draws=50)
-    return replace(study, batches=study.batches[:2], repeats=3, lanes=2, window=2, probe=32, costs=costs)
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        measure_parts("gpu", here, measured, targets, console)
 
 
 if __name__ == "__main__":

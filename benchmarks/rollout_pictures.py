@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from itertools import chain, repeat
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,54 +25,31 @@ _STEPS = 20  # of random actions, after the picture of the settled scene
 _PROTOCOL = load_protocol("oft")
 
 
-@dataclass(frozen=True)
-class PictureDifference:
-    """Of the pictures of one suite and camera.
+def difference(
+    suite: str, camera: str, pairs: Sequence[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]
+) -> dict[str, Any]:
+    """Of pairs (fast, exact) of one suite's and camera's pictures, uint8 [H, W, 3].
 
-    Attributes:
-        pictures: that were compared.
-        mean_levels: of 255, over pixels and channels of all of them.
-        worst_levels: mean of the picture that differs most.
-        seen: share of pixels of which a channel differs by more than `SEEN_LEVELS`, in [0, 1].
-        other: by more than `OTHER_LEVELS`.
+    Returns:
+        `mean_levels` of 255, over pixels and channels of all `pictures`; `worst_levels`, of the picture that
+        differs most; shares of pixels, in [0, 1], of which a channel differs by more than `SEEN_LEVELS` (`seen`)
+        and by more than `OTHER_LEVELS` (`other`).
     """
-
-    suite: str
-    camera: str
-    pictures: int
-    mean_levels: float
-    worst_levels: float
-    seen: float
-    other: float
-
-    @classmethod
-    def of(
-        cls, suite: str, camera: str, pairs: Sequence[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]
-    ) -> PictureDifference:
-        """Of pairs (fast, exact) of pictures, uint8 [H, W, 3]."""
-        levels = np.stack([np.abs(fast.astype(np.int16) - exact) for fast, exact in pairs])
-        means, most = levels.mean((1, 2, 3)), levels.max(-1)
-        return cls(
-            suite,
-            camera,
-            len(pairs),
-            mean_levels=float(means.mean()),
-            worst_levels=float(means.max()),
-            seen=float((most > SEEN_LEVELS).mean()),
-            other=float((most > OTHER_LEVELS).mean()),
-        )
+    levels = np.stack([np.abs(fast.astype(np.int16) - exact) for fast, exact in pairs])
+    means, most = levels.mean((1, 2, 3)), levels.max(-1)
+    shares = {"seen": float((most > SEEN_LEVELS).mean()), "other": float((most > OTHER_LEVELS).mean())}
+    found = {"mean_levels": float(means.mean()), "worst_levels": float(means.max()), **shares}
+    return {"suite": suite, "camera": camera, "pictures": len(pairs), **found}
 
 
-def measure_pictures(
-    cache_dir: Path, tasks: int, suites: Sequence[str] = tuple(HORIZONS)
-) -> list[PictureDifference]:
+def measure_pictures(cache_dir: Path, tasks: int) -> list[dict[str, Any]]:
     """Of so many tasks of each suite, spread evenly over it, a suite per process."""
     with ProcessPoolExecutor(mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
-        told = processes.map(_suite_pictures, repeat(cache_dir), suites, repeat(tasks))
+        told = processes.map(_suite_pictures, repeat(cache_dir), tuple(HORIZONS), repeat(tasks))
         return list(chain.from_iterable(told))
 
 
-def _suite_pictures(cache_dir: Path, suite: str, tasks: int) -> list[PictureDifference]:
+def _suite_pictures(cache_dir: Path, suite: str, tasks: int) -> list[dict[str, Any]]:
     names = [task.name for task in standard_tasks(suite)]
     chosen = [names[round(place)] for place in np.linspace(0, len(names) - 1, min(tasks, len(names)))]
     shown: dict[str, list[Any]] = {camera: [] for camera in _PROTOCOL.cameras}
@@ -81,7 +57,7 @@ def _suite_pictures(cache_dir: Path, suite: str, tasks: int) -> list[PictureDiff
         fast, exact = (_looks(cache_dir, suite, task, profile) for profile in ("fast", "exact"))
         for camera, pictures in shown.items():
             pictures += [(one[camera], other[camera]) for one, other in zip(fast, exact, strict=True)]
-    return [PictureDifference.of(suite, camera, pairs) for camera, pairs in shown.items()]
+    return [difference(suite, camera, pairs) for camera, pairs in shown.items()]
 
 
 def _looks(cache_dir: Path, suite: str, task: str, profile: str) -> list[Mapping[str, npt.NDArray[np.uint8]]]:

@@ -17,7 +17,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
@@ -27,7 +26,7 @@ import torch
 from torch import nn
 
 from evaluators.forgetting import Estimate, FloatArray
-from evaluators.intervals import percentiles, resampled
+from evaluators.step_costs import rounds_drawn
 from ipvla.data.plan import PlanPosition
 from ipvla.experiment import ExperimentConfig
 from ipvla.files import write_text
@@ -49,20 +48,11 @@ class TurnsConfig:
         turns: of each that count.
         warmup: turns of each before them.
         steps: of a turn.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
     """
 
     turns: int = 40
     warmup: int = 2
     steps: int = 20
-    draws: int = 2000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in {"turns": 2, "warmup": 0, "steps": 1, "draws": 2, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -133,8 +123,8 @@ def step_times(config: ExperimentConfig, turns: TurnsConfig) -> StepTimes:
                 server.close()
                 bare.join(_BEGIN_S)
             fitted.result()
-        theirs = _checkpointed(config)
-        same = _weights(theirs / "policy") == _weights(bare_policy)
+        (checkpoint,) = (config.run_directory / "trainer").glob("step_*")
+        same = _weights(checkpoint / "policy") == _weights(bare_policy)
     per_step = 1e3 * seconds[:, turns.warmup :] / turns.steps  # [clock, turn, who]
     wall, cpu = ({name: per_step[c, :, w].tolist() for w, name in enumerate((TRAINER, BARE))} for c in (0, 1))
     return StepTimes(wall, cpu, same)
@@ -180,21 +170,19 @@ def bare_loop(config: ExperimentConfig, turn: Callable[[], bool], out: Path) -> 
     experiment.policy.save(out)
 
 
-def trainer_ratio(times: StepTimes, turns: TurnsConfig, clock: str = "ms") -> Estimate:
+def trainer_ratio(times: StepTimes, clock: str = "ms") -> Estimate:
     """Worker over bare loop, of medians over turns; the interval from turns drawn with replacement."""
-    by_turn = np.array([getattr(times, clock)[name] for name in (TRAINER, BARE)])  # [who, turn]
 
-    def ratio(ms: FloatArray) -> Any:
-        worker, bare = np.median(ms, axis=-1)
-        return worker / bare
+    def ratio(ms: FloatArray) -> FloatArray:
+        worker, bare = np.moveaxis(np.median(ms, axis=-2), -1, 0)
+        return np.stack([worker / bare])
 
-    drawn = resampled(by_turn.T, turns.draws, turns.seed)  # [draws, turn, who]
-    low, high = percentiles(ratio(drawn.transpose(2, 0, 1)))
-    return Estimate(float(ratio(by_turn)), float(low), float(high))
+    by_turn = np.array([getattr(times, clock)[name] for name in (TRAINER, BARE)]).T
+    return rounds_drawn(ratio, by_turn)[0]
 
 
 class TimedMLflowSink(MLflowSink):
-    """With the seconds that its run has cost: whoever logs waited for, or the sending thread's CPU was at work."""
+    """With the seconds that its run has cost: of waiting by the logging thread, of CPU by the sending one."""
 
     seconds: float
     calls: int
@@ -258,18 +246,8 @@ def mlflow_seconds(config: ExperimentConfig) -> dict[str, float]:
     return seconds | {"steps": config.training.steps, "log_every": config.training.log_every}
 
 
-def medians(times: StepTimes) -> dict[str, float]:
-    """Who -> milliseconds per step."""
-    return {name: median(values) for name, values in times.ms.items()}
-
-
 def _without_mlflow(config: ExperimentConfig, step: int) -> Sinks:
     return Sinks(tuple(sink for sink in run_sinks(config, step).sinks if not isinstance(sink, MLflowSink)))
-
-
-def _checkpointed(config: ExperimentConfig) -> Path:
-    (checkpoint,) = (config.run_directory / "trainer").glob("step_*")
-    return checkpoint
 
 
 def _weights(policy: Path) -> bytes:

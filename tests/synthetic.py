@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.random_paligemma import SMALLEST, save_random_paligemma
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.models.backbones import TinyConfig
+from ipvla.models.backbones.random_paligemma import SMALLEST, save_random_paligemma
 from ipvla.models.heads import RegressionConfig
 from ipvla.models.memory import GRUMemoryConfig
 from ipvla.models.vla import IPVLAConfig

@@ -8,7 +8,7 @@ import pytest
 
 from ipvla.storage import SOURCE_TREE
 
-PACKAGES = ("ipvla", "evaluators", "ray_jobs", "benchmarks", "integrations")
+PACKAGES = ("ipvla", "evaluators", "ray_jobs", "studies", "benchmarks", "integrations")
 LARGEST_KB = 512
 
 

@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 
 from benchmarks.gpu import GPUStudy, measure_acting, measure_tuning, targets
-from benchmarks.gpu_tables import GPU
-from benchmarks.rollout_capacity import forward_on_gpu
+from benchmarks.rollout_scaling import forward_on_gpu
+from benchmarks.tables import record_table
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_answers_are_timed_by_memory_and_batch(study: GPUStudy) -> None:
     gru = figures["acting"]["memories"]["gru"]
     assert {batch: len(ms) for batch, ms in gru["ms"].items()} == {"1": 2, "3": 2}
     assert gru["memory_bytes"] > 0
-    assert "| gru | " in GPU["acting"](figures)
+    assert "| gru | " in record_table({"figures": figures}, "acting")
     assert forward_on_gpu(figures)(2) == pytest.approx((gru["fixed_ms"] + 2 * gru["per_row_ms"]) / 1e3)
     assert targets(figures) == []
 
@@ -35,7 +35,7 @@ def test_answers_are_timed_by_memory_and_batch(study: GPUStudy) -> None:
 def test_protection_is_compared_with_a_training_without(study: GPUStudy) -> None:
     figures = {"tuning": {**measure_tuning(study, Console(quiet=True)), **told()}}
     assert figures["tuning"]["frames"] == 4
-    assert "4 frames per step" in GPU["tuning"](figures)
+    assert "4 frames per step" in record_table({"figures": figures}, "tuning")
     names = [target.name for target in targets(figures)]
     assert names == ["hsw_step_ratio_gpu", "thermostat_step_ratio_gpu"]
 
@@ -45,7 +45,7 @@ def told() -> dict[str, object]:
 
 
 def test_what_cannot_be_measured_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="parts is"):
+    with pytest.raises(ValueError, match=r"parts: \['speed'\] cannot be measured"):
         GPUStudy(quick=True, parts=("speed",))
     with pytest.raises(ValueError, match=r"batches is .*; give two or more ascending"):
         GPUStudy(quick=True, batches=(4, 2))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.rollout_policy import save_untrained_policy
+from benchmarks.rollout_speed import save_untrained_policy
 from ipvla.contract import Contract, Pictures
 from ipvla.data.conventions import Conventions
 from ipvla.data.statistics import Statistics

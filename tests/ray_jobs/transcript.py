@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.record import cpu_name
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.running.commit import commit
+from studies.record import cpu_name
 from tests.ray_jobs.head import ray_head
 
 PAGE = SOURCE_TREE / "docs" / "jobs_transcript.md"

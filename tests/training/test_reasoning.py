@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-
 from benchmarks.random_paligemma import SMALLEST, save_random_paligemma
+
 from ipvla.data.pictures import EncodedPictures
 from ipvla.data.plan import PlanPosition
 from ipvla.data.reasoning import ReasoningConfig

@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.metadata import version
 
 import pytest
-from ray_jobs.attempts import Attempt, Demonstrator
 from rich.console import Console
 
 from benchmarks.gripper_matrix import save_policy

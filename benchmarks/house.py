@@ -1,0 +1,125 @@
+"""The house in order: how much code there is, how long tests and quickstart take, whether hands close.
+
+    python -m benchmarks.house --test_minutes 14.2 --test_all_minutes 38 [--quick true]
+    python -m benchmarks.house --durations durations.json
+
+A durations file is JSON: {"test_minutes": 14.2, "test_all_minutes": 38}. The quickstart's figures are those of
+`benchmarks/results/quickstart.json`. A full run writes `benchmarks/results/house.json`, in which `before` is what
+was measured at `BEFORE`'s commit; what was not measured meets no target. `--quick` writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from benchmarks import gripper_matrix
+from ipvla.storage import SOURCE_TREE
+from ray_jobs.command_line.cli import run
+from studies.record import Target, read_record, write_record
+from studies.tables import target_table
+
+PACKAGES: Final = ("ipvla", "evaluators", "ray_jobs", "studies", "benchmarks", "integrations")
+#: Measured at commit 7032267 on two cores; minutes with AVX-512 absent, where there is a range its middle.
+BEFORE: Final = {
+    "files": 342,
+    "lines": 33592,
+    "benchmarks_lines": 6789,
+    "test_minutes": 33.5,
+    "quickstart_minutes": 45.0,
+    "quickstart_count_gru": 0.817,
+}
+#: Figure -> (bound, whether at least).
+BOUNDS: Final = {
+    "test_minutes": (15.0, False),
+    "test_all_minutes": (40.0, False),
+    "quickstart_minutes": (20.0, False),
+    "quickstart_count_gru": (0.95, True),
+    "gripper_right": (1.0, True),
+    "files": (280, False),
+    "lines": (30_000, False),
+    "benchmarks_lines": (4000, False),
+}
+
+
+@dataclass(frozen=True)
+class HouseStudy:
+    """What is known from elsewhere.
+
+    Attributes:
+        quick: writes nothing.
+        test_minutes, test_all_minutes: of `make test` and `make test-all` after set-up; None for the file's.
+        durations: a JSON file of these two.
+    """
+
+    quick: bool = False
+    test_minutes: float | None = None
+    test_all_minutes: float | None = None
+    durations: Path | None = None
+
+    def minutes(self, name: str) -> float | None:
+        """Of a suite; None if it was not given."""
+        known = json.loads(self.durations.read_text()) if self.durations else {}
+        given: float | None = known.get(name) if getattr(self, name) is None else getattr(self, name)
+        return given
+
+
+def modules(root: Path, *packages: str) -> Iterator[list[str]]:
+    """The non-blank lines of every Python module that has some."""
+    for package in packages:
+        for path in sorted((root / package).rglob("*.py")):
+            if lines := [line for line in path.read_text().splitlines() if line.strip()]:
+                yield lines
+
+
+def measure(root: Path) -> dict[str, int]:
+    """How much code there is outside tests: modules, and non-blank lines."""
+    lines = [len(module) for module in modules(root, *PACKAGES)]
+    small = [len(module) for module in modules(root, "benchmarks", "studies")]
+    return {"files": len(lines), "lines": sum(lines), "benchmarks_lines": sum(small)}
+
+
+def quickstart_figures(record: dict[str, Any] | None) -> dict[str, float]:
+    """Minutes, and the rate of the policy with `gru` on count, from the quickstart's record."""
+    if record is None:
+        return {}
+    minutes, count = record["figures"]["wall_s"] / 60, record["figures"]["success"]["gru"]["count"]["rate"]
+    return {"quickstart_minutes": minutes, "quickstart_count_gru": count}
+
+
+def gripper_right() -> float:
+    """Share of protocols x players whose hand closes at "close", opens at "open": `benchmarks.gripper_matrix`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return gripper_matrix.gripper_right(gripper_matrix.gripper_matrix(Path(scratch)))
+
+
+def targets(figures: dict[str, Any]) -> list[Target]:
+    """The bounds, beside what was there before."""
+    before = figures["before"]
+    notes = {name: f"before: {before[name]:g}" if name in before else "" for name in BOUNDS}
+    return [
+        Target(name, figures.get(name), bound, at_least, note=notes[name])
+        for name, (bound, at_least) in BOUNDS.items()
+    ]
+
+
+def main(study: HouseStudy) -> None:
+    """Measures, prints, and on a full run records."""
+    suites = {name: study.minutes(name) for name in ("test_minutes", "test_all_minutes")}
+    quickstart = quickstart_figures(read_record("quickstart"))
+    figures = {"before": BEFORE, **measure(SOURCE_TREE), **suites, **quickstart, "gripper_right": gripper_right()}
+    met, console = targets(figures), Console()
+    console.print(Markdown(target_table([target.to_dict() for target in met])))
+    if not study.quick:
+        console.print(f"written to {write_record('house', [], figures, met)}")
+
+
+if __name__ == "__main__":
+    run(HouseStudy, main, __doc__)
