@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from benchmarks.random_paligemma import SMALLEST, save_random_paligemma
 
 from ipvla.data.pictures import EncodedPictures
 from ipvla.data.plan import PlanPosition
@@ -22,6 +21,7 @@ from ipvla.data.rlds.parts import write_part
 from ipvla.data.source import DatasetError, Feature, Trajectory
 from ipvla.experiment import DataConfig, Experiment, ExperimentConfig
 from ipvla.models.backbones import BackboneConfig, PaliGemmaConfig, TinyConfig
+from ipvla.models.backbones.random_paligemma import SMALLEST, save_random_paligemma
 from ipvla.models.memory import PromptMemoryConfig
 from ipvla.models.plan_readout import PlanReadoutConfig
 from ipvla.models.reasoning_loss import ReasoningLossConfig
