@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.files import write_text
-from ipvla.sim.environment import environment_variable, gl_environment, require_simulators
+from ipvla.sim.environment import environment_variable, renderer, require_simulators
 from ipvla.sim.simulator import StepOutcome, Task
 from ipvla.types import Observation
 
@@ -58,7 +58,7 @@ def configure(cache_dir: Path, assets: Path | None = None) -> Path:
     config_file = Path(os.environ["LIBERO_CONFIG_PATH"]) / "config.yaml"
     if not config_file.exists():
         write_text(config_file, "".join(f"{k}: {root / v}\n" for k, v in _DIRECTORIES.items()))
-    os.environ.update(gl_environment())
+    os.environ["MUJOCO_GL"] = renderer()
     # Simulators run in parallel as processes; their small matrices and pictures gain nothing from threads.
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS"):
         os.environ.setdefault(variable, "1")

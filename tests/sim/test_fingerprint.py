@@ -10,6 +10,7 @@ from ipvla.sim.recall.tasks import VERSION
 
 def test_it_holds_the_installed_versions_and_the_renderer(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
     found = fingerprint()
     assert found["mujoco"] == version("mujoco")
     assert found["libero"] == version("hf-libero")
