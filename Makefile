@@ -8,20 +8,26 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet insta
 APT := .ci/debian_packages
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint
+.PHONY: help setup quickstart test test-all lint
 
 help:
 	@echo 'make quickstart             demonstrations, training, evaluation, report: at most 20 minutes on 2 cores'
 	@echo 'make quickstart TIER=smoke  the same with small numbers: at most 3 minutes'
-	@echo 'make test                   lint and all tests'
+	@echo 'make test                   lint and the tests to run before a commit: at most 15 minutes on 2 cores'
+	@echo 'make test-all               lint and all tests, whole quickstarts, sweeps and kills too: at most 40 minutes'
 	@echo 'make lint                   ruff, mypy, import-linter'
 	@echo 'make setup                  only .venv (4 GB) and the GL library; PYTHON=... picks the interpreter'
 
 quickstart: setup
 	$(BIN)/python -m ray_jobs.quickstart --tier $(TIER)
 
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
+
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
+	$(PYTEST) -m "not long"
+
+test-all: lint
+	$(PYTEST)
 
 lint: setup $(VENV)/.ready-dev
 	$(BIN)/ruff check .
