@@ -234,6 +234,21 @@ def _fronts(figures: Figures) -> str:
     return f"![new task against old skills](forgetting.png)\n\n{table(headings, rows, below)}"
 
 
+def _summary(figures: Figures) -> str:
+    """The few rows that a reader needs first."""
+    base, methods = figures["base"], figures["methods"]
+    against = methods[figures["ours"]]["equal_success"]
+    rows = [("before fine-tuning", estimate(base["new"]), estimate(base["old"]), "")]
+    for name in (one for one in _SUMMARISED if one in methods):
+        final, equal = methods[name]["final"], methods[name]["equal_success"]
+        forgotten = estimate(equal["forgets"], signed=True) if equal else ""
+        if name == figures["baseline"] and against:
+            forgotten = estimate(against["baseline_forgets"], signed=True)
+        rows.append((f"`{name}`", estimate(final["new"]), estimate(final["old"]), forgotten))
+    headings = ("method", "new task", "old skills", "old skills lost, at equal new-task success")
+    return table(headings, rows, f"{_over(figures)}.")
+
+
 def _choice(figures: Figures) -> str:
     choice = figures["choice"]
     tried = Counter(point["method"] for point in figures["tried"])
@@ -337,6 +352,7 @@ _KINDS: Mapping[str, tuple[str | None, Callable[[Figures], str]]] = {
     "bases": ("played", _bases),
     "methods": ("methods", _methods),
     "fronts": ("methods", _fronts),
+    "summary": ("methods", _summary),
     "sequence": ("sequence", _sequence),
     "loop": ("loop", _loop),
     "response": ("response", _response),
@@ -364,6 +380,7 @@ _USES = {
     "loss": "extra loss",
     "replay": "replay",
 }
+_SUMMARISED: Final = ("lora", "hsw", "gpm", "input_decay")
 _MEASURES = {
     "bwt": "BWT",
     "forgetting": "forgetting",

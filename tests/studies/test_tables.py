@@ -157,6 +157,16 @@ def test_the_page_has_every_table_and_is_filled_once_there_are_results(
     assert tables.rendered(page) == filled
 
 
+def test_the_summary_has_the_baseline_at_the_success_of_ours(full: dict[str, Any]) -> None:
+    text = study_table(full, "summary")
+    rows = {row.split(" | ")[0].strip("|` "): row for row in text.splitlines()}
+    assert set(rows) >= {"before fine-tuning", "lora"}
+    assert not {"ours", "replay"} & set(rows)
+    lost = full["methods"]["ours"]["equal_success"]["baseline_forgets"]["value"]
+    assert f"| {lost:.2f} (" in rows["lora"]
+    assert study_table({}, "summary") == "Not measured yet."
+
+
 def test_the_plot_is_a_picture(full: dict[str, Any], tmp_path: Path) -> None:
     plot_fronts(full, tmp_path / "fronts.png")
     assert (tmp_path / "fronts.png").read_bytes().startswith(b"\x89PNG")
