@@ -37,8 +37,6 @@ from ipvla.training.step import TrainingState
 
 logger = logging.getLogger(__name__)
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class DataConfig:
