@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from ipvla.data.dataset import open_dataset
-from ipvla.data.episode import Episode
 from ipvla.data.lerobot import LeRobotSource
 from ipvla.data.recording import RECORDING_FILE, Recording
 from ipvla.data.rlds import write_rlds
 from ipvla.data.rlds.source import RldsSource
 from ipvla.data.source import DatasetError
 from ipvla.data.standards import STANDARDS, StandardConfig, standard_for
+from ipvla.types import Episode
 from tests.data.standards import trajectories
 from tests.data.test_conversion import ConversionConfig, convert, hdf5  # noqa: F401
 from tests.synthetic import SIZE, cue_episode

@@ -85,10 +85,10 @@ def test_a_cached_plan_cannot_be_spoiled(make_transforms: Make) -> None:
 
 def test_plans_that_never_repeat_do_not_fill_the_memory(make_transforms: Make) -> None:
     transforms = make_transforms(tokenize_plan=lambda text: [int(text)], plan_tokens=1)
-    first = weakref.ref(transforms.plan("1"))
+    first = weakref.ref(transforms.prompts.plan("1"))
     assert first() is not None, "what was seen a moment ago is there"
     for number in range(2, 10_000):
-        assert transforms.plan(str(number))[0] == number
+        assert transforms.prompts.plan(str(number))[0] == number
     assert first() is None
 
 

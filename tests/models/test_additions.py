@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from ipvla.data.episode import Episode
 from ipvla.data.plan import PlanPosition
 from ipvla.data.prompt_encoder import PromptEncoder
 from ipvla.data.rlds import write_rlds
@@ -38,7 +37,7 @@ from ipvla.tracking import Sinks
 from ipvla.training.feature_reader import FeatureReader
 from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.parallel import World
-from ipvla.types import NO_TOKEN, Observation
+from ipvla.types import NO_TOKEN, Episode, Observation
 from tests.models.conftest import inputs_for
 from tests.models.memory.test_feeding_the_backbone import build, cut, play, window
 from tests.models.outside import WORDS, FlowConfig, LastConfig, LayersConfig, WordsBackbone, WordsConfig
