@@ -16,9 +16,6 @@ from ipvla.data.prompt_encoder import PromptEncoder
 from ipvla.data.statistics import Statistics
 from ipvla.types import NO_TOKEN, ModelInputs, Observation
 
-#: Plans repeat from step to step; ECoT's reasoning is another text at each of millions of steps.
-_PLANS_CACHED = 4096
-
 
 @dataclass(frozen=True)
 class Transforms:

@@ -96,12 +96,8 @@ class IPVLAConfig:
                 f"{longest}: the plan in the prompt would be cut; raise the latter"
             )
         self.backbone.check(instructions, num_views)
-        if (
-            self.reasoning_loss is not None
-            and isinstance(self.backbone, TinyConfig)
-            and not self.backbone.pretrained
-        ):
-            self.reasoning_loss.check(self.backbone.max_prompt_tokens, self.backbone.max_text_tokens)
+        if self.reasoning_loss is not None and (limits := self.backbone.text_limits) is not None:
+            self.reasoning_loss.check(*limits)
 
     def build(
         self,

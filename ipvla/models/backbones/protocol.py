@@ -383,6 +383,11 @@ class BackboneConfig(draccus.ChoiceRegistry):
 
     layers_write_cache: ClassVar[bool] = False
 
+    @property
+    def text_limits(self) -> tuple[int, int] | None:
+        """`Backbone.max_prompt_tokens` and `max_text_tokens`; None if there is no limit, or the weights tell it."""
+        return None
+
     def check(self, instructions: Sequence[str], num_views: int) -> None:
         """What can be known without the network, for prompts of these tasks in words with so many pictures.
 

@@ -69,6 +69,10 @@ class TinyConfig(BackboneConfig):
         if self.width % self.heads:
             raise ValueError(f"backbone.width {self.width} is not a multiple of backbone.heads {self.heads}")
 
+    @property
+    def text_limits(self) -> tuple[int, int] | None:
+        return (self.max_prompt_tokens, self.max_text_tokens) if self.pretrained is None else None
+
     def check(self, instructions: Sequence[str], num_views: int) -> None:
         if self.pretrained is not None and not (self.pretrained / "config.json").is_file():
             raise ValueError(
