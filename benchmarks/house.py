@@ -95,7 +95,7 @@ def quickstart_figures(record: dict[str, Any] | None) -> dict[str, float]:
 
 
 def gripper_right() -> float:
-    """Share of protocols x players whose hand closes at "close" and opens at "open": `benchmarks.gripper_matrix`."""
+    """Share of protocols x players whose hand closes at "close" and opens at "open", see `gripper_matrix`."""
     with tempfile.TemporaryDirectory() as scratch:
         return gripper_matrix.gripper_right(gripper_matrix.gripper_matrix(Path(scratch)))
 
