@@ -18,7 +18,8 @@ from ray_jobs.running.training_failure import TrainingError
 from ray_jobs.train import TrainSummary, ask_to_stop, demand, forget_earlier_starts, summarise, train_policy
 
 _POLL_S = 0.5
-_END_S = 20.0
+#: Workers that are only starting end once they have started, which takes a minute on a busy machine.
+_END_S = 120.0
 _logger = logging.getLogger(__name__)
 
 
@@ -110,6 +111,8 @@ def _ended(running: Sequence[_Training]) -> Iterator[None]:
         yield
     finally:
         end = time.monotonic() + _END_S
+        if any(one.is_alive() for one in running):
+            _logger.info("ending %s after the next step", " and ".join(one.name for one in running))
         while (alive := [one for one in running if one.is_alive()]) and time.monotonic() < end:
             for training in alive:
                 ask_to_stop(training.config)  # again: one that starts now forgets what it was asked before
