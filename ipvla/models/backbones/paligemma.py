@@ -36,7 +36,7 @@ class PaliGemmaConfig(BackboneConfig):
     Attributes:
         pretrained: a hub name such as `google/paligemma-3b-pt-224`, or a directory written by `save_pretrained`
             (model and tokenizer).
-        cache_dir: where downloads are kept; None follows HF_HOME.
+        cache_dir: directory of downloads; None follows HF_HOME.
         dtype: "float32" or "bfloat16".
         prompt: with `{instruction}` in it.
         max_prompt_tokens: longest prompt in tokens, image tokens included.
@@ -211,10 +211,10 @@ class PaliGemmaBackbone(Backbone):
         hidden = tuple(h[:, place.observation] for h in output.hidden_states)
         earlier = bias.shape[-1] - x.shape[1]
         rows = torch.arange(len(x), device=x.device)
-        kept = None
+        last_keys_values = None
         if context.keep and cache is not None:
             places = earlier + embedded.last[:, None] - torch.arange(context.keep - 1, -1, -1, device=x.device)
-            kept = tuple(
+            last_keys_values = tuple(
                 torch.stack([t.transpose(1, 2)[rows[:, None], places].flatten(2) for t in of_layers], 1)
                 for of_layers in ([c.keys for c in cache.layers], [c.values for c in cache.layers])
             )
@@ -233,7 +233,7 @@ class PaliGemmaBackbone(Backbone):
             hidden,
             embedded.instruction,
             None if place.written is None else output.hidden_states[-1][:, place.written],
-            cast("tuple[torch.Tensor, torch.Tensor] | None", kept),
+            cast("tuple[torch.Tensor, torch.Tensor] | None", last_keys_values),
         )
 
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:

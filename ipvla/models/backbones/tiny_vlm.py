@@ -200,15 +200,15 @@ class TinyVLM(PreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """All tokens [B, N, D] and the visual map [B, Np, Dp]; `prefix` bool [B, L] marks the prompt's tokens."""
         words = self.embed_tokens(input_ids) + self.positions[: input_ids.shape[1]]
-        said = self.language(words)
-        weight = prefix[..., None].to(said.dtype)
-        said = self.language_norm((said * weight).sum(1) / weight.sum(1).clamp(min=1))
+        sentence = self.language(words)
+        weight = prefix[..., None].to(sentence.dtype)
+        sentence = self.language_norm((sentence * weight).sum(1) / weight.sum(1).clamp(min=1))
         body = self.proprio_norm(self.proprio(proprio))
-        seen, centroids = self.trunk(images, self.condition(torch.cat([said, body], -1)))
-        visual = self.visual(centroids.to(said.dtype)).unflatten(-1, (self.config.visual_tokens, -1))
+        perception, centroids = self.trunk(images, self.condition(torch.cat([sentence, body], -1)))
+        visual = self.visual(centroids.to(sentence.dtype)).unflatten(-1, (self.config.visual_tokens, -1))
         last = F.one_hot(prefix.sum(-1) - 1, input_ids.shape[1])[..., None].to(words.dtype)
-        words = words + last * (self.summary(centroids.to(said.dtype)) + body)[:, None]
-        return torch.cat([torch.cat([visual, body[:, None]], 1) + self.visual_positions, words], 1), seen
+        words = words + last * (self.summary(centroids.to(sentence.dtype)) + body)[:, None]
+        return torch.cat([torch.cat([visual, body[:, None]], 1) + self.visual_positions, words], 1), perception
 
     def run(
         self, x: torch.Tensor, mask: torch.Tensor, past: Sequence[Past] | None = None

@@ -3,7 +3,7 @@
 z [B, D] is the cognition and p [B, n * d] what is seen, squeezed (RoboFlamingo has z alone: `tokens: 0`); h [B, H]
 is the memory, zero at an episode's start. `gru` is the cell of Cho et al.
 (arXiv 1406.1078), `lstm` that of Hochreiter and Schmidhuber (1997), which remembers its cell state c [B, H] too.
-From the start, a unit holds what it was told for 2 to 40 policy steps (`chrono_bias`).
+From the start, a unit holds its input for 2 to 40 policy steps (`chrono_bias`).
 """
 
 from __future__ import annotations
