@@ -47,7 +47,7 @@ SLICE: Final = 1000
 RECIPE: Final = ("lanes", "model", "optimizer", "training", "num_workers")
 Roots = TypeVar("Roots", bound=StorageRoots)
 Result = TypeVar("Result")
-#: Whatever a study measured, as JSON values.
+#: A study's measurements, as JSON values.
 Figures = dict[str, Any]
 
 
@@ -99,8 +99,8 @@ class Study(StorageRoots):
     def names(self) -> tuple[str, ...]:
         """The entries that are compared, in the tables' order."""
         known = entries(self.title)
-        wanted = getattr(self, self.grid) or (self.in_small if self.quick else known)
-        return tuple(name for name in known if name in wanted)
+        selected = getattr(self, self.grid) or (self.in_small if self.quick else known)
+        return tuple(name for name in known if name in selected)
 
     @property
     def complete(self) -> bool:
@@ -241,5 +241,5 @@ def _completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_json(values: Mapping[str, Any]) -> Figures:
     """As a record gives them back: lists for tuples, text for names."""
-    told: Figures = json.loads(json.dumps(values))
-    return told
+    plain: Figures = json.loads(json.dumps(values))
+    return plain
