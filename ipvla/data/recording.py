@@ -22,7 +22,7 @@ class Recording:
 
     Attributes:
         orientation: of the pictures.
-        control_hz: control steps per second; None if nothing tells.
+        control_hz: control steps per second; None if unknown.
     """
 
     orientation: Orientation = "unknown"

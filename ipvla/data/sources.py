@@ -28,7 +28,7 @@ def open_source(
 
     Args:
         location: a LeRobotDataset or an RLDS version directory (`<data_root>/recall/1.0.0`).
-        read_root: where what is only known once it was read is kept for the next opening; None to keep nothing.
+        read_root: directory for what one reading finds, for the next opening; None to store nothing.
         skip_bad_episodes: leave out episodes of RLDS that cannot be read, and count them.
         rlds_backend: "native", or "dlimp" for TensorFlow's own way to read RLDS.
 

@@ -153,7 +153,7 @@ def dataset_values(content: Any, name: str | None) -> Mapping[str, Any]:
     """
     datasets = content.get("norm_stats", content)
     if set(_OPENPI.values()) <= set(datasets):
-        features = {ours: _from_openpi(datasets[theirs]) for ours, theirs in _OPENPI.items()}
+        features = {name: _from_openpi(datasets[openpi]) for name, openpi in _OPENPI.items()}
         return {**features, "num_transitions": 0, "num_trajectories": 0}
     if set(_FEATURES) <= set(datasets):
         return {"num_transitions": 0, "num_trajectories": 0, **datasets}

@@ -30,16 +30,16 @@ class LeRobotSource:
     episode, and so do conversions; of files with larger groups, the whole group is read.
 
     Features are named as the dataset names them ("observation.state", "observation.images.front", "action"), and
-    `task` gives the task in words at each step. Numbers have the shape that `meta/info.json` tells, so [T, 1] for
+    `task` gives the task in words at each step. Numbers have the shape that `meta/info.json` gives, so [T, 1] for
     a shape of [1]; but the index columns, such as `timestamp`, are [T].
 
     Args:
         location: the directory with `meta`, `data` and `videos`, or its address in object storage.
-        cache_directory: where remote videos are kept; needed for those alone.
+        cache_directory: of remote videos; needed for those alone.
 
     Attributes:
         fps: control steps per second.
-        broken: always (), for episodes are read when they are wanted.
+        broken: always (), for episodes are read at their use.
 
     Raises:
         DatasetError: it is no LeRobotDataset v3, or its metadata is incomplete or contradicts itself.

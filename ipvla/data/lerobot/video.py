@@ -90,7 +90,7 @@ class VideoFile:
 
 
 class OpenVideos:
-    """The videos that were used last, kept open.
+    """The most recently used videos, open.
 
     Args:
         at_most: how many.
@@ -128,8 +128,8 @@ class VideoPictures:
     """The frames of one episode within a video that it may share with others.
 
     Attributes:
-        videos: where the video is kept open.
-        local_copy: gives the video's path when the first frame is wanted.
+        videos: holds the open video.
+        local_copy: gives the video's path for the first frame.
         name: of the video.
         seconds: float64 [T], when each picture is shown, in the video's time.
         tolerance_s: how far from that the frame's own time may be; less than half the time between frames.

@@ -46,7 +46,7 @@ class RldsSource:
     Args:
         location: the version directory, `<data_root>/recall/1.0.0`, or its address in object storage.
         split: name of it.
-        index_root: where the list of episodes is kept for the next opening; None to keep none.
+        index_root: directory for the list of episodes, for the next opening; None to store none.
         skip_bad_episodes: leave out episodes that cannot be read, and count them in `broken`.
 
     Attributes:
@@ -157,7 +157,7 @@ class RldsSource:
 
     def _open_index(self, files: Any, root: str, index_root: Path | None, split: str) -> EpisodeIndex:
         labels = self._labels(files, root)
-        if index_root is None or labels is not None:  # what the dataset lists itself need not be kept
+        if index_root is None or labels is not None:  # what the dataset lists itself need not be stored
             return self._make_index(labels)
         sizes = [[name, files.size(f"{root}/{name}")] for name in self._names]
         key = hashlib.sha256(json.dumps([self.location, split, self._skips, sizes]).encode()).hexdigest()[:16]
