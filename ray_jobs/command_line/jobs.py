@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-#: Job -> the class of its settings, by name: a job is not imported before it is wanted.
+#: Job -> the class of its settings, by name: a job is imported only when it runs.
 JOBS: Final[Mapping[str, str]] = {
     "doctor": "DoctorConfig",
     "quickstart": "QuickstartConfig",

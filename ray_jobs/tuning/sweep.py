@@ -174,13 +174,13 @@ def _experiment(record: Path, written_ns: int) -> ExperimentConfig:
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of a trial.
+    """The outcome of a trial.
 
     Attributes:
         values: dotted name -> the value that it had.
         status: "finished", "stopped" (early) or "failed".
         step: up to which it was trained.
-        told: of its last look, see `Scoring.of`; empty if it failed before.
+        told: scores at its last evaluation, see `Scoring.of`; empty if it failed before.
         error: why it failed.
     """
 
@@ -252,11 +252,11 @@ def claim(sweep: SweepConfig) -> SweepConfig:
     assert sweep.experiment is not None
     experiment = draccus.encode(parse(ExperimentConfig, ["--config_path", str(sweep.experiment)]).absolute())
     of_its_own = {name: value for name, value in experiment.items() if name not in _ROOTS}
-    kept = {
+    files = {
         sweep.directory / "experiment.yaml": yaml.safe_dump(of_its_own, sort_keys=False, width=115),
         sweep.directory / "config.json": json.dumps(draccus.encode(sweep), indent=1),
     }
-    for path, text in kept.items():
+    for path, text in files.items():
         if not path.exists():
             write_text(path, text)
         elif path.read_text() != text:
@@ -332,13 +332,13 @@ def _scheduler(sweep: SweepConfig) -> Any:
 
 
 def _trial(sweep: SweepConfig, result: Any, names: Sequence[str], last: int) -> Trial:
-    told = {k: v for k, v in (result.metrics or {}).items() if k.partition("/")[0] in (NEW, OLD, SCORE)}
+    scores = {k: v for k, v in (result.metrics or {}).items() if k.partition("/")[0] in (NEW, OLD, SCORE)}
     step = int((result.metrics or {}).get(STEP, 0))
     config = result.config or {}
     status = "failed" if result.error else "finished" if step == last else "stopped"
     error = _reason(result.error) if result.error else ""
     name = f"{sweep.name}-{Path(result.path).name}"
-    return Trial(name, {n: config.get(n) for n in names}, status, step, told, error)
+    return Trial(name, {n: config.get(n) for n in names}, status, step, scores, error)
 
 
 def _reason(error: BaseException) -> str:

@@ -102,7 +102,7 @@ def table(trials: Sequence[Trial], names: Sequence[str]) -> str:
 
 
 def write_best(config: ExperimentConfig, trial: Trial, path: Path) -> Path:
-    """The trial's experiment as a YAML file that `ray_jobs.train` takes as it is, but for where it is kept."""
+    """The trial's experiment as a YAML file that `ray_jobs.train` takes as it is, apart from its directories."""
     own = {*StorageRoots.__dataclass_fields__, "name", "parent_run_key", "parent_run_id", "tracking"}
     tree = {name: value for name, value in draccus.encode(config).items() if name not in own}
     head = (
