@@ -111,7 +111,7 @@ class CollectConfig(StorageRoots):
 
 @dataclass(frozen=True)
 class CollectSummary:
-    """What a collection came to.
+    """The result of a collection.
 
     Attributes:
         demos: in the dataset.

@@ -44,7 +44,7 @@ class ConvertConfig(StorageRoots):
             two may be addresses in object storage.
         to: "lerobot" or "rlds".
         name: that the dataset gets under `data_root_dir`.
-        fps: control steps per second, which RLDS does not tell and LeRobot must.
+        fps: control steps per second, which RLDS does not state and LeRobot must.
         video: stores pictures as video; by default they stay the files that they are.
         encoding: of video.
         max_mean_difference: the most that pictures of a video may differ on average, in levels of 255.
@@ -118,8 +118,8 @@ def convert(config: ConversionConfig, distribute: Distribute, console: Console) 
             reading = _tell(
                 console, "reading tasks", distribute(_Work(tasks_of_part, plan), plan.parts), plan.parts
             )
-            found = {part.number: tasks for part, tasks in reading}
-            conversion.number_tasks([found[part.number] for part in plan.parts])
+            tasks_by_part = {part.number: tasks for part, tasks in reading}
+            conversion.number_tasks([tasks_by_part[part.number] for part in plan.parts])
         work = _Work(convert_part, conversion.plan)
         for _ in _tell(console, "converting", distribute(work, pending), plan.parts, pending):
             pass

@@ -99,7 +99,7 @@ class EvaluateConfig(StorageRoots):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation came to."""
+    """The result of an evaluation."""
 
     tables: tuple[SuccessTable, ...]
     comparisons: tuple[PairedComparison, ...]

@@ -155,12 +155,12 @@ def exit_code(client: JobSubmissionClient, job: str) -> int:
 
 async def _show(client: JobSubmissionClient, job: str, shown: int) -> int:
     """Its log but for so many characters; how many there were when the job ended, or the connection did."""
-    seen = 0
+    length = 0
     async for lines in client.tail_job_logs(job):
-        sys.stdout.write(lines[max(shown - seen, 0) :])
+        sys.stdout.write(lines[max(shown - length, 0) :])
         sys.stdout.flush()
-        seen += len(lines)
-    return max(seen, shown)
+        length += len(lines)
+    return max(length, shown)
 
 
 def _reason(error: Exception) -> str:

@@ -97,8 +97,8 @@ def _compared(config: SweepConfig, tables: Mapping[str, Mapping[int, SuccessTabl
         side: {str(seed): config.scoring.of(one) for seed, one in by_seed.items()}
         for side, by_seed in tables.items()
     }
-    found = difference(tables["best"], tables["default"], config.scoring)
-    return {"confirmation": sides, "best_minus_default": {name: asdict(one) for name, one in found.items()}}
+    gains = difference(tables["best"], tables["default"], config.scoring)
+    return {"confirmation": sides, "best_minus_default": {name: asdict(one) for name, one in gains.items()}}
 
 
 def _publish(

@@ -205,20 +205,20 @@ class Runner:
 def publish(
     name: str,
     seeds: Sequence[int],
-    found: Figures,
+    measurements: Figures,
     join: Callable[[Figures, Figures], Figures],
     targets: Callable[[Figures], list[Target]],
     console: Console,
 ) -> Figures:
     """Writes the record, over the seeds of earlier runs of this recipe as well; returns its figures."""
     record, runs = read_record(name), []
-    if record is not None and same_recipe(record["figures"]["recipe"], found["recipe"]):
-        found, runs = join(record["figures"], found), record["runs"]
+    if record is not None and same_recipe(record["figures"]["recipe"], measurements["recipe"]):
+        measurements, runs = join(record["figures"], measurements), record["runs"]
         seeds = sorted({*seeds, *record["seeds"]})
-    met = targets(found)
+    met = targets(measurements)
     console.print(Markdown(target_table([target.to_dict() for target in met])))
-    console.print(f"written to {write_record(name, seeds, found, met, runs)}")
-    return found
+    console.print(f"written to {write_record(name, seeds, measurements, met, runs)}")
+    return measurements
 
 
 def same_recipe(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> bool:

@@ -276,12 +276,12 @@ class EpisodeDataset:
         """Of the survey; where none is needed, of the first episode of each task that can be read."""
         if self._needs_survey:
             return frozenset(self._survey.instructions)
-        found = {}
+        instructions = {}
         for index, task in enumerate(self.tasks):
-            if task not in found:
+            if task not in instructions:
                 with suppress(BrokenEpisodeError):
-                    found[task] = self.episode(index).instruction
-        return frozenset(found.values())
+                    instructions[task] = self.episode(index).instruction
+        return frozenset(instructions.values())
 
     def coverage(self) -> list[tuple[str, Coverage]]:
         return [] if self._reasoned is None else [(self.name, self._reasoned.coverage())]

@@ -64,7 +64,7 @@ class MixtureDataset:
         }
         if len(set(conventions.values())) > 1:
             raise DatasetError(
-                f"datasets that tell actions differently cannot be mixed: {conventions}; configure standards "
+                f"datasets that encode actions differently cannot be mixed: {conventions}; configure standards "
                 "that agree"
             )
         self._names, self._datasets = tuple(self.parts), tuple(self.parts.values())

@@ -42,7 +42,7 @@ class Recording:
     def of(cls, source: EpisodeSource) -> Self:
         """What is known of a dataset.
 
-        Without a file: those of this project's own writer are upright at 20 Hz, and LeRobot's tell their rate.
+        Without a file: those of this project's own writer are upright at 20 Hz, and LeRobot's state their rate.
 
         Raises:
             DatasetError: the file is damaged.

@@ -74,8 +74,8 @@ def dataset_location(data_root: Path, name: str) -> str:
 
 
 def _versions(directory: Path, pattern: str = "*") -> list[Path]:
-    found = [path.parent for path in directory.glob(f"{pattern}/dataset_info.json")]
-    return [path for path in found if VERSION_NAME.fullmatch(path.name)]
+    directories = [path.parent for path in directory.glob(f"{pattern}/dataset_info.json")]
+    return [path for path in directories if VERSION_NAME.fullmatch(path.name)]
 
 
 def _numbers(version: Path) -> list[int]:

@@ -58,7 +58,7 @@ class IPVLAConfig:
                 "model.plan_readout": self.plan_readout is not None,
                 "model.memory.type prompt": self.memory.longest_plan > 0,
             }
-            for other in (name for name, found in others.items() if found):
+            for other in (name for name, enabled in others.items() if enabled):
                 raise ValueError(
                     f"model.reasoning_loss and {other} are both trained on a step's reasoning, at different "
                     "lengths; choose one of them"
@@ -79,8 +79,8 @@ class IPVLAConfig:
             },
             "question": {"model.questions": self.questions},
         }
-        found = {path: tuple(name for name, value in by.items() if value) for path, by in needed.items()}
-        return {path: settings for path, settings in found.items() if settings}
+        wrong = {path: tuple(name for name, value in by.items() if value) for path, by in needed.items()}
+        return {path: settings for path, settings in wrong.items() if settings}
 
     def check(self, instructions: Sequence[str] = (), num_views: int = 1) -> None:
         """What can be known before anything is built, for these tasks in words and so many cameras.

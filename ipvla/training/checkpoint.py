@@ -72,9 +72,9 @@ def load_checkpoint(directory: Path, state: TrainingState, world: World, identit
         raise CheckpointError(
             f"the checkpoint {directory} cannot be read ({error}); delete it to go on from the one before"
         ) from None
-    if found := differences(shared(written["identity"]), shared(identity)):
+    if changes := differences(shared(written["identity"]), shared(identity)):
         raise CheckpointError(
-            f"the checkpoint {directory} has model or data settings of another run ({found}); give the run "
+            f"the checkpoint {directory} has model or data settings of another run ({changes}); give the run "
             "another name, or the settings it began with"
         )
     load_weights(state.model, directory / "policy" / "model.safetensors")
@@ -114,10 +114,10 @@ def differences(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> str
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by dotted name."""
-    found: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     for name, value in tree.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+        named |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return named
 
 
 def lanes_total(identity: dict[str, Any], workers: int) -> int:

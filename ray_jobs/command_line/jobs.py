@@ -50,8 +50,8 @@ def module(job: str) -> str:
 
 def config_class(job: str) -> type[Any]:
     """The class of a job's settings; imports the job."""
-    found: type[Any] = getattr(import_module(module(job)), JOBS[job])
-    return found
+    config_class: type[Any] = getattr(import_module(module(job)), JOBS[job])
+    return config_class
 
 
 def summary(job: str) -> str:

@@ -40,7 +40,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attempt came to.
+    """The outcome of an attempt.
 
     Attributes:
         steps: control steps played.

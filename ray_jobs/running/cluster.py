@@ -45,7 +45,7 @@ def connect(
     dashboard_port: int | None = None,
     log_to_driver: bool = False,
 ) -> Iterator[None]:
-    """Joins the cluster at `$RAY_ADDRESS` (set inside a submitted job), else starts one here and ends it at last.
+    """Joins the cluster at `$RAY_ADDRESS` (set inside a submitted job), else starts one here and ends it afterwards.
 
     Does nothing if this process is connected already, so that jobs can be run inside one another.
 
@@ -72,7 +72,7 @@ def connect(
         try:
             yield
         except BaseException:
-            ray.shutdown()  # the session's logs stay: they may tell why
+            ray.shutdown()  # the session's logs stay: they may say why
             raise
         finally:
             _own_session = None

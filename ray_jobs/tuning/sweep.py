@@ -73,7 +73,7 @@ class SweepConfig(StorageRoots):
         seed: of the search.
         success: what a trial plays at each of its checkpoints.
         scoring: what of it is new, and how both sides make a score.
-        confirm_seeds: of the trainings by which best and default are compared at last; none of the trials'.
+        confirm_seeds: of the trainings that finally compare best and default; none of the trials'.
         confirm_first_layout: of the episodes of that comparison, which no trial has played.
     """
 
@@ -168,8 +168,8 @@ def _leaf(tree: Mapping[str, Any], name: str) -> Any:
 @lru_cache(maxsize=256)
 def _experiment(record: Path, written_ns: int) -> ExperimentConfig:
     """What `experiment.json` says; decoded once for each version of it."""
-    found: ExperimentConfig = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
-    return found
+    experiment: ExperimentConfig = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
+    return experiment
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a sweep came to: table, importance of each setting, the plot, and the best one as an experiment."""
+"""The result of a sweep: table, importance of each setting, the plot, and the best one as an experiment."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def importances(trials: Sequence[Trial], space: Mapping[str, Dimension]) -> dict
             )
         )
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
-    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {name: float(share) for name, share in found.items() if not math.isnan(share)}
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: float(share) for name, share in shares.items() if not math.isnan(share)}
 
 
 def _distribution(dimension: Dimension) -> Any:

@@ -88,7 +88,7 @@ class ConversionConfig:
         fps = self.fps if self.fps is not None else source.fps
         if fps is None or fps != int(fps):
             raise DatasetError(
-                f"fps is {fps}: {source.location} does not tell it; give --fps, for example --fps 10"
+                f"fps is {fps}: {source.location} does not state it; give --fps, for example --fps 10"
             )
         written = {
             name: replace(feature, shape=first.pictures(name).decode(0).shape)

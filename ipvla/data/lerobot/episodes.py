@@ -58,10 +58,10 @@ class Episodes:
             raise DatasetError(f"{tree.location}/meta/episodes is damaged ({error}); {_COPY_AGAIN}") from None
         if missing:
             raise DatasetError(f"{tree.location}/meta/episodes lists no videos of {missing}; {_COPY_AGAIN}")
-        found = len(episodes.lengths), int(episodes.lengths.sum())
-        if found != (info.episodes, info.frames) or (np.diff(episodes._numbers) < 1).any():
+        listed = len(episodes.lengths), int(episodes.lengths.sum())
+        if listed != (info.episodes, info.frames) or (np.diff(episodes._numbers) < 1).any():
             raise DatasetError(
-                f"{tree.location}/meta/episodes lists {found[0]} episodes of {found[1]} frames, and "
+                f"{tree.location}/meta/episodes lists {listed[0]} episodes of {listed[1]} frames, and "
                 f"meta/info.json says {info.episodes} of {info.frames}; {_COPY_AGAIN}"
             )
         gaps = np.flatnonzero(np.diff(episodes._numbers) > 1)

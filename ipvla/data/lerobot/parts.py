@@ -152,10 +152,10 @@ class PartWriter:
 def _checked(trajectory: Trajectory, name: str, feature: Feature) -> Steps:
     if feature.kind == "image":
         pictures = trajectory.pictures(name)
-        found = pictures.decode(0).shape
-        if found != feature.shape:
+        recorded = pictures.decode(0).shape
+        if recorded != feature.shape:
             raise DatasetError(
-                f"{trajectory.where}, {name!r}: pictures of {found}, and the dataset has {feature.shape}; "
+                f"{trajectory.where}, {name!r}: pictures of {recorded}, and the dataset has {feature.shape}; "
                 "leave it out"
             )
         return pictures

@@ -36,7 +36,7 @@ class Unmatched:
 
     Attributes:
         reason: in words.
-        example: what was compared; it may tell paths.
+        example: what was compared; may contain paths.
     """
 
     reason: str

@@ -169,16 +169,16 @@ class PaliGemmaBackbone(Backbone):
     def embed(self, inputs: ModelInputs) -> Embedded:
         model, ids = self.network.model, inputs.input_ids
         is_image = (ids == self.image_token) & inputs.attention_mask
-        seen = model.get_image_features(self._pixels(inputs.images)).pooler_output
+        perception = model.get_image_features(self._pixels(inputs.images)).pooler_output
         # the image token may lie outside the vocabulary
         tokens = model.get_input_embeddings()(ids.masked_fill(is_image, 0))
-        tokens = tokens.masked_scatter(is_image[..., None], seen.to(tokens.dtype))
+        tokens = tokens.masked_scatter(is_image[..., None], perception.to(tokens.dtype))
         last = inputs.attention_mask.sum(-1) - 1
         words = inputs.attention_mask & ~is_image
         words[:, self.image_tokens * self.num_views] = False  # BOS
         words[torch.arange(len(last), device=last.device), last] = False  # the newline
-        seen = seen.reshape(len(last), -1, self.perception_size).float()
-        return Embedded(tokens, inputs.attention_mask, last, seen, inputs.proprio, words)
+        perception = perception.reshape(len(last), -1, self.perception_size).float()
+        return Embedded(tokens, inputs.attention_mask, last, perception, inputs.proprio, words)
 
     def encode(self, embedded: Embedded, context: Context | None = None) -> BackboneOutput:
         from transformers import DynamicCache

@@ -87,8 +87,8 @@ class TinyTrunk(nn.Module):
         mass = weight.sum(2)
         centroid = weight.transpose(2, 3) @ self.grid / (mass[..., None] + 1e-2)
         mass = (mass / weight.shape[2]).clamp(max=4)[..., None]
-        seen = torch.cat([x, self.grid.to(x.dtype).repeat(b, v, 1)], -1)
-        return seen, torch.cat([centroid, mass], -1).flatten(1)
+        perception = torch.cat([x, self.grid.to(x.dtype).repeat(b, v, 1)], -1)
+        return perception, torch.cat([centroid, mass], -1).flatten(1)
 
 
 #: Keys [B, S, D], values [B, S, D] and bias [B, heads, S] of earlier tokens.
@@ -186,9 +186,9 @@ class TinyVLM(PreTrainedModel):
         the prefix does not see them.
         """
         prefix = attention_mask if suffix_mask is None else attention_mask & ~suffix_mask
-        x, seen = self.embed(images, proprio, input_ids, prefix)
+        x, perception = self.embed(images, proprio, input_ids, prefix)
         mask = self._attention(prefix, attention_mask, suffix_mask)
-        return TinyOutput(self.run(x, mask), seen, self.text_start)
+        return TinyOutput(self.run(x, mask), perception, self.text_start)
 
     @property
     def text_start(self) -> int:

@@ -106,8 +106,8 @@ class PromptMemory(MemoryModule):
             some = inputs.map(lambda x: x[rows])
             new = self._rewrite(backbone, some, {name: value[rows] for name, value in memory.items()})
             memory = {name: value.index_copy(0, rows, new[name]) for name, value in memory.items()}
-            seen = backbone(with_plan(some, new["plan"])).features
-            features = features.with_rows(rows, seen)
+            renewed = backbone(with_plan(some, new["plan"])).features
+            features = features.with_rows(rows, renewed)
         return features, memory
 
     def window(
