@@ -45,7 +45,7 @@ def connect(
     dashboard_port: int | None = None,
     log_to_driver: bool = False,
 ) -> Iterator[None]:
-    """Joins the cluster at `$RAY_ADDRESS` (set inside a submitted job), else starts one here and ends it afterwards.
+    """Joins the cluster at `$RAY_ADDRESS` (set inside a submitted job), else starts and finally ends one here.
 
     Does nothing if this process is connected already, so that jobs can be run inside one another.
 
