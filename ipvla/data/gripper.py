@@ -20,7 +20,7 @@ _PRESSED = 0.1
 def binarised(opening: FloatArray) -> FloatArray:
     """Exactly 0 or 1 from continuous openings, float32 [T] each.
 
-    More than 0.95 is 1, less than 0.05 is 0. A value between them becomes the next of these; after the last of these,
+    More than 0.95 is 1, less than 0.05 is 0. A value between them becomes the next of these; after the last one,
     the episode's last opening, unchanged.
     """
     certain = (opening > _OPEN) | (opening < _CLOSED)
