@@ -21,7 +21,7 @@ def usage() -> str:
             *lines,
             f'  {_COMPLETION:<14}Prints the completion of bash, zsh or tcsh: eval "$(ipvla {_COMPLETION} bash)"',
             "",
-            "ipvla JOB --help tells a job's settings. python -m ray_jobs.JOB is the same.",
+            "ipvla JOB --help lists a job's settings. python -m ray_jobs.JOB is the same.",
         ]
     )
 

@@ -100,7 +100,7 @@ class CollectConfig(StorageRoots):
         """Where attempts wait until there are enough."""
         return self.runs / "collect" / self.dataset
 
-    def wanted(self, suite: Suite) -> dict[str, int]:
+    def counts(self, suite: Suite) -> dict[str, int]:
         """Task -> number, in the suite's order, tasks that it does not list last. ValueError if it lacks one."""
         for task in self.demonstrations:
             suite.task(task)
@@ -111,7 +111,7 @@ class CollectConfig(StorageRoots):
 
 @dataclass(frozen=True)
 class CollectSummary:
-    """What a collection came to.
+    """The result of a collection.
 
     Attributes:
         demos: in the dataset.
@@ -139,15 +139,15 @@ def collect(config: CollectConfig, on_progress: OnProgress = lambda tasks: None)
 
     Raises:
         ValueError: the suite or a task does not exist.
-        DatasetError: a dataset of this name exists that was asked for in other words, or is being collected.
+        DatasetError: a dataset of this name exists with another request, or is being collected.
         StorageError: a storage directory cannot be used.
         JobFailedError: an attempt crashed its simulator again and again.
     """
     started = time.monotonic()
     require_simulators()
     suite = load_suite(config.suite, config.cache)
-    wanted = config.wanted(suite)
-    request = _request(config, suite, wanted)
+    counts = config.counts(suite)
+    request = _request(config, suite, counts)
     if config.directory.exists():
         return _finished(config, request)
     if config.dashboard_port is not None:
@@ -160,20 +160,20 @@ def collect(config: CollectConfig, on_progress: OnProgress = lambda tasks: None)
         with connect(config, dashboard_port=config.dashboard_port):
             write_text(config.staging / "request.json", json.dumps(request))
             staging = Staging(config.staging / "attempts")
-            _attempt_all(config, staging, wanted, on_progress)
-        summary = _write(config, staging, suite, wanted, request, started)
+            _attempt_all(config, staging, counts, on_progress)
+        summary = _write(config, staging, suite, counts, request, started)
         shutil.rmtree(config.staging)
     return summary
 
 
-def _request(config: CollectConfig, suite: Suite, wanted: dict[str, int]) -> dict[str, Any]:
+def _request(config: CollectConfig, suite: Suite, counts: dict[str, int]) -> dict[str, Any]:
     """Everything that decides the dataset's contents, as JSON has it."""
     return {
         "suite": suite.name,
         "suite_version": suite.version,
         "seed": config.seed,
         "camera_size": config.camera_size,
-        "demonstrations": wanted,
+        "demonstrations": counts,
     }
 
 
@@ -188,11 +188,11 @@ def _finished(config: CollectConfig, request: dict[str, Any]) -> CollectSummary:
     return CollectSummary(**record["summary"], directory=config.directory)
 
 
-def _refuse_difference(directory: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    for name, value in ours.items():
-        if theirs[name] != value:
+def _refuse_difference(directory: Path, recorded: dict[str, Any], request: dict[str, Any]) -> None:
+    for name, value in request.items():
+        if recorded[name] != value:
             raise DatasetError(
-                f"{name}: {directory} was collected with {theirs[name]}, not {value}; "
+                f"{name}: {directory} was collected with {recorded[name]}, not {value}; "
                 "ask for the same, choose another --dataset, or delete that directory"
             )
 
@@ -214,15 +214,15 @@ def _refuse_other_attempts(config: CollectConfig, request: dict[str, Any]) -> No
     """What an interrupted collection left must fit; only the numbers of demonstrations may have changed."""
     path = config.staging / "request.json"
     if path.exists():
-        ours = {name: value for name, value in request.items() if name != "demonstrations"}
-        _refuse_difference(config.staging, json.loads(path.read_text()), ours)
+        rest = {name: value for name, value in request.items() if name != "demonstrations"}
+        _refuse_difference(config.staging, json.loads(path.read_text()), rest)
 
 
-def _attempt_all(config: CollectConfig, staging: Staging, wanted: dict[str, int], on_progress: OnProgress) -> None:
+def _attempt_all(config: CollectConfig, staging: Staging, counts: dict[str, int], on_progress: OnProgress) -> None:
     """Attempts in rounds, each as large as needed if all succeed at the rate so far, until there are enough."""
-    outcomes = {task: staging.outcomes(task, config.seed) for task in wanted}
-    jobs = next_attempts(wanted, outcomes, config.seed)
-    on_progress(_progress(wanted, outcomes))
+    outcomes = {task: staging.outcomes(task, config.seed) for task in counts}
+    jobs = next_attempts(counts, outcomes, config.seed)
+    on_progress(_progress(counts, outcomes))
     if not jobs:
         return
     make = partial(Demonstrator, staging.directory, config.suite, config.cache, config.camera_size)
@@ -232,28 +232,28 @@ def _attempt_all(config: CollectConfig, staging: Staging, wanted: dict[str, int]
         while jobs:
             for attempt, outcome in pool.run(jobs, group=lambda job: job.task):
                 outcomes[attempt.task][attempt.index] = outcome
-                on_progress(_progress(wanted, outcomes))
-            jobs = next_attempts(wanted, outcomes, config.seed)
+                on_progress(_progress(counts, outcomes))
+            jobs = next_attempts(counts, outcomes, config.seed)
 
 
-def _progress(wanted: dict[str, int], outcomes: dict[str, dict[int, Outcome]]) -> list[TaskProgress]:
-    found = {task: sum(outcome.success for outcome in outcomes[task].values()) for task in wanted}
-    return [TaskProgress(task, min(found[task], n), n, len(outcomes[task])) for task, n in wanted.items()]
+def _progress(counts: dict[str, int], outcomes: dict[str, dict[int, Outcome]]) -> list[TaskProgress]:
+    solved = {task: sum(outcome.success for outcome in outcomes[task].values()) for task in counts}
+    return [TaskProgress(task, min(solved[task], n), n, len(outcomes[task])) for task, n in counts.items()]
 
 
 def _write(
     config: CollectConfig,
     staging: Staging,
     suite: Suite,
-    wanted: dict[str, int],
+    counts: dict[str, int],
     request: dict[str, Any],
     started: float,
 ) -> CollectSummary:
-    outcomes = {task: staging.outcomes(task, config.seed) for task in wanted}
+    outcomes = {task: staging.outcomes(task, config.seed) for task in counts}
     every = [outcome for of_task in outcomes.values() for outcome in of_task.values()]
     steps = sum(outcome.steps for outcome in every)
     summary = CollectSummary(
-        demos=sum(wanted.values()),
+        demos=sum(counts.values()),
         control_steps=steps,
         cpu_ms_per_step=1000 * sum(outcome.cpu_s for outcome in every) / steps,
         wall_s=time.monotonic() - started,
@@ -261,16 +261,15 @@ def _write(
     )
 
     def demonstrations() -> Iterator[Demonstration]:
-        for task, count in wanted.items():
+        for task, count in counts.items():
             solved = [index for index, outcome in sorted(outcomes[task].items()) if outcome.success]
             for index in solved[:count]:
                 yield staging.demonstration(Attempt(task, index, config.seed))
 
     # Before the dataset: where it is, its record is too.
-    told = {name: value for name, value in asdict(summary).items() if name != "directory"}
     record = {
         "request": request,
-        "summary": told,
+        "summary": {name: value for name, value in asdict(summary).items() if name != "directory"},
         "os": platform.platform(),
         "fingerprint": fingerprint(suite.facts.packages),
     }

@@ -45,7 +45,7 @@ class CompareConfig(StorageRoots):
         tracking_uri: default `$MLFLOW_TRACKING_URI`, else the database in `run_root_dir`.
         metrics: names or patterns (`success/*`); by default results that at least two runs have.
         parameters: names or patterns; by default those in which the runs differ.
-        scatter: two metrics, across and up; by default what was learned and what was kept, as far as names tell.
+        scatter: two metrics, across and up; by default success on new and on old tasks, by their names.
         curves: metrics over steps, names or patterns; by default the loss and what else has several steps.
         colour_by: metric of the parallel coordinates; by default the second one of `scatter`.
         across_protocols: also sets results side by side that were played by different protocols or suites.
@@ -90,7 +90,7 @@ def compare(config: CompareConfig, console: Console) -> RunTable:
         runs = select(store, config)
         notes = _differences(runs, config.across_protocols)
         table = RunTable(tuple(runs), *_shown(config, runs, notes))
-        plots = _plots(config, table)  # what is wrong is told before anything is written
+        plots = _plots(config, table)  # errors come before anything is written
     console.print(table.console(console.width, config.study or store.uri))
     for note in notes:
         console.print(note, style="yellow", markup=False, highlight=False)
@@ -138,7 +138,7 @@ def _quoted(text: str) -> str:
 
 
 def _differences(runs: Sequence[TrackedRun], across_protocols: bool) -> list[str]:
-    """What makes results hard to compare, to be told; what makes them other quantities is refused."""
+    """Notes on what makes results hard to compare; ProtocolError for what makes them other quantities."""
     differing = {
         name: "; ".join(f"{value} ({_listed(names)})" for value, names in values.items())
         for name, values in differing_fingerprints(runs).items()
@@ -150,7 +150,7 @@ def _differences(runs: Sequence[TrackedRun], across_protocols: bool) -> list[str
                 f"policies; choose runs by names or --filter 'params.`fingerprint.{name}` = \"...\"', or ask for "
                 "--across_protocols"
             )
-    return [f"{name} is not the same for all: {told}" for name, told in differing.items()]
+    return [f"{name} is not the same for all: {values}" for name, values in differing.items()]
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:

@@ -7,10 +7,10 @@
 
 Ray Data converts parts of the dataset on all CPUs of the cluster. Each part is read back and compared with the
 source before it counts: all numbers and texts are equal, encoded pictures stay the same files, and of video the
-difference is told. A command that was stopped goes on when it is run again; the dataset appears once it is whole.
+difference is shown. A stopped command goes on when it is run again; the dataset appears once it is whole.
 On several machines, `data_root_dir` must be a file system that all of them share.
 
-LIBERO's pictures are turned by 180 degrees, as OpenVLA's RLDS has them; its steps that do nothing are kept.
+LIBERO's pictures are turned by 180 degrees, as OpenVLA's RLDS has them; its steps that do nothing stay.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class ConvertConfig(StorageRoots):
             two may be addresses in object storage.
         to: "lerobot" or "rlds".
         name: that the dataset gets under `data_root_dir`.
-        fps: control steps per second, which RLDS does not tell and LeRobot must.
+        fps: control steps per second, which RLDS does not state and LeRobot must.
         video: stores pictures as video; by default they stay the files that they are.
         encoding: of video.
         max_mean_difference: the most that pictures of a video may differ on average, in levels of 255.
         robot_type: what the LeRobotDataset says of it.
         file_format: of RLDS's shards: "tfrecord", which every tool reads, or "array_record".
-        leave_out: features of the source that are not wanted.
+        leave_out: features of the source that the target lacks.
         episodes_per_part: of one file, and of one piece of work.
         skip_bad_episodes: leaves out RLDS episodes that cannot be read.
         num_cpus: of a local cluster; by default as many as the machine has.
@@ -107,19 +107,19 @@ def convert(config: ConversionConfig, distribute: Distribute, console: Console) 
     """Converts what is missing, and publishes the dataset.
 
     Raises:
-        DatasetError: see `Conversion`; if parts fail, the others are converted nevertheless, and kept.
+        DatasetError: see `Conversion`; if parts fail, the others are converted nevertheless, and stay.
     """
     with Conversion.begin(config) as conversion:
         plan, pending = conversion.plan, conversion.pending()
-        kept = len(plan.parts) - len(pending)
-        if kept:
-            console.print(f"{kept} of {len(plan.parts)} parts are there already")
+        done = len(plan.parts) - len(pending)
+        if done:
+            console.print(f"{done} of {len(plan.parts)} parts are there already")
         if conversion.needs_tasks:
             reading = _tell(
                 console, "reading tasks", distribute(_Work(tasks_of_part, plan), plan.parts), plan.parts
             )
-            found = {part.number: tasks for part, tasks in reading}
-            conversion.number_tasks([found[part.number] for part in plan.parts])
+            tasks_by_part = {part.number: tasks for part, tasks in reading}
+            conversion.number_tasks([tasks_by_part[part.number] for part in plan.parts])
         work = _Work(convert_part, conversion.plan)
         for _ in _tell(console, "converting", distribute(work, pending), plan.parts, pending):
             pass

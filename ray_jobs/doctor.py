@@ -151,14 +151,14 @@ def check_source_tree(config: DoctorConfig) -> Finding:
 def check_packages(config: DoctorConfig) -> Finding:
     """Every pinned package, in its pinned version."""
     missing, other = [], []
-    for name, wanted in _pins():
+    for name, pinned in _pins():
         try:
             installed = metadata.version(name)
         except metadata.PackageNotFoundError:
-            missing.append(f"{name} {wanted}")
+            missing.append(f"{name} {pinned}")
         else:
-            if installed.partition("+")[0] != wanted:
-                other.append(f"{name} {installed} instead of {wanted}")
+            if installed.partition("+")[0] != pinned:
+                other.append(f"{name} {installed} instead of {pinned}")
     if missing:
         return Finding(Status.FAIL, f"not installed: {', '.join(missing)}", "make setup")
     if other:
@@ -232,20 +232,21 @@ def _compared(found: Golden, golden: Golden, states: int, wrong: Mapping[str, st
             f"{'; '.join(wrong[state] for state in new[:5])}",
             "install the pinned mujoco and robosuite: these results compare with none",
         )
-    told = f"{states} initial states are as they were published"
+    physics = f"{states} initial states are as they were published"
     if found.violated:
-        told += f" ({len(found.violated)} of them never were what their tasks say)"
+        physics += f" ({len(found.violated)} of them never were what their tasks say)"
     levels = {name: frame.difference(golden.frames[name]) for name, frame in found.frames.items()}
     if visible := [name for name, difference in levels.items() if difference > VISIBLE_LEVELS]:
         return Finding(
             Status.WARN,
-            f"{told}, but {len(visible)} of {len(levels)} scenes look otherwise, by up to "
+            f"{physics}, but {len(visible)} of {len(levels)} scenes look otherwise, by up to "
             f"{max(levels.values()):.1f} of 255 levels: {', '.join(visible[:3])}",
             "physics is as published, the assets' textures differ: give those of the hub, --libero_assets hub, if "
             "policies must see the same pictures as elsewhere",
         )
     same = sum(frame.sha256 == golden.frames[name].sha256 for name, frame in found.frames.items())
-    return Finding(Status.OK, f"{told}; {same} of {len(levels)} pictures equal the golden ones to the last bit")
+    pictures = f"{same} of {len(levels)} pictures equal the golden ones to the last bit"
+    return Finding(Status.OK, f"{physics}; {pictures}")
 
 
 def check_torch(config: DoctorConfig) -> Finding:
@@ -274,10 +275,10 @@ def check_ray(config: DoctorConfig) -> Finding:
 
 def check_ports(config: DoctorConfig) -> Finding:
     """Those that the user interfaces listen on."""
-    wanted = {"dashboard_port": config.dashboard_port, "mlflow_port": config.mlflow_port}
-    busy = [f"{port} ({setting})" for setting, port in wanted.items() if port_is_busy(port)]
+    ports = {"dashboard_port": config.dashboard_port, "mlflow_port": config.mlflow_port}
+    busy = [f"{port} ({setting})" for setting, port in ports.items() if port_is_busy(port)]
     if not busy:
-        return Finding(Status.OK, f"{', '.join(map(str, wanted.values()))} are free")
+        return Finding(Status.OK, f"{', '.join(map(str, ports.values()))} are free")
     return Finding(Status.WARN, f"in use: {', '.join(busy)}", "choose other ports, or end what listens there")
 
 

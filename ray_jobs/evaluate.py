@@ -99,7 +99,7 @@ class EvaluateConfig(StorageRoots):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation came to."""
+    """The result of an evaluation."""
 
     tables: tuple[SuccessTable, ...]
     comparisons: tuple[PairedComparison, ...]
@@ -125,8 +125,8 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     for name, source in sources.items():  # before any process starts
         if isinstance(source, PolicySource):
             Policy.load(source.directory, unnorm_key=config.unnorm_key)
-        if told := built.conversions(source):
-            console.print(f"{name}: {told}")
+        if conversions := built.conversions(source):
+            console.print(f"{name}: {conversions}")
     tables: list[SuccessTable] = []
     videos: list[Video] = []
     run_ids: dict[str, str | None] = {}
@@ -197,12 +197,12 @@ def report(config: EvaluateConfig, evaluation: Evaluation, title: str, note: str
 
 
 def what_it_can_show(layouts: int) -> str:
-    """Which differences between two policies so many shared layouts are likely to tell."""
-    found = {share: minimum_detectable_difference(layouts, share) for share in _DISCORDANT}
-    told = [f"{d:.2f} if they disagree on {share:.0%}" for share, d in found.items() if d < share]
-    if not told:
+    """Which differences between two policies so many shared layouts are likely to show."""
+    detectable = {share: minimum_detectable_difference(layouts, share) for share in _DISCORDANT}
+    sizes = [f"{d:.2f} if they disagree on {share:.0%}" for share, d in detectable.items() if d < share]
+    if not sizes:
         return f"{layouts} layouts are too few to tell two policies apart"
-    return f"{layouts} layouts tell two policies apart (4 times of 5) that differ in success by {', '.join(told)}"
+    return f"{layouts} layouts tell two policies apart (4 times of 5) that differ in success by {', '.join(sizes)}"
 
 
 def main(config: EvaluateConfig) -> None:

@@ -33,14 +33,14 @@ def main(config: SyncConfig) -> int:
     """Says of each run what has arrived; 1 if something is left."""
     console, errors = Console(soft_wrap=True, highlight=False), []
     for synced in sync(config.mlflow_spool, config.tracking_uri):
-        console.print(told(synced), markup=False)
+        console.print(arrival(synced), markup=False)
         errors.append(synced.error)
     if not errors:
         console.print(f"nothing waits in {config.mlflow_spool}", markup=False)
     return int(any(errors))
 
 
-def told(synced: Synced) -> str:
+def arrival(synced: Synced) -> str:
     """One line."""
     if synced.identity is None:
         return f"error: {synced.error}"

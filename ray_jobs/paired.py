@@ -101,13 +101,13 @@ def _differences(one: SuccessTable, other: SuccessTable) -> list[str]:
         if name != "policy_sha256"
     }
     differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-    told = differing.pop("protocol", None)
+    protocols = differing.pop("protocol", None)
     fields = {}
-    if told is not None:
+    if protocols is not None:
         try:
-            fields = diff(*(recorded_protocol(str(protocol)) for protocol in told))
+            fields = diff(*(recorded_protocol(str(protocol)) for protocol in protocols))
         except ProtocolError as error:
-            fields = {f"protocol ({error})": told}
+            fields = {f"protocol ({error})": protocols}
     return [
         f"{name}: {a} for {one.policy}, {b} for {other.policy}" for name, (a, b) in {**fields, **differing}.items()
     ]

@@ -182,14 +182,13 @@ def main(config: QuickstartConfig) -> None:
 
 
 def _tell(console: Console, evaluation: Evaluation, summary: Path, page: Path, uri: str, note: str) -> None:
-    told = json.loads(summary.read_text())
     console.rule()
     console.print(
         success_table(evaluation.tables, title=note or "Success on held-out layouts (Wilson 95 % intervals)")
     )
     console.print(comparison_table(evaluation.comparisons))
     rows: Sequence[tuple[str, str]] = (
-        ("took", f"{told['wall_s'] / 60:.1f} minutes, over all starts"),
+        ("took", f"{json.loads(summary.read_text())['wall_s'] / 60:.1f} minutes, over all starts"),
         ("summary", str(summary)),
         ("report", str(page)),
         ("compare runs", f"{sys.executable} -m mlflow ui --backend-store-uri {uri}"),

@@ -96,7 +96,7 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
 
 
 def metadata(policy: Policy, sha256: str) -> dict[str, Any]:
-    """What a client is told when it connects: the contract of observations and actions."""
+    """What a client receives when it connects: the contract of observations and actions."""
     transforms = policy.transforms
     contract = policy.contract
     image = {"dtype": "uint8", "shape": ["H", "W", 3], "about": f"RGB, {_ABOUT[contract.pictures.orientation]}"}
@@ -153,10 +153,10 @@ def main(config: ServeConfig) -> None:
     config.prepare()
     server = serving(config, os.environ.get(TOKEN_VARIABLE))
 
-    def told(port: int) -> None:
+    def announce(port: int) -> None:
         print(f"{config.directory} at ws://{config.server.host}:{port} (health: http://.../healthz)", flush=True)
 
-    asyncio.run(_serve(server, told))
+    asyncio.run(_serve(server, announce))
 
 
 if __name__ == "__main__":

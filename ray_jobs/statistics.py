@@ -68,15 +68,15 @@ def survey(config: StatisticsConfig) -> tuple[Survey, Path]:
     source = config.open_source()
     standard = config.standard_of(source)
     path = survey_path(config.read_root, source, standard)
-    found = load_survey(path)
-    if found is None:
+    result = load_survey(path)
+    if result is None:
         with connect(config):
-            found = combined(_shown(config.open_source, standard, len(source.lengths)), source, standard)
-        publish_survey(path, source.name, found)
+            result = combined(_shown(config.open_source, standard, len(source.lengths)), source, standard)
+        publish_survey(path, source.name, result)
     if config.out is not None:
         config.out.expanduser().parent.mkdir(parents=True, exist_ok=True)
-        found.statistics.save(config.out.expanduser(), source.name)
-    return found, path
+        result.statistics.save(config.out.expanduser(), source.name)
+    return result, path
 
 
 def _shown(open_source: OpenSource, standard: Standard, episodes: int) -> Iterator[SurveyPart]:
@@ -109,19 +109,19 @@ def _parts(open_source: OpenSource, standard: Standard, episodes: int) -> Iterat
 def main(config: StatisticsConfig) -> None:
     """Says what the dataset comes to."""
     console = Console()
-    found, path = survey(config)
-    size = found.statistics
+    result, path = survey(config)
+    size = result.statistics
     console.print(
         f"{size.num_transitions} control steps of {size.num_trajectories} episodes: {path}",
         markup=False,
         soft_wrap=True,
     )
-    unlabelled = int((~found.labelled & (found.lengths > 0)).sum())
+    unlabelled = int((~result.labelled & (result.lengths > 0)).sum())
     if unlabelled:
         console.print(f"{unlabelled} episodes have no task in words; statistics count them", style="yellow")
-    if found.broken:
-        first = next(iter(found.broken.values()))
-        console.print(f"{len(found.broken)} episodes cannot be used: {first}", style="yellow", markup=False)
+    if result.broken:
+        first = next(iter(result.broken.values()))
+        console.print(f"{len(result.broken)} episodes cannot be used: {first}", style="yellow", markup=False)
 
 
 if __name__ == "__main__":

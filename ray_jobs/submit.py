@@ -1,7 +1,7 @@
 """`python -m ray_jobs.submit`: a job on a cluster, followed to its end.
 
 Ships this source tree, shows the job's log as it is written, and ends with the exit code that the job itself ended
-with; Ctrl-C stops the job. Wrong settings of the job are told before anything is shipped.
+with; Ctrl-C stops the job. The job's settings are checked before anything is shipped.
 
     python -m ray_jobs.submit --address http://head:8265 -- train --config_path FILE --storage_root /shared
 """
@@ -94,8 +94,8 @@ class SubmitConfig:
                 f"runtime_env: {self.runtime_env} holds {read!r:.60}; it must hold `name: value` lines"
             )
         # the repository stays behind
-        told = {COMMIT_VARIABLE: commit()} if self.working_dir == str(SOURCE_TREE) else {}
-        variables = {**told, **(read.get("env_vars") or {}), **self.env}
+        sources = {COMMIT_VARIABLE: commit()} if self.working_dir == str(SOURCE_TREE) else {}
+        variables = {**sources, **(read.get("env_vars") or {}), **self.env}
         return {**read, "working_dir": self.working_dir, "env_vars": variables}
 
 
@@ -123,7 +123,7 @@ def submit(config: SubmitConfig) -> int:
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:
-    """Shows a job's log until the job ends; its exit code. Stops the job if this process is told to end."""
+    """Shows a job's log until the job ends; its exit code. Stops the job if this process is interrupted."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     shown = 0
     try:
@@ -155,12 +155,12 @@ def exit_code(client: JobSubmissionClient, job: str) -> int:
 
 async def _show(client: JobSubmissionClient, job: str, shown: int) -> int:
     """Its log but for so many characters; how many there were when the job ended, or the connection did."""
-    seen = 0
+    length = 0
     async for lines in client.tail_job_logs(job):
-        sys.stdout.write(lines[max(shown - seen, 0) :])
+        sys.stdout.write(lines[max(shown - length, 0) :])
         sys.stdout.flush()
-        seen += len(lines)
-    return max(seen, shown)
+        length += len(lines)
+    return max(length, shown)
 
 
 def _reason(error: Exception) -> str:

@@ -98,7 +98,7 @@ def find(config: SubspacesConfig) -> tuple[Path, Subspaces]:
         ValueError: the probe is too small for the rank, or no instruction token reaches the output.
     """
     config.prepare(writes=("artifact_dir",))
-    teacher = Teacher.open(config)  # what is wrong is told before Ray is started
+    teacher = Teacher.open(config)  # errors come before Ray is started
     order = "" if config.icsm.order == "sensitivity" else f"_{config.icsm.order}"
     directory = config.artifacts / (config.name or f"icsm_{teacher.backbone}{order}")
     resources = {"num_cpus": 1, "num_gpus": int(config.use_gpu)}
@@ -135,7 +135,7 @@ def read_teacher(config: SubspacesConfig, directory: Path) -> Subspaces:
 
 
 def _weights(config: SubspacesConfig, teacher: Teacher) -> dict[str, nn.Parameter]:
-    """Those whose Fisher information is wanted, by name in the teacher's model."""
+    """Those whose Fisher information is measured, by name in the teacher's model."""
     model = teacher.policy.model
     if config.fisher is None or config.adapters is None or config.fisher.weights == "all":
         return dict(model.named_parameters())
@@ -162,14 +162,15 @@ def energy_table(subspaces: Subspaces) -> Table:
 
 def masked_tokens(teacher: Teacher, record: int) -> tuple[str, list[str]]:
     """A record's instruction, and those tokens of its prompt that the instruction mask holds."""
-    (seen,) = teacher.probe.observations([record], teacher.policy.transforms.cameras)
-    inputs = teacher.policy.transforms.inputs([seen])
+    (observation,) = teacher.probe.observations([record], teacher.policy.transforms.cameras)
+    inputs = teacher.policy.transforms.inputs([observation])
     backbone = teacher.policy.model.backbone
     with torch.no_grad():
         embedded = backbone.embed(inputs.to(teacher.policy.model.action_varies.device))
     ids = inputs.input_ids[0, : int(inputs.attention_mask.sum())]
-    kept = embedded.instruction[0, int(embedded.last[0]) + 1 - len(ids) : int(embedded.last[0]) + 1].cpu()
-    return seen.instruction, [backbone.detokenize([int(i)]) for i, keep in zip(ids, kept, strict=True) if keep]
+    end = int(embedded.last[0]) + 1
+    mask = embedded.instruction[0, end - len(ids) : end].to(ids.device)
+    return observation.instruction, [backbone.detokenize([int(i)]) for i in ids[mask]]
 
 
 def main(config: SubspacesConfig) -> None:
@@ -190,8 +191,8 @@ def main(config: SubspacesConfig) -> None:
     if empty := subspaces.meta["empty_masks"]:
         console.print(f"{empty} of {subspaces.meta['records']} records were left out: no instruction tokens")
     for layer, agreement in subspaces.meta["agreement"].items():
-        told = "undefined: the scores are all the same" if agreement is None else f"{agreement:.2f}"
-        console.print(f"layer {layer}: rank correlation of injection and Fisher scores {told}")
+        shown = "undefined: the scores are all the same" if agreement is None else f"{agreement:.2f}"
+        console.print(f"layer {layer}: rank correlation of injection and Fisher scores {shown}")
     console.print(f"written to {directory}", markup=False, soft_wrap=True)
 
 

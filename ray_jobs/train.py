@@ -35,7 +35,7 @@ from ray_jobs.command_line.cli import Terminated, first_line, run
 from ray_jobs.display.training import TrainingDisplay
 from ray_jobs.running.cluster import Demand, connect, supplied
 from ray_jobs.running.policy_run import policy_run, publish, warn_of_waiting
-from ray_jobs.running.training_failure import TrainingError, end_at_once, told_apart
+from ray_jobs.running.training_failure import TrainingError, end_at_once, lasting_failures
 
 #: In a run's directory: while it is there, the run ends after its next step, with a checkpoint.
 _STOP = "stop"
@@ -63,7 +63,7 @@ class TrainSummary:
 
 def train_worker(encoded: dict[str, Any]) -> None:
     """What every Ray Train worker runs."""
-    with told_apart():
+    with lasting_failures():
         config: ExperimentConfig = draccus.decode(ExperimentConfig, encoded)
         work(config, run_sinks, _asked_to_stop(config.run_directory / _STOP))
 
@@ -145,14 +145,14 @@ def train_policy(config: ExperimentConfig) -> TrainSummary:
     config.check(config.open_dataset())  # a worker would say it after a minute
     directory = config.run_directory
     _claim(directory, config)
-    wanted = [directory / "policy"]
+    policies = [directory / "policy"]
     if config.training.end < config.training.steps:
-        wanted.append(checkpointed_policy(config, config.training.end))
+        policies.append(checkpointed_policy(config, config.training.end))
     stop = directory / _STOP
-    if not any(map(Path.exists, wanted)):
+    if not any(map(Path.exists, policies)):
         forget_earlier_starts(config)
         _fit(config)
-        if stop.exists() and not any(map(Path.exists, wanted)):
+        if stop.exists() and not any(map(Path.exists, policies)):
             raise Terminated
     return summarise(config)
 
@@ -173,7 +173,7 @@ def forget_earlier_starts(config: ExperimentConfig) -> None:
 
 
 def checkpointed_policy(config: ExperimentConfig, step: int) -> Path:
-    """Directory of the policy as it was after this step, if a checkpoint of it is kept."""
+    """Directory of the policy as it was after this step, if its checkpoint still exists."""
     return config.run_directory / "trainer" / f"step_{step:06d}" / "policy"
 
 
@@ -268,7 +268,7 @@ def _stopping_at(number: signal.Signals, path: Path) -> Iterator[None]:
 
     try:
         before = signal.signal(number, ask)
-    except ValueError:  # not the main thread: whoever has it decides
+    except ValueError:  # not the main thread, which alone handles signals
         yield
         return
     try:
@@ -299,14 +299,14 @@ def _claim(directory: Path, config: ExperimentConfig) -> None:
     record = directory / "experiment.json"
     if record.exists() and _has_steps(config):
         try:
-            theirs = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
+            recorded = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
         except (ValueError, KeyError, TypeError, ParsingError) as error:
             raise CheckpointError(
                 f"{record} is damaged ({first_line(error)}); give --name another value, or delete {directory}"
             ) from error
-        if found := differences(_kept(theirs), _kept(config)):
+        if changes := differences(_fixed(recorded), _fixed(config)):
             raise CheckpointError(
-                f"{directory} holds a run with other settings ({found}); give --name another value, or delete "
+                f"{directory} holds a run with other settings ({changes}); give --name another value, or delete "
                 "that directory"
             )
         return
@@ -317,11 +317,11 @@ def _claim(directory: Path, config: ExperimentConfig) -> None:
 
 def _has_steps(config: ExperimentConfig) -> bool:
     """Has the run a policy, a checkpoint, or steps in its log?"""
-    kept = (config.run_directory / "policy", *config.run_directory.glob("trainer/step_*"))
-    return any(path.exists() for path in kept) or bool(training_lines(config))
+    traces = (config.run_directory / "policy", *config.run_directory.glob("trainer/step_*"))
+    return any(path.exists() for path in traces) or bool(training_lines(config))
 
 
-def _kept(config: ExperimentConfig) -> dict[str, Any]:
+def _fixed(config: ExperimentConfig) -> dict[str, Any]:
     """All of a run's settings but how far it goes for now, and how it is spread over lanes and workers."""
     training = replace(config.training, until=None, sharding="ddp", activation_checkpointing=False)
     return {

@@ -55,15 +55,15 @@ def tune(config: SweepConfig, console: Console) -> dict[str, Any]:
         ):
             trials = run_sweep(config)
             chosen = best(trials)
-            told = _summary(config, trials, chosen)
-            console.print(Markdown(told["table"]))
+            summary = _summary(config, trials, chosen)
+            console.print(Markdown(summary["table"]))
             confirmed = _confirmed(config, chosen) if config.confirm_seeds else {}
     except BaseException:
         sink.close("KILLED")
         raise
-    told |= _compared(config, confirmed)
-    _publish(config, told, trials, chosen, sink)
-    return told
+    summary |= _compared(config, confirmed)
+    _publish(config, summary, trials, chosen, sink)
+    return summary
 
 
 def _summary(config: SweepConfig, trials: list[Trial], chosen: Trial) -> dict[str, Any]:
@@ -97,21 +97,21 @@ def _compared(config: SweepConfig, tables: Mapping[str, Mapping[int, SuccessTabl
         side: {str(seed): config.scoring.of(one) for seed, one in by_seed.items()}
         for side, by_seed in tables.items()
     }
-    found = difference(tables["best"], tables["default"], config.scoring)
-    return {"confirmation": sides, "best_minus_default": {name: asdict(one) for name, one in found.items()}}
+    gains = difference(tables["best"], tables["default"], config.scoring)
+    return {"confirmation": sides, "best_minus_default": {name: asdict(one) for name, one in gains.items()}}
 
 
 def _publish(
-    config: SweepConfig, told: Mapping[str, Any], trials: list[Trial], chosen: Trial, sink: MLflowSink
+    config: SweepConfig, summary: Mapping[str, Any], trials: list[Trial], chosen: Trial, sink: MLflowSink
 ) -> None:
     """Files in the sweep's directory, and all of it in the sweep's MLflow run."""
     place = config.directory
     experiment = replace(config.trained("best", chosen.values), name=chosen.name)
-    text = report(config, told)
+    text = report(config, summary)
     files = [
         write_best(experiment, chosen, place / "best.yaml"),
         plot(trials, chosen, place / "pareto.png"),
-        write_text(place / "sweep.json", json.dumps(told, indent=1)),
+        write_text(place / "sweep.json", json.dumps(summary, indent=1)),
         write_text(place / "report.md", text + "\n"),
     ]
     sink.log_params({"trials": config.trials, "search": config.search, "scheduler": config.scheduler})
@@ -130,17 +130,17 @@ def _register(chosen: ExperimentConfig) -> None:
     sink.close()
 
 
-def report(config: SweepConfig, told: Mapping[str, Any]) -> str:
+def report(config: SweepConfig, summary: Mapping[str, Any]) -> str:
     """Markdown: the comparison, what mattered, every trial."""
-    parts = [f"# {config.name}: {told['best']}"]
-    if "best_minus_default" in told:
+    parts = [f"# {config.name}: {summary['best']}"]
+    if "best_minus_default" in summary:
         seeds = ", ".join(map(str, config.confirm_seeds))
-        lines = [f"- {name}: {_interval(Estimate(**one))}" for name, one in told["best_minus_default"].items()]
+        lines = [f"- {name}: {_interval(Estimate(**one))}" for name, one in summary["best_minus_default"].items()]
         parts += [f"Best minus default, on fresh seeds ({seeds}) and layouts:", "\n".join(lines)]
-    if told["importances"]:
-        shares = [f"- `{name}`: {share:.0%}" for name, share in told["importances"].items()]
+    if summary["importances"]:
+        shares = [f"- `{name}`: {share:.0%}" for name, share in summary["importances"].items()]
         parts += ["What made the difference (PED-ANOVA):", "\n".join(shares)]
-    return "\n\n".join([*parts, told["table"]])
+    return "\n\n".join([*parts, summary["table"]])
 
 
 def _interval(one: Estimate) -> str:
@@ -150,11 +150,11 @@ def _interval(one: Estimate) -> str:
 
 
 def main(config: SweepConfig) -> None:
-    """Searches, then says what came of it and where it lies."""
+    """Searches, then prints the report and where the files lie."""
     console = Console()
-    told = tune(config, console)
+    summary = tune(config, console)
     warn_of_waiting(config)
-    console.print(Markdown(report(config, {**told, "table": ""})))
+    console.print(Markdown(report(config, {**summary, "table": ""})))
     console.print(f"{config.directory / 'report.md'}; the best: {config.directory / 'best.yaml'}", markup=False)
 
 

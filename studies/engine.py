@@ -47,7 +47,7 @@ SLICE: Final = 1000
 RECIPE: Final = ("lanes", "model", "optimizer", "training", "num_workers")
 Roots = TypeVar("Roots", bound=StorageRoots)
 Result = TypeVar("Result")
-#: Whatever a study measured, as JSON values.
+#: A study's measurements, as JSON values.
 Figures = dict[str, Any]
 
 
@@ -99,8 +99,8 @@ class Study(StorageRoots):
     def names(self) -> tuple[str, ...]:
         """The entries that are compared, in the tables' order."""
         known = entries(self.title)
-        wanted = getattr(self, self.grid) or (self.in_small if self.quick else known)
-        return tuple(name for name in known if name in wanted)
+        selected = getattr(self, self.grid) or (self.in_small if self.quick else known)
+        return tuple(name for name in known if name in selected)
 
     @property
     def complete(self) -> bool:
@@ -205,20 +205,20 @@ class Runner:
 def publish(
     name: str,
     seeds: Sequence[int],
-    found: Figures,
+    measurements: Figures,
     join: Callable[[Figures, Figures], Figures],
     targets: Callable[[Figures], list[Target]],
     console: Console,
 ) -> Figures:
     """Writes the record, over the seeds of earlier runs of this recipe as well; returns its figures."""
     record, runs = read_record(name), []
-    if record is not None and same_recipe(record["figures"]["recipe"], found["recipe"]):
-        found, runs = join(record["figures"], found), record["runs"]
+    if record is not None and same_recipe(record["figures"]["recipe"], measurements["recipe"]):
+        measurements, runs = join(record["figures"], measurements), record["runs"]
         seeds = sorted({*seeds, *record["seeds"]})
-    met = targets(found)
+    met = targets(measurements)
     console.print(Markdown(target_table([target.to_dict() for target in met])))
-    console.print(f"written to {write_record(name, seeds, found, met, runs)}")
-    return found
+    console.print(f"written to {write_record(name, seeds, measurements, met, runs)}")
+    return measurements
 
 
 def same_recipe(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> bool:
@@ -241,5 +241,5 @@ def _completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_json(values: Mapping[str, Any]) -> Figures:
     """As a record gives them back: lists for tuples, text for names."""
-    told: Figures = json.loads(json.dumps(values))
-    return told
+    plain: Figures = json.loads(json.dumps(values))
+    return plain

@@ -73,7 +73,7 @@ def suite_figures(table: SuccessTable) -> dict[str, Any]:
 def targets(figures: Mapping[str, Any]) -> list[Target]:
     """What was aimed at, per suite."""
     aims = entries("expert")
-    rates = {suite: told["all"] for suite, told in figures.items()}
+    rates = {suite: row["all"] for suite, row in figures.items()}
     return [
         Target(f"expert_{suite}", row["rate"], aims[suite], True, interval=tuple(row["wilson95"]))
         for suite, row in rates.items()

@@ -153,13 +153,13 @@ def choose(played: Mapping[Point, Played], new: Mapping[str, Skill], old: Mappin
     for point in played:
         tried.setdefault(point.method, []).append(point)
     for method, points in tried.items():
-        found = chosen[method] = [max(points, key=lambda point: float(rates[point].sum()))]
-        while len(found) < _REPORTED:
-            gained = {p: under([*found, p]) for p in points if p not in found}
+        reported = chosen[method] = [max(points, key=lambda point: float(rates[point].sum()))]
+        while len(reported) < _REPORTED:
+            gained = {p: under([*reported, p]) for p in points if p not in reported}
             best = max(gained, key=lambda point: gained[point], default=None)
-            if best is None or gained[best] <= under(found):
+            if best is None or gained[best] <= under(reported):
                 break
-            found.append(best)
+            reported.append(best)
     areas = {method: under(points) for method, points in tried.items()}
     return Choice({method: tuple(points) for method, points in chosen.items()}, areas)
 
@@ -223,11 +223,11 @@ class ForgettingStudy(Study):
         In the controls' orders these are directions alone; the first one has all that methods read.
         """
         orders = dict.fromkeys(["sensitivity", *(methods()[name].order for name in self.names)])
-        found = []
+        configs = []
         for order in orders:
             config = self._subspaces(self.base(seed), self._artifact(seed, order), {"icsm.order": order})
-            found.append(config if order == "sensitivity" else replace(config, fisher=None, adapters=None))
-        return tuple(found)
+            configs.append(config if order == "sensitivity" else replace(config, fisher=None, adapters=None))
+        return tuple(configs)
 
     def _subspaces(self, teacher: Path, name: str, flags: Mapping[str, Any]) -> SubspacesConfig:
         values = {"teacher": teacher, "name": name, **flags}
@@ -255,7 +255,7 @@ class ForgettingStudy(Study):
         return flags
 
     def _replayed(self, point: Point, seed: int) -> dict[str, Any]:
-        """The flags of the closed loop's run that `point` is named after, with the gains that it found."""
+        """The flags of the closed loop's run that `point` is named after, with its gains."""
         closed = replayed(point)
         training = self.training(closed, seed)
         thermostat, metrics = thermostat_of(training), read_jsonl(training.run_directory / "metrics.jsonl")
@@ -304,9 +304,9 @@ class ForgettingStudy(Study):
 
     @property
     def new_tasks(self) -> tuple[str, ...]:
-        """Those that the base policy has never seen."""
-        seen = self.collected("collect_pretraining").demonstrations
-        return tuple(task for task in self.success(self.training_seeds[0]).episodes if task not in seen)
+        """Those outside the base policy's pretraining."""
+        pretrained = self.collected("collect_pretraining").demonstrations
+        return tuple(task for task in self.success(self.training_seeds[0]).episodes if task not in pretrained)
 
     def skills(self, new: bool) -> dict[str, Skill]:
         """The tasks that are played, the new one's or the old ones'."""
@@ -465,8 +465,8 @@ class ForgettingRunner(Runner):
             config = study.readings(seed)
             config.questions.build(study.cache)  # once, before two processes would
             calls = [(config, policy, study.probes, study.cache) for policy in policies.values()]
-            found = self.together(f"seed {seed}: {len(policies)} policies read", read, calls)
-            readings = dict(zip(policies, found, strict=True))
+            read_out = self.together(f"seed {seed}: {len(policies)} policies read", read, calls)
+            readings = dict(zip(policies, read_out, strict=True))
         title = f"seed {seed}: {len(policies)} policies on held-out layouts"
         purpose = "tuning" if study.tune else "reported"  # whose journals lie apart
         played = {}
@@ -510,7 +510,7 @@ class ForgettingRunner(Runner):
         lines |= answers(plan.controls(config, lines[CLOSED], seed))
         if self.study.complete:
             plot_response(lines, plan, DOCS / "forgetting_step.png")
-        responses = {arm: response(seen, plan, thermostat_of(config)) for arm, seen in lines.items()}
+        responses = {arm: response(log, plan, thermostat_of(config)) for arm, log in lines.items()}
         return response_figures(closed.method, {seed: responses})
 
     def costs(self, method: Point, regulated: Point, seed: int) -> Figures:
@@ -523,8 +523,8 @@ class ForgettingRunner(Runner):
             with self.stage("costs"):
                 costs = step_costs(replace(config, forgetting=both), StepCostConfig())
             write_text(recorded, json.dumps(costs))
-        found: Figures = json.loads(recorded.read_text())
-        return found
+        costs_read: Figures = json.loads(recorded.read_text())
+        return costs_read
 
     def _fine_tune(self, points: Sequence[Point], seed: int) -> None:
         """Runs that replay another's gains come after it."""
@@ -558,8 +558,8 @@ def tune(runner: ForgettingRunner) -> None:
         runner.console.print(f"{name}: area {choice.areas[name]:.3f}, {places}")
     if study.complete:
         tried = [{**asdict(point), "new": _counts(p.new), "old": _counts(p.old)} for point, p in played.items()]
-        found = {"choice": choice.to_dict(), "tried": tried}
-        runner.console.print(f"written to {write_record(_TUNING, [study.tuning_seed], found, [])}")
+        tuning = {"choice": choice.to_dict(), "tried": tried}
+        runner.console.print(f"written to {write_record(_TUNING, [study.tuning_seed], tuning, [])}")
 
 
 def _counts(outcomes: Outcomes) -> dict[str, str]:
@@ -591,18 +591,18 @@ def report(runner: ForgettingRunner) -> None:
             loop=plan.loop,
             question_chance=study.question_chance(seed) if base.accuracy is not None else None,
         )
-        found = figures(comparison, 20 if study.quick else 2000) | {"recipe": study.recipe}
+        results = figures(comparison, 20 if study.quick else 2000) | {"recipe": study.recipe}
         if study.sequence_names and seed in study.sequence_seeds:
             runs = runner.sequence([choice.final(name) for name in study.sequence_names], seed)
-            found["sequence"] = sequence_figures(study.sequence_chance, runs)
+            results["sequence"] = sequence_figures(study.sequence_chance, runs)
         if not study.quick:
-            found["costs"] = runner.costs(study.points("hsw")[0], study.points("hsw_thermostat")[0], seed)
+            results["costs"] = runner.costs(study.points("hsw")[0], study.points("hsw_thermostat")[0], seed)
             if plan.loop:
-                found["response"] = runner.step_response(plan.entries[plan.loop["closed"]].final, seed)
+                results["response"] = runner.step_response(plan.entries[plan.loop["closed"]].final, seed)
         if study.complete:
-            found = publish("forgetting", [seed], found, joined, targets, runner.console)
-            plot_fronts(found, DOCS / "forgetting.png")
-        for table in measured(found, FORGETTING):
+            results = publish("forgetting", [seed], results, joined, targets, runner.console)
+            plot_fronts(results, DOCS / "forgetting.png")
+        for table in measured(results, FORGETTING):
             runner.console.print(Markdown(table))
 
 

@@ -98,16 +98,21 @@ def _equal_success(drawn: Drawn, name: str) -> dict[str, Any]:
     In a few draws the baseline may still forget nothing; these count as the largest ratio of the others.
     """
     baseline = drawn.comparison.baseline
-    level, forgets, theirs = forgetting_at_equal_success(drawn, name, baseline).T
-    told = {"new": level, "forgets": forgets, "baseline_forgets": theirs, "saved": theirs - forgets}
-    estimates: dict[str, Any] = {kind: drawn.estimate(values) for kind, values in told.items()}
-    value, low = float(theirs[0]), estimates["baseline_forgets"]["low"]
+    level, forgets, baseline_forgets = forgetting_at_equal_success(drawn, name, baseline).T
+    drawn_values = {
+        "new": level,
+        "forgets": forgets,
+        "baseline_forgets": baseline_forgets,
+        "saved": baseline_forgets - forgets,
+    }
+    estimates: dict[str, Any] = {kind: drawn.estimate(values) for kind, values in drawn_values.items()}
+    value, low = float(baseline_forgets[0]), estimates["baseline_forgets"]["low"]
     if value < LEAST_DENOMINATOR or (low is not None and low <= 0):
         around = "" if low is None else f" ({low:.3f} to {estimates['baseline_forgets']['high']:.3f})"
         why = f"{baseline} forgets {value:.3f}{around} there, too little to divide by"
         return {**estimates, "ratio": None, "why": why}
-    some = theirs > 0
-    ratios = np.where(some, forgets / np.where(some, theirs, 1.0), -np.inf)
+    some = baseline_forgets > 0
+    ratios = np.where(some, forgets / np.where(some, baseline_forgets, 1.0), -np.inf)
     return {**estimates, "ratio": drawn.estimate(np.where(some, ratios, ratios.max())), "why": None}
 
 

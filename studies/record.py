@@ -67,9 +67,9 @@ def write_record(
         earlier: runs that gave some of the figures, the `runs` of `read_record`.
     """
     run = this_run()
-    told = [target.to_dict() for target in targets]
     runs = {"runs": [*earlier, run]} if earlier else {}
-    record = {**run, "seeds": list(seeds), "figures": figures, "targets": told, **runs}
+    results = {"figures": figures, "targets": [target.to_dict() for target in targets]}
+    record = {**run, "seeds": list(seeds), **results, **runs}
     return write_text(RESULTS / f"{name}.json", laid_out(record) + "\n")
 
 

@@ -85,12 +85,12 @@ def targets_of(record: Figures) -> str:
     if any("run" in part for part in record["figures"].values() if isinstance(part, Mapping)):
         return target_table(record["targets"], "Commit and machine of each part stand below its table.")
     seeds, commits = record["seeds"], {run["commit"]: None for run in record.get("runs", [])}
-    told = where(record).removesuffix(".")
+    place = where(record).removesuffix(".")
     if seeds:
-        told += f", seeds {seeds[0] if len(seeds) == 1 else f'{seeds[0]} to {seeds[-1]} ({len(seeds)})'}"
+        place += f", seeds {seeds[0] if len(seeds) == 1 else f'{seeds[0]} to {seeds[-1]} ({len(seeds)})'}"
     earlier = ", ".join(f"`{one[:10]}`" for one in commits if one != record["commit"])
     also = f" Earlier runs, which count too, at {earlier}." if earlier else ""
-    return target_table(record["targets"], f"{told}.{also}")
+    return target_table(record["targets"], f"{place}.{also}")
 
 
 def _success(figures: Figures) -> str:
@@ -295,14 +295,14 @@ def _loop(figures: Figures) -> str:
 
 
 def _response(figures: Figures) -> str:
-    told = figures["response"]
+    response = figures["response"]
     rows = [
         (arm, *(estimate(spread([seen[name] for seen in seeds.values()]), signed=True) for name in _RESPONSE))
-        for arm, seeds in told["arms"].items()
+        for arm, seeds in response["arms"].items()
     ]
-    seeds = len(next(iter(told["arms"].values())))
+    seeds = len(next(iter(response["arms"].values())))
     below = (
-        f"The loop of {told['method']}; training seeds: {seeds}, in brackets the smallest and the largest. "
+        f"The loop of {response['method']}; training seeds: {seeds}, in brackets the smallest and the largest. "
         "The plot shows the seed that was played last."
     )
     return f"![answer to a step](forgetting_step.png)\n\n{table(('gains', *_RESPONSE.values()), rows, below)}"

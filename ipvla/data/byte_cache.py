@@ -24,7 +24,7 @@ class ByteCache(Generic[K, V]):
         self._lock = threading.Lock()
 
     def get(self, key: K, make: Callable[[], V]) -> V:
-        """The value kept for `key`, else `make()`, which is then kept."""
+        """The value stored for `key`, else `make()`, which is then stored."""
         with self._lock:
             if key in self._entries:
                 self._entries.move_to_end(key)

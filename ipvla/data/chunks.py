@@ -29,7 +29,7 @@ def past_the_end(
     Args:
         target: float32 [..., C, A], normalised, the episode's last action past its end.
         inside: bool [..., C], False past the episode's end.
-        absolute: bool [A], action dimensions that tell where to be rather than how to move.
+        absolute: bool [A], action dimensions that give a position rather than a motion.
 
     Returns:
         float32 [..., C, A], and bool [..., C], True where it is a target.

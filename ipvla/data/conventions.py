@@ -34,9 +34,9 @@ class Conventions:
         proprio_index: the proprioception columns the model sees, None for all.
         normalisation: of actions and proprioception.
         past_end: what a chunk holds past its episode's end.
-        absolute: bool [A], action dimensions that tell where to be rather than how to move; None for the last
+        absolute: bool [A], action dimensions that give a position rather than a motion; None for the last
             alone, the gripper.
-        gripper: how the statistics' dataset tells the gripper.
+        gripper: how the statistics' dataset encodes the gripper.
         recorded: on which terms the training data were recorded; None for those that `assumed_contract` takes.
         mixed: statistics of every dataset of a mixture, by its name; `of` gives the conventions with one of them.
     """
@@ -77,7 +77,9 @@ class Conventions:
                     "dataset"
                 )
         if self.absolute is not None and len(self.absolute) != self.action_dim:
-            raise ValueError(f"absolute tells of {len(self.absolute)} action dimensions of {self.action_dim}")
+            raise ValueError(
+                f"absolute has {len(self.absolute)} values for {self.action_dim} action dimensions; give one each"
+            )
 
     @property
     def action_dim(self) -> int:
@@ -193,7 +195,7 @@ class Conventions:
 
 
 def assumed_contract(gripper: Gripper, action_size: int, state_size: int) -> Contract:
-    """On which terms the data of a policy were recorded that was saved before policies kept them.
+    """On which terms the training data were recorded, for a policy that was saved without them.
 
     With the simulator's own gripper they are taken for this project's own demonstrations (upright, 20 Hz), with
     OpenVLA's for LIBERO as OpenVLA published it (mirrored, 20 Hz), without any for pictures like a protocol's.

@@ -48,19 +48,19 @@ def open_dataset(
 
     Args:
         location: an RLDS version directory (`<data_root>/recall/1.0.0`) or a LeRobotDataset v3.
-        cache_bytes: bound on the encoded episodes and decoded frames kept in memory.
-        standard: how its features become robot episodes; None for the one that its name or features tell.
+        cache_bytes: bound on the encoded episodes and decoded frames in memory.
+        standard: how its features become robot episodes; None for the one of its name or features.
         skip_noops: leave out steps that do nothing.
         padded_state: a 0 before the gripper in the state of LIBERO and Bridge, as OpenVLA has it.
-        read_root: where what is only known once it was read is kept for the next opening: where its episodes lie,
-            their lengths, statistics. None to keep nothing.
+        read_root: directory for what one reading finds, for the next opening: positions of episodes, their
+            lengths, statistics. None to store nothing.
         skip_bad_episodes: leave out episodes that cannot be read, and count them.
-        skip_unlabelled: leave out episodes whose task is not told in words.
+        skip_unlabelled: leave out episodes without a task in words.
         rlds_backend: "native", or "dlimp" for TensorFlow's own way to read RLDS.
         reasoning: of its episodes, from a file beside it; None for what the dataset itself recorded.
 
     Raises:
-        DatasetError: it or the reasoning is missing or damaged, or nothing tells its standard.
+        DatasetError: it or the reasoning is missing or damaged, or its standard is unknown.
     """
     source = open_source(
         location, read_root=read_root, skip_bad_episodes=skip_bad_episodes, rlds_backend=rlds_backend
@@ -86,14 +86,14 @@ class Dataset(Protocol):
 
     Attributes:
         name, location: of the source, or of all.
-        standard: what turns recorded episodes into robot episodes; of several, what theirs agree in.
+        standard: what turns recorded episodes into robot episodes; of several, what their standards share.
         broken: how many episodes are left out, which only skipping allows.
-        skips_bad_episodes: whoever reads it does without what turns out to be unreadable.
+        skips_bad_episodes: readers skip the episodes that turn out to be unreadable.
         lengths: int64 [E], control steps per episode.
         tasks, families: one name per episode; a dataset that has none gives the instruction and "".
         cameras: names of the views, of several datasets those that all have.
         reworded: in how many episodes the task in words changes, as far as the dataset had to be read.
-        contract: on which terms it was recorded; of several datasets, what theirs agree in.
+        contract: on which terms it was recorded; of several datasets, what their contracts share.
         step_features: what an episode's steps may have recorded, by the source's names.
     """
 
@@ -167,11 +167,11 @@ class EpisodeDataset:
     Args:
         source: the episodes as they lie on disk.
         standard: how they become robot episodes.
-        cache_bytes: bound on the encoded episodes and decoded frames kept in memory.
-        read_root: where its survey is kept, if it needs one; None to keep none.
-        skips_unlabelled: episodes whose task is not told in words are left out; statistics count them even so.
-        skips_bad_episodes: whoever reads it does without what turns out to be unreadable; the dataset is read
-            once, to leave out the episodes that are found to be.
+        cache_bytes: bound on the encoded episodes and decoded frames in memory.
+        read_root: directory for its survey, if it needs one; None to store none.
+        skips_unlabelled: episodes without a task in words are left out; statistics count them nevertheless.
+        skips_bad_episodes: readers skip what turns out to be unreadable; the dataset is read once, to find and
+            leave out such episodes.
         reasoned: the source's episodes with their reasoning, if they have any from elsewhere.
     """
 
@@ -229,7 +229,7 @@ class EpisodeDataset:
 
     @property
     def contract(self) -> Contract:
-        """On which terms it was recorded, as far as its standard or its own file tells."""
+        """On which terms it was recorded, as far as its standard or its own file states them."""
         return Recording.of(self._source).over(self.standard.contract(self.statistics().proprio.dim))
 
     @property
@@ -276,12 +276,12 @@ class EpisodeDataset:
         """Of the survey; where none is needed, of the first episode of each task that can be read."""
         if self._needs_survey:
             return frozenset(self._survey.instructions)
-        found = {}
+        instructions = {}
         for index, task in enumerate(self.tasks):
-            if task not in found:
+            if task not in instructions:
                 with suppress(BrokenEpisodeError):
-                    found[task] = self.episode(index).instruction
-        return frozenset(found.values())
+                    instructions[task] = self.episode(index).instruction
+        return frozenset(instructions.values())
 
     def coverage(self) -> list[tuple[str, Coverage]]:
         return [] if self._reasoned is None else [(self.name, self._reasoned.coverage())]
@@ -320,10 +320,10 @@ class EpisodeDataset:
     def _contradiction(self, written: Statistics) -> str:
         """What in statistics cannot be of these episodes, "" if nothing."""
         counts = len(self._source.lengths), int(self._source.lengths.sum())
-        theirs = written.num_trajectories, written.num_transitions
-        if theirs != counts:
+        stated = written.num_trajectories, written.num_transitions
+        if stated != counts:
             return (
-                f"{STATISTICS_FILE} counts {theirs[0]} episodes of {theirs[1]} steps, and there are "
+                f"{STATISTICS_FILE} counts {stated[0]} episodes of {stated[1]} steps, and there are "
                 f"{counts[0]} of {counts[1]}"
             )
         proprio = sum(math.prod(self._source.features[path].shape) for path in self.standard.numbers[1:])
@@ -332,7 +332,7 @@ class EpisodeDataset:
         return ""
 
     def _lengths(self) -> npt.NDArray[np.int64]:
-        """Of the survey; what it found to be broken is said once."""
+        """Of the survey; warns once of the broken episodes."""
         if self._survey.broken:
             first = next(iter(self._survey.broken.values()))
             logger.warning("%s: %d episodes are left out: %s", self.location, len(self._survey.broken), first)

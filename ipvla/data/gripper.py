@@ -20,8 +20,8 @@ _PRESSED = 0.1
 def binarised(opening: FloatArray) -> FloatArray:
     """Exactly 0 or 1 from continuous openings, float32 [T] each.
 
-    More than 0.95 is 1, less than 0.05 is 0. What lies between is on its way and takes the value that is reached
-    next; at an episode's end, where none is, it takes the last opening as it is.
+    More than 0.95 is 1, less than 0.05 is 0. A value between them becomes the next of these; after the last one,
+    the episode's last opening, unchanged.
     """
     certain = (opening > _OPEN) | (opening < _CLOSED)
     place = np.where(certain, np.arange(len(opening)), len(opening))

@@ -111,9 +111,9 @@ class LaneReader:
 
     def readings(self, position: PlanPosition) -> dict[str, float]:
         """For the log: the epoch, the share of places in lanes without an episode, episodes that are broken."""
-        told = {"train/epoch": position.epoch, "data/idle_share": self.plan(position).idle_share}
+        readings = {"train/epoch": position.epoch, "data/idle_share": self.plan(position).idle_share}
         broken = self._dataset.broken + len(self.broken)
-        return {**told, "data/broken_episodes": broken} if self._dataset.skips_bad_episodes else told
+        return {**readings, "data/broken_episodes": broken} if self._dataset.skips_bad_episodes else readings
 
     def batch(self, position: PlanPosition) -> StepBatch:
         """The window at `position`: leading axes [B, K]. DatasetError if an episode turns out corrupt."""
@@ -195,7 +195,7 @@ class LaneReader:
         raise DatasetError(f"{self._dataset.location}: no episode can be read; copy or collect it again")
 
     def _readable(self, window: WindowPlan) -> WindowPlan:
-        """The window without steps that cannot be read; each episode with some is told and counted once.
+        """The window without steps that cannot be read; each episode with some is logged and counted once.
 
         They are idle, but for an episode's first step: that stays valid, without targets, so that memory is reset.
         """

@@ -64,7 +64,7 @@ class LiberoHdf5Source:
     Steps have OpenVLA's features: `observation/{image, wrist_image}` (`TurnedPictures`), `observation/state`
     float32 [T, 8] (the hand's position and axis-angle, two fingers), `observation/joint_state` float32 [T, 7],
     `action` float32 [T, 7] as the environment takes it (gripper -1 open, +1 closed), `language_instruction`, and
-    RLDS's flags; the reward is 1 at the end, since LIBERO kept successes alone. Steps that do nothing are kept.
+    RLDS's flags; the reward is 1 at the end, since LIBERO recorded only successes. Steps that do nothing stay.
 
     Args:
         location: the directory, or one file.
@@ -141,8 +141,8 @@ def _demonstrations(path: Path) -> Iterator[_Demonstration]:
 def _instruction(path: Path, attributes: Mapping[str, Any]) -> str:
     """What the file says, or, in the files that OpenVLA's replay makes, what its name says."""
     if "problem_info" in attributes:
-        told = json.loads(attributes["problem_info"])["language_instruction"]
-        return "".join(told).strip()
+        instruction = json.loads(attributes["problem_info"])["language_instruction"]
+        return "".join(instruction).strip()
     return re.sub(r"^.*SCENE\d+_", "", path.stem.removesuffix("_demo")).replace("_", " ")
 
 

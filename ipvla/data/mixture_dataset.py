@@ -52,9 +52,9 @@ class MixtureDataset:
         actions, states = ({size[i] for size in sizes.values()} for i in (0, 1))
         needed = max(proprio, default=-1) + 1 if proprio is not None else max(states)
         if len(actions) > 1 or min(states) < needed or (proprio is None and len(states) > 1):
-            told = ", ".join(f"{name} {action} and {state}" for name, (action, state) in sizes.items())
+            each = ", ".join(f"{name} {action} and {state}" for name, (action, state) in sizes.items())
             raise DatasetError(
-                f"datasets with actions and proprioception of different sizes cannot be mixed: {told}; configure "
+                f"datasets with actions and proprioception of different sizes cannot be mixed: {each}; configure "
                 "standards that make them equal, choose columns that all have (data.proprio, [] for none), or mix "
                 "others"
             )
@@ -64,7 +64,7 @@ class MixtureDataset:
         }
         if len(set(conventions.values())) > 1:
             raise DatasetError(
-                f"datasets that tell actions differently cannot be mixed: {conventions}; configure standards "
+                f"datasets that encode actions differently cannot be mixed: {conventions}; configure standards "
                 "that agree"
             )
         self._names, self._datasets = tuple(self.parts), tuple(self.parts.values())
@@ -133,7 +133,7 @@ class MixtureDataset:
         return self._datasets[part].observation(own, t, cameras)
 
     def statistics(self) -> Statistics:
-        """Of the first part, which rollouts are normalised by unless told otherwise."""
+        """Of the first part, which normalise rollouts by default."""
         return self._datasets[0].statistics()
 
     def mixed(self) -> dict[str, Statistics]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar,
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:  # whoever only reads episodes has no use for it: 150 MB and two seconds
+if TYPE_CHECKING:  # readers of episodes do not need it: 150 MB and two seconds
     import torch
 
 Array = TypeVar("Array", npt.NDArray[np.floating[Any]], "torch.Tensor")

@@ -46,7 +46,7 @@ class PlanPosition:
         return replace(self, window=self.window + 1)
 
     def on_other_lanes(self, lanes: int) -> PlanPosition:
-        """The same place for whoever goes on with another number; `lanes` is the one up to now."""
+        """The same place on another number of lanes; `lanes` is the number up to now."""
         if not self.window:
             return self
         return PlanPosition(self.epoch, 0, (*self.before, Layout(lanes, self.window)))
@@ -207,11 +207,11 @@ class _Parts:
 def _schedule(steps: IntArray, rank: IntArray, fixed: IntArray, lanes_total: int) -> IntArray:
     """Lane of each part, int64 [N]: `fixed` where that is one, else the longest first onto the lane with least."""
     lanes = fixed.copy()
-    kept = fixed >= 0
-    busy = np.bincount(fixed[kept], weights=steps[kept], minlength=lanes_total).astype(np.int64)
+    taken = fixed >= 0
+    busy = np.bincount(fixed[taken], weights=steps[taken], minlength=lanes_total).astype(np.int64)
     loads = list(zip(busy.tolist(), range(lanes_total), strict=True))
     heapq.heapify(loads)
-    free = np.nonzero(~kept)[0]
+    free = np.nonzero(~taken)[0]
     for part in free[np.lexsort((rank[free], -steps[free]))].tolist():
         load, lane = loads[0]
         heapq.heapreplace(loads, (load + int(steps[part]), lane))

@@ -56,13 +56,13 @@ class ProbeSet:
         share, more = divmod(config.records, len(dataset))
         frames: list[tuple[int, int]] = []
         for place, episode in enumerate(order.tolist()):
-            wanted, length = share + (place < more), int(dataset.lengths[episode])
-            if wanted > length:
+            count, length = share + (place < more), int(dataset.lengths[episode])
+            if count > length:
                 raise DatasetError(
-                    f"probe.records is {config.records}, which asks for {wanted} frames of an episode of {length} "
+                    f"probe.records is {config.records}, which asks for {count} frames of an episode of {length} "
                     f"in {dataset.location}; lower it, or collect more episodes"
                 )
-            frames += [(episode, t) for t in sorted(rng.choice(length, wanted, replace=False).tolist())]
+            frames += [(episode, t) for t in sorted(rng.choice(length, count, replace=False).tolist())]
         self.frames = tuple(frames)
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ class Recording:
 
     Attributes:
         orientation: of the pictures.
-        control_hz: control steps per second; None if nothing tells.
+        control_hz: control steps per second; None if unknown.
     """
 
     orientation: Orientation = "unknown"
@@ -42,7 +42,7 @@ class Recording:
     def of(cls, source: EpisodeSource) -> Self:
         """What is known of a dataset.
 
-        Without a file: those of this project's own writer are upright at 20 Hz, and LeRobot's tell their rate.
+        Without a file: those of this project's own writer are upright at 20 Hz, and LeRobot's state their rate.
 
         Raises:
             DatasetError: the file is damaged.

@@ -28,7 +28,7 @@ def open_source(
 
     Args:
         location: a LeRobotDataset or an RLDS version directory (`<data_root>/recall/1.0.0`).
-        read_root: where what is only known once it was read is kept for the next opening; None to keep nothing.
+        read_root: directory for what one reading finds, for the next opening; None to store nothing.
         skip_bad_episodes: leave out episodes of RLDS that cannot be read, and count them.
         rlds_backend: "native", or "dlimp" for TensorFlow's own way to read RLDS.
 
@@ -74,8 +74,8 @@ def dataset_location(data_root: Path, name: str) -> str:
 
 
 def _versions(directory: Path, pattern: str = "*") -> list[Path]:
-    found = [path.parent for path in directory.glob(f"{pattern}/dataset_info.json")]
-    return [path for path in found if VERSION_NAME.fullmatch(path.name)]
+    directories = [path.parent for path in directory.glob(f"{pattern}/dataset_info.json")]
+    return [path for path in directories if VERSION_NAME.fullmatch(path.name)]
 
 
 def _numbers(version: Path) -> list[int]:

@@ -141,11 +141,11 @@ def dataset_values(content: Any, name: str | None) -> Mapping[str, Any]:
 
     OpenVLA's own cache has one dataset's alone, without its name.
 
-    openpi's files have no minimum and maximum and tell no counts: these become null and 0. All their dimensions
+    openpi's files have no minimum and maximum and no counts: these become null and 0. All their dimensions
     are normalised.
 
     Args:
-        name: the dataset's; None for the only one. openpi's files have one and tell no name.
+        name: the dataset's; None for the only one. openpi's files have one, without a name.
 
     Raises:
         UnknownDatasetError: there is no dataset of that name, or none was named and there are several.
@@ -153,7 +153,7 @@ def dataset_values(content: Any, name: str | None) -> Mapping[str, Any]:
     """
     datasets = content.get("norm_stats", content)
     if set(_OPENPI.values()) <= set(datasets):
-        features = {ours: _from_openpi(datasets[theirs]) for ours, theirs in _OPENPI.items()}
+        features = {feature: _from_openpi(datasets[openpi]) for feature, openpi in _OPENPI.items()}
         return {**features, "num_transitions": 0, "num_trajectories": 0}
     if set(_FEATURES) <= set(datasets):
         return {"num_transitions": 0, "num_trajectories": 0, **datasets}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ipvla.data.normalisation import FeatureStatistics
 
-#: The quantiles that statistics have; their tails are kept exactly.
+#: The quantiles that statistics have; their tails are stored exactly.
 _Q01, _Q99 = 0.01, 0.99
 
 

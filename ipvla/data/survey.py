@@ -1,6 +1,6 @@
-"""What is only known once a dataset was read with its standard: kept lengths, statistics, broken episodes.
+"""What reading a dataset with its standard finds: lengths, statistics, broken episodes.
 
-A survey is made once and kept on disk, where it appears whole or not at all.
+A survey is made once and stored on disk, where it appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Survey:
     """A whole dataset as its standard gives it.
 
     Attributes:
-        lengths: int64 [E], control steps that are kept of each episode, 0 of one that is broken.
-        labelled: bool [E], whether the task is told in words. OpenVLA trains on no others; statistics count all.
+        lengths: int64 [E], control steps of each episode that its standard keeps, 0 of one that is broken.
+        labelled: bool [E], whether the task is given in words. OpenVLA trains on no others; statistics count all.
         broken: episode -> what is wrong with it.
         statistics: over all episodes that are not broken.
         reworded: bool [E], whether the task in words changes within the episode, of which the first is used.
@@ -185,14 +185,14 @@ def completed(part: SurveyPart, source: EpisodeSource, standard: Standard) -> Su
             f"{source.location}: none of its {len(part.episodes)} episodes can be used with the standard "
             f"{standard.name!r}: {first}"
         )
-    kept = part.lengths[part.lengths > 0]
-    warn_of_few(int(kept.sum()))
+    lengths = part.lengths[part.lengths > 0]
+    warn_of_few(int(lengths.sum()))
     proprio_dim = part.proprio.mean.shape[1]
     statistics = Statistics(
-        action=part.action.statistics(kept, np.array(standard.normalised, np.bool_)),
-        proprio=part.proprio.statistics(kept, np.ones(proprio_dim, np.bool_)),
-        num_transitions=int(kept.sum()),
-        num_trajectories=len(kept),
+        action=part.action.statistics(lengths, np.array(standard.normalised, np.bool_)),
+        proprio=part.proprio.statistics(lengths, np.ones(proprio_dim, np.bool_)),
+        num_transitions=int(lengths.sum()),
+        num_trajectories=len(lengths),
     )
     instructions = tuple(sorted(part.instructions))
     return Survey(part.lengths, part.labelled, part.broken, statistics, part.reworded, instructions)
@@ -223,14 +223,14 @@ def survey_path(directory: Path, source: EpisodeSource, standard: Standard) -> P
     """
     digest = hashlib.sha256()
     features = {path: asdict(feature) for path, feature in source.features.items()}
-    told = [_SURVEY_VERSION, source.name, features, standard.settings(), source.tasks, source.families]
-    digest.update(json.dumps(told, sort_keys=True).encode())
+    content = [_SURVEY_VERSION, source.name, features, standard.settings(), source.tasks, source.families]
+    digest.update(json.dumps(content, sort_keys=True).encode())
     digest.update(np.asarray(source.lengths, np.int64).tobytes())
     return directory / f"{source.name}-{digest.hexdigest()[:16]}.json"
 
 
 def publish_survey(path: Path, name: str, survey: Survey) -> None:
-    """Writes a survey; whoever reads meanwhile finds none or a whole one."""
+    """Writes a survey; a reader meanwhile finds none or a whole one."""
     write_text(path, json.dumps({"dataset": name, **survey.to_dict()}, allow_nan=False))
 
 
@@ -249,7 +249,7 @@ def load_survey(path: Path) -> Survey | None:
 def surveyed(source: EpisodeSource, standard: Standard, directory: Path | None, *, anew: bool = False) -> Survey:
     """The survey under `directory`; if there is none, reads the dataset through in this process and publishes it.
 
-    With `anew` one that is there is replaced. Without a directory nothing is kept for the next time.
+    With `anew` one that is there is replaced. Without a directory nothing is stored.
     `ray_jobs.statistics` does the same with all CPUs of a cluster.
 
     Raises:

@@ -17,8 +17,8 @@ as the SVD gives them, largest variance first, and "random" takes any directions
 probe.
 
 Where nothing behind a layer reads its instruction positions (the last layer, if the head reads an action position)
-every score there is 0 and the order means nothing. The gradient's energy tells: such a representative gives way to
-the nearest layer before it that carries something.
+every score there is 0 and the order means nothing. The gradient's energy shows this; the nearest earlier layer
+with a gradient then represents the group.
 
 Run the teacher in float32: an injection of a few percent drowns in bfloat16.
 """

@@ -33,9 +33,9 @@ def begin_by_corda(backbone: Backbone, covariances: Mapping[str, Tensor]) -> Non
             linear = layer.get_base_layer()
             width, least = linear.weight.shape[1], min(linear.weight.shape)
             if name not in covariances or covariances[name].shape != (width, width):
-                found = list(covariances[name].shape) if name in covariances else "absent"
+                shape = list(covariances[name].shape) if name in covariances else "absent"
                 raise ValueError(
-                    f"the covariance of {name} is {found}, its weight needs [{width}, {width}]; "
+                    f"the covariance of {name} is {shape}, its weight needs [{width}, {width}]; "
                     "collect the module statistics of this model with --adapters as model.lora"
                 )
             if rank > least:

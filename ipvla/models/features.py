@@ -105,8 +105,8 @@ class Features:
         layers = self.layers
         if layers is not None and other.layers is not None:
             tokens = max(layers.valid.shape[-1], other.layers.valid.shape[-1])
-            ours, theirs = layers.padded(tokens)._tensors, other.layers.padded(tokens)._tensors
-            layers = LayerStates(*(x.index_copy(0, rows, y) for x, y in zip(ours, theirs, strict=True)))
+            own, new = layers.padded(tokens)._tensors, other.layers.padded(tokens)._tensors
+            layers = LayerStates(*(x.index_copy(0, rows, y) for x, y in zip(own, new, strict=True)))
         return type(self)(
             self.cognition.index_copy(0, rows, other.cognition),
             self.perception.index_copy(0, rows, other.perception),

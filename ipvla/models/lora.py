@@ -95,24 +95,24 @@ def adapters(backbone: Backbone) -> dict[str, Adapter]:
     from peft.tuners.lora import LoraLayer
 
     prefix = "base_model.model."
-    found = {
+    modules = {
         name.removeprefix(prefix): Adapter(
             module.lora_A["default"].weight, module.lora_B["default"].weight, module.scaling["default"]
         )
         for name, module in backbone.vlm.named_modules()
         if isinstance(module, LoraLayer)
     }
-    if not found:
+    if not modules:
         kind = backbone.vlm.peft_config["default"].peft_type.value
         raise ValueError(
             f"the backbone's adapters are {kind}, not LoRA; set model.lora, or train without adapters"
         )
-    return found
+    return modules
 
 
 def factors(backbone: Backbone) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
     """A [r, in] and B [out, r] of every adapter on a linear module, under the name that `targets` gives it."""
-    return {name: (found.a, found.b) for name, found in adapters(backbone).items() if found.a.ndim == 2}
+    return {name: (one.a, one.b) for name, one in adapters(backbone).items() if one.a.ndim == 2}
 
 
 def layer_of(backbone: Backbone, module: str) -> int | None:

@@ -16,8 +16,8 @@ from ipvla.models.backbones.protocol import Backbone
 class OSFConfig(AdaptedModules):
     """W = U S V' is split at a rank: the larger singular values keep their directions, the others are trained.
 
-    PEFT cuts gradients to what is orthogonal to the frozen directions, not AdamW's steps: what is kept is kept
-    approximately. A trained module is as large as its weight: far larger than LoRA.
+    PEFT makes gradients orthogonal to the frozen directions, but not AdamW's steps: the directions are preserved
+    only approximately. A trained module is as large as its weight: far larger than LoRA.
 
     Attributes:
         effective_rank: share of a weight's singular directions that is frozen, in (0, 1).

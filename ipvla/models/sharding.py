@@ -1,6 +1,6 @@
 """Weights that are sharded over workers (FSDP2): one tensor, of which every worker holds its rows.
 
-Such a tensor is torch's DTensor; its import takes seconds, so it is told by what it has.
+Such a tensor is torch's DTensor; its import takes seconds, so its attributes identify it.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class IPVLAConfig:
                 "model.plan_readout": self.plan_readout is not None,
                 "model.memory.type prompt": self.memory.longest_plan > 0,
             }
-            for other in (name for name, found in others.items() if found):
+            for other in (name for name, enabled in others.items() if enabled):
                 raise ValueError(
                     f"model.reasoning_loss and {other} are both trained on a step's reasoning, at different "
                     "lengths; choose one of them"
@@ -79,8 +79,8 @@ class IPVLAConfig:
             },
             "question": {"model.questions": self.questions},
         }
-        found = {path: tuple(name for name, value in by.items() if value) for path, by in needed.items()}
-        return {path: settings for path, settings in found.items() if settings}
+        wrong = {path: tuple(name for name, value in by.items() if value) for path, by in needed.items()}
+        return {path: settings for path, settings in wrong.items() if settings}
 
     def check(self, instructions: Sequence[str] = (), num_views: int = 1) -> None:
         """What can be known before anything is built, for these tasks in words and so many cameras.
@@ -255,12 +255,12 @@ class IPVLA(nn.Module):
             ValueError: backbone or head of `start` have other sizes.
         """
         for name in ("backbone", "head"):
-            ours, theirs = _shapes(getattr(self, name)), _shapes(getattr(start, name))
-            wrong = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+            own, started = _shapes(getattr(self, name)), _shapes(getattr(start, name))
+            wrong = sorted(n for n in own.keys() | started.keys() if own.get(n) != started.get(n))
             if wrong:
                 raise ValueError(
                     f"start_from: its {name} differs in {len(wrong)} tensors; {wrong[0]} is "
-                    f"{theirs.get(wrong[0], 'absent')} there and {ours.get(wrong[0], 'absent')} here; "
+                    f"{started.get(wrong[0], 'absent')} there and {own.get(wrong[0], 'absent')} here; "
                     f"give model.{name} the sizes that it had there"
                 )
         for name in ("backbone", "head", "memory", "plan_readout"):
@@ -273,15 +273,15 @@ def _shapes(part: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in part.state_dict().items()}
 
 
-def fresh_parts(ours: Mapping[str, torch.Size], theirs: Mapping[str, torch.Size]) -> set[str]:
+def fresh_parts(own: Mapping[str, torch.Size], start: Mapping[str, torch.Size]) -> set[str]:
     """Parts (memory, plan_readout) of a model that `start_from` leaves as they were drawn.
 
     Args:
-        ours, theirs: shapes of the weights of the model and of what it starts from, by name.
+        own, start: shapes of the weights of the model and of the policy that it starts from, by name.
     """
-    parts = {name.partition(".")[0] for name in ours} - {"backbone", "head"}
+    parts = {name.partition(".")[0] for name in own} - {"backbone", "head"}
 
     def inside(part: str, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
         return {name: shape for name, shape in shapes.items() if name.startswith(f"{part}.")}
 
-    return {part for part in parts if inside(part, ours) != inside(part, theirs)}
+    return {part for part in parts if inside(part, own) != inside(part, start)}

@@ -72,9 +72,9 @@ def load_checkpoint(directory: Path, state: TrainingState, world: World, identit
         raise CheckpointError(
             f"the checkpoint {directory} cannot be read ({error}); delete it to go on from the one before"
         ) from None
-    if found := differences(shared(written["identity"]), shared(identity)):
+    if changes := differences(shared(written["identity"]), shared(identity)):
         raise CheckpointError(
-            f"the checkpoint {directory} has model or data settings of another run ({found}); give the run "
+            f"the checkpoint {directory} has model or data settings of another run ({changes}); give the run "
             "another name, or the settings it began with"
         )
     load_weights(state.model, directory / "policy" / "model.safetensors")
@@ -98,26 +98,26 @@ def shared(identity: dict[str, Any]) -> dict[str, Any]:
     return {**identity, "lanes": {name: value for name, value in identity["lanes"].items() if name != "lanes"}}
 
 
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+def differences(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """`optimizer.lr 0.001, this run has 0.5` of each setting that differs; of another type, the type alone."""
-    there, here = flat(theirs), flat(ours)
+    there, here = flat(recorded), flat(settings)
     names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     other_types = tuple(name.removesuffix("type") for name in names if name.endswith(".type"))
-    told = [
+    differing = [
         f"{name} {json.dumps(there.get(name))}, this run has {json.dumps(here.get(name))}"
         for name in names
         if name.endswith(".type") or not name.startswith(other_types)
     ]
-    more = f"; and {len(told) - _MOST_DIFFERENCES} more" if len(told) > _MOST_DIFFERENCES else ""
-    return "; ".join(told[:_MOST_DIFFERENCES]) + more
+    more = f"; and {len(differing) - _MOST_DIFFERENCES} more" if len(differing) > _MOST_DIFFERENCES else ""
+    return "; ".join(differing[:_MOST_DIFFERENCES]) + more
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by dotted name."""
-    found: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     for name, value in tree.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+        named |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return named
 
 
 def lanes_total(identity: dict[str, Any], workers: int) -> int:
@@ -131,8 +131,8 @@ def _own_memory(lanes: list[dict[str, torch.Tensor]], initial: Memory, world: Wo
     for name, fresh in initial.items():
         saved = torch.cat([part[f"memory.{name}"] for part in lanes]).to(fresh)
         first = world.rank * len(fresh)
-        kept = saved[first : first + len(fresh)]
-        own[name] = torch.cat([kept, fresh[len(kept) :]])
+        own_lanes = saved[first : first + len(fresh)]
+        own[name] = torch.cat([own_lanes, fresh[len(own_lanes) :]])
     return own
 
 

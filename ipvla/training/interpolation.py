@@ -41,16 +41,16 @@ def interpolate(teacher: Path, tuned: Path, coefficient: float) -> Policy:
         raise ValueError(
             f"{teacher} and {tuned} have different normalisations; give the teacher that was started from"
         )
-    theirs, ours = dict(begun.model.named_parameters()), _without_adapters(policy)
-    fresh = fresh_parts({n: p.shape for n, p in ours.items()}, {n: p.shape for n, p in theirs.items()})
-    ours = {name: weight for name, weight in ours.items() if name.partition(".")[0] not in fresh}
-    if wrong := [name for name, weight in ours.items() if _shape(theirs.get(name)) != _shape(weight)]:
+    before, after = dict(begun.model.named_parameters()), _without_adapters(policy)
+    fresh = fresh_parts({n: p.shape for n, p in after.items()}, {n: p.shape for n, p in before.items()})
+    after = {name: weight for name, weight in after.items() if name.partition(".")[0] not in fresh}
+    if wrong := [name for name, weight in after.items() if _shape(before.get(name)) != _shape(weight)]:
         raise ValueError(
-            f"{wrong[0]} is {_shape(ours[wrong[0]])} in {tuned} and {_shape(theirs.get(wrong[0]))} in {teacher} "
+            f"{wrong[0]} is {_shape(after[wrong[0]])} in {tuned} and {_shape(before.get(wrong[0]))} in {teacher} "
             f"({len(wrong)} weights differ); give the teacher that was started from"
         )
-    for name, weight in ours.items():
-        weight.lerp_(theirs[name].to(weight.dtype), 1 - coefficient)
+    for name, weight in after.items():
+        weight.lerp_(before[name].to(weight.dtype), 1 - coefficient)
     for adapter in adapters(policy.model.backbone).values():
         adapter.b.mul_(coefficient)
     return policy

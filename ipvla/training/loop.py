@@ -30,8 +30,8 @@ class TrainingConfig:
         threads: CPU threads of a worker's arithmetic.
         accumulate: windows per optimizer step, one after another in every lane. Gradients are those of the mean
             of their losses, each reaching back through its own window; the memory is carried from one to the next.
-        activation_checkpointing: a language layer's activations are computed again in the backward pass rather
-            than kept: less memory, more time, the same gradients.
+        activation_checkpointing: a language layer's activations are computed again in the backward pass instead
+            of stored: less memory, more time, the same gradients.
         sharding: "ddp", or "fsdp" where a model is too large for one worker's memory; a single worker has none.
     """
 

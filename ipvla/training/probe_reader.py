@@ -27,14 +27,14 @@ _BLOCK = 64
 class ProbeReader:
     """Pools what language layers put out for records of a probe, as `ipvla.forgetting.drift.pool` does.
 
-    Embeddings are kept if no parameter before the language layers is trained when this is made.
+    Embeddings are cached if no parameter before the language layers is trained when this is made.
     """
 
     def __init__(self, model: IPVLA, transforms: Transforms, probe: ProbeSet) -> None:
         self._model, self._transforms, self._probe = model, transforms, probe
         inside = {p for layer in model.backbone.language_layers() for p in layer.parameters()}
         self._frozen = {p for p in model.backbone.parameters() if p.requires_grad} <= inside
-        self._kept: Embedded | None = None
+        self._cached: Embedded | None = None
 
     def __len__(self) -> int:
         return len(self._probe)
@@ -62,12 +62,12 @@ class ProbeReader:
         return {layer: instruction_mean(hidden[layer], mask).vectors.cpu() for layer in layers}
 
     def _rows(self, records: Sequence[int]) -> Embedded:
-        if self._kept is None:
+        if self._cached is None:
             starts = range(0, len(self), _BLOCK)
             blocks = (self._embed(range(first, min(first + _BLOCK, len(self)))) for first in starts)
-            self._kept = Embedded.joined([_without_perception(block).map(Tensor.cpu) for block in blocks])
+            self._cached = Embedded.joined([_without_perception(block).map(Tensor.cpu) for block in blocks])
         rows, device = torch.tensor(records), self._model.action_varies.device
-        return self._kept.map(lambda x: x[rows].to(device))
+        return self._cached.map(lambda x: x[rows].to(device))
 
     def _embed(self, records: Sequence[int]) -> Embedded:
         inputs = self._probe.batch(self._transforms, records)

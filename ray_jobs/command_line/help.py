@@ -77,12 +77,12 @@ def _title(config_class: type[Any], origin: type[Any], path: str) -> str:
 
 def _by_origin(config_class: type[Any]) -> list[tuple[Any, type[Any]]]:
     """The class's own fields first, inherited ones after them."""
-    found = []
+    fields_of_class = []
     for field in fields(config_class):
         bases = reversed(config_class.__mro__)
         origin = next(base for base in bases if field.name in inspect.get_annotations(base))
-        found.append((field, origin))
-    return sorted(found, key=lambda pair: config_class.__mro__.index(pair[1]))
+        fields_of_class.append((field, origin))
+    return sorted(fields_of_class, key=lambda pair: config_class.__mro__.index(pair[1]))
 
 
 def _meanings(config_class: type[Any]) -> dict[str, str]:
@@ -94,12 +94,12 @@ def _meanings(config_class: type[Any]) -> dict[str, str]:
     meanings: dict[str, str] = {}
     for base in reversed(config_class.__mro__):
         text = inspect.cleandoc(base.__dict__.get("__doc__") or "")
-        _, found, section = text.partition("Attributes:\n")
-        entries = re.split(r"\n(?=    \S)", "\n" + section) if found else [" ".join(text.split())]
+        _, attributes, section = text.partition("Attributes:\n")
+        entries = re.split(r"\n(?=    \S)", "\n" + section) if attributes else [" ".join(text.split())]
         for part in (one for entry in entries for one in re.split(r"; (?=\w+: )", entry.strip())):
             listed, colon, meaning = part.partition(": ")
             own = [name.strip() for name in listed.split(",")]
-            if colon and (found or names.issuperset(own)):
+            if colon and (attributes or names.issuperset(own)):
                 meanings |= dict.fromkeys(own, " ".join(meaning.split()))
     return meanings
 

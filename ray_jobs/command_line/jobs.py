@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-#: Job -> the class of its settings, by name: a job is not imported before it is wanted.
+#: Job -> the class of its settings, by name: a job is imported only when it runs.
 JOBS: Final[Mapping[str, str]] = {
     "doctor": "DoctorConfig",
     "quickstart": "QuickstartConfig",
@@ -50,8 +50,8 @@ def module(job: str) -> str:
 
 def config_class(job: str) -> type[Any]:
     """The class of a job's settings; imports the job."""
-    found: type[Any] = getattr(import_module(module(job)), JOBS[job])
-    return found
+    config_class: type[Any] = getattr(import_module(module(job)), JOBS[job])
+    return config_class
 
 
 def summary(job: str) -> str:

@@ -274,7 +274,7 @@ def _read(kind: Any, value: Any, path: str) -> Any:
 
 
 def _reason(error: BaseException, config_class: Any, tree: Mapping[str, Any]) -> str:
-    """What a config class said, or else which field draccus could not read."""
+    """The config class's message, else the field that draccus could not read."""
     reason = str(error)
     link: BaseException | None = error
     while link is not None:
@@ -298,4 +298,4 @@ def _misfit(error: DecodingError, config_class: Any, tree: Mapping[str, Any]) ->
         if group is not None and is_dataclass(group):
             kind = typing.get_type_hints(group).get(name, kind)
     expected = kind.__name__ if typing.get_origin(kind) is None and isinstance(kind, type) else kind
-    return f"{'.'.join(path)}: {value!r} is not of type {expected}; --help tells what it means"
+    return f"{'.'.join(path)}: {value!r} is not of type {expected}; --help explains it"

@@ -59,5 +59,5 @@ class DatasetConfig(StorageRoots):
         )
 
     def standard_of(self, source: EpisodeSource) -> Standard:
-        """DatasetError if nothing tells it, or a setting does not apply."""
+        """DatasetError if it is unknown, or a setting does not apply."""
         return standard_of(source, self.standard, skip_noops=self.skip_noops, padded_state=self.padded_state)

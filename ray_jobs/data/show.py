@@ -5,8 +5,8 @@
     ipvla data show /data/my_lerobot_dataset --out sheet.html
     ipvla data show /data/my_robot/1.0.0 --standard.cameras "{front: observation/image}" --standard.gripper none
 
-What needs the whole dataset (lengths, statistics) is read once in this process and kept, or taken from what
-`ipvla statistics` or training has kept; of large datasets, run `ipvla statistics` first, which uses all CPUs.
+What needs the whole dataset (lengths, statistics) is read once in this process and stored, or taken from what
+`ipvla statistics` or training has stored; of large datasets, run `ipvla statistics` first, which uses all CPUs.
 Cameras, histograms and shares of steps are of some episodes, evenly chosen. The sheet is one HTML file with
 thumbnails, histograms of actions and the texts; it needs no network.
 """

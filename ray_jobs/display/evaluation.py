@@ -1,4 +1,4 @@
-"""How evaluations go: a table that is kept up to date on a terminal, a log line now and then elsewhere."""
+"""How evaluations go: a live table on a terminal, a log line now and then elsewhere."""
 
 from __future__ import annotations
 

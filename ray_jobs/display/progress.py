@@ -25,11 +25,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TaskProgress:
-    """One task of a collection: demonstrations that count so far, how many are wanted, attempts made."""
+    """One task of a collection: demonstrations so far, their target, attempts made."""
 
     task: str
     demonstrations: int
-    wanted: int
+    target: int
     attempts: int
 
 
@@ -56,13 +56,13 @@ class CollectionDisplay:
         total = TaskProgress(
             "collecting",
             sum(task.demonstrations for task in tasks),
-            sum(task.wanted for task in tasks),
+            sum(task.target for task in tasks),
             sum(task.attempts for task in tasks),
         )
         if not self._bars:
             self._before = total.demonstrations
             for task in (total, *tasks):
-                self._bars[task.task] = self._progress.add_task(task.task, total=task.wanted, note="")
+                self._bars[task.task] = self._progress.add_task(task.task, total=task.target, note="")
         for task in (total, *tasks):
             note = f"{task.attempts} attempts" + (f", {self._remaining(total)}" if task is total else "")
             self._progress.update(self._bars[task.task], completed=task.demonstrations, note=note)
@@ -72,7 +72,7 @@ class CollectionDisplay:
             _logger.info(
                 "%d of %d demonstrations, %d attempts, %s",
                 total.demonstrations,
-                total.wanted,
+                total.target,
                 total.attempts,
                 self._remaining(total),
             )
@@ -81,7 +81,7 @@ class CollectionDisplay:
         done = total.demonstrations - self._before
         if not done:
             return "time left unknown yet"
-        return time_left((time.monotonic() - self._started) / done * (total.wanted - total.demonstrations))
+        return time_left((time.monotonic() - self._started) / done * (total.target - total.demonstrations))
 
     def __enter__(self) -> Self:
         self._progress.start()

@@ -103,7 +103,7 @@ class TrainingDisplay:
         )
         self._bars: dict[str, TaskID] = {}
         self._since: dict[str, float] = {}
-        self._told: dict[str, int] = {}
+        self._shown: dict[str, int] = {}
         self._logged_s = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="training display", daemon=True)
@@ -117,8 +117,8 @@ class TrainingDisplay:
         runs, now = self._runs(), time.time()
         for name in runs:
             self._since.setdefault(name, now)
-        told = {name: TrainingStatus.read(config, self._since[name]) for name, config in runs.items()}
-        for name, status in told.items():
+        statuses = {name: TrainingStatus.read(config, self._since[name]) for name, config in runs.items()}
+        for name, status in statuses.items():
             if name not in self._bars:
                 self._bars[name] = self._progress.add_task(name, total=status.steps, note="")
             self._progress.update(
@@ -126,7 +126,7 @@ class TrainingDisplay:
             )
         if self._progress.disable and time.monotonic() - self._logged_s >= _LOG_EVERY_S:
             self._logged_s = time.monotonic()
-            self._log(told)
+            self._log(statuses)
 
     def _note(self, name: str, status: TrainingStatus) -> str:
         if status.logged >= self._since[name]:
@@ -134,17 +134,17 @@ class TrainingDisplay:
         waited = f"starting since {time.time() - self._since[name]:.0f} s"
         return f"{status.note}, {waited}" if status.step else waited
 
-    def _log(self, told: Mapping[str, TrainingStatus]) -> None:
-        moved = {name: status for name, status in told.items() if self._told.get(name) != status.step}
-        for name, status in list((moved or told).items())[:_MOST_LINES]:
+    def _log(self, statuses: Mapping[str, TrainingStatus]) -> None:
+        moved = {name: status for name, status in statuses.items() if self._shown.get(name) != status.step}
+        for name, status in list((moved or statuses).items())[:_MOST_LINES]:
             ago = time.time() - status.logged
             since = f", {ago:.0f} s ago" if not moved and status.logged >= self._since[name] else ""
             _logger.info(
                 "%s: step %d of %d, %s%s", name, status.step, status.steps, self._note(name, status), since
             )
             if status.logged >= self._since[name]:
-                self._told[name] = status.step
-        if not told:
+                self._shown[name] = status.step
+        if not statuses:
             _logger.info("%s", self._idle)
 
     def __enter__(self) -> Self:

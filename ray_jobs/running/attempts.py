@@ -40,7 +40,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attempt came to.
+    """The outcome of an attempt.
 
     Attributes:
         steps: control steps played.
@@ -53,21 +53,21 @@ class Outcome:
 
 
 def next_attempts(
-    wanted: Mapping[str, int], outcomes: Mapping[str, Mapping[int, Outcome]], seed: int
+    counts: Mapping[str, int], outcomes: Mapping[str, Mapping[int, Outcome]], seed: int
 ) -> list[Attempt]:
     """The attempts that will suffice if they succeed as often as those so far; none if there are enough.
 
     Indices are used without gaps, so that the dataset does not depend on which attempts end first.
 
     Args:
-        wanted: task -> demonstrations.
+        counts: task -> number of demonstrations.
         outcomes: task -> index -> outcome.
 
     Raises:
         RuntimeError: the expert hardly ever succeeds at a task; going on would never end.
     """
     jobs = []
-    for task, count in wanted.items():
+    for task, count in counts.items():
         known = outcomes[task]
         successes = sum(outcome.success for outcome in known.values())
         if len(known) >= _ATTEMPTS_BEFORE_JUDGING and successes < _LEAST_SUCCESS_RATE * len(known):
@@ -119,7 +119,7 @@ class Demonstrator:
     def __init__(self, staging: Path, suite: str, cache_dir: Path, camera_size: int) -> None:
         self._staging = Staging(staging)
         self._suite = load_suite(suite, cache_dir)
-        assert self._suite.demonstrate is not None, "whoever collects has looked before"
+        assert self._suite.demonstrate is not None, "collect checks this before"
         self._demonstrate = self._suite.demonstrate
         self._camera_size = camera_size
         self._simulators: OrderedDict[str, Simulator] = OrderedDict()

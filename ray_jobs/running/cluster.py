@@ -45,7 +45,7 @@ def connect(
     dashboard_port: int | None = None,
     log_to_driver: bool = False,
 ) -> Iterator[None]:
-    """Joins the cluster at `$RAY_ADDRESS` (set inside a submitted job), else starts one here and ends it at last.
+    """Joins the cluster at `$RAY_ADDRESS` (set inside a submitted job), else starts and finally ends one here.
 
     Does nothing if this process is connected already, so that jobs can be run inside one another.
 
@@ -72,7 +72,7 @@ def connect(
         try:
             yield
         except BaseException:
-            ray.shutdown()  # the session's logs stay: they may tell why
+            ray.shutdown()  # the session's logs stay: they may say why
             raise
         finally:
             _own_session = None
@@ -120,9 +120,9 @@ class Demand:
             return ""
         each = self._each
         there = ray.cluster_resources()
-        wanted = ", ".join(f"{amount:g} {name}" for name, amount in each.items())
+        needed = ", ".join(f"{amount:g} {name}" for name, amount in each.items())
         have = ", ".join(f"{there.get(name, 0):g} {name}" for name in each)
-        return f"{self.what} with {wanted} each: it has {have}"
+        return f"{self.what} with {needed} each: it has {have}"
 
 
 def no_gpu() -> ClusterError:
@@ -216,16 +216,16 @@ def _start(roots: StorageRoots, num_cpus: int | None, dashboard_port: int | None
     return Path(context.address_info["session_dir"])
 
 
-def _usable_directory(wanted: Path) -> Path:
-    """`wanted`, or a place whose socket paths are short enough for the kernel, and ASCII, as Ray wants them."""
-    for directory in (wanted, Path(tempfile.gettempdir()) / f"ipvla-{os.getuid()}"):
+def _usable_directory(preferred: Path) -> Path:
+    """`preferred`, or a place whose socket paths are short enough for the kernel, and ASCII, as Ray wants them."""
+    for directory in (preferred, Path(tempfile.gettempdir()) / f"ipvla-{os.getuid()}"):
         if len(os.fsencode(directory)) <= _LONGEST and str(directory).isascii():
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if directory != wanted:
-                _logger.debug("Ray cannot use %s; its session files go to %s", wanted, directory)
+            if directory != preferred:
+                _logger.debug("Ray cannot use %s; its session files go to %s", preferred, directory)
             return directory
     raise ClusterError(
-        f"tmp_dir: Ray cannot use {wanted}; give one of at most {_LONGEST} characters, all of them ASCII"
+        f"tmp_dir: Ray cannot use {preferred}; give one of at most {_LONGEST} characters, all of them ASCII"
     )
 
 

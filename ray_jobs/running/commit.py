@@ -15,9 +15,9 @@ COMMIT_VARIABLE: Final = "IPVLA_COMMIT"
 def commit() -> str:
     """Its hash; `$IPVLA_COMMIT`, or "none", outside of git."""
     try:
-        told = subprocess.run(
+        commit_hash = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=SOURCE_TREE
         ).stdout.strip()
     except FileNotFoundError:  # no git here
-        told = ""
-    return told or os.environ.get(COMMIT_VARIABLE) or "none"
+        commit_hash = ""
+    return commit_hash or os.environ.get(COMMIT_VARIABLE) or "none"

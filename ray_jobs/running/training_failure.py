@@ -1,4 +1,4 @@
-"""Failures of a training that would come again however often it is tried: told apart from a lost worker."""
+"""Failures of a training that a retry cannot mend, unlike a lost worker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TrainingError(ValueError):
 
 
 @contextmanager
-def told_apart() -> Iterator[None]:
+def lasting_failures() -> Iterator[None]:
     """Within a worker: what a retry cannot mend becomes TrainingError.
 
     That is a loss or gradient that is not a number, a full disk, and what this project says of settings and
@@ -26,10 +26,10 @@ def told_apart() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = error if isinstance(error, FloatingPointError) else user_error(error)
-        if told is None:
+        lasting = error if isinstance(error, FloatingPointError) else user_error(error)
+        if lasting is None:
             raise
-        raise TrainingError(str(told)) from error
+        raise TrainingError(str(lasting)) from error
 
 
 def end_at_once() -> UserCallback:

@@ -73,7 +73,7 @@ class SweepConfig(StorageRoots):
         seed: of the search.
         success: what a trial plays at each of its checkpoints.
         scoring: what of it is new, and how both sides make a score.
-        confirm_seeds: of the trainings by which best and default are compared at last; none of the trials'.
+        confirm_seeds: of the trainings that finally compare best and default; none of the trials'.
         confirm_first_layout: of the episodes of that comparison, which no trial has played.
     """
 
@@ -168,19 +168,19 @@ def _leaf(tree: Mapping[str, Any], name: str) -> Any:
 @lru_cache(maxsize=256)
 def _experiment(record: Path, written_ns: int) -> ExperimentConfig:
     """What `experiment.json` says; decoded once for each version of it."""
-    found: ExperimentConfig = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
-    return found
+    experiment: ExperimentConfig = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
+    return experiment
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of a trial.
+    """The outcome of a trial.
 
     Attributes:
         values: dotted name -> the value that it had.
         status: "finished", "stopped" (early) or "failed".
         step: up to which it was trained.
-        told: of its last look, see `Scoring.of`; empty if it failed before.
+        told: scores at its last evaluation, see `Scoring.of`; empty if it failed before.
         error: why it failed.
     """
 
@@ -252,11 +252,11 @@ def claim(sweep: SweepConfig) -> SweepConfig:
     assert sweep.experiment is not None
     experiment = draccus.encode(parse(ExperimentConfig, ["--config_path", str(sweep.experiment)]).absolute())
     of_its_own = {name: value for name, value in experiment.items() if name not in _ROOTS}
-    kept = {
+    files = {
         sweep.directory / "experiment.yaml": yaml.safe_dump(of_its_own, sort_keys=False, width=115),
         sweep.directory / "config.json": json.dumps(draccus.encode(sweep), indent=1),
     }
-    for path, text in kept.items():
+    for path, text in files.items():
         if not path.exists():
             write_text(path, text)
         elif path.read_text() != text:
@@ -332,13 +332,13 @@ def _scheduler(sweep: SweepConfig) -> Any:
 
 
 def _trial(sweep: SweepConfig, result: Any, names: Sequence[str], last: int) -> Trial:
-    told = {k: v for k, v in (result.metrics or {}).items() if k.partition("/")[0] in (NEW, OLD, SCORE)}
+    scores = {k: v for k, v in (result.metrics or {}).items() if k.partition("/")[0] in (NEW, OLD, SCORE)}
     step = int((result.metrics or {}).get(STEP, 0))
     config = result.config or {}
     status = "failed" if result.error else "finished" if step == last else "stopped"
     error = _reason(result.error) if result.error else ""
     name = f"{sweep.name}-{Path(result.path).name}"
-    return Trial(name, {n: config.get(n) for n in names}, status, step, told, error)
+    return Trial(name, {n: config.get(n) for n in names}, status, step, scores, error)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What a sweep came to: table, importance of each setting, the plot, and the best one as an experiment."""
+"""The result of a sweep: table, importance of each setting, the plot, and the best one as an experiment."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def importances(trials: Sequence[Trial], space: Mapping[str, Dimension]) -> dict
             )
         )
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
-    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {name: float(share) for name, share in found.items() if not math.isnan(share)}
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: float(share) for name, share in shares.items() if not math.isnan(share)}
 
 
 def _distribution(dimension: Dimension) -> Any:
@@ -102,7 +102,7 @@ def table(trials: Sequence[Trial], names: Sequence[str]) -> str:
 
 
 def write_best(config: ExperimentConfig, trial: Trial, path: Path) -> Path:
-    """The trial's experiment as a YAML file that `ray_jobs.train` takes as it is, but for where it is kept."""
+    """The trial's experiment as a YAML file that `ray_jobs.train` takes as it is, apart from its directories."""
     own = {*StorageRoots.__dataclass_fields__, "name", "parent_run_key", "parent_run_id", "tracking"}
     tree = {name: value for name, value in draccus.encode(config).items() if name not in own}
     head = (

@@ -52,19 +52,19 @@ class Scoring:
 
         A score's ends are those of `new` and `old` together: too wide rather than too narrow.
         """
-        told: dict[str, float] = {}
-        for name, wanted in ((NEW, True), (OLD, False)):
-            results = [r.success for r in table.results if (r.spec.task in self.new_tasks) == wanted]
+        scores: dict[str, float] = {}
+        for name, new in ((NEW, True), (OLD, False)):
+            results = [r.success for r in table.results if (r.spec.task in self.new_tasks) == new]
             low, high = wilson_interval(sum(results), len(results))
-            told |= {name: sum(results) / len(results), f"{name}/low": low, f"{name}/high": high}
+            scores |= {name: sum(results) / len(results), f"{name}/low": low, f"{name}/high": high}
         for end in ("", "/low", "/high"):
-            told[f"{SCORE}{end}"] = self.score(told[f"{NEW}{end}"], told[f"{OLD}{end}"])
-        return told
+            scores[f"{SCORE}{end}"] = self.score(scores[f"{NEW}{end}"], scores[f"{OLD}{end}"])
+        return scores
 
 
-def logged(told: Mapping[str, float]) -> dict[str, float]:
-    """What `Scoring.of` says, under the names that MLflow has for it."""
-    return {f"forgetting/{name}": value for name, value in told.items()}
+def logged(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores of `Scoring.of` under their names in MLflow."""
+    return {f"forgetting/{name}": value for name, value in scores.items()}
 
 
 def rungs(config: ExperimentConfig) -> tuple[int, ...]:
@@ -100,8 +100,8 @@ def play(
     sink = policy_run(config, config.study, config.name, parent_run_key=config.parent_run_key, renews=True)
     with success.build(config.cache) as evaluation:
         table = evaluation.run(config.name, PolicySource(load, policy), journal, sink=sink, step=step)
-    told = scoring.of(table)
-    sink.log(logged(told) | ({} if before is None else {"forgetting/bwt": told[OLD] - before}), step)
+    scores = scoring.of(table)
+    sink.log(logged(scores) | ({} if before is None else {"forgetting/bwt": scores[OLD] - before}), step)
     sink.note(result_note([table]))
     sink.close()
     return table

@@ -344,7 +344,7 @@ def test_statistics_that_lack_what_the_normalisation_needs_are_refused(make_tran
         ({"normalisation": "minmax"}, "normalisation is 'minmax'; choose one of bounds_q99, bounds, normal"),
         ({"past_end": "repeat"}, "past_end is 'repeat'; choose one of mask, openvla, truncate"),
         ({"gripper": "open"}, "gripper is 'open'; choose one of environment"),
-        ({"absolute": (True, False)}, "absolute tells of 2 action dimensions of 7"),
+        ({"absolute": (True, False)}, "absolute has 2 values for 7 action dimensions"),
         ({"chunk": 0}, "chunk is 0"),
         ({"plan_tokens": -1}, "plan_tokens is -1"),
         ({"question_tokens": 3}, "question_tokens is 3 and answer_tokens 0"),

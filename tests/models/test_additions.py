@@ -377,13 +377,13 @@ class TestAHeadThatReadsLayers:
         embedded = backbone.embed(inputs_for(backbone, ["press", "press the red button"]))
         for context in (Context(keep=2), Context(torch.randn(2, 3, backbone.width), keep=2)):
             output = backbone.encode(embedded, context)
-            layers, kept = output.features.layers, output.kept
+            layers, last_keys_values = output.features.layers, output.last_keys_values
             assert layers is not None
-            assert kept is not None
+            assert last_keys_values is not None
             assert torch.equal(layers.valid, embedded.valid)
             for place, number in enumerate((0, backbone.num_layers)):
                 assert torch.equal(layers.hidden[:, place], output.hidden_states[number])
-            for states, expected in ((layers.keys, kept[0]), (layers.values, kept[1])):
+            for states, expected in ((layers.keys, last_keys_values[0]), (layers.values, last_keys_values[1])):
                 assert states.shape == (2, 2, embedded.tokens.shape[1], backbone.cache_size)
                 for row in range(2):
                     last = int(embedded.last[row])

@@ -141,7 +141,7 @@ def test_kept_keys_and_values_stand_for_the_tokens_they_came_from(backbone: Back
     """Hidden, they change nothing; visible, they are read."""
     embedded = backbone.eval().embed(inputs_for(backbone, ["press", "press the red button"]))
     plain = backbone.encode(embedded)
-    kept = backbone.encode(embedded, Context(keep=2)).kept
+    kept = backbone.encode(embedded, Context(keep=2)).last_keys_values
     assert kept is not None
     assert kept[0].shape == (2, backbone.num_layers, 2, backbone.cache_size)
     for shown, bias in ((False, -torch.inf), (True, 0.0)):

@@ -64,11 +64,11 @@ def test_every_task_gets_exactly_its_number_in_the_order_of_seeds(undisturbed):
     assert dataset.episode(0).image(0, "agentview").shape == (32, 32, 3)
 
     first, last = seen[0], seen[-1]
-    assert [(task.task, task.demonstrations, task.wanted, task.attempts) for task in first] == [
+    assert [(task.task, task.demonstrations, task.target, task.attempts) for task in first] == [
         ("ground_red", 0, 3, 0),
         ("ground_blue", 0, 2, 0),
     ]
-    assert all(task.demonstrations == task.wanted for task in last)
+    assert all(task.demonstrations == task.target for task in last)
 
 
 @pytest.mark.slow
@@ -176,11 +176,11 @@ def test_a_dataset_of_other_hands_is_left_alone(tmp_path):
 
 
 def test_rounds_fill_gaps_and_allow_for_failures():
-    def indices(wanted, *successes):
+    def indices(target, *successes):
         outcomes = {
             index: Outcome(success, 1, 0.0) for index, success in enumerate(successes) if success is not None
         }
-        return [attempt.index for attempt in next_attempts({"t": wanted}, {"t": outcomes}, 0)]
+        return [attempt.index for attempt in next_attempts({"t": target}, {"t": outcomes}, 0)]
 
     assert indices(3) == [0, 1, 2]
     assert indices(3, True, None, True) == [1]

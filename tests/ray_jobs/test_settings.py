@@ -148,7 +148,7 @@ def test_numbers_and_lists_are_read(number, words):
 
 
 UNKNOWN = "there is no such setting"
-HELP = "--help tells what it means"
+HELP = "--help explains it"
 
 
 @pytest.mark.parametrize(

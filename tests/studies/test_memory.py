@@ -205,7 +205,7 @@ def test_the_presets_name_mechanisms_and_tasks_that_exist(tmp_path: Path) -> Non
         assert MemoryConfig.get_choice_name(type(draccus.decode(MemoryConfig, settings))) == settings["type"]
     suite = load_suite("recall", tmp_path)
     for study in (STUDY, replace(STUDY, quick=True)):
-        assert study.collection.wanted(suite)
+        assert study.collection.counts(suite)
         for config in (study.evaluation(0), study.plan(0)):
             for task in config.success.episodes:
                 assert suite.task(task)

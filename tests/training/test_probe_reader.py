@@ -84,7 +84,7 @@ def test_blocks_with_longer_and_shorter_prompts_are_read_as_they_are_apart(
     )
     found = {}
     for name, kept in {"short": short, "longer": longer, "both": Embedded.joined([short, longer])}.items():
-        reader._kept = kept
+        reader._cached = kept
         found[name] = reader.pool(range(len(kept.tokens)), LAYERS)
     for layer in LAYERS:
         apart = torch.cat([found["short"][layer], found["longer"][layer]])

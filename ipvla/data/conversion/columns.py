@@ -77,17 +77,17 @@ def columns(features: Mapping[str, Feature], source: str, target: str, leave_out
     if unknown:
         raise DatasetError(f"leave_out names {unknown}, and there are only {sorted(features)}")
     derived = {*leave_out, *(_FLAGS if source == "rlds" else INDEX_FEATURES)}
-    kept = {path: feature for path, feature in features.items() if path not in derived}
-    instruction = next((path for path in INSTRUCTIONS if path in kept), "")
-    found = tuple(_column(path, feature, source, target, instruction) for path, feature in kept.items())
-    seen: dict[str, str] = {}
-    for column in found:
-        if column.target in seen:
+    taken = {path: feature for path, feature in features.items() if path not in derived}
+    instruction = next((path for path in INSTRUCTIONS if path in taken), "")
+    mapped = tuple(_column(path, feature, source, target, instruction) for path, feature in taken.items())
+    sources: dict[str, str] = {}
+    for column in mapped:
+        if column.target in sources:
             raise DatasetError(
-                f"{seen[column.target]!r} and {column.source!r} would both be {column.target!r}; leave one out"
+                f"{sources[column.target]!r} and {column.source!r} would both be {column.target!r}; leave one out"
             )
-        seen[column.target] = column.source
-    return Columns(found, flags=target == "rlds")
+        sources[column.target] = column.source
+    return Columns(mapped, flags=target == "rlds")
 
 
 def _column(path: str, feature: Feature, source: str, target: str, instruction: str) -> Column:

@@ -30,11 +30,11 @@ class ConversionConfig:
         target: the directory that the dataset is to be; local, and seen by all workers.
         to: "lerobot" or "rlds".
         name: of an RLDS dataset.
-        fps: control steps per second, which a LeRobotDataset must tell; None for the source's, if it tells them.
+        fps: control steps per second, which a LeRobotDataset must state; None for the source's, if it states them.
         video: how pictures are encoded for LeRobot; None keeps them as they are.
         robot_type: what a LeRobotDataset says of it; "" for nothing.
         file_format: of RLDS's shards, "tfrecord" or "array_record".
-        leave_out: features of the source that are not wanted.
+        leave_out: features of the source that the target lacks.
         episodes_per_part: of one file, and of one piece of work.
         max_mean_difference: the most that pictures of a video may differ on average, in levels of 255.
         skip_bad_episodes: leave out RLDS episodes that cannot be read.
@@ -62,8 +62,8 @@ class ConversionConfig:
     def build(self) -> Plan:
         """Opens the source and lays the target out. DatasetError if the one cannot become the other."""
         source = open_source(self.source, self.work, self.skip_bad_episodes)
-        kept = columns(source.features, naming_of(format_of(self.source)), self.to, self.leave_out)
-        first = kept.apply(source.trajectory(0))
+        mapped = columns(source.features, naming_of(format_of(self.source)), self.to, self.leave_out)
+        first = mapped.apply(source.trajectory(0))
         starts = range(0, len(source.lengths), self.episodes_per_part)
         rows = np.concatenate([[0], np.cumsum(source.lengths)])
         parts = tuple(
@@ -71,11 +71,11 @@ class ConversionConfig:
             for number, start in enumerate(starts)
         )
         lengths = hashlib.sha256(np.asarray(source.lengths, "<i8").tobytes()).hexdigest()
-        return Plan(self, kept, self._target(source, kept.features, first), parts, lengths)
+        return Plan(self, mapped, self._target(source, mapped.features, first), parts, lengths)
 
     @property
     def work(self) -> Path:
-        """Where parts are kept until all are there, beside the target."""
+        """Where parts lie until all are there, beside the target."""
         return self.target.with_name(f".{self.target.name}.converting")
 
     def _target(self, source: EpisodeSource, features: Mapping[str, Feature], first: Trajectory) -> Target:
@@ -88,7 +88,7 @@ class ConversionConfig:
         fps = self.fps if self.fps is not None else source.fps
         if fps is None or fps != int(fps):
             raise DatasetError(
-                f"fps is {fps}: {source.location} does not tell it; give --fps, for example --fps 10"
+                f"fps is {fps}: {source.location} does not state it; give --fps, for example --fps 10"
             )
         written = {
             name: replace(feature, shape=first.pictures(name).decode(0).shape)

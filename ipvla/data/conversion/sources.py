@@ -1,4 +1,4 @@
-"""Which format a dataset has, told by its files."""
+"""Which format a dataset has, by its files."""
 
 from __future__ import annotations
 

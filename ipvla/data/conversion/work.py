@@ -1,4 +1,4 @@
-"""A conversion as it goes on: parts that are done are kept, and the dataset appears whole once all are there."""
+"""A conversion as it goes on: finished parts stay, and the dataset appears whole once all are there."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Conversion:
         require_absent(config.target)
         with exclusive(config.target):
             plan = config.build()
-            told = config.work / _PLAN
-            if told.exists() and told.read_text() != plan.fingerprint:
+            begun = config.work / _PLAN
+            if begun.exists() and begun.read_text() != plan.fingerprint:
                 raise DatasetError(
                     f"{config.work} holds parts of a conversion with other settings, or of another source; delete "
                     "that directory, or give the settings that it was begun with"
@@ -59,7 +59,7 @@ class Conversion:
             config.work.mkdir(parents=True, exist_ok=True)
             for remainder in config.work.glob(".*.incomplete"):
                 shutil.rmtree(remainder)
-            told.write_text(plan.fingerprint)
+            begun.write_text(plan.fingerprint)
             yield cls(plan)
 
     @property
@@ -103,11 +103,11 @@ class Conversion:
 def _recording(source: EpisodeSource) -> Recording:
     """How the source was recorded; the converted dataset has another name, by which nobody would know it."""
     known = STANDARDS[source.name](source.name).contract(0) if source.name in STANDARDS else None
-    found = Recording.of(source)
+    recording = Recording.of(source)
     if known is None:
-        return found
-    told = found.over(known)
-    return Recording(told.pictures.orientation, told.control_hz)
+        return recording
+    contract = recording.over(known)
+    return Recording(contract.pictures.orientation, contract.control_hz)
 
 
 def part_directory(plan: Plan, part: Part) -> Path:
@@ -118,8 +118,8 @@ def part_directory(plan: Plan, part: Part) -> Path:
 def tasks_of_part(plan: Plan, part: Part) -> list[str]:
     """The tasks in words of a part's episodes, in the order in which they come first."""
     source = _source(plan.config)
-    told = (plan.columns.apply(source.trajectory(index)).texts(TASK) for index in range(part.first, part.last))
-    return list(dict.fromkeys(text for texts in told for text in texts or ("",)))
+    tasks = (plan.columns.apply(source.trajectory(index)).texts(TASK) for index in range(part.first, part.last))
+    return list(dict.fromkeys(text for texts in tasks for text in texts or ("",)))
 
 
 def convert_part(plan: Plan, part: Part) -> Comparison:

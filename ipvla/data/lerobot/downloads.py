@@ -12,11 +12,11 @@ from ipvla.files import replacing
 
 
 class Downloads:
-    """Videos are decoded from local files only, so those of object storage are fetched when they are wanted first.
+    """Videos are decoded from local files only, so those of object storage are fetched at their first use.
 
     Args:
         tree: where they come from.
-        directory: where they are kept, shared by all processes and datasets; None if nothing may be fetched.
+        directory: where they are stored, shared by all processes and datasets; None if nothing may be fetched.
     """
 
     def __init__(self, tree: Tree, directory: Path | None) -> None:

@@ -93,7 +93,7 @@ class VideoEncoder:
         try:
             self._container.mux(self._stream.encode(frame))
         finally:
-            # For root SVT-AV1 makes whoever opens it a real-time thread, which all others would have to wait for.
+            # For root SVT-AV1 makes the thread that opens it a real-time thread, and all others would wait for it.
             if os.sched_getscheduler(0) != policy:
                 os.sched_setscheduler(0, policy, parameters)
 

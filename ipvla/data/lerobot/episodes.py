@@ -21,7 +21,7 @@ class Episodes:
 
     Attributes:
         lengths: int64 [E].
-        tasks, families: one text per episode; a dataset that came from another format may have kept that one's
+        tasks, families: one text per episode; a dataset that came from another format may have that one's
             labels, else it is the first of the episode's tasks in words, and "".
     """
 
@@ -57,11 +57,11 @@ class Episodes:
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             raise DatasetError(f"{tree.location}/meta/episodes is damaged ({error}); {_COPY_AGAIN}") from None
         if missing:
-            raise DatasetError(f"{tree.location}/meta/episodes tells no videos of {missing}; {_COPY_AGAIN}")
-        found = len(episodes.lengths), int(episodes.lengths.sum())
-        if found != (info.episodes, info.frames) or (np.diff(episodes._numbers) < 1).any():
+            raise DatasetError(f"{tree.location}/meta/episodes lists no videos of {missing}; {_COPY_AGAIN}")
+        listed = len(episodes.lengths), int(episodes.lengths.sum())
+        if listed != (info.episodes, info.frames) or (np.diff(episodes._numbers) < 1).any():
             raise DatasetError(
-                f"{tree.location}/meta/episodes lists {found[0]} episodes of {found[1]} frames, and "
+                f"{tree.location}/meta/episodes lists {listed[0]} episodes of {listed[1]} frames, and "
                 f"meta/info.json says {info.episodes} of {info.frames}; {_COPY_AGAIN}"
             )
         gaps = np.flatnonzero(np.diff(episodes._numbers) > 1)
@@ -107,8 +107,8 @@ class Episodes:
 def _read(tree: Tree, name: str) -> Any:
     with tree.files.open(tree.path(name), "rb") as handle:
         file = pq.ParquetFile(handle)
-        wanted = [column for column in file.schema_arrow.names if not column.startswith("stats/")]
-        return file.read(columns=wanted)
+        columns = [column for column in file.schema_arrow.names if not column.startswith("stats/")]
+        return file.read(columns=columns)
 
 
 def _integers(column: Any) -> npt.NDArray[np.int64]:

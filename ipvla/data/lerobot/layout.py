@@ -54,21 +54,21 @@ class Layout:
         return tuple(name for name, feature in self.features.items() if feature.kind == "image")
 
     def info_features(self) -> dict[str, dict[str, Any]]:
-        """As `meta/info.json` tells them."""
-        return {name: self._told(feature) for name, feature in self.features.items()}
+        """As in `meta/info.json`."""
+        return {name: self._entry(feature) for name, feature in self.features.items()}
 
-    def _told(self, feature: Feature) -> dict[str, Any]:
+    def _entry(self, feature: Feature) -> dict[str, Any]:
         if feature.kind == "text":
             return {"dtype": "string", "shape": [1], "names": None}
         if feature.kind == "number":
             return {"dtype": feature.dtype, "shape": list(feature.shape) or [1], "names": None}
-        told: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "dtype": "image",
             "shape": list(feature.shape),
             "names": ["height", "width", "channels"],
         }
         if feature.is_depth:
-            return told | {"info": {"is_depth_map": True}}
+            return entry | {"info": {"is_depth_map": True}}
         if self.video is None:
-            return told
-        return told | {"dtype": "video", "info": video_info(feature.shape, self.fps, self.video)}
+            return entry
+        return entry | {"dtype": "video", "info": video_info(feature.shape, self.fps, self.video)}

@@ -22,12 +22,12 @@ def assemble(parts: Sequence[Path], directory: Path, layout: Layout, tasks: Mapp
         directory: new or empty, in the same file system if the files are not to be copied.
         layout, tasks: of the whole.
     """
-    told = [json.loads((part / INFO).read_text()) for part in parts]
+    infos = [json.loads((part / INFO).read_text()) for part in parts]
     for part in parts:
         for path in sorted(part.rglob("chunk-*/file-*")):
             link(path, directory / path.relative_to(part))
     statistics = aggregate([json.loads((part / STATISTICS).read_text()) for part in parts])
-    episodes, rows = (sum(each[key] for each in told) for key in ("total_episodes", "total_frames"))
+    episodes, rows = (sum(each[key] for each in infos) for key in ("total_episodes", "total_frames"))
     write_metadata(directory, layout, tasks, statistics, episodes, rows)
 
 
@@ -52,8 +52,8 @@ def write_metadata(
         videos=layout.video is not None,
     )
     (directory / INFO).write_text(json.dumps(info, indent=4, ensure_ascii=False))
-    told = {name: json_values(moments) for name, moments in statistics.items()}
-    (directory / STATISTICS).write_text(json.dumps(told, indent=4))
+    values = {name: json_values(moments) for name, moments in statistics.items()}
+    (directory / STATISTICS).write_text(json.dumps(values, indent=4))
     # lerobot looks tasks up by pandas' index, in which the texts are.
     index = pd.Index(list(tasks), dtype=object, name=TASK)
     pd.DataFrame({"task_index": np.array(list(tasks.values()), np.int64)}, index=index).to_parquet(

@@ -129,7 +129,7 @@ class PartWriter:
 
     def _add_videos(self, steps: Mapping[str, Steps]) -> dict[str, Any]:
         assert self._layout.video is not None
-        told: dict[str, Any] = {}
+        places: dict[str, Any] = {}
         for name in self._layout.images:
             if name not in self._videos:
                 path = self._directory / VIDEO_PATH.format(video_key=name, **numbered(self._part))
@@ -140,10 +140,10 @@ class PartWriter:
             start = video.frames
             for t in range(len(pictures)):
                 video.add(pictures.decode(t))
-            told |= _file(f"videos/{name}", self._part)
-            told[f"videos/{name}/from_timestamp"] = start / self._layout.fps
-            told[f"videos/{name}/to_timestamp"] = video.frames / self._layout.fps
-        return told
+            places |= _file(f"videos/{name}", self._part)
+            places[f"videos/{name}/from_timestamp"] = start / self._layout.fps
+            places[f"videos/{name}/to_timestamp"] = video.frames / self._layout.fps
+        return places
 
     def _feature(self, name: str) -> Feature:
         return self._layout.features.get(name) or INDEX_FEATURES[name]
@@ -152,10 +152,10 @@ class PartWriter:
 def _checked(trajectory: Trajectory, name: str, feature: Feature) -> Steps:
     if feature.kind == "image":
         pictures = trajectory.pictures(name)
-        found = pictures.decode(0).shape
-        if found != feature.shape:
+        recorded = pictures.decode(0).shape
+        if recorded != feature.shape:
             raise DatasetError(
-                f"{trajectory.where}, {name!r}: pictures of {found}, and the dataset has {feature.shape}; "
+                f"{trajectory.where}, {name!r}: pictures of {recorded}, and the dataset has {feature.shape}; "
                 "leave it out"
             )
         return pictures

@@ -30,16 +30,16 @@ class LeRobotSource:
     episode, and so do conversions; of files with larger groups, the whole group is read.
 
     Features are named as the dataset names them ("observation.state", "observation.images.front", "action"), and
-    `task` gives the task in words at each step. Numbers have the shape that `meta/info.json` tells, so [T, 1] for
+    `task` gives the task in words at each step. Numbers have the shape that `meta/info.json` gives, so [T, 1] for
     a shape of [1]; but the index columns, such as `timestamp`, are [T].
 
     Args:
         location: the directory with `meta`, `data` and `videos`, or its address in object storage.
-        cache_directory: where remote videos are kept; needed for those alone.
+        cache_directory: of remote videos; needed for those alone.
 
     Attributes:
         fps: control steps per second.
-        broken: always (), for episodes are read when they are wanted.
+        broken: always (), for episodes are read at their use.
 
     Raises:
         DatasetError: it is no LeRobotDataset v3, or its metadata is incomplete or contradicts itself.
@@ -115,8 +115,8 @@ class LeRobotSource:
 
     def _pictures(self, column: Any) -> Pictures:
         encoded, paths = pictures(column)
-        found = [each if each else self._tree.read(path or "") for each, path in zip(encoded, paths, strict=True)]
-        return EncodedPictures(tuple(found))
+        files = [each if each else self._tree.read(path or "") for each, path in zip(encoded, paths, strict=True)]
+        return EncodedPictures(tuple(files))
 
     def _video(self, key: str, table: Any, index: int) -> Pictures:
         name, start_s = self._episodes.video_file(index, key, self._info.video_path)
@@ -130,7 +130,7 @@ def _task_texts(tree: Tree) -> Mapping[int, str]:
         with tree.files.open(tree.path(TASKS), "rb") as handle:
             table = pq.read_table(handle)
         (column,) = [name for name in table.column_names if name != "task_index"]
-        found: Sequence[str] = table[column].to_pylist()
-        return dict(zip(table["task_index"].to_pylist(), found, strict=True))
+        texts: Sequence[str] = table[column].to_pylist()
+        return dict(zip(table["task_index"].to_pylist(), texts, strict=True))
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise DatasetError(f"{tree.location}/{TASKS} is missing or damaged ({error}); {_COPY_AGAIN}") from None

@@ -32,13 +32,13 @@ def episode_statistics(steps: Mapping[str, Steps]) -> dict[str, Moments]:
     Raises:
         ValueError: a picture cannot be decoded.
     """
-    found = {}
+    moments = {}
     for name, values in steps.items():
         if isinstance(values, np.ndarray):
-            found[name] = _of_numbers(values)
+            moments[name] = _of_numbers(values)
         elif not isinstance(values, tuple):
-            found[name] = _of_pictures(values)
-    return found
+            moments[name] = _of_pictures(values)
+    return moments
 
 
 def aggregate(parts: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Moments]:
@@ -74,8 +74,8 @@ def _of_pictures(pictures: Pictures) -> Moments:
         for channel in range(3):
             levels[channel] += np.bincount(frame[..., channel].ravel(), minlength=256)
     channels = [_of_levels(each) for each in levels]
-    found = {name: np.array([channel[name] for channel in channels]).reshape(3, 1, 1) for name in channels[0]}
-    return {**found, "count": np.array([len(sampled)], np.float64)}
+    moments = {name: np.array([channel[name] for channel in channels]).reshape(3, 1, 1) for name in channels[0]}
+    return {**moments, "count": np.array([len(sampled)], np.float64)}
 
 
 def _of_levels(counts: npt.NDArray[np.int64]) -> dict[str, float]:

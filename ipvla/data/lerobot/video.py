@@ -40,16 +40,16 @@ class VideoFile:
         """
         with self._lock:
             try:
-                found = self._find(seconds, tolerance_s)
+                frame = self._find(seconds, tolerance_s)
             except (av.FFmpegError, OSError) as error:
                 self._close()
                 with suppress(OSError), open(self._path, "rb") as file:
                     require_content(self._path, file.read(LFS_POINTER_BYTES))
                 raise ValueError(f"video {self._path} cannot be decoded at {seconds:.4f} s ({error})") from error
-            if found is None or abs(found.time - seconds) > tolerance_s:
-                nearest = "the video ends before" if found is None else f"the next one is at {found.time:.4f} s"
+            if frame is None or abs(frame.time - seconds) > tolerance_s:
+                nearest = "the video ends before" if frame is None else f"the next one is at {frame.time:.4f} s"
                 raise ValueError(f"video {self._path} has no frame at {seconds:.4f} s: {nearest}")
-            return np.asarray(found.to_ndarray(format="rgb24"), np.uint8)
+            return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
 
     def close(self) -> None:
         """Frees what is held; the next frame opens the file again."""
@@ -90,7 +90,7 @@ class VideoFile:
 
 
 class OpenVideos:
-    """The videos that were used last, kept open.
+    """The most recently used videos, open.
 
     Args:
         at_most: how many.
@@ -128,8 +128,8 @@ class VideoPictures:
     """The frames of one episode within a video that it may share with others.
 
     Attributes:
-        videos: where the video is kept open.
-        local_copy: gives the video's path when the first frame is wanted.
+        videos: holds the open video.
+        local_copy: gives the video's path for the first frame.
         name: of the video.
         seconds: float64 [T], when each picture is shown, in the video's time.
         tolerance_s: how far from that the frame's own time may be; less than half the time between frames.

@@ -70,11 +70,11 @@ def _compile(reasoning_json: Path, target: Path) -> None:
         database.execute("PRAGMA synchronous = OFF")
         for statement in _SCHEMA:
             database.execute(statement)
-        for file_path, episode_id, said in _episodes(reasoning_json):
-            row = (file_path, episode_id, pack(said))
+        for file_path, episode_id, reasoning in _episodes(reasoning_json):
+            row = (file_path, episode_id, pack(reasoning))
             database.execute("INSERT OR REPLACE INTO episodes VALUES (?, ?, ?)", row)
             episodes += 1
-            steps += len(said)
+            steps += len(reasoning)
         size = reasoning_json.stat().st_size
         database.execute("INSERT INTO about VALUES (?, ?, ?, ?)", (reasoning_json.name, size, episodes, steps))
         database.commit()
@@ -82,15 +82,14 @@ def _compile(reasoning_json: Path, target: Path) -> None:
 
 
 def _episodes(reasoning_json: Path) -> Iterator[tuple[str, str, dict[int, dict[str, str]]]]:
-    """File path, episode and what is said at its steps, of every episode with reasoning."""
+    """File path, episode and the parts of its steps, of every episode with reasoning."""
     done = ""
     with reasoning_json.open("rb") as file:
         try:
             for file_path, episodes in ijson.kvitems(file, "", use_float=True):
                 for episode_id, entry in episodes.items():
-                    said = _said(entry)
-                    if said:
-                        yield file_path, str(episode_id), said
+                    if steps := _steps(entry):
+                        yield file_path, str(episode_id), steps
                 done = f", after {file_path!r}"
         except (ijson.JSONError, AttributeError, TypeError, ValueError) as error:
             raise DatasetError(
@@ -101,20 +100,20 @@ def _episodes(reasoning_json: Path) -> Iterator[tuple[str, str, dict[int, dict[s
             raise DatasetError(f"{reasoning_json} holds no episode; give a reasoning file of ECoT")
 
 
-def _said(entry: Mapping[str, Any]) -> dict[int, dict[str, str]]:
+def _steps(entry: Mapping[str, Any]) -> dict[int, dict[str, str]]:
     # Bridge has {"reasoning": {"0": ...}, "features": ...}, LIBERO the steps alone.
     by_step = entry["reasoning"] if "reasoning" in entry else {k: v for k, v in entry.items() if k.isdigit()}
     features = entry.get("features") or {}
-    said = {int(step): step_parts(at, features, int(step)) for step, at in (by_step or {}).items() if at}
-    return {step: parts for step, parts in sorted(said.items()) if parts}
+    steps = {int(step): step_parts(at, features, int(step)) for step, at in (by_step or {}).items() if at}
+    return {step: parts for step, parts in sorted(steps.items()) if parts}
 
 
-def pack(said: Mapping[int, Mapping[str, str]]) -> bytes:
+def pack(steps: Mapping[int, Mapping[str, str]]) -> bytes:
     """An episode's row: each text once, and per step which of them stand under which tag (-1 for none)."""
     texts: dict[str, int] = {}
     rows = [
         [step, *(texts.setdefault(parts[tag], len(texts)) if tag in parts else -1 for tag in TAGS)]
-        for step, parts in said.items()
+        for step, parts in steps.items()
     ]
     return zlib.compress(json.dumps([list(texts), rows], ensure_ascii=False).encode("utf-8", "surrogatepass"))
 

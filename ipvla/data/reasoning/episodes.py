@@ -62,14 +62,14 @@ class ReasonedSource:
     """A source whose episodes have the step feature `reasoning`: `EpisodeDataset` reads it beside the source.
 
     Standards take that feature's text at each step that they keep, by the dataset's own step, and lanes read it as
-    plans (`StepBatch.plan`). Nothing is drawn here, for an episode is read once and kept for several epochs: only
-    the stage leaves tags out. An episode of which the file says nothing keeps what its dataset recorded.
+    plans (`StepBatch.plan`). Nothing is drawn here, for an episode is read once for several epochs: only
+    the stage leaves tags out. An episode that the file lacks keeps what its dataset recorded.
 
     Args:
         source: the episodes.
         reasoning: of them.
         scheduled_stage: leaves out the first tags, see `ReasoningFilter`.
-        tags: which of the rest are kept, `("PLAN", "SUBTASK")` for a short plan.
+        tags: which of the rest are used, `("PLAN", "SUBTASK")` for a short plan.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ReasonedSource:
             if tag not in TAGS:
                 raise ValueError(f"unknown tag {tag!r} of reasoning; use some of {', '.join(TAGS)}")
         self._source, self._reasoning = source, reasoning
-        self._kept, self._tags = ReasoningFilter(scheduled_stage), tags
+        self._filter, self._tags = ReasoningFilter(scheduled_stage), tags
 
     @property
     def name(self) -> str:
@@ -131,12 +131,12 @@ class ReasonedSource:
 
     def trajectory(self, index: int) -> Trajectory:
         trajectory = self._source.trajectory(index)
-        said = self._reasoning.of(trajectory.metadata)
-        if not said:
+        reasoning = self._reasoning.of(trajectory.metadata)
+        if not reasoning:
             return trajectory
         texts = {
-            step: render({tag: text for tag, text in self._kept(parts).items() if tag in self._tags})
-            for step, parts in said.items()
+            step: render({tag: text for tag, text in self._filter(parts).items() if tag in self._tags})
+            for step, parts in reasoning.items()
         }
         of_steps = tuple(texts.get(step, "") for step in range(len(trajectory)))
         return replace(trajectory, steps={**trajectory.steps, REASONING: of_steps})

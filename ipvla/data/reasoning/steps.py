@@ -10,7 +10,7 @@ import numpy as np
 
 from ipvla.reasoning import TAGS
 
-#: Tag, of `TAGS`, to what is said under it, in their order; a tag of which nothing is known is not there.
+#: Tag, of `TAGS`, to its text, in their order; tags without a text are absent.
 Parts: TypeAlias = Mapping[str, str]
 
 #: What a step's entry calls them: in the Bridge file, and in the LIBERO one.
@@ -27,21 +27,21 @@ _GRIPPER_KEYS = ("gripper_position", "gripper_positions")
 _GRIPPER_STEPS = 5
 
 
-def step_parts(said: Mapping[str, Any], features: Mapping[str, Any], step: int) -> dict[str, str]:
-    """What a reasoning file says of one step.
+def step_parts(entry: Mapping[str, Any], features: Mapping[str, Any], step: int) -> dict[str, str]:
+    """One step of a reasoning file, by tag.
 
     Args:
-        said: the step's own entry (`task`, `plan`, `subtask`, ...).
+        entry: the step's own (`task`, `plan`, `subtask`, ...).
         features: of the whole episode: `bboxes` and `gripper_position`, lists with one entry per step.
         step: which of them, counted in the dataset's own episode.
 
     A missing key, None or an empty text leaves its tag out; nothing is escaped, split or rewritten.
     """
-    found = {tag: _text(next((said[key] for key in keys if said.get(key)), None)) for tag, keys in _KEYS.items()}
-    found["VISIBLE OBJECTS"] = _visible_objects(_at(features.get("bboxes"), step))
+    parts = {tag: _text(next((entry[key] for key in keys if entry.get(key)), None)) for tag, keys in _KEYS.items()}
+    parts["VISIBLE OBJECTS"] = _visible_objects(_at(features.get("bboxes"), step))
     positions = next((features[key] for key in _GRIPPER_KEYS if features.get(key)), ())
-    found["GRIPPER POSITION"] = _gripper_positions(positions, step)
-    return {tag: found[tag] for tag in TAGS if found[tag]}
+    parts["GRIPPER POSITION"] = _gripper_positions(positions, step)
+    return {tag: parts[tag] for tag in TAGS if parts[tag]}
 
 
 def render(parts: Parts) -> str:
@@ -51,7 +51,7 @@ def render(parts: Parts) -> str:
 
 @dataclass(frozen=True)
 class ReasoningFilter:
-    """Which tags of a step's reasoning are kept; the stage comes first, dropout next.
+    """Which tags of a step's reasoning stay; the stage comes first, dropout next.
 
     Attributes:
         scheduled_stage: k leaves out the first min(k, 8) tags of `TAGS`, whether they are known or not: 0 keeps
@@ -71,12 +71,12 @@ class ReasoningFilter:
             raise ValueError(f"reasoning_dropout_prob is {self.reasoning_dropout_prob}; give a number in [0, 1]")
 
     def __call__(self, parts: Parts, key: Sequence[int] = ()) -> dict[str, str]:
-        """The parts that are kept. `key`: non-negative integers that the draw is a pure function of."""
+        """The parts that stay. `key`: non-negative integers that the draw is a pure function of."""
         tags = TAGS[self.scheduled_stage :]
         if self.reasoning_dropout_prob and tags:
             # one draw per tag, known or not: a missing key does not move the others' luck
-            kept = np.random.default_rng(tuple(key)).random(len(TAGS)) >= self.reasoning_dropout_prob
-            tags = tuple(tag for tag, keep in zip(TAGS, kept, strict=True) if keep and tag in tags)
+            drawn = np.random.default_rng(tuple(key)).random(len(TAGS)) >= self.reasoning_dropout_prob
+            tags = tuple(tag for tag, keep in zip(TAGS, drawn, strict=True) if keep and tag in tags)
         return {tag: parts[tag] for tag in tags if tag in parts}
 
 

@@ -36,7 +36,7 @@ class Unmatched:
 
     Attributes:
         reason: in words.
-        example: what was compared; it may tell paths.
+        example: what was compared; may contain paths.
     """
 
     reason: str
@@ -44,7 +44,7 @@ class Unmatched:
 
 
 class MissingReasoningError(DatasetError):
-    """The reasoning file does not exist and cannot be fetched; the message tells no path."""
+    """The reasoning file does not exist and cannot be fetched; the message names no path."""
 
 
 class ReasoningStore:
@@ -59,7 +59,7 @@ class ReasoningStore:
         self._connections = threading.local()
 
     def episode(self, file_path: str, episode_id: str) -> dict[int, dict[str, str]]:
-        """What is said at each step of an episode, by the dataset's own step; empty where nothing was written."""
+        """The reasoning at each step of an episode, by the dataset's own step; empty without any."""
         query = "SELECT said FROM episodes WHERE file_path = ? AND episode_id = ?"
         row = self._connection().execute(query, (file_path, episode_id)).fetchone()
         return {} if row is None else unpack(row[0])
@@ -138,13 +138,13 @@ def open_store(path: Path, cache: Path) -> ReasoningStore:
     return store
 
 
-def along(said: Mapping[int, Parts], raw_step: npt.NDArray[np.int64]) -> Sequence[Parts]:
-    """What is said at each kept step of an episode.
+def along(by_step: Mapping[int, Parts], raw_step: npt.NDArray[np.int64]) -> Sequence[Parts]:
+    """The reasoning at each step of an episode that its standard keeps.
 
     A dataset's standard may leave steps out (Bridge's first, no-operations): reasoning is numbered by the
-    dataset's own step, and indexing it by the kept one would shift all of it.
+    dataset's own step, and indexing it by the standard's would shift all of it.
     """
-    return [said.get(int(step), _NOTHING) for step in raw_step]
+    return [by_step.get(int(step), _NOTHING) for step in raw_step]
 
 
 def _episode_id(number: Any) -> str:

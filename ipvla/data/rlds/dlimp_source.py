@@ -1,6 +1,6 @@
 """RLDS through dlimp and tf.data, as OpenVLA reads it: the same trajectories, by TensorFlow's own code.
 
-Needs `requirements-oxe.txt`. tf.data only knows streams, so all episodes are read once and kept, encoded, in
+Needs `requirements-oxe.txt`. tf.data only knows streams, so all episodes are read once and stay, encoded, in
 memory: for datasets that fit, and to compare with. `RldsSource` needs neither.
 """
 

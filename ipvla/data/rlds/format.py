@@ -14,7 +14,7 @@ STATISTICS_FILE = "dataset_statistics.json"
 #: Lengths and labels of all episodes, so that opening a dataset need not read it. Optional for a reader.
 EPISODES_FILE = "episodes.json"
 
-#: Where datasets tell the task in words, most usual first.
+#: Features that hold the task in words, most usual first.
 INSTRUCTIONS = ("language_instruction", "observation/natural_language_instruction")
 #: LIBERO's RLDS names its two cameras `image` and `wrist_image`; other cameras keep their own name.
 LIBERO_CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}

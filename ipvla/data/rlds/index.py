@@ -1,4 +1,4 @@
-"""Where each episode lies and how long it is: made by reading a dataset once, kept in a file that is mapped."""
+"""Where each episode lies and how long it is: made by reading a dataset once, stored in a file that is mapped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class EpisodeEntry:
 
     Attributes:
         shard: number of the shard.
-        offset, size: of the record, as `ShardRecords.places` tells them.
+        offset, size: of the record, as `ShardRecords.places` gives them.
         steps: control steps.
         task, family: labels, "" where the dataset has none.
     """
@@ -100,10 +100,10 @@ class EpisodeIndex:
     def load(cls, path: Path) -> Self | None:
         """The inverse of `save`; None if nothing whole is there."""
         try:
-            told: Mapping[str, list[str]] = json.loads(path.with_suffix(".json").read_bytes())
+            texts: Mapping[str, list[str]] = json.loads(path.with_suffix(".json").read_bytes())
             rows = np.load(path, mmap_mode="r")
         except (OSError, EOFError, ValueError):
             return None
         if rows.dtype != _ROW:
             return None
-        return cls(rows, tuple(told["labels"]), tuple(told["broken"]))
+        return cls(rows, tuple(texts["labels"]), tuple(texts["broken"]))

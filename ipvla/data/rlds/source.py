@@ -46,7 +46,7 @@ class RldsSource:
     Args:
         location: the version directory, `<data_root>/recall/1.0.0`, or its address in object storage.
         split: name of it.
-        index_root: where the list of episodes is kept for the next opening; None to keep none.
+        index_root: directory for the list of episodes, for the next opening; None to store none.
         skip_bad_episodes: leave out episodes that cannot be read, and count them in `broken`.
 
     Attributes:
@@ -157,7 +157,7 @@ class RldsSource:
 
     def _open_index(self, files: Any, root: str, index_root: Path | None, split: str) -> EpisodeIndex:
         labels = self._labels(files, root)
-        if index_root is None or labels is not None:  # what the dataset lists itself need not be kept
+        if index_root is None or labels is not None:  # what the dataset lists itself need not be stored
             return self._make_index(labels)
         sizes = [[name, files.size(f"{root}/{name}")] for name in self._names]
         key = hashlib.sha256(json.dumps([self.location, split, self._skips, sizes]).encode()).hexdigest()[:16]
@@ -237,9 +237,9 @@ def _open_builder(location: str, files: Any, root: str) -> Any:
     if not files.isdir(root):
         parent = root.rstrip("/").rpartition("/")[0]
         there = sorted(Path(path).parent.name for path in files.glob(f"{parent}/*/dataset_info.json"))
-        found = f"; beside it there is {', '.join(there)}" if there else ""
+        others = f"; beside it there is {', '.join(there)}" if there else ""
         raise DatasetError(
-            f"dataset directory {location} does not exist; collect it first or correct the path{found}"
+            f"dataset directory {location} does not exist; collect it first or correct the path{others}"
         )
     names = [Path(path).name for path in files.ls(root, detail=False)]
     if "dataset_info.json" not in names:
@@ -267,13 +267,13 @@ def _open_builder(location: str, files: Any, root: str) -> Any:
 
 def _nearby(location: str, files: Any, root: str) -> str:
     """What to do about a directory that is no version's: versions lie one or two levels below, or one above."""
-    found = [
+    subdirectories = [
         str(path).removeprefix(root).rpartition("/")[0]
         for pattern in ("*", "*/*")
         for path in files.glob(f"{root}/{pattern}/dataset_info.json")
     ]
     versions = sorted(
-        (path for path in found if VERSION_NAME.fullmatch(path.rpartition("/")[2])),
+        (path for path in subdirectories if VERSION_NAME.fullmatch(path.rpartition("/")[2])),
         key=lambda path: [int(part) for part in path.rpartition("/")[2].split(".")],
     )
     if versions:
@@ -281,8 +281,9 @@ def _nearby(location: str, files: Any, root: str) -> str:
     above = root.rstrip("/").rpartition("/")[0]
     if files.exists(f"{above}/dataset_info.json"):
         return f"did you mean {location.rpartition('/')[0]}?"
-    if found:
-        return f"it has {', '.join(path.strip('/') for path in found)}, and a version's directory is three numbers"
+    if subdirectories:
+        names = ", ".join(path.strip("/") for path in subdirectories)
+        return f"it has {names}, and a version's directory is three numbers"
     return "give an RLDS version directory"
 
 

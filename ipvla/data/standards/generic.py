@@ -1,4 +1,4 @@
-"""Any other dataset, told by its configuration which features are what."""
+"""Any other dataset: its configuration names the features."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ class StandardConfig:
             in LeRobot `observation.state`.
         language: the step feature, or the metadata, that holds the task in words; None for `language_instruction`,
             in LeRobot `task`.
-        gripper: how the last action dimension tells the gripper: `environment` (-1 open, +1 closed),
+        gripper: how the last action dimension encodes the gripper: `environment` (-1 open, +1 closed),
             `open_is_one` (0 closed, 1 open), or `none` for actions that end in no gripper; None for `environment`,
             in LeRobot `none`.
-        absolute: the whole action tells where to be (joint positions), not how to move.
+        absolute: the whole action is a position (of joints), not a motion.
         trimmed: how many steps to leave out at an episode's start and at its end.
         skip_noops: leave out steps that do nothing.
         orientation: how pictures are turned: `upright`, `mirrored` as in LIBERO's published datasets, or

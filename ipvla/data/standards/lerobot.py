@@ -15,7 +15,7 @@ _IMAGE, _IMAGES = "observation.image", "observation.images."
 def lerobot(name: str, features: Mapping[str, Feature]) -> Generic | None:
     """The standard of a dataset with these step features, None if they are not LeRobot's.
 
-    LeRobot does not tell which of an action's dimensions is a gripper: all are normalised, as LeRobot does.
+    LeRobot does not say which of an action's dimensions is a gripper: all are normalised, as LeRobot does.
     """
     pictures = [path for path in features if path.startswith(_IMAGES) or path == _IMAGE]
     has_camera = any(features[path].is_camera for path in pictures)

@@ -25,7 +25,7 @@ LIBERO_DATASETS = (
     "libero_90_no_noops",
     "libero_lm_90",
 )
-#: What their metadata call the first four (`liber_o10` is theirs).
+#: The names of the first four in their metadata (`liber_o10` is spelt so there).
 LIBERO_INNER_NAMES = ("libero_spatial", "libero_object", "libero_goal", "liber_o10")
 #: OpenVLA's replay recorded it; datasets that only have a suite's name lack it.
 JOINTS = "observation/joint_state"

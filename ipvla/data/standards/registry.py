@@ -23,7 +23,7 @@ STANDARDS: Final[Mapping[str, Callable[[str], Standard]]] = {
     **dict.fromkeys(FRACTAL_DATASETS, fractal),
     **dict.fromkeys(DROID_DATASETS, droid),
 }
-#: The same by the names inside their metadata, and the feature that tells them from others of that name.
+#: The same by the names inside their metadata, and the feature that distinguishes them from others of that name.
 _INNER: Final[Mapping[str, tuple[Callable[[str], Standard], str]]] = {
     **dict.fromkeys(LIBERO_INNER_NAMES, (libero, JOINTS)),
     DROID_INNER_NAME: (droid, "action_dict/cartesian_velocity"),
@@ -58,7 +58,7 @@ def standard_for(name: str, features: Mapping[str, Feature], inner_name: str = "
         inner_name: what the dataset's metadata call it, second choice.
 
     Raises:
-        DatasetError: the dataset of a known name lacks features, or nothing tells what its features mean.
+        DatasetError: the dataset of a known name lacks features, or the meaning of its features is unknown.
     """
     known = name if name in STANDARDS else inner_name
     if known in STANDARDS:
@@ -78,7 +78,7 @@ def standard_for(name: str, features: Mapping[str, Feature], inner_name: str = "
     layout = recorded(name, features) or lerobot(name, features)
     if layout is None:
         raise DatasetError(
-            f"nothing tells what the features of {name} mean: {_listed(features)}. Configure its standard, "
+            f"the meaning of {name}'s features is unknown: {_listed(features)}. Configure its standard, "
             f"for example: {flags(features)} (`--standard...` for jobs that only read data). "
             f"Known by name are {', '.join(STANDARDS)}; LIBERO's layout has actions of 7 numbers"
         )

@@ -24,16 +24,16 @@ HAND_ABSOLUTE = (False,) * 6 + (True,)
 
 @dataclass(frozen=True)
 class Standard(ABC):
-    """What every family of datasets tells; `action` and `state` are its own.
+    """What a family of datasets defines; each has its own `action` and `state`.
 
     Attributes:
         name: the dataset's.
         cameras: name of each view -> the step feature that holds its pictures.
         language: the step feature that holds the task in words, or the metadata of that name.
         normalised: bool [A], action dimensions that are normalised (OpenVLA's `action_normalization_mask`).
-        absolute: bool [A], action dimensions that tell where to be rather than how to move, and so repeat past an
+        absolute: bool [A], action dimensions that give a position rather than a motion, and so repeat past an
             episode's end (OpenVLA's `absolute_action_mask`).
-        gripper: how the last action dimension tells the gripper.
+        gripper: how the last action dimension encodes the gripper.
         trimmed: how many steps are left out at an episode's start and at its end.
         skip_noops: leave out steps that do nothing, by `moving_steps`.
     """
@@ -74,7 +74,7 @@ class Standard(ABC):
         """Proprioception of all T recorded steps, float32 [T, P], in the dataset's units."""
 
     def contract(self, state_size: int) -> Contract:
-        """On which terms its episodes were recorded, as far as the family of datasets tells.
+        """On which terms its episodes were recorded, as far as the family of datasets defines them.
 
         Args:
             state_size: P.
@@ -105,7 +105,7 @@ class Standard(ABC):
         return {"standard": type(self).__name__, **asdict(self)}
 
     def episode(self, trajectory: Trajectory) -> EncodedEpisode:
-        """The steps that are kept, pictures as they are.
+        """The steps that stay, pictures as they are.
 
         Raises:
             DatasetError: a feature is missing, or actions are not of A dimensions.
@@ -117,8 +117,8 @@ class Standard(ABC):
                 f"{trajectory.where}: actions are {list(action.shape)}, the standard {self.name!r} has them as "
                 f"{[len(trajectory), len(self.normalised)]}; configure one for this dataset"
             )
-        kept = self._kept(action, trajectory)
-        if not (np.isfinite(action[kept]).all() and np.isfinite(state[kept]).all()):
+        steps = self._steps(action, trajectory)
+        if not (np.isfinite(action[steps]).all() and np.isfinite(state[steps]).all()):
             raise BrokenEpisodeError(f"{trajectory.where} has actions or states that are not finite; leave it out")
         metadata = trajectory.metadata
         instruction = self._instruction(trajectory)
@@ -128,23 +128,23 @@ class Standard(ABC):
             instruction=instruction,
             seed=_seed(metadata.get("seed")),
             pictures={camera: trajectory.pictures(path) for camera, path in self.cameras.items()},
-            state=state[kept],
-            action=action[kept],
-            raw_step=kept,
+            state=state[steps],
+            action=action[steps],
+            raw_step=steps,
             wordings=self._wordings(trajectory, instruction),
-            **{field: tuple(_rows(trajectory.texts(path), kept)) for field, path in _RECORDED.items()},
+            **{field: tuple(_rows(trajectory.texts(path), steps)) for field, path in _RECORDED.items()},
         )
 
-    def _kept(self, action: FloatArray, trajectory: Trajectory) -> npt.NDArray[np.int64]:
+    def _steps(self, action: FloatArray, trajectory: Trajectory) -> npt.NDArray[np.int64]:
         first, last = self.trimmed
-        kept = np.arange(first, len(action) - last, dtype=np.int64)
+        steps = np.arange(first, len(action) - last, dtype=np.int64)
         if self.skip_noops:
-            kept = kept[moving_steps(action[kept])]
-        if not len(kept):
+            steps = steps[moving_steps(action[steps])]
+        if not len(steps):
             raise BrokenEpisodeError(
                 f"{trajectory.where}: of {len(action)} steps the standard {self.name!r} keeps none; leave it out"
             )
-        return kept
+        return steps
 
     def _instruction(self, trajectory: Trajectory) -> str:
         if self.language in trajectory.steps:
@@ -160,8 +160,8 @@ class Standard(ABC):
 _RECORDED = {"reasoning": "reasoning", "questions": "question", "answers": "answer"}
 
 
-def _rows(texts: tuple[str, ...], kept: npt.NDArray[np.int64]) -> Iterator[str]:
-    return (texts[t] for t in kept.tolist()) if texts else iter(())
+def _rows(texts: tuple[str, ...], steps: npt.NDArray[np.int64]) -> Iterator[str]:
+    return (texts[t] for t in steps.tolist()) if texts else iter(())
 
 
 def _seed(value: Any) -> int:

@@ -36,7 +36,7 @@ class PaliGemmaConfig(BackboneConfig):
     Attributes:
         pretrained: a hub name such as `google/paligemma-3b-pt-224`, or a directory written by `save_pretrained`
             (model and tokenizer).
-        cache_dir: where downloads are kept; None follows HF_HOME.
+        cache_dir: directory of downloads; None follows HF_HOME.
         dtype: "float32" or "bfloat16".
         prompt: with `{instruction}` in it.
         max_prompt_tokens: longest prompt in tokens, image tokens included.
@@ -169,16 +169,16 @@ class PaliGemmaBackbone(Backbone):
     def embed(self, inputs: ModelInputs) -> Embedded:
         model, ids = self.network.model, inputs.input_ids
         is_image = (ids == self.image_token) & inputs.attention_mask
-        seen = model.get_image_features(self._pixels(inputs.images)).pooler_output
+        perception = model.get_image_features(self._pixels(inputs.images)).pooler_output
         # the image token may lie outside the vocabulary
         tokens = model.get_input_embeddings()(ids.masked_fill(is_image, 0))
-        tokens = tokens.masked_scatter(is_image[..., None], seen.to(tokens.dtype))
+        tokens = tokens.masked_scatter(is_image[..., None], perception.to(tokens.dtype))
         last = inputs.attention_mask.sum(-1) - 1
         words = inputs.attention_mask & ~is_image
         words[:, self.image_tokens * self.num_views] = False  # BOS
         words[torch.arange(len(last), device=last.device), last] = False  # the newline
-        seen = seen.reshape(len(last), -1, self.perception_size).float()
-        return Embedded(tokens, inputs.attention_mask, last, seen, inputs.proprio, words)
+        perception = perception.reshape(len(last), -1, self.perception_size).float()
+        return Embedded(tokens, inputs.attention_mask, last, perception, inputs.proprio, words)
 
     def encode(self, embedded: Embedded, context: Context | None = None) -> BackboneOutput:
         from transformers import DynamicCache
@@ -211,10 +211,10 @@ class PaliGemmaBackbone(Backbone):
         hidden = tuple(h[:, place.observation] for h in output.hidden_states)
         earlier = bias.shape[-1] - x.shape[1]
         rows = torch.arange(len(x), device=x.device)
-        kept = None
+        last_keys_values = None
         if context.keep and cache is not None:
             places = earlier + embedded.last[:, None] - torch.arange(context.keep - 1, -1, -1, device=x.device)
-            kept = tuple(
+            last_keys_values = tuple(
                 torch.stack([t.transpose(1, 2)[rows[:, None], places].flatten(2) for t in of_layers], 1)
                 for of_layers in ([c.keys for c in cache.layers], [c.values for c in cache.layers])
             )
@@ -233,7 +233,7 @@ class PaliGemmaBackbone(Backbone):
             hidden,
             embedded.instruction,
             None if place.written is None else output.hidden_states[-1][:, place.written],
-            cast("tuple[torch.Tensor, torch.Tensor] | None", kept),
+            cast("tuple[torch.Tensor, torch.Tensor] | None", last_keys_values),
         )
 
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:

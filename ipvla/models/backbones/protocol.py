@@ -114,7 +114,7 @@ class Context:
 
 @dataclass
 class BackboneOutput:
-    """Features, and what lies behind them.
+    """Features, and the states that they come from.
 
     Attributes:
         features: what memory and head read.
@@ -122,14 +122,14 @@ class BackboneOutput:
         instruction_mask: bool [B, N], True on the instruction's own tokens (no padding, no special tokens).
         context_tokens: [B, M, D], the last hidden states of the context's tokens after they have read the
             observation, if there are any.
-        kept: (keys, values) [B, layers, keep, Dk] of the prompt's last tokens, if they were asked for.
+        last_keys_values: (keys, values) [B, layers, keep, Dk] of the prompt's last tokens, for `Context.keep` > 0.
     """
 
     features: Features
     hidden_states: tuple[torch.Tensor, ...]
     instruction_mask: torch.Tensor
     context_tokens: torch.Tensor | None = None
-    kept: tuple[torch.Tensor, torch.Tensor] | None = None
+    last_keys_values: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class Backbone(nn.Module):

@@ -47,7 +47,7 @@ def save_random_paligemma(
 
     Args:
         sizes: of `vision` and `text`, by the names of their Hugging Face configs.
-        words: all that the tokenizer tells apart.
+        words: the tokenizer's vocabulary.
         device: where the weights are drawn; a GPU is faster.
     """
     vocabulary = [*_SPECIAL, *words]

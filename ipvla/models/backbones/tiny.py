@@ -167,13 +167,13 @@ class TinyBackbone(Backbone):
         observed = hidden if place.written is None else tuple(h[:, place.observation] for h in hidden)
         layers = self.network.layers
         rows = torch.arange(len(embedded.last), device=embedded.last.device)
-        kept = None
+        last_keys_values = None
         if context.keep:
             places = embedded.last[:, None] - torch.arange(context.keep - 1, -1, -1, device=rows.device)
             pairs = [
                 layer.keys_values(h[rows[:, None], places]) for layer, h in zip(layers, observed, strict=False)
             ]
-            kept = torch.stack([k for k, _ in pairs], 1), torch.stack([v for _, v in pairs], 1)
+            last_keys_values = torch.stack([k for k, _ in pairs], 1), torch.stack([v for _, v in pairs], 1)
         return BackboneOutput(
             Features(
                 self.network.norm(observed[-1][rows, embedded.last]),
@@ -184,7 +184,7 @@ class TinyBackbone(Backbone):
             observed,
             embedded.instruction,
             None if place.written is None else hidden[-1][:, place.written],
-            kept,
+            last_keys_values,
         )
 
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:

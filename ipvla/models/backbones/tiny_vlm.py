@@ -87,8 +87,8 @@ class TinyTrunk(nn.Module):
         mass = weight.sum(2)
         centroid = weight.transpose(2, 3) @ self.grid / (mass[..., None] + 1e-2)
         mass = (mass / weight.shape[2]).clamp(max=4)[..., None]
-        seen = torch.cat([x, self.grid.to(x.dtype).repeat(b, v, 1)], -1)
-        return seen, torch.cat([centroid, mass], -1).flatten(1)
+        perception = torch.cat([x, self.grid.to(x.dtype).repeat(b, v, 1)], -1)
+        return perception, torch.cat([centroid, mass], -1).flatten(1)
 
 
 #: Keys [B, S, D], values [B, S, D] and bias [B, heads, S] of earlier tokens.
@@ -186,9 +186,9 @@ class TinyVLM(PreTrainedModel):
         the prefix does not see them.
         """
         prefix = attention_mask if suffix_mask is None else attention_mask & ~suffix_mask
-        x, seen = self.embed(images, proprio, input_ids, prefix)
+        x, perception = self.embed(images, proprio, input_ids, prefix)
         mask = self._attention(prefix, attention_mask, suffix_mask)
-        return TinyOutput(self.run(x, mask), seen, self.text_start)
+        return TinyOutput(self.run(x, mask), perception, self.text_start)
 
     @property
     def text_start(self) -> int:
@@ -200,15 +200,15 @@ class TinyVLM(PreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """All tokens [B, N, D] and the visual map [B, Np, Dp]; `prefix` bool [B, L] marks the prompt's tokens."""
         words = self.embed_tokens(input_ids) + self.positions[: input_ids.shape[1]]
-        said = self.language(words)
-        weight = prefix[..., None].to(said.dtype)
-        said = self.language_norm((said * weight).sum(1) / weight.sum(1).clamp(min=1))
+        sentence = self.language(words)
+        weight = prefix[..., None].to(sentence.dtype)
+        sentence = self.language_norm((sentence * weight).sum(1) / weight.sum(1).clamp(min=1))
         body = self.proprio_norm(self.proprio(proprio))
-        seen, centroids = self.trunk(images, self.condition(torch.cat([said, body], -1)))
-        visual = self.visual(centroids.to(said.dtype)).unflatten(-1, (self.config.visual_tokens, -1))
+        perception, centroids = self.trunk(images, self.condition(torch.cat([sentence, body], -1)))
+        visual = self.visual(centroids.to(sentence.dtype)).unflatten(-1, (self.config.visual_tokens, -1))
         last = F.one_hot(prefix.sum(-1) - 1, input_ids.shape[1])[..., None].to(words.dtype)
-        words = words + last * (self.summary(centroids.to(said.dtype)) + body)[:, None]
-        return torch.cat([torch.cat([visual, body[:, None]], 1) + self.visual_positions, words], 1), seen
+        words = words + last * (self.summary(centroids.to(sentence.dtype)) + body)[:, None]
+        return torch.cat([torch.cat([visual, body[:, None]], 1) + self.visual_positions, words], 1), perception
 
     def run(
         self, x: torch.Tensor, mask: torch.Tensor, past: Sequence[Past] | None = None

@@ -32,6 +32,6 @@ class Glimpse(nn.Module):
         asked = self.ask(features.cognition)
         query = self.query(asked).unflatten(-1, (self.queries, self.key_size))
         score = query @ self.key(features.perception).transpose(1, 2) * self.key_size**-0.5
-        seen = score.float().softmax(-1).to(features.perception.dtype) @ features.perception
-        out: torch.Tensor = self.out(torch.cat([seen.flatten(1), asked, features.proprio.to(asked.dtype)], -1))
+        glimpsed = score.float().softmax(-1).to(features.perception.dtype) @ features.perception
+        out: torch.Tensor = self.out(torch.cat([glimpsed.flatten(1), asked, features.proprio.to(asked.dtype)], -1))
         return out

@@ -1,6 +1,6 @@
 """The perceptual-cognitive memory bank of MemoryVLA (arXiv 2508.19236, section 3.3).
 
-Two banks work alike: one keeps the cognition, n = 1 token of D, the other what is seen, squeezed to n tokens of
+Two banks work alike: one keeps the cognition, n = 1 token of D, the other the perception, squeezed to n tokens of
 size d. Each holds up to L entries m_i [n, d], written at control steps t_i. Per policy step, for the present
 tokens x [n, d]:
 
@@ -184,5 +184,5 @@ class BankMemory(SqueezingMemory):
                 entries, times = memory[name], memory[f"{name}_t"]
                 fused[name] = bank(now[name], entries, times, count)
                 after[name], after[f"{name}_t"] = append(entries, times, count == length, fused[name], t, merge)
-            seen = self.out((fused["perception"] - now["perception"]).flatten(1))
-            return features.with_cognition(fused["cognition"][:, 0] + seen), after
+            recalled = self.out((fused["perception"] - now["perception"]).flatten(1))
+            return features.with_cognition(fused["cognition"][:, 0] + recalled), after

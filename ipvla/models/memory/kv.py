@@ -1,6 +1,6 @@
 """Cached keys and values of earlier steps, first in, first out: memory without a single weight.
 
-Of each policy step the language layers' keys and values of the prompt's last n tokens are kept, for the last L
+The memory stores the language layers' keys and values of the prompt's last n tokens, for each of the last L policy
 steps; every token of later steps attends to them as to its own. The idea is TempoFit's (arXiv 2603.07647): it
 needs no training, so it can be tried on a frozen model; where the model is trained, gradients flow into the cached
 entries. Attention has no other clock than a bias on the scores, -s_h * gap, with the gap in seconds and one slope
@@ -58,7 +58,7 @@ class KVMemoryConfig(MemoryConfig):
 class KVMemory(BackboneMemory):
     """See the module's docstring.
 
-    State: `keys` and `values` float32 [B, layers, L * n, Dk], `t` int64 [B, L * n], -1 where nothing is kept yet.
+    State: `keys` and `values` float32 [B, layers, L * n, Dk], `t` int64 [B, L * n], -1 in empty places.
     """
 
     slopes: torch.Tensor
@@ -82,10 +82,10 @@ class KVMemory(BackboneMemory):
         return Context(past=KeysValues(memory["keys"], memory["values"], bias), keep=self.config.tokens)
 
     def update(self, output: BackboneOutput, memory: Memory, t: torch.Tensor) -> Memory:
-        assert output.kept is not None
+        assert output.last_keys_values is not None
         n = self.config.tokens
         keys, values = (
             torch.cat([memory[name][:, :, n:], new.float()], 2)
-            for name, new in zip(("keys", "values"), output.kept, strict=True)
+            for name, new in zip(("keys", "values"), output.last_keys_values, strict=True)
         )
         return {"keys": keys, "values": values, "t": torch.cat([memory["t"][:, n:], t[:, None].expand(-1, n)], 1)}

@@ -3,7 +3,7 @@
 M tokens m [M, D] are read by the observation's tokens and read these, so that the language layers return them as
 o = LN(backbone(observation, m)). Where every token reads every other they stand behind the prompt; in a causal
 model in front of the observation, to be read, and once more behind it, to be rewritten (`Backbone.attention`).
-What is kept is gated, so that a token can outlast many steps:
+A gate preserves a share of each token, so that it can outlast many steps:
 
     m' = z * m + (1 - z) * tanh(W o),   z = sigmoid(U [o; m] + b)
 

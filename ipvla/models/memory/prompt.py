@@ -1,4 +1,4 @@
-"""The plan in text, kept in the prompt: reasoning once and acting on it many times.
+"""The plan in text, stored in the prompt: reasoning once and acting on it many times.
 
 The model writes a plan of ECoT tags (Zawalski et al., arXiv 2407.08693) when an episode starts, and acts on the
 prompt `instruction, plan`. At every step a trigger, p = sigmoid(w . cognition + b), decides from the same pass
@@ -34,7 +34,7 @@ _REHEARSED = 8
 @MemoryConfig.register_subclass("prompt")
 @dataclass(frozen=True)
 class PromptMemoryConfig(MemoryConfig):
-    """How the plan is kept.
+    """How plans are written and renewed.
 
     Attributes:
         plan_tokens: longest plan, in the backbone's tokens.
@@ -106,8 +106,8 @@ class PromptMemory(MemoryModule):
             some = inputs.map(lambda x: x[rows])
             new = self._rewrite(backbone, some, {name: value[rows] for name, value in memory.items()})
             memory = {name: value.index_copy(0, rows, new[name]) for name, value in memory.items()}
-            seen = backbone(with_plan(some, new["plan"])).features
-            features = features.with_rows(rows, seen)
+            renewed = backbone(with_plan(some, new["plan"])).features
+            features = features.with_rows(rows, renewed)
         return features, memory
 
     def window(

@@ -55,7 +55,7 @@ class MemoryConfig(draccus.ChoiceRegistry):
         """ValueError for what cannot be built with any backbone."""
 
     def build(self, backbone: Backbone) -> MemoryModule:
-        """The mechanism for features of this backbone's sizes; the backbone itself is not kept."""
+        """The mechanism for features of this backbone's sizes; it holds no reference to the backbone."""
         raise NotImplementedError
 
 
@@ -122,7 +122,7 @@ class MemoryModule(nn.Module):
 
 @dataclass(frozen=True)
 class Segments:
-    """A window's steps, told apart by episode, so that a mechanism can read them all at once.
+    """A window's steps, numbered by episode, so that a mechanism can read them all at once.
 
     Attributes:
         step: int64 [B, K], policy steps of the episode before this one.

@@ -1,9 +1,9 @@
 """A recurrent hidden state, as in RoboFlamingo (arXiv 2311.01378): h' = cell(norm([z; p]), h), z' = z + W h'.
 
-z [B, D] is the cognition and p [B, n * d] what is seen, squeezed (RoboFlamingo has z alone: `tokens: 0`); h [B, H]
-is the memory, zero at an episode's start. `gru` is the cell of Cho et al.
-(arXiv 1406.1078), `lstm` that of Hochreiter and Schmidhuber (1997), which remembers its cell state c [B, H] too.
-From the start, a unit holds what it was told for 2 to 40 policy steps (`chrono_bias`).
+z [B, D] is the cognition and p [B, n * d] the squeezed perception (RoboFlamingo has z alone: `tokens: 0`);
+h [B, H] is the memory, zero at an episode's start. `gru` is the cell of Cho et al. (arXiv 1406.1078),
+`lstm` that of Hochreiter and Schmidhuber (1997), which also remembers its cell state c [B, H].
+From the start, a unit holds its input for 2 to 40 policy steps (`chrono_bias`).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class RecurrentMemory(SqueezingMemory):
         self.cell = cell(size, config.hidden)
         self.out = nn.Linear(config.hidden, width)
 
-    def advance(self, seen: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:
+    def advance(self, inputs: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:
         """The next values of `state`, each float32 [B, H], from norm([z; p]) float32 [B, D + n * d]."""
         raise NotImplementedError
 
@@ -90,8 +90,8 @@ class RecurrentMemory(SqueezingMemory):
 
     def remember(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
         with torch.autocast(t.device.type, enabled=False):  # what is remembered stays float32
-            seen = torch.cat([features.cognition.float(), features.perception.flatten(1)], -1)
-            after = self.advance(self.norm(seen), memory)
+            inputs = torch.cat([features.cognition.float(), features.perception.flatten(1)], -1)
+            after = self.advance(self.norm(inputs), memory)
         cognition = features.cognition + self.out(after[0])
         return features.with_cognition(cognition), dict(zip(self.state, after, strict=True))
 
@@ -109,8 +109,8 @@ class GRUMemory(RecurrentMemory):
             self.cell.bias_hh[hidden : 2 * hidden] = 0
             self.cell.bias_ih[hidden : 2 * hidden] = chrono_bias(hidden, _HORIZON)
 
-    def advance(self, seen: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:
-        return (self.cell(seen, memory["hidden"]),)
+    def advance(self, inputs: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:
+        return (self.cell(inputs, memory["hidden"]),)
 
 
 class LSTMMemory(RecurrentMemory):
@@ -127,8 +127,8 @@ class LSTMMemory(RecurrentMemory):
             self.cell.bias_ih[hidden : 2 * hidden] = chrono_bias(hidden, _HORIZON)
             self.cell.bias_ih[:hidden] = -self.cell.bias_ih[hidden : 2 * hidden]
 
-    def advance(self, seen: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:
-        hidden, cell = self.cell(seen, (memory["hidden"], memory["cell"]))
+    def advance(self, inputs: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, ...]:
+        hidden, cell = self.cell(inputs, (memory["hidden"], memory["cell"]))
         return hidden, cell
 
 

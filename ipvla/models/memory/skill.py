@@ -89,12 +89,12 @@ class SkillMemory(MemoryModule):
         """The whole window at once: each step takes the skill of the last look-up before it."""
         at = Segments.of(memory["count"], is_first, valid)
         due, place = self._due(at.step), torch.arange(valid.shape[1], device=t.device)
-        kept = torch.where(due & valid, place, -1).cummax(1).values
+        latest = torch.where(due & valid, place, -1).cummax(1).values
         # place 0 is the skill that the memory came with
         skills = torch.cat([memory["skill"][:, None], self._look_up(features.cognition)], 1)
-        source = torch.where(due, place, kept) + 1
+        source = torch.where(due, place, latest) + 1
         skill = skills.gather(1, source[..., None].expand(-1, -1, skills.shape[-1]))
-        last = skills.gather(1, (kept[:, -1:] + 1)[..., None].expand(-1, -1, skills.shape[-1]))
+        last = skills.gather(1, (latest[:, -1:] + 1)[..., None].expand(-1, -1, skills.shape[-1]))
         return self._with(features, skill), {"skill": last[:, 0], "count": at.after}
 
     def _due(self, step: torch.Tensor) -> torch.Tensor:

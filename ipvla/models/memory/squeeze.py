@@ -1,4 +1,4 @@
-"""What a memory keeps of many visual tokens: a few that it can afford, and when they were seen."""
+"""Visual tokens in a memory: squeezed to a few, with a timestep encoding."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Squeeze(nn.Module):
 
 
 class SqueezingMemory(MemoryModule):
-    """A mechanism that remembers what is seen as well, squeezed to n tokens; a training window's at once."""
+    """A mechanism that also remembers the perception, squeezed to n tokens; a training window's at once."""
 
     def __init__(self, perception: int, tokens: int, width: int) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ class SqueezingMemory(MemoryModule):
         return features.with_cognition(enriched.cognition), memory
 
     def _squeezed(self, features: Features) -> Features:
-        seen = features.perception
-        squeezed = seen[..., :0, :].float() if self.squeeze is None else self.squeeze(seen)
+        perception = features.perception
+        squeezed = perception[..., :0, :].float() if self.squeeze is None else self.squeeze(perception)
         return replace(features, perception=squeezed)
 
 

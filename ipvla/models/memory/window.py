@@ -1,11 +1,11 @@
 """The last W observations, read by attention: the baseline that papers on memory compare with.
 
-Of an episode's policy steps 0, 1, 2, ... every `stride`-th (0, s, 2s, ...) is kept, the last W of them: its entry
+The memory stores every `stride`-th of an episode's policy steps (0, s, 2s, ...), the last W of them: the entry
 e_j = [z_j; p_j] is the cognition z [D] beside the squeezed perception p [n * d], as the backbone gave them, with
 its control step t_j. For the present observation, at control step t, with H heads of size a / H:
 
     score_j = (W_q norm(z)) . (W_k norm(e_j) + W_r TE(t - t_j)) / sqrt(a / H)
-    z' = z + W_o softmax(score) (W_v norm(e))                           z' = z while nothing is kept
+    z' = z + W_o softmax(score) (W_v norm(e))                           z' = z while there is no entry
 
 Relative timestep encoding after Transformer-XL (arXiv 1901.02860), in control steps. Entries are raw features, not
 enriched ones: nothing older than the window can act on the present, and gradients reach back as far as the window.
@@ -36,8 +36,8 @@ class WindowMemoryConfig(MemoryConfig):
     """Sizes of the window.
 
     Attributes:
-        length: W, observations that are kept.
-        stride: policy steps from one kept observation to the next.
+        length: W, stored observations.
+        stride: policy steps from one stored observation to the next.
         tokens, token_width: n and d of the squeezed perception.
         attention, heads: a, inner size of the attention, a multiple of its heads.
     """
@@ -99,24 +99,24 @@ class WindowMemory(MemoryModule):
     def scan(
         self, features: Features, memory: Memory, t: torch.Tensor, is_first: torch.Tensor, valid: torch.Tensor
     ) -> tuple[Features, Memory]:
-        """The whole window at once: each step attends to the memory's entries and to kept steps before it."""
+        """The whole window at once: each step attends to the memory's entries and to stored steps before it."""
         length = self.config.length
         at = Segments.of(memory["count"], is_first, valid)
         entries = torch.cat([memory["entries"], self._entry(features)], 1)
         times = torch.cat([memory["entries_t"], t], 1)
-        kept = torch.cat([self._filled(memory["count"]), valid & (at.step % self.config.stride == 0)], 1)
+        stored = torch.cat([self._filled(memory["count"]), valid & (at.step % self.config.stride == 0)], 1)
         episode = torch.cat([torch.zeros_like(memory["entries_t"]), at.episode], 1)
-        # the number of each kept entry; an entry is in the window of a step while fewer than W follow it
-        number = kept.cumsum(1)
+        # the number of each stored entry; an entry is in the window of a step while fewer than W follow it
+        number = stored.cumsum(1)
         before = number[:, length - 1 : -1]
         allowed = (
-            kept[:, None]
+            stored[:, None]
             & (episode[:, None] == at.episode[..., None])
             & (number[:, None] <= before[..., None])
             & (before[..., None] - number[:, None] < length)
         )
         read = self._read(features.cognition, t, entries, times, allowed)
-        last = kept & (episode == episode.amax(1, keepdim=True))
+        last = stored & (episode == episode.amax(1, keepdim=True))
         place = torch.where(last, torch.arange(last.shape[1], device=t.device), -1)
         place = place.topk(length).values.flip(1)
         real, place = place >= 0, place.clamp(min=0)
@@ -154,6 +154,6 @@ class WindowMemory(MemoryModule):
             of_age = torch.einsum("bkha,hae->bkhe", query, self.age.weight.view(heads, size, -1))
             score = torch.einsum("bkha,bmha->bkhm", query, key) + of_age @ age.transpose(-1, -2)
             weight = score.masked_fill(~allowed[:, :, None], -1e9).softmax(-1)
-            weight = weight * allowed.any(-1)[..., None, None]  # nothing kept, nothing read
+            weight = weight * allowed.any(-1)[..., None, None]  # no entry, nothing read
             read: torch.Tensor = self.out(torch.einsum("bkhm,bmha->bkha", weight, value).flatten(2))
             return read

@@ -298,7 +298,7 @@ def test_another_file_format_says_how_to_convert(copy: Path) -> None:
 def test_features_without_actions_are_no_robot_episodes(copy: Path) -> None:
     features = (copy / "features.json").read_text()
     (copy / "features.json").write_text(features.replace('"action"', '"activity"'))
-    with pytest.raises(DatasetError, match="nothing tells what the features of synthetic mean: activity"):
+    with pytest.raises(DatasetError, match="the meaning of synthetic's features is unknown: activity"):
         open_dataset(copy)
 
 
