@@ -33,6 +33,7 @@ def test_the_matrix_finds_policies_whose_gripper_is_converted_twice(
     assert gripper_right(cells) == pytest.approx(3 / 7)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_they_do_in_liberos_own_suites(standard_cache: Path) -> None:
     protocols = [load_protocol(name) for name in ("openvla", "openpi", "libero_native")]

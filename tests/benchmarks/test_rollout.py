@@ -203,6 +203,7 @@ def test_as_many_gpus_as_simulators_fill() -> None:
     assert full["reached"] == full["driver"] < min(full["simulators"], full["policy"], full["actors"])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_waiting_simulators_come_close_to_the_bound(tmp_path: Path) -> None:
@@ -264,6 +265,7 @@ def test_the_policy_is_a_real_one_and_always_the_same(tmp_path: Path) -> None:
     np.testing.assert_array_equal(*chunks)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_an_answer_takes_beyond_the_policy_is_measured(tmp_path: Path) -> None:

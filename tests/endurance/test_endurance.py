@@ -53,6 +53,7 @@ class SlowPoints(Points):
         return simulator
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_chaos_kills_and_compares(tmp_path: Path) -> None:
@@ -72,6 +73,7 @@ def test_an_episode_that_went_another_way_is_another_episode(tmp_path: Path) -> 
     assert not same_episode(one, other)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_soak_reads_every_process_that_lasts(tmp_path: Path) -> None:

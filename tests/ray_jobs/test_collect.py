@@ -99,6 +99,7 @@ def test_a_killed_simulator_changes_nothing(undisturbed, tmp_path):
     assert summary.control_steps == undisturbed[1].control_steps
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_driver_loses_nothing_that_was_finished(undisturbed, tmp_path):
     config = config_in(tmp_path)
@@ -214,6 +215,7 @@ def test_collections_of_different_seeds_share_no_layout():
     assert Attempt("recall", 999_999, 2146).layout < 2**31
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_expert_of_a_standard_suite_fills_a_dataset(ray_cluster, standard_cache, tmp_path):
     soup = "pick_up_the_alphabet_soup_and_place_it_in_the_basket"

@@ -119,6 +119,7 @@ def command(config: ConvertConfig) -> list[str]:
     return [sys.executable, "-m", "ray_jobs", "convert", *told.split(), "--episodes_per_part", "1"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_conversion_on_ray_goes_on_and_ends_with_the_same_dataset(config, source):
     environment = os.environ | {"PYTHONPATH": str(SOURCE_TREE)}

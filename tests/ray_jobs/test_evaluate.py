@@ -109,6 +109,7 @@ def played(root: Path, policy: str) -> dict[str, tuple[str, object, npt.NDArray[
     return found
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_driver_loses_nothing_and_repeats_nothing(root: Path, tmp_path: Path) -> None:

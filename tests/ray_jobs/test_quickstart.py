@@ -32,6 +32,7 @@ def start(root: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_interrupted_quickstart_continues_to_its_end(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "quickstart-smoke"

@@ -45,6 +45,7 @@ def submitting(address: str, *job: str) -> list[str]:
     return [sys.executable, "-m", "ray_jobs.submit", "--address", address, "--", *job]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_who_stops_following_stops_the_job_which_can_go_on(address: str, root: Path) -> None:
     job = (*TRAIN, "--name", "stopped", "--training.steps", "150", "--storage_root", str(root))

@@ -87,6 +87,7 @@ def training_worker() -> psutil.Process:
     raise AssertionError("no training worker runs")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_worker_costs_nothing(make_experiment: Make) -> None:
@@ -115,6 +116,7 @@ def test_a_killed_worker_costs_nothing(make_experiment: Make) -> None:
     assert same(weights(train_policy(config).policy), undisturbed)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_driver_costs_nothing(make_experiment: Make, tmp_path: Path) -> None:

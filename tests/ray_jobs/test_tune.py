@@ -237,6 +237,7 @@ def in_mlflow(config: SweepConfig, finished: dict[str, Any], diverged: dict[str,
 TRIED = (("nothing", 1e-3), ("cue", 1e30), ("cue", 1e-3))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_sweep_of_real_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

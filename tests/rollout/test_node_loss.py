@@ -8,7 +8,7 @@ import pytest
 
 from ipvla.storage import SOURCE_TREE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def test_a_lost_node_loses_and_doubles_nothing(tmp_path):
