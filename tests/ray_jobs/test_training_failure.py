@@ -8,7 +8,7 @@ import pytest
 
 from ipvla.data.source import DatasetError
 from ipvla.training.optimizer import OptimizerConfig
-from ray_jobs.running.training_failure import TrainingError, end_at_once, told_apart
+from ray_jobs.running.training_failure import TrainingError, end_at_once, lasting_failures
 
 
 def refuse_settings() -> None:
@@ -37,7 +37,7 @@ def fill_the_disk() -> None:
     ],
 )
 def test_what_would_come_again(fails, reason) -> None:
-    with pytest.raises(TrainingError, match=reason) as caught, told_apart():
+    with pytest.raises(TrainingError, match=reason) as caught, lasting_failures():
         fails()
     again = pickle.loads(pickle.dumps(caught.value))
     with pytest.raises(TrainingError, match=reason):
@@ -46,8 +46,8 @@ def test_what_would_come_again(fails, reason) -> None:
 
 def test_a_lost_process_and_a_defect_may_be_tried_again() -> None:
     for error in (RuntimeError("connection reset"), OSError("disk"), KeyError("a")):
-        with pytest.raises(type(error)), told_apart():
+        with pytest.raises(type(error)), lasting_failures():
             raise error
         end_at_once().after_exception(None, {0: error})
-    with pytest.raises(ValueError, match="invalid literal"), told_apart():
+    with pytest.raises(ValueError, match="invalid literal"), lasting_failures():
         int("library")
