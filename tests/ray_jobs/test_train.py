@@ -33,8 +33,8 @@ from ray_jobs.command_line.cli import Terminated
 from ray_jobs.train import (
     _asked_to_stop,
     _claim,
+    _fixed,
     _interruptible,
-    _kept,
     _stopping_at,
     ask_to_stop,
     summarise,
@@ -261,10 +261,10 @@ def test_a_damaged_record_is_one_line(make_experiment: Make, text: str) -> None:
 def test_only_the_settings_that_differ_are_named(make_experiment: Make) -> None:
     ours = make_experiment()
     gone = replace(ours, model=replace(ours.model, memory=NoMemoryConfig(), chunk=4), seed=3)
-    assert differences(_kept(ours), _kept(gone)) == (
+    assert differences(_fixed(ours), _fixed(gone)) == (
         'model.memory.type "gru", this run has "none"; model.chunk 2, this run has 4; seed 0, this run has 3'
     )
-    assert differences(_kept(ours), _kept(ours)) == ""
+    assert differences(_fixed(ours), _fixed(ours)) == ""
     many = {str(number): number for number in range(9)}
     assert differences(many, {}).endswith("; 4 4, this run has null; and 4 more")
 
