@@ -67,9 +67,8 @@ def test_a_dataset_of_a_known_name_without_its_features_is_refused(name: str, ma
 
 def test_an_unknown_dataset_says_how_to_configure_it() -> None:
     features = trajectories.features(trajectories.droid(3))
-    with pytest.raises(
-        DatasetError, match=r"my_robot's features is unknown: .*Configure its standard.*bridge_orig"
-    ):
+    configure = r"my_robot's features is unknown: .*Configure its standard.*bridge_orig"
+    with pytest.raises(DatasetError, match=configure):
         standard_for("my_robot", features)
 
 
