@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.metadata import version
 
 import pytest
-from ray_jobs.attempts import Attempt, Demonstrator
 from rich.console import Console
 
 from benchmarks.gripper_matrix import save_policy
@@ -23,6 +22,7 @@ from ipvla.types import EpisodeResult, EpisodeSpec
 from ray_jobs.collect import CollectConfig
 from ray_jobs.evaluate import EvaluateConfig
 from ray_jobs.paired import PairedConfig, paired
+from ray_jobs.running.attempts import Attempt, Demonstrator
 from tests.rollout.point import PointPolicy, load_point
 from tests.sim.outside.suite import ENTRY, FACTS, Simulators, load
 
