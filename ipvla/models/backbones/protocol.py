@@ -385,7 +385,7 @@ class BackboneConfig(draccus.ChoiceRegistry):
 
     @property
     def text_limits(self) -> tuple[int, int] | None:
-        """`Backbone.max_prompt_tokens` and `max_text_tokens`; None without a limit, or if the weights know it."""
+        """`Backbone.max_prompt_tokens` and `max_text_tokens`; None without a limit, or if the weights tell it."""
         return None
 
     def check(self, instructions: Sequence[str], num_views: int) -> None:
