@@ -83,6 +83,7 @@ def test_a_failed_run_says_why_and_ends_the_others(make_experiment: Make) -> Non
     assert none_is_left()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_after_ctrl_c_no_training_stays_and_the_next_start_goes_on(make_experiment: Make) -> None:

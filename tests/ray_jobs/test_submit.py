@@ -66,6 +66,7 @@ def test_who_stops_following_stops_the_job_which_can_go_on(address: str, root: P
     assert list((run / "trainer").glob("step_*")), "with a checkpoint of its last step"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_job_that_was_stopped_is_followed_to_its_end(address: str, root: Path) -> None:
     job = (*TRAIN, "--name", "stopped", "--training.steps", "150", "--storage_root", str(root))

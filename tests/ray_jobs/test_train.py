@@ -329,6 +329,7 @@ with connect(StorageRoots(), num_cpus=2):
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_relative_paths_are_those_of_the_working_directory(storage_root: Path, tmp_path: Path) -> None:
     shutil.copytree(storage_root / "datasets" / "cue", tmp_path / "data" / "cue")
