@@ -24,7 +24,7 @@ class TrainingConfig:
         steps: optimizer steps in all.
         until: the step to stop at for now, with a checkpoint to go on from; the learning rate's course stays that
             of `steps`. None for all of them.
-        precision: "bf16" (autocast), "fp32", or "auto": bf16 where the hardware has it.
+        precision: "bf16" (autocast), "fp32", or "auto": bf16 where that is faster, see `autocasts`.
         log_every, checkpoint_every: in steps.
         checkpoints_kept: the newest ones, each with its policy.
         threads: CPU threads of a worker's arithmetic.

@@ -91,13 +91,13 @@ def unsynchronised(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def autocasts(precision: str, device: torch.device) -> bool:
-    """Is bfloat16 autocast on? "auto" takes it where the hardware multiplies bfloat16 itself.
+    """Is bfloat16 autocast on? "auto" takes it on GPUs that multiply bfloat16, and on CPUs with AMX.
 
-    Elsewhere (CPUs without AVX512-BF16 or AMX, GPUs before Ampere such as the V100) it is emulated: many times
-    slower than float32.
+    Elsewhere it is emulated (GPUs before Ampere such as the V100, most CPUs), or gains nothing: with AVX512-BF16
+    alone a training step of the tiny backbone took 1.3 times as long as in float32.
     """
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.cpu._is_amx_tile_supported())

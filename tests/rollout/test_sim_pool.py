@@ -47,7 +47,8 @@ def test_a_hanging_worker_is_replaced_and_its_job_runs_again(tmp_path):
 
 
 def test_simulators_that_draw_by_egl_are_told_which_gpu_as_cuda_is_hidden_from_them(monkeypatch):
-    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    for name in ("MUJOCO_EGL_DEVICE_ID", "PYOPENGL_PLATFORM"):  # MuJoCo sets the second where it has drawn
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MUJOCO_GL", "egl")
     assert simulator_environment()["MUJOCO_EGL_DEVICE_ID"] == "0"
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "1")

@@ -1,7 +1,5 @@
 """Workers: `training.precision`."""
 
-import time
-
 import pytest
 import torch
 
@@ -16,21 +14,12 @@ def test_what_is_asked_for_by_name_is_done() -> None:
     assert not autocasts("fp32", CPU)
 
 
-def test_auto_never_takes_an_emulated_bfloat16() -> None:
-    def seconds(dtype: torch.dtype) -> float:
-        a = torch.randn(512, 512).to(dtype)
-        a @ a
-        times = []
-        for _ in range(7):
-            started = time.perf_counter()
-            a @ a
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-    if autocasts("auto", CPU):
-        assert seconds(torch.bfloat16) < 2 * seconds(torch.float32)
-    else:
-        assert seconds(torch.bfloat16) > seconds(torch.float32)
+@pytest.mark.parametrize("tiles", [False, True])
+def test_auto_takes_bfloat16_on_cpus_that_multiply_tiles_of_it(
+    monkeypatch: pytest.MonkeyPatch, tiles: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    assert autocasts("auto", CPU) is tiles
 
 
 def test_another_precision_is_refused() -> None:
