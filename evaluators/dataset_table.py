@@ -26,7 +26,7 @@ def card_lines(card: DatasetCard) -> Iterator[tuple[str, str]]:
     for camera in card.cameras:
         sizes = ", ".join(f"{width} x {height}" for height, width in camera.sizes) or "nothing that can be decoded"
         yield f"camera {camera.name}", f"{sizes}, {camera.encoding} ({camera.feature})"
-    yield "control rate", "not told" if card.fps is None else f"{card.fps:g} per second"
+    yield "control rate", "unknown" if card.fps is None else f"{card.fps:g} per second"
     yield "episodes", f"{card.episodes:,}" + (f", and {len(card.broken):,} broken" if card.broken else "")
     yield "transitions", f"{card.transitions:,}"
     yield (
@@ -52,7 +52,7 @@ def card_tables(card: DatasetCard) -> Iterator[RenderableType]:
     yield head
     tasks = Table("task", "episodes", title=f"{len(card.tasks):,} tasks")
     for task, count in list(card.tasks.items())[:_TASKS]:
-        tasks.add_row(Text(task or "(none told)"), f"{count:,}")
+        tasks.add_row(Text(task or "(none)"), f"{count:,}")
     if len(card.tasks) > _TASKS:
         tasks.add_row(f"{len(card.tasks) - _TASKS:,} more", f"{sum(list(card.tasks.values())[_TASKS:]):,}")
     yield tasks

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ipvla.contract import Contract, Pictures
+from ipvla.contract import Contract
 from ipvla.data.gripper import binarised
 from ipvla.data.source import Trajectory
 from ipvla.data.standards.recorded import ACTION, STATE
@@ -46,16 +46,7 @@ class Bridge(Standard):
 
     def contract(self, state_size: int) -> Contract:
         """Poses in metres and radians at 5 Hz, which no suite here takes; pictures as a camera gives them."""
-        return Contract(
-            tuple(sorted(self.cameras)),
-            Pictures("upright"),
-            self.gripper,
-            action="other",
-            clipped=False,
-            state="other",
-            state_size=state_size,
-            control_hz=5,
-        )
+        return self.real_robot(state_size, 5)
 
 
 def bridge(name: str) -> Bridge:

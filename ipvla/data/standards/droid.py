@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ipvla.contract import Contract, Pictures
+from ipvla.contract import Contract
 from ipvla.data.source import Trajectory
 from ipvla.data.standards.standard import FloatArray, Standard, concatenated
 
@@ -41,16 +41,7 @@ class Droid(Standard):
 
     def contract(self, state_size: int) -> Contract:
         """Velocities at 15 Hz, which no suite here takes; pictures as a camera gives them."""
-        return Contract(
-            tuple(sorted(self.cameras)),
-            Pictures("upright"),
-            self.gripper,
-            action="other",
-            clipped=False,
-            state="other",
-            state_size=state_size,
-            control_hz=15,
-        )
+        return self.real_robot(state_size, 15)
 
 
 def droid(name: str) -> Droid:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ipvla.contract import Contract, Pictures
+from ipvla.contract import Contract
 from ipvla.data.gripper import opening_from_closing
 from ipvla.data.source import Trajectory
 from ipvla.data.standards.standard import FloatArray, Standard, concatenated
@@ -35,16 +35,7 @@ class Fractal(Standard):
 
     def contract(self, state_size: int) -> Contract:
         """Motion in metres and radians at 3 Hz, which no suite here takes; pictures as a camera gives them."""
-        return Contract(
-            tuple(sorted(self.cameras)),
-            Pictures("upright"),
-            self.gripper,
-            action="other",
-            clipped=False,
-            state="other",
-            state_size=state_size,
-            control_hz=3,
-        )
+        return self.real_robot(state_size, 3)
 
 
 def fractal(name: str) -> Fractal:

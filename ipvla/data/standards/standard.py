@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -90,6 +90,11 @@ class Standard(ABC):
             state_size=state_size,
             control_hz=None,
         )
+
+    def real_robot(self, state_size: int, control_hz: float) -> Contract:
+        """The contract of a robot that no suite here has: own actions and state, pictures as a camera gives them."""
+        base = Standard.contract(self, state_size)
+        return replace(base, pictures=Pictures("upright"), action="other", state="other", control_hz=control_hz)
 
     @property
     def known_length(self) -> bool:
