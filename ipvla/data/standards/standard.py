@@ -92,7 +92,7 @@ class Standard(ABC):
         )
 
     def real_robot(self, state_size: int, control_hz: float) -> Contract:
-        """The contract of a robot that no suite here has: own actions and state, pictures as a camera gives them."""
+        """The contract of a robot that no suite here has: own actions and state, pictures as cameras give them."""
         base = Standard.contract(self, state_size)
         return replace(base, pictures=Pictures("upright"), action="other", state="other", control_hz=control_hz)
 
