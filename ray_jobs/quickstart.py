@@ -41,9 +41,13 @@ class QuickstartConfig(StorageRoots):
 
     Attributes:
         tier: "full" (about a quarter of an hour on two cores) or "smoke" (a few minutes, results mean nothing).
+        seed: of the trainings; each other than 0 is a study of its own, on the same demonstrations.
+        precision: of the trainings; the preset's by default, any other is a study of its own.
     """
 
     tier: str = "full"
+    seed: int = 0
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         if self.tier not in ("full", "smoke"):
@@ -51,7 +55,8 @@ class QuickstartConfig(StorageRoots):
 
     @property
     def study(self) -> str:
-        return "quickstart" if self.tier == "full" else "quickstart-smoke"
+        parts = ["quickstart", "smoke" if self.tier == "smoke" else "", f"seed{self.seed}" if self.seed else ""]
+        return "-".join(part for part in [*parts, self.precision or ""] if part)
 
     @property
     def flags(self) -> list[str]:
@@ -68,6 +73,8 @@ class QuickstartConfig(StorageRoots):
     def training(self, memory: str) -> ExperimentConfig:
         """The policies differ in nothing but these names."""
         names = ["--study", self.study, "--name", memory, "--model.memory.type", memory]
+        names += ["--seed", str(self.seed), "--lanes.seed", str(self.seed)]
+        names += ["--training.precision", self.precision] if self.precision else []
         parent = ["--parent_run_key", str(self.runs / self.study)]
         return parse(ExperimentConfig, [*self.preset("train"), *names, *parent])
 
