@@ -13,9 +13,8 @@ import numpy.typing as npt
 import simplejpeg
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evaluators.dataset_card import DatasetCard
+from evaluators.dataset_card import ROWS, DatasetCard, card_lines, statistics_rows
 from evaluators.dataset_sample import DatasetSample
-from evaluators.dataset_table import ROWS, card_lines, statistics_rows
 from ipvla.data.episode import EncodedEpisode
 from ipvla.files import write_text
 

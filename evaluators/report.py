@@ -11,10 +11,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluators.console import difference_cell, success_cell
+from evaluators.episodes import Video
 from evaluators.paired import PairedComparison
 from evaluators.plots import failure_timeline, learning_curves, success_bars
 from evaluators.success_table import SuccessTable
-from evaluators.videos import Video
 from ipvla.files import write_text
 
 

@@ -12,15 +12,13 @@ from pathlib import Path
 from rich.console import Console
 
 from evaluators.console import comparison_table, result_note, success_table
-from evaluators.episodes import write_episodes
+from evaluators.episodes import Video, VideoChoice, write_episodes
 from evaluators.intervals import minimum_detectable_difference
-from evaluators.paired import PairedComparison, compare
+from evaluators.paired import PairedComparison, compare, write_success
 from evaluators.plots import success_bars
 from evaluators.report import Report
 from evaluators.success import SuccessConfig
-from evaluators.success_record import write_success
 from evaluators.success_table import SuccessTable
-from evaluators.videos import Video, VideoChoice
 from ipvla.policy import Policy
 from ipvla.rollout.endpoint import PolicyEndpoint
 from ipvla.rollout.expert_policy import ExpertSource

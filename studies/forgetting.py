@@ -29,11 +29,10 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
-from evaluators.forgetting import FloatArray
+from evaluators.forgetting import FloatArray, SequenceRun, sequence_figures
 from evaluators.grounding import GroundingConfig, tabulate
 from evaluators.pareto import area
 from evaluators.readings import Readings, ReadingsConfig, read
-from evaluators.sequence import SequenceRun, sequence_figures
 from evaluators.step_costs import StepCostConfig, step_costs
 from evaluators.step_response import (
     CLOSED,

@@ -12,9 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluators.archive import decode, encode
-from evaluators.forgetting import mean_over_seeds
+from evaluators.forgetting import joined_sequences, mean_over_seeds
 from evaluators.pareto import front
-from evaluators.sequence import joined_sequences
 from evaluators.step_response import joined_responses
 from evaluators.tradeoffs import Comparison, Drawn, Point, forgetting_at_equal_success, rounded
 from studies.record import Target

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluators.forgetting import SequenceRun, sequence_figures
 from evaluators.pareto import Box, area
-from evaluators.sequence import SequenceRun, sequence_figures
 from evaluators.tradeoffs import Comparison, Drawn, Entry, Played, Point, Skill, forgetting_at_equal_success
 from studies.fronts import figures, joined, targets
 from tests.evaluators.made_up import RATES, comparison, exactly, policy
