@@ -46,7 +46,7 @@ from evaluators.step_response import (
 )
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
-from evaluators.tradeoffs import BOX, Comparison, Entry, Outcomes, Played, Point, Skill, success
+from evaluators.tradeoffs import Comparison, Entry, Outcomes, Played, Point, Skill, success
 from ipvla.experiment import ExperimentConfig
 from ipvla.files import write_text
 from ipvla.forgetting.replay import Line, controls, trace
@@ -145,7 +145,7 @@ def choose(played: Mapping[Point, Played], new: Mapping[str, Skill], old: Mappin
     rates = {point: np.array([success(p.new, new), success(p.old, old)]) for point, p in played.items()}
 
     def under(points: Sequence[Point]) -> float:
-        return area(np.stack([rates[point] for point in points]), BOX)
+        return area(np.stack([rates[point] for point in points]))
 
     chosen: dict[str, list[Point]] = {}
     tried: dict[str, list[Point]] = {}

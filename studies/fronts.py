@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from evaluators.archive import decode, encode
 from evaluators.forgetting import joined_sequences, mean_over_seeds
 from evaluators.pareto import front
+from evaluators.plots import whiskers
 from evaluators.step_response import joined_responses
 from evaluators.tradeoffs import Comparison, Drawn, Point, forgetting_at_equal_success, rounded
 from studies.record import Target
@@ -271,9 +272,5 @@ def _draw(panel: Axes, method: Mapping[str, Any], colour: Any, marker: str) -> A
     return line
 
 
-def _reach(estimate: Mapping[str, Any]) -> list[list[float]] | None:
-    """How far the interval reaches down and up; a bootstrap interval may just miss its value."""
-    if estimate["low"] is None:
-        return None
-    value = estimate["value"]
-    return [[max(value - estimate["low"], 0.0)], [max(estimate["high"] - value, 0.0)]]
+def _reach(one: Mapping[str, Any]) -> Any:
+    return None if one["low"] is None else whiskers([one["value"]], [(one["low"], one["high"])])

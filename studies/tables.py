@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Final
 
+from evaluators.console import markdown_table
 from ipvla.forgetting.thermostat import ThermostatConfig
 from studies.record import where
 
@@ -14,15 +15,9 @@ Figures = Mapping[str, Any]
 _NOT_YET: Final = "Not measured yet."
 
 
-def line(*cells: str) -> str:
-    """One row."""
-    return f"| {' | '.join(cells)} |"
-
-
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *below: str, rule: str = "---") -> str:
     """Headings, rows, and paragraphs below them; `rule` is that of all columns but the first."""
-    head = [line(*headings), "|---" + f"|{rule}" * (len(headings) - 1) + "|"]
-    return "\n\n".join(["\n".join([*head, *(line(*row) for row in rows)]), *filter(None, below)])
+    return "\n\n".join([markdown_table(headings, rows, rule), *filter(None, below)])
 
 
 def estimate(one: Figures | None, digits: int = 2, signed: bool = False) -> str:

@@ -11,6 +11,7 @@ import draccus
 import numpy as np
 import yaml
 
+from evaluators.console import markdown_table
 from evaluators.forgetting import Estimate
 from evaluators.pareto import Outcomes, front, gap
 from evaluators.success_table import SuccessTable
@@ -85,20 +86,15 @@ def _distribution(dimension: Dimension) -> Any:
 
 def table(trials: Sequence[Trial], names: Sequence[str]) -> str:
     """Markdown, the best first."""
-    rows = [
-        "| trial | status | steps | new | old | score (95 %) | with |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for trial in sorted(trials, key=lambda one: -one.told.get(SCORE, -math.inf)):
-        cells = [trial.name, trial.status, str(trial.step)]
+        cells = ["", "", trial.error]
         if trial.told:
             low, high = trial.told[f"{SCORE}/low"], trial.told[f"{SCORE}/high"]
             score = f"{trial.told[SCORE]:.2f} ({low:.2f} to {high:.2f})"
-            cells += [f"{trial.told[NEW]:.2f}", f"{trial.told[OLD]:.2f}", score]
-        else:
-            cells += ["", "", trial.error.replace("|", "/")]
-        rows.append(f"| {' | '.join([*cells, flat(trial.values, names)])} |")
-    return "\n".join(rows)
+            cells = [f"{trial.told[NEW]:.2f}", f"{trial.told[OLD]:.2f}", score]
+        rows.append((trial.name, trial.status, str(trial.step), *cells, flat(trial.values, names)))
+    return markdown_table(("trial", "status", "steps", "new", "old", "score (95 %)", "with"), rows)
 
 
 def write_best(config: ExperimentConfig, trial: Trial, path: Path) -> Path:
