@@ -28,12 +28,10 @@ from typing import Any, Final
 
 import numpy as np
 from rich.console import Console
-from rich.markdown import Markdown
 
 from ipvla.data.plan import EpochPlan
 from ray_jobs.command_line.cli import run
-from studies.record import Target, write_record
-from studies.tables import target_table
+from studies.record import Target, conclude
 
 _TENSORFLOW = Path(__file__).with_name("data_tensorflow.py")
 _ENTRIES = 1_000_000
@@ -230,9 +228,7 @@ def main(study: DataStudy) -> None:
         "scale": scale,
     }
     reached = targets(figures, 1 if study.quick else study.turns)
-    console.print(Markdown(target_table([target.to_dict() for target in reached])))
-    if not study.quick:
-        console.print(f"written to {write_record('data', [0], figures, reached)}")
+    conclude("data", [0], figures, reached, console, quick=study.quick)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.parts import Figures, PartStudy, measure_parts
 from evaluators.step_costs import StepCostConfig, Trainer, step_costs, variants
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.probe import ProbeConfig
@@ -48,7 +47,7 @@ from ipvla.types import Episode, Observation
 from ray_jobs.command_line.cli import run
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
 from studies.engine import placed
-from studies.record import Target
+from studies.record import Figures, PartStudy, Target, measure_parts
 
 MEMORIES: Final = ("none", "gru", "latent", "bank", "kv")
 _CHUNK = 8

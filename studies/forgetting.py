@@ -58,9 +58,9 @@ from ray_jobs.command_line.cli import run
 from ray_jobs.command_line.settings import arguments, parse
 from ray_jobs.running.cluster import connect
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
-from studies.engine import DOCS, RECIPE, SLICE, Figures, Runner, Study, as_json, entries, placed, publish
+from studies.engine import DOCS, RECIPE, SLICE, Runner, Study, as_json, entries, placed, publish
 from studies.fronts import figures, joined, plot_fronts, targets
-from studies.record import read_record, write_record
+from studies.record import Figures, read_record, write_record
 from studies.tables import FORGETTING, measured
 
 #: Pictures that questions are about.

@@ -43,8 +43,8 @@ from ray_jobs.command_line.settings import parse
 from ray_jobs.display.progress import EpisodeProgress
 from ray_jobs.evaluate import EvaluateConfig, evaluate
 from ray_jobs.running.cluster import connect
-from studies.engine import DOCS, Figures, Runner, Study, as_json, entries, placed, publish
-from studies.record import Target
+from studies.engine import DOCS, Runner, Study, as_json, entries, placed, publish
+from studies.record import Figures, Target
 from studies.tables import MEMORY, measured
 
 _QUICK_COSTS = CostConfig(late=40, around=2, steps=3, repeats=2)

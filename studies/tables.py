@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from evaluators.console import markdown_table
 from ipvla.forgetting.thermostat import ThermostatConfig
-from studies.record import where
 
 Figures = Mapping[str, Any]
 _NOT_YET: Final = "Not measured yet."
@@ -55,6 +54,13 @@ def extent(numbers: Iterable[int]) -> str:
     """E.g. 60, or 20 to 80."""
     some = list(numbers)
     return str(min(some)) if min(some) == max(some) else f"{min(some)} to {max(some)}"
+
+
+def where(run: Mapping[str, Any]) -> str:
+    """A sentence on the run that gave some figures; `commit` is a list where it is not known which one it was."""
+    commits = [run["commit"]] if isinstance(run["commit"], str) else run["commit"]
+    named = " or ".join(f"`{one[:10]}`" for one in commits)
+    return f"Commit {named}, {run['machine']['cpu']}, {run['machine']['os']}."
 
 
 def target_table(targets: Sequence[Figures], *below: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from benchmarks.service_training import (
+from benchmarks.service import (
     BARE,
     TRAINER,
     StepTimes,
