@@ -9,7 +9,7 @@ that what the worker logs to console and file counts; MLflow is measured apart, 
 interrupts.
 
 A full run writes `benchmarks/results/service.json`, beside what `python -m tests.endurance --parts "[sweep]"`
-wrote of a sweep that is killed and goes on. `--quick` measures in small, in a temporary place, and its results mean
+wrote of a sweep that is killed and goes on. `--quick` measures in small, in a temporary place; its results mean
 nothing.
 """
 
