@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from benchmarks import gripper_matrix
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.command_line.cli import run
 from studies.record import Target, conclude, read_record
@@ -83,9 +82,11 @@ def quickstart_figures(record: dict[str, Any] | None) -> dict[str, float]:
 
 
 def gripper_right() -> float:
-    """Share of protocols x players whose hand closes at "close", opens at "open": `benchmarks.gripper_matrix`."""
+    """Share of protocols x players whose hand closes at "close", opens at "open": `tests.sim.gripper_matrix`."""
+    from tests.sim.gripper_matrix import gripper_matrix, gripper_right
+
     with tempfile.TemporaryDirectory() as scratch:
-        return gripper_matrix.gripper_right(gripper_matrix.gripper_matrix(Path(scratch)))
+        return gripper_right(gripper_matrix(Path(scratch)))
 
 
 def targets(figures: dict[str, Any]) -> list[Target]:

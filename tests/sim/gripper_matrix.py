@@ -1,6 +1,6 @@
 """Does "close" close the hand and "open" open it, for every protocol and kind of player, in the real engine?
 
-    python -m benchmarks.gripper_matrix
+    python -m tests.sim.gripper_matrix
 
 Players are real: policies that were saved and are loaded, whose data never did anything but close (or open) the
 hand; a scripted expert; our server with such a policy; a server that is not ours and speaks the language of the
