@@ -126,13 +126,9 @@ class Choice:
         """Of these methods the one with the largest area."""
         return max(names, key=lambda name: self.areas[name])
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Choice:
-        """What `to_dict` gave."""
+        """What `asdict` gave."""
         points = {name: tuple(Point(**point) for point in chosen) for name, chosen in values["points"].items()}
         return cls(points, values["areas"])
 
@@ -557,7 +553,7 @@ def tune(runner: ForgettingRunner) -> None:
         runner.console.print(f"{name}: area {choice.areas[name]:.3f}, {places}")
     if study.complete:
         tried = [{**asdict(point), "new": _counts(p.new), "old": _counts(p.old)} for point, p in played.items()]
-        tuning = {"choice": choice.to_dict(), "tried": tried}
+        tuning = {"choice": asdict(choice), "tried": tried}
         runner.console.print(f"written to {write_record(_TUNING, [study.tuning_seed], tuning, [])}")
 
 
