@@ -275,11 +275,7 @@ def targets(figures: Mapping[str, Any]) -> list[Target]:
     """What is promised of protection on any device."""
     costs = figures["tuning"]["costs"] if "tuning" in figures else {}
     bounds = {"hsw_step_ratio": 1.05, "thermostat_step_ratio": 1.02}
-    return [
-        Target(f"{name}_gpu", one["value"], bounds[name], False, interval=(one["low"], one["high"]))
-        for name, one in costs.items()
-        if name in bounds
-    ]
+    return [Target.of(f"{name}_gpu", one, bounds[name]) for name, one in costs.items() if name in bounds]
 
 
 def main(study: GPUStudy) -> None:

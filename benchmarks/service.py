@@ -25,7 +25,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Final, Self
 
@@ -109,21 +108,6 @@ class TurnsConfig:
     steps: int = 20
 
 
-@dataclass(frozen=True)
-class StepTimes:
-    """Of the same steps by the worker and by the bare loop.
-
-    Attributes:
-        ms: who -> milliseconds per step of each turn, by wall time.
-        cpu_ms: the same by the process's CPU time.
-        same_weights: both ended with the same weights, bit for bit.
-    """
-
-    ms: Mapping[str, list[float]]
-    cpu_ms: Mapping[str, list[float]]
-    same_weights: bool
-
-
 class Turn:
     """In a training, asked after every step: times what is a turn, and waits until the next one begins."""
 
@@ -151,8 +135,13 @@ class Turn:
         return not go_on
 
 
-def step_times(config: ExperimentConfig, turns: TurnsConfig) -> StepTimes:
-    """Runs both; Ray must be connected. `config` is of one worker on a CPU, and has logged nothing yet."""
+def step_times(config: ExperimentConfig, turns: TurnsConfig) -> tuple[FloatArray, bool]:
+    """Runs both; Ray must be connected. `config` is of one worker on a CPU, and has logged nothing yet.
+
+    Returns:
+        Milliseconds per step, float64 [2, turns, 2], by wall and by CPU time, of the worker and of the bare loop;
+        and whether both ended with the same weights, bit for bit.
+    """
     training = replace(config.training, steps=10**6, checkpoint_every=10**6, log_every=turns.steps)
     config = replace(config, training=training)
     with TemporaryDirectory() as place, closing(socket.socket(socket.AF_UNIX)) as server:
@@ -179,9 +168,7 @@ def step_times(config: ExperimentConfig, turns: TurnsConfig) -> StepTimes:
             fitted.result()
         (checkpoint,) = (config.run_directory / "trainer").glob("step_*")
         same = _weights(checkpoint / "policy") == _weights(bare_policy)
-    per_step = 1e3 * seconds[:, turns.warmup :] / turns.steps  # [clock, turn, who]
-    wall, cpu = ({name: per_step[c, :, w].tolist() for w, name in enumerate((TRAINER, BARE))} for c in (0, 1))
-    return StepTimes(wall, cpu, same)
+    return 1e3 * seconds[:, turns.warmup :] / turns.steps, same
 
 
 def conduct(server: socket.socket, turns: TurnsConfig) -> FloatArray:
@@ -224,15 +211,14 @@ def bare_loop(config: ExperimentConfig, turn: Callable[[], bool], out: Path) -> 
     experiment.policy.save(out)
 
 
-def trainer_ratio(times: StepTimes, clock: str = "ms") -> Estimate:
-    """Worker over bare loop, of medians over turns; the interval from turns drawn with replacement."""
+def trainer_ratio(ms: FloatArray) -> Estimate:
+    """Worker over bare loop, of medians of ms [turns, 2]; the interval from turns drawn with replacement."""
 
     def ratio(ms: FloatArray) -> FloatArray:
         worker, bare = np.moveaxis(np.median(ms, axis=-2), -1, 0)
         return np.stack([worker / bare])
 
-    by_turn = np.array([getattr(times, clock)[name] for name in (TRAINER, BARE)]).T
-    return rounds_drawn(ratio, by_turn)[0]
+    return rounds_drawn(ratio, ms)[0]
 
 
 class TimedMLflowSink(MLflowSink):
@@ -316,14 +302,14 @@ def measure_training(study: ServiceStudy, console: Console) -> Figures:
     ForgettingRunner(study.forgetting, console).collect(study.forgetting.collections)
     with TemporaryDirectory(dir=study.tmp) as place:  # so that every measurement begins anew
         here = replace(study.training, run_root_dir=Path(place))
-        times = step_times(replace(here, name="turns"), turns)
+        ms, same_weights = step_times(replace(here, name="turns"), turns)
         mlflow = mlflow_seconds(replace(here, name="logged"))
-    ratio, ratio_cpu = (draccus.encode(trainer_ratio(times, clock)) for clock in ("ms", "cpu_ms"))
+    ratio, ratio_cpu = (draccus.encode(trainer_ratio(by_clock)) for by_clock in ms)
     return {
-        "step_ms": {name: median(ms) for name, ms in times.ms.items()},
+        "step_ms": dict(zip((TRAINER, BARE), np.median(ms[0], axis=0).tolist(), strict=True)),
         "turns": study.turns,
         "steps_of_a_turn": turns.steps,
-        "same_weights": times.same_weights,
+        "same_weights": same_weights,
         "ratio": ratio,
         "ratio_cpu": ratio_cpu,
         "mlflow": mlflow,

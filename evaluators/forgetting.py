@@ -86,10 +86,7 @@ def summarise(
     scores: FloatArray,
     chance: FloatArray | None = None,
     curves: FloatArray | None = None,
-    *,
-    confidence: float = 0.95,
     draws: int = 10_000,
-    seed: int = 0,
 ) -> dict[str, Estimate]:
     """Every measure of this module over seeds.
 
@@ -97,7 +94,7 @@ def summarise(
         scores: [S, T, T], S seeds, T >= 2 tasks.
         chance: [T], score of a policy that has learned nothing; None for 0.
         curves: [S, T, E], see `libero`; None leaves LIBERO's measures out.
-        confidence, draws, seed: of the bootstrap, see `interval`.
+        draws: of the bootstrap, see `interval`.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -117,20 +114,15 @@ def summarise(
         if curves.ndim != 3 or curves.shape[:2] != (seeds, tasks) or not curves.shape[2]:
             raise ValueError(f"curves have shape {curves.shape}; give [{seeds}, {tasks}, evaluations]")
         measures |= libero(scores, curves)
-    return {
-        name: mean_over_seeds(values, confidence=confidence, draws=draws, seed=seed)
-        for name, values in measures.items()
-    }
+    return {name: mean_over_seeds(values, draws=draws) for name, values in measures.items()}
 
 
-def mean_over_seeds(
-    values: FloatArray, *, confidence: float = 0.95, draws: int = 10_000, seed: int = 0
-) -> Estimate:
+def mean_over_seeds(values: FloatArray, *, confidence: float = 0.95, draws: int = 10_000) -> Estimate:
     """The mean of values [S], one per seed, NaN left out, with its interval."""
     values = values[~np.isnan(values)]
     if not len(values):
         return Estimate(math.nan, math.nan, math.nan)
-    drawn = resampled(values, draws, seed).mean(1)
+    drawn = resampled(values, draws).mean(1)
     return interval(float(values.mean()), drawn, len(values), confidence)
 
 

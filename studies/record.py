@@ -10,7 +10,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -45,6 +45,16 @@ class Target:
     beyond: bool = False
     interval: tuple[float, float] | None = None
     note: str = ""
+
+    @classmethod
+    def of(
+        cls, name: str, one: Mapping[str, Any] | None, bound: float, at_least: bool = False, note: str = ""
+    ) -> Self:
+        """Of an estimate {"value", "low", "high"}; None is one that was not measured."""
+        if one is None or one["value"] is None:
+            return cls(name, None, bound, at_least, note=note or "not measured")
+        interval = None if one["low"] is None or one["high"] is None else (one["low"], one["high"])
+        return cls(name, one["value"], bound, at_least, interval=interval, note=note)
 
     @property
     def met(self) -> bool:
