@@ -117,12 +117,14 @@ def summarise(
     return {name: mean_over_seeds(values, draws=draws) for name, values in measures.items()}
 
 
-def mean_over_seeds(values: FloatArray, *, confidence: float = 0.95, draws: int = 10_000) -> Estimate:
+def mean_over_seeds(
+    values: FloatArray, *, confidence: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> Estimate:
     """The mean of values [S], one per seed, NaN left out, with its interval."""
     values = values[~np.isnan(values)]
     if not len(values):
         return Estimate(math.nan, math.nan, math.nan)
-    drawn = resampled(values, draws).mean(1)
+    drawn = resampled(values, draws, seed).mean(1)
     return interval(float(values.mean()), drawn, len(values), confidence)
 
 

@@ -81,7 +81,7 @@ def newcombe_paired_interval(
     return max(p1 - p2 - below, -1.0), min(p1 - p2 + above, 1.0)
 
 
-def resampled(values: npt.NDArray[Any], draws: int, seed: int = 0) -> npt.NDArray[Any]:
+def resampled(values: npt.NDArray[Any], draws: int, seed: int) -> npt.NDArray[Any]:
     """Rows of values [N, ...], drawn with replacement: [draws, N, ...]."""
     rng = np.random.default_rng(seed)
     drawn: npt.NDArray[Any] = values[rng.integers(len(values), size=(draws, len(values)))]
