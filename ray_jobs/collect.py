@@ -35,9 +35,9 @@ from ipvla.sim.suite import Suite
 from ipvla.sim.suites import SUITES, load_suite, suite_entry, suites_with_expert
 from ipvla.storage import StorageRoots
 from ray_jobs.command_line.cli import run
-from ray_jobs.display.progress import CollectionDisplay, TaskProgress
 from ray_jobs.running.attempts import ATTEMPTS_PER_SEED, Attempt, Demonstrator, Outcome, Staging, next_attempts
 from ray_jobs.running.cluster import connect, require_free_port
+from ray_jobs.running.display import CollectionDisplay, TaskProgress
 
 _SEEDS = Split.HELD_OUT.value // ATTEMPTS_PER_SEED
 

@@ -31,8 +31,8 @@ from ipvla.data.rlds import dataset_directory
 from ipvla.data.source import DatasetError
 from ipvla.storage import StorageRoots
 from ray_jobs.command_line.cli import ending_at_sigterm, run
-from ray_jobs.display.progress import EpisodeProgress
 from ray_jobs.running.cluster import connect
+from ray_jobs.running.display import EpisodeProgress
 
 
 @dataclass(frozen=True)

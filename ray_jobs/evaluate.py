@@ -31,8 +31,8 @@ from ipvla.sim.suites import suites_with_expert
 from ipvla.storage import StorageRoots
 from ipvla.tracking import MLflowSink
 from ray_jobs.command_line.cli import run
-from ray_jobs.display.evaluation import EvaluationDisplay
 from ray_jobs.running.cluster import connect, supplied
+from ray_jobs.running.display import EvaluationDisplay
 from ray_jobs.running.policy_run import placed, policy_demand, policy_run, warn_of_waiting
 
 #: Shares of layouts on which only one of two policies succeeds: of similar ones, and of unlike ones.

@@ -15,8 +15,8 @@ from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import StorageRoots
 from ray_jobs.command_line.cli import run
-from ray_jobs.display.progress import EpisodeProgress
 from ray_jobs.running.cluster import connect, supplied
+from ray_jobs.running.display import EpisodeProgress
 from ray_jobs.running.policy_run import placed, policy_demand, policy_run, warn_of_waiting
 
 

@@ -29,8 +29,8 @@ from ipvla.data.survey import (
 )
 from ray_jobs.command_line.cli import run
 from ray_jobs.data.dataset_settings import DatasetConfig, OpenSource
-from ray_jobs.display.progress import EpisodeProgress
 from ray_jobs.running.cluster import connect
+from ray_jobs.running.display import EpisodeProgress
 
 
 @dataclass(frozen=True)

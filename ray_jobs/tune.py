@@ -23,8 +23,8 @@ from ipvla.experiment import ExperimentConfig
 from ipvla.files import write_text
 from ipvla.tracking import MLflowSink
 from ray_jobs.command_line.cli import ending_at_sigterm, run
-from ray_jobs.display.training import TrainingDisplay
 from ray_jobs.running.cluster import connect, supplied
+from ray_jobs.running.display import TrainingDisplay
 from ray_jobs.running.policy_run import BEST, policy_run, publish, warn_of_waiting
 from ray_jobs.train import demand
 from ray_jobs.tuning.sweep import SweepConfig, Trial, claim, run_sweep
