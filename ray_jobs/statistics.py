@@ -28,7 +28,7 @@ from ipvla.data.survey import (
     survey_path,
 )
 from ray_jobs.command_line.cli import run
-from ray_jobs.data.dataset_settings import DatasetConfig, OpenSource
+from ray_jobs.data import DatasetConfig, OpenSource
 from ray_jobs.running.cluster import connect
 from ray_jobs.running.display import EpisodeProgress
 

@@ -23,12 +23,12 @@ import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from ipvla.choices import did_you_mean
+from ipvla.sim.fingerprint import COMMIT_VARIABLE, commit
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.command_line.cli import run
 from ray_jobs.command_line.jobs import JOBS, config_class, module, named
 from ray_jobs.command_line.settings import SettingError, parse
 from ray_jobs.running.cluster import ClusterError
-from ray_jobs.running.commit import COMMIT_VARIABLE, commit
 
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _POLL_S = 0.5

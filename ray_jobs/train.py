@@ -31,11 +31,10 @@ from ipvla.training.checkpoint import differences, flat, load_checkpoint, save_c
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
 from ipvla.training.target import VLM
-from ray_jobs.command_line.cli import Terminated, first_line, run
+from ray_jobs.command_line.cli import Terminated, TrainingError, end_at_once, first_line, lasting_failures, run
 from ray_jobs.running.cluster import Demand, connect, supplied
 from ray_jobs.running.display import TrainingDisplay
 from ray_jobs.running.policy_run import policy_run, publish, warn_of_waiting
-from ray_jobs.running.training_failure import TrainingError, end_at_once, lasting_failures
 
 #: In a run's directory: while it is there, the run ends after its next step, with a checkpoint.
 _STOP = "stop"

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ipvla.files import write_text
-from ipvla.sim.fingerprint import fingerprint
+from ipvla.sim.fingerprint import commit, fingerprint
 from ipvla.storage import SOURCE_TREE
-from ray_jobs.running.commit import commit
 
 RESULTS: Final = SOURCE_TREE / "benchmarks" / "results"
 

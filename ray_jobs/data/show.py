@@ -25,7 +25,7 @@ from evaluators.dataset_sheet import Strip, histograms, write_sheet
 from evaluators.dataset_table import card_tables
 from ipvla.data.survey import surveyed
 from ray_jobs.command_line.cli import run
-from ray_jobs.data.dataset_settings import DatasetConfig
+from ray_jobs.data import DatasetConfig
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from ipvla.experiment import ExperimentConfig
-from ray_jobs.command_line.cli import user_error
+from ray_jobs.command_line.cli import TrainingError, user_error
 from ray_jobs.running.cluster import supplied
 from ray_jobs.running.display import TrainingDisplay
-from ray_jobs.running.training_failure import TrainingError
 from ray_jobs.train import TrainSummary, ask_to_stop, demand, forget_earlier_starts, summarise, train_policy
 
 _POLL_S = 0.5

@@ -276,7 +276,7 @@ def test_a_sweep_of_real_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     raised, diverged = trials["nothing", 1e-3], trials["cue", 1e30]
     assert (raised["status"], diverged["status"]) == ("failed", "failed")
     assert raised["error"].startswith("ipvla.data.source.")
-    assert diverged["error"].startswith("ray_jobs.running.training_failure.TrainingError"), "not tried again"
+    assert diverged["error"].startswith("ray_jobs.command_line.cli.TrainingError"), "not tried again"
     assert "lower optimizer.lr" in diverged["error"]
     finished = trials["cue", 1e-3]
     assert (finished["status"], told["best"]) == ("finished", finished["name"])
