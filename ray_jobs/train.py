@@ -34,7 +34,7 @@ from ipvla.training.target import VLM
 from ray_jobs.command_line.cli import Terminated, TrainingError, end_at_once, first_line, lasting_failures, run
 from ray_jobs.running.cluster import Demand, connect, supplied
 from ray_jobs.running.display import TrainingDisplay
-from ray_jobs.running.policy_run import policy_run, publish, warn_of_waiting
+from ray_jobs.running.policy_run import publish, training_run, warn_of_waiting
 
 #: In a run's directory: while it is there, the run ends after its next step, with a checkpoint.
 _STOP = "stop"
@@ -350,13 +350,7 @@ def _watched(
 
 def run_sinks(config: ExperimentConfig, step: int) -> Sinks:
     """Where a run that goes on from this step logs to."""
-    mlflow = policy_run(
-        config,
-        config.study,
-        config.name,
-        parent_run_key=config.parent_run_key,
-        parent_run_id=config.parent_run_id,
-    )
+    mlflow = training_run(config)
     mlflow.log_params(flat(draccus.encode(config)))
     return Sinks((ConsoleSink(), JsonlSink(config.run_directory / "metrics.jsonl", step), mlflow))
 

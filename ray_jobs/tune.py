@@ -25,7 +25,7 @@ from ipvla.tracking import MLflowSink
 from ray_jobs.command_line.cli import ending_at_sigterm, run
 from ray_jobs.running.cluster import connect, supplied
 from ray_jobs.running.display import TrainingDisplay
-from ray_jobs.running.policy_run import BEST, policy_run, publish, warn_of_waiting
+from ray_jobs.running.policy_run import BEST, policy_run, publish, training_run, warn_of_waiting
 from ray_jobs.train import demand
 from ray_jobs.tuning.sweep import SweepConfig, Trial, claim, run_sweep
 from ray_jobs.tuning.sweep_report import best, difference, importances, pareto, plot, table, write_best
@@ -125,7 +125,7 @@ def _publish(
 
 def _register(chosen: ExperimentConfig) -> None:
     """The best trial's policy, as the best version of the sweep's model."""
-    sink = policy_run(chosen, chosen.study, chosen.name, parent_run_key=chosen.parent_run_key, renews=True)
+    sink = training_run(chosen, renews=True)
     publish(sink, chosen, register=True, alias=BEST)
     sink.close()
 

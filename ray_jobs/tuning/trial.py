@@ -13,7 +13,7 @@ from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
 from ipvla.experiment import ExperimentConfig
 from ipvla.rollout.policy_actor import PolicySource
-from ray_jobs.running.policy_run import placed, policy_run
+from ray_jobs.running.policy_run import placed, training_run
 from ray_jobs.train import checkpointed_policy, train_policy
 
 #: What a trial reports: the names in Ray Tune and the sweep's table, and, below `forgetting/`, in MLflow.
@@ -97,7 +97,7 @@ def play(
     """
     load, success = placed(success, config.use_gpu)
     journal = config.run_directory / f"episodes_{step:06d}_{success.first_layout}.sqlite"
-    sink = policy_run(config, config.study, config.name, parent_run_key=config.parent_run_key, renews=True)
+    sink = training_run(config, renews=True)
     with success.build(config.cache) as evaluation:
         table = evaluation.run(config.name, PolicySource(load, policy), journal, sink=sink, step=step)
     scores = scoring.of(table)
