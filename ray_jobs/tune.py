@@ -27,9 +27,9 @@ from ray_jobs.running.cluster import connect, supplied
 from ray_jobs.running.display import TrainingDisplay
 from ray_jobs.running.policy_run import BEST, policy_run, publish, training_run, warn_of_waiting
 from ray_jobs.train import demand
-from ray_jobs.tuning.sweep import SweepConfig, Trial, claim, run_sweep
+from ray_jobs.tuning.sweep import SweepConfig, claim
 from ray_jobs.tuning.sweep_report import best, difference, importances, pareto, plot, table, write_best
-from ray_jobs.tuning.trial import logged, play, rungs, train_to
+from ray_jobs.tuning.trials import Trial, logged, play, run_sweep, rungs, train_to
 
 _SIDES = ("best", "default")
 

@@ -26,11 +26,10 @@ from ipvla.training.parallel import World
 from ipvla.types import EpisodeResult, EpisodeSpec
 from ray_jobs.command_line.settings import SettingError, parse, with_values
 from ray_jobs.tune import tune
-from ray_jobs.tuning import sweep
-from ray_jobs.tuning.search_space import Dimension, require_usable
-from ray_jobs.tuning.sweep import SurelyWorse, SweepConfig, Trial, claim, searcher
+from ray_jobs.tuning import trials as running
+from ray_jobs.tuning.sweep import Dimension, Scoring, SweepConfig, claim, require_usable
 from ray_jobs.tuning.sweep_report import best, difference, importances, pareto, plot, table, write_best
-from ray_jobs.tuning.trial import Scoring, rungs
+from ray_jobs.tuning.trials import SurelyWorse, Trial, rungs, searcher
 from tests.synthetic import cue_episode
 
 PRESETS = SOURCE_TREE / "ray_jobs" / "experiments"
@@ -256,7 +255,7 @@ def test_a_sweep_of_real_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     parse(ExperimentConfig, ["--config_path", str(experiment), *roots]).build(World()).policy.save(start)
     monkeypatch.chdir(tmp_path)
     points = [{"data.dataset": data, "optimizer.lr": lr} for data, lr in TRIED]
-    monkeypatch.setattr(sweep, "searcher", lambda _: BasicVariantGenerator(points, max_concurrent=1))
+    monkeypatch.setattr(running, "searcher", lambda _: BasicVariantGenerator(points, max_concurrent=1))
     config = SweepConfig(
         storage_root=tmp_path,
         experiment=Path(experiment.name),
