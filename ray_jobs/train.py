@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -212,26 +213,29 @@ def _interruptible(fit: Callable[[], object], run_directory: Path) -> None:
         Terminated: SIGTERM came before the workers had begun.
     """
     stop, begun = run_directory / _STOP, run_directory / _BEGUN
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            fit()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work, name="Ray Train", daemon=True)  # which may never end
-    thread.start()
+    fitting = in_background(fit, "Ray Train")
     try:
-        while thread.is_alive():
-            thread.join(_SIGNAL_POLL_S)
+        while futures.wait([fitting], _SIGNAL_POLL_S).not_done:
             if stop.exists() and not begun.exists():
                 raise Terminated
     except BaseException:
         stop.touch()  # where the cluster outlives this, the workers end after their next step
         raise
-    if failed:
-        raise failed[0]
+    fitting.result()
+
+
+def in_background(work: Callable[[], object], name: str) -> futures.Future[object]:
+    """Begins `work` in a thread that this process does not wait for when it ends: it may go on for ever."""
+    future = futures.Future[object]()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 def trainer(config: ExperimentConfig, worker: Callable[[dict[str, Any]], None]) -> TorchTrainer:
