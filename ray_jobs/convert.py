@@ -108,9 +108,8 @@ def convert(config: ConversionConfig, distribute: Distribute, console: Console) 
             console.print(f"{done} of {len(plan.parts)} parts are there already")
         if conversion.needs_tasks:
             reading = distribute(partial(tasks_of_part, plan), plan.parts)
-            tasks = {
-                part.number: of_part for part, of_part in _tell(console, "reading tasks", reading, plan.parts)
-            }
+            shown = _tell(console, "reading tasks", reading, plan.parts)
+            tasks = {part.number: of_part for part, of_part in shown}
             conversion.number_tasks([tasks[part.number] for part in plan.parts])
         converting = distribute(partial(convert_part, conversion.plan), pending)
         for _ in _tell(console, "converting", converting, plan.parts, pending):
