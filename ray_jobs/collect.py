@@ -20,8 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ipvla.data.recording import Recording
 from ipvla.data.rlds import dataset_directory, write_rlds
 from ipvla.data.source import DatasetError
@@ -285,13 +283,10 @@ def main(config: CollectConfig) -> None:
     complete = config.directory.exists()
     with CollectionDisplay() as display:
         summary = collect(config, display.update)
-    console = Console()
     if complete:
-        console.print(
-            f"The dataset is complete: {summary.demos} demonstrations in {summary.directory}", markup=False
-        )
+        print(f"The dataset is complete: {summary.demos} demonstrations in {summary.directory}")
         return
-    console.print(
+    print(
         f"{summary.demos} demonstrations in {summary.directory}: {summary.control_steps} control steps, "
         f"{summary.cpu_ms_per_step:.2f} CPU-ms each, {summary.wall_s:.0f} s"
     )

@@ -111,11 +111,7 @@ def main(config: StatisticsConfig) -> None:
     console = Console()
     result, path = survey(config)
     size = result.statistics
-    console.print(
-        f"{size.num_transitions} control steps of {size.num_trajectories} episodes: {path}",
-        markup=False,
-        soft_wrap=True,
-    )
+    print(f"{size.num_transitions} control steps of {size.num_trajectories} episodes: {path}")
     unlabelled = int((~result.labelled & (result.lengths > 0)).sum())
     if unlabelled:
         console.print(f"{unlabelled} episodes have no task in words; statistics count them", style="yellow")

@@ -80,7 +80,7 @@ def main(config: ShowConfig) -> None:
     card, sheet = show(config)
     for part in card_tables(card):
         console.print(part)
-    console.print(f"written: {sheet}", markup=False, highlight=False, soft_wrap=True)
+    print(f"written: {sheet}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache, reduce
+from functools import reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any, Final, Self
@@ -197,7 +197,7 @@ class SweepConfig(StorageRoots):
             with contextlib.suppress(OSError, ValueError, ParsingError):  # it is being written
                 written = max(path.stat().st_mtime for path in record.parent.iterdir())
                 if time.time() - written < _SILENT_S and not (record.parent / "policy").exists():
-                    runs[record.parent.name] = _experiment(record, record.stat().st_mtime_ns)
+                    runs[record.parent.name] = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
         return runs
 
     def require_usable(self) -> None:
@@ -227,13 +227,6 @@ class SweepConfig(StorageRoots):
             tracking=tracking,
             **roots,
         )
-
-
-@lru_cache(maxsize=256)
-def _experiment(record: Path, written_ns: int) -> ExperimentConfig:
-    """What `experiment.json` says; decoded once for each version of it."""
-    experiment: ExperimentConfig = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
-    return experiment
 
 
 def require_usable(space: Mapping[str, Dimension], experiment: ExperimentConfig) -> None:
