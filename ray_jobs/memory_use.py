@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from evaluators.memory_use import InterventionConfig, MemoryUse
 from evaluators.plots import plot_memory_use
@@ -79,11 +79,9 @@ def _publish(config: MemoryUseJobConfig, use: MemoryUse) -> None:
 def loss_table(use: MemoryUse) -> Table:
     """Per family, t and probe: success without and with the probe, success lost with its interval, McNemar's p."""
     notes = [f"{probe} left out: {reason}" for probe, reason in use.left_out.items()]
-    table = Table(title=f"Is the memory of {use.policy} used?", caption="; ".join(notes) or None, pad_edge=False)
-    for heading in ("family", "probe"):
-        table.add_column(heading)
-    for heading in ("t", "success", "touched", "lost (95 %)", "p"):
-        table.add_column(heading, justify="right")
+    numbers = (Column(heading, justify="right") for heading in ("t", "success", "touched", "lost (95 %)", "p"))
+    title, caption = f"Is the memory of {use.policy} used?", "; ".join(notes) or None
+    table = Table("family", "probe", *numbers, title=title, caption=caption, pad_edge=False)
     for row in sorted(use.families, key=lambda row: row.name):
         low, high = row.lost95
         table.add_row(

@@ -72,10 +72,6 @@ class Dimension:
     def is_whole(self) -> bool:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
-    def extremes(self) -> tuple[Any, ...]:
-        """Values that are refused if any is."""
-        return self.choices or (self.low, self.high)
-
     def domain(self) -> Any:
         """For Ray Tune."""
         if self.choices:
@@ -177,7 +173,7 @@ class SweepConfig(StorageRoots):
             )
         if self.experiment is None:
             raise ValueError("experiment: no file was given; name the YAML file that ray_jobs.train would take")
-        require_both(self.success, self.scoring)
+        _require_both(self.success, self.scoring)
 
     @property
     def directory(self) -> Path:
@@ -203,7 +199,17 @@ class SweepConfig(StorageRoots):
     def require_usable(self) -> None:
         """SettingError for a name or value that the experiment would refuse in some trial."""
         base = self.trained("check", {})
-        require_usable(self.space, base)
+        if not self.space:
+            raise SettingError("space is empty; name at least one setting to vary, with low and high, or choices")
+        for name, dimension in self.space.items():  # where any value is refused, an end of the range is
+            for value in dimension.choices or (
+                dimension.low,
+                dimension.high,
+            ):
+                try:
+                    with_values(base, {name: value})
+                except SettingError as error:
+                    raise SettingError(f"space.{name} = {value}: {error}") from None
         if base.seed in self.confirm_seeds:
             raise SettingError(f"confirm_seeds: {base.seed} is the trials' own seed; choose others")
 
@@ -229,23 +235,7 @@ class SweepConfig(StorageRoots):
         )
 
 
-def require_usable(space: Mapping[str, Dimension], experiment: ExperimentConfig) -> None:
-    """Refuses names and values that the experiment would refuse in some trial.
-
-    Raises:
-        SettingError: which setting, and what is wrong with it.
-    """
-    if not space:
-        raise SettingError("space is empty; name at least one setting to vary, with low and high, or choices")
-    for name, dimension in space.items():
-        for value in dimension.extremes():
-            try:
-                with_values(experiment, {name: value})
-            except SettingError as error:
-                raise SettingError(f"space.{name} = {value}: {error}") from None
-
-
-def require_both(success: SuccessConfig, scoring: Scoring) -> None:
+def _require_both(success: SuccessConfig, scoring: Scoring) -> None:
     """ValueError unless new and old tasks are played."""
     missing = [task for task in scoring.new_tasks if task not in success.episodes]
     if missing or not scoring.new_tasks:
