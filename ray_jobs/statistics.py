@@ -71,7 +71,7 @@ def survey(config: StatisticsConfig) -> tuple[Survey, Path]:
     result = load_survey(path)
     if result is None:
         with connect(config):
-            result = combined(_shown(config.open_source, standard, len(source.lengths)), source, standard)
+            result = combined(_parts(config.open_source, standard, len(source.lengths)), source, standard)
         publish_survey(path, source.name, result)
     if config.out is not None:
         config.out.expanduser().parent.mkdir(parents=True, exist_ok=True)
@@ -79,17 +79,8 @@ def survey(config: StatisticsConfig) -> tuple[Survey, Path]:
     return result, path
 
 
-def _shown(open_source: OpenSource, standard: Standard, episodes: int) -> Iterator[SurveyPart]:
-    """The parts, and how many episodes they have so far."""
-    with EpisodeProgress() as progress:
-        bar = progress.add_task("reading", total=episodes)
-        for part in _parts(open_source, standard, episodes):
-            yield part
-            progress.advance(bar, len(part.lengths))
-
-
 def _parts(open_source: OpenSource, standard: Standard, episodes: int) -> Iterator[SurveyPart]:
-    """From as many processes as the cluster has CPUs, in whatever order they come."""
+    """From as many processes as the cluster has CPUs, in any order, with a bar of their episodes."""
     import ray
     import ray.data
 
@@ -102,8 +93,12 @@ def _parts(open_source: OpenSource, standard: Standard, episodes: int) -> Iterat
         concurrency=(1, readers),
         num_cpus=1,
     )
-    for row in rows.iter_rows():
-        yield SurveyPart.from_bytes(row["part"])
+    with EpisodeProgress() as progress:
+        bar = progress.add_task("reading", total=episodes)
+        for row in rows.iter_rows():
+            part = SurveyPart.from_bytes(row["part"])
+            yield part
+            progress.advance(bar, len(part.lengths))
 
 
 def main(config: StatisticsConfig) -> None:
