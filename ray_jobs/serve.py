@@ -28,11 +28,11 @@ from ipvla.rollout.openpi.contract import (
 )
 from ipvla.rollout.openpi.server import PolicyWebsocketServer, ServerConfig, serve_until
 from ipvla.rollout.policy_actor import PolicyActor, PolicySource
+from ipvla.sim.fingerprint import commit
 from ipvla.storage import StorageRoots
 from ipvla.types import Observation
 from ray_jobs.command_line.cli import run
 from ray_jobs.running.cluster import no_gpu
-from ray_jobs.running.commit import commit
 
 
 @dataclass(frozen=True)

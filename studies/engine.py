@@ -31,9 +31,9 @@ from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import SOURCE_TREE, StorageRoots
 from ray_jobs.collect import CollectConfig, collect
 from ray_jobs.command_line.settings import arguments, parse
-from ray_jobs.display.progress import CollectionDisplay, EpisodeProgress
 from ray_jobs.evaluate import EvaluateConfig
 from ray_jobs.quickstart import Stopwatch
+from ray_jobs.running.display import CollectionDisplay, EpisodeProgress
 from ray_jobs.running.side_by_side import train_side_by_side
 from ray_jobs.train import TrainSummary
 from studies.record import Figures, Target, conclude, read_record

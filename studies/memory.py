@@ -40,9 +40,9 @@ from ipvla.types import EpisodeResult
 from ray_jobs.collect import CollectConfig
 from ray_jobs.command_line.cli import run
 from ray_jobs.command_line.settings import parse
-from ray_jobs.display.progress import EpisodeProgress
 from ray_jobs.evaluate import EvaluateConfig, evaluate
 from ray_jobs.running.cluster import connect
+from ray_jobs.running.display import EpisodeProgress
 from studies.engine import DOCS, Runner, Study, as_json, entries, placed, publish
 from studies.record import Figures, Target
 from studies.tables import MEMORY, measured

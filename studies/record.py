@@ -16,9 +16,8 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ipvla.files import write_text
-from ipvla.sim.fingerprint import fingerprint
+from ipvla.sim.fingerprint import commit, fingerprint
 from ipvla.storage import SOURCE_TREE, StorageRoots
-from ray_jobs.running.commit import commit
 from studies.tables import target_table
 
 RESULTS: Final = SOURCE_TREE / "benchmarks" / "results"
