@@ -17,8 +17,8 @@ from ipvla.types import Episode
 class Demonstration(Episode):
     """An episode at 20 Hz: what was seen, and what the expert would do then, without the noise that was played.
 
-    State is LIBERO's proprioception, float32 [T, 8], actions are float32 [T, 7] in [-1, 1]. `reasoning` is as in
-    `ipvla.sim.recall.plan`, `questions` and `answers` as in `ipvla.sim.recall.questions`.
+    State is LIBERO's proprioception, float32 [T, 8], actions are float32 [T, 7] in [-1, 1]. Texts are as in
+    `ipvla.sim.recall.labels`.
 
     Raises:
         ValueError: records or texts are of different lengths, or there are none.

@@ -10,8 +10,7 @@ from ipvla.sim.demonstration import Demonstration
 from ipvla.sim.expert import DartNoise, Vector
 from ipvla.sim.libero import LiberoSimulator
 from ipvla.sim.recall.episode import episode_rng
-from ipvla.sim.recall.plan import plan_text
-from ipvla.sim.recall.questions import draw, look, questions
+from ipvla.sim.recall.labels import draw, look, plan_text, questions
 from ipvla.sim.recall.scene import BUTTON_HEIGHT_M, TABLE_TOP_M
 from ipvla.sim.recall.tasks import RecallTask
 from ipvla.sim.simulator import Simulator
@@ -78,7 +77,7 @@ class Expert:
         return self._script()
 
     def reason(self) -> str:
-        """The plan in words, as of the observation of the state that the world is in now; see `plan`."""
+        """The plan in words, as of the observation of the state that the world is in now; see `plan_text`."""
         problem = self._problem
         return plan_text(problem.episode, problem.machine, self._cells, carried=problem.carried())
 
