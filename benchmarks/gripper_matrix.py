@@ -39,7 +39,7 @@ from ipvla.rollout.openpi.server import PolicyWebsocketServer, ServerConfig, ser
 from ipvla.rollout.policy_actor import PolicyActor, PolicySource
 from ipvla.rollout.policy_server import PolicyServer
 from ipvla.rollout.sim_worker import EpisodeJob, SimWorker
-from ipvla.sim.expert import Expert
+from ipvla.sim.demonstration import Expert
 from ipvla.sim.libero import LiberoSimulator
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.protocols import PROTOCOLS, EvaluationProtocol

@@ -33,8 +33,7 @@ from ipvla.rollout.policy_server import BatchPolicy
 from ipvla.rollout.sim_pool import MOST_PER_CORE, cluster_cores, cluster_room, simulators_for
 from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.libero import axis_angle, configure
-from ipvla.sim.preprocessing import preprocess
-from ipvla.sim.protocol_simulator import ProtocolSimulator
+from ipvla.sim.protocol_simulator import ProtocolSimulator, preprocess
 from ipvla.sim.protocols import EvaluationProtocol, load_protocol
 from ipvla.sim.simulator import Simulator, Split, StepOutcome
 from ipvla.sim.standard.assets import find_assets

@@ -24,12 +24,11 @@ from safetensors.numpy import save_file
 from evaluators.intervals import wilson_interval
 from ipvla.files import replacing
 from ipvla.policy import Policy
-from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.libero import ACTION_SIZE, CAMERA, LiberoSimulator
 from ipvla.sim.recall.episode import episode_rng
 from ipvla.sim.recall.labels import KINDS, draw, look, questions
 from ipvla.sim.simulator import Split
-from ipvla.sim.suites import load_suite
+from ipvla.sim.suites import fingerprint, load_suite
 from ipvla.types import Observation
 
 #: Changes whenever the same settings would give other records.

@@ -23,11 +23,10 @@ from ipvla.rollout.journal import Journal
 from ipvla.rollout.sim_pool import MOST_PER_CORE, cluster_cores, cluster_room, simulators_for
 from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators, VideoJob
 from ipvla.sim.environment import require_simulators
-from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.protocols import EvaluationProtocol, load_protocol
 from ipvla.sim.simulator import Split, Task
 from ipvla.sim.suite import PROFILES, Suite, SuiteFacts
-from ipvla.sim.suites import SUITES, load_suite
+from ipvla.sim.suites import SUITES, fingerprint, load_suite
 from ipvla.tracking import MetricSink, Sinks
 from ipvla.types import EpisodeResult, EpisodeSpec
 

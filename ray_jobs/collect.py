@@ -29,10 +29,9 @@ from ipvla.files import locked, write_text
 from ipvla.rollout.sim_pool import WorkerPool, cluster_cores
 from ipvla.sim.demonstration import Demonstration
 from ipvla.sim.environment import require_simulators
-from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.simulator import Split
 from ipvla.sim.suite import Suite
-from ipvla.sim.suites import SUITES, load_suite, suite_entry, suites_with_expert
+from ipvla.sim.suites import SUITES, fingerprint, load_suite, suite_entry, suites_with_expert
 from ipvla.storage import StorageRoots
 from ray_jobs.command_line.cli import run
 from ray_jobs.display.progress import CollectionDisplay, TaskProgress

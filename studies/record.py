@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ipvla.files import write_text
-from ipvla.sim.fingerprint import fingerprint
+from ipvla.sim.suites import fingerprint
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.running.commit import commit
 

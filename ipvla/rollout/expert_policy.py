@@ -14,7 +14,7 @@ import numpy as np
 from ipvla.contract import Contract
 from ipvla.rollout.endpoint import Service, Serving
 from ipvla.rollout.episode import Act, Chunk, EpisodeId
-from ipvla.sim.expert import Expert
+from ipvla.sim.demonstration import Expert
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.suites import load_suite, suites_with_expert
 from ipvla.types import EpisodeSpec, Observation

@@ -1,11 +1,17 @@
-"""The suites by name: a new one is a folder and a line here."""
+"""The suites by name, and what their results depend on: a new suite is a folder and a line here."""
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from ipvla.sim.environment import renderer
+from ipvla.sim.libero import PACKAGES
 from ipvla.sim.recall.suite import RECALL
+from ipvla.sim.recall.tasks import VERSION
 from ipvla.sim.standard.suite import libero_entry
 from ipvla.sim.suite import Suite, SuiteEntry, unknown
 
@@ -17,6 +23,7 @@ SUITES: Final[dict[str, SuiteEntry]] = {
     "libero_10": libero_entry("libero_10"),
     "libero_90": libero_entry("libero_90"),
 }
+_EVERYWHERE: Final = {"torch": "torch", "numpy": "numpy"}
 
 
 def suite_entry(name: str) -> SuiteEntry:
@@ -38,3 +45,25 @@ def load_suite(name: str, cache_dir: Path) -> Suite:
 def suites_with_expert() -> tuple[str, ...]:
     """The names of those with a scripted expert."""
     return tuple(name for name, entry in SUITES.items() if entry.facts.has_expert)
+
+
+def fingerprint(packages: Mapping[str, str] = PACKAGES) -> dict[str, str]:
+    """Name -> version of all that changes physics or pixels besides code and seeds. Imports none of the packages.
+
+    The machine and its kernel are not among it: results of several machines are of one study. Keys: those of
+    `packages` (a suite's: name -> distribution), torch, numpy, python, renderer (MuJoCo's GL back end) and recall
+    (the embedded suite's version). A package that is not installed reads "absent".
+    """
+    return {
+        **{name: _version(package) for name, package in {**packages, **_EVERYWHERE}.items()},
+        "python": platform.python_version(),
+        "renderer": renderer(),
+        "recall": VERSION,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"

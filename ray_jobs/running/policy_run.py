@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from ipvla.experiment import ExperimentConfig
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
-from ipvla.sim.fingerprint import fingerprint
+from ipvla.sim.suites import fingerprint
 from ipvla.storage import StorageRoots
 from ipvla.tracking import MLflowSink, RunIdentity, waiting
 from ray_jobs.running.cluster import Demand

@@ -4,8 +4,8 @@ import platform
 from importlib.metadata import version
 
 from ipvla.rollout.journal import Journal
-from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.recall.tasks import VERSION
+from ipvla.sim.suites import fingerprint
 
 
 def test_it_holds_the_installed_versions_and_the_renderer(monkeypatch):

@@ -20,8 +20,8 @@ from robosuite.models.arenas import Arena
 from robosuite.models.tasks import ManipulationTask
 
 import ipvla.sim.recall.objects as _objects  # noqa: F401  registers buttons, cubes and the bowl
+from ipvla.sim.drawing import RenderContext, draw_collision_meshes
 from ipvla.sim.libero import CAMERA, Hand, hand_of, rendered
-from ipvla.sim.light_robot import draw_collision_meshes
 from ipvla.sim.recall.episode import Episode, draw_episode, positions_m
 from ipvla.sim.recall.scene import (
     BALL_RGBA,
@@ -39,7 +39,6 @@ from ipvla.sim.recall.scene import (
 )
 from ipvla.sim.recall.state_machine import StateMachine
 from ipvla.sim.recall.tasks import RecallTask
-from ipvla.sim.render_context import RenderContext
 from ipvla.sim.simulator import StepOutcome
 
 #: The hand counts as raised above this height of the fingertips over the buttons.
