@@ -34,7 +34,7 @@ from ipvla.rollout.endpoint import PolicyEndpoint
 from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.expert_policy import ExpertClient, ExpertSource
 from ipvla.rollout.openpi.client import OpenpiClient, OpenpiSource
-from ipvla.rollout.openpi.contract import from_message
+from ipvla.rollout.openpi.messages import from_message
 from ipvla.rollout.openpi.server import PolicyWebsocketServer, ServerConfig, serve_until
 from ipvla.rollout.policy_actor import PolicyActor, PolicySource
 from ipvla.rollout.policy_server import PolicyServer

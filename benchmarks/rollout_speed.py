@@ -27,8 +27,7 @@ from ipvla.models.backbones import TinyConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.evaluation import SimPool
-from ipvla.rollout.policy_actor import PolicyService, PolicySource
-from ipvla.rollout.policy_client import PolicyClient
+from ipvla.rollout.policy_actor import PolicyClient, PolicyService, PolicySource
 from ipvla.rollout.policy_server import BatchPolicy
 from ipvla.rollout.sim_pool import MOST_PER_CORE, cluster_cores, cluster_room, simulators_for
 from ipvla.rollout.sim_worker import SuiteSimulators

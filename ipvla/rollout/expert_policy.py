@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ipvla.contract import Contract
-from ipvla.rollout.endpoint import Service, Serving
+from ipvla.rollout.endpoint import ClientService, Service, Serving
 from ipvla.rollout.episode import Act, Chunk, EpisodeId
 from ipvla.sim.demonstration import Expert
 from ipvla.sim.protocol_simulator import ProtocolSimulator
@@ -67,24 +68,8 @@ class ExpertSource:
         """It looks at no picture, and acts in the simulator's units."""
         return offered.in_environment_units
 
-    def serve(self, serving: Serving, running: Service | None = None) -> ExpertService:
-        """Nothing is started: it plays in the simulator's process."""
+    def serve(self, serving: Serving, running: Service | None = None) -> ClientService:
+        """It plays in the simulator's process."""
         if running is not None:
             running.close()
-        view = None if serving.offered is None else self.view(serving.offered, serving.world)
-        return ExpertService(self, view)
-
-
-class ExpertService:
-    """In place of a `PolicyService`; there is nothing to start or to replace."""
-
-    def __init__(self, source: ExpertSource, view: Contract | None = None) -> None:
-        self._client, self.view = ExpertClient(source.cache_dir), view
-
-    def client(self) -> ExpertClient:
-        return self._client
-
-    def stats(self) -> dict[str, float]:
-        return {}
-
-    def close(self) -> None: ...
+        return ClientService(partial(ExpertClient, self.cache_dir), serving.view(self))

@@ -249,13 +249,13 @@ class WorkerPool:
         return len(self._slots)
 
     def add(self, count: int) -> None:
-        """Adds `count` workers, also to a run that is under way."""
+        """Adds `count` workers, also while jobs run."""
         new = [_Slot() for _ in range(count)]
         self._slots += new
         self._added += new
 
     def start(self, max_attempts: int = 3) -> None:
-        """Starts every worker that has no process, and waits until all have one; `run` does not wait.
+        """Starts every worker that has no process now, and waits until all have one; `map` does not wait.
 
         Raises:
             JobFailedError: starts failed `max_attempts` times in a row, or none came within `start_timeout_s`.
@@ -269,7 +269,7 @@ class WorkerPool:
             started = [self._started(starting, reference) for reference, _ in self._finished({}, starting)]
             cold = [slot for slot in started if slot.actor is None]
 
-    def run(
+    def map(
         self,
         jobs: Sequence[Job],
         *,
