@@ -244,15 +244,12 @@ class PolicyService:
             PolicyDiedError: the replicas' processes end again and again while they load.
             ray.exceptions.ActorDiedError: the policy does not load, and says why.
         """
-        return PolicyClient(self._least_loaded())
-
-    def _least_loaded(self) -> Any:
-        """The replica with the fewest episodes, of those that have loaded."""
         for _ in range(_STARTS):
             self._fill_places()
             stats = self._answers()
             if stats:
-                return self._replicas[min(stats, key=lambda place: stats[place]["episodes"])]
+                fewest = min(stats, key=lambda place: stats[place]["episodes"])
+                return PolicyClient(self._replicas[fewest])
         raise PolicyDiedError(
             f"the process of the policy in {self.source.directory} ended {_STARTS} times while it loaded; "
             "Ray's log may say why (out of memory?)"
