@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
@@ -65,11 +65,8 @@ class OpenpiClient:
             raise OpenpiError(f"{self.url} answers {answer!r:.80}; expected a map with `actions` [C, A]")
         return actions.astype(np.float32)
 
-    def __getstate__(self) -> tuple[str, str | None]:
-        return self.url, self.token  # a connection is opened where it is used
-
-    def __setstate__(self, state: tuple[str, str | None]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str | None]]:
+        return type(self), (self.url, self.token)  # a connection is opened where it is used
 
 
 @dataclass(frozen=True)
