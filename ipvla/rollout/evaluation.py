@@ -19,11 +19,8 @@ class SimPool(WorkerPool):
 
     Args:
         execute: actions of every chunk that are played; None for all.
-        environment: variables of a simulator's process; None for those of MuJoCo.
         episode_timeout_s: an episode that takes longer is given up, its simulator replaced, and it runs again.
-
-    Raises:
-        ValueError: fewer than one simulator, or no time for an episode.
+        cpus_per_simulator, environment: see `WorkerPool`, also for errors.
     """
 
     def __init__(

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from ipvla.contract import Contract
 from ipvla.rollout.endpoint import ClientService, Service, Serving
-from ipvla.rollout.episode import Act, Chunk, EpisodeId
-from ipvla.sim.demonstration import Expert
+from ipvla.rollout.episode import Act, EpisodeId
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.suites import load_suite, suites_with_expert
-from ipvla.types import EpisodeSpec, Observation
+from ipvla.types import EpisodeSpec
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,8 @@ class ExpertClient:
             raise ValueError(
                 f"{spec.suite} has no scripted expert; choose one of {', '.join(suites_with_expert())}"
             )
-        begun: list[Expert] = []
-
-        def act(_: Observation, policy_step: int) -> Chunk:
-            if not begun:  # not before the episode has
-                begun.append(solve(simulator.simulator, spec.seed))
-            return begun[0].act().astype(np.float32)[None]
-
-        return act
+        expert = cache(partial(solve, simulator.simulator, spec.seed))  # begins when the episode has begun
+        return lambda _, policy_step: expert().act().astype(np.float32)[None]
 
     def end(self, episode_id: EpisodeId) -> None:
         """There is nothing to free."""
