@@ -28,14 +28,12 @@ from ipvla.models.backbones import TinyConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.evaluation import SimPool
-from ipvla.rollout.policy_actor import PolicyService, PolicySource
-from ipvla.rollout.policy_client import PolicyClient
+from ipvla.rollout.policy_actor import PolicyClient, PolicyService, PolicySource
 from ipvla.rollout.policy_server import BatchPolicy
 from ipvla.rollout.sim_pool import MOST_PER_CORE, cluster_cores, cluster_room, simulators_for
 from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.libero import axis_angle, configure
-from ipvla.sim.preprocessing import preprocess
-from ipvla.sim.protocol_simulator import ProtocolSimulator
+from ipvla.sim.protocol_simulator import ProtocolSimulator, preprocess
 from ipvla.sim.protocols import EvaluationProtocol, load_protocol
 from ipvla.sim.simulator import Simulator, Split, StepOutcome
 from ipvla.sim.standard.assets import find_assets

@@ -27,7 +27,7 @@ from ipvla.policy import Policy
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.libero import ACTION_SIZE, CAMERA, LiberoSimulator
 from ipvla.sim.recall.episode import episode_rng
-from ipvla.sim.recall.questions import KINDS, draw, look, questions
+from ipvla.sim.recall.labels import KINDS, draw, look, questions
 from ipvla.sim.simulator import Split
 from ipvla.sim.suites import load_suite
 from ipvla.types import Observation
@@ -43,7 +43,7 @@ class GroundingRecord:
 
     Attributes:
         task, seed, t: where it was taken.
-        kind, question, answer: as in `ipvla.sim.recall.questions`.
+        kind, question, answer: as in `ipvla.sim.recall.labels`.
         image: uint8 [H, W, 3], upright RGB.
         proprio: float32 [8], LIBERO's layout.
     """

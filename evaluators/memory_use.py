@@ -22,7 +22,7 @@ from evaluators.success import SuccessConfig, SuccessEvaluation
 from evaluators.success_table import SuccessTable
 from ipvla.choices import did_you_mean
 from ipvla.files import write_text
-from ipvla.rollout.endpoint import PolicyEndpoint
+from ipvla.rollout.endpoint import PolicyEndpoint, Serving
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.memory_intervention import (
     INTERVENTIONS,
@@ -285,9 +285,8 @@ class MemoryUseEvaluation:
         if self._service is None or self._service.source != source:
             if self._service is not None:
                 self._service.close()
-            self._service = InterventionService(
-                source, threads=self._config.policy_threads, resources=self._config.policy_resources
-            )
+            serving = Serving(threads=self._config.policy_threads, resources=self._config.policy_resources)
+            self._service = InterventionService(source, serving)
         self._service.view = self._success.view(source)
         self._service.interventions = source.interventions
         return self._service

@@ -228,7 +228,7 @@ def _attempt_all(config: CollectConfig, staging: Staging, counts: dict[str, int]
     variables = suite_entry(config.suite).facts.environment()
     with WorkerPool(make, simulators, job_timeout_s=300.0, environment=variables) as pool:
         while jobs:
-            for attempt, outcome in pool.run(jobs, group=lambda job: job.task):
+            for attempt, outcome in pool.map(jobs, group=lambda job: job.task):
                 outcomes[attempt.task][attempt.index] = outcome
                 on_progress(_progress(counts, outcomes))
             jobs = next_attempts(counts, outcomes, config.seed)

@@ -23,7 +23,7 @@ from ipvla.policy import Policy
 from ipvla.rollout.endpoint import PolicyEndpoint
 from ipvla.rollout.expert_policy import ExpertSource
 from ipvla.rollout.openpi.client import OpenpiSource
-from ipvla.rollout.openpi.contract import TOKEN_VARIABLE
+from ipvla.rollout.openpi.messages import TOKEN_VARIABLE
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.suites import suites_with_expert
 from ipvla.storage import StorageRoots

@@ -15,7 +15,7 @@ import torch
 
 from ipvla.policy import Policy
 from ipvla.rollout.openpi.client import OURS
-from ipvla.rollout.openpi.contract import (
+from ipvla.rollout.openpi.messages import (
     CONTRACT,
     PROMPT,
     RESET,

@@ -13,8 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from ipvla.sim.demonstration import Demonstration
-from ipvla.sim.expert import DartNoise, Vector
+from ipvla.sim.demonstration import DartNoise, Demonstration, Vector, demonstration_of
 from ipvla.sim.libero import LiberoSimulator
 from ipvla.sim.simulator import Simulator
 from ipvla.sim.standard.geometry import SceneGeometry
@@ -185,7 +184,7 @@ def _standard_problem(simulator: Simulator) -> StandardProblem:
 
 
 def demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
-    """One attempt of the expert at the episode of this seed, from when it has settled; see `ipvla.sim.expert`.
+    """One attempt of the expert at the episode of this seed, from when it has settled.
 
     Returns:
         The demonstration, or None when the attempt took longer than the task's horizon.
@@ -193,24 +192,8 @@ def demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
     Raises:
         ValueError: the task wants something else than one object put somewhere.
     """
-    task, rng = simulator.task, _rng(simulator, seed)
+    rng = _rng(simulator, seed)
     simulator.reset(seed)
     settle(simulator)
     solver = PickAndPlaceExpert(simulator, rng)
-    noise = DartNoise(rng, _NOISE_SHARE)
-    observations, actions = [], []
-    for _ in range(task.horizon):
-        action = solver.act()
-        observations.append(simulator.observe())
-        actions.append(action.astype(np.float32))
-        if simulator.step(noise.disturb(action)).success:
-            return Demonstration(
-                task=task.name,
-                family=task.family,
-                instruction=observations[0].instruction,
-                seed=seed,
-                images={name: np.stack([o.images[name] for o in observations]) for name in observations[0].images},
-                state=np.stack([o.proprio for o in observations]),
-                action=np.stack(actions),
-            )
-    return None
+    return demonstration_of(solver, simulator, seed, DartNoise(rng, _NOISE_SHARE))

@@ -35,9 +35,8 @@ from libero.libero.envs.bddl_utils import get_problem_info
 from robosuite.controllers import load_controller_config
 from robosuite.utils.errors import RandomizationError
 
+from ipvla.sim.drawing import RenderContext, draw_collision_meshes
 from ipvla.sim.libero import Hand, hand_of, rendered
-from ipvla.sim.light_robot import draw_collision_meshes
-from ipvla.sim.render_context import RenderContext
 from ipvla.sim.simulator import Split, StepOutcome, Task
 
 #: Side of the shadow map in profile "fast"; LIBERO's is 4096.
