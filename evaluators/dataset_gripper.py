@@ -11,8 +11,7 @@ from evaluators.dataset_sample import DatasetSample
 from ipvla.contract import environment_gripper
 from ipvla.data.normalisation import FeatureStatistics
 from ipvla.data.standards import Standard
-from ipvla.data.standards.libero import Libero
-from ipvla.data.standards.recorded import Recorded
+from ipvla.data.standards.libero import Libero, Recorded
 
 #: How far a value may be outside its range before it is told: rounding is not.
 _TOLERANCE = 1e-3

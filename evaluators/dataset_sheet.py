@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from evaluators.dataset_card import DatasetCard
 from evaluators.dataset_sample import DatasetSample
 from evaluators.dataset_table import ROWS, card_lines, statistics_rows
-from ipvla.data.episode import EncodedEpisode
+from ipvla.data.standards.standard import EncodedEpisode
 from ipvla.files import write_text
 
 #: Frames of a strip, and their height in pixels.

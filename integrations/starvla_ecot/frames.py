@@ -6,18 +6,17 @@ import itertools
 import os
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from torch.utils.data import IterableDataset, get_worker_info
 
 from integrations.starvla_ecot.config import EcotConfig, Parallel
-from integrations.starvla_ecot.member import Member
-from integrations.starvla_ecot.order import Visit, epoch_visits, frame_order
-from integrations.starvla_ecot.samples import Frame, Sample, SampleMaker
+from integrations.starvla_ecot.samples import Frame, Member, Sample, SampleMaker
 from ipvla.data.mixtures import Mixture
 
 #: Samples that are in the making ahead of the one that is given, per thread.
@@ -176,3 +175,64 @@ def _threads(wanted: Parallel) -> int:
     if isinstance(wanted, int):
         return wanted
     return 1 if get_worker_info() is not None else min(_MOST_THREADS, os.cpu_count() or 1)
+
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+#: Random numbers are drawn in blocks of this size.
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One episode's turn in an epoch; `copy` tells apart several turns of an episode with a weight above 1."""
+
+    dataset: int
+    episode: int
+    copy: int = 0
+
+
+def epoch_visits(repeats: Iterable[IntArray], seed: int, epoch: int, shuffle: bool) -> list[Visit]:
+    """All turns of one epoch, in order.
+
+    Args:
+        repeats: per dataset int64 [E], how often each episode comes (`Mixture.repeats`).
+        seed, epoch: non-negative, of the order.
+        shuffle: False keeps the datasets' own.
+    """
+    visits = [
+        Visit(dataset, episode, copy)
+        for dataset, times in enumerate(repeats)
+        for episode, often in enumerate(times.tolist())
+        for copy in range(often)
+    ]
+    rng = np.random.default_rng((seed, epoch, 0))
+    return [visits[i] for i in rng.permutation(len(visits))] if shuffle else visits
+
+
+def frame_order(lengths: Sequence[int], buffer: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+    """(turn, step) of every frame of turns with these lengths, each exactly once.
+
+    Frames enter a buffer in order, and the next one out is drawn from it once it holds more than `buffer`; 0 keeps
+    their order.
+    """
+    luck = _uniform(rng)
+    held: list[tuple[int, int]] = []
+    for turn, length in enumerate(lengths):
+        for step in range(length):
+            held.append((turn, step))
+            if len(held) > buffer:
+                yield _take(held, next(luck))
+    while held:
+        yield _take(held, next(luck))
+
+
+def _take(held: list[tuple[int, int]], place: float) -> tuple[int, int]:
+    i = int(place * len(held))
+    held[i], held[-1] = held[-1], held[i]
+    return held.pop()
+
+
+def _uniform(rng: np.random.Generator) -> Iterator[float]:
+    while True:
+        yield from rng.random(_BLOCK).tolist()

@@ -15,9 +15,8 @@ import numpy as np
 from integrations.starvla_ecot.batches import FrameLoader
 from integrations.starvla_ecot.config import DATASET_PY, EcotConfig, read_config
 from integrations.starvla_ecot.frames import FrameDataset
-from integrations.starvla_ecot.member import Member
-from ipvla.data.mixtures import Mixture, mixture_named
-from ipvla.data.oxe_mixtures import OXE_MIXTURES
+from integrations.starvla_ecot.samples import Member
+from ipvla.data.mixtures import OXE_MIXTURES, Mixture, mixture_named
 from ipvla.data.reasoning.episodes import coverage
 from ipvla.data.reasoning.store import MissingReasoningError, ReasoningStore, open_store
 from ipvla.data.rlds.source import RldsSource

@@ -5,17 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from integrations.starvla_ecot.augment import augment
 from integrations.starvla_ecot.config import EcotConfig
-from ipvla.data.chunks import past_the_end
+from integrations.starvla_ecot.frames import IntArray, Visit
+from ipvla.data.conventions import past_the_end
 from ipvla.data.pictures import EncodedPictures, Pictures
 from ipvla.data.reasoning.steps import Parts, ReasoningFilter, render
+from ipvla.data.reasoning.store import ReasoningStore, along
+from ipvla.data.source import DatasetError, EpisodeSource
+from ipvla.data.standards import Standard
+from ipvla.data.statistics import Statistics
+from ipvla.data.survey import Survey
 
 logger = logging.getLogger(__name__)
 
@@ -155,3 +162,89 @@ def one_picture(pictures: Pictures, index: int) -> tuple[Pictures, int]:
 def views(pictures: Mapping[str, Pictures], raw_step: int) -> tuple[tuple[Pictures, int], ...]:
     """One picture per camera, in the standard's order."""
     return tuple(one_picture(each, raw_step) for each in pictures.values())
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dataset of the mix.
+
+    Attributes:
+        name: under which the mix and the statistics know it.
+        source: its episodes as they lie on disk.
+        standard: how they become robot episodes.
+        survey: of both; broken episodes are left out, and those without an instruction, as OpenVLA does.
+        statistics: of the split that is trained on.
+        reasoning: of its episodes, None for none.
+        weight: how often an episode comes in one epoch, in the mean.
+    """
+
+    name: str
+    source: EpisodeSource
+    standard: Standard
+    survey: Survey
+    statistics: Statistics
+    reasoning: ReasoningStore | None = None
+    weight: float = 1.0
+
+    @cached_property
+    def lengths(self) -> IntArray:
+        """int64 [E], steps per episode; 0 for one that is left out."""
+        return np.where(self.survey.labelled, self.survey.lengths, 0)
+
+    def frames(self, visit: Visit) -> list[Frame]:
+        """All frames of one episode, pictures encoded. BrokenEpisodeError if it cannot be read."""
+        trajectory = self.source.trajectory(visit.episode)
+        episode = self.standard.episode(trajectory)
+        if len(episode) != self.lengths[visit.episode]:
+            raise DatasetError(
+                f"{trajectory.where} has {len(episode)} steps after its standard and had "
+                f"{self.lengths[visit.episode]} before: the dataset has changed; delete its survey in the cache"
+            )
+        said = self.reasoning.of(trajectory.metadata) if self.reasoning is not None else {}
+        state = self.statistics.proprio.normalise(episode.state) if episode.state.shape[1] else None
+        numbers = EpisodeNumbers(
+            episode.instruction,
+            self.statistics.action.normalise(episode.action),
+            state,
+            self.standard.absolute,
+        )
+        steps = zip(episode.raw_step.tolist(), along(said, episode.raw_step), strict=True)
+        key = (visit.dataset, visit.episode, visit.copy)
+        return [
+            Frame(numbers, t, views(episode.pictures, raw), parts, (*key, raw))
+            for t, (raw, parts) in enumerate(steps)
+        ]
+
+
+#: OpenVLA's settings (openvla/prismatic/vla/datasets/datasets.py): share of the area that a crop keeps, then how
+#: far brightness (of 1) and hue (of a turn) move, and between which factors contrast and saturation change.
+CROP_AREA = 0.9
+BRIGHTNESS, HUE = 0.2, 0.05
+CONTRAST = SATURATION = (0.8, 1.2)
+
+
+def augment(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """A changed copy of uint8 [H, W, 3] RGB, same size; it depends on the generator's state alone."""
+    place = rng.random(2)
+    brightness, hue = rng.uniform(-BRIGHTNESS, BRIGHTNESS), rng.uniform(-HUE, HUE)
+    contrast, saturation = rng.uniform(*CONTRAST), rng.uniform(*SATURATION)
+    x = _crop(image, place).astype(np.float32) / 255 + np.float32(brightness)
+    mean = x.mean((0, 1))  # of each channel alone, as TensorFlow's adjust_contrast
+    x = ((x - mean) * np.float32(contrast) + mean).clip(0, 1)
+    hsv = cv2.cvtColor(x, cv2.COLOR_RGB2HSV)  # hue in degrees, the others in [0, 1]
+    hsv[..., 0] = (hsv[..., 0] + np.float32(360 * hue)) % 360
+    hsv[..., 1] = (hsv[..., 1] * np.float32(saturation)).clip(0, 1)
+    x = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    return np.asarray((x * 255).round().clip(0, 255), np.uint8)
+
+
+def _crop(image: npt.NDArray[np.uint8], place: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """`CROP_AREA` of the image from a place in [0, 1]^2 of those that fit, resized back."""
+    height, width = image.shape[:2]
+    kept = CROP_AREA**0.5
+    top, left = place * (1 - kept) * (height, width)
+    # one affine map does both: each target pixel's centre looks up its place in the crop
+    matrix = np.array([[kept, 0, left + (kept - 1) / 2], [0, kept, top + (kept - 1) / 2]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    cropped = cv2.warpAffine(image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(cropped, np.uint8)

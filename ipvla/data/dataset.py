@@ -5,25 +5,26 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ipvla.contract import Contract
-from ipvla.data.byte_cache import ByteCache
-from ipvla.data.episode import EncodedEpisode
 from ipvla.data.reasoning import Coverage, ReasonedSource, ReasoningConfig
 from ipvla.data.recording import Recording
 from ipvla.data.rlds.format import STATISTICS_FILE
 from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource
 from ipvla.data.sources import RldsBackend, open_source
 from ipvla.data.standards import Standard, StandardConfig, standard_of
-from ipvla.data.standards.recorded import Recorded
+from ipvla.data.standards.libero import Recorded
+from ipvla.data.standards.standard import EncodedEpisode
 from ipvla.data.statistics import Statistics
 from ipvla.data.survey import Survey, repaired, surveyed
 from ipvla.types import Observation
@@ -326,7 +327,7 @@ class EpisodeDataset:
                 f"{STATISTICS_FILE} counts {stated[0]} episodes of {stated[1]} steps, and there are "
                 f"{counts[0]} of {counts[1]}"
             )
-        proprio = sum(math.prod(self._source.features[path].shape) for path in self.standard.numbers[1:])
+        proprio = sum(math.prod(self._source.features[path].shape) for path in self.standard.paths[1])
         if written.proprio.dim != proprio:
             return f"{STATISTICS_FILE} is of {written.proprio.dim} numbers of proprioception, not of {proprio}"
         return ""
@@ -359,3 +360,35 @@ class EpisodeDataset:
             raise BrokenEpisodeError(f"{self.name}: {self.location}, episode {index}: {error}") from error
         frame.flags.writeable = False
         return frame
+
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class ByteCache(Generic[K, V]):
+    """Keeps the most recently used values whose sizes add up to at most `capacity` bytes; safe between threads."""
+
+    def __init__(self, capacity: int, size: Callable[[V], int]) -> None:
+        if capacity < 0:
+            raise ValueError(f"cache capacity {capacity} bytes is negative; give 0 to cache nothing")
+        self.capacity = capacity
+        self.nbytes = 0
+        self._size = size
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        """The value stored for `key`, else `make()`, which is then stored."""
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
+        value = make()
+        with self._lock:
+            if key not in self._entries:
+                self._entries[key] = value
+                self.nbytes += self._size(value)
+            while self.nbytes > self.capacity:
+                self.nbytes -= self._size(self._entries.popitem(last=False)[1])
+        return value

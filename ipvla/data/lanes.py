@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Generator, Iterator, Sequence
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from ipvla.data.dataset import Dataset
 from ipvla.data.plan import EpochPlan, IntArray, Layout, PlanPosition, WindowPlan
-from ipvla.data.prefetch import prefetch
 from ipvla.data.source import BrokenEpisodeError, DatasetError
 from ipvla.data.transforms import Transforms
 from ipvla.types import NO_TOKEN, ModelInputs, Observation, StepBatch
@@ -253,3 +256,45 @@ def mixed(*values: int | IntArray) -> IntArray:
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         state = state ^ (state >> np.uint64(31))
     return (state >> np.uint64(1)).astype(np.int64)
+
+
+T = TypeVar("T")
+
+_END = object()
+
+
+def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
+    """Yields `items` in order while a thread works at most `depth` of them ahead.
+
+    An exception of `items` is raised here, in its place. Closing or dropping the generator ends the thread.
+    """
+    ready: queue.Queue[object] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+    failure: list[BaseException] = []
+
+    def put(item: object) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stop.is_set():
+                    return
+        except BaseException as error:
+            failure.append(error)
+        put(_END)
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not _END:
+            yield item  # type: ignore[misc]  # the queue holds items of T and the end mark
+        if failure:
+            raise failure[0]
+    finally:
+        stop.set()
+        thread.join()

@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 from ipvla.contract import Contract, common
 from ipvla.data.dataset import EpisodeDataset
-from ipvla.data.episode import EncodedEpisode
 from ipvla.data.mixtures import Mixture
 from ipvla.data.reasoning import Coverage
 from ipvla.data.source import DatasetError
 from ipvla.data.standards import Standard
+from ipvla.data.standards.standard import EncodedEpisode
 from ipvla.data.statistics import Statistics
 from ipvla.types import Observation
 

@@ -17,10 +17,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from ipvla.data.normalisation import FeatureSummary, tail_size
 from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource
 from ipvla.data.standards.standard import Standard
 from ipvla.data.statistics import Statistics, warn_of_few
-from ipvla.data.summary import FeatureSummary, tail_size
 from ipvla.files import write_text
 
 logger = logging.getLogger(__name__)

@@ -25,8 +25,8 @@ from ipvla.data.lerobot import LeRobotSource, VideoSettings
 from ipvla.data.libero_hdf5 import LiberoHdf5Source
 from ipvla.data.pictures import EncodedPictures
 from ipvla.data.rlds import RldsSource
-from ipvla.data.rlds.layout import RldsLayout
-from ipvla.data.rlds.parts import write_part
+from ipvla.data.rlds.format import RldsLayout
+from ipvla.data.rlds.writer import write_part
 from ipvla.data.source import DatasetError, Feature, Trajectory
 from tests.data.lerobot.conftest import layout, picture, trajectories
 from tests.data.lerobot.writing import write_lerobot

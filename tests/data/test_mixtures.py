@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipvla.data.mixtures import Mixture, mixture_named
-from ipvla.data.oxe_mixtures import OXE_MIXTURES
+from ipvla.data.mixtures import OXE_MIXTURES, Mixture, mixture_named
 from ipvla.data.source import DatasetError
 
 _WEIGHTS = st.floats(0.01, 5)

@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipvla import files
-from ipvla.data.normalisation import FeatureStatistics
+from ipvla.data.normalisation import FeatureStatistics, FeatureSummary, tail_size
 from ipvla.data.source import BrokenEpisodeError, DatasetError, Feature, Trajectory
 from ipvla.data.standards import Standard, standard_for
-from ipvla.data.standards.bridge import bridge
+from ipvla.data.standards.open_x import bridge
 from ipvla.data.statistics import Statistics
-from ipvla.data.summary import FeatureSummary, tail_size
 from ipvla.data.survey import (
     SurveyPart,
     combined,

@@ -15,9 +15,8 @@ import numpy as np
 
 from ipvla import files
 from ipvla.data.conversion.comparison import Comparison, actions_sha256, compare
-from ipvla.data.conversion.plan import ConversionConfig, Plan
+from ipvla.data.conversion.plan import ConversionConfig, LeRobotTarget, Part, Plan
 from ipvla.data.conversion.sources import open_source
-from ipvla.data.conversion.targets import LeRobotTarget, Part
 from ipvla.data.lerobot.format import TASK
 from ipvla.data.publish import appearing, exclusive, require_absent
 from ipvla.data.recording import Recording

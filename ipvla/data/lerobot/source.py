@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ipvla.data.lerobot.columns import numbers, pictures, texts
-from ipvla.data.lerobot.downloads import Downloads
 from ipvla.data.lerobot.episodes import Episodes
 from ipvla.data.lerobot.format import INDEX_FEATURES, TASK, TASKS, Info, Tree
-from ipvla.data.lerobot.video import OpenVideos, VideoPictures
+from ipvla.data.lerobot.video import Downloads, OpenVideos, VideoPictures
 from ipvla.data.pictures import EncodedPictures, Pictures
 from ipvla.data.source import BrokenEpisodeError, DatasetError, Steps, Trajectory
 
