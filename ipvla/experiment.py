@@ -13,9 +13,9 @@ import torch
 
 from ipvla.contract import Contract, ContractError
 from ipvla.data.conventions import PAST_END, Conventions, PastEnd
-from ipvla.data.dataset import Dataset, EpisodeDataset, open_dataset
+from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.lanes import LaneConfig, LaneReader
-from ipvla.data.mixture_dataset import MixtureDataset
+from ipvla.data.mixture_dataset import Dataset, MixtureDataset
 from ipvla.data.mixtures import OXE_MIXTURES, Mixture, mixture_named
 from ipvla.data.normalisation import NORMALISATIONS, Normalisation
 from ipvla.data.reasoning import ReasoningConfig

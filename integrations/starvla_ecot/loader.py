@@ -14,8 +14,7 @@ import numpy as np
 
 from integrations.starvla_ecot.batches import FrameLoader
 from integrations.starvla_ecot.config import DATASET_PY, EcotConfig, read_config
-from integrations.starvla_ecot.frames import FrameDataset
-from integrations.starvla_ecot.samples import Member
+from integrations.starvla_ecot.frames import FrameDataset, Member
 from ipvla.data.mixtures import OXE_MIXTURES, Mixture, mixture_named
 from ipvla.data.reasoning.episodes import coverage
 from ipvla.data.reasoning.store import MissingReasoningError, ReasoningStore, open_store

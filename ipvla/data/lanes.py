@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import queue
-import threading
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -16,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ipvla.data.dataset import Dataset
+from ipvla.data.mixture_dataset import Dataset
 from ipvla.data.plan import EpochPlan, IntArray, Layout, PlanPosition, WindowPlan
 from ipvla.data.source import BrokenEpisodeError, DatasetError
 from ipvla.data.transforms import Transforms
@@ -264,37 +263,16 @@ _END = object()
 
 
 def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
-    """Yields `items` in order while a thread works at most `depth` of them ahead.
+    """Yields `items` in order while a thread works ahead: `depth` are ready, and one more is in the making.
 
     An exception of `items` is raised here, in its place. Closing or dropping the generator ends the thread.
     """
-    ready: queue.Queue[object] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-    failure: list[BaseException] = []
-
-    def put(item: object) -> None:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(item, timeout=0.1)
-                return
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(item)
-                if stop.is_set():
-                    return
-        except BaseException as error:
-            failure.append(error)
-        put(_END)
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
+    source = iter(items)
+    pool = ThreadPoolExecutor(1, "prefetch")
     try:
-        while (item := ready.get()) is not _END:
-            yield item  # type: ignore[misc]  # the queue holds items of T and the end mark
-        if failure:
-            raise failure[0]
+        ahead = deque(pool.submit(next, source, _END) for _ in range(depth + 1))
+        while (item := ahead.popleft().result()) is not _END:
+            ahead.append(pool.submit(next, source, _END))
+            yield item  # type: ignore[misc]  # an item of T: the end mark has been looked for
     finally:
-        stop.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)

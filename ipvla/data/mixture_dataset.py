@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ class MixtureDataset:
 
     Attributes:
         parts: by name, in order.
-        lengths, tasks, families: as in `EpisodeDataset`, of all parts.
+        lengths, tasks, families, and what is not documented here: as in `EpisodeDataset`, of all parts.
 
     Raises:
         DatasetError: parts have actions of different sizes or conventions, or proprioception that does not fit.
@@ -102,7 +103,6 @@ class MixtureDataset:
 
     @property
     def broken(self) -> int:
-        """How many episodes are left out of all parts."""
         return sum(part.broken for part in self._datasets)
 
     @property
@@ -115,7 +115,6 @@ class MixtureDataset:
         return self._datasets[0].standard
 
     def part(self, index: int) -> str:
-        """The name of the dataset that an episode is of."""
         return self._names[self._place(index)[0]]
 
     def repeats(self, seed: int, epoch: int) -> IntArray:
@@ -159,3 +158,7 @@ class MixtureDataset:
             raise IndexError(f"episode {index} is outside the {len(self)} episodes of {self.name}")
         part = int(np.searchsorted(self._first, index, side="right")) - 1
         return part, index - int(self._first[part])
+
+
+#: The standardised episodes of one source, or of several side by side.
+Dataset: TypeAlias = EpisodeDataset | MixtureDataset

@@ -6,7 +6,6 @@ A survey is made once and stored on disk, where it appears whole or not at all.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +25,6 @@ from ipvla.files import write_text
 logger = logging.getLogger(__name__)
 
 IntArray = npt.NDArray[np.int64]
-_ARRAYS = ("mean", "squares", "low", "high")
 #: Goes up when surveys of before are no longer what they would be now.
 _SURVEY_VERSION = 2
 #: So many episodes are read before their numbers are summed up.
@@ -94,38 +92,6 @@ class SurveyPart:
     instructions: frozenset[str]
     action: FeatureSummary | None
     proprio: FeatureSummary | None
-
-    def to_bytes(self) -> bytes:
-        """For other processes; without pickle."""
-        arrays = {name: getattr(self, name) for name in ("episodes", "lengths", "labelled", "reworded")}
-        for name, summary in (("action", self.action), ("proprio", self.proprio)):
-            if summary is not None:
-                arrays |= {f"{name}/{array}": getattr(summary, array) for array in _ARRAYS}
-        texts = json.dumps([list(self.broken.items()), sorted(self.instructions)])
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, texts=np.frombuffer(texts.encode(), np.uint8), **arrays)
-        return buffer.getvalue()
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> Self:
-        with np.load(io.BytesIO(content)) as arrays:
-            action, proprio = (
-                FeatureSummary(**{array: arrays[f"{name}/{array}"] for array in _ARRAYS})
-                if f"{name}/mean" in arrays
-                else None
-                for name in ("action", "proprio")
-            )
-            broken, instructions = json.loads(arrays["texts"].tobytes())
-            return cls(
-                episodes=arrays["episodes"],
-                lengths=arrays["lengths"],
-                labelled=arrays["labelled"],
-                reworded=arrays["reworded"],
-                broken={int(episode): str(message) for episode, message in broken},
-                instructions=frozenset(instructions),
-                action=action,
-                proprio=proprio,
-            )
 
 
 def survey_part(source: EpisodeSource, standard: Standard, episodes: Sequence[int]) -> SurveyPart:

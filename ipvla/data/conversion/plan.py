@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -37,22 +37,6 @@ class Part:
     first: int
     last: int
     first_row: int
-
-
-class Target(Protocol):
-    """One dataset that is to be; picklable."""
-
-    def write(self, directory: Path, part: Part, trajectories: Iterable[Trajectory]) -> None:
-        """Writes a part, as a dataset of its own."""
-        ...
-
-    def open(self, directory: Path) -> EpisodeSource:
-        """A part, or the whole."""
-        ...
-
-    def assemble(self, parts: Sequence[Path], directory: Path) -> None:
-        """Makes the whole of all parts, in their order."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -95,6 +79,10 @@ class RldsTarget:
 
     def assemble(self, parts: Sequence[Path], directory: Path) -> None:
         assemble_rlds(parts, directory, self.layout)
+
+
+#: A dataset that is to be: each can write a part, open a part or the whole, and put parts together.
+Target: TypeAlias = LeRobotTarget | RldsTarget
 
 
 def metadata_features(metadata: Mapping[str, Any]) -> dict[str, Feature]:

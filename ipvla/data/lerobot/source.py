@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,12 +16,12 @@ from ipvla.data.lerobot.episodes import Episodes
 from ipvla.data.lerobot.format import INDEX_FEATURES, TASK, TASKS, Info, Tree
 from ipvla.data.lerobot.video import Downloads, OpenVideos, VideoPictures
 from ipvla.data.pictures import EncodedPictures, Pictures
-from ipvla.data.source import BrokenEpisodeError, DatasetError, Steps, Trajectory
+from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource, Steps, Trajectory
 
 _COPY_AGAIN = "copy or convert the dataset again"
 
 
-class LeRobotSource:
+class LeRobotSource(EpisodeSource):
     """The episodes of one dataset, in its own order; safe to use from several threads.
 
     Opening reads the metadata only. An episode reads the row groups that hold it: lerobot writes one group per
@@ -36,16 +35,11 @@ class LeRobotSource:
         location: the directory with `meta`, `data` and `videos`, or its address in object storage.
         cache_directory: of remote videos; needed for those alone.
 
-    Attributes:
-        fps: control steps per second.
-        broken: always (), for episodes are read at their use.
-
     Raises:
         DatasetError: it is no LeRobotDataset v3, or its metadata is incomplete or contradicts itself.
     """
 
     format = "LeRobotDataset v3"
-    broken: tuple[str, ...] = ()
 
     def __init__(self, location: str | Path, cache_directory: Path | None = None) -> None:
         self._tree = Tree(str(location))
@@ -56,20 +50,15 @@ class LeRobotSource:
         self.features = dict(self._info.features)
         self._episodes = Episodes.read(self._tree, self._info)
         self._texts = _task_texts(self._tree)
-        self.lengths: npt.NDArray[np.int64] = self._episodes.lengths
-        self.tasks: tuple[str, ...] = self._episodes.tasks
-        self.families: tuple[str, ...] = self._episodes.families
+        self.lengths = self._episodes.lengths
+        self.tasks = self._episodes.tasks
+        self.families = self._episodes.families
         self._videos = OpenVideos()
         self._local_copy = Downloads(self._tree, cache_directory)
         self._footers: dict[str, Any] = {}
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def trajectory(self, index: int) -> Trajectory:
-        if not 0 <= index < len(self):
-            raise IndexError(f"episode {index} is outside the {len(self)} episodes of {self.location}")
+    def _trajectory(self, index: int) -> Trajectory:
         name, first_row = self._episodes.data_file(index, self._info.data_path)
         where = f"{self.name}: {self.location}/{name}, episode {self._episodes.number(index)}"
         try:
@@ -120,7 +109,7 @@ class LeRobotSource:
     def _video(self, key: str, table: Any, index: int) -> Pictures:
         name, start_s = self._episodes.video_file(index, key, self._info.video_path)
         times = numbers(table["timestamp"], (), "float64")
-        return VideoPictures(self._videos, self._local_copy, name, start_s + times, 0.25 / self.fps)
+        return VideoPictures(self._videos, self._local_copy, name, start_s + times, 0.25 / self._info.fps)
 
 
 def _task_texts(tree: Tree) -> Mapping[int, str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import av
 import numpy as np
@@ -121,41 +121,6 @@ class OpenVideos:
         return video
 
 
-class LocalCopy(Protocol):
-    """Gives the local path of a file, fetched if need be."""
-
-    def __call__(self, name: str) -> str: ...
-
-
-@dataclass(frozen=True)
-class VideoPictures:
-    """The frames of one episode within a video that it may share with others.
-
-    Attributes:
-        videos: holds the open video.
-        local_copy: gives the video's path for the first frame.
-        name: of the video.
-        seconds: float64 [T], when each picture is shown, in the video's time.
-        tolerance_s: how far from that the frame's own time may be; less than half the time between frames.
-    """
-
-    videos: OpenVideos
-    local_copy: LocalCopy
-    name: str
-    seconds: npt.NDArray[np.float64]
-    tolerance_s: float
-
-    def __len__(self) -> int:
-        return len(self.seconds)
-
-    @property
-    def nbytes(self) -> int:
-        return self.seconds.nbytes
-
-    def decode(self, t: int) -> npt.NDArray[np.uint8]:
-        return self.videos.get(self.local_copy(self.name)).frame(float(self.seconds[t]), self.tolerance_s)
-
-
 class Downloads:
     """Videos are decoded from local files only, so those of object storage are fetched at their first use.
 
@@ -190,3 +155,32 @@ class Downloads:
                 with replacing(copy) as part:
                     self._tree.files.get_file(self._tree.path(name), str(part))
         return str(copy)
+
+
+@dataclass(frozen=True)
+class VideoPictures:
+    """The frames of one episode within a video that it may share with others.
+
+    Attributes:
+        videos: holds the open video.
+        local_copy: gives the video's path for the first frame.
+        name: of the video.
+        seconds: float64 [T], when each picture is shown, in the video's time.
+        tolerance_s: how far from that the frame's own time may be; less than half the time between frames.
+    """
+
+    videos: OpenVideos
+    local_copy: Downloads
+    name: str
+    seconds: npt.NDArray[np.float64]
+    tolerance_s: float
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    @property
+    def nbytes(self) -> int:
+        return self.seconds.nbytes
+
+    def decode(self, t: int) -> npt.NDArray[np.uint8]:
+        return self.videos.get(self.local_copy(self.name)).frame(float(self.seconds[t]), self.tolerance_s)

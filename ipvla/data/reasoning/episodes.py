@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from ipvla.choices import did_you_mean
-from ipvla.data.reasoning.steps import ReasoningFilter, render
+from ipvla.data.reasoning.steps import render
 from ipvla.data.reasoning.store import ReasoningStore, Unmatched, open_store
 from ipvla.data.source import BrokenEpisodeError, EpisodeSource, Feature, Trajectory
 from ipvla.reasoning import TAGS
@@ -60,84 +58,39 @@ def coverage(source: EpisodeSource, reasoning: ReasoningStore) -> Coverage:
     return Coverage(found, looked, unmatched)
 
 
-class ReasonedSource:
+class ReasonedSource(EpisodeSource):
     """A source whose episodes have the step feature `reasoning`: `EpisodeDataset` reads it beside the source.
 
     Standards take that feature's text at each step that they keep, by the dataset's own step, and lanes read it as
-    plans (`StepBatch.plan`). Nothing is drawn here, for an episode is read once for several epochs: only
-    the stage leaves tags out. An episode that the file lacks keeps what its dataset recorded.
+    plans (`StepBatch.plan`). An episode that the file lacks keeps what its dataset recorded.
 
     Args:
         source: the episodes.
         reasoning: of them.
-        scheduled_stage: leaves out the first tags, see `ReasoningFilter`.
-        tags: which of the rest are used, `("PLAN", "SUBTASK")` for a short plan.
+        tags: which are used, `("PLAN", "SUBTASK")` for a short plan.
     """
 
-    def __init__(
-        self,
-        source: EpisodeSource,
-        reasoning: ReasoningStore,
-        scheduled_stage: int = 0,
-        tags: tuple[str, ...] = TAGS,
-    ) -> None:
+    def __init__(self, source: EpisodeSource, reasoning: ReasoningStore, tags: tuple[str, ...] = TAGS) -> None:
         for tag in tags:
             if tag not in TAGS:
                 raise ValueError(f"unknown tag {tag!r} of reasoning; use some of {', '.join(TAGS)}")
-        self._source, self._reasoning = source, reasoning
-        self._filter, self._tags = ReasoningFilter(scheduled_stage), tags
-
-    @property
-    def name(self) -> str:
-        return self._source.name
-
-    @property
-    def location(self) -> str:
-        return self._source.location
-
-    @property
-    def inner_name(self) -> str:
-        return self._source.inner_name
-
-    @property
-    def format(self) -> str:
-        return self._source.format
-
-    @property
-    def fps(self) -> float | None:
-        return self._source.fps
-
-    @property
-    def broken(self) -> Sequence[str]:
-        return self._source.broken
-
-    @property
-    def features(self) -> Mapping[str, Feature]:
-        return {**self._source.features, REASONING: Feature("text", (), "str")}
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        return self._source.lengths
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        return self._source.tasks
-
-    @property
-    def families(self) -> tuple[str, ...]:
-        return self._source.families
+        self._source, self._reasoning, self._tags = source, reasoning, tags
+        self.name, self.inner_name, self.location = source.name, source.inner_name, source.location
+        self.format, self.fps, self.broken = source.format, source.fps, source.broken
+        self.lengths, self.tasks, self.families = source.lengths, source.tasks, source.families
+        self.features = {**source.features, REASONING: Feature("text", (), "str")}
 
     def coverage(self) -> Coverage:
         """See the function of this name."""
         return coverage(self._source, self._reasoning)
 
-    def trajectory(self, index: int) -> Trajectory:
+    def _trajectory(self, index: int) -> Trajectory:
         trajectory = self._source.trajectory(index)
         reasoning = self._reasoning.of(trajectory.metadata)
         if not reasoning:
             return trajectory
         texts = {
-            step: render({tag: text for tag, text in self._filter(parts).items() if tag in self._tags})
+            step: render({tag: text for tag, text in parts.items() if tag in self._tags})
             for step, parts in reasoning.items()
         }
         of_steps = tuple(texts.get(step, "") for step in range(len(trajectory)))

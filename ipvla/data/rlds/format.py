@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import tensorflow_datasets as tfds
 
-from ipvla.data.source import DatasetError, Feature
+from ipvla.data.source import DatasetError, Feature, Trajectory
 
 VERSION = "1.0.0"
 #: What tfds calls the directory of a version.
@@ -109,6 +109,20 @@ class RldsLayout:
         if not shape:
             return tfds.features.Scalar(np.dtype(feature.dtype))
         return tfds.features.Tensor(shape=shape, dtype=np.dtype(feature.dtype))
+
+
+def task_and_family(trajectory: Trajectory) -> tuple[str, str]:
+    """What an episode's metadata say of it; without a task there, the task in words."""
+    spoken = (texts[0] for path in INSTRUCTIONS if (texts := trajectory.texts(path)))
+    return str(trajectory.metadata.get("task", next(spoken, ""))), str(trajectory.metadata.get("family", ""))
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dictionaries within one another -> values by path, the inverse of `nested`."""
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        values |= flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return values
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from ipvla.data.rlds.format import (
     dataset_directory,
     image_key,
     nested,
+    task_and_family,
 )
 from ipvla.data.rlds.records import create_shard
 from ipvla.data.source import DatasetError, Feature, Steps, Trajectory
@@ -208,7 +209,8 @@ def write_part(directory: Path, layout: RldsLayout, trajectories: Iterable[Traje
             raise DatasetError(f"{trajectory.where} does not fit the dataset's features: {error}") from error
         writer.write(record)
         size += len(record)
-        labels.append(_label(trajectory))
+        task, family = task_and_family(trajectory)
+        labels.append({"length": len(trajectory), "task": task, "family": family})
     writer.close()
     if not labels:
         raise DatasetError(f"{directory} would have no episodes; give at least one")
@@ -250,13 +252,6 @@ def _write_info(directory: Path, layout: RldsLayout, lengths: list[int], size: i
     split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=size, filename_template=template)
     info.set_splits(tfds.core.SplitDict([split]))
     info.write_to_directory(directory)
-
-
-def _label(trajectory: Trajectory) -> dict[str, Any]:
-    """What `EPISODES_FILE` says of an episode, so that opening the dataset need not read it."""
-    spoken = (*trajectory.texts("language_instruction"), "")[0]
-    task, family = (str(trajectory.metadata.get(key, other)) for key, other in (("task", spoken), ("family", "")))
-    return {"length": len(trajectory), "task": task, "family": family}
 
 
 def _example(trajectory: Trajectory, layout: RldsLayout) -> dict[str, Any]:

@@ -62,8 +62,8 @@ def test_what_is_not_of_reasoning_is_the_sources(source: RldsSource, store: Reas
     np.testing.assert_array_equal(reasoned.trajectory(1).numbers("action"), source.trajectory(1).numbers("action"))
 
 
-def test_stage_and_tags_choose_what_is_read(source: RldsSource, store: ReasoningStore) -> None:
-    texts = ReasonedSource(source, store, scheduled_stage=1, tags=("TASK", "PLAN", "SUBTASK")).trajectory(0)
+def test_tags_choose_what_is_read(source: RldsSource, store: ReasoningStore) -> None:
+    texts = ReasonedSource(source, store, tags=("PLAN", "SUBTASK")).trajectory(0)
     assert texts.texts("reasoning")[2] == "PLAN: 1. reach 2. grasp — für 0 SUBTASK: reach 0/2"
 
 

@@ -7,7 +7,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from integrations.starvla_ecot import augment as module
+from integrations.starvla_ecot import samples as module
 from integrations.starvla_ecot.samples import augment
 
 
