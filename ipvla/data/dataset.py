@@ -94,6 +94,8 @@ class EpisodeDataset:
 
     Attributes:
         name, location: of the source.
+        cameras: names of the views, sorted.
+        step_features: what an episode's steps may have recorded, by the source's names.
         broken: how many episodes are left out, which only skipping allows.
         lengths: int64 [E], control steps per episode.
         tasks, families: one name per episode; a dataset that has none gives the instruction and "".
@@ -116,6 +118,8 @@ class EpisodeDataset:
         self.skips_bad_episodes = skips_bad_episodes
         self.standard = standard
         self.name, self.location = source.name, source.location
+        self.cameras = tuple(sorted(standard.cameras))
+        self.step_features = frozenset((reasoned or source).features)
         expected = source.lengths - sum(standard.trimmed)
         known = standard.known_length and not (skips_bad_episodes and (expected > 0).any())
         lengths = expected if known else self._lengths()
@@ -147,19 +151,9 @@ class EpisodeDataset:
         return len(self.lengths)
 
     @property
-    def cameras(self) -> tuple[str, ...]:
-        """Names of the views, sorted."""
-        return tuple(sorted(self.standard.cameras))
-
-    @property
     def contract(self) -> Contract:
         """On which terms it was recorded, as far as its standard or its own file states them."""
         return Recording.of(self._source).over(self.standard.contract(self.statistics().proprio.dim))
-
-    @property
-    def step_features(self) -> frozenset[str]:
-        """What an episode's steps may have recorded, by the source's names."""
-        return frozenset((self._reasoned or self._source).features)
 
     def part(self, index: int) -> str:
         """The name of the dataset that an episode is of: this one's."""

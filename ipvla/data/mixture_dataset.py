@@ -13,7 +13,6 @@ from ipvla.data.dataset import EpisodeDataset
 from ipvla.data.mixtures import Mixture
 from ipvla.data.reasoning import Coverage
 from ipvla.data.source import DatasetError
-from ipvla.data.standards import Standard
 from ipvla.data.standards.standard import EncodedEpisode
 from ipvla.data.statistics import Statistics
 from ipvla.types import Observation
@@ -32,6 +31,8 @@ class MixtureDataset:
 
     Attributes:
         parts: by name, in order.
+        cameras, step_features: those that all parts have.
+        standard: of the first part; the others agree in how actions are encoded.
         lengths, tasks, families, and what is not documented here: as in `EpisodeDataset`, of all parts.
 
     Raises:
@@ -69,6 +70,12 @@ class MixtureDataset:
                 "that agree"
             )
         self._names, self._datasets = tuple(self.parts), tuple(self.parts.values())
+        self.name, self.location = "+".join(self.parts), ", ".join(part.location for part in self._datasets)
+        self.cameras = tuple(sorted(set.intersection(*(set(part.cameras) for part in self._datasets))))
+        self.step_features = frozenset.intersection(*(part.step_features for part in self._datasets))
+        self.standard = self._datasets[0].standard
+        self.broken = sum(part.broken for part in self._datasets)
+        self.skips_bad_episodes = any(part.skips_bad_episodes for part in self._datasets)
         self._first = np.cumsum([0, *(len(part) for part in self._datasets)])
         self.lengths: IntArray = np.concatenate([part.lengths for part in self._datasets])
         self.tasks = tuple(task for part in self._datasets for task in part.tasks)
@@ -78,41 +85,9 @@ class MixtureDataset:
         return len(self.lengths)
 
     @property
-    def name(self) -> str:
-        return "+".join(self.parts)
-
-    @property
-    def location(self) -> str:
-        return ", ".join(part.location for part in self._datasets)
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """The views that all parts have."""
-        shared = set.intersection(*(set(part.cameras) for part in self._datasets))
-        return tuple(sorted(shared))
-
-    @property
     def contract(self) -> Contract:
         """What the contracts of all parts agree in."""
         return common([part.contract for part in self._datasets])
-
-    @property
-    def step_features(self) -> frozenset[str]:
-        """What all parts may have recorded."""
-        return frozenset.intersection(*(part.step_features for part in self._datasets))
-
-    @property
-    def broken(self) -> int:
-        return sum(part.broken for part in self._datasets)
-
-    @property
-    def skips_bad_episodes(self) -> bool:
-        return any(part.skips_bad_episodes for part in self._datasets)
-
-    @property
-    def standard(self) -> Standard:
-        """What the standards of all parts agree in."""
-        return self._datasets[0].standard
 
     def part(self, index: int) -> str:
         return self._names[self._place(index)[0]]

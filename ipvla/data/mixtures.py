@@ -41,12 +41,6 @@ class Mixture:
                     f"the weight of {name} is {weight}; give a number above 0, or leave the dataset out"
                 )
 
-    def shares(self, steps: Mapping[str, int]) -> dict[str, float]:
-        """Each dataset's average share of an epoch's control steps, adding up to 1, from its control steps N."""
-        weighed = {name: weight * steps[name] for name, weight in self.weights.items()}
-        total = sum(weighed.values())
-        return {name: part / total for name, part in weighed.items()}
-
     def repeats(self, lengths: Mapping[str, IntArray], seed: int, epoch: int) -> dict[str, IntArray]:
         """How often each episode is seen in an epoch.
 

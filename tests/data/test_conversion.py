@@ -20,7 +20,7 @@ import simplejpeg
 from ipvla.data.conversion import Conversion, ConversionConfig, convert_part, tasks_of_part
 from ipvla.data.conversion.columns import columns
 from ipvla.data.conversion.comparison import Comparison
-from ipvla.data.conversion.sources import open_source
+from ipvla.data.conversion.plan import open_source
 from ipvla.data.lerobot import LeRobotSource, VideoSettings
 from ipvla.data.libero_hdf5 import LiberoHdf5Source
 from ipvla.data.pictures import EncodedPictures

@@ -1,4 +1,4 @@
-"""What is converted, to what, and in which parts: all that a worker needs to know."""
+"""What is converted, from which format and to which, and in which parts: all that a worker needs to know."""
 
 from __future__ import annotations
 
@@ -11,16 +11,52 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ipvla.data import lerobot, rlds
+from ipvla.data import lerobot, rlds, sources
 from ipvla.data.conversion.columns import Columns, columns
-from ipvla.data.conversion.sources import LEROBOT, RLDS, format_of, naming_of, open_source
+from ipvla.data.lerobot.format import INFO, Tree
 from ipvla.data.lerobot.writer import PartWriter
 from ipvla.data.lerobot.writer import assemble as assemble_lerobot
+from ipvla.data.libero_hdf5 import LiberoHdf5Source
 from ipvla.data.pictures import EncodedPictures
 from ipvla.data.rlds.format import RldsLayout
 from ipvla.data.rlds.writer import assemble as assemble_rlds
 from ipvla.data.rlds.writer import write_part as write_rlds_part
 from ipvla.data.source import DatasetError, EpisodeSource, Feature, Trajectory
+
+RLDS, LEROBOT, HDF5 = "rlds", "lerobot", "libero_hdf5"
+
+
+def format_of(location: str) -> str:
+    """ "rlds", "lerobot" or "libero_hdf5". DatasetError if nothing is there, or nothing that is known."""
+    tree = Tree(location)
+    if not tree.files.exists(tree.path("")) and not location.endswith(".hdf5"):
+        raise DatasetError(f"source {location} does not exist; give the directory or address of a dataset")
+    if tree.exists(INFO):
+        return LEROBOT
+    if tree.exists("dataset_info.json") or tree.glob("*/dataset_info.json"):
+        return RLDS
+    if tree.local and (location.endswith(".hdf5") or tree.glob("*.hdf5")):
+        return HDF5
+    raise DatasetError(
+        f"{location} is neither an RLDS version directory (dataset_info.json), nor a LeRobotDataset ({INFO}), nor "
+        "a local directory of LIBERO's *.hdf5 files"
+    )
+
+
+def open_source(location: str, cache_directory: Path, skip_bad_episodes: bool = False) -> EpisodeSource:
+    """The episodes of a dataset in any format.
+
+    Args:
+        location: directory or address.
+        cache_directory: for lists of episodes and for copies of remote videos.
+        skip_bad_episodes: leave out RLDS episodes that cannot be read.
+
+    Raises:
+        DatasetError: it is none, or damaged.
+    """
+    if format_of(location) == HDF5:
+        return LiberoHdf5Source(location)
+    return sources.open_source(location, read_root=cache_directory, skip_bad_episodes=skip_bad_episodes)
 
 
 @dataclass(frozen=True)
@@ -143,7 +179,8 @@ class ConversionConfig:
     def build(self) -> Plan:
         """Opens the source and lays the target out. DatasetError if the one cannot become the other."""
         source = open_source(self.source, self.work, self.skip_bad_episodes)
-        mapped = columns(source.features, naming_of(format_of(self.source)), self.to, self.leave_out)
+        naming = LEROBOT if format_of(self.source) == LEROBOT else RLDS
+        mapped = columns(source.features, naming, self.to, self.leave_out)
         first = mapped.apply(source.trajectory(0))
         starts = range(0, len(source.lengths), self.episodes_per_part)
         rows = np.concatenate([[0], np.cumsum(source.lengths)])

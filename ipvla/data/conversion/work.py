@@ -15,8 +15,7 @@ import numpy as np
 
 from ipvla import files
 from ipvla.data.conversion.comparison import Comparison, actions_sha256, compare
-from ipvla.data.conversion.plan import ConversionConfig, LeRobotTarget, Part, Plan
-from ipvla.data.conversion.sources import open_source
+from ipvla.data.conversion.plan import ConversionConfig, LeRobotTarget, Part, Plan, open_source
 from ipvla.data.lerobot.format import TASK
 from ipvla.data.publish import appearing, exclusive, require_absent
 from ipvla.data.recording import Recording

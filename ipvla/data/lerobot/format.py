@@ -127,31 +127,6 @@ def numbered(part: int) -> dict[str, int]:
     return {"chunk_index": part // FILES_PER_CHUNK, "file_index": part % FILES_PER_CHUNK}
 
 
-def info_values(
-    features: Mapping[str, Mapping[str, Any]], *, fps: int, robot_type: str | None, episodes: int, frames: int,
-    tasks: int, videos: bool,
-) -> dict[str, Any]:  # fmt: skip
-    """`meta/info.json` of a dataset with these features, each `{dtype, shape, names}`."""
-    index = {
-        name: {"dtype": feature.dtype, "shape": [1], "names": None} for name, feature in INDEX_FEATURES.items()
-    }
-    return {
-        "codebase_version": CODEBASE_VERSION,
-        "robot_type": robot_type,
-        "total_episodes": episodes,
-        "total_frames": frames,
-        "total_tasks": tasks,
-        "chunks_size": FILES_PER_CHUNK,
-        "data_files_size_in_mb": 100,
-        "video_files_size_in_mb": 200,
-        "fps": fps,
-        "splits": {"train": f"0:{episodes}"},
-        "data_path": DATA_PATH,
-        "video_path": VIDEO_PATH if videos else None,
-        "features": {**features, **index},
-    }
-
-
 def _require_version(location: str, version: str) -> None:
     major = version.lstrip("v").partition(".")[0]
     if major == "3":

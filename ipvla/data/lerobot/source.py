@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ipvla.data.lerobot.columns import numbers, pictures, texts
 from ipvla.data.lerobot.episodes import Episodes
 from ipvla.data.lerobot.format import INDEX_FEATURES, TASK, TASKS, Info, Tree
 from ipvla.data.lerobot.video import Downloads, OpenVideos, VideoPictures
@@ -19,6 +19,7 @@ from ipvla.data.pictures import EncodedPictures, Pictures
 from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource, Steps, Trajectory
 
 _COPY_AGAIN = "copy or convert the dataset again"
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 class LeRobotSource(EpisodeSource):
@@ -98,17 +99,18 @@ class LeRobotSource(EpisodeSource):
         if feature.kind == "image":
             return self._pictures(column)
         if feature.kind == "text":
-            return texts(column)
-        return numbers(column, () if key in INDEX_FEATURES else feature.shape, feature.dtype)
+            return _column_texts(column)
+        return _numbers(column, () if key in INDEX_FEATURES else feature.shape, feature.dtype)
 
     def _pictures(self, column: Any) -> Pictures:
-        encoded, paths = pictures(column)
-        files = [each if each else self._tree.read(path or "") for each, path in zip(encoded, paths, strict=True)]
-        return EncodedPictures(tuple(files))
+        """Each is encoded in its row, or else in a file whose path is there."""
+        values = column.combine_chunks()
+        rows = zip(values.field("bytes").to_pylist(), values.field("path").to_pylist(), strict=True)
+        return EncodedPictures(tuple(encoded or self._tree.read(path or "") for encoded, path in rows))
 
     def _video(self, key: str, table: Any, index: int) -> Pictures:
         name, start_s = self._episodes.video_file(index, key, self._info.video_path)
-        times = numbers(table["timestamp"], (), "float64")
+        times = _numbers(table["timestamp"], (), "float64")
         return VideoPictures(self._videos, self._local_copy, name, start_s + times, 0.25 / self._info.fps)
 
 
@@ -122,3 +124,21 @@ def _task_texts(tree: Tree) -> Mapping[int, str]:
         return dict(zip(table["task_index"].to_pylist(), texts, strict=True))
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise DatasetError(f"{tree.location}/{TASKS} is missing or damaged ({error}); {_COPY_AGAIN}") from None
+
+
+def _numbers(column: Any, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    """A column of T scalars or (nested) lists, as [T, *shape]. ValueError if that is not what it holds."""
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    rows = len(values)
+    while any(is_kind(values.type) for is_kind in _LISTS):
+        values = values.flatten()
+    return np.asarray(values.to_numpy(zero_copy_only=False)).astype(dtype).reshape(rows, *shape)
+
+
+def _column_texts(column: Any) -> tuple[str, ...]:
+    """A column of T texts; equal ones share their memory, and nulls are ""."""
+    encoded = column.combine_chunks().dictionary_encode()
+    known = [text or "" for text in encoded.dictionary.to_pylist()]
+    return tuple("" if i is None else known[i] for i in encoded.indices.to_pylist())

@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ipvla.data.lerobot.columns import array_of_numbers, array_of_pictures
 from ipvla.data.lerobot.encoder import VideoEncoder
 from ipvla.data.lerobot.format import (
+    CODEBASE_VERSION,
     DATA_PATH,
     EPISODES_PATH,
+    FILES_PER_CHUNK,
     INDEX_FEATURES,
     INFO,
     METADATA,
@@ -28,13 +29,15 @@ from ipvla.data.lerobot.format import (
     TASKS,
     VIDEO_PATH,
     Layout,
-    info_values,
     numbered,
 )
 from ipvla.data.lerobot.statistics import Moments, aggregate, episode_statistics, json_values
 from ipvla.data.pictures import encoded
 from ipvla.data.source import DatasetError, Feature, Steps, Trajectory
 from ipvla.files import link
+
+#: How Hugging Face's datasets keeps pictures in parquet.
+_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 class PartWriter:
@@ -176,11 +179,16 @@ def _checked(trajectory: Trajectory, name: str, feature: Feature) -> Steps:
 
 
 def _array(values: Steps, feature: Feature) -> Any:
-    if isinstance(values, np.ndarray):
-        return array_of_numbers(values, feature)
+    """As lerobot stores it: numbers of shapes () and [1] as scalars, vectors as lists of fixed size."""
     if isinstance(values, tuple):
         return pa.array(values, pa.string())
-    return array_of_pictures(encoded(values))
+    if not isinstance(values, np.ndarray):
+        return pa.array([{"bytes": each, "path": None} for each in encoded(values)], _PICTURE)
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    if feature.shape not in ((), (1,)):
+        for size in reversed(feature.shape):
+            flat = pa.FixedSizeListArray.from_arrays(flat, size)
+    return flat
 
 
 def _file(prefix: str, part: int) -> dict[str, int]:
@@ -227,15 +235,22 @@ def write_metadata(
     """Writes `meta/info.json`, `meta/stats.json` and `meta/tasks.parquet`; `rows` and `episodes` are how many."""
     import pandas as pd
 
-    info = info_values(
-        layout.info_features(),
-        fps=layout.fps,
-        robot_type=layout.robot_type,
-        episodes=episodes,
-        frames=rows,
-        tasks=len(tasks),
-        videos=layout.video is not None,
-    )
+    index = {name: {"dtype": of.dtype, "shape": [1], "names": None} for name, of in INDEX_FEATURES.items()}
+    info = {
+        "codebase_version": CODEBASE_VERSION,
+        "robot_type": layout.robot_type,
+        "total_episodes": episodes,
+        "total_frames": rows,
+        "total_tasks": len(tasks),
+        "chunks_size": FILES_PER_CHUNK,
+        "data_files_size_in_mb": 100,
+        "video_files_size_in_mb": 200,
+        "fps": layout.fps,
+        "splits": {"train": f"0:{episodes}"},
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH if layout.video is not None else None,
+        "features": {**layout.info_features(), **index},
+    }
     (directory / INFO).write_text(json.dumps(info, indent=4, ensure_ascii=False))
     values = {name: json_values(moments) for name, moments in statistics.items()}
     (directory / STATISTICS).write_text(json.dumps(values, indent=4))

@@ -28,10 +28,7 @@ logger = logging.getLogger(__name__)
 
 #: Part of the database's name: raise it when what is stored changes.
 _FORMAT = 1
-_SCHEMA = (
-    "CREATE TABLE episodes (file_path TEXT, episode_id TEXT, said BLOB, PRIMARY KEY (file_path, episode_id))",
-    "CREATE TABLE about (source TEXT, bytes INTEGER, episodes INTEGER, steps INTEGER)",
-)
+_SCHEMA = "CREATE TABLE episodes (file_path TEXT, episode_id TEXT, said BLOB, PRIMARY KEY (file_path, episode_id))"
 
 
 def database_path(reasoning_json: Path, cache: Path) -> Path:
@@ -68,15 +65,12 @@ def _compile(reasoning_json: Path, target: Path) -> None:
         # a crash leaves a .part file that is thrown away, so there is no journal to keep
         database.execute("PRAGMA journal_mode = OFF")
         database.execute("PRAGMA synchronous = OFF")
-        for statement in _SCHEMA:
-            database.execute(statement)
+        database.execute(_SCHEMA)
         for file_path, episode_id, reasoning in _episodes(reasoning_json):
             row = (file_path, episode_id, pack(reasoning))
             database.execute("INSERT OR REPLACE INTO episodes VALUES (?, ?, ?)", row)
             episodes += 1
             steps += len(reasoning)
-        size = reasoning_json.stat().st_size
-        database.execute("INSERT INTO about VALUES (?, ?, ?, ?)", (reasoning_json.name, size, episodes, steps))
         database.commit()
     logger.info("%s: reasoning of %d steps in %d episodes", reasoning_json.name, steps, episodes)
 
