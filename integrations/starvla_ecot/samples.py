@@ -145,16 +145,12 @@ def chunk(numbers: EpisodeNumbers, t: int, past: int, length: int) -> FloatArray
     return past_the_end(target, steps < end, "openvla", numbers.absolute)[0]
 
 
-def one_picture(pictures: Pictures, index: int) -> tuple[Pictures, int]:
-    """A picture that keeps no other one in memory, where pictures are encoded one by one."""
-    if isinstance(pictures, EncodedPictures):
-        return EncodedPictures((pictures.encoded[index],)), 0
-    return pictures, index
-
-
 def views(pictures: Mapping[str, Pictures], raw_step: int) -> tuple[tuple[Pictures, int], ...]:
-    """One picture per camera, in the standard's order."""
-    return tuple(one_picture(each, raw_step) for each in pictures.values())
+    """One picture per camera, in the standard's order; it keeps no other one in memory where it can be apart."""
+    return tuple(
+        (EncodedPictures((each.encoded[raw_step],)), 0) if isinstance(each, EncodedPictures) else (each, raw_step)
+        for each in pictures.values()
+    )
 
 
 #: OpenVLA's settings (openvla/prismatic/vla/datasets/datasets.py): share of the area that a crop keeps, then how

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.data.recording import Recording
+from ipvla.data.rlds.format import of_success
 from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource, Steps, Trajectory, feature_of
 
 #: RLDS feature -> dataset below `data/demo_N`; the state is made of two.
@@ -135,7 +136,6 @@ def _instruction(path: Path, attributes: Mapping[str, Any]) -> str:
 
 def _steps(group: Any, episode: _Demonstration) -> Iterator[tuple[str, Steps]]:
     length = episode.length
-    last = np.arange(length) == length - 1
     for path, name in _IMAGES.items():
         if len(group[name]) != length:
             raise ValueError(f"{len(group[name])} pictures in {name} for {length} actions")
@@ -144,8 +144,4 @@ def _steps(group: Any, episode: _Demonstration) -> Iterator[tuple[str, Steps]]:
     yield "observation/joint_state", np.asarray(group[_JOINTS], np.float32)
     yield "action", np.asarray(group["actions"], np.float32)
     yield "language_instruction", (episode.instruction,) * length
-    yield "reward", last.astype(np.float32)
-    yield "discount", np.ones(length, np.float32)
-    yield "is_first", np.arange(length) == 0
-    yield "is_last", last
-    yield "is_terminal", last
+    yield from of_success(length).items()

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar, get_args
+from typing import Any, Final, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:  # readers of episodes do not need it: 150 MB and two seconds
-    import torch
-
-Array = TypeVar("Array", npt.NDArray[np.floating[Any]], "torch.Tensor")
 
 #: OpenVLA's three (prismatic/vla/datasets/rlds/utils/data_utils.py): the 1 % and 99 % quantiles onto [-1, 1] and
 #: clipped; the minimum and maximum onto [-1, 1]; mean 0 and standard deviation 1, not clipped.
@@ -75,23 +70,17 @@ class FeatureStatistics:
                 f"choose {' or '.join(known)}, or compute the statistics from the dataset"
             )
 
-    def normalise(self, x: Array, kind: Normalisation = "bounds_q99") -> Array:
+    def normalise(self, x: npt.NDArray[Any], kind: Normalisation = "bounds_q99") -> npt.NDArray[Any]:
         """[..., D] in units -> [..., D] as `kind` says; constant dimensions become 0."""
-        a, b, scaled, fixed = (_like(v, x) for v in (*self._rows(kind), self.mask, self._fixed(kind)))
+        a, b = self._rows(kind)
         y = (x - a) / (b + _EPSILON) if kind == "normal" else (2 * (x - a) / (b - a + _EPSILON) - 1).clip(-1, 1)
-        where = _where(x)
-        result: Array = where(fixed, 0.0, where(scaled, y, x))
-        return result
+        return np.where(self._fixed(kind), 0.0, np.where(self.mask, y, x))
 
-    def denormalise(self, y: Array, kind: Normalisation = "bounds_q99") -> Array:
+    def denormalise(self, y: npt.NDArray[Any], kind: Normalisation = "bounds_q99") -> npt.NDArray[Any]:
         """The inverse where nothing was clipped; constant dimensions get their exact constant, whatever `y` is."""
-        a, b, low, scaled, constant = (
-            _like(v, y) for v in (*self._rows(kind), self.min, self.mask, self.constant)
-        )
+        a, b = self._rows(kind)
         x = y * (b + _EPSILON) + a if kind == "normal" else 0.5 * (y + 1) * (b - a) + a
-        where = _where(y)
-        result: Array = where(constant, low, where(scaled, x, y))
-        return result
+        return np.where(self.constant, self.min, np.where(self.mask, x, y))
 
     def _rows(self, kind: Normalisation) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         first, second = _ROWS[kind]
@@ -102,22 +91,6 @@ class FeatureStatistics:
             return self.constant
         # Equal quantiles with rare outliers carry no scale: the formula would send the usual value to -1.
         return np.asarray(self.constant | (self.mask & (self.q01 == self.q99)))
-
-
-def _like(constants: npt.NDArray[Any], x: Any) -> Any:
-    if isinstance(x, np.ndarray):
-        return constants
-    import torch
-
-    return torch.from_numpy(constants).to(x.device)
-
-
-def _where(x: Any) -> Any:
-    if isinstance(x, np.ndarray):
-        return np.where
-    import torch
-
-    return torch.where
 
 
 #: The quantiles that statistics have; their tails are stored exactly.

@@ -114,9 +114,7 @@ class PartWriter:
         self._data.close()
         for video in self._videos.values():
             video.close()
-        path = self._directory / EPISODES_PATH.format(**numbered(self._part))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(self._episodes), path, compression="snappy")
+        pq.write_table(pa.Table.from_pylist(self._episodes), self._path(EPISODES_PATH), compression="snappy")
         write_metadata(
             self._directory, self._layout, self._tasks, aggregate(self._statistics), self.episodes, self.rows
         )
@@ -129,10 +127,10 @@ class PartWriter:
         }
         table = pa.table(columns)
         if self._data is None:
-            path = self._directory / DATA_PATH.format(**numbered(self._part))
-            path.parent.mkdir(parents=True, exist_ok=True)
             small = [name for name in columns if self._feature(name).kind != "image"]
-            self._data = pq.ParquetWriter(path, table.schema, compression="snappy", use_dictionary=small)
+            self._data = pq.ParquetWriter(
+                self._path(DATA_PATH), table.schema, compression="snappy", use_dictionary=small
+            )
         self._data.write_table(table, row_group_size=table.num_rows)
 
     def _add_videos(self, steps: Mapping[str, Steps]) -> dict[str, Any]:
@@ -140,8 +138,7 @@ class PartWriter:
         places: dict[str, Any] = {}
         for name in self._layout.images:
             if name not in self._videos:
-                path = self._directory / VIDEO_PATH.format(video_key=name, **numbered(self._part))
-                shape = self._layout.features[name].shape
+                path, shape = self._path(VIDEO_PATH, name), self._layout.features[name].shape
                 self._videos[name] = VideoEncoder(path, self._layout.fps, shape, self._layout.video)
             video, pictures = self._videos[name], steps[name]
             assert not isinstance(pictures, np.ndarray | tuple)
@@ -152,6 +149,11 @@ class PartWriter:
             places[f"videos/{name}/from_timestamp"] = start / self._layout.fps
             places[f"videos/{name}/to_timestamp"] = video.frames / self._layout.fps
         return places
+
+    def _path(self, pattern: str, video_key: str = "") -> Path:
+        path = self._directory / pattern.format(video_key=video_key, **numbered(self._part))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def _feature(self, name: str) -> Feature:
         return self._layout.features.get(name) or INDEX_FEATURES[name]

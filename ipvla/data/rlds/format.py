@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow_datasets as tfds
 
 from ipvla.data.source import DatasetError, Feature, Trajectory
@@ -109,6 +110,13 @@ class RldsLayout:
         if not shape:
             return tfds.features.Scalar(np.dtype(feature.dtype))
         return tfds.features.Tensor(shape=shape, dtype=np.dtype(feature.dtype))
+
+
+def of_success(length: int) -> dict[str, npt.NDArray[Any]]:
+    """RLDS's reward, discount and flags of an episode that ends in success: the reward is 1 at its end."""
+    first, last = (np.arange(length) == place for place in (0, length - 1))
+    flags = {"is_first": first, "is_last": last, "is_terminal": last}
+    return {"reward": last.astype(np.float32), "discount": np.ones(length, np.float32), **flags}
 
 
 def task_and_family(trajectory: Trajectory) -> tuple[str, str]:

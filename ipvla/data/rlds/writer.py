@@ -26,6 +26,7 @@ from ipvla.data.rlds.format import (
     dataset_directory,
     image_key,
     nested,
+    of_success,
     task_and_family,
 )
 from ipvla.data.rlds.records import create_shard
@@ -66,32 +67,29 @@ def write_rlds(
         if first is None:
             raise DatasetError(f"dataset {name!r} would have no episodes; give at least one")
         layout = _layout(name, first, camera_size)
-        written = _Written()
-        trajectories = written.trajectories(first, remaining, camera_size)
+        actions: list[npt.NDArray[np.float32]] = []
+        states: list[npt.NDArray[np.float32]] = []
+        trajectories = _trajectories(first, remaining, camera_size, actions, states)
         parts: list[Path] = []
         while (head := next(trajectories, None)) is not None:
             parts.append(building / ".parts" / f"{len(parts):05d}")
             write_part(parts[-1], layout, chain([head], islice(trajectories, _EPISODES_PER_SHARD - 1)))
         assemble(parts, building, layout)
         shutil.rmtree(building / ".parts")
-        Statistics.compute(written.actions, written.states).save(building / STATISTICS_FILE, name)
+        Statistics.compute(actions, states).save(building / STATISTICS_FILE, name)
         recording.save(building)
     return target
 
 
-class _Written:
-    """The actions and states of all episodes that have been written, for the statistics."""
-
-    def __init__(self) -> None:
-        self.actions: list[npt.NDArray[np.float32]] = []
-        self.states: list[npt.NDArray[np.float32]] = []
-
-    def trajectories(self, first: Episode, others: Iterable[Episode], camera_size: int) -> Iterator[Trajectory]:
-        for episode in chain([first], others):
-            _check(episode, first, camera_size)
-            yield _trajectory(episode, bool(first.questions))
-            self.actions.append(np.array(episode.action, np.float32))
-            self.states.append(np.array(episode.state, np.float32))
+def _trajectories(
+    first: Episode, others: Iterable[Episode], camera_size: int, actions: list[Any], states: list[Any]
+) -> Iterator[Trajectory]:
+    """All episodes, checked; their actions and states are added to the lists, for the statistics."""
+    for episode in chain([first], others):
+        _check(episode, first, camera_size)
+        actions.append(np.array(episode.action, np.float32))
+        states.append(np.array(episode.state, np.float32))
+        yield _trajectory(episode, bool(first.questions))
 
 
 def _layout(name: str, first: Episode, camera_size: int) -> RldsLayout:
@@ -149,7 +147,6 @@ def _check(episode: Episode, first: Episode, camera_size: int) -> None:
 
 def _trajectory(episode: Episode, questions: bool) -> Trajectory:
     length = len(episode.action)
-    last = np.arange(length) == length - 1
     steps: dict[str, Steps] = {
         _picture(camera): EncodedPictures([encode_png(frame) for frame in frames])
         for camera, frames in episode.images.items()
@@ -159,12 +156,7 @@ def _trajectory(episode: Episode, questions: bool) -> Trajectory:
         "action": np.asarray(episode.action, np.float32),
         "language_instruction": (episode.instruction,) * length,
         "reasoning": episode.reasoning or ("",) * length,
-        # Only successes are recorded, so the reward is 1 where the episode ends.
-        "reward": last.astype(np.float32),
-        "discount": np.ones(length, np.float32),
-        "is_first": np.arange(length) == 0,
-        "is_last": last,
-        "is_terminal": last,
+        **of_success(length),
     }
     if questions:
         steps |= {

@@ -24,9 +24,10 @@ def level(t: int) -> int:
 
 
 def write(path: Path, configuration: VideoSettings) -> Path:
-    with VideoEncoder(path, FPS, (64, 64, 3), configuration) as video:
-        for t in range(FRAMES):
-            video.add(np.full((64, 64, 3), level(t), np.uint8))
+    video = VideoEncoder(path, FPS, (64, 64, 3), configuration)
+    for t in range(FRAMES):
+        video.add(np.full((64, 64, 3), level(t), np.uint8))
+    video.close()
     return path
 
 
