@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import groupby
 from typing import TypeVar
 
@@ -80,7 +80,7 @@ class LaneReader:
         self._rank = rank
         self._world_size = world_size
         self.broken: set[int] = set()
-        self._transforms_by_part: dict[str, Transforms] = {}
+        self._transforms_of = cache(transforms.of)
         self._plan: tuple[tuple[int, tuple[Layout, ...]], EpochPlan] | None = None
 
     @property
@@ -174,11 +174,6 @@ class LaneReader:
         back = torch.from_numpy(np.argsort(order))
         names = [field.name for field in fields(ModelInputs)]
         return ModelInputs(**{name: torch.cat([getattr(part, name) for part in made])[back] for name in names})
-
-    def _transforms_of(self, part: str) -> Transforms:
-        if part not in self._transforms_by_part:
-            self._transforms_by_part[part] = self._transforms.of(part)
-        return self._transforms_by_part[part]
 
     def _observation(self, episode: int, t: int) -> Observation:
         return self._dataset.observation(episode, t, self._transforms.cameras)

@@ -153,10 +153,9 @@ def completed(part: SurveyPart, source: EpisodeSource, standard: Standard) -> Su
         )
     lengths = part.lengths[part.lengths > 0]
     warn_of_few(int(lengths.sum()))
-    proprio_dim = part.proprio.mean.shape[1]
     statistics = Statistics(
         action=part.action.statistics(lengths, np.array(standard.normalised, np.bool_)),
-        proprio=part.proprio.statistics(lengths, np.ones(proprio_dim, np.bool_)),
+        proprio=part.proprio.statistics(lengths, np.ones(part.proprio.mean.shape[1], np.bool_)),
         num_transitions=int(lengths.sum()),
         num_trajectories=len(lengths),
     )
@@ -225,7 +224,9 @@ def surveyed(source: EpisodeSource, standard: Standard, directory: Path | None, 
     survey = None if path is None or anew else load_survey(path)
     if survey is None:
         logger.info("reading the %d episodes of %s once", len(source.lengths), source.name)
-        survey = combined(_parts(source, standard), source, standard)
+        bounds = part_bounds(len(source.lengths))
+        parts = (survey_part(source, standard, range(first, stop)) for first, stop in bounds)
+        survey = combined(parts, source, standard)
         if path is not None:
             publish_survey(path, source.name, survey)
     return survey
@@ -246,8 +247,3 @@ def part_bounds(episodes: int) -> Iterator[tuple[int, int]]:
     """First and stop of each part of a dataset of so many episodes."""
     for first in range(0, episodes, PART_EPISODES):
         yield first, min(first + PART_EPISODES, episodes)
-
-
-def _parts(source: EpisodeSource, standard: Standard) -> Iterator[SurveyPart]:
-    for first, stop in part_bounds(len(source.lengths)):
-        yield survey_part(source, standard, range(first, stop))

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Self
 
@@ -133,7 +133,7 @@ def convert_part(plan: Plan, part: Part) -> Comparison:
     with files.appearing(done) as building:
         plan.target.write(building, part, (plan.columns.apply(source.trajectory(i)) for i in episodes))
         comparison = _compare(plan, source, plan.target.open(building), episodes)
-        (building / REPORT).write_text(json.dumps(comparison.to_dict()))
+        (building / REPORT).write_text(json.dumps(asdict(comparison)))
     return comparison
 
 

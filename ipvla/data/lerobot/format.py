@@ -99,16 +99,10 @@ class Info:
     def read(cls, tree: Tree) -> Info:
         """DatasetError if the file is missing, damaged, or of another version of the format."""
         if not tree.exists(INFO):
-            raise DatasetError(
-                f"{tree.location} holds no {INFO}; give the directory of a LeRobotDataset {_ours()}"
-            )
+            raise DatasetError(f"{tree.location} holds no {INFO}; give the directory of a LeRobotDataset v3")
         try:
             values = json.loads(tree.read(INFO))
-            version = str(values["codebase_version"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DatasetError(f"{tree.location}/{INFO} is damaged ({error!r}); copy the dataset again") from None
-        _require_version(tree.location, version)
-        try:
+            _require_version(tree.location, str(values["codebase_version"]))
             return cls(
                 fps=float(values["fps"]),
                 features=_features(values["features"]),
@@ -118,6 +112,8 @@ class Info:
                 data_path=values["data_path"],
                 video_path=values.get("video_path") or VIDEO_PATH,
             )
+        except DatasetError:
+            raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{tree.location}/{INFO} is damaged ({error!r}); copy the dataset again") from None
 
@@ -136,11 +132,7 @@ def _require_version(location: str, version: str) -> None:
         remedy = f"convert it {first}with {_CONVERT.format(location)}"
     else:
         remedy = "convert it with the lerobot package of that version"
-    raise DatasetError(f"{location} is a LeRobotDataset {version}, and {_ours()} is read here; {remedy}")
-
-
-def _ours() -> str:
-    return CODEBASE_VERSION.partition(".")[0]
+    raise DatasetError(f"{location} is a LeRobotDataset {version}, and v3 is read here; {remedy}")
 
 
 def _is_depth(value: Mapping[str, Any]) -> bool:

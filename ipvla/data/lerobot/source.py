@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import pyarrow.parquet as pq
 
 from ipvla.data.lerobot.episodes import Episodes
 from ipvla.data.lerobot.format import INDEX_FEATURES, TASK, TASKS, Info, Tree
-from ipvla.data.lerobot.video import Downloads, OpenVideos, VideoPictures
+from ipvla.data.lerobot.video import Downloads, VideoFile, VideoPictures
 from ipvla.data.pictures import EncodedPictures, Pictures
 from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource, Steps, Trajectory
 
 _COPY_AGAIN = "copy or convert the dataset again"
+#: The most recently used videos stay open.
+_OPEN_VIDEOS = 8
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
@@ -54,7 +57,7 @@ class LeRobotSource(EpisodeSource):
         self.lengths = self._episodes.lengths
         self.tasks = self._episodes.tasks
         self.families = self._episodes.families
-        self._videos = OpenVideos()
+        self._open_video = lru_cache(_OPEN_VIDEOS)(VideoFile)
         self._local_copy = Downloads(self._tree, cache_directory)
         self._footers: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -111,7 +114,7 @@ class LeRobotSource(EpisodeSource):
     def _video(self, key: str, table: Any, index: int) -> Pictures:
         name, start_s = self._episodes.video_file(index, key, self._info.video_path)
         times = _numbers(table["timestamp"], (), "float64")
-        return VideoPictures(self._videos, self._local_copy, name, start_s + times, 0.25 / self._info.fps)
+        return VideoPictures(self._open_video, self._local_copy, name, start_s + times, 0.25 / self._info.fps)
 
 
 def _task_texts(tree: Tree) -> Mapping[int, str]:

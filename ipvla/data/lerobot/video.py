@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +54,6 @@ class VideoFile:
                 raise ValueError(f"video {self._path} has no frame at {seconds:.4f} s: {nearest}")
             return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
 
-    def close(self) -> None:
-        """Frees what is held; the next frame opens the file again."""
-        with self._lock:
-            self._close()
-
     def _close(self) -> None:
         if self._container is not None:
             self._container.close()
@@ -91,34 +85,6 @@ class VideoFile:
             return True
         key_s = stream.index_entries[key].timestamp * stream.time_base
         return bool(self._current.time >= key_s - _SEEK_FRAMES / stream.average_rate)
-
-
-class OpenVideos:
-    """The most recently used videos, open.
-
-    Args:
-        at_most: how many.
-    """
-
-    def __init__(self, at_most: int = 8) -> None:
-        self._at_most = at_most
-        self._lock = threading.Lock()
-        self._videos: OrderedDict[str, VideoFile] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._videos)
-
-    def get(self, path: str) -> VideoFile:
-        """A video by its local path; one that is pushed out by it stays usable, and opens itself again."""
-        closing: list[VideoFile] = []
-        with self._lock:
-            video = self._videos.setdefault(path, VideoFile(path))
-            self._videos.move_to_end(path)
-            while len(self._videos) > self._at_most:
-                closing.append(self._videos.popitem(last=False)[1])
-        for each in closing:
-            each.close()
-        return video
 
 
 class Downloads:
@@ -162,14 +128,14 @@ class VideoPictures:
     """The frames of one episode within a video that it may share with others.
 
     Attributes:
-        videos: holds the open video.
+        open_video: by its local path; gives the same one for the same path while it is in use.
         local_copy: gives the video's path for the first frame.
         name: of the video.
         seconds: float64 [T], when each picture is shown, in the video's time.
         tolerance_s: how far from that the frame's own time may be; less than half the time between frames.
     """
 
-    videos: OpenVideos
+    open_video: Callable[[str], VideoFile]
     local_copy: Downloads
     name: str
     seconds: npt.NDArray[np.float64]
@@ -183,4 +149,4 @@ class VideoPictures:
         return self.seconds.nbytes
 
     def decode(self, t: int) -> npt.NDArray[np.uint8]:
-        return self.videos.get(self.local_copy(self.name)).frame(float(self.seconds[t]), self.tolerance_s)
+        return self.open_video(self.local_copy(self.name)).frame(float(self.seconds[t]), self.tolerance_s)

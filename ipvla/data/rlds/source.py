@@ -15,7 +15,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ipvla.data.pictures import EncodedPictures
-from ipvla.data.rlds.format import EPISODES_FILE, SPLIT, VERSION_NAME, dataset_name, flat, task_and_family
+from ipvla.data.rlds.format import (
+    EPISODES_FILE,
+    FILE_FORMATS,
+    SPLIT,
+    VERSION_NAME,
+    dataset_name,
+    flat,
+    task_and_family,
+)
 from ipvla.data.rlds.index import EpisodeEntry, EpisodeIndex
 from ipvla.data.rlds.records import CorruptRecordError, ShardRecords, open_shard
 from ipvla.data.source import (
@@ -33,7 +41,6 @@ from ipvla.data.source import (
 logger = logging.getLogger(__name__)
 
 _COLLECT_AGAIN = "delete the dataset and collect or copy it again"
-_FORMATS = ("tfrecord", "array_record")
 #: Metadata of tfds beside the shards: everything that is small.
 _METADATA = (".json", ".txt")
 
@@ -272,9 +279,9 @@ def _nearby(location: str, files: Any, root: str) -> str:
 
 def _file_format(location: str, builder: Any) -> str:
     name = getattr(builder.info.file_format, "value", None)
-    if name not in _FORMATS:
+    if name not in FILE_FORMATS:
         raise DatasetError(
-            f"{location} is stored as {name or 'an unknown format'}; known are {' and '.join(_FORMATS)}: "
+            f"{location} is stored as {name or 'an unknown format'}; known are {' and '.join(FILE_FORMATS)}: "
             "convert it with `tfds convert_format`"
         )
     if name == "array_record" and "://" in location and not location.startswith("file://"):

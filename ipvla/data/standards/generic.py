@@ -130,7 +130,7 @@ class StandardConfig:
         _require(name, features, dict.fromkeys(cameras.values(), "image"))
         if not cameras:
             raise DatasetError(f"{name} has no pictures; it has {', '.join(sorted(features))}")
-        dim = sum(_width(features[path]) for path in action)
+        dim = sum(math.prod(features[path].shape) for path in action)
         hand = dim if gripper == "none" else dim - 1
         return Generic(
             name,
@@ -204,10 +204,6 @@ def _require(name: str, features: Mapping[str, Feature], kinds: Mapping[str, str
                 f"{name}: step feature {path!r} holds depth ({feature.dtype}), which is no camera's picture; "
                 "leave it out of the cameras"
             )
-
-
-def _width(feature: Feature) -> int:
-    return math.prod(feature.shape)
 
 
 _ACTION, _STATE, _LANGUAGE = "action", "observation.state", "task"
