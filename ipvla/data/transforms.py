@@ -152,10 +152,6 @@ class Transforms:
             attention_mask=torch.from_numpy(ids != NO_TOKEN),
         )
 
-    def require_prompt(self, instruction: str) -> None:
-        """ValueError if the instruction's prompt is too long."""
-        self.prompts.prompt(instruction)
-
     def chunk_targets(self, action: FloatArray, t: int | IntArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
         """See `Conventions.chunk_targets`."""
         return self.conventions.chunk_targets(action, t)

@@ -44,12 +44,7 @@ def format_of(location: str) -> str:
 
 
 def open_source(location: str, cache_directory: Path, skip_bad_episodes: bool = False) -> EpisodeSource:
-    """The episodes of a dataset in any format.
-
-    Args:
-        location: directory or address.
-        cache_directory: for lists of episodes and for copies of remote videos.
-        skip_bad_episodes: leave out RLDS episodes that cannot be read.
+    """The episodes of a dataset in any format; lists of episodes and remote videos are stored in a directory.
 
     Raises:
         DatasetError: it is none, or damaged.

@@ -11,9 +11,8 @@ from ipvla.data.conventions import Conventions
 from ipvla.data.dataset import EpisodeDataset
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.plan import PlanPosition
-from ipvla.data.reasoning.compiled import compile_reasoning
 from ipvla.data.reasoning.episodes import ReasonedSource
-from ipvla.data.reasoning.store import ReasoningStore
+from ipvla.data.reasoning.store import ReasoningStore, compile_reasoning
 from ipvla.data.rlds import RldsSource
 from ipvla.data.standards import standard_for
 from ipvla.data.transforms import PromptEncoder, Transforms
