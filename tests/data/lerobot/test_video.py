@@ -45,7 +45,6 @@ def test_every_order_of_frames_gives_the_same_frames(videos, steps, which):
     video = VideoFile(str(videos[which]))
     for t in steps:
         assert abs(int(video.frame(t / FPS, TOLERANCE_S).mean()) - level(t)) <= 2
-    video.close()
 
 
 def test_encoding_leaves_the_process_with_the_priority_that_it_had(tmp_path):
