@@ -154,8 +154,7 @@ def resident_mb(directory: str) -> list[float]:
     from ipvla.data.dataset import open_dataset
     from ipvla.data.lanes import LaneConfig
     from ipvla.data.plan import PlanPosition
-    from ipvla.data.prompt_encoder import PromptEncoder
-    from ipvla.data.transforms import Transforms
+    from ipvla.data.transforms import PromptEncoder, Transforms
 
     dataset = open_dataset(directory, _CACHE_BYTES)
     conventions = Conventions(dataset.statistics(), dataset.cameras, image_size=224, chunk=8)

@@ -12,8 +12,7 @@ from evaluators.dataset_sample import DatasetSample
 from ipvla.contract import environment_gripper
 from ipvla.data.normalisation import FeatureStatistics
 from ipvla.data.standards import Standard
-from ipvla.data.standards.libero import Libero
-from ipvla.data.standards.recorded import Recorded
+from ipvla.data.standards.libero import Libero, Recorded
 from ipvla.data.statistics import FEW_TRANSITIONS
 from ipvla.data.survey import Survey
 

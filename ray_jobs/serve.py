@@ -89,7 +89,7 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
 
     def observe(message: Any, t: int) -> Observation:
         observation = from_message(message, transforms.cameras, proprio_dim, t)
-        transforms.require_prompt(observation.instruction)
+        transforms.prompts.prompt(observation.instruction)  # ValueError if it is too long
         return observation
 
     return PolicyWebsocketServer(config.server, actor, observe, metadata(policy, source.sha256()), token)

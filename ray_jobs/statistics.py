@@ -9,6 +9,7 @@ Training does the same by itself, with one CPU, if this was not done before.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class PartReader:
     def __call__(self, bounds: dict[str, Any]) -> dict[str, bytes]:
         """The part of episodes `first` to `stop`."""
         episodes = range(int(bounds["first"]), int(bounds["stop"]))
-        return {"part": survey_part(self._source, self._standard, episodes).to_bytes()}
+        return {"part": pickle.dumps(survey_part(self._source, self._standard, episodes))}
 
 
 def survey(config: StatisticsConfig) -> tuple[Survey, Path]:
@@ -96,7 +97,7 @@ def _parts(open_source: OpenSource, standard: Standard, episodes: int) -> Iterat
     with EpisodeProgress() as progress:
         bar = progress.add_task("reading", total=episodes)
         for row in rows.iter_rows():
-            part = SurveyPart.from_bytes(row["part"])
+            part: SurveyPart = pickle.loads(row["part"])
             yield part
             progress.advance(bar, len(part.lengths))
 

@@ -49,7 +49,7 @@ import sys
 from pathlib import Path
 from ipvla.sim.suites import load_suite
 from ipvla.sim.recall.expert import demonstrate
-from ipvla.sim.suites import fingerprint
+from ipvla.sim.fingerprint import fingerprint
 assert load_suite("recall", Path({str(cache_dir)!r})).tasks and fingerprint()
 heavy = {{"mujoco", "robosuite", "libero", "OpenGL", "numba"}} & set(sys.modules)
 assert not heavy, heavy
