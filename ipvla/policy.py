@@ -22,8 +22,7 @@ from ipvla.data.conventions import Conventions
 from ipvla.data.prompt_encoder import PromptEncoder
 from ipvla.data.transforms import Transforms
 from ipvla.files import appearing
-from ipvla.models.lora import merge_adapters
-from ipvla.models.sharding import is_sharded, sharded_like, whole
+from ipvla.models.adapters import merge_adapters
 from ipvla.models.vla import IPVLA, IPVLAConfig
 from ipvla.types import Memory, Observation
 
@@ -208,6 +207,29 @@ def policy_contract(directory: Path) -> Contract | None:
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read ({error!r}); use another checkpoint") from None
     return Conventions.from_dict(described).contract.in_environment_units
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Does this worker hold some rows of it alone (FSDP2)? It is a DTensor then, whose import takes seconds."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of it, on every worker; every worker must ask. A tensor that is not sharded is returned itself."""
+    if not is_sharded(tensor):
+        return tensor
+    gathered: torch.Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+    return gathered
+
+
+def sharded_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """`value`, which every worker has in full, sharded as `parameter` is; itself where that is not sharded."""
+    if not is_sharded(parameter):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    return distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
 
 
 def state(model: torch.nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:

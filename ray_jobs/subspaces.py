@@ -19,7 +19,7 @@ from ipvla.forgetting.fisher import DiagonalFisher, FisherConfig
 from ipvla.forgetting.icsm import ICSMConfig
 from ipvla.forgetting.module_statistics import collect
 from ipvla.forgetting.subspaces import Subspaces
-from ipvla.models.lora import LoRAConfig
+from ipvla.models.adapters import LoRAConfig
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import StorageRoots

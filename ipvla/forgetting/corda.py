@@ -1,6 +1,6 @@
 """CorDA: adapters begin in the directions that matter least to the teacher (arXiv 2406.05223).
 
-The arithmetic is PEFT's (`ipvla.models.corda`); training itself is left alone.
+The arithmetic is PEFT's (`ipvla.models.adapters`); training itself is left alone.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class Target(Protocol):
         """The student's batch of these records of the probe; for a method that `reads_probe`."""
 
     def begin_by_corda(self, covariances: Mapping[str, Tensor]) -> None:
-        """Splits each adapted weight by the second moments [in, in] of its inputs, see `ipvla.models.corda`."""
+        """Splits each adapted weight by the second moments [in, in] of its inputs, see `ipvla.models.adapters`."""
 
 
 class Method:

@@ -9,16 +9,20 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from ipvla.models.adapters import LoRAConfig, OSFConfig
+from ipvla.models.auxiliary_losses import (
+    PlanReadout,
+    PlanReadoutConfig,
+    Questions,
+    QuestionsConfig,
+    ReasoningLoss,
+    ReasoningLossConfig,
+)
 from ipvla.models.backbones import Backbone, BackboneConfig, TinyConfig
 from ipvla.models.features import Features
 from ipvla.models.heads import Head, HeadConfig, RegressionConfig
 from ipvla.models.heads.protocol import draw_noise
-from ipvla.models.lora import LoRAConfig
 from ipvla.models.memory import GRUMemoryConfig, MemoryConfig, MemoryModule
-from ipvla.models.osf import OSFConfig
-from ipvla.models.plan_readout import PlanReadout, PlanReadoutConfig
-from ipvla.models.questions import Questions, QuestionsConfig
-from ipvla.models.reasoning_loss import ReasoningLoss, ReasoningLossConfig
 from ipvla.types import Memory, ModelInputs, StepBatch
 
 T = TypeVar("T")

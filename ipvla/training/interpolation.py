@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ipvla.models.lora import adapters
+from ipvla.models.adapters import adapters
 from ipvla.models.vla import fresh_parts
 from ipvla.policy import Policy
 from ipvla.training.target import VLM

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ipvla.data.plan import PlanPosition
-from ipvla.models.sharding import whole
 from ipvla.models.vla import IPVLA
+from ipvla.policy import whole
 from ipvla.training.parallel import unsynchronised
 from ipvla.training.protection import Protection
 from ipvla.types import Memory, StepBatch

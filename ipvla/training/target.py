@@ -15,10 +15,9 @@ from ipvla.data.transforms import Transforms
 from ipvla.forgetting.method import Factors, Part
 from ipvla.forgetting.subspaces import ArtifactIdentity, Subspaces
 from ipvla.forgetting.weight_change import FullChange, LowRankChange, WeightChange
-from ipvla.models.corda import begin_by_corda
-from ipvla.models.lora import adapters, factors, layer_of
-from ipvla.models.sharding import is_sharded, sharded_like, whole
+from ipvla.models.adapters import adapters, begin_by_corda, factors, layer_of
 from ipvla.models.vla import IPVLA, fresh_parts
+from ipvla.policy import is_sharded, sharded_like, whole
 from ipvla.training.feature_reader import FeatureReader
 from ipvla.types import ModelInputs
 

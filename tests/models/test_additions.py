@@ -14,11 +14,12 @@ from ipvla.data.plan import PlanPosition
 from ipvla.data.prompt_encoder import PromptEncoder
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import DataConfig, Experiment, ExperimentConfig
+from ipvla.models.adapters import LoRAConfig
+from ipvla.models.auxiliary_losses import QuestionsConfig
 from ipvla.models.backbones import Backbone, Context, Embedded, PaliGemmaConfig, TinyConfig
 from ipvla.models.features import Reads
 from ipvla.models.heads import RegressionConfig
 from ipvla.models.heads.protocol import draw_noise
-from ipvla.models.lora import LoRAConfig
 from ipvla.models.memory import (
     ChainMemoryConfig,
     GRUMemoryConfig,
@@ -28,7 +29,6 @@ from ipvla.models.memory import (
     PromptMemoryConfig,
 )
 from ipvla.models.memory.prompt import with_plan
-from ipvla.models.questions import QuestionsConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
 from ipvla.rollout.episode import EpisodeId

@@ -17,7 +17,7 @@ from ipvla.forgetting import MethodConfig
 from ipvla.forgetting.fisher import FisherConfig
 from ipvla.forgetting.icsm import ICSMConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
-from ipvla.models.lora import LoRAConfig
+from ipvla.models.adapters import LoRAConfig
 from ipvla.tracking import Sinks
 from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.optimizer import OptimizerConfig

@@ -13,12 +13,11 @@ import pytest
 
 from ipvla.data.source import DatasetError
 from ipvla.experiment import DataConfig, ExperimentConfig
+from ipvla.models.auxiliary_losses import PlanReadoutConfig, QuestionsConfig
 from ipvla.models.backbones import PaliGemmaConfig, TinyConfig
 from ipvla.models.memory import GRUMemoryConfig, MemoryConfig, PromptMemoryConfig
 from ipvla.models.memory.chain import ChainMemoryConfig
 from ipvla.models.memory.kv import KVMemoryConfig
-from ipvla.models.plan_readout import PlanReadoutConfig
-from ipvla.models.questions import QuestionsConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import CheckpointError, Policy
 from ipvla.training.parallel import World
