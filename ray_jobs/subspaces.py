@@ -23,7 +23,7 @@ from ipvla.models.adapters import LoRAConfig
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import StorageRoots
-from ipvla.training.feature_reader import FeatureReader
+from ipvla.training.readers import FeatureReader
 from ipvla.training.target import VLM
 from ray_jobs.command_line.cli import run
 from ray_jobs.running.cluster import Demand, connect, supplied

@@ -5,14 +5,17 @@ Of a layer's hidden states one vector per record is compared: the mean over the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from ipvla.forgetting.layers import Key, tapped
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass
@@ -86,6 +89,71 @@ class ProbedModel(Protocol):
 
     def sampled_loss(self, output: Tensor, generator: torch.Generator) -> Tensor:
         """Sum over the records of -log p(y), with y ~ p(. | output) drawn by a CPU generator and detached."""
+
+
+def edit_output(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """Applies `edit` to the output of `module`, a tensor or a tuple's first element until `remove`."""
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+    return module.register_forward_hook(hook)
+
+
+@contextmanager
+def edited(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """`edit_output` for the duration of the block."""
+    handle = edit_output(module, edit)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def outputs(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
+    """In the block, a forward pass leaves here what each module puts out (of a tuple the first element)."""
+    collected: dict[Key, Tensor] = {}
+
+    def collect(key: Key, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        collected[key] = output[0] if isinstance(output, tuple) else output
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            stack.callback(module.register_forward_hook(partial(collect, key)).remove)
+        yield collected
+
+
+@contextmanager
+def inputs(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
+    """In the block, a forward pass leaves here each module's first argument, detached."""
+    collected: dict[Key, Tensor] = {}
+
+    def collect(key: Key, _module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        collected[key] = arguments[0].detach()
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            stack.callback(module.register_forward_pre_hook(partial(collect, key)).remove)
+        yield collected
+
+
+@contextmanager
+def tapped(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
+    """In the block, a forward pass adds to each module's output a leaf of zeros, given here under its key.
+
+    The leaf's gradient is the output's, also where all weights are frozen. The next pass replaces the leaves.
+    """
+    leaves: dict[Key, Tensor] = {}
+
+    def tap(key: Key, output: Tensor) -> Tensor:
+        leaves[key] = output.new_zeros(output.shape, requires_grad=True)
+        return output + leaves[key]
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            stack.enter_context(edited(module, partial(tap, key)))
+        yield leaves
 
 
 def sampled_gradients(

@@ -15,10 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ipvla.forgetting.adapter_update import check_names
 from ipvla.forgetting.directions import DampedSpectrum
-from ipvla.forgetting.gains import Gains
-from ipvla.forgetting.method import Factors, Method, MethodConfig, Target
+from ipvla.forgetting.method import Factors, Gains, Method, MethodConfig, Target, require_all
 from ipvla.forgetting.module_statistics import ModuleStatistics
 
 
@@ -56,7 +54,7 @@ class TwoSided(Method):
     _earlier: list[tuple[Tensor, Tensor]]
 
     def __init__(self, factors: Factors, statistics: Mapping[str, tuple[Tensor, Tensor]], gains: Gains) -> None:
-        check_names(factors, statistics, "statistics")
+        require_all(factors, statistics, "statistics")
         self._factors = list(factors.values())
         self._spectra: list[tuple[DampedSpectrum, DampedSpectrum]] = []
         for name, (a, b) in factors.items():

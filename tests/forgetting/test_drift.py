@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ipvla.forgetting.artifact import ArtifactError
 from ipvla.forgetting.drift import DriftProbe, pool
 from ipvla.forgetting.probed import Reading, instruction_mean
-from ipvla.forgetting.subspaces import ArtifactError
 
 RECORDS, WIDTH, LAYERS = 500, 48, (1, 3)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ipvla.forgetting.gpm import GPM, GPMConfig, input_space
+from ipvla.forgetting.input_space import GPM, GPMConfig, input_space
 from ipvla.forgetting.method import MethodConfig
 from ipvla.training.protection import Protection
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ipvla.forgetting.icsm import ICSMConfig
 from ipvla.forgetting.probed import ProbedModel, Reading, instruction_mean
-from ipvla.forgetting.subspaces import LayerSubspace, Subspaces, principal_angles
+from ipvla.forgetting.subspaces import LayerSubspace, Subspaces
 from ipvla.models.backbones import TinyConfig
+from tests.forgetting.made_up import principal_angles
 from tests.forgetting.probed_models import CHOICES, ProbedBackbone, Reader, Transformer, prompts
 from tests.models.conftest import inputs_for
 

@@ -34,9 +34,9 @@ from ipvla.policy import Policy
 from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.policy_server import PolicyServer
 from ipvla.tracking import Sinks
-from ipvla.training.feature_reader import FeatureReader
 from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.parallel import World
+from ipvla.training.readers import FeatureReader
 from ipvla.types import NO_TOKEN, Episode, Observation
 from tests.models.conftest import inputs_for
 from tests.models.memory.test_feeding_the_backbone import build, cut, play, window

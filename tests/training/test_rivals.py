@@ -22,9 +22,9 @@ from ipvla.forgetting import (
     L2SPConfig,
     MethodConfig,
 )
-from ipvla.forgetting.gpm import input_space
+from ipvla.forgetting.artifact import ArtifactError
+from ipvla.forgetting.input_space import input_space
 from ipvla.forgetting.module_statistics import ModuleStatistics
-from ipvla.forgetting.subspaces import ArtifactError
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.models.adapters import OSFConfig, adapters
 from ipvla.models.memory import GRUMemoryConfig
