@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, ClassVar, Literal, Self
 
@@ -51,9 +51,10 @@ class Embedded:
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """The same record with `function` applied to each tensor."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        tensors = {name: function(x) for name, x in values.items() if isinstance(x, torch.Tensor)}
-        return replace(self, **tensors, extra={name: function(x) for name, x in self.extra.items()})
+        changed: dict[str, Any] = {"extra": {name: function(x) for name, x in self.extra.items()}}
+        for name in ("tokens", "valid", "last", "perception", "proprio", "instruction"):
+            changed[name] = function(getattr(self, name))
+        return replace(self, **changed)
 
     @classmethod
     def joined(cls, blocks: Sequence[Self]) -> Self:
