@@ -32,6 +32,7 @@ from ipvla.data.rlds import dataset_directory, write_rlds
 from ipvla.experiment import ExperimentConfig
 from ipvla.files import write_text
 from ipvla.forgetting.thermostat import Line, ThermostatConfig, constant, controls, trace
+from ipvla.tracking import MetricSink
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
 from ipvla.types import Episode
@@ -125,19 +126,13 @@ def thermostat_of(config: ExperimentConfig) -> ThermostatConfig:
 
 
 @dataclass
-class Lines:
+class Lines(MetricSink):
     """A sink that holds what is logged, as a JSONL file would."""
 
     lines: list[Line] = field(default_factory=list)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self.lines.append({"step": step, **metrics})
-
-    def log_params(self, params: Mapping[str, object]) -> None: ...
-
-    def log_artifact(self, path: Path) -> None: ...
-
-    def close(self, status: str = "FINISHED") -> None: ...
 
 
 def respond(config: ExperimentConfig, plan: StepConfig, record: Path) -> list[Line]:

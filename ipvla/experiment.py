@@ -30,10 +30,9 @@ from ipvla.policy import CheckpointError, Policy, policy_sha256
 from ipvla.storage import StorageRoots, paths_of_fields_absolute
 from ipvla.tracking import TrackingConfig
 from ipvla.training.loop import TrainingConfig
-from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
 from ipvla.training.protection import ForgettingConfig
-from ipvla.training.step import TrainingState
+from ipvla.training.step import OptimizerConfig, TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -80,11 +79,8 @@ class DataConfig:
     reasoning: ReasoningConfig | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("normalisation", NORMALISATIONS),
-            ("past_end", PAST_END),
-            ("rlds_backend", RLDS_BACKENDS),
-        ):
+        known = {"normalisation": NORMALISATIONS, "past_end": PAST_END, "rlds_backend": RLDS_BACKENDS}
+        for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"data.{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
         if self.cache_gib <= 0:
@@ -281,9 +277,10 @@ class ExperimentConfig(StorageRoots):
             )
         for feature, settings in self.model.requires().items():
             if not _recorded(dataset, feature):
+                what, remedy = _REQUIRED[feature]
                 raise DatasetError(
-                    f"dataset: {dataset.location} has no {_REQUIRED[feature]}, which {' and '.join(settings)} "
-                    f"{'are' if len(settings) > 1 else 'is'} trained on; {_SUPPLIED[feature]}, or do without"
+                    f"dataset: {dataset.location} has no {what}, which {' and '.join(settings)} "
+                    f"{'are' if len(settings) > 1 else 'is'} trained on; {remedy}, or do without"
                 )
 
     def build(self, world: World) -> Experiment:
@@ -324,13 +321,7 @@ class ExperimentConfig(StorageRoots):
                 self.seed,
                 policy_sha256(self.start_from) if self.start_from else None,
             )
-        state = TrainingState(
-            model=model,
-            trained=wrapped,
-            optimizer=optimizer,
-            memory=memory,
-            protection=protection,
-        )
+        state = TrainingState(model, wrapped, optimizer, memory, protection=protection)
         lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size)
         return Experiment(policy, state, lanes)
 
@@ -375,15 +366,13 @@ def _require_same_terms(policy: Contract, data: Contract, directory: str, datase
             )
 
 
-#: What a step feature is called where it is missing.
+#: What a step feature is called where it is missing, and how a dataset gets it.
 _REQUIRED = {
-    "reasoning": "plans (step feature `reasoning`)",
-    "question": "questions (step features `question`, `answer`)",
-}
-#: How a dataset gets it.
-_SUPPLIED = {
-    "reasoning": "collect it again, give a file of them (data.reasoning)",
-    "question": "collect it again",
+    "reasoning": (
+        "plans (step feature `reasoning`)",
+        "collect it again, give a file of them (data.reasoning)",
+    ),
+    "question": ("questions (step features `question`, `answer`)", "collect it again"),
 }
 
 

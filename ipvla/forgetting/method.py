@@ -1,7 +1,7 @@
 """What a forgetting method is: a choice of settings, installed on a model before training.
 
-A method is one file of this folder: a `MethodConfig` that is registered under its name, and a `Method` that
-training calls at every optimizer step. The line that imports it in `ipvla/forgetting/__init__.py` makes it a
+A method is a `MethodConfig` that is registered under its name, and a `Method` that training calls at every
+optimizer step, in one file of this folder. The line that imports it in `ipvla/forgetting/__init__.py` makes it a
 choice of `forgetting.method`.
 """
 

@@ -20,9 +20,9 @@ from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.models.adapters import LoRAConfig
 from ipvla.tracking import Sinks
 from ipvla.training.loop import TrainingConfig, train
-from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
 from ipvla.training.protection import ForgettingConfig
+from ipvla.training.step import OptimizerConfig
 from ipvla.types import Episode
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
 from tests.synthetic import SIZE, cue_episode
