@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -260,9 +260,9 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
         raise CheckpointError(f"{path} cannot be read ({error}); use an earlier checkpoint") from None
     wanted = _named(model)
     wrong = [
-        f"{name} is {_shape(saved, name)} in the checkpoint and {_shape(wanted, name)} in the model"
+        f"{name} is {shape_of(saved, name)} in the checkpoint and {shape_of(wanted, name)} in the model"
         for name in sorted(wanted.keys() | saved.keys())
-        if _shape(saved, name) != _shape(wanted, name)
+        if shape_of(saved, name) != shape_of(wanted, name)
     ]
     if wrong:
         raise CheckpointError(
@@ -272,7 +272,8 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     model.load_state_dict({n: sharded_like(value, wanted[n]) for n, value in saved.items()}, strict=False)
 
 
-def _shape(tensors: dict[str, torch.Tensor], name: str) -> str:
+def shape_of(tensors: Mapping[str, torch.Tensor], name: str) -> str:
+    """For errors: `(2, 3)`, or `absent`."""
     return str(tuple(tensors[name].shape)) if name in tensors else "absent"
 
 

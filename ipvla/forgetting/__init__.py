@@ -6,9 +6,8 @@ against forgetting is one file, chosen by `forgetting.method.type`.
 
 from ipvla.forgetting.distillation import DistillationConfig
 from ipvla.forgetting.hsw import HSWConfig
-from ipvla.forgetting.input_space import CorDAConfig, GPMConfig, InputDecayConfig
 from ipvla.forgetting.method import Gains, Method, MethodConfig, Target
-from ipvla.forgetting.two_sided import TwoSidedConfig
+from ipvla.forgetting.moment_methods import CorDAConfig, GPMConfig, InputDecayConfig, TwoSidedConfig
 from ipvla.forgetting.weight_penalty import EWCConfig, L2SPConfig
 from ipvla.forgetting.writer_updates import ProjectedUpdateConfig, RoutedMomentsConfig
 

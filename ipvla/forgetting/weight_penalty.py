@@ -34,12 +34,8 @@ class WeightChange(ABC):
     device: torch.device
 
     @abstractmethod
-    def square(self) -> Tensor:
-        """||dW||_F^2, a scalar, at least float32."""
-
-    @abstractmethod
-    def weighted_square(self, weight: Tensor) -> Tensor:
-        """The sum of weight * dW^2 for a weight of `shape`, a scalar, at least float32."""
+    def square(self, importance: Tensor | None = None) -> Tensor:
+        """The sum of dW^2, each times its `importance` of `shape` if that is given: a scalar, at least float32."""
 
 
 class LowRankChange(WeightChange):
@@ -60,16 +56,11 @@ class LowRankChange(WeightChange):
         self._a, self._b, self._scale = a, b, scale
         self.shape, self.device = torch.Size((b.shape[0], a[0].numel())), b.device
 
-    def square(self) -> Tensor:
-        a, b = self._factors()
-        return self._scale**2 * ((b.T @ b) * (a @ a.T)).sum()  # ||BA||^2 = tr(B'B AA'), r x r
-
-    def weighted_square(self, weight: Tensor) -> Tensor:
-        a, b = self._factors()
-        return (weight * (self._scale * (b @ a)).square()).sum()
-
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        return _precise(self._a).flatten(1), _precise(self._b).flatten(1)
+    def square(self, importance: Tensor | None = None) -> Tensor:
+        a, b = _precise(self._a).flatten(1), _precise(self._b).flatten(1)
+        if importance is None:
+            return self._scale**2 * ((b.T @ b) * (a @ a.T)).sum()  # ||BA||^2 = tr(B'B AA'), r x r
+        return (importance * (self._scale * (b @ a)).square()).sum()
 
 
 class FullChange(WeightChange):
@@ -79,34 +70,32 @@ class FullChange(WeightChange):
         self._weight, self._start = weight, weight.detach().clone()
         self.shape, self.device = weight.shape, weight.device
 
-    def square(self) -> Tensor:
-        return self._moved().square().sum()
-
-    def weighted_square(self, weight: Tensor) -> Tensor:
-        return (weight * self._moved().square()).sum()
-
-    def _moved(self) -> Tensor:
-        return _precise(self._weight) - _precise(self._start)
+    def square(self, importance: Tensor | None = None) -> Tensor:
+        squares = (_precise(self._weight) - _precise(self._start)).square()
+        return (squares if importance is None else importance * squares).sum()
 
 
 def _precise(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-@MethodConfig.register_subclass("l2_sp")
 @dataclass(frozen=True)
-class L2SPConfig(MethodConfig):
-    """On the adapters, or without any on all that is trained. Needs no artifact.
-
-    Attributes:
-        strength: weight of the penalty, >= 0; 0 leaves training alone.
-    """
+class WeightPenaltyConfig(MethodConfig):
+    """strength: weight of the penalty, with EWC's F normalised; >= 0, and 0 leaves training alone."""
 
     strength: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("l2_sp", self.strength)
+        if not 0 <= self.strength < math.inf:
+            kind = self.get_choice_name(type(self))
+            raise ValueError(f"the strength of {kind} is {self.strength}; it must be finite and at least 0")
+
+
+@MethodConfig.register_subclass("l2_sp")
+@dataclass(frozen=True)
+class L2SPConfig(WeightPenaltyConfig):
+    """On the adapters, or without any on all that is trained. Needs no artifact."""
 
     def build(self, changes: Mapping[str, WeightChange]) -> WeightPenalty:
         """`changes`: of the weights that are held, by name."""
@@ -118,20 +107,11 @@ class L2SPConfig(MethodConfig):
 
 @MethodConfig.register_subclass("ewc")
 @dataclass(frozen=True)
-class EWCConfig(MethodConfig):
+class EWCConfig(WeightPenaltyConfig):
     """On the adapters, or without any on all that the teacher has.
 
     A memory of another mechanism than the teacher's is left free: there is nothing in it to forget.
-
-    Attributes:
-        strength: weight of the penalty with the normalised Fisher information, >= 0; 0 leaves training alone.
     """
-
-    strength: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check("ewc", self.strength)
 
     def build(self, changes: Mapping[str, WeightChange], fisher: Mapping[str, Tensor]) -> WeightPenalty:
         """`fisher`: of each weight of `changes`, by its name, of the weight's size."""
@@ -162,14 +142,11 @@ class WeightPenalty(Method):
             raise ValueError("there is no weight to hold near the teacher's; train adapters or the whole model")
         self._changes = dict(changes)
         self._weight = weight
-        self._importance = None if importance is None else _normalised(importance, changes)
+        self._importance = {} if importance is None else _normalised(importance, changes)
 
     def penalty(self, step: int) -> Tensor:
         """A scalar, at least float32, in the graph of the weights; the same function of these at every step."""
-        if self._importance is None:
-            terms = [change.square() for change in self._changes.values()]
-        else:
-            terms = [change.weighted_square(self._importance[name]) for name, change in self._changes.items()]
+        terms = [change.square(self._importance.get(name)) for name, change in self._changes.items()]
         return 0.5 * self._weight * torch.stack(terms).sum()
 
 
@@ -196,8 +173,3 @@ def _normalised(importance: Mapping[str, Tensor], changes: Mapping[str, WeightCh
         name: (importance[name].to(change.device, torch.float32) * scale).reshape(change.shape)
         for name, change in changes.items()
     }
-
-
-def _check(method: str, weight: float) -> None:
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"the strength of {method} is {weight}; it must be finite and at least 0")

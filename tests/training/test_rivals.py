@@ -23,8 +23,8 @@ from ipvla.forgetting import (
     MethodConfig,
 )
 from ipvla.forgetting.artifact import ArtifactError
-from ipvla.forgetting.input_space import input_space
 from ipvla.forgetting.module_statistics import ModuleStatistics
+from ipvla.forgetting.moment_methods import input_space
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.models.adapters import OSFConfig, adapters
 from ipvla.models.memory import GRUMemoryConfig
