@@ -45,7 +45,7 @@ def pool(model: ProbedModel, batch: Any, layers: Sequence[int]) -> tuple[dict[in
     with torch.no_grad():
         reading = model.read(batch)
         pooled = {layer: instruction_mean(reading.hidden[layer], reading.mask) for layer in layers}
-    return {layer: p.vectors.cpu() for layer, p in pooled.items()}, ~reading.mask.any(1).cpu()
+    return {layer: p.cpu() for layer, p in pooled.items()}, ~reading.mask.any(1).cpu()
 
 
 class DriftProbe:

@@ -218,7 +218,7 @@ class ICSM:
             records, empty = records + len(instructed), empty + int((~instructed).sum())
             for number in numbers:
                 pooled = instruction_mean(reading.hidden[number].detach(), reading.mask)
-                vectors[number].append(pooled.vectors[instructed].cpu())
+                vectors[number].append(pooled[instructed].cpu())
             for by_layer in sampled:
                 for number, gradient in by_layer.items():
                     within = gradient.double() * reading.mask[..., None]

@@ -34,21 +34,10 @@ class Reading:
     output: Tensor
 
 
-@dataclass(frozen=True)
-class Pooled:
-    """One vector per record.
+def instruction_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """float64 [B, D]: mean of hidden [B, N, D] where mask bool [B, N] is True; zero rows where it is empty.
 
-    Attributes:
-        vectors: float64 [B, D], zero rows where the mask is empty.
-        empty: bool [B], True where no position was masked in.
-    """
-
-    vectors: Tensor
-    empty: Tensor
-
-
-def instruction_mean(hidden: Tensor, mask: Tensor) -> Pooled:
-    """Mean of hidden [B, N, D] over the positions where mask bool [B, N] is True; the others are never read.
+    Positions that are not masked in are never read.
 
     Raises:
         ValueError: the shapes do not fit, or the mask is not bool.
@@ -58,9 +47,9 @@ def instruction_mean(hidden: Tensor, mask: Tensor) -> Pooled:
             f"hidden states {list(hidden.shape)} and mask {mask.dtype} {list(mask.shape)} do not fit; "
             "give [B, N, D] and bool [B, N]"
         )
-    count = mask.sum(1)
     total = hidden.double().masked_fill(~mask[..., None], 0).sum(1)
-    return Pooled(total / count.clamp(min=1)[:, None], count == 0)
+    mean: Tensor = total / mask.sum(1).clamp(min=1)[:, None]
+    return mean
 
 
 class ProbedModel(Protocol):

@@ -106,7 +106,7 @@ class ProbeReader:
             embedded = self._rows(records) if self._frozen else self._embed(records)
             with outputs({layer: modules[layer] for layer in layers}) as hidden:
                 self._model.backbone.encode(embedded)
-        return {layer: instruction_mean(hidden[layer], embedded.instruction).vectors.cpu() for layer in layers}
+        return {layer: instruction_mean(hidden[layer], embedded.instruction).cpu() for layer in layers}
 
     def _rows(self, records: Sequence[int]) -> Embedded:
         if self._cached is None:

@@ -65,7 +65,7 @@ class TestPlanted:
     def test_mean_and_covariance_are_those_of_the_probe(self, scoring: str) -> None:
         model, batches = planted()
         found = fit(replace(self.config, scoring=scoring), model, batches).layers[1]
-        vectors = torch.cat([instruction_mean(hidden, mask).vectors for hidden, mask in batches])
+        vectors = torch.cat([instruction_mean(hidden, mask) for hidden, mask in batches])
         torch.testing.assert_close(found.mean, vectors.mean(0))
         torch.testing.assert_close(found.covariance, vectors.T.cov())
 
