@@ -34,9 +34,9 @@ from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.forgetting import HSWConfig
 from ipvla.forgetting.icsm import ICSMConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
+from ipvla.models.adapters import LoRAConfig
 from ipvla.models.backbones import PaliGemmaConfig
 from ipvla.models.backbones.random_paligemma import PALIGEMMA_3B, SMALLEST, save_random_paligemma
-from ipvla.models.lora import LoRAConfig
 from ipvla.models.memory import MemoryConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy

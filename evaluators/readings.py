@@ -16,7 +16,7 @@ from ipvla.data.probe import ProbeConfig
 from ipvla.files import write_text
 from ipvla.forgetting.drift import DriftProbe, pool
 from ipvla.policy import Policy
-from ipvla.training.feature_reader import FeatureReader
+from ipvla.training.readers import FeatureReader
 
 _BATCH = 64
 

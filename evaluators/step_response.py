@@ -8,7 +8,8 @@ shuffled.) The learning rate is constant after warm-up: what changes is the data
 new task's own demonstrations mirrored: the same pictures and words, but the hand is to go the other way.
 
 Compared are the open loop, which is the constant 0, constant strengths, the closed loop, and its controls (see
-`ipvla.forgetting.replay`). All arms take the same readings. A run's metrics are the lines of its `metrics.jsonl`.
+`ipvla.forgetting.thermostat`). All arms take the same readings. A run's metrics are the lines of its
+`metrics.jsonl`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,7 @@ from ipvla.data.plan import PlanPosition
 from ipvla.data.rlds import dataset_directory, write_rlds
 from ipvla.experiment import ExperimentConfig
 from ipvla.files import write_text
-from ipvla.forgetting.replay import Line, constant, controls, trace
-from ipvla.forgetting.thermostat import ThermostatConfig
+from ipvla.forgetting.thermostat import Line, ThermostatConfig, constant, controls, trace
 from ipvla.tracking import JsonlSink, read_jsonl
 from ipvla.training.loop import train
 from ipvla.training.parallel import World

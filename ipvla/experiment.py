@@ -28,10 +28,9 @@ from ipvla.policy import CheckpointError, Policy, policy_sha256
 from ipvla.storage import StorageRoots, paths_of_fields_absolute
 from ipvla.tracking import TrackingConfig
 from ipvla.training.loop import TrainingConfig
-from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
 from ipvla.training.protection import ForgettingConfig
-from ipvla.training.step import TrainingState
+from ipvla.training.step import OptimizerConfig, TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +77,8 @@ class DataConfig:
     reasoning: ReasoningConfig | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("normalisation", NORMALISATIONS),
-            ("past_end", PAST_END),
-            ("rlds_backend", RLDS_BACKENDS),
-        ):
+        known = {"normalisation": NORMALISATIONS, "past_end": PAST_END, "rlds_backend": RLDS_BACKENDS}
+        for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"data.{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
         if self.cache_gib <= 0:
@@ -238,33 +234,22 @@ class ExperimentConfig(StorageRoots):
     def check(self, dataset: Dataset) -> None:
         """What can be known of settings and data before any model is built; also warns of what will be lost.
 
+        Once, before workers start: it reads many episodes, and the tokenizer all instructions. `build` repeats no
+        more than what tells at once.
+
         Raises:
             DatasetError: the dataset has broken episodes, lacks a camera, or what the model is trained on; or
                 `data.reasoning` is about none of its episodes.
             CheckpointError: there is no policy in `start_from`.
             ValueError: an instruction's prompt is too long, or the backbone's weights are none.
         """
-        dataset.statistics()
-        dataset.require_readable()
-        missing = [camera for camera in self.data.cameras if camera not in dataset.cameras]
-        if missing:
-            raise DatasetError(
-                f"data.cameras names {', '.join(missing)}, and {dataset.location} has "
-                f"{', '.join(dataset.cameras)}: "
-                f'choose among these, for example --data.cameras "[{", ".join(dataset.cameras)}]"'
-            )
+        self._require(dataset)
         try:
             dataset.observation(0, 0, self.data.cameras)
         except BrokenEpisodeError:
             if not dataset.skips_bad_episodes:
                 raise
         _require_coverage(dataset)
-        for feature, settings in self.model.requires().items():
-            if not _recorded(dataset, feature):
-                raise DatasetError(
-                    f"dataset: {dataset.location} has no {_REQUIRED[feature]}, which {' and '.join(settings)} "
-                    f"{'are' if len(settings) > 1 else 'is'} trained on; {_SUPPLIED[feature]}, or do without"
-                )
         self.model.check(sorted(dataset.instructions()), len(self.data.cameras))
         if self.start_from is not None and not (self.start_from / "policy.json").is_file():
             raise CheckpointError(
@@ -277,6 +262,25 @@ class ExperimentConfig(StorageRoots):
                 *(dataset.location, dataset.reworded, len(dataset)),
             )
 
+    def _require(self, dataset: Dataset) -> None:
+        """DatasetError if it has broken episodes, or lacks a camera or what the model is trained on."""
+        dataset.statistics()
+        dataset.require_readable()
+        missing = [camera for camera in self.data.cameras if camera not in dataset.cameras]
+        if missing:
+            raise DatasetError(
+                f"data.cameras names {', '.join(missing)}, and {dataset.location} has "
+                f"{', '.join(dataset.cameras)}: "
+                f'choose among these, for example --data.cameras "[{", ".join(dataset.cameras)}]"'
+            )
+        for feature, settings in self.model.requires().items():
+            if not _recorded(dataset, feature):
+                what, remedy = _REQUIRED[feature]
+                raise DatasetError(
+                    f"dataset: {dataset.location} has no {what}, which {' and '.join(settings)} "
+                    f"{'are' if len(settings) > 1 else 'is'} trained on; {remedy}, or do without"
+                )
+
     def build(self, world: World) -> Experiment:
         """Dataset -> conventions -> policy -> optimizer -> lanes, seeded; the same on every worker.
 
@@ -287,7 +291,7 @@ class ExperimentConfig(StorageRoots):
             ValueError: the policy in `start_from` has other sizes, or `forgetting.method` does not fit the model.
         """
         dataset = self.open_dataset()
-        self.check(dataset)
+        self._require(dataset)
         start = None if self.start_from is None else Policy.load(self.start_from).merged()
         torch.manual_seed(self.seed)
         if start is not None:
@@ -315,13 +319,7 @@ class ExperimentConfig(StorageRoots):
                 self.seed,
                 policy_sha256(self.start_from) if self.start_from else None,
             )
-        state = TrainingState(
-            model=model,
-            trained=wrapped,
-            optimizer=optimizer,
-            memory=memory,
-            protection=protection,
-        )
+        state = TrainingState(model, wrapped, optimizer, memory, protection=protection)
         lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size)
         return Experiment(policy, state, lanes)
 
@@ -366,15 +364,13 @@ def _require_same_terms(policy: Contract, data: Contract, directory: str, datase
             )
 
 
-#: What a step feature is called where it is missing.
+#: What a step feature is called where it is missing, and how a dataset gets it.
 _REQUIRED = {
-    "reasoning": "plans (step feature `reasoning`)",
-    "question": "questions (step features `question`, `answer`)",
-}
-#: How a dataset gets it.
-_SUPPLIED = {
-    "reasoning": "collect it again, give a file of them (data.reasoning)",
-    "question": "collect it again",
+    "reasoning": (
+        "plans (step feature `reasoning`)",
+        "collect it again, give a file of them (data.reasoning)",
+    ),
+    "question": ("questions (step features `question`, `answer`)", "collect it again"),
 }
 
 
@@ -396,9 +392,8 @@ def _require_coverage(dataset: Dataset) -> None:
 def _recorded(dataset: Dataset, feature: str) -> bool:
     """Whether steps have such texts. Questions may be missing from an episode, plans may not."""
     if feature == "reasoning":
-        if dataset.coverage():  # an episode that its file leaves out says nothing of the others
-            return True
-        return bool(_first_readable(dataset).reasoning)
+        # an episode that its file leaves out says nothing of the others
+        return bool(_first_readable(dataset).reasoning or dataset.coverage())
     return feature in dataset.step_features
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -21,8 +21,7 @@ from ipvla.contract import Contract
 from ipvla.data.conventions import Conventions
 from ipvla.data.transforms import PromptEncoder, Transforms
 from ipvla.files import appearing
-from ipvla.models.lora import merge_adapters
-from ipvla.models.sharding import is_sharded, sharded_like, whole
+from ipvla.models.adapters import merge_adapters
 from ipvla.models.vla import IPVLA, IPVLAConfig
 from ipvla.types import Memory, Observation
 
@@ -209,6 +208,29 @@ def policy_contract(directory: Path) -> Contract | None:
     return Conventions.from_dict(described).contract.in_environment_units
 
 
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Does this worker hold some rows of it alone (FSDP2)? It is a DTensor then, whose import takes seconds."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of it, on every worker; every worker must ask. A tensor that is not sharded is returned itself."""
+    if not is_sharded(tensor):
+        return tensor
+    gathered: torch.Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+    return gathered
+
+
+def sharded_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """`value`, which every worker has in full, sharded as `parameter` is; itself where that is not sharded."""
+    if not is_sharded(parameter):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    return distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
+
+
 def state(model: torch.nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
     """The state dict as safetensors wants it: whole, contiguous, and a shared tensor under its first name only.
 
@@ -237,9 +259,9 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
         raise CheckpointError(f"{path} cannot be read ({error}); use an earlier checkpoint") from None
     wanted = _named(model)
     wrong = [
-        f"{name} is {_shape(saved, name)} in the checkpoint and {_shape(wanted, name)} in the model"
+        f"{name} is {shape_of(saved, name)} in the checkpoint and {shape_of(wanted, name)} in the model"
         for name in sorted(wanted.keys() | saved.keys())
-        if _shape(saved, name) != _shape(wanted, name)
+        if shape_of(saved, name) != shape_of(wanted, name)
     ]
     if wrong:
         raise CheckpointError(
@@ -249,7 +271,8 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     model.load_state_dict({n: sharded_like(value, wanted[n]) for n, value in saved.items()}, strict=False)
 
 
-def _shape(tensors: dict[str, torch.Tensor], name: str) -> str:
+def shape_of(tensors: Mapping[str, torch.Tensor], name: str) -> str:
+    """For errors: `(2, 3)`, or `absent`."""
     return str(tuple(tensors[name].shape)) if name in tensors else "absent"
 
 

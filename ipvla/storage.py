@@ -8,10 +8,19 @@ import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 Config = TypeVar("Config")
 SOURCE_TREE = Path(__file__).resolve().parents[1]
+#: Flag -> the directory's name under the root.
+_DIRECTORIES: Final = {
+    "cache_dir": "cache",
+    "data_root_dir": "datasets",
+    "probe_root_dir": "probe",
+    "artifact_dir": "artifacts",
+    "run_root_dir": "runs",
+    "tmp_dir": "tmp",
+}
 #: Directories that most jobs only read.
 _READ = ("data_root_dir", "probe_root_dir", "artifact_dir")
 
@@ -52,9 +61,9 @@ class StorageRoots:
         given = self.storage_root or os.environ.get("IPVLA_STORAGE_ROOT")
         return _resolved("storage_root", given or "~/ipvla_storage")
 
-    def _under(self, flag: str, name: str) -> Path:
+    def _directory(self, flag: str) -> Path:
         given = getattr(self, flag)
-        return _resolved(flag, given) if given else self.root / name
+        return _resolved(flag, given) if given else self.root / _DIRECTORIES[flag]
 
     def absolute(self) -> Self:
         """The same with every path absolute, `$IPVLA_STORAGE_ROOT` included: see `absolute_paths`."""
@@ -66,24 +75,24 @@ class StorageRoots:
 
     @property
     def cache(self) -> Path:
-        return self._under("cache_dir", "cache")
+        return self._directory("cache_dir")
 
     @property
     def datasets(self) -> Path:
-        return self._under("data_root_dir", "datasets")
+        return self._directory("data_root_dir")
 
     @property
     def probes(self) -> Path:
-        return self._under("probe_root_dir", "probe")
+        return self._directory("probe_root_dir")
 
     @property
     def artifacts(self) -> Path:
-        return self._under("artifact_dir", "artifacts")
+        return self._directory("artifact_dir")
 
     @property
     def runs(self) -> Path:
         """StorageError if it has a `?`: an SQLite address ends there, MLflow's database would lie elsewhere."""
-        path = self._under("run_root_dir", "runs")
+        path = self._directory("run_root_dir")
         if "?" in str(path):
             raise StorageError(
                 f"--run_root_dir {path}: a path with ? cannot hold MLflow's database; "
@@ -93,19 +102,12 @@ class StorageRoots:
 
     @property
     def tmp(self) -> Path:
-        return self._under("tmp_dir", "tmp")
+        return self._directory("tmp_dir")
 
     @property
     def directories(self) -> dict[str, Path]:
         """Flag name -> absolute path, in the order of the flags."""
-        return {
-            "cache_dir": self.cache,
-            "data_root_dir": self.datasets,
-            "probe_root_dir": self.probes,
-            "artifact_dir": self.artifacts,
-            "run_root_dir": self.runs,
-            "tmp_dir": self.tmp,
-        }
+        return {flag: self._directory(flag) for flag in _DIRECTORIES}
 
     @property
     def mlflow_uri(self) -> str:

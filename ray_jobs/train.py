@@ -24,7 +24,7 @@ from draccus.utils import ParsingError
 
 from ipvla.experiment import ExperimentConfig
 from ipvla.files import write_text
-from ipvla.models.lora import save_adapters
+from ipvla.models.adapters import save_adapters
 from ipvla.policy import CheckpointError
 from ipvla.policy import state as weights_of
 from ipvla.tracking import ConsoleSink, JsonlSink, MLflowSink, Sinks, read_jsonl, require_usable

@@ -49,7 +49,7 @@ from evaluators.success_table import SuccessTable
 from evaluators.tradeoffs import Comparison, Entry, Outcomes, Played, Point, Skill, success
 from ipvla.experiment import ExperimentConfig
 from ipvla.files import write_text
-from ipvla.forgetting.replay import Line, controls, trace
+from ipvla.forgetting.thermostat import Line, controls, trace
 from ipvla.sim.suites import load_suite
 from ipvla.tracking import read_jsonl
 from ipvla.training.interpolation import interpolate
@@ -82,7 +82,8 @@ class Method:
         uses: of `evaluators.tradeoffs.USES`.
         order: of ICSM's directions.
         interpolates: the method whose policies are mixed with the base, instead of a training.
-        replays: "shuffled" or "mean": the gains are those of a closed loop's run (`ipvla.forgetting.replay`). Its
+        replays: "shuffled" or "mean": the gains are those of a closed loop's run (`ipvla.forgetting.thermostat`).
+        Its
             points are named by `replay_of`, it has no strengths.
         constant: of a closed loop, the method that has constant gains instead.
         sequence: a second new task is learned after the first one.

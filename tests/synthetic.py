@@ -18,7 +18,7 @@ from ipvla.models.heads import RegressionConfig
 from ipvla.models.memory import GRUMemoryConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.training.loop import TrainingConfig
-from ipvla.training.optimizer import OptimizerConfig
+from ipvla.training.step import OptimizerConfig
 from ipvla.types import Episode
 
 SIZE = 16

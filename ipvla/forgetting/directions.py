@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ipvla.forgetting.gains import Gains
+from ipvla.forgetting.method import Gains
 from ipvla.forgetting.subspaces import LayerSubspace
 
 

@@ -12,58 +12,45 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ipvla.forgetting.artifact import Measured, identity_of
 from ipvla.forgetting.method import Method, MethodConfig, Target
 from ipvla.forgetting.probed import ProbedModel
-from ipvla.forgetting.subspaces import ArtifactError, read_artifact, write_artifact
 
 
 @dataclass(frozen=True)
-class TeacherOutputs:
+class TeacherOutputs(Measured):
     """What the teacher puts out for every record of a probe.
 
     Attributes:
         outputs: [N, ...], parameters of the output distribution, on the CPU, row i of record i.
-        meta: what they were made from, JSON values; at least backbone and probe_sha256.
     """
 
-    file: ClassVar[str] = "outputs.json"
+    name: ClassVar[str] = "outputs"
     contents: ClassVar[str] = "outputs of the teacher"
     request: ClassVar[str] = "this version"
 
     outputs: Tensor
-    meta: Mapping[str, Any]
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {"outputs": self.outputs}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        return cls(meta, tensors["outputs"])
 
     @classmethod
     @torch.no_grad()
     def measure(cls, model: ProbedModel, batches: Sequence[Any], meta: Mapping[str, Any]) -> Self:
         """From one pass of the teacher over the whole probe, in the order of its records."""
-        made_from = {"backbone": model.name, "width": model.width, "num_layers": len(model.layers)}
-        return cls(torch.cat([model.read(batch).output.cpu() for batch in batches]), {**meta, **made_from})
-
-    def save(self, directory: Path) -> None:
-        """Writes `outputs.safetensors` and `outputs.json`."""
-        tensors = {"outputs": self.outputs}
-        write_artifact(directory / "outputs.safetensors", directory / self.file, tensors, self.meta)
-
-    @classmethod
-    def load(cls, directory: Path, expected: Mapping[str, Any]) -> Self:
-        """What `save` wrote, if its meta has the `expected` values.
-
-        Raises:
-            ArtifactError: they are missing, damaged, or of something else.
-        """
-        path = directory / "outputs.safetensors"
-        tensors, meta = read_artifact(path, directory / cls.file, expected)
-        if "outputs" not in tensors:
-            raise ArtifactError(f"{path} has no outputs; make it again from the teacher and the probe")
-        return cls(tensors["outputs"], meta)
+        outputs = torch.cat([model.read(batch).output.cpu() for batch in batches])
+        return cls({**meta, **identity_of(model, meta)}, outputs)
 
 
 @MethodConfig.register_subclass("distillation")

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ipvla.forgetting.artifact import ArtifactError, read_artifact, write_artifact
 from ipvla.forgetting.probed import ProbedModel, instruction_mean
-from ipvla.forgetting.subspaces import ArtifactError, read_artifact, write_artifact
 
 IntArray = npt.NDArray[np.int64]
 
@@ -45,7 +45,7 @@ def pool(model: ProbedModel, batch: Any, layers: Sequence[int]) -> tuple[dict[in
     with torch.no_grad():
         reading = model.read(batch)
         pooled = {layer: instruction_mean(reading.hidden[layer], reading.mask) for layer in layers}
-    return {layer: p.vectors.cpu() for layer, p in pooled.items()}, ~reading.mask.any(1).cpu()
+    return {layer: p.cpu() for layer, p in pooled.items()}, ~reading.mask.any(1).cpu()
 
 
 class DriftProbe:
@@ -144,8 +144,7 @@ class DriftProbe:
     def save(self, directory: Path, meta: Mapping[str, Any]) -> None:
         """Writes `drift.safetensors` and `drift.json`; `meta` (JSON) says at least backbone and probe_sha256."""
         tensors = {f"vectors{layer}": vectors for layer, vectors in self.teacher.items()} | {"empty": self.empty}
-        meta = {**meta, "layers": list(self.teacher)}
-        write_artifact(directory / "drift.safetensors", directory / "drift.json", tensors, meta)
+        write_artifact(directory, "drift", tensors, {**meta, "layers": list(self.teacher)})
 
     @classmethod
     def load(
@@ -157,7 +156,7 @@ class DriftProbe:
             ArtifactError: it is missing, damaged, or of something else.
         """
         expected = {"backbone": backbone, "layers": list(layers), "probe_sha256": probe_sha256}
-        tensors, _ = read_artifact(directory / "drift.safetensors", directory / "drift.json", expected)
+        tensors, _ = read_artifact(directory, "drift", expected)
         try:
             return cls({layer: tensors[f"vectors{layer}"] for layer in layers}, tensors["empty"])
         except KeyError as error:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from ipvla.forgetting.artifact import Measured, identity_of
 from ipvla.forgetting.probed import ProbedModel
-from ipvla.forgetting.subspaces import read_artifact, write_artifact
 
 
 @dataclass(frozen=True)
@@ -43,20 +42,26 @@ class FisherConfig:
 
 
 @dataclass(frozen=True)
-class DiagonalFisher:
-    """F of weights, float32 on the CPU, each of its weight's shape.
+class DiagonalFisher(Measured):
+    """F of weights.
 
     Attributes:
-        weights: by the weight's name in the policy's model.
-        meta: what it was made from, JSON values; at least backbone, width, num_layers, probe_sha256.
+        weights: by the weight's name in the policy's model, float32 on the CPU, of the weight's shape.
     """
 
-    file: ClassVar[str] = "fisher.json"
+    name: ClassVar[str] = "fisher"
     contents: ClassVar[str] = "Fisher information"
     request: ClassVar[str] = "--fisher.weights adapters (or all)"
 
     weights: Mapping[str, Tensor]
-    meta: Mapping[str, Any]
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self.weights
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        return cls(meta, tensors)
 
     @classmethod
     def measure(
@@ -77,8 +82,7 @@ class DiagonalFisher:
         Raises:
             ValueError: meta lacks these, a batch has several records, there is none, or an output is not finite.
         """
-        if missing := {"probe_sha256", "commit"} - set(meta):
-            raise ValueError(f"meta lacks {sorted(missing)}; an artifact must say what it was made from")
+        identity = identity_of(model, meta)
         generator = torch.Generator().manual_seed(config.seed)
         trained = {name: weight.requires_grad for name, weight in weights.items()}
         totals = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
@@ -97,22 +101,9 @@ class DiagonalFisher:
                 weight.requires_grad_(trained[name])
         if not count:
             raise ValueError("the probe has no record; give at least one")
-        made_from = {"backbone": model.name, "width": model.width, "num_layers": len(model.layers)}
         means = {name: (total / count).cpu() for name, total in totals.items()}
-        return cls(means, {**meta, **made_from, **asdict(config), "versions": {"torch": torch.__version__}})
-
-    def save(self, directory: Path) -> None:
-        """Writes `fisher.safetensors` and `fisher.json`."""
-        write_artifact(directory / "fisher.safetensors", directory / self.file, self.weights, self.meta)
-
-    @classmethod
-    def load(cls, directory: Path, expected: Mapping[str, Any]) -> Self:
-        """What `save` wrote, if its meta has the `expected` values.
-
-        Raises:
-            ArtifactError: it is missing, damaged, or of something else.
-        """
-        return cls(*read_artifact(directory / "fisher.safetensors", directory / cls.file, expected))
+        meta = {**meta, **identity, **asdict(config), "versions": {"torch": torch.__version__}}
+        return cls(meta, means)
 
 
 def _gradients(

@@ -33,9 +33,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ipvla.forgetting.directions import GainedSubspace
-from ipvla.forgetting.gains import Gains
-from ipvla.forgetting.layers import edit_output
-from ipvla.forgetting.method import Method, MethodConfig, Target
+from ipvla.forgetting.method import Gains, Method, MethodConfig, Target
+from ipvla.forgetting.probed import edit_output
 from ipvla.forgetting.subspaces import LayerSubspace, Subspaces
 
 SITES: Final = ("last4", "single", "writers")

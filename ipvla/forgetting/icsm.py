@@ -34,9 +34,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ipvla.forgetting.layers import LayerGroup, edited, layer_groups
-from ipvla.forgetting.probed import ProbedModel, instruction_mean, sampled_gradients
-from ipvla.forgetting.subspaces import LayerSubspace, Subspaces
+from ipvla.forgetting.artifact import identity_of
+from ipvla.forgetting.probed import ProbedModel, edited, instruction_mean, sampled_gradients
+from ipvla.forgetting.subspaces import LayerGroup, LayerSubspace, Subspaces, layer_groups
 
 #: Below this share of the gradient's energy a layer's instruction positions carry nothing but rounding.
 NOTHING = 1e-12
@@ -134,8 +134,7 @@ class ICSM:
             ValueError: meta lacks these; no record has an instruction; the probe spans fewer directions than
                 `rank`; no layer's instruction positions reach the output; the output is not finite.
         """
-        if missing := {"probe_sha256", "commit"} - set(meta):
-            raise ValueError(f"meta lacks {sorted(missing)}; an artifact must say what it was made from")
+        identity = identity_of(model, meta)
         measured, records, empty = self._measure(model, batches, range(len(model.layers)))
         nominal = layer_groups(len(model.layers), self.config.last)
         groups = tuple(replace(group, representative=_carrier(measured, group)) for group in nominal)
@@ -151,9 +150,7 @@ class ICSM:
             "agreement": {str(n): self._agreement(measured[n], layer) for n, layer in layers.items() if injected},
             "records": records,
             "empty_masks": empty,
-            "backbone": model.name,
-            "width": model.width,
-            "num_layers": len(model.layers),
+            **identity,
             "carries_nothing": any(measured[group.representative].carries_nothing for group in nominal),
             "energy": {str(number): self._energy(layer) for number, layer in measured.items()},
             "versions": {"torch": torch.__version__, "numpy": np.__version__},
@@ -221,7 +218,7 @@ class ICSM:
             records, empty = records + len(instructed), empty + int((~instructed).sum())
             for number in numbers:
                 pooled = instruction_mean(reading.hidden[number].detach(), reading.mask)
-                vectors[number].append(pooled.vectors[instructed].cpu())
+                vectors[number].append(pooled[instructed].cpu())
             for by_layer in sampled:
                 for number, gradient in by_layer.items():
                     within = gradient.double() * reading.mask[..., None]

@@ -1,49 +1,61 @@
 """What a forgetting method is: a choice of settings, installed on a model before training.
 
-A method is one file of this folder: a `MethodConfig` that is registered under its name, and a `Method` that
-training calls at every optimizer step. The line that imports it in `ipvla/forgetting/__init__.py` makes it a
+A method is a `MethodConfig` that is registered under its name, and a `Method` that training calls at every
+optimizer step, in one file of this folder. The line that imports it in `ipvla/forgetting/__init__.py` makes it a
 choice of `forgetting.method`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import draccus
 import torch
 from torch import Tensor, nn
 
-from ipvla.forgetting.gains import Gains
+from ipvla.forgetting.artifact import Measured
 from ipvla.forgetting.probed import ProbedModel
 from ipvla.forgetting.subspaces import Subspaces
-from ipvla.forgetting.weight_change import WeightChange
 
+if TYPE_CHECKING:
+    from ipvla.forgetting.weight_penalty import WeightChange
+
+Part = TypeVar("Part", bound=Measured)
 #: By module name: LoRA's A [r, in] and B [out, r].
 Factors = Mapping[str, tuple[nn.Parameter, nn.Parameter]]
 
 
-class Measured(Protocol):
-    """A part of the teacher's artifact that `ray_jobs.subspaces` writes on request.
+@dataclass(frozen=True)
+class Gains:
+    """A method uses the gains that its config names in `gained`; the defaults leave training as it is.
 
     Attributes:
-        file: name of its JSON file in the artifact.
-        contents: what it holds, for errors.
-        request: flags of `ray_jobs.subspaces` that produce it, for errors.
+        beta, gamma: share >= 0 of a gradient or an update that remains in the plastic and in the fragile subspace.
+        lam: lambda >= 0 of two-sided surgery or of input decay.
+        kappa: share of the adapters that decays per step, in [0, 1).
     """
 
-    file: ClassVar[str]
-    contents: ClassVar[str]
-    request: ClassVar[str]
+    beta: float = 1.0
+    gamma: float = 1.0
+    lam: float = 0.0
+    kappa: float = 0.0
 
-    @classmethod
-    def load(cls, directory: Path, expected: Mapping[str, Any]) -> Self:
-        """ArtifactError if it is damaged, or its meta lacks the `expected` values."""
+    def check(self, largest: float = 1.0) -> None:
+        """ValueError unless beta and gamma are in [0, largest], lam is finite and >= 0, and kappa is in [0, 1)."""
+        for name, value in (("beta", self.beta), ("gamma", self.gamma)):
+            if not 0 <= value <= largest:
+                raise ValueError(f"{name} is {value}; it must be in [0, {largest:g}]")
+        if not 0 <= self.lam < math.inf:
+            raise ValueError(f"lam is {self.lam}; it must be finite and at least 0")
+        if not 0 <= self.kappa < 1:
+            raise ValueError(f"kappa is {self.kappa}; it must be in [0, 1)")
 
-
-Part = TypeVar("Part", bound=Measured)
+    def metrics(self, names: Iterable[str]) -> dict[str, float]:
+        """The gains of these field names as training logs them: `gain/beta`, `gain/lambda`."""
+        return {f"gain/{'lambda' if name == 'lam' else name}": getattr(self, name) for name in names}
 
 
 class Target(Protocol):
@@ -111,7 +123,7 @@ class Target(Protocol):
         """The student's batch of these records of the probe; for a method that `reads_probe`."""
 
     def begin_by_corda(self, covariances: Mapping[str, Tensor]) -> None:
-        """Splits each adapted weight by the second moments [in, in] of its inputs, see `ipvla.models.corda`."""
+        """Splits each adapted weight by the second moments [in, in] of its inputs, see `ipvla.models.adapters`."""
 
 
 class Method:
@@ -165,3 +177,12 @@ class MethodConfig(draccus.ChoiceRegistry):
     def install(self, target: Target) -> Method:
         """Puts it on the target. ValueError if model and artifact do not fit."""
         raise NotImplementedError
+
+
+def require_all(factors: Factors, given: Mapping[str, object], what: str) -> None:
+    """ValueError unless there are factors, and something is given for every one of them."""
+    if not factors:
+        raise ValueError("there are no LoRA factors to correct; apply adapters first, and name their modules")
+    missing = [name for name in factors if name not in given]
+    if missing:
+        raise ValueError(f"no {what} for {missing}; give one for every module with an adapter")

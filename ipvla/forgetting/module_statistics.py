@@ -13,62 +13,44 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from ipvla.forgetting.layers import inputs
-from ipvla.forgetting.probed import ProbedModel, sampled_gradients
-from ipvla.forgetting.subspaces import ArtifactError, read_artifact, write_artifact
+from ipvla.forgetting.artifact import Measured, identity_of
+from ipvla.forgetting.probed import ProbedModel, inputs, sampled_gradients
 
 
 @dataclass(frozen=True)
-class ModuleStatistics:
+class ModuleStatistics(Measured):
     """Second moments of linear modules, float64 on the CPU, symmetric, trace = dimension.
 
     Attributes:
-        modules: name -> (A [in, in], G [out, out]).
-        meta: what they were made from, JSON values; at least backbone, width, num_layers, probe_sha256.
+        modules: name -> (A [in, in], G [out, out]); on disk NAME.A and NAME.G.
     """
 
-    file: ClassVar[str] = "module_statistics.json"
+    name: ClassVar[str] = "module_statistics"
     contents: ClassVar[str] = "module statistics"
     request: ClassVar[str] = "--adapters as model.lora"
 
     modules: Mapping[str, tuple[Tensor, Tensor]]
-    meta: Mapping[str, Any]
 
     @property
     def of_inputs(self) -> dict[str, Tensor]:
         """Name -> A [in, in]."""
         return {name: of_inputs for name, (of_inputs, _) in self.modules.items()}
 
-    def save(self, directory: Path) -> None:
-        """Writes `module_statistics.safetensors` (NAME.A, NAME.G) and `module_statistics.json`."""
-        tensors = {
-            f"{name}.{factor}": m
-            for name, pair in self.modules.items()
-            for factor, m in zip("AG", pair, strict=True)
-        }
-        meta = {**self.meta, "modules": list(self.modules)}
-        write_artifact(directory / "module_statistics.safetensors", directory / self.file, tensors, meta)
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        named: dict[str, Tensor] = {}
+        for name, (of_inputs, of_gradients) in self.modules.items():
+            named |= {f"{name}.A": of_inputs, f"{name}.G": of_gradients}
+        return named
 
     @classmethod
-    def load(cls, directory: Path, expected: Mapping[str, Any]) -> Self:
-        """What `save` wrote, if its meta has the `expected` values.
-
-        Raises:
-            ArtifactError: it is missing, damaged, or of something else.
-        """
-        meta_path = directory / cls.file
-        tensors, meta = read_artifact(directory / "module_statistics.safetensors", meta_path, expected)
-        try:
-            modules = {name: (tensors[f"{name}.A"], tensors[f"{name}.G"]) for name in meta["modules"]}
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{meta_path} lacks {error}; collect the statistics again") from None
-        return cls(modules, meta)
+    def of(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        return cls(meta, {name: (tensors[f"{name}.A"], tensors[f"{name}.G"]) for name in meta["modules"]})
 
 
 def collect(
@@ -89,8 +71,7 @@ def collect(
     Raises:
         ValueError: meta lacks these, a module is not linear, or no gradient reaches it.
     """
-    if missing := {"probe_sha256", "commit"} - set(meta):
-        raise ValueError(f"meta lacks {sorted(missing)}; an artifact must say what it was made from")
+    identity = identity_of(model, meta)
     for name, module in modules.items():
         if not isinstance(module, nn.Linear):
             raise ValueError(f"{name} is a {type(module).__name__}; statistics are of nn.Linear modules")
@@ -109,10 +90,9 @@ def collect(
                 for moment, rows in zip(moments[name], (rows_of[name], gradient), strict=True):
                     chosen = rows[reached].double()
                     moment.add_((chosen.T @ chosen).cpu())
-    made_from = {"backbone": model.name, "width": model.width, "num_layers": len(model.layers)}
     sampling = {"labels": labels, "seed": seed, "versions": {"torch": torch.__version__}}
     normalised = {name: (_normalised(a, name), _normalised(g, name)) for name, (a, g) in moments.items()}
-    return ModuleStatistics(normalised, {**meta, **made_from, **sampling})
+    return ModuleStatistics({**meta, **identity, **sampling, "modules": list(normalised)}, normalised)
 
 
 def _normalised(moment: Tensor, name: str) -> Tensor:

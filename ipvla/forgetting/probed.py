@@ -5,14 +5,17 @@ Of a layer's hidden states one vector per record is compared: the mean over the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from ipvla.forgetting.layers import Key, tapped
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass
@@ -31,21 +34,10 @@ class Reading:
     output: Tensor
 
 
-@dataclass(frozen=True)
-class Pooled:
-    """One vector per record.
+def instruction_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """float64 [B, D]: mean of hidden [B, N, D] where mask bool [B, N] is True; zero rows where it is empty.
 
-    Attributes:
-        vectors: float64 [B, D], zero rows where the mask is empty.
-        empty: bool [B], True where no position was masked in.
-    """
-
-    vectors: Tensor
-    empty: Tensor
-
-
-def instruction_mean(hidden: Tensor, mask: Tensor) -> Pooled:
-    """Mean of hidden [B, N, D] over the positions where mask bool [B, N] is True; the others are never read.
+    Positions that are not masked in are never read.
 
     Raises:
         ValueError: the shapes do not fit, or the mask is not bool.
@@ -55,9 +47,9 @@ def instruction_mean(hidden: Tensor, mask: Tensor) -> Pooled:
             f"hidden states {list(hidden.shape)} and mask {mask.dtype} {list(mask.shape)} do not fit; "
             "give [B, N, D] and bool [B, N]"
         )
-    count = mask.sum(1)
     total = hidden.double().masked_fill(~mask[..., None], 0).sum(1)
-    return Pooled(total / count.clamp(min=1)[:, None], count == 0)
+    mean: Tensor = total / mask.sum(1).clamp(min=1)[:, None]
+    return mean
 
 
 class ProbedModel(Protocol):
@@ -86,6 +78,71 @@ class ProbedModel(Protocol):
 
     def sampled_loss(self, output: Tensor, generator: torch.Generator) -> Tensor:
         """Sum over the records of -log p(y), with y ~ p(. | output) drawn by a CPU generator and detached."""
+
+
+def edit_output(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """Applies `edit` to the output of `module`, a tensor or a tuple's first element until `remove`."""
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+    return module.register_forward_hook(hook)
+
+
+@contextmanager
+def edited(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """`edit_output` for the duration of the block."""
+    handle = edit_output(module, edit)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def outputs(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
+    """In the block, a forward pass leaves here what each module puts out (of a tuple the first element)."""
+    collected: dict[Key, Tensor] = {}
+
+    def collect(key: Key, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        collected[key] = output[0] if isinstance(output, tuple) else output
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            stack.callback(module.register_forward_hook(partial(collect, key)).remove)
+        yield collected
+
+
+@contextmanager
+def inputs(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
+    """In the block, a forward pass leaves here each module's first argument, detached."""
+    collected: dict[Key, Tensor] = {}
+
+    def collect(key: Key, _module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        collected[key] = arguments[0].detach()
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            stack.callback(module.register_forward_pre_hook(partial(collect, key)).remove)
+        yield collected
+
+
+@contextmanager
+def tapped(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
+    """In the block, a forward pass adds to each module's output a leaf of zeros, given here under its key.
+
+    The leaf's gradient is the output's, also where all weights are frozen. The next pass replaces the leaves.
+    """
+    leaves: dict[Key, Tensor] = {}
+
+    def tap(key: Key, output: Tensor) -> Tensor:
+        leaves[key] = output.new_zeros(output.shape, requires_grad=True)
+        return output + leaves[key]
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            stack.enter_context(edited(module, partial(tap, key)))
+        yield leaves
 
 
 def sampled_gradients(

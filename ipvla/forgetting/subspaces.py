@@ -1,80 +1,50 @@
-"""The fragile and plastic subspaces of representative layers, and how offline products are stored on disk.
+"""The fragile and plastic subspaces of representative layers, and which layers share them.
 
-An artifact is a pair of files in one directory, `NAME.safetensors` and a JSON file with what it was made from. The
-JSON file comes last and holds the tensors' hash, so that what can be loaded is whole and belongs together.
+Layers are counted from 0 over the language layers; the hidden state of layer l is that layer's output [B, N, D].
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Required, Self, TypedDict, Unpack
+from typing import Any, Self, Unpack
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ipvla.files import replacing, write_text
-from ipvla.forgetting.layers import LayerGroup
+from ipvla.forgetting.artifact import ArtifactError, ArtifactIdentity, read_artifact, write_artifact
 
 
-class ArtifactError(ValueError):
-    """An offline product is missing, damaged, or of another model or probe."""
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers that share the subspaces of one representative layer.
+
+    Attributes:
+        name: "a" or "b".
+        layers: ascending.
+        representative: the last of `layers`, unless that one carries nothing of the instruction (see `icsm`).
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    representative: int
 
 
-class ArtifactIdentity(TypedDict, total=False):
-    """What an artifact must have been made from; what is absent or None may be anything."""
-
-    backbone: Required[str]
-    width: Required[int]
-    probe_sha256: str | None
-    num_layers: int | None
-    teacher_sha256: str | None
-
-
-def write_artifact(
-    tensors_path: Path, meta_path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
-) -> None:
-    """Writes both files, each whole or not at all; `meta` must be JSON values."""
-    with replacing(tensors_path) as part:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part)
-        text = json.dumps({**meta, "tensors_sha256": _sha256(part)}, indent=1)
-    write_text(meta_path, text)
-
-
-def read_artifact(
-    tensors_path: Path, meta_path: Path, expected: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, meta) as `write_artifact` left them; `expected` values of meta must agree unless they are None.
+def layer_groups(num_layers: int, last: int = 4) -> tuple[LayerGroup, LayerGroup]:
+    """The last `last` of `num_layers` layers in two halves; of 18 layers (14, 15) -> 15 and (16, 17) -> 17.
 
     Raises:
-        ArtifactError: a file is missing or damaged, or meta says something else.
+        ValueError: `last` is odd or below 2, or there are fewer layers than that.
     """
-    again = "make it again from the teacher and the probe"
-    try:
-        meta = json.loads(meta_path.read_text())
-        whole = _sha256(tensors_path) == meta["tensors_sha256"]
-        tensors = load_file(tensors_path) if whole else {}
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise ArtifactError(f"{meta_path} cannot be read ({type(error).__name__}: {error}); {again}") from None
-    if not whole:
-        raise ArtifactError(f"{tensors_path} is damaged or does not belong to {meta_path.name}; {again}")
-    for name, value in expected.items():
-        if value is not None and meta.get(name) != value:
-            raise ArtifactError(
-                f"{meta_path} was made with {name} {meta.get(name)}, this run has {value}; "
-                "point to the artifact of this model and probe, or make one"
-            )
-    return tensors, meta
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if last < 2 or last % 2:
+        raise ValueError(f"last is {last}; two groups of equal size need an even number of layers, at least 2")
+    if num_layers < last:
+        raise ValueError(f"last is {last}, but there are only {num_layers} layers; lower last")
+    middle = num_layers - last // 2
+    first, second = tuple(range(num_layers - last, middle)), tuple(range(middle, num_layers))
+    return LayerGroup("a", first, first[-1]), LayerGroup("b", second, second[-1])
 
 
 @dataclass(frozen=True)
@@ -143,7 +113,7 @@ class Subspaces:
             tensors[f"scores{number}"] = subspace.scores
         groups = [asdict(group) for group in self.groups]
         meta = {**self.meta, "groups": groups, "projector_sha256": self.projector_sha256()}
-        write_artifact(directory / "subspaces.safetensors", directory / "meta.json", tensors, meta)
+        write_artifact(directory, "subspaces", tensors, meta)
 
     @classmethod
     def load(cls, directory: Path, **identity: Unpack[ArtifactIdentity]) -> Self:
@@ -152,29 +122,17 @@ class Subspaces:
         Raises:
             ArtifactError: it is missing, damaged, or of something else.
         """
-        meta_path = directory / "meta.json"
-        tensors, meta = read_artifact(directory / "subspaces.safetensors", meta_path, identity)
+        tensors, meta = read_artifact(directory, "subspaces", identity)
         try:
             groups = tuple(LayerGroup(g["name"], tuple(g["layers"]), g["representative"]) for g in meta["groups"])
             layers = {group.representative: _layer(tensors, group.representative) for group in groups}
         except (KeyError, TypeError) as error:
             raise ArtifactError(
-                f"{meta_path} lacks {error}; make it again from the teacher and the probe"
+                f"{directory / 'meta.json'} lacks {error}; make it again from the teacher and the probe"
             ) from None
         for subspace in layers.values():
             _check(subspace, identity["width"])
         return cls(groups, layers, meta)
-
-
-def principal_angles(a: Tensor, b: Tensor) -> Tensor:
-    """Angles in radians between the spans of orthonormal a [D, r] and b [D, s]: float64 [min(r, s)], ascending.
-
-    Small angles come from the sine, where the cosine is blind (Bjorck and Golub, 1973).
-    """
-    a, b = (a.double(), b.double()) if a.shape[1] >= b.shape[1] else (b.double(), a.double())
-    cosine = torch.linalg.svdvals(a.T @ b).clamp(max=1)
-    sine = torch.linalg.svdvals(b - a @ (a.T @ b)).flip(0).clamp(max=1)
-    return torch.where(cosine**2 > 0.5, sine.asin(), cosine.acos())
 
 
 def _layer(tensors: Mapping[str, Tensor], number: int) -> LayerSubspace:

@@ -29,8 +29,8 @@ It has no integral that could wind up: what is integrated is log s itself, clamp
 account; a reading above hi counts as hi, so that the average forgets an outburst as quickly as a moderate excess.
 
 Mode "replay": s is what `strengths` say, one per reading after calibration, and the last of them once they have
-run out, whatever the drift reads. It opens the loop: a closed loop's strengths, shuffled or all at their mean, do
-as well as the loop itself unless it matters that they answer the drift.
+run out, whatever the drift reads. It opens the loop (`controls`): a closed loop's strengths (`trace`), shuffled or
+all at their mean, spend exactly what the loop spent; a loop that is no better than both adds nothing.
 
 The controller is pure: all that changes is in `ThermostatState`, which goes into a checkpoint as a dictionary.
 """
@@ -38,12 +38,17 @@ The controller is pure: all that changes is in `ThermostatState`, which goes int
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from statistics import fmean
 from typing import Any, Self
 
-from ipvla.forgetting.gains import Gains
+import numpy as np
 
+from ipvla.forgetting.method import Gains
+
+#: What one call of a metrics sink was given, and its `step`.
+Line = Mapping[str, float]
 FLOOR = 0.01
 #: Less drift than this, in the relative unit of paired readings, is within bfloat16's rounding.
 LEAST_LO = 1e-3
@@ -243,3 +248,49 @@ class Thermostat:
 
     def _average(self, state: ThermostatState, d: float) -> float:
         return d + self._remember * (state.ema - d) if state.readings else d
+
+
+def trace(lines: Sequence[Line], thermostat: ThermostatConfig, steps: int) -> tuple[float, ...]:
+    """The strengths that were in force after calibration, one per reading, of a run of so many steps.
+
+    A reading at the run's last step is left out: nothing was trained after it.
+
+    Raises:
+        ValueError: readings are missing, none acted, or the last one acted for fewer steps than the others.
+    """
+    if steps % thermostat.every:
+        raise ValueError(
+            f"training.steps is {steps}, not a multiple of thermostat.every {thermostat.every}: in another order "
+            "the last strength would act for longer; change one of them"
+        )
+    read = {int(line["step"]): line["gain/strength"] for line in lines if "gain/strength" in line}
+    due = range(thermostat.every, steps, thermostat.every)
+    if missing := [step for step in due if step not in read]:
+        raise ValueError(f"the metrics have no reading at steps {missing}; give those of the whole run")
+    acted = tuple(read[step] for step in due[thermostat.calibration :])
+    if not acted:
+        raise ValueError(
+            f"no reading acted: {len(due)} before step {steps}, of which calibration takes "
+            f"{thermostat.calibration}; train longer or calibrate less"
+        )
+    return acted
+
+
+def controls(strengths: Sequence[float], thermostat: ThermostatConfig, seed: int) -> dict[str, ThermostatConfig]:
+    """Settings that replay a closed loop's `trace`: "mean", every one at their mean, and "shuffled", reordered.
+
+    Gains are straight lines in the strength, so that the mean strength gives the mean of every gain.
+    """
+    if not strengths:
+        raise ValueError("there are no strengths to replay; give a closed loop's trace")
+    order = np.random.default_rng(seed).permutation(len(strengths))
+    shuffled = tuple(strengths[place] for place in order)
+    return {
+        "mean": constant(fmean(strengths), thermostat),
+        "shuffled": replace(thermostat, mode="replay", strengths=shuffled),
+    }
+
+
+def constant(strength: float, thermostat: ThermostatConfig) -> ThermostatConfig:
+    """Settings that hold one strength in [0, 1] from calibration's end on; 0 is the open loop."""
+    return replace(thermostat, mode="replay", strengths=(strength,))

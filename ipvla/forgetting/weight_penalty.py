@@ -11,6 +11,7 @@ since the recipes of recorded comparisons do.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,23 +20,82 @@ from torch import Tensor
 
 from ipvla.forgetting.fisher import DiagonalFisher
 from ipvla.forgetting.method import Method, MethodConfig, Target
-from ipvla.forgetting.weight_change import WeightChange
 
 
-@MethodConfig.register_subclass("l2_sp")
-@dataclass(frozen=True)
-class L2SPConfig(MethodConfig):
-    """On the adapters, or without any on all that is trained. Needs no artifact.
+class WeightChange(ABC):
+    """dW of one weight, in the graph of what is trained.
 
     Attributes:
-        strength: weight of the penalty, >= 0; 0 leaves training alone.
+        shape: of dW, with a kernel's extents flattened into the last dimension of a `LowRankChange`.
+        device: that of the weight.
     """
+
+    shape: torch.Size
+    device: torch.device
+
+    @abstractmethod
+    def square(self, importance: Tensor | None = None) -> Tensor:
+        """The sum of dW^2, each times its `importance` of `shape` if that is given: a scalar, at least float32."""
+
+
+class LowRankChange(WeightChange):
+    """dW = scale B A, of a LoRA adapter that began with dW = 0 (Hu et al., arXiv 2106.09685).
+
+    Args:
+        a: A [r, in, ...], of a convolution with its kernel's extents.
+        b: B [out, r], of a convolution [out, r, 1, ...].
+        scale: alpha / r.
+
+    Raises:
+        ValueError: B is not 0, so that dW would not be what training adds.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor, scale: float) -> None:
+        if b.detach().count_nonzero():
+            raise ValueError("B of an adapter is not 0 before training; start from a policy without adapters")
+        self._a, self._b, self._scale = a, b, scale
+        self.shape, self.device = torch.Size((b.shape[0], a[0].numel())), b.device
+
+    def square(self, importance: Tensor | None = None) -> Tensor:
+        a, b = _precise(self._a).flatten(1), _precise(self._b).flatten(1)
+        if importance is None:
+            return self._scale**2 * ((b.T @ b) * (a @ a.T)).sum()  # ||BA||^2 = tr(B'B AA'), r x r
+        return (importance * (self._scale * (b @ a)).square()).sum()
+
+
+class FullChange(WeightChange):
+    """dW = theta - theta_0, of a weight that is trained itself; theta_0 is what it is now, a copy."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight, self._start = weight, weight.detach().clone()
+        self.shape, self.device = weight.shape, weight.device
+
+    def square(self, importance: Tensor | None = None) -> Tensor:
+        squares = (_precise(self._weight) - _precise(self._start)).square()
+        return (squares if importance is None else importance * squares).sum()
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class WeightPenaltyConfig(MethodConfig):
+    """strength: weight of the penalty, with EWC's F normalised; >= 0, and 0 leaves training alone."""
 
     strength: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("l2_sp", self.strength)
+        if not 0 <= self.strength < math.inf:
+            kind = self.get_choice_name(type(self))
+            raise ValueError(f"the strength of {kind} is {self.strength}; it must be finite and at least 0")
+
+
+@MethodConfig.register_subclass("l2_sp")
+@dataclass(frozen=True)
+class L2SPConfig(WeightPenaltyConfig):
+    """On the adapters, or without any on all that is trained. Needs no artifact."""
 
     def build(self, changes: Mapping[str, WeightChange]) -> WeightPenalty:
         """`changes`: of the weights that are held, by name."""
@@ -47,20 +107,11 @@ class L2SPConfig(MethodConfig):
 
 @MethodConfig.register_subclass("ewc")
 @dataclass(frozen=True)
-class EWCConfig(MethodConfig):
+class EWCConfig(WeightPenaltyConfig):
     """On the adapters, or without any on all that the teacher has.
 
     A memory of another mechanism than the teacher's is left free: there is nothing in it to forget.
-
-    Attributes:
-        strength: weight of the penalty with the normalised Fisher information, >= 0; 0 leaves training alone.
     """
-
-    strength: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check("ewc", self.strength)
 
     def build(self, changes: Mapping[str, WeightChange], fisher: Mapping[str, Tensor]) -> WeightPenalty:
         """`fisher`: of each weight of `changes`, by its name, of the weight's size."""
@@ -91,14 +142,11 @@ class WeightPenalty(Method):
             raise ValueError("there is no weight to hold near the teacher's; train adapters or the whole model")
         self._changes = dict(changes)
         self._weight = weight
-        self._importance = None if importance is None else _normalised(importance, changes)
+        self._importance = {} if importance is None else _normalised(importance, changes)
 
     def penalty(self, step: int) -> Tensor:
         """A scalar, at least float32, in the graph of the weights; the same function of these at every step."""
-        if self._importance is None:
-            terms = [change.square() for change in self._changes.values()]
-        else:
-            terms = [change.weighted_square(self._importance[name]) for name, change in self._changes.items()]
+        terms = [change.square(self._importance.get(name)) for name, change in self._changes.items()]
         return 0.5 * self._weight * torch.stack(terms).sum()
 
 
@@ -125,8 +173,3 @@ def _normalised(importance: Mapping[str, Tensor], changes: Mapping[str, WeightCh
         name: (importance[name].to(change.device, torch.float32) * scale).reshape(change.shape)
         for name, change in changes.items()
     }
-
-
-def _check(method: str, weight: float) -> None:
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"the strength of {method} is {weight}; it must be finite and at least 0")

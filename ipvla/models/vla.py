@@ -9,16 +9,17 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from ipvla.models.adapters import LoRAConfig, OSFConfig
+from ipvla.models.auxiliary_losses import (
+    PlanReadoutConfig,
+    QuestionsConfig,
+    ReasoningLossConfig,
+)
 from ipvla.models.backbones import Backbone, BackboneConfig, TinyConfig
 from ipvla.models.features import Features
-from ipvla.models.heads import Head, HeadConfig, RegressionConfig
+from ipvla.models.heads import HeadConfig, RegressionConfig
 from ipvla.models.heads.protocol import draw_noise
-from ipvla.models.lora import LoRAConfig
-from ipvla.models.memory import GRUMemoryConfig, MemoryConfig, MemoryModule
-from ipvla.models.osf import OSFConfig
-from ipvla.models.plan_readout import PlanReadout, PlanReadoutConfig
-from ipvla.models.questions import Questions, QuestionsConfig
-from ipvla.models.reasoning_loss import ReasoningLoss, ReasoningLossConfig
+from ipvla.models.memory import GRUMemoryConfig, MemoryConfig
 from ipvla.types import Memory, ModelInputs, StepBatch
 
 T = TypeVar("T")
@@ -117,22 +118,15 @@ class IPVLAConfig:
         """
         self.check(num_views=num_views)
         backbone = self.backbone.build(proprio_dim, num_views, image_size)
-        backbone.reads = self.head.reads.of(backbone.num_layers)
-        memory = self.memory.build(backbone)
-        head = self.head.build(backbone, proprio_dim, self.chunk, len(action_varies))
-        readout = None
-        if self.plan_readout is not None:
-            readout = self.plan_readout.build(backbone.width, backbone.vocabulary)
-        questions = None if self.questions is None else self.questions.build()
-        words = None if self.reasoning_loss is None else self.reasoning_loss.build(backbone)
-        model = IPVLA(backbone, memory, head, action_varies, readout, questions, words)
+        model = IPVLA(self, backbone, proprio_dim, action_varies)
         if start is not None:
             model.start_from(start)
         if self.adapted is not None:
             self.adapted.apply(backbone)
             if self.adapted.freeze_rest:
-                for part in (memory, head, *([readout] if readout else [])):
-                    part.requires_grad_(False)
+                for part in (model.memory, model.head, model.plan_readout):
+                    if part is not None:
+                        part.requires_grad_(False)
         return model
 
 
@@ -146,22 +140,17 @@ class IPVLA(nn.Module):
     action_varies: torch.Tensor
 
     def __init__(
-        self,
-        backbone: Backbone,
-        memory: MemoryModule,
-        head: Head,
-        action_varies: torch.Tensor,
-        plan_readout: PlanReadout | None = None,
-        questions: Questions | None = None,
-        reasoning_loss: ReasoningLoss | None = None,
+        self, config: IPVLAConfig, backbone: Backbone, proprio_dim: int, action_varies: torch.Tensor
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.memory = memory
-        self.head = head
-        self.plan_readout = plan_readout
-        self.questions = questions
-        self.reasoning_loss = reasoning_loss
+        backbone.reads = config.head.reads.of(backbone.num_layers)
+        self.memory = config.memory.build(backbone)
+        self.head = config.head.build(backbone, proprio_dim, config.chunk, len(action_varies))
+        readout, questions, words = config.plan_readout, config.questions, config.reasoning_loss
+        self.plan_readout = None if readout is None else readout.build(backbone.width, backbone.vocabulary)
+        self.questions = None if questions is None else questions.build()
+        self.reasoning_loss = None if words is None else words.build(backbone)
         self.terms: dict[str, torch.Tensor] = {}
         self.register_buffer("action_varies", action_varies.clone())
 
@@ -220,10 +209,8 @@ class IPVLA(nn.Module):
         if self.questions is not None:
             loss = loss + self.questions.loss(self.backbone, batch)
         self.terms = {}
-        if (
-            self.reasoning_loss is not None
-            and (words := self.reasoning_loss.loss(self.backbone, batch)) is not None
-        ):
+        words = None if self.reasoning_loss is None else self.reasoning_loss.loss(self.backbone, batch)
+        if self.reasoning_loss is not None and words is not None:
             self.terms["reasoning_loss"] = words.detach()
             loss = loss + self.reasoning_loss.config.weight * words
         return loss, memory

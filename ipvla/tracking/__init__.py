@@ -1,10 +1,9 @@
 """Where metrics go: the console, a JSONL file, MLflow. A run logs to several through `Sinks`."""
 
 from ipvla.tracking.mlflow_run import require_usable
-from ipvla.tracking.mlflow_sink import MLflowSink
+from ipvla.tracking.mlflow_sink import MLflowSink, TrackingConfig
 from ipvla.tracking.mlflow_spool import RunIdentity
 from ipvla.tracking.mlflow_sync import Synced, sync, waiting
-from ipvla.tracking.settings import TrackingConfig
 from ipvla.tracking.sinks import ConsoleSink, JsonlSink, MetricSink, Sinks, read_jsonl
 
 __all__ = [

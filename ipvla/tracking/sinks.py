@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 from ipvla.files import write_text
 
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("ipvla.tracking")
 
 
-class MetricSink(Protocol):
-    """Takes a run's metrics, parameters and files."""
+class MetricSink:
+    """Takes a run's metrics, parameters and files; this one leaves all but the metrics."""
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
-    def log_params(self, params: Mapping[str, object]) -> None: ...
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        raise NotImplementedError
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """The run's settings by name."""
+
     def log_artifact(self, path: Path) -> None:
         """A file, or a directory with all that is in it; under its own name."""
 
@@ -31,7 +35,7 @@ class MetricSink(Protocol):
 
 
 @dataclass(frozen=True)
-class Sinks:
+class Sinks(MetricSink):
     """Forwards to each of `sinks`."""
 
     sinks: Sequence[MetricSink] = ()
@@ -60,7 +64,7 @@ class Sinks:
             sink.close(status)
 
 
-class ConsoleSink:
+class ConsoleSink(MetricSink):
     """One log line per call, through the standard `logging` of `ipvla.tracking`."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -76,8 +80,10 @@ class ConsoleSink:
         _logger.info("%s", status.lower())
 
 
-class JsonlSink:
+class JsonlSink(MetricSink):
     """One JSON object per call, `{"step", "time", <metric>: <value>}`, on disk before `log` returns.
+
+    Settings and files of a run lie beside it.
 
     Args:
         path: appended to.
@@ -95,12 +101,6 @@ class JsonlSink:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
         self._file.flush()
-
-    def log_params(self, params: Mapping[str, object]) -> None:
-        """Parameters have their own file (the run's configuration)."""
-
-    def log_artifact(self, path: Path) -> None:
-        """Artifacts lie beside the file already."""
 
     def close(self, status: str = "FINISHED") -> None:
         self._file.close()

@@ -22,8 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ipvla.data.plan import PlanPosition
-from ipvla.models.sharding import sharded_like, whole
-from ipvla.policy import CheckpointError, Policy, load_weights
+from ipvla.policy import CheckpointError, Policy, load_weights, sharded_like, whole
 from ipvla.policy import state as weights_of
 from ipvla.training.parallel import World
 from ipvla.training.step import TrainingState

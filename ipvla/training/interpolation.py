@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from ipvla.models.lora import adapters
+from ipvla.models.adapters import adapters
 from ipvla.models.vla import fresh_parts
-from ipvla.policy import Policy
+from ipvla.policy import Policy, shape_of
 from ipvla.training.target import VLM
 
 
@@ -44,9 +44,9 @@ def interpolate(teacher: Path, tuned: Path, coefficient: float) -> Policy:
     before, after = dict(begun.model.named_parameters()), _without_adapters(policy)
     fresh = fresh_parts({n: p.shape for n, p in after.items()}, {n: p.shape for n, p in before.items()})
     after = {name: weight for name, weight in after.items() if name.partition(".")[0] not in fresh}
-    if wrong := [name for name, weight in after.items() if _shape(before.get(name)) != _shape(weight)]:
+    if wrong := [name for name in after if shape_of(before, name) != shape_of(after, name)]:
         raise ValueError(
-            f"{wrong[0]} is {_shape(after[wrong[0]])} in {tuned} and {_shape(before.get(wrong[0]))} in {teacher} "
+            f"{wrong[0]} is {shape_of(after, wrong[0])} in {tuned} and {shape_of(before, wrong[0])} in {teacher} "
             f"({len(wrong)} weights differ); give the teacher that was started from"
         )
     for name, weight in after.items():
@@ -64,7 +64,3 @@ def _without_adapters(policy: Policy) -> dict[str, torch.nn.Parameter]:
         for name, weight in policy.model.named_parameters()
         if id(weight) not in added
     }
-
-
-def _shape(weight: torch.Tensor | None) -> str:
-    return "absent" if weight is None else str(tuple(weight.shape))

@@ -11,9 +11,8 @@ from itertools import islice
 
 from ipvla.data.lanes import LaneReader
 from ipvla.tracking import MetricSink
-from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import PRECISIONS, SHARDINGS, World, autocasts
-from ipvla.training.step import TrainingState, training_step
+from ipvla.training.step import OptimizerConfig, TrainingState, training_step
 
 
 @dataclass(frozen=True)

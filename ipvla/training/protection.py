@@ -18,7 +18,7 @@ from ipvla.forgetting.drift import DriftProbe
 from ipvla.forgetting.thermostat import Thermostat, ThermostatConfig, ThermostatState
 from ipvla.models.vla import IPVLA
 from ipvla.training.parallel import World
-from ipvla.training.probe_reader import ProbeReader
+from ipvla.training.readers import ProbeReader
 from ipvla.training.target import PolicyTarget, WholeFactors
 
 _NOISE_DRAWS = 200

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from ipvla.data.probe import ProbeSet
 from ipvla.data.transforms import Transforms
+from ipvla.forgetting.artifact import ArtifactIdentity
 from ipvla.forgetting.method import Factors, Part
-from ipvla.forgetting.subspaces import ArtifactIdentity, Subspaces
-from ipvla.forgetting.weight_change import FullChange, LowRankChange, WeightChange
-from ipvla.models.corda import begin_by_corda
-from ipvla.models.lora import adapters, factors, layer_of
-from ipvla.models.sharding import is_sharded, sharded_like, whole
+from ipvla.forgetting.subspaces import Subspaces
+from ipvla.forgetting.weight_penalty import FullChange, LowRankChange, WeightChange
+from ipvla.models.adapters import adapters, begin_by_corda, factors, layer_of
 from ipvla.models.vla import IPVLA, fresh_parts
-from ipvla.training.feature_reader import FeatureReader
+from ipvla.policy import is_sharded, sharded_like, whole
+from ipvla.training.readers import FeatureReader
 from ipvla.types import ModelInputs
 
 #: What a name inside `backbone.vlm` is preceded by in the model.
@@ -110,7 +110,7 @@ class PolicyTarget:
         return Subspaces.load(self.artifact, **self.identity)
 
     def measured(self, part: type[Part]) -> Part:
-        if not (self.artifact / part.file).exists():
+        if not (self.artifact / f"{part.name}.json").exists():
             raise ValueError(
                 f"{self.artifact} has no {part.contents}, which this forgetting.method needs; "
                 f"make it again by ray_jobs.subspaces with {part.request}"

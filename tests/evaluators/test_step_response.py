@@ -23,8 +23,7 @@ from evaluators.step_response import (
 from ipvla.data.dataset import open_dataset
 from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting import HSWConfig
-from ipvla.forgetting.replay import Line, trace
-from ipvla.forgetting.thermostat import ThermostatConfig
+from ipvla.forgetting.thermostat import Line, ThermostatConfig, trace
 from tests.training.fine_tuning import SENSITIVE, protected
 
 THERMOSTAT = ThermostatConfig(every=5, calibration=2)

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ipvla.forgetting.layers import LayerGroup
-from ipvla.forgetting.subspaces import LayerSubspace, Subspaces
+from ipvla.forgetting.subspaces import LayerGroup, LayerSubspace, Subspaces
 
 WIDTH = 12
 
@@ -59,3 +58,14 @@ class Stack(nn.Module):
 def tokens(seed: int = 0, batch: int = 2) -> Tensor:
     """[batch, 5, WIDTH]"""
     return torch.randn(batch, 5, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def principal_angles(a: Tensor, b: Tensor) -> Tensor:
+    """Angles in radians between the spans of orthonormal a [D, r] and b [D, s]: float64 [min(r, s)], ascending.
+
+    Small angles come from the sine, where the cosine is blind (Bjorck and Golub, 1973).
+    """
+    a, b = (a.double(), b.double()) if a.shape[1] >= b.shape[1] else (b.double(), a.double())
+    cosine = torch.linalg.svdvals(a.T @ b).clamp(max=1)
+    sine = torch.linalg.svdvals(b - a @ (a.T @ b)).flip(0).clamp(max=1)
+    return torch.where(cosine**2 > 0.5, sine.asin(), cosine.acos())

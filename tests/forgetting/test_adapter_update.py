@@ -20,8 +20,8 @@ from ipvla.forgetting import (
     RoutedMomentsConfig,
     TwoSidedConfig,
 )
+from ipvla.models.adapters import LoRAConfig
 from ipvla.models.backbones import TinyConfig
-from ipvla.models.lora import LoRAConfig
 from ipvla.training.protection import Protection
 from tests.forgetting.made_up import WIDTH, subspace, subspaces
 from tests.models.conftest import inputs_for

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ipvla.forgetting.artifact import ArtifactError
 from ipvla.forgetting.distillation import Distillation, DistillationConfig, TeacherOutputs
-from ipvla.forgetting.subspaces import ArtifactError
 from tests.forgetting.probed_models import Transformer, prompts
 
 META = {"probe_sha256": "c0ffee", "commit": "ff57e1e"}
@@ -92,6 +92,6 @@ def test_what_cannot_be_distilled_is_refused() -> None:
         DistillationConfig(batch=0)
     with pytest.raises(ValueError, match="draws 49 records of a probe of 48"):
         distillation(Transformer(), batch=49)
-    other = TeacherOutputs(teacher().outputs[:, :5], {})
+    other = TeacherOutputs({}, teacher().outputs[:, :5])
     with pytest.raises(ValueError, match=r"outputs are \[8, 5\], the student's \[8, 7\]"):
         DistillationConfig(1.0, 8).build(Transformer(), batch_of, other, 0).penalty(0)

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ipvla.forgetting.artifact import ArtifactError
 from ipvla.forgetting.drift import DriftProbe, pool
 from ipvla.forgetting.probed import Reading, instruction_mean
-from ipvla.forgetting.subspaces import ArtifactError
 
 RECORDS, WIDTH, LAYERS = 500, 48, (1, 3)
 
@@ -200,7 +200,7 @@ def test_a_probe_measured_batch_by_batch_holds_each_records_pooled_vectors() -> 
     parts = [_batch(tokens[a : a + 8], mask[a : a + 8]) for a in (0, 8, 16)]
     probe = DriftProbe.measure(model, parts, LAYERS)
     for layer in LAYERS:
-        whole = instruction_mean(model.read(_batch(tokens, mask)).hidden[layer], mask).vectors
+        whole = instruction_mean(model.read(_batch(tokens, mask)).hidden[layer], mask)
         assert probe.teacher[layer].dtype == torch.float64
         assert not probe.teacher[layer].requires_grad
         torch.testing.assert_close(probe.teacher[layer], whole.detach(), rtol=1e-5, atol=1e-6)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ipvla.forgetting.artifact import ArtifactError
 from ipvla.forgetting.fisher import DiagonalFisher, FisherConfig
-from ipvla.forgetting.subspaces import ArtifactError
 from tests.forgetting.probed_models import Transformer, prompts
 from tests.forgetting.test_module_statistics import Softmax
 

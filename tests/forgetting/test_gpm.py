@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ipvla.forgetting.gpm import GPM, GPMConfig, input_space
 from ipvla.forgetting.method import MethodConfig
+from ipvla.forgetting.moment_methods import GPM, GPMConfig, input_space
 from ipvla.training.protection import Protection
 
 OUT, RANK, IN = 5, 2, 8

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ipvla.forgetting.gains import Gains
 from ipvla.forgetting.hsw import HSW, GradientSurgery, HSWConfig
+from ipvla.forgetting.method import Gains
+from ipvla.models.adapters import LoRAConfig
 from ipvla.models.backbones import TinyConfig
-from ipvla.models.lora import LoRAConfig
 from tests.forgetting.made_up import WIDTH, Stack, subspace, subspaces, tokens
 from tests.models.conftest import inputs_for
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ipvla.forgetting.icsm import ICSMConfig
 from ipvla.forgetting.probed import ProbedModel, Reading, instruction_mean
-from ipvla.forgetting.subspaces import LayerSubspace, Subspaces, principal_angles
+from ipvla.forgetting.subspaces import LayerSubspace, Subspaces
 from ipvla.models.backbones import TinyConfig
+from tests.forgetting.made_up import principal_angles
 from tests.forgetting.probed_models import CHOICES, ProbedBackbone, Reader, Transformer, prompts
 from tests.models.conftest import inputs_for
 
@@ -64,7 +65,7 @@ class TestPlanted:
     def test_mean_and_covariance_are_those_of_the_probe(self, scoring: str) -> None:
         model, batches = planted()
         found = fit(replace(self.config, scoring=scoring), model, batches).layers[1]
-        vectors = torch.cat([instruction_mean(hidden, mask).vectors for hidden, mask in batches])
+        vectors = torch.cat([instruction_mean(hidden, mask) for hidden, mask in batches])
         torch.testing.assert_close(found.mean, vectors.mean(0))
         torch.testing.assert_close(found.covariance, vectors.T.cov())
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ipvla.forgetting.layers import LayerGroup, edit_output, edited, inputs, layer_groups, outputs, tapped
+from ipvla.forgetting.probed import edit_output, edited, inputs, outputs, tapped
+from ipvla.forgetting.subspaces import LayerGroup, layer_groups
 
 
 def test_of_18_layers_the_last_four_in_pairs_each_represented_by_its_later_layer() -> None:

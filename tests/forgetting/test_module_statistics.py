@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ipvla.forgetting.artifact import ArtifactError
 from ipvla.forgetting.module_statistics import ModuleStatistics, collect
 from ipvla.forgetting.probed import Reading
-from ipvla.forgetting.subspaces import ArtifactError
 from tests.forgetting.probed_models import Categorical, Transformer, prompts
 
 META = {"probe_sha256": "c0ffee", "commit": "ff57e1e"}

@@ -20,9 +20,8 @@ def test_it_is_the_mean_over_the_mask_and_zero_where_that_is_empty(rows: list[li
     mask = torch.tensor(rows)
     hidden = torch.randn(*mask.shape, 3, generator=torch.Generator().manual_seed(seed))
     pooled = instruction_mean(hidden, mask)
-    assert pooled.vectors.dtype == torch.float64
-    assert pooled.empty.tolist() == [not any(row) for row in rows]
-    for vector, states, row in zip(pooled.vectors, hidden, mask, strict=True):
+    assert pooled.dtype == torch.float64
+    for vector, states, row in zip(pooled, hidden, mask, strict=True):
         expected = states[row].double().mean(0) if row.any() else torch.zeros(3, dtype=torch.float64)
         torch.testing.assert_close(vector, expected)
 
@@ -31,13 +30,13 @@ def test_it_is_the_mean_over_the_mask_and_zero_where_that_is_empty(rows: list[li
 def test_what_lies_outside_the_mask_is_never_read(unread: float) -> None:
     hidden, mask = torch.ones(1, 3, 2), torch.tensor([[True, False, True]])
     hidden[0, 1] = unread
-    assert instruction_mean(hidden, mask).vectors.tolist() == [[1, 1]]
+    assert instruction_mean(hidden, mask).tolist() == [[1, 1]]
 
 
 def test_many_half_precision_tokens_do_not_round_away() -> None:
     hidden = torch.full((1, 4096, 1), 1.0, dtype=torch.bfloat16)
     hidden[0, 0] = 256
-    assert instruction_mean(hidden, torch.ones(1, 4096, dtype=torch.bool)).vectors.item() == (4095 + 256) / 4096
+    assert instruction_mean(hidden, torch.ones(1, 4096, dtype=torch.bool)).item() == (4095 + 256) / 4096
 
 
 @pytest.mark.parametrize("mask", [torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 3)], ids=["shape", "dtype"])

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipvla.forgetting.replay import Line, controls, trace
-from ipvla.forgetting.thermostat import ThermostatConfig, ThermostatState
+from ipvla.forgetting.thermostat import Line, ThermostatConfig, ThermostatState, controls, trace
 
 THERMOSTAT = ThermostatConfig(every=5, calibration=2)
 strengths = st.lists(st.floats(0, 1), min_size=1, max_size=20).map(tuple)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ipvla.forgetting.layers import layer_groups
-from ipvla.forgetting.subspaces import ArtifactError, LayerSubspace, Subspaces, principal_angles
+from ipvla.forgetting.artifact import ArtifactError
+from ipvla.forgetting.subspaces import LayerSubspace, Subspaces, layer_groups
+from tests.forgetting.made_up import principal_angles
 
 WIDTH = 10
 META = {"backbone": "tiny", "width": WIDTH, "num_layers": 8, "probe_sha256": "c0ffee", "records": 30}

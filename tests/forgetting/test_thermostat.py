@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipvla.forgetting.gains import Gains
+from ipvla.forgetting.method import Gains
 from ipvla.forgetting.thermostat import FLOOR, LEAST_LO, Thermostat, ThermostatConfig, ThermostatState
 
 SIGMA = 0.01  # with lo_sigma 5 after QUIET: lo = 0.06, hi = 0.18

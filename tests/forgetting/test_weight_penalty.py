@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ipvla.forgetting.weight_change import FullChange, LowRankChange, WeightChange
-from ipvla.forgetting.weight_penalty import EWCConfig, L2SPConfig
+from ipvla.forgetting.weight_penalty import EWCConfig, FullChange, L2SPConfig, LowRankChange, WeightChange
 
 OUT, RANK, IN, SCALE = 5, 2, 7, 1.5
 

@@ -14,11 +14,12 @@ from ipvla.data.plan import PlanPosition
 from ipvla.data.rlds import write_rlds
 from ipvla.data.transforms import PromptEncoder
 from ipvla.experiment import DataConfig, Experiment, ExperimentConfig
+from ipvla.models.adapters import LoRAConfig
+from ipvla.models.auxiliary_losses import QuestionsConfig
 from ipvla.models.backbones import Backbone, Context, Embedded, PaliGemmaConfig, TinyConfig
 from ipvla.models.features import Reads
 from ipvla.models.heads import RegressionConfig
 from ipvla.models.heads.protocol import draw_noise
-from ipvla.models.lora import LoRAConfig
 from ipvla.models.memory import (
     ChainMemoryConfig,
     GRUMemoryConfig,
@@ -28,15 +29,14 @@ from ipvla.models.memory import (
     PromptMemoryConfig,
 )
 from ipvla.models.memory.prompt import with_plan
-from ipvla.models.questions import QuestionsConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
 from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.policy_server import PolicyServer
 from ipvla.tracking import Sinks
-from ipvla.training.feature_reader import FeatureReader
 from ipvla.training.loop import TrainingConfig, train
 from ipvla.training.parallel import World
+from ipvla.training.readers import FeatureReader
 from ipvla.types import NO_TOKEN, Episode, Observation
 from tests.models.conftest import inputs_for
 from tests.models.memory.test_feeding_the_backbone import build, cut, play, window

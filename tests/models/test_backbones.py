@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 
+from ipvla.models.adapters import LoRAConfig, factors, layer_of, save_adapters
 from ipvla.models.backbones import (
     Backbone,
     BackboneConfig,
@@ -17,7 +18,6 @@ from ipvla.models.backbones import (
     TinyConfig,
 )
 from ipvla.models.backbones.tiny_vlm import TinyVLM
-from ipvla.models.lora import LoRAConfig, factors, layer_of, save_adapters
 from ipvla.types import NO_TOKEN
 from tests.models.conftest import inputs_for
 

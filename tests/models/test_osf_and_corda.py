@@ -9,10 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ipvla.models.adapters import LoRAConfig, OSFConfig, adapters, begin_by_corda, save_adapters
 from ipvla.models.backbones import Backbone, TinyConfig
-from ipvla.models.corda import begin_by_corda
-from ipvla.models.lora import LoRAConfig, adapters, save_adapters
-from ipvla.models.osf import OSFConfig
 from ipvla.models.vla import IPVLAConfig
 from tests.models.conftest import inputs_for
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ipvla.experiment import ExperimentConfig
+from ipvla.models.auxiliary_losses import PlanReadoutConfig
 from ipvla.models.memory import PromptMemoryConfig
-from ipvla.models.plan_readout import PlanReadoutConfig
 from ipvla.training.parallel import World
 from ipvla.types import NO_TOKEN
 

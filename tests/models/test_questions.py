@@ -12,8 +12,8 @@ import torch
 from ipvla.data.rlds import write_rlds
 from ipvla.data.source import DatasetError
 from ipvla.experiment import DataConfig, Experiment, ExperimentConfig
-from ipvla.models.lora import LoRAConfig
-from ipvla.models.questions import QuestionsConfig
+from ipvla.models.adapters import LoRAConfig
+from ipvla.models.auxiliary_losses import QuestionsConfig
 from ipvla.training.parallel import World
 from ipvla.types import NO_TOKEN, StepBatch
 from tests.synthetic import SIZE, cue_episode

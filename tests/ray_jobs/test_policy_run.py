@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from evaluators.success import SuccessConfig
 from ipvla.experiment import ExperimentConfig
-from ipvla.models.lora import LoRAConfig
+from ipvla.models.adapters import LoRAConfig
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.tracking import TrackingConfig

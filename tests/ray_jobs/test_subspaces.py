@@ -17,7 +17,7 @@ from ipvla.forgetting.fisher import DiagonalFisher, FisherConfig
 from ipvla.forgetting.icsm import ICSMConfig
 from ipvla.forgetting.module_statistics import ModuleStatistics
 from ipvla.forgetting.subspaces import Subspaces
-from ipvla.models.lora import LoRAConfig
+from ipvla.models.adapters import LoRAConfig
 from ipvla.policy import Policy
 from ipvla.training.parallel import World
 from ray_jobs import subspaces

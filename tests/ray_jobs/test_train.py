@@ -27,8 +27,8 @@ from ipvla.storage import SOURCE_TREE
 from ipvla.tracking import Sinks, read_jsonl
 from ipvla.training.checkpoint import differences
 from ipvla.training.loop import TrainingConfig, train
-from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
+from ipvla.training.step import OptimizerConfig
 from ray_jobs.command_line.cli import Terminated
 from ray_jobs.train import (
     _asked_to_stop,

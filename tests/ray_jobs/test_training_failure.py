@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from ipvla.data.source import DatasetError
-from ipvla.training.optimizer import OptimizerConfig
+from ipvla.training.step import OptimizerConfig
 from ray_jobs.command_line.cli import TrainingError, end_at_once, lasting_failures
 
 

@@ -17,12 +17,12 @@ from ipvla.forgetting import MethodConfig
 from ipvla.forgetting.fisher import FisherConfig
 from ipvla.forgetting.icsm import ICSMConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
-from ipvla.models.lora import LoRAConfig
+from ipvla.models.adapters import LoRAConfig
 from ipvla.tracking import Sinks
 from ipvla.training.loop import TrainingConfig, train
-from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
 from ipvla.training.protection import ForgettingConfig
+from ipvla.training.step import OptimizerConfig
 from ipvla.types import Episode
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
 from tests.synthetic import SIZE, cue_episode

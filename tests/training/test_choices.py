@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ipvla.experiment import ExperimentConfig
+from ipvla.models.adapters import LoRAConfig
 from ipvla.models.backbones import PaliGemmaConfig, TinyConfig
 from ipvla.models.heads import BinsConfig, RegressionConfig
-from ipvla.models.lora import LoRAConfig
 from ipvla.models.memory import (
     BankMemoryConfig,
     ChainMemoryConfig,

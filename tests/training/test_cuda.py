@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from ipvla.experiment import Experiment, ExperimentConfig
 from ipvla.forgetting import HSWConfig, MethodConfig
+from ipvla.models.adapters import LoRAConfig, adapters
 from ipvla.models.backbones import PaliGemmaConfig
-from ipvla.models.lora import LoRAConfig, adapters
 from ipvla.models.memory import (
     BankMemoryConfig,
     GRUMemoryConfig,
@@ -27,9 +27,8 @@ from ipvla.models.memory import (
     PromptMemoryConfig,
     WindowMemoryConfig,
 )
-from ipvla.models.sharding import is_sharded
 from ipvla.models.vla import IPVLA
-from ipvla.policy import Policy
+from ipvla.policy import Policy, is_sharded
 from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.policy_server import PolicyServer
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from ipvla.data.dataset import EpisodeDataset
 from ipvla.data.source import DatasetError
 from ipvla.experiment import DataConfig, ExperimentConfig
+from ipvla.models.auxiliary_losses import PlanReadoutConfig, QuestionsConfig
 from ipvla.models.backbones import PaliGemmaConfig, TinyConfig
 from ipvla.models.memory import GRUMemoryConfig, MemoryConfig, PromptMemoryConfig
 from ipvla.models.memory.chain import ChainMemoryConfig
 from ipvla.models.memory.kv import KVMemoryConfig
-from ipvla.models.plan_readout import PlanReadoutConfig
-from ipvla.models.questions import QuestionsConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import CheckpointError, Policy
 from ipvla.training.parallel import World
@@ -41,6 +41,16 @@ def test_settings_that_fit_pass_at_once(make_experiment: Make) -> None:
     started = time.process_time()
     checked(config)
     assert time.process_time() - started < 2
+
+
+def test_a_worker_does_not_read_all_instructions_again(
+    make_experiment: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_experiment()
+    monkeypatch.setattr(EpisodeDataset, "instructions", lambda _: pytest.fail("the driver has checked them"))
+    config.build(World())
+    with pytest.raises(pytest.fail.Exception, match="the driver has checked them"):
+        checked(config)
 
 
 def test_a_camera_that_the_data_lack_names_those_that_they_have(make_experiment: Make) -> None:

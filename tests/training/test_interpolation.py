@@ -11,8 +11,8 @@ import torch
 
 from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting import CorDAConfig
+from ipvla.models.adapters import LoRAConfig
 from ipvla.models.backbones import TinyConfig
-from ipvla.models.lora import LoRAConfig
 from ipvla.models.memory import GRUMemoryConfig
 from ipvla.policy import CheckpointError, Policy
 from ipvla.training.interpolation import interpolate

@@ -28,8 +28,8 @@ from ipvla.policy import CheckpointError, Policy
 from ipvla.tracking import JsonlSink, Sinks, read_jsonl
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
 from ipvla.training.loop import TrainingConfig, train
-from ipvla.training.optimizer import OptimizerConfig
 from ipvla.training.parallel import World
+from ipvla.training.step import OptimizerConfig
 from tests.synthetic import SIZE, even_episode
 
 Make = Callable[..., ExperimentConfig]

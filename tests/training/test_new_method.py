@@ -14,7 +14,7 @@ import pytest
 
 from ipvla.experiment import Experiment, ExperimentConfig
 from ipvla.forgetting import MethodConfig
-from ipvla.models.lora import adapters
+from ipvla.models.adapters import adapters
 from tests.training.fine_tuning import PROBE, SENSITIVE, Log, equal, protected, trained
 
 PAGE = Path(__file__).parents[2] / "docs" / "forgetting.md"

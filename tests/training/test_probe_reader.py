@@ -9,12 +9,11 @@ import torch
 
 from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting.drift import pool
+from ipvla.models.adapters import LoRAConfig
 from ipvla.models.backbones import Embedded
-from ipvla.models.lora import LoRAConfig
 from ipvla.models.vla import IPVLA
-from ipvla.training.feature_reader import FeatureReader
 from ipvla.training.parallel import World
-from ipvla.training.probe_reader import ProbeReader
+from ipvla.training.readers import FeatureReader, ProbeReader
 from tests.training.fine_tuning import PROBE
 
 LAYERS = (3, 5)

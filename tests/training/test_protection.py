@@ -20,7 +20,8 @@ from ipvla.forgetting import (
     RoutedMomentsConfig,
     TwoSidedConfig,
 )
-from ipvla.forgetting.subspaces import ArtifactError, Subspaces
+from ipvla.forgetting.artifact import ArtifactError
+from ipvla.forgetting.subspaces import Subspaces
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
 from ipvla.training.parallel import World

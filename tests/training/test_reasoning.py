@@ -20,11 +20,10 @@ from ipvla.data.rlds.format import RldsLayout
 from ipvla.data.rlds.writer import write_part
 from ipvla.data.source import DatasetError, Feature, Trajectory
 from ipvla.experiment import DataConfig, Experiment, ExperimentConfig
+from ipvla.models.auxiliary_losses import PlanReadoutConfig, ReasoningLossConfig
 from ipvla.models.backbones import BackboneConfig, PaliGemmaConfig, TinyConfig
 from ipvla.models.backbones.random_paligemma import SMALLEST, save_random_paligemma
 from ipvla.models.memory import PromptMemoryConfig
-from ipvla.models.plan_readout import PlanReadoutConfig
-from ipvla.models.reasoning_loss import ReasoningLossConfig
 from ipvla.reasoning import TAGS
 from ipvla.storage import SOURCE_TREE
 from ipvla.tracking import JsonlSink

@@ -22,13 +22,12 @@ from ipvla.forgetting import (
     L2SPConfig,
     MethodConfig,
 )
-from ipvla.forgetting.gpm import input_space
+from ipvla.forgetting.artifact import ArtifactError
 from ipvla.forgetting.module_statistics import ModuleStatistics
-from ipvla.forgetting.subspaces import ArtifactError
+from ipvla.forgetting.moment_methods import input_space
 from ipvla.forgetting.thermostat import ThermostatConfig
-from ipvla.models.lora import adapters
+from ipvla.models.adapters import OSFConfig, adapters
 from ipvla.models.memory import GRUMemoryConfig
-from ipvla.models.osf import OSFConfig
 from ipvla.policy import Policy
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
 from ipvla.training.parallel import World

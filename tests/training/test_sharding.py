@@ -20,10 +20,9 @@ from ipvla.forgetting import (
     MethodConfig,
 )
 from ipvla.forgetting.thermostat import ThermostatConfig
+from ipvla.models.auxiliary_losses import QuestionsConfig
 from ipvla.models.memory import KVMemoryConfig, MemoryConfig, PromptMemoryConfig
-from ipvla.models.questions import QuestionsConfig
-from ipvla.models.sharding import is_sharded
-from ipvla.policy import Policy
+from ipvla.policy import Policy, is_sharded
 from ipvla.training.checkpoint import load_checkpoint, save_checkpoint
 from ipvla.training.parallel import World
 from tests.synthetic import SIZE, even_episode

@@ -13,8 +13,8 @@ import torch
 from ipvla.data.rlds import write_rlds
 from ipvla.data.source import DatasetError
 from ipvla.experiment import DataConfig, ExperimentConfig
+from ipvla.models.adapters import LoRAConfig
 from ipvla.models.backbones import TinyConfig
-from ipvla.models.lora import LoRAConfig
 from ipvla.models.memory import GRUMemoryConfig, MemoryConfig, NoMemoryConfig, PromptMemoryConfig
 from ipvla.models.vla import IPVLA
 from ipvla.policy import CheckpointError, Policy

@@ -145,11 +145,6 @@ class PaliGemmaBackbone(Backbone):
         self.image_size = vision.image_size
         self.image_tokens = (vision.image_size // vision.patch_size) ** 2
 
-    @property
-    def network(self) -> Any:
-        """The Hugging Face model, also when PEFT has wrapped it."""
-        return self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm
-
     def tokenize(self, instruction: str) -> list[int]:
         return self._prompt(self.template.format(instruction=instruction.lower()))
 
@@ -157,7 +152,7 @@ class PaliGemmaBackbone(Backbone):
         return list(self.network.model.language_model.layers)
 
     def tokenize_text(self, text: str) -> list[int]:
-        return self._encode(text)
+        return cast(list[int], self.tokenizer.encode(text, add_special_tokens=False))
 
     def detokenize(self, ids: Sequence[int]) -> str:
         tokens = [i for i in ids if i != NO_TOKEN]
@@ -267,16 +262,10 @@ class PaliGemmaBackbone(Backbone):
         """[B, S, Dk] -> [B, key heads, S, size of a head]."""
         return flat.reshape(*flat.shape[:2], -1, self.head_size).transpose(1, 2).to(dtype)
 
-    def _encode(self, text: str) -> list[int]:
-        return cast(list[int], self.tokenizer.encode(text, add_special_tokens=False))
-
     def _prompt(self, text: str) -> list[int]:
         images = [self.image_token] * (self.image_tokens * self.num_views)
-        return [*images, self.tokenizer.bos_token_id, *self._encode(text), *self._newline]
-
-    @property
-    def _newline(self) -> list[int]:
-        return self._encode("\n") or [self.tokenizer.eos_token_id]
+        newline = self.tokenize_text("\n") or [self.tokenizer.eos_token_id]
+        return [*images, self.tokenizer.bos_token_id, *self.tokenize_text(text), *newline]
 
     def _pixels(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, V, H, W, 3] -> [B * V, 3, S, S] in [-1, 1], S the vision tower's size."""

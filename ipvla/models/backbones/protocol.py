@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, ClassVar, Literal, Self
 
@@ -51,16 +51,10 @@ class Embedded:
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """The same record with `function` applied to each tensor."""
-        return type(self)(
-            tokens=function(self.tokens),
-            valid=function(self.valid),
-            last=function(self.last),
-            perception=function(self.perception),
-            proprio=function(self.proprio),
-            instruction=function(self.instruction),
-            extra={name: function(value) for name, value in self.extra.items()},
-            padding=self.padding,
-        )
+        changed: dict[str, Any] = {"extra": {name: function(x) for name, x in self.extra.items()}}
+        for name in ("tokens", "valid", "last", "perception", "proprio", "instruction"):
+            changed[name] = function(getattr(self, name))
+        return replace(self, **changed)
 
     @classmethod
     def joined(cls, blocks: Sequence[Self]) -> Self:
@@ -163,6 +157,11 @@ class Backbone(nn.Module):
     vocabulary: int
     heads: int
     cache_size: int
+
+    @property
+    def network(self) -> Any:
+        """`vlm`, without what PEFT has wrapped around it."""
+        return self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm
 
     def tokenize(self, instruction: str) -> list[int]:
         """The prompt of an instruction as token ids, special and image tokens included."""

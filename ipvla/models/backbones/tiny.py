@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from ipvla.models.features import Features
 from ipvla.types import NO_TOKEN, ModelInputs
 
 if TYPE_CHECKING:
-    from ipvla.models.backbones.tiny_vlm import Past, TinyOutput, TinyVLM
+    from ipvla.models.backbones.tiny_vlm import Past, TinyVLM
 
 
 @BackboneConfig.register_subclass("tiny")
@@ -121,11 +121,6 @@ class TinyBackbone(Backbone):
         self.tokenizer = tiny_tokenizer()
         self._act, self._sep = self.tokenizer.convert_tokens_to_ids(["<act>", "<sep>"])
 
-    @property
-    def network(self) -> Any:
-        """The TinyVLM, also when PEFT has wrapped it."""
-        return self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm
-
     def tokenize(self, instruction: str) -> list[int]:
         return cast(list[int], self.tokenizer.encode(f"{escaped(instruction)} <act>"))
 
@@ -192,8 +187,10 @@ class TinyBackbone(Backbone):
         rows, suffix = answered(prompts, replies, self.tokenizer.eos_token_id)
         self._check_length(rows.shape[1])
         ids = rows.clamp(min=0)
-        output: TinyOutput = self.vlm(inputs.images, inputs.proprio, ids, rows != NO_TOKEN, suffix)
-        logits = self.network.lm_logits(output.hidden_states[-1][:, output.text_start :])
+        prefix = (rows != NO_TOKEN) & ~suffix
+        x, _ = self.network.embed(inputs.images, inputs.proprio, ids, prefix)
+        hidden = self.network.run(x, self.network.reply_mask(prefix, suffix))
+        logits = self.network.lm_logits(hidden[-1][:, self.network.text_start :])
         asked = suffix[:, 1:]
         return F.cross_entropy(logits[:, :-1][asked].float(), ids[:, 1:][asked])
 

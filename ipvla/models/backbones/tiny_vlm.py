@@ -9,8 +9,6 @@ answer). It is a `PreTrainedModel`: save, load and PEFT adapters work as for any
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,33 +21,17 @@ class TinyVLMConfig(PreTrainedConfig):
 
     model_type = "ipvla_tiny"
 
-    def __init__(
-        self,
-        image_size: int = 64,
-        num_views: int = 1,
-        proprio_dim: int = 8,
-        hidden_size: int = 128,
-        num_hidden_layers: int = 6,
-        num_attention_heads: int = 4,
-        intermediate_size: int = 256,
-        trunk_channels: int = 64,
-        visual_tokens: int = 8,
-        max_text_tokens: int = 64,
-        vocab_size: int = 512,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.image_size = image_size
-        self.num_views = num_views
-        self.proprio_dim = proprio_dim
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.trunk_channels = trunk_channels
-        self.visual_tokens = visual_tokens
-        self.max_text_tokens = max_text_tokens
-        self.vocab_size = vocab_size
+    image_size: int = 64
+    num_views: int = 1
+    proprio_dim: int = 8
+    hidden_size: int = 128
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    intermediate_size: int = 256
+    trunk_channels: int = 64
+    visual_tokens: int = 8
+    max_text_tokens: int = 64
+    vocab_size: int = 512
 
 
 class TinyTrunk(nn.Module):
@@ -132,15 +114,6 @@ class TinyLayer(nn.Module):
         return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
-@dataclass
-class TinyOutput:
-    """Embeddings and each layer's output [B, N, D]; visual map [B, Np, Dp]; the token at which the text starts."""
-
-    hidden_states: tuple[torch.Tensor, ...]
-    perception: torch.Tensor
-    text_start: int
-
-
 class TinyVLM(PreTrainedModel):
     """The network; see the module's docstring."""
 
@@ -172,24 +145,6 @@ class TinyVLM(PreTrainedModel):
     def perception_size(self) -> int:
         return int(self.config.trunk_channels) + 2
 
-    def forward(
-        self,
-        images: torch.Tensor,
-        proprio: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        suffix_mask: torch.Tensor | None = None,
-    ) -> TinyOutput:
-        """Runs images uint8 [B, V, H, W, 3], proprio [B, P] and a prompt [B, L] through every layer.
-
-        `suffix_mask` bool [B, L] marks answer tokens: they see the prefix and earlier answer tokens only, and
-        the prefix does not see them.
-        """
-        prefix = attention_mask if suffix_mask is None else attention_mask & ~suffix_mask
-        x, perception = self.embed(images, proprio, input_ids, prefix)
-        mask = self._attention(prefix, attention_mask, suffix_mask)
-        return TinyOutput(self.run(x, mask), perception, self.text_start)
-
     @property
     def text_start(self) -> int:
         """Index of the prompt's first token: the visual tokens and the proprioception come before it."""
@@ -220,16 +175,15 @@ class TinyVLM(PreTrainedModel):
             hidden.append(layer(hidden[-1], mask, None if past is None else past[i]))
         return tuple(hidden)
 
-    def _attention(self, prefix: torch.Tensor, valid: torch.Tensor, suffix: torch.Tensor | None) -> torch.Tensor:
-        """bool [B, 1, 1 or N, N]: which keys each query may read."""
-        start = self.text_start
-        keys = F.pad(prefix, (start, 0), value=True)[:, None, None]
-        if suffix is None:
-            return keys
-        answer = F.pad(suffix & valid, (start, 0), value=False)
-        n = answer.shape[1]
-        causal = torch.ones(n, n, dtype=torch.bool, device=valid.device).tril()
-        return keys | (answer[:, None, :, None] & answer[:, None, None] & causal)
+    def reply_mask(self, prompt: torch.Tensor, reply: torch.Tensor) -> torch.Tensor:
+        """bool [B, 1, N, N]: a reply's tokens read the prompt and the reply before them, the prompt's only itself.
+
+        `prompt` and `reply` are bool [B, L], True where a token belongs to the one or the other.
+        """
+        prompts, replies = (F.pad(x, (self.text_start, 0), value=v) for x, v in ((prompt, True), (reply, False)))
+        n = replies.shape[1]
+        causal = torch.ones(n, n, dtype=torch.bool, device=reply.device).tril()
+        return prompts[:, None, None] | (replies[:, None, :, None] & replies[:, None, None] & causal)
 
     def lm_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Last hidden states [..., D] -> vocabulary logits [..., vocab], tied to the embedding."""

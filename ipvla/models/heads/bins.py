@@ -1,11 +1,12 @@
 """Actions as tokens: OpenVLA's 256 uniform bins (arXiv 2406.09246), decoded in parallel as in OpenVLA-OFT.
 
-`numpy.digitize(a, linspace(-1, 1, 256))` gives d in 1..256; the token is `vocab_size - d`; decoding reads the
-centre of the bin (there are 255), so a round trip errs by at most 1/255.
+`numpy.digitize(a, linspace(-1, 1, 256))` gives d in 1..256, the bin is d - 1; decoding reads the centre of the bin
+(there are 255), so a round trip errs by at most 1/255.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,8 +16,7 @@ from torch import nn
 
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
-from ipvla.models.heads.glimpse import Glimpse
-from ipvla.models.heads.protocol import Head, HeadConfig, masked_mean
+from ipvla.models.heads.protocol import Glimpse, GlimpseHeadConfig, Head, HeadConfig, masked_mean
 
 NUM_BINS = 256
 
@@ -32,44 +32,25 @@ def bin_centres(bins: torch.Tensor) -> torch.Tensor:
     return ((bins.clamp(0, NUM_BINS - 2).double() + 0.5) * 2 / (NUM_BINS - 1) - 1).float()
 
 
-def action_token_ids(bins: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """Bin index -> token id at the vocabulary's tail (31999..31744 for a vocabulary of 32000)."""
-    return vocab_size - 1 - bins
-
-
-def bins_of_tokens(token_ids: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """The inverse of `action_token_ids`; ids that are no action tokens go to the nearest bin."""
-    return (vocab_size - 1 - token_ids).clamp(0, NUM_BINS - 1)
-
-
 @HeadConfig.register_subclass("bins")
 @dataclass(frozen=True)
-class BinsConfig(HeadConfig):
-    """hidden: width of the head; queries: how many places one glimpse looks at."""
+class BinsConfig(GlimpseHeadConfig):
+    """See `GlimpseHeadConfig`."""
 
     bounded: ClassVar[bool] = True
 
-    hidden: int = 256
-    queries: int = 6
-
-    def __post_init__(self) -> None:
-        if self.hidden < 1 or self.queries < 1:
-            raise ValueError(f"head.hidden {self.hidden} and head.queries {self.queries} must be at least 1")
-
     def build(self, backbone: Backbone, proprio: int, chunk: int, action_dim: int) -> BinsHead:
-        return BinsHead(self, backbone.width, backbone.perception_size, proprio, chunk, action_dim)
+        return BinsHead(self, backbone, proprio, (chunk, action_dim))
 
 
 class BinsHead(Head):
     """The logits of all C x A action tokens in one pass; `sample` takes the likeliest bin of each."""
 
-    def __init__(
-        self, config: BinsConfig, width: int, perception: int, proprio: int, chunk: int, action_dim: int
-    ) -> None:
+    def __init__(self, config: BinsConfig, backbone: Backbone, proprio: int, shape: tuple[int, int]) -> None:
         super().__init__()
-        self.shape = (chunk, action_dim, NUM_BINS)
-        self.glimpse = Glimpse(width, perception, proprio, config.hidden, config.queries)
-        self.logits = nn.Linear(config.hidden, chunk * action_dim * NUM_BINS)
+        self.shape = (*shape, NUM_BINS)
+        self.glimpse = Glimpse(config, backbone, proprio)
+        self.logits = nn.Linear(config.hidden, math.prod(self.shape))
 
     def forward(self, features: Features) -> torch.Tensor:
         """Logits float32 [B, C, A, 256]."""

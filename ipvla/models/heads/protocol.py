@@ -1,4 +1,4 @@
-"""The Head protocol: from memory-augmented features to a chunk of actions."""
+"""The Head protocol: from memory-augmented features to a chunk of actions; and what heads share."""
 
 from __future__ import annotations
 
@@ -57,6 +57,47 @@ class HeadConfig(draccus.ChoiceRegistry):
     def build(self, backbone: Backbone, proprio: int, chunk: int, action_dim: int) -> Head:
         """A head for features of this backbone's sizes and `proprio` dimensions; it keeps no backbone."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class GlimpseHeadConfig(HeadConfig):
+    """Of a head that reads a `Glimpse`: its width is `hidden`, and one glimpse looks at `queries` places."""
+
+    hidden: int = 256
+    queries: int = 6
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1 or self.queries < 1:
+            raise ValueError(f"head.hidden {self.hidden} and head.queries {self.queries} must be at least 1")
+
+
+class Glimpse(nn.Module):
+    """What the (memory-augmented) cognition asks for, looked up among the visual tokens.
+
+    Features -> one vector [B, H] that holds cognition, what was looked at, and the proprioception. Single-head
+    cross-attention per query: softmax(W_q c . W_k v / sqrt(k)) v over the visual tokens, whose raw values
+    (coordinates included) are read out, so a query can return a place.
+    """
+
+    def __init__(self, config: GlimpseHeadConfig, backbone: Backbone, proprio: int, key: int = 64) -> None:
+        super().__init__()
+        hidden, queries, perception = config.hidden, config.queries, backbone.perception_size
+        self.queries = queries
+        self.key_size = key
+        self.ask = nn.Sequential(nn.LayerNorm(backbone.width), nn.Linear(backbone.width, hidden), nn.GELU())
+        self.query = nn.Linear(hidden, queries * key)
+        self.key = nn.Linear(perception, key)
+        with torch.no_grad():
+            self.key.weight *= 4  # sharp enough from the start to pick single cells
+        self.out = nn.Sequential(nn.Linear(queries * perception + hidden + proprio, hidden), nn.GELU())
+
+    def forward(self, features: Features) -> torch.Tensor:
+        asked = self.ask(features.cognition)
+        query = self.query(asked).unflatten(-1, (self.queries, self.key_size))
+        score = query @ self.key(features.perception).transpose(1, 2) * self.key_size**-0.5
+        glimpsed = score.float().softmax(-1).to(features.perception.dtype) @ features.perception
+        out: torch.Tensor = self.out(torch.cat([glimpsed.flatten(1), asked, features.proprio.to(asked.dtype)], -1))
+        return out
 
 
 def draw_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> torch.Tensor:

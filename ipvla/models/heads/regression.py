@@ -6,6 +6,7 @@ meant: while a policy is undecided between them, the median (L1) hardly moves wi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,40 +14,34 @@ from torch import nn
 
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
-from ipvla.models.heads.glimpse import Glimpse
-from ipvla.models.heads.protocol import Head, HeadConfig, masked_mean
+from ipvla.models.heads.protocol import Glimpse, GlimpseHeadConfig, Head, HeadConfig, masked_mean
 
 
 @HeadConfig.register_subclass("regression")
 @dataclass(frozen=True)
-class RegressionConfig(HeadConfig):
-    """hidden: width of the head; queries: how many places one glimpse looks at; loss: "mse" or "l1"."""
+class RegressionConfig(GlimpseHeadConfig):
+    """loss: "mse" or "l1"; the rest as in `GlimpseHeadConfig`."""
 
-    hidden: int = 256
-    queries: int = 6
     loss: str = "mse"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.loss not in ("l1", "mse"):
             raise ValueError(f'head.loss is {self.loss!r}; choose "l1" or "mse"')
-        if self.hidden < 1 or self.queries < 1:
-            raise ValueError(f"head.hidden {self.hidden} and head.queries {self.queries} must be at least 1")
 
     def build(self, backbone: Backbone, proprio: int, chunk: int, action_dim: int) -> RegressionHead:
-        return RegressionHead(self, backbone.width, backbone.perception_size, proprio, chunk, action_dim)
+        return RegressionHead(self, backbone, proprio, (chunk, action_dim))
 
 
 class RegressionHead(Head):
     """The whole chunk in one pass: glimpse, then one linear layer to [C, A]."""
 
-    def __init__(
-        self, config: RegressionConfig, width: int, perception: int, proprio: int, chunk: int, action_dim: int
-    ) -> None:
+    def __init__(self, config: RegressionConfig, backbone: Backbone, proprio: int, shape: tuple[int, int]) -> None:
         super().__init__()
         self.kind = config.loss
-        self.shape = (chunk, action_dim)
-        self.glimpse = Glimpse(width, perception, proprio, config.hidden, config.queries)
-        self.action = nn.Linear(config.hidden, chunk * action_dim)
+        self.shape = shape
+        self.glimpse = Glimpse(config, backbone, proprio)
+        self.action = nn.Linear(config.hidden, math.prod(shape))
 
     def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
         actions: torch.Tensor = self.action(self.glimpse(features)).float().unflatten(-1, self.shape)

@@ -120,6 +120,30 @@ class MemoryModule(nn.Module):
         return {name: value.to(is_first.device) for name, value in self.initial(is_first.shape[0]).items()}
 
 
+@MemoryConfig.register_subclass("none")
+@dataclass(frozen=True)
+class NoMemoryConfig(MemoryConfig):
+    """No memory: every step is decided from the current observation alone, as in OpenVLA. Has no settings."""
+
+    def build(self, backbone: Backbone) -> NoMemory:
+        return NoMemory()
+
+
+class NoMemory(MemoryModule):
+    """The empty value in, the empty value out; features pass through bit for bit."""
+
+    def initial(self, batch: int) -> Memory:
+        return {}
+
+    def step(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
+        return features, memory
+
+    def scan(
+        self, features: Features, memory: Memory, t: torch.Tensor, is_first: torch.Tensor, valid: torch.Tensor
+    ) -> tuple[Features, Memory]:
+        return features, memory
+
+
 @dataclass(frozen=True)
 class Segments:
     """A window's steps, numbered by episode, so that a mechanism can read them all at once.
