@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ipvla.contract import Contract, ContractError
+from ipvla.data.augmentation import AugmentationConfig
 from ipvla.data.chunks import PAST_END, PastEnd
 from ipvla.data.conventions import Conventions
 from ipvla.data.dataset import Dataset, EpisodeDataset, open_dataset
@@ -60,6 +61,7 @@ class DataConfig:
         cameras: views in order.
         image_size: side in pixels that the model sees.
         proprio: columns of the recorded proprioception that the model sees; None for all, [] for none.
+        augmentation: how training pictures vary; null for not at all.
         cache_gib: memory for decoded frames, per worker.
     """
 
@@ -78,6 +80,7 @@ class DataConfig:
     skip_unlabelled: bool = False
     rlds_backend: RldsBackend = "native"
     reasoning: ReasoningConfig | None = None
+    augmentation: AugmentationConfig | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -324,7 +327,7 @@ class ExperimentConfig(StorageRoots):
             memory=memory,
             protection=protection,
         )
-        lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size)
+        lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size, self.data.augmentation)
         return Experiment(policy, state, lanes)
 
     def _conventions(self, dataset: Dataset, start: Policy | None) -> Conventions:

@@ -94,6 +94,7 @@ class Dataset(Protocol):
         cameras: names of the views, of several datasets those that all have.
         reworded: in how many episodes the task in words changes, as far as the dataset had to be read.
         contract: on which terms it was recorded; of several datasets, what their contracts share.
+        pictures_every: control steps from one new picture to the next, see `Recording`.
         step_features: what an episode's steps may have recorded, by the source's names.
     """
 
@@ -119,6 +120,8 @@ class Dataset(Protocol):
     def reworded(self) -> int: ...
     @property
     def contract(self) -> Contract: ...
+    @property
+    def pictures_every(self) -> int: ...
     @property
     def step_features(self) -> frozenset[str]: ...
 
@@ -231,6 +234,11 @@ class EpisodeDataset:
     def contract(self) -> Contract:
         """On which terms it was recorded, as far as its standard or its own file states them."""
         return Recording.of(self._source).over(self.standard.contract(self.statistics().proprio.dim))
+
+    @cached_property
+    def pictures_every(self) -> int:
+        """Control steps from one new picture to the next, see `Recording`."""
+        return Recording.of(self._source).pictures_every
 
     @property
     def step_features(self) -> frozenset[str]:

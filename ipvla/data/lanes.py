@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import groupby
 
 import numpy as np
 import torch
 
+from ipvla.data.augmentation import AugmentationConfig
 from ipvla.data.dataset import Dataset
 from ipvla.data.plan import EpochPlan, IntArray, Layout, PlanPosition, WindowPlan
 from ipvla.data.prefetch import prefetch
@@ -50,9 +51,25 @@ class LaneConfig:
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; set it to 0 or more")
 
-    def build(self, dataset: Dataset, transforms: Transforms, rank: int = 0, world_size: int = 1) -> LaneReader:
-        """The lanes of worker `rank` of `world_size`."""
-        return LaneReader(dataset, transforms, self, rank, world_size)
+    def build(
+        self,
+        dataset: Dataset,
+        transforms: Transforms,
+        rank: int = 0,
+        world_size: int = 1,
+        augmentation: AugmentationConfig | None = None,
+    ) -> LaneReader:
+        """The lanes of worker `rank` of `world_size`.
+
+        Raises:
+            DatasetError: the dataset's pictures were drawn at other steps than the stride samples.
+        """
+        if self.stride % dataset.pictures_every:
+            raise DatasetError(
+                f"{dataset.location} has a new picture every {dataset.pictures_every} control steps, and lanes.stride is "
+                f"{self.stride}; set it to a multiple of {dataset.pictures_every}"
+            )
+        return LaneReader(dataset, transforms, self, rank, world_size, augmentation)
 
 
 class LaneReader:
@@ -69,6 +86,7 @@ class LaneReader:
         config: LaneConfig,
         rank: int = 0,
         world_size: int = 1,
+        augmentation: AugmentationConfig | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is outside the {world_size} workers; use 0..{world_size - 1}")
@@ -77,6 +95,7 @@ class LaneReader:
         self._config = config
         self._rank = rank
         self._world_size = world_size
+        self._augmentation = augmentation
         self.broken: set[int] = set()
         self._transforms_by_part: dict[str, Transforms] = {}
         self._plan: tuple[tuple[int, tuple[Layout, ...]], EpochPlan] | None = None
@@ -101,6 +120,7 @@ class LaneReader:
                 offsets=c.offsets,
                 before=position.before,
                 repeats=self._dataset.repeats(c.seed, position.epoch),
+                grid=self._dataset.pictures_every,
             )
             self._plan = cached = (key, plan)
         return cached[1]
@@ -138,6 +158,11 @@ class LaneReader:
         places = zip(window.episode.ravel().tolist(), window.t.ravel().tolist(), strict=True)
         observations = [self._stand_in if episode < 0 else self._observation(episode, t) for episode, t in places]
         inputs = self._inputs(observations, window.episode.ravel().tolist())
+        if self._augmentation is not None:
+            varied = self._augmentation.batch(
+                inputs.images.numpy(), window.episode.ravel(), self._config.seed, epoch
+            )
+            inputs = replace(inputs, images=torch.from_numpy(varied))
         actions = np.zeros((lanes, steps, self._transforms.chunk, self._transforms.action_dim), np.float32)
         action_valid = np.zeros(actions.shape[:3], np.bool_)
         for lane in range(lanes):

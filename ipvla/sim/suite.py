@@ -9,7 +9,7 @@ from typing import Final
 
 from ipvla.choices import did_you_mean
 from ipvla.contract import Contract
-from ipvla.sim.demonstration import Demonstration
+from ipvla.sim.demonstration import Demonstration, Showing
 from ipvla.sim.expert import Expert
 from ipvla.sim.simulator import Simulator, Task
 
@@ -54,7 +54,8 @@ class Suite:
             its world built from this seed.
         unlisted: the task of a name that is not in `tasks`, None if there is none either.
         expert: (simulator at the start of an episode, the episode's seed) -> who solves it; None if nobody does.
-        demonstrate: (simulator, seed) -> the expert's demonstration of that episode, None if it failed.
+        demonstrate: (simulator, seed, how it is shown) -> the expert's demonstration of that episode, None if it
+            failed.
         facts: known without opening it.
     """
 
@@ -64,7 +65,7 @@ class Suite:
     build: Callable[[str, int, Sequence[str], str, int], Simulator]
     unlisted: Callable[[str], Task | None] = lambda name: None
     expert: Callable[[Simulator, int], Expert] | None = None
-    demonstrate: Callable[[Simulator, int], Demonstration | None] | None = None
+    demonstrate: Callable[[Simulator, int, Showing], Demonstration | None] | None = None
     facts: SuiteFacts = field(default_factory=SuiteFacts)
 
     def task(self, name: str) -> Task:

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ipvla.contract import HAND
-from ipvla.sim.demonstration import Demonstration
+from ipvla.sim.demonstration import Demonstration, Showing
 from ipvla.sim.environment import gl_environment
 from ipvla.sim.expert import Expert
 from ipvla.sim.libero import PACKAGES, LiberoSimulator, configure
@@ -68,7 +68,7 @@ def _expert(simulator: Simulator, seed: int) -> Expert:
     return expert(simulator, seed)
 
 
-def _demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
+def _demonstrate(simulator: Simulator, seed: int, showing: Showing) -> Demonstration | None:
     from ipvla.sim.standard.expert import demonstrate
 
-    return demonstrate(simulator, seed)
+    return demonstrate(simulator, seed, showing)
