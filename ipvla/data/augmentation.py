@@ -1,4 +1,4 @@
-"""Random shifts and light of training pictures, the same for all of an episode: they teach what does not matter."""
+"""Random shifts and light of training pictures, the same for all of an episode."""
 
 from __future__ import annotations
 
@@ -36,10 +36,9 @@ class AugmentationConfig:
         for view in range(images.shape[1]):
             dy, dx = rng.integers(-self.shift_px, self.shift_px + 1, 2)
             gain = 1 + self.brightness * rng.uniform(-1, 1)
-            rows, columns = (
-                np.clip(np.arange(size) + by, 0, size - 1)
-                for size, by in zip(images.shape[2:4], (dy, dx), strict=True)
-            )
+            height, width = images.shape[2:4]
+            rows = np.clip(np.arange(height) + dy, 0, height - 1)
+            columns = np.clip(np.arange(width) + dx, 0, width - 1)
             shifted = images[:, view][:, rows][:, :, columns]
             varied[:, view] = shifted if gain == 1 else np.clip(shifted * np.float32(gain), 0, 255)
         return varied

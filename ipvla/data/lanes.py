@@ -66,8 +66,8 @@ class LaneConfig:
         """
         if self.stride % dataset.pictures_every:
             raise DatasetError(
-                f"{dataset.location} has a new picture every {dataset.pictures_every} control steps, and lanes.stride is "
-                f"{self.stride}; set it to a multiple of {dataset.pictures_every}"
+                f"lanes.stride is {self.stride}, and {dataset.location} has a new picture every "
+                f"{dataset.pictures_every} control steps; set it to a multiple of that"
             )
         return LaneReader(dataset, transforms, self, rank, world_size, augmentation)
 
@@ -159,9 +159,8 @@ class LaneReader:
         observations = [self._stand_in if episode < 0 else self._observation(episode, t) for episode, t in places]
         inputs = self._inputs(observations, window.episode.ravel().tolist())
         if self._augmentation is not None:
-            varied = self._augmentation.batch(
-                inputs.images.numpy(), window.episode.ravel(), self._config.seed, epoch
-            )
+            pictures, episodes = inputs.images.numpy(), window.episode.ravel()
+            varied = self._augmentation.batch(pictures, episodes, self._config.seed, epoch)
             inputs = replace(inputs, images=torch.from_numpy(varied))
         actions = np.zeros((lanes, steps, self._transforms.chunk, self._transforms.action_dim), np.float32)
         action_valid = np.zeros(actions.shape[:3], np.bool_)

