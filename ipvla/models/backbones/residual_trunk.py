@@ -1,6 +1,6 @@
 """A visual trunk for textured scenes: residual blocks that the instruction modulates, and their keypoints.
 
-`TinyTrunk` sees 8 pixels at a time, which tells coloured shapes apart and not objects. Here blocks at stride 8 widen
+`TinyTrunk` sees 8 pixels at a time: enough for coloured shapes, not for objects. Here blocks at stride 8 widen
 that by 32 pixels each. The condition modulates them (FiLM, Perez et al., arXiv 1709.07871); a spatial softmax per
 channel says where things are (Levine et al., arXiv 1504.00702), and a read-out under its weights what is there.
 """
