@@ -28,14 +28,12 @@ from typing import Any, Final
 
 import numpy as np
 from rich.console import Console
-from rich.markdown import Markdown
 
 from ipvla.data.plan import EpochPlan
+from ipvla.storage import SOURCE_TREE
 from ray_jobs.command_line.cli import run
-from studies.record import Target, write_record
-from studies.tables import target_table
+from studies.record import Target, conclude
 
-_TENSORFLOW = Path(__file__).with_name("data_tensorflow.py")
 _ENTRIES = 1_000_000
 #: Of every worker: lanes, policy steps per window, control steps per policy step, decoded windows ahead.
 _LANES, _WINDOW, _STRIDE, _PREFETCHED = 16, 8, 4, 2
@@ -94,18 +92,14 @@ def summary(turns: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def measure_reading(study: DataStudy, directory: Path, console: Console) -> dict[str, dict[str, float]]:
     """By reader's name its `summary`; in every turn each of them once."""
-    commands = {
-        "ipvla": [sys.executable, "-m", "benchmarks.data_readers", "pictures"],
-        "tfds": [study.python, str(_TENSORFLOW), "tfds"],
-        "dlimp": [study.python, str(_TENSORFLOW), "dlimp"],
-    }
+    pythons = {"ipvla": sys.executable, "tfds": study.python, "dlimp": study.python}
     if not _has(study.python, "dlimp"):
         console.print("dlimp is not installed there and is left out")
-        del commands["dlimp"]
-    turns: dict[str, list[Any]] = {name: [] for name in commands}
+        del pythons["dlimp"]
+    turns: dict[str, list[Any]] = {name: [] for name in pythons}
     for turn in range(1 if study.quick else study.turns):
-        for name, command in commands.items():
-            turns[name].append(_output([*command, str(directory), "3"]))
+        for name, python in pythons.items():
+            turns[name].append(_output(python, name, directory, 3))
             rate = summary(turns[name][-1:])["pictures_per_cpu_s"]
             console.print(f"turn {turn + 1}, {name}: {rate:.0f} pictures per CPU-second")
     return {name: summary(readings) for name, readings in turns.items()}
@@ -194,9 +188,10 @@ def _has(python: str, package: str) -> bool:
     return subprocess.run([python, "-c", code], check=False).returncode == 0
 
 
-def _output(command: Sequence[str]) -> Any:
-    """What a program of its own prints last, as JSON."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _output(python: str, *arguments: object) -> Any:
+    """What `benchmarks.data_readers` prints last, as JSON."""
+    command = [python, "-m", "benchmarks.data_readers", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=SOURCE_TREE)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
     return json.loads((done.stdout.splitlines() or ["null"])[-1])
@@ -211,13 +206,12 @@ def main(study: DataStudy) -> None:
             "and give its interpreter as --tensorflow_python"
         )
     episodes, steps = (6, 30) if study.quick else (study.episodes, study.steps)
-    ours = [sys.executable, "-m", "benchmarks.data_readers"]
     with tempfile.TemporaryDirectory() as scratch:
-        _output([study.python, str(_TENSORFLOW), "write", scratch, *map(str, (episodes, steps, study.size))])
+        _output(study.python, "write", scratch, episodes, steps, study.size)
         (directory,) = Path(scratch).glob("*/1.0.0")
         readers = measure_reading(study, directory, console)
-        lanes = _output([*ours, "lanes", str(directory)])
-        lookup_us = _output([*ours, "lookup", scratch, str(_ENTRIES)])
+        lanes = _output(sys.executable, "lanes", directory)
+        lookup_us = _output(sys.executable, "lookup", scratch, _ENTRIES)
         written = sum(path.stat().st_size for path in directory.iterdir() if "tfrecord" in path.name)
     area = study.size**2
     costs = written / (episodes * steps * 2) / area, 1 / readers["ipvla"]["pictures_per_cpu_s"] / area
@@ -230,9 +224,7 @@ def main(study: DataStudy) -> None:
         "scale": scale,
     }
     reached = targets(figures, 1 if study.quick else study.turns)
-    console.print(Markdown(target_table([target.to_dict() for target in reached])))
-    if not study.quick:
-        console.print(f"written to {write_record('data', [0], figures, reached)}")
+    conclude("data", [0], figures, reached, console, quick=study.quick)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.parts import Figures, PartStudy, measure_parts
 from evaluators.step_costs import StepCostConfig, Trainer, step_costs, variants
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.probe import ProbeConfig
@@ -48,7 +47,7 @@ from ipvla.types import Episode, Observation
 from ray_jobs.command_line.cli import run
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
 from studies.engine import placed
-from studies.record import Target
+from studies.record import Figures, PartStudy, Target, measure_parts
 
 MEMORIES: Final = ("none", "gru", "latent", "bank", "kv")
 _CHUNK = 8
@@ -276,11 +275,7 @@ def targets(figures: Mapping[str, Any]) -> list[Target]:
     """What is promised of protection on any device."""
     costs = figures["tuning"]["costs"] if "tuning" in figures else {}
     bounds = {"hsw_step_ratio": 1.05, "thermostat_step_ratio": 1.02}
-    return [
-        Target(f"{name}_gpu", one["value"], bounds[name], False, interval=(one["low"], one["high"]))
-        for name, one in costs.items()
-        if name in bounds
-    ]
+    return [Target.of(f"{name}_gpu", one, bounds[name]) for name, one in costs.items() if name in bounds]
 
 
 def main(study: GPUStudy) -> None:

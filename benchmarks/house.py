@@ -1,16 +1,14 @@
 """The house in order: how much code there is, how long tests and quickstart take, whether hands close.
 
     python -m benchmarks.house --test_minutes 14.2 --test_all_minutes 38 [--quick true]
-    python -m benchmarks.house --durations durations.json
 
-A durations file is JSON: {"test_minutes": 14.2, "test_all_minutes": 38}. The quickstart's figures are those of
-`benchmarks/results/quickstart.json`. A full run writes `benchmarks/results/house.json`, in which `before` is what
-was measured at `BEFORE`'s commit; what was not measured meets no target. `--quick` writes nothing.
+The quickstart's figures are those of `benchmarks/results/quickstart.json`. A full run writes
+`benchmarks/results/house.json`, in which `before` is what was measured at `BEFORE`'s commit; what was not measured
+meets no target. `--quick` writes nothing.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.markdown import Markdown
 
-from benchmarks import gripper_matrix
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.command_line.cli import run
-from studies.record import Target, read_record, write_record
-from studies.tables import target_table
+from studies.record import Target, conclude, read_record
 
 PACKAGES: Final = ("ipvla", "evaluators", "ray_jobs", "studies", "benchmarks", "integrations")
 #: Measured at commit 7032267 on two cores; minutes with AVX-512 absent, where there is a range its middle.
@@ -55,20 +50,12 @@ class HouseStudy:
 
     Attributes:
         quick: writes nothing.
-        test_minutes, test_all_minutes: of `make test` and `make test-all` after set-up; None for the file's.
-        durations: a JSON file of these two.
+        test_minutes, test_all_minutes: of `make test` and `make test-all` after set-up; None if not measured.
     """
 
     quick: bool = False
     test_minutes: float | None = None
     test_all_minutes: float | None = None
-    durations: Path | None = None
-
-    def minutes(self, name: str) -> float | None:
-        """Of a suite; None if it was not given."""
-        known = json.loads(self.durations.read_text()) if self.durations else {}
-        given: float | None = known.get(name) if getattr(self, name) is None else getattr(self, name)
-        return given
 
 
 def modules(root: Path, *packages: str) -> Iterator[list[str]]:
@@ -95,9 +82,11 @@ def quickstart_figures(record: dict[str, Any] | None) -> dict[str, float]:
 
 
 def gripper_right() -> float:
-    """Share of protocols x players whose hand closes at "close", opens at "open": `benchmarks.gripper_matrix`."""
+    """Share of protocols x players whose hand closes at "close", opens at "open": `tests.sim.gripper_matrix`."""
+    from tests.sim.gripper_matrix import gripper_matrix, gripper_right
+
     with tempfile.TemporaryDirectory() as scratch:
-        return gripper_matrix.gripper_right(gripper_matrix.gripper_matrix(Path(scratch)))
+        return gripper_right(gripper_matrix(Path(scratch)))
 
 
 def targets(figures: dict[str, Any]) -> list[Target]:
@@ -112,13 +101,10 @@ def targets(figures: dict[str, Any]) -> list[Target]:
 
 def main(study: HouseStudy) -> None:
     """Measures, prints, and on a full run records."""
-    suites = {name: study.minutes(name) for name in ("test_minutes", "test_all_minutes")}
+    suites = {"test_minutes": study.test_minutes, "test_all_minutes": study.test_all_minutes}
     quickstart = quickstart_figures(read_record("quickstart"))
     figures = {"before": BEFORE, **measure(SOURCE_TREE), **suites, **quickstart, "gripper_right": gripper_right()}
-    met, console = targets(figures), Console()
-    console.print(Markdown(target_table([target.to_dict() for target in met])))
-    if not study.quick:
-        console.print(f"written to {write_record('house', [], figures, met)}")
+    conclude("house", [], figures, targets(figures), Console(), quick=study.quick)
 
 
 if __name__ == "__main__":

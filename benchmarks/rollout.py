@@ -29,7 +29,6 @@ import ray
 from rich.console import Console
 
 from benchmarks import rollout_speed as service
-from benchmarks.parts import Figures, PartStudy, measure_parts
 from benchmarks.rollout_pictures import measure_pictures
 from benchmarks.rollout_scaling import ACTORS, CORES_ARE_THE_LIMIT, driver_cpu_ms, measure_scaling
 from ipvla.rollout.sim_pool import simulator_environment
@@ -39,7 +38,7 @@ from ipvla.sim.standard.tasks import standard_tasks
 from ray_jobs.command_line.cli import run
 from ray_jobs.running.cluster import connect
 from studies.engine import placed
-from studies.record import Target
+from studies.record import Figures, PartStudy, Target, measure_parts
 from studies.tables import extent
 
 _SUITE: Final = "libero_spatial"

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import psutil
 
-from benchmarks.rollout_stub import EXECUTE, JITTER, ForwardTime, WaitingPolicies, WaitingSimulators
+from benchmarks.rollout_stub import EXECUTE, JITTER, NO_TIME, ForwardTime, WaitingPolicies, WaitingSimulators
 from ipvla.rollout.evaluation import SimPool, evaluate_episodes
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
@@ -42,7 +42,6 @@ _SAMPLE_S = 0.25
 _ROUNDS = 2  # episodes of each simulator
 _BATCHES = range(1, 4097)
 _SIMULATED_S = 300.0
-_NO_TIME: Final = WaitingPolicies(ForwardTime(0.0, 0.0))
 
 
 def best_rate(simulators: int, chunk_s: float, forward: ForwardTime, replicas: int = 1) -> float:
@@ -56,11 +55,6 @@ def best_rate(simulators: int, chunk_s: float, forward: ForwardTime, replicas: i
         for batch in _BATCHES
         if batch <= simulators
     )
-
-
-def simple_rate(simulators: int, chunk_s: float, forward: ForwardTime) -> float:
-    """min(simulators' supply, policy's capacity), each as if the other did not matter."""
-    return min(simulators / (chunk_s + forward(1)), simulators / forward(simulators))
 
 
 def ideal_rate(simulators: int, chunk_s: float, forward: ForwardTime) -> float:
@@ -96,7 +90,7 @@ def measure_scaling(scratch: Path, actors: Sequence[int], chunks: int) -> Iterat
         for count in actors:
             pool.add(count - len(pool))
             pool.start()  # every simulator gets its process, which takes the cores, and its world
-            policy = PolicyService(PolicySource(_NO_TIME, scratch))
+            policy = PolicyService(PolicySource(NO_TIME, scratch))
             list(pool.run(_specs(count), policy))
             policy.close()
             for name in FORWARDS:
@@ -136,7 +130,6 @@ def _measured(pool: SimPool, scratch: Path, name: str, actors: int) -> dict[str,
         "actors": actors,
         "answers_per_s": rate,
         "bound": best,
-        "simple_bound": simple_rate(actors, CHUNK_S, forward),
         "ideal": ideal,
         "mean_batch": requests / max(forwards, 1),
         "cpu": busy_s / (wall_s * (os.cpu_count() or 1)),
@@ -147,7 +140,7 @@ def _measured(pool: SimPool, scratch: Path, name: str, actors: int) -> dict[str,
 
 def driver_cpu_ms(scratch: Path, episodes: int) -> float:
     """CPU milliseconds of the driver per episode, of simulators and a policy that take no time."""
-    policy = PolicyService(PolicySource(_NO_TIME, scratch))
+    policy = PolicyService(PolicySource(NO_TIME, scratch))
     with SimPool(WaitingSimulators(0.0, 1), 4, cpus_per_simulator=0) as pool:
         list(pool.run(_specs(4), policy))
         before_s = time.process_time()

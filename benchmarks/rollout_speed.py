@@ -20,6 +20,7 @@ import numpy.typing as npt
 import ray
 import torch
 
+from benchmarks.rollout_stub import EXECUTE, NO_TIME
 from ipvla import policy as trained
 from ipvla.data.conventions import Conventions
 from ipvla.data.statistics import Statistics
@@ -27,23 +28,20 @@ from ipvla.models.backbones import TinyConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.evaluation import SimPool
-from ipvla.rollout.policy_actor import PolicyService, PolicySource
-from ipvla.rollout.policy_client import PolicyClient
+from ipvla.rollout.policy_actor import PolicyClient, PolicyService, PolicySource
 from ipvla.rollout.policy_server import BatchPolicy
 from ipvla.rollout.sim_pool import MOST_PER_CORE, cluster_cores, cluster_room, simulators_for
 from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.libero import axis_angle, configure
-from ipvla.sim.preprocessing import preprocess
-from ipvla.sim.protocol_simulator import ProtocolSimulator
+from ipvla.sim.protocol_simulator import ProtocolSimulator, preprocess
 from ipvla.sim.protocols import EvaluationProtocol, load_protocol
 from ipvla.sim.simulator import Simulator, Split, StepOutcome
 from ipvla.sim.standard.assets import find_assets
 from ipvla.sim.standard.tasks import bddl_file, initial_states, instruction
-from ipvla.types import EpisodeSpec, Memory, Observation
+from ipvla.types import EpisodeSpec, Observation
 
 #: What the policy is shown.
 CAMERAS: Final = load_protocol("oft").cameras
-EXECUTE: Final = 8
 _SEEN: Final = {camera: np.zeros((224, 224, 3), np.uint8) for camera in CAMERAS}
 
 
@@ -219,26 +217,6 @@ def play_by_service(
     }
 
 
-@dataclass(frozen=True)
-class IdlePolicies:
-    """Loads, from any directory, a policy that waits `act_s` seconds, with a memory of `width` floats."""
-
-    act_s: float = 0.0
-    width: int = 256
-    execute: int = EXECUTE
-
-    def __call__(self, _directory: Path) -> BatchPolicy:
-        return self
-
-    def initial_memory(self, batch: int) -> Memory:
-        return {"hidden": torch.zeros(batch, self.width)}
-
-    def act(self, observations: Sequence[Observation], memory: Memory) -> tuple[npt.NDArray[np.float32], Memory]:
-        if self.act_s:
-            time.sleep(self.act_s)
-        return np.zeros((len(observations), self.execute, 7), np.float32), memory
-
-
 class _Caller:
     """A simulator's place in the service, without the simulator."""
 
@@ -273,7 +251,7 @@ def bare_call_ms(steps: int) -> float:
 
 
 def act_overhead_ms(
-    callers: int, steps: int, scratch: Path, load: Callable[[Path], BatchPolicy] = IdlePolicies()
+    callers: int, steps: int, scratch: Path, load: Callable[[Path], BatchPolicy] = NO_TIME
 ) -> float:
     """Milliseconds per answer beyond `policy.act`, with so many callers of two 224 px pictures each.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # a simulator's process has no use for it
 
 #: Control steps that a chunk is played for.
 EXECUTE: Final = 8
-_SIDE, _ACTIONS, _WIDTH = 224, 7, 256
+_SIDE, _ACTIONS = 224, 7
 #: A chunk's time in the simulator lies within this share of its mean: simulators that all took exactly as long
 #: would ask all at once for ever.
 JITTER = 0.3
@@ -93,26 +93,25 @@ class _WaitingSimulator:
 
 @dataclass(frozen=True)
 class WaitingPolicies:
-    """Loads, from any directory, a policy with a real memory whose forward pass takes so long."""
+    """Loads, from any directory, a policy whose forward pass takes so long, with a memory of `width` floats."""
 
     forward: ForwardTime
+    width: int = 256
+    execute: int = EXECUTE
 
     def __call__(self, _directory: Path) -> BatchPolicy:
-        return _WaitingPolicy(self.forward)
-
-
-class _WaitingPolicy:
-    execute = EXECUTE
-
-    def __init__(self, forward: ForwardTime) -> None:
-        self._forward = forward
+        return self
 
     def initial_memory(self, batch: int) -> Memory:
         import torch
 
-        return {"hidden": torch.zeros(batch, _WIDTH)}
+        return {"hidden": torch.zeros(batch, self.width)}
 
     def act(self, observations: Sequence[Observation], memory: Memory) -> tuple[npt.NDArray[np.float32], Memory]:
-        time.sleep(self._forward(len(observations)))
-        actions = np.zeros((len(observations), EXECUTE, _ACTIONS), np.float32)
+        if wait_s := self.forward(len(observations)):
+            time.sleep(wait_s)
+        actions = np.zeros((len(observations), self.execute, _ACTIONS), np.float32)
         return actions, {name: tensor + 1 for name, tensor in memory.items()}
+
+
+NO_TIME: Final = WaitingPolicies(ForwardTime(0.0, 0.0))

@@ -23,8 +23,8 @@ from ipvla.sim.recall.expert import Expert
 from ipvla.sim.simulator import Simulator, Split
 from ipvla.sim.suites import load_suite
 from ray_jobs.command_line.cli import run
-from studies.record import Target, write_record
-from studies.tables import study_table, target_table
+from studies.record import Target, conclude
+from studies.tables import study_table
 
 TASKS = ("ground_red", "recall", "count_red2_blue1", "place")
 #: Rendering habit -> a picture every so many control steps, 0 for never.
@@ -97,10 +97,8 @@ def main(study: SimulatorStudy) -> None:
         figures = measure(Path(cache), seeds)
     mean = figures["CPU-ms per control step, rendering every step"]["mean"]
     target = Target("cpu_ms_per_step", mean, BOUND_MS, at_least=False)
-    for table in (study_table(figures, "figures"), target_table([target.to_dict()])):
-        console.print(Markdown(table))
-    if not study.quick:
-        console.print(f"written to {write_record('simulator', seeds, figures, [target])}")
+    console.print(Markdown(study_table(figures, "figures")))
+    conclude("simulator", seeds, figures, [target], console, quick=study.quick)
 
 
 if __name__ == "__main__":

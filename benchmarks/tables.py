@@ -18,8 +18,8 @@ from typing import Any, Final
 from benchmarks import rollout_scaling as scaling
 from benchmarks.rollout_pictures import OTHER_LEVELS, SEEN_LEVELS
 from ipvla.storage import SOURCE_TREE
-from studies.record import RESULTS, read_record, where
-from studies.tables import Figures, ratio, study_table, table, targets_of
+from studies.record import RESULTS, read_record
+from studies.tables import Figures, ratio, study_table, table, targets_of, where
 
 #: Every page that has a marked table.
 PAGES = tuple(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from rich.table import Table
 
@@ -17,11 +18,8 @@ def success_table(tables: Sequence[SuccessTable], title: str = "Success on held-
     for policy in tables:
         table.add_column(policy.policy, justify="right")
     table.add_column("chance", justify="right")
-    cells = [{row.name: row for row in policy.families} for policy in tables]
-    for family in dict.fromkeys(name for rows in cells for name in rows):
-        present = [rows.get(family) for rows in cells]
-        chance = next(row.chance for row in present if row)
-        table.add_row(family, *(success_cell(row) for row in present), f"{chance:.2f}")
+    for family, cells, chance in success_rows(tables):
+        table.add_row(family, *cells, f"{chance:.2f}")
     stopped = [
         f"{policy.policy} {policy.anytime95[0]:.2f}-{policy.anytime95[1]:.2f}"
         for policy in tables
@@ -30,6 +28,18 @@ def success_table(tables: Sequence[SuccessTable], title: str = "Success on held-
     if stopped:
         table.caption = f"mean over tasks, in an interval that allows for stopping early: {', '.join(stopped)}"
     return table
+
+
+def success_rows(
+    tables: Sequence[SuccessTable], kind: Literal["families", "tasks"] = "families"
+) -> list[tuple[str, list[str], float]]:
+    """Of every family or task its name, a cell per policy, and chance."""
+    columns = [{row.name: row for row in getattr(table, kind)} for table in tables]
+    rows = []
+    for name in dict.fromkeys(name for column in columns for name in column):
+        found = [column.get(name) for column in columns]
+        rows.append((name, [*map(success_cell, found)], next(row.chance for row in found if row)))
+    return rows
 
 
 def success_cell(row: SuccessRow | None) -> str:
@@ -65,23 +75,20 @@ def difference_cell(comparison: PairedComparison) -> str:
 
 def result_note(tables: Sequence[SuccessTable], comparisons: Sequence[PairedComparison] = ()) -> str:
     """Markdown: family x policy with Wilson's 95 % intervals, then the differences on the same layouts."""
-    cells = [{row.name: row for row in table.families} for table in tables]
-    lines = _head("family", *(table.policy for table in tables), "chance")
-    for family in dict.fromkeys(name for rows in cells for name in rows):
-        present = [rows.get(family) for rows in cells]
-        chance = next(row.chance for row in present if row)
-        lines.append(_row(family, *map(success_cell, present), f"{chance:.2f}"))
+    rows = [(family, *cells, f"{chance:.2f}") for family, cells, chance in success_rows(tables)]
+    note = markdown_table(("family", *(table.policy for table in tables), "chance"), rows)
     if comparisons:
-        lines += ["", *_head("family", "minus", "pairs", "difference (95 %)", "McNemar's p")]
-        for one in comparisons:
-            against = f"{one.first} - {one.second}"
-            lines.append(_row(one.family, against, str(one.pairs), difference_cell(one), f"{one.p_value:.2g}"))
-    return "\n".join(lines)
+        rows = [
+            (one.family, f"{one.first} - {one.second}", str(one.pairs), difference_cell(one), f"{one.p_value:.2g}")
+            for one in comparisons
+        ]
+        headings = ("family", "minus", "pairs", "difference (95 %)", "McNemar's p")
+        note += f"\n\n{markdown_table(headings, rows)}"
+    return note
 
 
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
-
-
-def _head(*headings: str) -> list[str]:
-    return [_row(*headings), "|---" * len(headings) + "|"]
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "---") -> str:
+    """A table in Markdown; `rule` is that of all columns but the first."""
+    cells = [" | ".join(cell.replace("|", "/") for cell in row) for row in (headings, *rows)]
+    head, *below = (f"| {row} |" for row in cells)
+    return "\n".join([head, "|---" + f"|{rule}" * (len(headings) - 1) + "|", *below])

@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.data.episode import EncodedEpisode
 from ipvla.data.pictures import EncodedPictures, Pictures
 from ipvla.data.source import EpisodeSource
 from ipvla.data.standards import Standard
-from ipvla.data.standards.noops import moving_steps
+from ipvla.data.standards.standard import EncodedEpisode, moving_steps
 from ipvla.data.survey import Survey
 
 FloatArray = npt.NDArray[np.float32]

@@ -13,10 +13,9 @@ import numpy.typing as npt
 import simplejpeg
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evaluators.dataset_card import DatasetCard
+from evaluators.dataset_card import ROWS, DatasetCard, card_lines, statistics_rows
 from evaluators.dataset_sample import DatasetSample
-from evaluators.dataset_table import ROWS, card_lines, statistics_rows
-from ipvla.data.episode import EncodedEpisode
+from ipvla.data.standards.standard import EncodedEpisode
 from ipvla.files import write_text
 
 #: Frames of a strip, and their height in pixels.

@@ -21,13 +21,13 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from evaluators.intervals import wilson_interval
+from evaluators.success_table import SuccessRow
 from ipvla.files import replacing
 from ipvla.policy import Policy
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.libero import ACTION_SIZE, CAMERA, LiberoSimulator
 from ipvla.sim.recall.episode import episode_rng
-from ipvla.sim.recall.questions import KINDS, draw, look, questions
+from ipvla.sim.recall.labels import KINDS, draw, look, questions
 from ipvla.sim.simulator import Split
 from ipvla.sim.suites import load_suite
 from ipvla.types import Observation
@@ -43,7 +43,7 @@ class GroundingRecord:
 
     Attributes:
         task, seed, t: where it was taken.
-        kind, question, answer: as in `ipvla.sim.recall.questions`.
+        kind, question, answer: as in `ipvla.sim.recall.labels`.
         image: uint8 [H, W, 3], upright RGB.
         proprio: float32 [8], LIBERO's layout.
     """
@@ -127,34 +127,7 @@ class GroundingConfig:
                 raise ValueError(f"grounding.tasks: nothing can be asked about {task.name!r}; leave it out")
 
 
-@dataclass(frozen=True)
-class GroundingRow:
-    """The answers to one kind of question; `all` for every kind together.
-
-    Attributes:
-        k, n: right ones, and all.
-        chance: what giving each kind's most frequent answer would get right, in [0, 1].
-    """
-
-    kind: str
-    k: int
-    n: int
-    chance: float
-
-    @property
-    def rate(self) -> float:
-        return self.k / self.n
-
-    @property
-    def wilson95(self) -> tuple[float, float]:
-        return wilson_interval(self.k, self.n)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {**asdict(self), "rate": self.rate, "wilson95": list(self.wilson95)}
-
-
-def grounding(policy: Policy, records: Sequence[GroundingRecord]) -> tuple[GroundingRow, ...]:
+def grounding(policy: Policy, records: Sequence[GroundingRecord]) -> tuple[SuccessRow, ...]:
     """One row per kind that occurs, in the order of `KINDS`, and one of all."""
     return tabulate(records, answered(policy, records))
 
@@ -179,8 +152,14 @@ def answered(policy: Policy, records: Sequence[GroundingRecord], batch: int = 64
     return np.array(right, np.bool_)
 
 
-def tabulate(records: Sequence[GroundingRecord], right: npt.NDArray[np.bool_]) -> tuple[GroundingRow, ...]:
-    """The rows of answers `right` bool [records]. ValueError if there are no records, or as many answers."""
+def tabulate(records: Sequence[GroundingRecord], right: npt.NDArray[np.bool_]) -> tuple[SuccessRow, ...]:
+    """The rows of answers `right` bool [records]: the right ones of each kind, and of `all`.
+
+    Chance is what giving each kind's most frequent answer would get right.
+
+    Raises:
+        ValueError: there are no records, or not as many answers.
+    """
     if not records or right.shape != (len(records),):
         raise ValueError(f"{len(records)} records and answers of shape {right.shape}; give one answer for each")
     rows, usual = [], 0
@@ -188,9 +167,9 @@ def tabulate(records: Sequence[GroundingRecord], right: npt.NDArray[np.bool_]) -
         places = [i for i, record in enumerate(records) if record.kind == kind]
         if places:
             most = max(Counter(records[i].answer for i in places).values())
-            rows.append(GroundingRow(kind, int(right[places].sum()), len(places), most / len(places)))
+            rows.append(SuccessRow(kind, int(right[places].sum()), len(places), most / len(places)))
             usual += most
-    return *rows, GroundingRow("all", int(right.sum()), len(records), usual / len(records))
+    return *rows, SuccessRow("all", int(right.sum()), len(records), usual / len(records))
 
 
 def digest(records: Sequence[GroundingRecord]) -> str:

@@ -88,17 +88,17 @@ def resampled(values: npt.NDArray[Any], draws: int, seed: int) -> npt.NDArray[An
     return drawn
 
 
-def percentiles(statistics: npt.NDArray[np.float64], confidence: float = 0.95) -> npt.NDArray[np.float64]:
-    """The percentile interval of resampled statistics [draws, ...]: float64 [2, ...], low and high."""
-    tail = (1 - confidence) / 2
+def percentiles(statistics: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The 95 % percentile interval of resampled statistics [draws, ...]: float64 [2, ...], low and high."""
+    tail = (1 - 0.95) / 2
     limits: npt.NDArray[np.float64] = np.quantile(statistics, [tail, 1 - tail], axis=0)
     return limits
 
 
 def bootstrap_difference(
-    strata: Sequence[tuple[int, int, int]], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    strata: Sequence[tuple[int, int, int]], resamples: int = 10_000
 ) -> tuple[float, float] | None:
-    """Percentile bootstrap interval (low, high) in [-1, 1] of the first success rate minus the second.
+    """Percentile bootstrap 95 % interval (low, high) in [-1, 1] of the first success rate minus the second.
 
     None if no task has two layouts: every resample then equals the data, which says nothing about their spread.
 
@@ -106,7 +106,6 @@ def bootstrap_difference(
 
     Args:
         strata: per task the layouts on which only the first succeeded, only the second, and either both or none.
-        seed: of the resampling; the same data give the same interval.
 
     Raises:
         ValueError: no layout, or a negative count.
@@ -116,11 +115,11 @@ def bootstrap_difference(
         raise ValueError(f"counts of pairs are {list(strata)}; they cannot be negative, nor all be 0")
     if counts.sum(axis=1).max() < 2:
         return None
-    rng, difference = np.random.default_rng(seed), np.zeros(resamples)
+    rng, difference = np.random.default_rng(0), np.zeros(resamples)
     for task in counts[counts.sum(axis=1) > 0]:
         drawn = rng.multinomial(task.sum(), task / task.sum(), size=resamples)
         difference += drawn[:, 0] - drawn[:, 1]
-    low, high = percentiles(difference / counts.sum(), confidence)
+    low, high = percentiles(difference / counts.sum())
     return float(low), float(high)
 
 

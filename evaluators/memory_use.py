@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +22,7 @@ from evaluators.success import SuccessConfig, SuccessEvaluation
 from evaluators.success_table import SuccessTable
 from ipvla.choices import did_you_mean
 from ipvla.files import write_text
-from ipvla.rollout.endpoint import PolicyEndpoint
+from ipvla.rollout.endpoint import PolicyEndpoint, Serving
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.memory_intervention import (
     INTERVENTIONS,
@@ -186,15 +187,6 @@ class MemoryUse:
         return write_text(path, json.dumps(described, indent=1))
 
 
-@dataclass(frozen=True)
-class _Played:
-    """One intervention at one t, played."""
-
-    intervention: MemoryIntervention
-    touched: frozenset[str]  # EpisodeSpec.key
-    table: SuccessTable
-
-
 class MemoryUseEvaluation:
     """Measures one policy after another; the simulators stay loaded in between.
 
@@ -256,7 +248,10 @@ class MemoryUseEvaluation:
         reached = {t: _reached(undisturbed.results, t, policy.execute) for t in self._times}
         self._record(recording, reached)
 
-        played: list[_Played] = []
+        before = {result.spec.key: result.success for result in undisturbed.results}
+        own = {task.name: task.name for task in self._success.tasks}
+        family = {task.name: task.family for task in self._success.tasks}
+        tasks, families = list[LossRow](), list[LossRow]()
         for t, kind in cells:
             intervention, touched = INTERVENTIONS[kind](t), frozenset(spec.key for spec in reached[t])
             if kind == Swap.kind:
@@ -264,15 +259,10 @@ class MemoryUseEvaluation:
                 intervention, touched = Swap(t, files), frozenset(files)
             bar.start(f"{name} {kind} at {t}")
             table = self._play(name, intervention, touched, source, undisturbed, directory, bar)
-            played.append(_Played(intervention, touched, table))
+            tasks += _rows(kind, t, touched, table, before, own)
+            families += _rows(kind, t, touched, table, before, family)
         bar.start(f"{name} done")
-        return MemoryUse(
-            name,
-            _rows(played, undisturbed, {task.name: task.name for task in self._success.tasks}),
-            _rows(played, undisturbed, {task.name: task.family for task in self._success.tasks}),
-            undisturbed,
-            left_out,
-        )
+        return MemoryUse(name, tuple(tasks), tuple(families), undisturbed, left_out)
 
     def fingerprint(self, source: PolicyEndpoint) -> dict[str, str]:
         """Everything that a result depends on but its episode's key: the intervention is part of it."""
@@ -295,9 +285,8 @@ class MemoryUseEvaluation:
         if self._service is None or self._service.source != source:
             if self._service is not None:
                 self._service.close()
-            self._service = InterventionService(
-                source, threads=self._config.policy_threads, resources=self._config.policy_resources
-            )
+            serving = Serving(threads=self._config.policy_threads, resources=self._config.policy_resources)
+            self._service = InterventionService(source, serving)
         self._service.view = self._success.view(source)
         self._service.interventions = source.interventions
         return self._service
@@ -381,26 +370,25 @@ def _donors(reached: Sequence[EpisodeSpec], t: int, directory: Path) -> dict[str
     return chosen
 
 
-def _rows(played: Sequence[_Played], undisturbed: SuccessTable, group: Mapping[str, str]) -> tuple[LossRow, ...]:
-    """One row per intervention, t and group of tasks."""
-    before = {result.spec.key: result.success for result in undisturbed.results}
-    rows = []
-    for one in played:
-        groups: dict[str, list[EpisodeResult]] = {name: [] for name in group.values()}
-        for result in one.table.results:
-            groups[group[result.spec.task]].append(result)
-        for name, results in groups.items():
-            pairs = [(before[result.spec.key], result.success) for result in results]
-            rows.append(
-                LossRow(
-                    name,
-                    one.intervention.kind,
-                    one.intervention.t,
-                    touched=sum(result.spec.key in one.touched for result in results),
-                    both=pairs.count((True, True)),
-                    only_undisturbed=pairs.count((True, False)),
-                    only_changed=pairs.count((False, True)),
-                    neither=pairs.count((False, False)),
-                )
-            )
-    return tuple(rows)
+def _rows(
+    kind: str,
+    t: int,
+    touched: Collection[str],
+    changed: SuccessTable,
+    before: Mapping[str, bool],
+    group: Mapping[str, str],
+) -> Iterator[LossRow]:
+    """One row per group of tasks, in their order."""
+    for name in dict.fromkeys(group.values()):
+        results = [result for result in changed.results if group[result.spec.task] == name]
+        pairs = Counter((before[result.spec.key], result.success) for result in results)
+        yield LossRow(
+            name,
+            kind,
+            t,
+            touched=sum(result.spec.key in touched for result in results),
+            both=pairs[True, True],
+            only_undisturbed=pairs[True, False],
+            only_changed=pairs[False, True],
+            neither=pairs[False, False],
+        )

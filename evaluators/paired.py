@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from evaluators.intervals import bootstrap_difference, mcnemar_exact
 from evaluators.success_table import SuccessTable
+from ipvla.files import write_text
 from ipvla.sim.protocols import ProtocolError
 from ipvla.sim.simulator import Task
 
@@ -110,3 +113,12 @@ def compare(
         )
         for family, of_tasks in pairs.items()
     ]
+
+
+def write_success(tables: Sequence[SuccessTable], comparisons: Sequence[PairedComparison], path: Path) -> Path:
+    """Writes JSON: `policies`, a `SuccessTable.record` of each, and `comparisons`; whole or not at all."""
+    record = {
+        "policies": {table.policy: table.record() for table in tables},
+        "comparisons": [comparison.to_dict() for comparison in comparisons],
+    }
+    return write_text(path, json.dumps(record, indent=1))

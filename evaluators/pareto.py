@@ -12,22 +12,8 @@ import numpy as np
 
 from evaluators.forgetting import Estimate, FloatArray, interval
 
-#: Points [P, 2] -> a number, e.g. `partial(area, box=...)` or `partial(retention_at, new=0.7, otherwise=0.0)`.
+#: Points [P, 2] -> a number, e.g. `area` or `partial(retention_at, new=0.7)`.
 Statistic = Callable[[FloatArray], float]
-
-
-@dataclass(frozen=True)
-class Box:
-    """The reference box, the same for all methods compared: (low, high) of both axes."""
-
-    new: tuple[float, float] = (0.0, 1.0)
-    old: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self) -> None:
-        for name in ("new", "old"):
-            low, high = getattr(self, name)
-            if not low < high:
-                raise ValueError(f"box.{name} is ({low}, {high}); it must go from a lower to a higher value")
 
 
 @dataclass(frozen=True)
@@ -72,85 +58,52 @@ def front(points: FloatArray) -> FloatArray:
     return ordered[ordered[:, 1] > before][::-1]
 
 
-def area(points: FloatArray, box: Box) -> float:
-    """The share of the box that points [P, 2] dominate, in [0, 1]: the hypervolume, without interpolation.
+def area(points: FloatArray) -> float:
+    """The share of the unit square that points [P, 2] dominate, in [0, 1]: the hypervolume, without interpolation.
 
-    Zitzler and Thiele, IEEE Transactions on Evolutionary Computation 3 (1999). What lies beyond the box counts as
-    on its edge.
+    Zitzler and Thiele, IEEE Transactions on Evolutionary Computation 3 (1999). What lies beyond the square counts
+    as on its edge.
     """
-    (x0, x1), (y0, y1) = box.new, box.old
-    edge = front(np.clip(points, (x0, y0), (x1, y1)))
-    widths = np.diff(edge[:, 0], prepend=x0)
-    return float((widths * (edge[:, 1] - y0)).sum() / ((x1 - x0) * (y1 - y0)))
+    edge = front(np.clip(points, 0.0, 1.0))
+    widths = np.diff(edge[:, 0], prepend=0.0)
+    return float((widths * edge[:, 1]).sum())
 
 
-def retention_at(points: FloatArray, new: float, otherwise: float = np.nan) -> float:
+def retention_at(points: FloatArray, new: float) -> float:
     """Retention at new-task success `new`, along the straight lines between neighbours on the front.
 
     Below the front's first point that point's retention holds, since it succeeds more; beyond its last the method
-    does not come, and the answer is `otherwise`.
+    does not come, and the answer is NaN.
     """
     edge = front(points)
-    return float(np.interp(new, edge[:, 0], edge[:, 1])) if new <= edge[-1, 0] else otherwise
+    return float(np.interp(new, edge[:, 0], edge[:, 1])) if new <= edge[-1, 0] else np.nan
 
 
-def estimate(
-    statistic: Statistic, outcomes: Outcomes, *, confidence: float = 0.95, draws: int = 2000, seed: int = 0
-) -> Estimate:
-    """A statistic of one method's points, its interval from seeds and scenes drawn with replacement.
+def gap(statistic: Statistic, first: Outcomes, second: Outcomes, draws: int = 2000) -> Estimate:
+    """The first method's statistic minus the second's, its interval from seeds and scenes drawn with replacement.
 
-    Raises:
-        ValueError: the statistic is NaN in a draw.
-    """
-    return _bootstrap(lambda points: statistic(points[0]), [outcomes], confidence, draws, seed)
-
-
-def gap(
-    statistic: Statistic,
-    first: Outcomes,
-    second: Outcomes,
-    *,
-    confidence: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-) -> Estimate:
-    """The first method's statistic minus the second's; every draw takes the same seeds and scenes from both.
+    Every draw takes the same seeds and scenes from both.
 
     Raises:
         ValueError: the methods have different numbers of seeds or scenes, or the statistic is NaN in a draw.
     """
-    sizes = [(len(o.new), o.new.shape[2], o.old.shape[2]) for o in (first, second)]
-    if sizes[0] != sizes[1]:
+    sizes, others = ((len(o.new), o.new.shape[2], o.old.shape[2]) for o in (first, second))
+    if sizes != others:
         raise ValueError(
-            f"the methods have {sizes[0]} and {sizes[1]} seeds, new and old scenes; "
+            f"the methods have {sizes} and {others} seeds, new and old scenes; "
             "compare them on the same seeds and scenes"
         )
-
-    def difference(points: list[FloatArray]) -> float:
-        return statistic(points[0]) - statistic(points[1])
-
-    return _bootstrap(difference, [first, second], confidence, draws, seed)
-
-
-def _bootstrap(
-    statistic: Callable[[list[FloatArray]], float],
-    methods: list[Outcomes],
-    confidence: float,
-    draws: int,
-    seed: int,
-) -> Estimate:
-    seeds, new, old = len(methods[0].new), methods[0].new.shape[2], methods[0].old.shape[2]
-    rng = np.random.default_rng(seed)
-    resampled = np.empty(draws)
+    rng = np.random.default_rng(0)
+    drawn = np.empty(draws)
     for draw in range(draws):
-        s, n, m = (rng.multinomial(size, np.full(size, 1 / size)) / size for size in (seeds, new, old))
-        resampled[draw] = statistic([_weighted(o, s, n, m) for o in methods])
-    if undefined := int(np.isnan(resampled).sum()):
+        weights = [rng.multinomial(size, np.full(size, 1 / size)) / size for size in sizes]
+        drawn[draw] = statistic(_weighted(first, *weights)) - statistic(_weighted(second, *weights))
+    if undefined := int(np.isnan(drawn).sum()):
         raise ValueError(
             f"the statistic is undefined in {undefined} of {draws} draws; compare at a new-task success that the "
-            "methods reach safely, or say what counts `otherwise`"
+            "methods reach safely"
         )
-    return interval(statistic([o.points for o in methods]), resampled, seeds, confidence)
+    return interval(statistic(first.points) - statistic(second.points), drawn, sizes[0])
 
 
 def _weighted(outcomes: Outcomes, seeds: FloatArray, new: FloatArray, old: FloatArray) -> FloatArray:

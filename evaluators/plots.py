@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -21,7 +22,7 @@ from evaluators.tracked_runs import TrackedRun, labels
 from ipvla.tracking import read_jsonl
 
 if TYPE_CHECKING:
-    from evaluators.memory_use import LossRow, MemoryUse
+    from evaluators.memory_use import MemoryUse
 
 _COLOURS = {"success": "#2a9d55", "failure": "#d1495b", "timeout": "#e0a030"}
 _CURVE_COLUMNS = 2
@@ -43,10 +44,9 @@ def success_bars(tables: Sequence[SuccessTable]) -> bytes | None:
     for i, table in enumerate(tables):
         rows = {row.name: row for row in table.tasks}
         at = [tasks.index(name) + (i - (len(tables) - 1) / 2) * height for name in rows]
-        rates = np.array([row.rate for row in rows.values()])
-        low, high = np.array([row.wilson95 for row in rows.values()]).T
-        whiskers = np.clip([rates - low, high - rates], 0, None)
-        axes.barh(at, rates, 0.9 * height, xerr=whiskers, label=table.policy, error_kw={"elinewidth": 1})
+        rates = [row.rate for row in rows.values()]
+        error = whiskers(rates, [row.wilson95 for row in rows.values()])
+        axes.barh(at, rates, 0.9 * height, xerr=error, label=table.policy, error_kw={"elinewidth": 1})
     axes.set(yticks=range(len(tasks)), xlim=(0, 1), xlabel="success")
     axes.set_yticklabels([_short(task) for task in tasks], fontsize=8)
     axes.invert_yaxis()
@@ -132,8 +132,8 @@ def scatter(runs: Sequence[TrackedRun], x: str, y: str) -> Figure | None:
         at = run.metrics[x], run.metrics[y]
         axes.errorbar(
             *at,
-            xerr=_whiskers(run, x),
-            yerr=_whiskers(run, y),
+            xerr=_error(run, x),
+            yerr=_error(run, y),
             fmt="o" if run.status == "finished" else "x",
             color=f"C{place % 10}" if len(pairs) <= _NAMED_POINTS else "C0",
             elinewidth=0.8,
@@ -196,7 +196,7 @@ def plot_memory_use(use: MemoryUse, path: Path) -> list[Path]:
             panel.errorbar(
                 [row.t + shift for row in rows],
                 [row.lost for row in rows],
-                yerr=_distances(rows),
+                yerr=whiskers([row.lost for row in rows], [row.lost95 for row in rows]),
                 label=probe,
                 marker="o",
                 markersize=3.5,
@@ -219,6 +219,13 @@ def plot_memory_use(use: MemoryUse, path: Path) -> list[Path]:
     for file in written:
         figure.savefig(file, dpi=130)
     return written
+
+
+def whiskers(values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> npt.NDArray[np.float64]:
+    """How far each interval reaches below and above its value, float64 [2, N]; a bootstrap's may just miss it."""
+    low, high = np.array(intervals, np.float64).T
+    error: npt.NDArray[np.float64] = np.clip([values - low, high - values], 0.0, None)
+    return error
 
 
 def _short(task: str) -> str:
@@ -250,20 +257,10 @@ def _axis(axes: Axes, x: int, texts: Sequence[str]) -> list[float]:
     return places
 
 
-def _whiskers(run: TrackedRun, metric: str) -> list[list[float]] | None:
+def _error(run: TrackedRun, metric: str) -> npt.NDArray[np.float64] | None:
     interval = run.interval(metric)
-    if interval is None:
-        return None
-    low, high = interval
-    value = run.metrics[metric]
-    return [[max(value - low, 0.0)], [max(high - value, 0.0)]]
+    return interval and whiskers([run.metrics[metric]], [interval])
 
 
 def _with_ends(runs: Sequence[TrackedRun], metric: str) -> str:
     return f"{metric} (with its interval)" if any(run.interval(metric) for run in runs) else metric
-
-
-def _distances(rows: Sequence[LossRow]) -> list[list[float]]:
-    """Below and above each point, as matplotlib wants them."""
-    limits = [(row.lost - row.lost95[0], row.lost95[1] - row.lost) for row in rows]
-    return [[below for below, _ in limits], [above for _, above in limits]]

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluators.grounding import GroundingConfig, GroundingRow, grounding
+from evaluators.grounding import GroundingConfig, grounding
+from evaluators.success_table import SuccessRow
 from ipvla.data.probe import ProbeConfig
 from ipvla.files import write_text
 from ipvla.forgetting.drift import DriftProbe, pool
@@ -49,7 +50,7 @@ class Readings:
 
     kl: float
     drift: float
-    questions: tuple[GroundingRow, ...]
+    questions: tuple[SuccessRow, ...]
 
 
 def read(config: ReadingsConfig, policy: Path, probes: Path, cache: Path) -> Readings:
@@ -59,7 +60,7 @@ def read(config: ReadingsConfig, policy: Path, probes: Path, cache: Path) -> Rea
         taken = _take(config, policy, probes, cache)
         write_text(kept, json.dumps(asdict(taken), indent=1))
     values = json.loads(kept.read_text())
-    return Readings(values["kl"], values["drift"], tuple(GroundingRow(**row) for row in values["questions"]))
+    return Readings(values["kl"], values["drift"], tuple(SuccessRow(*row.values()) for row in values["questions"]))
 
 
 def _take(config: ReadingsConfig, policy: Path, probes: Path, cache: Path) -> Readings:

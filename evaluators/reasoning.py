@@ -122,7 +122,7 @@ def play_both(
         if jobs:
             make = partial(PlanWorker, SuiteSimulators(cache_dir, config.camera_size))
             pool = stack.enter_context(WorkerPool(make, min(config.num_simulators or cluster_cores(), len(jobs))))
-            played = pool.run(jobs, group=lambda job: job.spec.task, name=lambda job: job.spec.key)
+            played = pool.map(jobs, group=lambda job: job.spec.task, name=lambda job: job.spec.key)
             for number, (_, results) in enumerate(played, 1):
                 for name, result in results.items():
                     journals[name].record(result)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evaluators.console import difference_cell, success_cell
+from evaluators.console import difference_cell, success_rows
+from evaluators.episodes import Video
 from evaluators.paired import PairedComparison
 from evaluators.plots import failure_timeline, learning_curves, success_bars
 from evaluators.success_table import SuccessTable
-from evaluators.videos import Video
 from ipvla.files import write_text
 
 
@@ -45,7 +45,7 @@ class Report:
         )
         html = environment.get_template("report.html.j2").render(
             report=self,
-            sections=[("families", self._rows("families")), ("tasks", self._rows("tasks"))],
+            sections=[(kind, success_rows(self.tables, kind)) for kind in ("families", "tasks")],
             bars=_inline(success_bars(self.tables)),
             timeline=_inline(failure_timeline(self.tables)),
             difference_cell=difference_cell,
@@ -54,19 +54,6 @@ class Report:
             fingerprints={table.policy: table.fingerprint for table in self.tables},
         )
         return write_text(path, html)
-
-    def _rows(self, kind: str) -> list[tuple[str, list[str], float]]:
-        """(name, a cell per policy, chance)."""
-        columns = [{row.name: row for row in getattr(table, kind)} for table in self.tables]
-        names = dict.fromkeys(name for column in columns for name in column)
-        return [
-            (
-                name,
-                [success_cell(column.get(name)) for column in columns],
-                next(column[name].chance for column in columns if name in column),
-            )
-            for name in names
-        ]
 
 
 def _inline(png: bytes | None) -> str | None:

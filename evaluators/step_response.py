@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,6 +32,7 @@ from ipvla.experiment import ExperimentConfig
 from ipvla.files import write_text
 from ipvla.forgetting.replay import Line, constant, controls, trace
 from ipvla.forgetting.thermostat import ThermostatConfig
+from ipvla.tracking import JsonlSink, read_jsonl
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
 from ipvla.types import Episode
@@ -124,22 +125,6 @@ def thermostat_of(config: ExperimentConfig) -> ThermostatConfig:
     return config.forgetting.thermostat
 
 
-@dataclass
-class Lines:
-    """A sink that holds what is logged, as a JSONL file would."""
-
-    lines: list[Line] = field(default_factory=list)
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self.lines.append({"step": step, **metrics})
-
-    def log_params(self, params: Mapping[str, object]) -> None: ...
-
-    def log_artifact(self, path: Path) -> None: ...
-
-    def close(self, status: str = "FINISHED") -> None: ...
-
-
 def respond(config: ExperimentConfig, plan: StepConfig, record: Path) -> list[Line]:
     """Trains one arm in this process through all phases, or reads what `record` has of it: its metrics.
 
@@ -151,22 +136,24 @@ def respond(config: ExperimentConfig, plan: StepConfig, record: Path) -> list[Li
     made_from = json.loads(json.dumps(settings))
     told: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
     if told.get("made_from") != made_from:
-        told = {"made_from": made_from, "lines": _train_through(config, plan)}
+        told = {"made_from": made_from, "lines": _train_through(config, plan, record.with_suffix(".jsonl"))}
         write_text(record, json.dumps(told))
     lines: list[Line] = told["lines"]
     return lines
 
 
-def _train_through(config: ExperimentConfig, plan: StepConfig) -> list[Line]:
+def _train_through(config: ExperimentConfig, plan: StepConfig, metrics: Path) -> list[Line]:
+    metrics.unlink(missing_ok=True)  # of a training that was interrupted
     world = World(device=torch.device("cuda" if config.use_gpu else "cpu"))
-    experiment, sink = config.build(world), Lines()
+    experiment, sink = config.build(world), JsonlSink(metrics)
     for number, (name, _, last) in enumerate(plan.phases):
         dataset = replace(config.data, dataset=name).build(config.datasets)
         lanes = config.lanes.build(dataset, experiment.policy.transforms, world.rank, world.size)
         experiment.state.position = PlanPosition(epoch=number)
         until = replace(config.training, steps=last)
         train(experiment.state, lanes, until, config.optimizer, world, sink, save=lambda: None)
-    return sink.lines
+    sink.close()
+    return [*read_jsonl(metrics)]
 
 
 @dataclass(frozen=True)

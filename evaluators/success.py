@@ -12,10 +12,10 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Self
 
+from evaluators.episodes import Video, VideoChoice, chosen_videos
 from evaluators.intervals import confidence_sequence, wilson_interval
 from evaluators.rollout_status import RolloutStatus
 from evaluators.success_table import SuccessTable, tabulate
-from evaluators.videos import Video, VideoChoice, chosen_videos
 from ipvla.contract import Contract, readable_changes
 from ipvla.rollout.endpoint import PolicyEndpoint, Service, Serving
 from ipvla.rollout.evaluation import SimPool, evaluate_episodes

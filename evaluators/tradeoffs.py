@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluators.forgetting import Estimate, FloatArray, interval
-from evaluators.grounding import GroundingRow
-from evaluators.pareto import Box, area, retention_at
+from evaluators.pareto import area, retention_at
+from evaluators.success_table import SuccessRow
 from ipvla.types import EpisodeResult
 
 #: Task -> layout (an episode's `trial`) -> success.
@@ -36,8 +36,6 @@ ROLES: Final = ("baseline", "ours", "rival", "control")
 USES: Final = ("artifact", "probe", "loss", "replay")
 #: Gains: from readings, the same trace in another order, its mean at every step, the best constant.
 LOOPS: Final = ("closed", "shuffled", "mean", "constant")
-#: The same for every method.
-BOX: Final = Box(new=(0.0, 1.0), old=(0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ class Played:
         cls,
         results: Iterable[EpisodeResult],
         new: Collection[str],
-        rows: Iterable[GroundingRow] = (),
+        rows: Iterable[SuccessRow] = (),
         kl: float | None = None,
         drift: float | None = None,
     ) -> Self:
@@ -133,7 +131,7 @@ class Played:
         for result in results:
             task = result.spec.task
             outcomes[task not in new].setdefault(task, {})[result.spec.trial] = result.success
-        questions = {row.kind: (row.k, row.n) for row in rows if row.kind != "all"}
+        questions = {row.name: (row.k, row.n) for row in rows if row.name != "all"}
         return cls(*outcomes, questions, kl, drift)
 
     @property
@@ -312,7 +310,7 @@ class Drawn:
 
     def area(self, points: Iterable[Point]) -> FloatArray:
         """Under the front of these points, float64 [draws + 1]."""
-        return np.array([area(drawn, BOX) for drawn in self.of(points)])
+        return np.array([area(drawn) for drawn in self.of(points)])
 
     def of(self, points: Iterable[Point]) -> FloatArray:
         """float64 [draws + 1, P, 2]."""

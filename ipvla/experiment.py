@@ -13,19 +13,17 @@ import torch
 
 from ipvla.contract import Contract, ContractError
 from ipvla.data.augmentation import AugmentationConfig
-from ipvla.data.chunks import PAST_END, PastEnd
-from ipvla.data.conventions import Conventions
-from ipvla.data.dataset import Dataset, EpisodeDataset, open_dataset
-from ipvla.data.episode import EncodedEpisode
+from ipvla.data.conventions import PAST_END, Conventions, PastEnd
+from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.lanes import LaneConfig, LaneReader
-from ipvla.data.mixture_dataset import MixtureDataset
-from ipvla.data.mixtures import Mixture, mixture_named
+from ipvla.data.mixture_dataset import Dataset, MixtureDataset
+from ipvla.data.mixtures import OXE_MIXTURES, Mixture, mixture_named
 from ipvla.data.normalisation import NORMALISATIONS, Normalisation
-from ipvla.data.oxe_mixtures import OXE_MIXTURES
 from ipvla.data.reasoning import ReasoningConfig
 from ipvla.data.source import BrokenEpisodeError, DatasetError
 from ipvla.data.sources import RLDS_BACKENDS, RldsBackend, absolute_location, dataset_location
 from ipvla.data.standards import StandardConfig
+from ipvla.data.standards.standard import EncodedEpisode
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import CheckpointError, Policy, policy_sha256
 from ipvla.storage import StorageRoots, paths_of_fields_absolute

@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from ipvla.contract import Contract
 from ipvla.data.conventions import Conventions
-from ipvla.data.prompt_encoder import PromptEncoder
-from ipvla.data.transforms import Transforms
+from ipvla.data.transforms import PromptEncoder, Transforms
 from ipvla.files import appearing
 from ipvla.models.lora import merge_adapters
 from ipvla.models.sharding import is_sharded, sharded_like, whole

@@ -82,7 +82,14 @@ class StorageRoots:
 
     @property
     def runs(self) -> Path:
-        return self._under("run_root_dir", "runs")
+        """StorageError if it has a `?`: an SQLite address ends there, MLflow's database would lie elsewhere."""
+        path = self._under("run_root_dir", "runs")
+        if "?" in str(path):
+            raise StorageError(
+                f"--run_root_dir {path}: a path with ? cannot hold MLflow's database; "
+                "give another --storage_root or --run_root_dir"
+            )
+        return path
 
     @property
     def tmp(self) -> Path:

@@ -6,7 +6,7 @@ import runpy
 import sys
 
 from ipvla.choices import did_you_mean
-from ray_jobs.command_line.jobs import JOBS, module, named, summary
+from ray_jobs.command_line.jobs import JOBS, complete, module, named, summary
 
 _COMPLETION = "completion"
 
@@ -32,8 +32,6 @@ def main() -> None:
     if name in ("-h", "--help", "help"):
         print(usage())
     elif name == _COMPLETION:
-        from ray_jobs.command_line.completion import complete
-
         sys.exit(complete(arguments))
     elif name in JOBS:
         sys.argv = [f"ipvla {name}", *arguments]

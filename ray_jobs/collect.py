@@ -20,8 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ipvla.data.recording import Recording
 from ipvla.data.rlds import dataset_directory, write_rlds
 from ipvla.data.source import DatasetError
@@ -36,9 +34,9 @@ from ipvla.sim.suite import Suite, SuiteFacts
 from ipvla.sim.suites import SUITES, load_suite, suite_entry, suites_with_expert
 from ipvla.storage import StorageRoots
 from ray_jobs.command_line.cli import run
-from ray_jobs.display.progress import CollectionDisplay, TaskProgress
 from ray_jobs.running.attempts import ATTEMPTS_PER_SEED, Attempt, Demonstrator, Outcome, Staging, next_attempts
 from ray_jobs.running.cluster import connect, require_free_port
+from ray_jobs.running.display import CollectionDisplay, TaskProgress
 
 #: Of requests that were recorded before these could be chosen.
 _BEFORE = {"cameras": [CAMERA], "profile": "exact", "initial_states": "drawn", "showing": asdict(Showing())}
@@ -260,7 +258,7 @@ def _attempt_all(config: CollectConfig, staging: Staging, counts: dict[str, int]
     variables = suite_entry(config.suite).facts.environment()
     with WorkerPool(make, simulators, job_timeout_s=300.0, environment=variables) as pool:
         while jobs:
-            for attempt, outcome in pool.run(jobs, group=lambda job: job.task):
+            for attempt, outcome in pool.map(jobs, group=lambda job: job.task):
                 outcomes[attempt.task][attempt.index] = outcome
                 on_progress(_progress(counts, outcomes))
             jobs = next_attempts(counts, outcomes, config.seed, published)
@@ -317,13 +315,10 @@ def main(config: CollectConfig) -> None:
     complete = config.directory.exists()
     with CollectionDisplay() as display:
         summary = collect(config, display.update)
-    console = Console()
     if complete:
-        console.print(
-            f"The dataset is complete: {summary.demos} demonstrations in {summary.directory}", markup=False
-        )
+        print(f"The dataset is complete: {summary.demos} demonstrations in {summary.directory}")
         return
-    console.print(
+    print(
         f"{summary.demos} demonstrations in {summary.directory}: {summary.control_steps} control steps, "
         f"{summary.cpu_ms_per_step:.2f} CPU-ms each, {summary.wall_s:.0f} s"
     )

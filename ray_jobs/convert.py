@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import ray
 import ray.data
@@ -31,8 +32,8 @@ from ipvla.data.rlds import dataset_directory
 from ipvla.data.source import DatasetError
 from ipvla.storage import StorageRoots
 from ray_jobs.command_line.cli import ending_at_sigterm, run
-from ray_jobs.display.progress import EpisodeProgress
 from ray_jobs.running.cluster import connect
+from ray_jobs.running.display import EpisodeProgress
 
 
 @dataclass(frozen=True)
@@ -81,26 +82,17 @@ class ConvertConfig(StorageRoots):
     def build(self) -> ConversionConfig:
         """The conversion, with its directory."""
         directory = dataset_directory(self.datasets, self.name) if self.to == "rlds" else self.datasets / self.name
-        return ConversionConfig(
-            source=self.source if "://" in self.source else str(Path(self.source).expanduser().resolve()),
-            target=directory,
-            to=self.to,
-            name=self.name,
-            fps=self.fps,
-            video=self.encoding if self.video and self.to == "lerobot" else None,
-            robot_type=self.robot_type,
-            file_format=self.file_format,
-            leave_out=self.leave_out,
-            episodes_per_part=self.episodes_per_part,
-            max_mean_difference=self.max_mean_difference,
-            skip_bad_episodes=self.skip_bad_episodes,
-        )
+        given: dict[str, Any] = {
+            "source": self.source if "://" in self.source else str(Path(self.source).expanduser().resolve()),
+            "target": directory,
+            "video": self.encoding if self.video and self.to == "lerobot" else None,
+        }
+        same = {one.name: getattr(self, one.name) for one in fields(ConversionConfig) if one.name not in given}
+        return ConversionConfig(**given, **same)
 
 
-class Distribute(Protocol):
-    """Does a piece of work for each part, in any order, and gives what came of it."""
-
-    def __call__(self, work: Callable[[Part], Any], parts: Sequence[Part]) -> Iterator[tuple[Part, Any]]: ...
+#: Does a piece of work for each part, in any order, and gives what came of it.
+Distribute: TypeAlias = Callable[[Callable[[Part], Any], Sequence[Part]], Iterator[tuple[Part, Any]]]
 
 
 def convert(config: ConversionConfig, distribute: Distribute, console: Console) -> Comparison:
@@ -115,13 +107,12 @@ def convert(config: ConversionConfig, distribute: Distribute, console: Console) 
         if done:
             console.print(f"{done} of {len(plan.parts)} parts are there already")
         if conversion.needs_tasks:
-            reading = _tell(
-                console, "reading tasks", distribute(_Work(tasks_of_part, plan), plan.parts), plan.parts
-            )
-            tasks_by_part = {part.number: tasks for part, tasks in reading}
-            conversion.number_tasks([tasks_by_part[part.number] for part in plan.parts])
-        work = _Work(convert_part, conversion.plan)
-        for _ in _tell(console, "converting", distribute(work, pending), plan.parts, pending):
+            reading = distribute(partial(tasks_of_part, plan), plan.parts)
+            shown = _tell(console, "reading tasks", reading, plan.parts)
+            tasks = {part.number: of_part for part, of_part in shown}
+            conversion.number_tasks([tasks[part.number] for part in plan.parts])
+        converting = distribute(partial(convert_part, conversion.plan), pending)
+        for _ in _tell(console, "converting", converting, plan.parts, pending):
             pass
         return conversion.publish()
 
@@ -153,17 +144,6 @@ def with_ray_data(work: Callable[[Part], Any], parts: Sequence[Part]) -> Iterato
         raise DatasetError(f"{failed[0]}{others}")
 
 
-@dataclass(frozen=True)
-class _Work:
-    """A function of a plan and a part, with the plan; picklable."""
-
-    function: Callable[..., Any]
-    plan: Any
-
-    def __call__(self, part: Part) -> Any:
-        return self.function(self.plan, part)
-
-
 def _tell(
     console: Console,
     doing: str,
@@ -172,8 +152,8 @@ def _tell(
     pending: Sequence[Part] | None = None,
 ) -> Iterator[tuple[Part, Any]]:
     """The results, with a bar over the episodes of all parts on a terminal."""
-    total = sum(part.last - part.first for part in parts)
-    left = sum(part.last - part.first for part in (parts if pending is None else pending))
+    unread = parts if pending is None else pending
+    total, left = (sum(part.last - part.first for part in some) for some in (parts, unread))
     with EpisodeProgress(console) as progress:
         bar = progress.add_task(doing, total=total, completed=total - left)
         for part, result in results:

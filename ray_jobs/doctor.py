@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import track
@@ -87,6 +87,12 @@ class Finding:
     detail: str
     remedy: str = ""
 
+    @classmethod
+    def of(cls, error: Exception, status: Status = Status.FAIL, what: str = "") -> Self:
+        """Of an error that says what was wrong, and behind a semicolon what to change."""
+        detail, _, remedy = str(error).partition("; ")
+        return cls(status, what + detail, remedy)
+
 
 @dataclass(frozen=True)
 class DoctorConfig(StorageRoots):
@@ -123,8 +129,7 @@ def check_storage(config: DoctorConfig) -> Finding:
     try:
         config.prepare()
     except ValueError as error:
-        detail, _, remedy = str(error).partition("; ")
-        return Finding(Status.FAIL, detail, remedy)
+        return Finding.of(error)
     return Finding(Status.OK, f"{config.root} and its directories can be written")
 
 
@@ -172,8 +177,7 @@ def check_gl(config: DoctorConfig) -> Finding:
         backend = renderer()
         require_simulators()
     except SimulatorError as error:
-        detail, _, remedy = str(error).partition("; ")
-        return Finding(Status.FAIL, detail, remedy)
+        return Finding.of(error)
     failure = _failure(_RENDER, {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend})
     if failure is None:
         return Finding(Status.OK, f"MuJoCo renders with {backend}")
@@ -188,9 +192,8 @@ def check_suites(config: DoctorConfig) -> Finding:
             provide_assets(config.cache, config.libero_assets)
         assets = find_assets(config.cache)
     except AssetsError as error:
-        detail, _, remedy = str(error).partition("; ")
-        asked = config.libero_assets is not None
-        return Finding(Status.FAIL if asked else Status.WARN, f"only Recall can be played: {detail}", remedy)
+        status = Status.WARN if config.libero_assets is None else Status.FAIL
+        return Finding.of(error, status, "only Recall can be played: ")
     return Finding(Status.OK, f"{', '.join(SUITES)}; LIBERO's assets {assets_version(assets)} in {assets}")
 
 
@@ -218,9 +221,10 @@ def check_premises(config: DoctorConfig) -> Finding:
         frames[f"{suite.name}/{task}"] = take(simulator)
         states += trials
         simulator.close()
+    found = Golden(frames, frozenset(wrong))
     if config.keep_golden:
-        keep(Golden(frames, frozenset(wrong)))
-    return _compared(Golden(frames, frozenset(wrong)), golden(), states, wrong)
+        keep(found)
+    return _compared(found, golden(), states, wrong)
 
 
 def _compared(found: Golden, golden: Golden, states: int, wrong: Mapping[str, str]) -> Finding:
@@ -326,9 +330,7 @@ def main(config: DoctorConfig) -> int:
     with Console(stderr=True).status("checking; Ray takes a few seconds"):
         findings = dict(examine(config))
     if config.json:
-        sys.stdout.write(
-            json.dumps({name: asdict(finding) for name, finding in findings.items()}, indent=1) + "\n"
-        )
+        print(json.dumps({name: asdict(finding) for name, finding in findings.items()}, indent=1))
     else:
         console.print(_table(findings))
     return int(any(finding.status is Status.FAIL for finding in findings.values()))

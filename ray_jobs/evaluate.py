@@ -12,27 +12,25 @@ from pathlib import Path
 from rich.console import Console
 
 from evaluators.console import comparison_table, result_note, success_table
-from evaluators.episodes import write_episodes
+from evaluators.episodes import Video, VideoChoice, write_episodes
 from evaluators.intervals import minimum_detectable_difference
-from evaluators.paired import PairedComparison, compare
+from evaluators.paired import PairedComparison, compare, write_success
 from evaluators.plots import success_bars
 from evaluators.report import Report
 from evaluators.success import SuccessConfig
-from evaluators.success_record import write_success
 from evaluators.success_table import SuccessTable
-from evaluators.videos import Video, VideoChoice
 from ipvla.policy import Policy
 from ipvla.rollout.endpoint import PolicyEndpoint
 from ipvla.rollout.expert_policy import ExpertSource
 from ipvla.rollout.openpi.client import OpenpiSource
-from ipvla.rollout.openpi.contract import TOKEN_VARIABLE
+from ipvla.rollout.openpi.messages import TOKEN_VARIABLE
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.suites import suites_with_expert
 from ipvla.storage import StorageRoots
 from ipvla.tracking import MLflowSink
 from ray_jobs.command_line.cli import run
-from ray_jobs.display.evaluation import EvaluationDisplay
 from ray_jobs.running.cluster import connect, supplied
+from ray_jobs.running.display import EvaluationDisplay
 from ray_jobs.running.policy_run import placed, policy_demand, policy_run, warn_of_waiting
 
 #: Shares of layouts on which only one of two policies succeeds: of similar ones, and of unlike ones.
@@ -42,33 +40,56 @@ EXPERT = "expert"
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(StorageRoots):
-    """Which policies to evaluate, and on what.
+class PlayedPolicies(StorageRoots):
+    """Which policies play, and what.
 
     Attributes:
         study: the MLflow experiment; results go to `run_root_dir/study`.
-        policies: names of trained runs of this study (`run_root_dir/study/NAME/policy`); "expert" is the suite's
-            scripted expert, which sees the true state: whether the task can be done in time at all.
-        servers: name -> `ws://host:port` of an openpi server (openpi's own, or `ray_jobs.serve`) that is asked for
-            the actions of the policy of this name; its key is `$IPVLA_SERVE_TOKEN`.
+        policies: names of trained runs of this study (`run_root_dir/study/NAME/policy`).
         success: suite, tasks, episodes, simulators.
-        videos: of which episodes: "all", "failures", or so many successes and failures of every task; 0 for none.
         use_gpu: the policy actor takes one GPU.
-        unnorm_key: the dataset whose statistics turn what policies say into actions, for policies that were
-            trained on a mixture; by default its first.
         parent_run_key: the directory of the run that the policies' runs are nested under in MLflow, if any.
         parent_run_id: the same by its MLflow id, where another program made it.
     """
 
     study: str = "recall"
     policies: tuple[str, ...] = ()
-    servers: dict[str, str] = field(default_factory=dict)
     success: SuccessConfig = field(default_factory=SuccessConfig)
-    videos: VideoChoice = 1
     use_gpu: bool = False
-    unnorm_key: str | None = None
     parent_run_key: str | None = None
     parent_run_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.policies:
+            raise ValueError('policies is empty; name trained runs, for example --policies "[gru, none]"')
+
+    @property
+    def directory(self) -> Path:
+        return self.runs / self.study
+
+    def mlflow_run(self, name: str) -> MLflowSink:
+        """That of a policy, which its training began."""
+        parent = {"parent_run_key": self.parent_run_key, "parent_run_id": self.parent_run_id}
+        return policy_run(self, self.study, name, renews=True, **parent)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(PlayedPolicies):
+    """Which policies to evaluate, and what to show.
+
+    Attributes:
+        policies: names of trained runs of this study (`run_root_dir/study/NAME/policy`); "expert" is the suite's
+            scripted expert, which sees the true state: whether the task can be done in time at all.
+        servers: name -> `ws://host:port` of an openpi server (openpi's own, or `ray_jobs.serve`) that is asked for
+            the actions of the policy of this name; its key is `$IPVLA_SERVE_TOKEN`.
+        videos: of which episodes: "all", "failures", or so many successes and failures of every task; 0 for none.
+        unnorm_key: the dataset whose statistics turn what policies say into actions, for policies that were
+            trained on a mixture; by default its first.
+    """
+
+    servers: dict[str, str] = field(default_factory=dict)
+    videos: VideoChoice = 1
+    unnorm_key: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.videos, int) and self.videos < 0:
@@ -80,12 +101,7 @@ class EvaluateConfig(StorageRoots):
         unasked = [name for name in self.servers if name not in self.policies]
         if unasked:
             raise ValueError(f"servers: {unasked} are not evaluated; name them in policies as well")
-        if not self.policies:
-            raise ValueError('policies is empty; name trained runs, for example --policies "[gru, none]"')
-
-    @property
-    def directory(self) -> Path:
-        return self.runs / self.study
+        super().__post_init__()
 
     def source(self, name: str, load: Callable[..., Policy]) -> PolicyEndpoint:
         """Where the actions of the policy of this name come from."""
@@ -139,14 +155,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
         console.print(what_it_can_show(len(evaluation.specs)))
         for name, directory in directories.items():
             journal = directory / "episodes.sqlite"
-            sink = policy_run(
-                config,
-                config.study,
-                name,
-                parent_run_key=config.parent_run_key,
-                parent_run_id=config.parent_run_id,
-                renews=True,
-            )
+            sink = config.mlflow_run(name)
             table = evaluation.run(
                 name, sources[name], journal, sink=sink, on_status=partial(display.update, name)
             )

@@ -3,52 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from evaluators.memory_use import InterventionConfig, MemoryUse
 from evaluators.plots import plot_memory_use
-from evaluators.success import SuccessConfig
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
-from ipvla.storage import StorageRoots
 from ray_jobs.command_line.cli import run
-from ray_jobs.display.progress import EpisodeProgress
+from ray_jobs.evaluate import PlayedPolicies
 from ray_jobs.running.cluster import connect, supplied
-from ray_jobs.running.policy_run import placed, policy_demand, policy_run, warn_of_waiting
+from ray_jobs.running.display import EpisodeProgress
+from ray_jobs.running.policy_run import placed, policy_demand, warn_of_waiting
 
 
 @dataclass(frozen=True)
-class MemoryUseJobConfig(StorageRoots):
-    """Which policies to probe, on what, how and when.
+class MemoryUseJobConfig(PlayedPolicies):
+    """Which policies to probe, on what, how and when; results go to `run_root_dir/study/NAME/memory_use`.
 
     Attributes:
-        study: the MLflow experiment; results go to `run_root_dir/study/NAME/memory_use`.
-        policies: names of trained runs of this study (`run_root_dir/study/NAME/policy`).
-        success: suite, tasks, episodes, simulators.
         probe: what is done to the memory, and at which control steps.
-        use_gpu: the policy actor takes one GPU.
-        parent_run_key: the directory of the run that the policies' runs are nested under in MLflow, if any.
-        parent_run_id: the same by its MLflow id, where another program made it.
     """
 
-    study: str = "recall"
-    policies: tuple[str, ...] = ()
-    success: SuccessConfig = field(default_factory=SuccessConfig)
     probe: InterventionConfig = field(default_factory=InterventionConfig)
-    use_gpu: bool = False
-    parent_run_key: str | None = None
-    parent_run_id: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.policies:
-            raise ValueError('policies is empty; name trained runs, for example --policies "[gru, none]"')
-
-    @property
-    def directory(self) -> Path:
-        return self.runs / self.study
 
 
 def measure(config: MemoryUseJobConfig, console: Console) -> list[MemoryUse]:
@@ -91,14 +69,7 @@ def _publish(config: MemoryUseJobConfig, use: MemoryUse) -> None:
     """Numbers and pictures: beside the journals, and in the policy's MLflow run."""
     path = config.directory / use.policy / "memory_use" / "memory_use"
     files = [use.write(path.with_suffix(".json")), *plot_memory_use(use, path)]
-    sink = policy_run(
-        config,
-        config.study,
-        use.policy,
-        parent_run_key=config.parent_run_key,
-        parent_run_id=config.parent_run_id,
-        renews=True,
-    )
+    sink = config.mlflow_run(use.policy)
     use.log(sink)
     for file in files:
         sink.log_artifact(file)
@@ -108,11 +79,9 @@ def _publish(config: MemoryUseJobConfig, use: MemoryUse) -> None:
 def loss_table(use: MemoryUse) -> Table:
     """Per family, t and probe: success without and with the probe, success lost with its interval, McNemar's p."""
     notes = [f"{probe} left out: {reason}" for probe, reason in use.left_out.items()]
-    table = Table(title=f"Is the memory of {use.policy} used?", caption="; ".join(notes) or None, pad_edge=False)
-    for heading in ("family", "probe"):
-        table.add_column(heading)
-    for heading in ("t", "success", "touched", "lost (95 %)", "p"):
-        table.add_column(heading, justify="right")
+    numbers = (Column(heading, justify="right") for heading in ("t", "success", "touched", "lost (95 %)", "p"))
+    title, caption = f"Is the memory of {use.policy} used?", "; ".join(notes) or None
+    table = Table("family", "probe", *numbers, title=title, caption=caption, pad_edge=False)
     for row in sorted(use.families, key=lambda row: row.name):
         low, high = row.lost95
         table.add_row(

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rich.console import Console
-
 from ipvla.storage import StorageRoots
 from ipvla.tracking import Synced, require_usable, sync
 from ray_jobs.command_line.cli import run
@@ -31,17 +29,16 @@ class SyncConfig(StorageRoots):
 
 def main(config: SyncConfig) -> int:
     """Says of each run what has arrived; 1 if something is left."""
-    console, errors = Console(soft_wrap=True, highlight=False), []
+    errors = []
     for synced in sync(config.mlflow_spool, config.tracking_uri):
-        console.print(arrival(synced), markup=False)
+        print(_arrival(synced))
         errors.append(synced.error)
     if not errors:
-        console.print(f"nothing waits in {config.mlflow_spool}", markup=False)
+        print(f"nothing waits in {config.mlflow_spool}")
     return int(any(errors))
 
 
-def arrival(synced: Synced) -> str:
-    """One line."""
+def _arrival(synced: Synced) -> str:
     if synced.identity is None:
         return f"error: {synced.error}"
     name = f"{synced.identity.experiment}/{synced.identity.name}"

@@ -15,8 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from evaluators.console import comparison_table, success_table
-from evaluators.paired import PairedComparison, compare
-from evaluators.success_record import write_success
+from evaluators.paired import PairedComparison, compare, write_success
 from evaluators.success_table import SuccessTable, tabulate
 from ipvla.rollout.journal import Journal, JournalError
 from ipvla.sim.protocols import ProtocolError, diff, recorded_protocol

@@ -22,9 +22,9 @@ from ipvla.tracking import MLflowSink, RunIdentity
 from ray_jobs.collect import CollectConfig, CollectSummary, collect
 from ray_jobs.command_line.cli import run
 from ray_jobs.command_line.settings import parse
-from ray_jobs.display.progress import CollectionDisplay
 from ray_jobs.evaluate import EvaluateConfig, Evaluation, evaluate, log_comparison, report
 from ray_jobs.running.cluster import connect
+from ray_jobs.running.display import CollectionDisplay
 from ray_jobs.running.policy_run import warn_of_waiting
 from ray_jobs.running.side_by_side import train_side_by_side
 from ray_jobs.train import TrainSummary

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from evaluators.episodes import write_trace
 from evaluators.success import recorded_view
@@ -124,7 +123,7 @@ def main(config: ReplayConfig) -> None:
     """Replays, and says what came out and where it is."""
     played = replay(config)
     result, answers_ms = played.result, 1e3 * played.trace.answer_s
-    Console().print(
+    print(
         f"{result.spec.key}: {result.outcome} after {result.steps} control steps, attempt {result.spec.attempt}; "
         f"the policy answered {result.policy_steps} times, in {np.median(answers_ms):.0f} ms (median) to "
         f"{answers_ms.max():.0f} ms\nvideo: {played.video}\nsteps: {played.steps}"

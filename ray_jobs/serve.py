@@ -15,7 +15,7 @@ import torch
 
 from ipvla.policy import Policy
 from ipvla.rollout.openpi.client import OURS
-from ipvla.rollout.openpi.contract import (
+from ipvla.rollout.openpi.messages import (
     CONTRACT,
     PROMPT,
     RESET,
@@ -28,11 +28,11 @@ from ipvla.rollout.openpi.contract import (
 )
 from ipvla.rollout.openpi.server import PolicyWebsocketServer, ServerConfig, serve_until
 from ipvla.rollout.policy_actor import PolicyActor, PolicySource
+from ipvla.sim.fingerprint import commit
 from ipvla.storage import StorageRoots
 from ipvla.types import Observation
 from ray_jobs.command_line.cli import run
 from ray_jobs.running.cluster import no_gpu
-from ray_jobs.running.commit import commit
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
 
     def observe(message: Any, t: int) -> Observation:
         observation = from_message(message, transforms.cameras, proprio_dim, t)
-        transforms.require_prompt(observation.instruction)
+        transforms.prompts.prompt(observation.instruction)  # ValueError if it is too long
         return observation
 
     return PolicyWebsocketServer(config.server, actor, observe, metadata(policy, source.sha256()), token)

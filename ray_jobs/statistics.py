@@ -9,6 +9,7 @@ Training does the same by itself, with one CPU, if this was not done before.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,9 @@ from ipvla.data.survey import (
     survey_path,
 )
 from ray_jobs.command_line.cli import run
-from ray_jobs.data.dataset_settings import DatasetConfig, OpenSource
-from ray_jobs.display.progress import EpisodeProgress
+from ray_jobs.data import DatasetConfig, OpenSource
 from ray_jobs.running.cluster import connect
+from ray_jobs.running.display import EpisodeProgress
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class PartReader:
     def __call__(self, bounds: dict[str, Any]) -> dict[str, bytes]:
         """The part of episodes `first` to `stop`."""
         episodes = range(int(bounds["first"]), int(bounds["stop"]))
-        return {"part": survey_part(self._source, self._standard, episodes).to_bytes()}
+        return {"part": pickle.dumps(survey_part(self._source, self._standard, episodes))}
 
 
 def survey(config: StatisticsConfig) -> tuple[Survey, Path]:
@@ -71,7 +72,7 @@ def survey(config: StatisticsConfig) -> tuple[Survey, Path]:
     result = load_survey(path)
     if result is None:
         with connect(config):
-            result = combined(_shown(config.open_source, standard, len(source.lengths)), source, standard)
+            result = combined(_parts(config.open_source, standard, len(source.lengths)), source, standard)
         publish_survey(path, source.name, result)
     if config.out is not None:
         config.out.expanduser().parent.mkdir(parents=True, exist_ok=True)
@@ -79,17 +80,8 @@ def survey(config: StatisticsConfig) -> tuple[Survey, Path]:
     return result, path
 
 
-def _shown(open_source: OpenSource, standard: Standard, episodes: int) -> Iterator[SurveyPart]:
-    """The parts, and how many episodes they have so far."""
-    with EpisodeProgress() as progress:
-        bar = progress.add_task("reading", total=episodes)
-        for part in _parts(open_source, standard, episodes):
-            yield part
-            progress.advance(bar, len(part.lengths))
-
-
 def _parts(open_source: OpenSource, standard: Standard, episodes: int) -> Iterator[SurveyPart]:
-    """From as many processes as the cluster has CPUs, in whatever order they come."""
+    """From as many processes as the cluster has CPUs, in any order, with a bar of their episodes."""
     import ray
     import ray.data
 
@@ -102,8 +94,12 @@ def _parts(open_source: OpenSource, standard: Standard, episodes: int) -> Iterat
         concurrency=(1, readers),
         num_cpus=1,
     )
-    for row in rows.iter_rows():
-        yield SurveyPart.from_bytes(row["part"])
+    with EpisodeProgress() as progress:
+        bar = progress.add_task("reading", total=episodes)
+        for row in rows.iter_rows():
+            part: SurveyPart = pickle.loads(row["part"])
+            yield part
+            progress.advance(bar, len(part.lengths))
 
 
 def main(config: StatisticsConfig) -> None:
@@ -111,11 +107,7 @@ def main(config: StatisticsConfig) -> None:
     console = Console()
     result, path = survey(config)
     size = result.statistics
-    console.print(
-        f"{size.num_transitions} control steps of {size.num_trajectories} episodes: {path}",
-        markup=False,
-        soft_wrap=True,
-    )
+    print(f"{size.num_transitions} control steps of {size.num_trajectories} episodes: {path}")
     unlabelled = int((~result.labelled & (result.lengths > 0)).sum())
     if unlabelled:
         console.print(f"{unlabelled} episodes have no task in words; statistics count them", style="yellow")

@@ -23,12 +23,12 @@ import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from ipvla.choices import did_you_mean
+from ipvla.sim.fingerprint import COMMIT_VARIABLE, commit
 from ipvla.storage import SOURCE_TREE
-from ray_jobs.command_line.cli import run
+from ray_jobs.command_line.cli import first_line, run
 from ray_jobs.command_line.jobs import JOBS, config_class, module, named
 from ray_jobs.command_line.settings import SettingError, parse
 from ray_jobs.running.cluster import ClusterError
-from ray_jobs.running.commit import COMMIT_VARIABLE, commit
 
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _POLL_S = 0.5
@@ -112,7 +112,7 @@ def submit(config: SubmitConfig) -> int:
         job = client.submit_job(entrypoint=entrypoint, runtime_env=environment, submission_id=config.submission_id)
     except (RuntimeError, ConnectionError, ValueError) as error:
         raise ClusterError(
-            f"{config.dashboard} does not take the job ({_reason(error)}); give --address of a cluster's "
+            f"{config.dashboard} does not take the job ({first_line(error)}); give --address of a cluster's "
             "dashboard (with a token: the same RAY_AUTH_MODE here as there)"
         ) from None
     print(f"{job}: {entrypoint}", file=sys.stderr, flush=True)
@@ -161,10 +161,6 @@ async def _show(client: JobSubmissionClient, job: str, shown: int) -> int:
         sys.stdout.flush()
         length += len(lines)
     return max(length, shown)
-
-
-def _reason(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

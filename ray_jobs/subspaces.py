@@ -22,12 +22,12 @@ from ipvla.forgetting.subspaces import Subspaces
 from ipvla.models.lora import LoRAConfig
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
+from ipvla.sim.fingerprint import commit
 from ipvla.storage import StorageRoots
 from ipvla.training.feature_reader import FeatureReader
 from ipvla.training.target import VLM
 from ray_jobs.command_line.cli import run
 from ray_jobs.running.cluster import Demand, connect, supplied
-from ray_jobs.running.commit import commit
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,11 +32,10 @@ from ipvla.training.checkpoint import differences, flat, load_checkpoint, save_c
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
 from ipvla.training.target import VLM
-from ray_jobs.command_line.cli import Terminated, first_line, run
-from ray_jobs.display.training import TrainingDisplay
+from ray_jobs.command_line.cli import Terminated, TrainingError, end_at_once, first_line, lasting_failures, run
 from ray_jobs.running.cluster import Demand, connect, supplied
-from ray_jobs.running.policy_run import policy_run, publish, warn_of_waiting
-from ray_jobs.running.training_failure import TrainingError, end_at_once, lasting_failures
+from ray_jobs.running.display import TrainingDisplay
+from ray_jobs.running.policy_run import publish, training_run, warn_of_waiting
 
 #: In a run's directory: while it is there, the run ends after its next step, with a checkpoint.
 _STOP = "stop"
@@ -213,26 +213,29 @@ def _interruptible(fit: Callable[[], object], run_directory: Path) -> None:
         Terminated: SIGTERM came before the workers had begun.
     """
     stop, begun = run_directory / _STOP, run_directory / _BEGUN
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            fit()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work, name="Ray Train", daemon=True)  # which may never end
-    thread.start()
+    fitting = in_background(fit, "Ray Train")
     try:
-        while thread.is_alive():
-            thread.join(_SIGNAL_POLL_S)
+        while futures.wait([fitting], _SIGNAL_POLL_S).not_done:
             if stop.exists() and not begun.exists():
                 raise Terminated
     except BaseException:
         stop.touch()  # where the cluster outlives this, the workers end after their next step
         raise
-    if failed:
-        raise failed[0]
+    fitting.result()
+
+
+def in_background(work: Callable[[], object], name: str) -> futures.Future[object]:
+    """Begins `work` in a thread that this process does not wait for when it ends: it may go on for ever."""
+    future = futures.Future[object]()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 def trainer(config: ExperimentConfig, worker: Callable[[dict[str, Any]], None]) -> TorchTrainer:
@@ -351,13 +354,7 @@ def _watched(
 
 def run_sinks(config: ExperimentConfig, step: int) -> Sinks:
     """Where a run that goes on from this step logs to."""
-    mlflow = policy_run(
-        config,
-        config.study,
-        config.name,
-        parent_run_key=config.parent_run_key,
-        parent_run_id=config.parent_run_id,
-    )
+    mlflow = training_run(config)
     mlflow.log_params(flat(draccus.encode(config)))
     return Sinks((ConsoleSink(), JsonlSink(config.run_directory / "metrics.jsonl", step), mlflow))
 

@@ -19,19 +19,16 @@ from rich.markdown import Markdown
 
 from evaluators.forgetting import Estimate
 from evaluators.success_table import SuccessTable
-from ipvla.experiment import ExperimentConfig
 from ipvla.files import write_text
 from ipvla.tracking import MLflowSink
 from ray_jobs.command_line.cli import ending_at_sigterm, run
-from ray_jobs.display.training import TrainingDisplay
 from ray_jobs.running.cluster import connect, supplied
-from ray_jobs.running.policy_run import BEST, policy_run, publish, warn_of_waiting
+from ray_jobs.running.display import TrainingDisplay
+from ray_jobs.running.policy_run import BEST, policy_run, publish, training_run, warn_of_waiting
 from ray_jobs.train import demand
-from ray_jobs.tuning.sweep import SweepConfig, Trial, claim, run_sweep
+from ray_jobs.tuning.sweep import SweepConfig, claim
 from ray_jobs.tuning.sweep_report import best, difference, importances, pareto, plot, table, write_best
-from ray_jobs.tuning.trial import logged, play, rungs, train_to
-
-_SIDES = ("best", "default")
+from ray_jobs.tuning.trials import Trial, logged, play, run_sweep, rungs, train_to
 
 
 def tune(config: SweepConfig, console: Console) -> dict[str, Any]:
@@ -57,11 +54,10 @@ def tune(config: SweepConfig, console: Console) -> dict[str, Any]:
             chosen = best(trials)
             summary = _summary(config, trials, chosen)
             console.print(Markdown(summary["table"]))
-            confirmed = _confirmed(config, chosen) if config.confirm_seeds else {}
+            summary |= _confirmed(config, chosen)
     except BaseException:
         sink.close("KILLED")
         raise
-    summary |= _compared(config, confirmed)
     _publish(config, summary, trials, chosen, sink)
     return summary
 
@@ -76,35 +72,28 @@ def _summary(config: SweepConfig, trials: list[Trial], chosen: Trial) -> dict[st
     }
 
 
-def _confirmed(config: SweepConfig, chosen: Trial) -> Mapping[str, Mapping[int, SuccessTable]]:
-    """Best and default, trained with each of the fresh seeds and played on fresh layouts."""
+def _confirmed(config: SweepConfig, chosen: Trial) -> dict[str, Any]:
+    """Scores of best and default, trained with fresh seeds and played on fresh layouts, and their difference."""
+    if not config.confirm_seeds:
+        return {}
     success = replace(config.success, first_layout=config.confirm_first_layout)
-    values = dict(zip(_SIDES, (chosen.values, {}), strict=True))
-    tables: dict[str, dict[int, SuccessTable]] = {side: {} for side in _SIDES}
+    tables: dict[str, dict[int, SuccessTable]] = {"best": {}, "default": {}}
+    scores: dict[str, dict[str, dict[str, float]]] = {"best": {}, "default": {}}
     for seed in config.confirm_seeds:
-        for side in _SIDES:
-            run = config.trained(f"{side}-{seed}", values[side])
+        for side, values in (("best", chosen.values), ("default", {})):
+            run = config.trained(f"{side}-{seed}", values)
             run = replace(run, seed=seed, lanes=replace(run.lanes, seed=seed))
             last = rungs(run)[-1]
-            tables[side][seed] = play(run, train_to(run, last), last, success, config.scoring)
-    return tables
-
-
-def _compared(config: SweepConfig, tables: Mapping[str, Mapping[int, SuccessTable]]) -> dict[str, Any]:
-    if not tables:
-        return {}
-    sides = {
-        side: {str(seed): config.scoring.of(one) for seed, one in by_seed.items()}
-        for side, by_seed in tables.items()
-    }
+            played = play(run, train_to(run, last), last, success, config.scoring)
+            tables[side][seed], scores[side][str(seed)] = played, config.scoring.of(played)
     gains = difference(tables["best"], tables["default"], config.scoring)
-    return {"confirmation": sides, "best_minus_default": {name: asdict(one) for name, one in gains.items()}}
+    return {"confirmation": scores, "best_minus_default": {name: asdict(one) for name, one in gains.items()}}
 
 
 def _publish(
     config: SweepConfig, summary: Mapping[str, Any], trials: list[Trial], chosen: Trial, sink: MLflowSink
 ) -> None:
-    """Files in the sweep's directory, and all of it in the sweep's MLflow run."""
+    """Files in the sweep's directory, and all of it in MLflow; the best policy becomes a version of the model."""
     place = config.directory
     experiment = replace(config.trained("best", chosen.values), name=chosen.name)
     text = report(config, summary)
@@ -120,14 +109,9 @@ def _publish(
         sink.log_artifact(file)
     sink.note(text)
     sink.close()
-    _register(experiment)
-
-
-def _register(chosen: ExperimentConfig) -> None:
-    """The best trial's policy, as the best version of the sweep's model."""
-    sink = policy_run(chosen, chosen.study, chosen.name, parent_run_key=chosen.parent_run_key, renews=True)
-    publish(sink, chosen, register=True, alias=BEST)
-    sink.close()
+    trained = training_run(experiment, renews=True)
+    publish(trained, experiment, register=True, alias=BEST)
+    trained.close()
 
 
 def report(config: SweepConfig, summary: Mapping[str, Any]) -> str:

@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Final, TypeVar
 import draccus
 import ray
 from rich.console import Console
-from rich.markdown import Markdown
 
 from evaluators.rollout_status import RolloutStatus
 from evaluators.success import SuccessConfig
@@ -32,13 +31,12 @@ from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import SOURCE_TREE, StorageRoots
 from ray_jobs.collect import CollectConfig, collect
 from ray_jobs.command_line.settings import arguments, parse
-from ray_jobs.display.progress import CollectionDisplay, EpisodeProgress
 from ray_jobs.evaluate import EvaluateConfig
 from ray_jobs.quickstart import Stopwatch
+from ray_jobs.running.display import CollectionDisplay, EpisodeProgress
 from ray_jobs.running.side_by_side import train_side_by_side
 from ray_jobs.train import TrainSummary
-from studies.record import Target, read_record, write_record
-from studies.tables import target_table
+from studies.record import Figures, Target, conclude, read_record
 
 DOCS: Final = SOURCE_TREE / "docs"
 #: Held-out layouts from one seed's slice to the next one's.
@@ -47,8 +45,6 @@ SLICE: Final = 1000
 RECIPE: Final = ("lanes", "model", "optimizer", "training", "num_workers")
 Roots = TypeVar("Roots", bound=StorageRoots)
 Result = TypeVar("Result")
-#: A study's measurements, as JSON values.
-Figures = dict[str, Any]
 
 
 @cache
@@ -215,9 +211,7 @@ def publish(
     if record is not None and same_recipe(record["figures"]["recipe"], measurements["recipe"]):
         measurements, runs = join(record["figures"], measurements), record["runs"]
         seeds = sorted({*seeds, *record["seeds"]})
-    met = targets(measurements)
-    console.print(Markdown(target_table([target.to_dict() for target in met])))
-    console.print(f"written to {write_record(name, seeds, measurements, met, runs)}")
+    conclude(name, seeds, measurements, targets(measurements), console, earlier=runs)
     return measurements
 
 

@@ -24,7 +24,7 @@ from ipvla.storage import StorageRoots
 from ray_jobs.command_line.cli import run
 from ray_jobs.evaluate import EXPERT, EvaluateConfig, evaluate
 from studies.engine import entries, placed
-from studies.record import Target, write_record
+from studies.record import Target, conclude
 from studies.tables import study_table
 
 
@@ -90,8 +90,7 @@ def main(study: ExpertStudy) -> None:
             provide_assets(here.cache, here.libero_assets)
         figures = {suite: measure(here, suite, console) for suite in entries("expert")}
     console.print(Markdown(study_table(figures, "expert")))
-    if not study.quick:
-        console.print(f"written to {write_record('expert', [], figures, targets(figures))}")
+    conclude("expert", [], figures, targets(figures), console, quick=study.quick)
 
 
 if __name__ == "__main__":

@@ -29,11 +29,10 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
-from evaluators.forgetting import FloatArray
+from evaluators.forgetting import FloatArray, SequenceRun, sequence_figures
 from evaluators.grounding import GroundingConfig, tabulate
 from evaluators.pareto import area
 from evaluators.readings import Readings, ReadingsConfig, read
-from evaluators.sequence import SequenceRun, sequence_figures
 from evaluators.step_costs import StepCostConfig, step_costs
 from evaluators.step_response import (
     CLOSED,
@@ -47,7 +46,7 @@ from evaluators.step_response import (
 )
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
-from evaluators.tradeoffs import BOX, Comparison, Entry, Outcomes, Played, Point, Skill, success
+from evaluators.tradeoffs import Comparison, Entry, Outcomes, Played, Point, Skill, success
 from ipvla.experiment import ExperimentConfig
 from ipvla.files import write_text
 from ipvla.forgetting.replay import Line, controls, trace
@@ -59,9 +58,9 @@ from ray_jobs.command_line.cli import run
 from ray_jobs.command_line.settings import arguments, parse
 from ray_jobs.running.cluster import connect
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
-from studies.engine import DOCS, RECIPE, SLICE, Figures, Runner, Study, as_json, entries, placed, publish
+from studies.engine import DOCS, RECIPE, SLICE, Runner, Study, as_json, entries, placed, publish
 from studies.fronts import figures, joined, plot_fronts, targets
-from studies.record import read_record, write_record
+from studies.record import Figures, read_record, write_record
 from studies.tables import FORGETTING, measured
 
 #: Pictures that questions are about.
@@ -127,13 +126,9 @@ class Choice:
         """Of these methods the one with the largest area."""
         return max(names, key=lambda name: self.areas[name])
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Choice:
-        """What `to_dict` gave."""
+        """What `asdict` gave."""
         points = {name: tuple(Point(**point) for point in chosen) for name, chosen in values["points"].items()}
         return cls(points, values["areas"])
 
@@ -146,7 +141,7 @@ def choose(played: Mapping[Point, Played], new: Mapping[str, Skill], old: Mappin
     rates = {point: np.array([success(p.new, new), success(p.old, old)]) for point, p in played.items()}
 
     def under(points: Sequence[Point]) -> float:
-        return area(np.stack([rates[point] for point in points]), BOX)
+        return area(np.stack([rates[point] for point in points]))
 
     chosen: dict[str, list[Point]] = {}
     tried: dict[str, list[Point]] = {}
@@ -558,7 +553,7 @@ def tune(runner: ForgettingRunner) -> None:
         runner.console.print(f"{name}: area {choice.areas[name]:.3f}, {places}")
     if study.complete:
         tried = [{**asdict(point), "new": _counts(p.new), "old": _counts(p.old)} for point, p in played.items()]
-        tuning = {"choice": choice.to_dict(), "tried": tried}
+        tuning = {"choice": asdict(choice), "tried": tried}
         runner.console.print(f"written to {write_record(_TUNING, [study.tuning_seed], tuning, [])}")
 
 

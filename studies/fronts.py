@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluators.archive import decode, encode
-from evaluators.forgetting import mean_over_seeds
+from evaluators.forgetting import joined_sequences, mean_over_seeds
 from evaluators.pareto import front
-from evaluators.sequence import joined_sequences
+from evaluators.plots import whiskers
 from evaluators.step_response import joined_responses
 from evaluators.tradeoffs import Comparison, Drawn, Point, forgetting_at_equal_success, rounded
 from studies.record import Target
@@ -183,29 +184,16 @@ def targets(figures: Mapping[str, Any]) -> list[Target]:
     if loop:
         closed = f"{loop['closed']['method']} against {loop['shuffled']['method']}"
 
-    def target(
-        name: str,
-        one: Mapping[str, Any] | None,
-        bound: float,
-        note: str = "",
-        at_least: bool = False,
-        beyond: bool = False,
-    ) -> Target:
-        if one is None or one["value"] is None:
-            return Target(name, None, bound, at_least, beyond, note=note or "not measured")
-        known = None if one["low"] is None or one["high"] is None else (one["low"], one["high"])
-        return Target(name, one["value"], bound, at_least, beyond, known, note)
-
     why = at if equal["why"] is None else f"{at}: {equal['why']}"
     gap = methods[ours]["gaps"][rival] if rival else None
     against = f"{ours} against {rival}" if rival else "no rival without replay and extra loss was played"
     gain = loop["shuffled"]["gain"] if loop else None
     return [
-        target("hsw_step_ratio", costs.get("hsw_step_ratio"), 1.05),
-        target("thermostat_step_ratio", costs.get("thermostat_step_ratio"), 1.02, reading),
-        target("forgetting_ratio_to_lora", equal["ratio"], 0.5, why),
-        target("front_area_gap_to_best_rival", gap, 0.0, against, at_least=True),
-        target("closed_loop_gain_over_shuffled", gain, 0.0, closed, at_least=True, beyond=True),
+        Target.of("hsw_step_ratio", costs.get("hsw_step_ratio"), 1.05),
+        Target.of("thermostat_step_ratio", costs.get("thermostat_step_ratio"), 1.02, note=reading),
+        Target.of("forgetting_ratio_to_lora", equal["ratio"], 0.5, note=why),
+        Target.of("front_area_gap_to_best_rival", gap, 0.0, True, against),
+        replace(Target.of("closed_loop_gain_over_shuffled", gain, 0.0, True, closed), beyond=True),
     ]
 
 
@@ -272,9 +260,5 @@ def _draw(panel: Axes, method: Mapping[str, Any], colour: Any, marker: str) -> A
     return line
 
 
-def _reach(estimate: Mapping[str, Any]) -> list[list[float]] | None:
-    """How far the interval reaches down and up; a bootstrap interval may just miss its value."""
-    if estimate["low"] is None:
-        return None
-    value = estimate["value"]
-    return [[max(value - estimate["low"], 0.0)], [max(estimate["high"] - value, 0.0)]]
+def _reach(one: Mapping[str, Any]) -> Any:
+    return None if one["low"] is None else whiskers([one["value"]], [(one["low"], one["high"])])

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from evaluators.act_costs import CostConfig, costs
+from evaluators.plots import whiskers
 from evaluators.reasoning import EVERY, ONCE, plan_figures, play_both
 from evaluators.success_table import SuccessRow, SuccessTable, tabulate
 from ipvla.data.dataset import open_dataset
@@ -39,11 +40,11 @@ from ipvla.types import EpisodeResult
 from ray_jobs.collect import CollectConfig
 from ray_jobs.command_line.cli import run
 from ray_jobs.command_line.settings import parse
-from ray_jobs.display.progress import EpisodeProgress
 from ray_jobs.evaluate import EvaluateConfig, evaluate
 from ray_jobs.running.cluster import connect
-from studies.engine import DOCS, Figures, Runner, Study, as_json, entries, placed, publish
-from studies.record import Target
+from ray_jobs.running.display import EpisodeProgress
+from studies.engine import DOCS, Runner, Study, as_json, entries, placed, publish
+from studies.record import Figures, Target
 from studies.tables import MEMORY, measured
 
 _QUICK_COSTS = CostConfig(late=40, around=2, steps=3, repeats=2)
@@ -291,9 +292,9 @@ def plot_delays(delays: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Pat
         aside = 1.02 ** (place - len(delays) / 2)  # or intervals would hide one another
         x = [int(delay) * aside for delay in rows]
         y = [row["rate"] for row in rows.values()]
-        below, above = ([abs(row["wilson95"][i] - row["rate"]) for row in rows.values()] for i in (0, 1))
+        error = whiskers(y, [row["wilson95"] for row in rows.values()])
         marker = markers[place % len(markers)]
-        panel.errorbar(x, y, (below, above), label=mechanism, marker=marker, markersize=4, elinewidth=0.7)
+        panel.errorbar(x, y, error, label=mechanism, marker=marker, markersize=4, elinewidth=0.7)
     rows = next(iter(delays.values()))
     panel.axhline(next(iter(rows.values()))["chance"], color="gray", linestyle=":", linewidth=1, label="chance")
     panel.set_xscale("log")

@@ -17,14 +17,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from rich.console import Console
-from rich.markdown import Markdown
 
 from ray_jobs.command_line.cli import run
 from ray_jobs.quickstart import QuickstartConfig
 from ray_jobs.quickstart import main as quickstart
 from studies.engine import entries
-from studies.record import Target, read_record, write_record
-from studies.tables import target_table
+from studies.record import Target, conclude, read_record
 
 #: A run's `summary.json`.
 Summary = dict[str, Any]
@@ -97,13 +95,10 @@ def main(study: QuickstartStudy) -> None:
         for config in configs:
             quickstart(config)
         summaries = [json.loads((one.runs / one.study / "summary.json").read_text()) for one in configs]
-    met = targets(summaries)
-    console.print(Markdown(target_table([target.to_dict() for target in met])))
-    if not study.quick:
-        seeds, record = sorted({config.seed for config in configs}), read_record("quickstart")
-        earlier = record["runs"] if record and known else []
-        path = write_record("quickstart", seeds, figures(configs, summaries), met, earlier)
-        console.print(f"written to {path}")
+    seeds, record = sorted({config.seed for config in configs}), read_record("quickstart")
+    earlier = record["runs"] if record and known else []
+    met, told = targets(summaries), figures(configs, summaries)
+    conclude("quickstart", seeds, told, met, console, quick=study.quick, earlier=earlier)
 
 
 if __name__ == "__main__":

@@ -7,22 +7,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Final
 
+from evaluators.console import markdown_table
 from ipvla.forgetting.thermostat import ThermostatConfig
-from studies.record import where
 
 Figures = Mapping[str, Any]
 _NOT_YET: Final = "Not measured yet."
 
 
-def line(*cells: str) -> str:
-    """One row."""
-    return f"| {' | '.join(cells)} |"
-
-
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *below: str, rule: str = "---") -> str:
     """Headings, rows, and paragraphs below them; `rule` is that of all columns but the first."""
-    head = [line(*headings), "|---" + f"|{rule}" * (len(headings) - 1) + "|"]
-    return "\n\n".join(["\n".join([*head, *(line(*row) for row in rows)]), *filter(None, below)])
+    return "\n\n".join([markdown_table(headings, rows, rule), *filter(None, below)])
 
 
 def estimate(one: Figures | None, digits: int = 2, signed: bool = False) -> str:
@@ -60,6 +54,13 @@ def extent(numbers: Iterable[int]) -> str:
     """E.g. 60, or 20 to 80."""
     some = list(numbers)
     return str(min(some)) if min(some) == max(some) else f"{min(some)} to {max(some)}"
+
+
+def where(run: Mapping[str, Any]) -> str:
+    """A sentence on the run that gave some figures; `commit` is a list where it is not known which one it was."""
+    commits = [run["commit"]] if isinstance(run["commit"], str) else run["commit"]
+    named = " or ".join(f"`{one[:10]}`" for one in commits)
+    return f"Commit {named}, {run['machine']['cpu']}, {run['machine']['os']}."
 
 
 def target_table(targets: Sequence[Figures], *below: str) -> str:

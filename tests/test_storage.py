@@ -102,6 +102,15 @@ def test_an_address_is_no_directory(flag):
     assert not Path("s3:").exists()
 
 
+@pytest.mark.parametrize("flag", ["storage_root", "run_root_dir"])
+def test_a_question_mark_is_refused_where_the_mlflow_database_would_lie(flag, tmp_path):
+    roots = StorageRoots(**{flag: tmp_path / "q?x=1&y"})
+    with pytest.raises(StorageError, match=r"^--run_root_dir .*/q\?x=1&y.*: a path with \? cannot hold"):
+        roots.prepare()
+    assert list(tmp_path.iterdir()) == []
+    StorageRoots(storage_root=tmp_path / "plain", data_root_dir=tmp_path / "data?").prepare()
+
+
 def test_absolute_paths_stay_where_they_were_when_the_working_directory_changes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("IPVLA_STORAGE_ROOT", "store")

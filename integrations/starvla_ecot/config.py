@@ -134,32 +134,26 @@ def read_config(cfg: Any) -> EcotConfig:
         ValueError: a key is missing, unknown or has a value that cannot be; the message names it.
     """
     vla_data = _section(_section(cfg, "datasets", ""), "vla_data", "datasets.")
-    given = _get(vla_data, "dataset_py", None)
-    if given != DATASET_PY:
-        raise ValueError(f"datasets.vla_data.dataset_py is {given!r}; set it to {DATASET_PY!r} for this data path")
+    named = _get(vla_data, "dataset_py")
+    if named != DATASET_PY:
+        raise ValueError(f"datasets.vla_data.dataset_py is {named!r}; set it to {DATASET_PY!r} for this data path")
     _refuse_misspelt(vla_data)
-    section = _section(vla_data, "ecot", "datasets.vla_data.")
-    values: dict[str, Any] = {"ecot": _ecot(section)}
-    model = _get(_get(cfg, "framework", {}), "action_model", {})
-    scale = _get(_get(cfg, "trainer", {}), "loss_scale", {})
-    places = (
-        (vla_data, ("image_size", "per_device_batch_size", "num_workers")),
-        (model, ("past_action_window_size", "future_action_window_size", "action_dim", "action_horizon")),
-        (cfg, ("seed",)),
-    )
-    for node, names in places:
-        values |= {name: _get(node, name, None) for name in names if _get(node, name, None) is not None}
-    for name, value in (
-        ("cot_prompt", _get(vla_data, "CoT_prompt", None)),
-        ("vla_scale", _get(scale, "vla", None)),
-        ("vlm_cot_scale", _get(scale, "vlm_cot", None)),
-    ):
-        values |= {} if value is None else {name: value}
+    model, scale = _get(_get(cfg, "framework"), "action_model"), _get(_get(cfg, "trainer"), "loss_scale")
+    windows = ("past_action_window_size", "future_action_window_size", "action_dim", "action_horizon")
+    given = {
+        "ecot": _ecot(_section(vla_data, "ecot", "datasets.vla_data.")),
+        **{name: _get(vla_data, name) for name in ("image_size", "per_device_batch_size", "num_workers")},
+        "cot_prompt": _get(vla_data, "CoT_prompt"),
+        **{name: _get(model, name) for name in windows},
+        "vla_scale": _get(scale, "vla"),
+        "vlm_cot_scale": _get(scale, "vlm_cot"),
+        "seed": _get(cfg, "seed"),
+    }
+    values = {name: value for name, value in given.items() if value is not None}
     if "image_size" in values:
         size = values["image_size"]
-        values["image_size"] = (
-            tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size,) * 2
-        )
+        sides = isinstance(size, Sequence) and not isinstance(size, str)
+        values["image_size"] = tuple(size) if sides else (size, size)
     return EcotConfig(**values)
 
 
@@ -171,7 +165,7 @@ def _ecot(section: Any) -> EcotSection:
     for key in ("data_root_dir", "data_mix"):
         if key not in _keys(section):
             raise ValueError(f"datasets.vla_data.ecot.{key} is missing; every ECoT data path needs it")
-    return EcotSection(**{str(key): _get(section, key, None) for key in _keys(section)})
+    return EcotSection(**{str(key): _get(section, key) for key in _keys(section)})
 
 
 def _refuse_misspelt(vla_data: Any) -> None:
@@ -186,16 +180,14 @@ def _meant(key: str, known: Sequence[str]) -> str:
 
 
 def _section(node: Any, key: str, where: str) -> Any:
-    section = _get(node, key, None)
+    section = _get(node, key)
     if section is None or isinstance(section, str | int | float | list):
         raise ValueError(f"the configuration has no section {where}{key}; it has {_keys(node)}")
     return section
 
 
-def _get(node: Any, key: str, default: Any) -> Any:
-    if isinstance(node, Mapping):
-        return node.get(key, default)
-    return getattr(node, key, default)
+def _get(node: Any, key: str) -> Any:
+    return node.get(key) if isinstance(node, Mapping) else getattr(node, key, None)
 
 
 def _keys(node: Any) -> list[str]:

@@ -6,23 +6,92 @@ import itertools
 import os
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from torch.utils.data import IterableDataset, get_worker_info
 
 from integrations.starvla_ecot.config import EcotConfig, Parallel
-from integrations.starvla_ecot.member import Member
-from integrations.starvla_ecot.order import Visit, epoch_visits, frame_order
-from integrations.starvla_ecot.samples import Frame, Sample, SampleMaker
+from integrations.starvla_ecot.samples import EpisodeNumbers, Frame, Sample, SampleMaker, views
 from ipvla.data.mixtures import Mixture
+from ipvla.data.reasoning.store import ReasoningStore, along
+from ipvla.data.source import DatasetError, EpisodeSource
+from ipvla.data.standards import Standard
+from ipvla.data.statistics import Statistics
+from ipvla.data.survey import Survey
 
 #: Samples that are in the making ahead of the one that is given, per thread.
 _AHEAD = 2
 _MOST_THREADS = 16
+
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One episode's turn in an epoch; `copy` tells apart several turns of an episode with a weight above 1."""
+
+    dataset: int
+    episode: int
+    copy: int = 0
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dataset of the mix.
+
+    Attributes:
+        name: under which the mix and the statistics know it.
+        source: its episodes as they lie on disk.
+        standard: how they become robot episodes.
+        survey: of both; broken episodes are left out, and those without an instruction, as OpenVLA does.
+        statistics: of the split that is trained on.
+        reasoning: of its episodes, None for none.
+        weight: how often an episode comes in one epoch, in the mean.
+    """
+
+    name: str
+    source: EpisodeSource
+    standard: Standard
+    survey: Survey
+    statistics: Statistics
+    reasoning: ReasoningStore | None = None
+    weight: float = 1.0
+
+    @cached_property
+    def lengths(self) -> IntArray:
+        """int64 [E], steps per episode; 0 for one that is left out."""
+        return np.where(self.survey.labelled, self.survey.lengths, 0)
+
+    def frames(self, visit: Visit) -> list[Frame]:
+        """All frames of one episode, pictures encoded. BrokenEpisodeError if it cannot be read."""
+        trajectory = self.source.trajectory(visit.episode)
+        episode = self.standard.episode(trajectory)
+        if len(episode) != self.lengths[visit.episode]:
+            raise DatasetError(
+                f"{trajectory.where} has {len(episode)} steps after its standard and had "
+                f"{self.lengths[visit.episode]} before: the dataset has changed; delete its survey in the cache"
+            )
+        said = self.reasoning.of(trajectory.metadata) if self.reasoning is not None else {}
+        state = self.statistics.proprio.normalise(episode.state) if episode.state.shape[1] else None
+        numbers = EpisodeNumbers(
+            episode.instruction,
+            self.statistics.action.normalise(episode.action),
+            state,
+            self.standard.absolute,
+        )
+        steps = zip(episode.raw_step.tolist(), along(said, episode.raw_step), strict=True)
+        key = (visit.dataset, visit.episode, visit.copy)
+        return [
+            Frame(numbers, t, views(episode.pictures, raw), parts, (*key, raw))
+            for t, (raw, parts) in enumerate(steps)
+        ]
 
 
 @dataclass(frozen=True)
@@ -176,3 +245,53 @@ def _threads(wanted: Parallel) -> int:
     if isinstance(wanted, int):
         return wanted
     return 1 if get_worker_info() is not None else min(_MOST_THREADS, os.cpu_count() or 1)
+
+
+#: Random numbers are drawn in blocks of this size.
+_BLOCK = 4096
+
+
+def epoch_visits(repeats: Iterable[IntArray], seed: int, epoch: int, shuffle: bool) -> list[Visit]:
+    """All turns of one epoch, in order.
+
+    Args:
+        repeats: per dataset int64 [E], how often each episode comes (`Mixture.repeats`).
+        seed, epoch: non-negative, of the order.
+        shuffle: False keeps the datasets' own.
+    """
+    visits = [
+        Visit(dataset, episode, copy)
+        for dataset, times in enumerate(repeats)
+        for episode, often in enumerate(times.tolist())
+        for copy in range(often)
+    ]
+    rng = np.random.default_rng((seed, epoch, 0))
+    return [visits[i] for i in rng.permutation(len(visits))] if shuffle else visits
+
+
+def frame_order(lengths: Sequence[int], buffer: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+    """(turn, step) of every frame of turns with these lengths, each exactly once.
+
+    Frames enter a buffer in order, and the next one out is drawn from it once it holds more than `buffer`; 0 keeps
+    their order.
+    """
+    luck = _uniform(rng)
+    held: list[tuple[int, int]] = []
+    for turn, length in enumerate(lengths):
+        for step in range(length):
+            held.append((turn, step))
+            if len(held) > buffer:
+                yield _take(held, next(luck))
+    while held:
+        yield _take(held, next(luck))
+
+
+def _take(held: list[tuple[int, int]], place: float) -> tuple[int, int]:
+    i = int(place * len(held))
+    held[i], held[-1] = held[-1], held[i]
+    return held.pop()
+
+
+def _uniform(rng: np.random.Generator) -> Iterator[float]:
+    while True:
+        yield from rng.random(_BLOCK).tolist()

@@ -14,10 +14,8 @@ import numpy as np
 
 from integrations.starvla_ecot.batches import FrameLoader
 from integrations.starvla_ecot.config import DATASET_PY, EcotConfig, read_config
-from integrations.starvla_ecot.frames import FrameDataset
-from integrations.starvla_ecot.member import Member
-from ipvla.data.mixtures import Mixture, mixture_named
-from ipvla.data.oxe_mixtures import OXE_MIXTURES
+from integrations.starvla_ecot.frames import FrameDataset, Member
+from ipvla.data.mixtures import OXE_MIXTURES
 from ipvla.data.reasoning.episodes import coverage
 from ipvla.data.reasoning.store import MissingReasoningError, ReasoningStore, open_store
 from ipvla.data.rlds.source import RldsSource
@@ -50,7 +48,7 @@ def get_vla_dataset_ecot(cfg: Any) -> FrameDataset:
     config = read_config(cfg)
     cache = StorageRoots().cache
     reasoning = _reasoning(config.ecot.reasoning_json, cache / "datasets" / "reasoning")
-    mix = _mixture(config.ecot.data_mix).weights
+    mix = OXE_MIXTURES.get(config.ecot.data_mix, {config.ecot.data_mix: 1.0})
     members = [_member(config, name, weight, reasoning, cache / "datasets") for name, weight in mix.items()]
     covered = {member.name: coverage(member.source, reasoning) for member in members} if reasoning else {}
     for name in (name for name, found in covered.items() if not found.found):
@@ -100,10 +98,6 @@ def _reasoning(reasoning_json: str | None, cache: Path) -> ReasoningStore | None
             error,
         )
         return None
-
-
-def _mixture(data_mix: str) -> Mixture:
-    return mixture_named(data_mix) if data_mix in OXE_MIXTURES else Mixture({data_mix: 1.0})
 
 
 def _member(

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from integrations.starvla_ecot.augment import augment
 from integrations.starvla_ecot.config import EcotConfig
-from ipvla.data.chunks import past_the_end
+from ipvla.data.conventions import past_the_end
 from ipvla.data.pictures import EncodedPictures, Pictures
 from ipvla.data.reasoning.steps import Parts, ReasoningFilter, render
 
@@ -145,13 +145,43 @@ def chunk(numbers: EpisodeNumbers, t: int, past: int, length: int) -> FloatArray
     return past_the_end(target, steps < end, "openvla", numbers.absolute)[0]
 
 
-def one_picture(pictures: Pictures, index: int) -> tuple[Pictures, int]:
-    """A picture that keeps no other one in memory, where pictures are encoded one by one."""
-    if isinstance(pictures, EncodedPictures):
-        return EncodedPictures((pictures.encoded[index],)), 0
-    return pictures, index
-
-
 def views(pictures: Mapping[str, Pictures], raw_step: int) -> tuple[tuple[Pictures, int], ...]:
-    """One picture per camera, in the standard's order."""
-    return tuple(one_picture(each, raw_step) for each in pictures.values())
+    """One picture per camera, in the standard's order; it keeps no other one in memory where it can be apart."""
+    return tuple(
+        (EncodedPictures((each.encoded[raw_step],)), 0) if isinstance(each, EncodedPictures) else (each, raw_step)
+        for each in pictures.values()
+    )
+
+
+#: OpenVLA's settings (openvla/prismatic/vla/datasets/datasets.py): share of the area that a crop keeps, then how
+#: far brightness (of 1) and hue (of a turn) move, and between which factors contrast and saturation change.
+CROP_AREA = 0.9
+BRIGHTNESS, HUE = 0.2, 0.05
+CONTRAST = SATURATION = (0.8, 1.2)
+
+
+def augment(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """A changed copy of uint8 [H, W, 3] RGB, same size; it depends on the generator's state alone."""
+    place = rng.random(2)
+    brightness, hue = rng.uniform(-BRIGHTNESS, BRIGHTNESS), rng.uniform(-HUE, HUE)
+    contrast, saturation = rng.uniform(*CONTRAST), rng.uniform(*SATURATION)
+    x = _crop(image, place).astype(np.float32) / 255 + np.float32(brightness)
+    mean = x.mean((0, 1))  # of each channel alone, as TensorFlow's adjust_contrast
+    x = ((x - mean) * np.float32(contrast) + mean).clip(0, 1)
+    hsv = cv2.cvtColor(x, cv2.COLOR_RGB2HSV)  # hue in degrees, the others in [0, 1]
+    hsv[..., 0] = (hsv[..., 0] + np.float32(360 * hue)) % 360
+    hsv[..., 1] = (hsv[..., 1] * np.float32(saturation)).clip(0, 1)
+    x = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    return np.asarray((x * 255).round().clip(0, 255), np.uint8)
+
+
+def _crop(image: npt.NDArray[np.uint8], place: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """`CROP_AREA` of the image from a place in [0, 1]^2 of those that fit, resized back."""
+    height, width = image.shape[:2]
+    kept = CROP_AREA**0.5
+    top, left = place * (1 - kept) * (height, width)
+    # one affine map does both: each target pixel's centre looks up its place in the crop
+    matrix = np.array([[kept, 0, left + (kept - 1) / 2], [0, kept, top + (kept - 1) / 2]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    cropped = cv2.warpAffine(image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(cropped, np.uint8)

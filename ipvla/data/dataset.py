@@ -5,25 +5,26 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ipvla.contract import Contract
-from ipvla.data.byte_cache import ByteCache
-from ipvla.data.episode import EncodedEpisode
 from ipvla.data.reasoning import Coverage, ReasonedSource, ReasoningConfig
 from ipvla.data.recording import Recording
 from ipvla.data.rlds.format import STATISTICS_FILE
 from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource
 from ipvla.data.sources import RldsBackend, open_source
 from ipvla.data.standards import Standard, StandardConfig, standard_of
-from ipvla.data.standards.recorded import Recorded
+from ipvla.data.standards.libero import Recorded
+from ipvla.data.standards.standard import EncodedEpisode
 from ipvla.data.statistics import Statistics
 from ipvla.data.survey import Survey, repaired, surveyed
 from ipvla.types import Observation
@@ -65,6 +66,7 @@ def open_dataset(
     source = open_source(
         location, read_root=read_root, skip_bad_episodes=skip_bad_episodes, rlds_backend=rlds_backend
     )
+    cache = read_root or Path(tempfile.gettempdir()) / "ipvla"
     made = standard_of(source, standard, skip_noops=skip_noops, padded_state=padded_state)
     return EpisodeDataset(
         source,
@@ -73,95 +75,8 @@ def open_dataset(
         read_root=read_root,
         skips_bad_episodes=skip_bad_episodes,
         skips_unlabelled=skip_unlabelled,
-        reasoned=None if reasoning is None else reasoning.build(source, _reasoning_cache(read_root)),
+        reasoned=None if reasoning is None else reasoning.build(source, cache / "reasoning"),
     )
-
-
-def _reasoning_cache(read_root: Path | None) -> Path:
-    return (read_root or Path(tempfile.gettempdir()) / "ipvla") / "reasoning"
-
-
-class Dataset(Protocol):
-    """The standardised episodes of one source, or of several side by side; safe to use from several threads.
-
-    Attributes:
-        name, location: of the source, or of all.
-        standard: what turns recorded episodes into robot episodes; of several, what their standards share.
-        broken: how many episodes are left out, which only skipping allows.
-        skips_bad_episodes: readers skip the episodes that turn out to be unreadable.
-        lengths: int64 [E], control steps per episode.
-        tasks, families: one name per episode; a dataset that has none gives the instruction and "".
-        cameras: names of the views, of several datasets those that all have.
-        reworded: in how many episodes the task in words changes, as far as the dataset had to be read.
-        contract: on which terms it was recorded; of several datasets, what their contracts share.
-        pictures_every: control steps from one new picture to the next, see `Recording`.
-        step_features: what an episode's steps may have recorded, by the source's names.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def location(self) -> str: ...
-    @property
-    def standard(self) -> Standard: ...
-    @property
-    def broken(self) -> int: ...
-    @property
-    def skips_bad_episodes(self) -> bool: ...
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]: ...
-    @property
-    def tasks(self) -> tuple[str, ...]: ...
-    @property
-    def families(self) -> tuple[str, ...]: ...
-    @property
-    def cameras(self) -> tuple[str, ...]: ...
-    @property
-    def reworded(self) -> int: ...
-    @property
-    def contract(self) -> Contract: ...
-    @property
-    def pictures_every(self) -> int: ...
-    @property
-    def step_features(self) -> frozenset[str]: ...
-
-    def __len__(self) -> int: ...
-
-    def part(self, index: int) -> str:
-        """The name of the dataset that an episode is of."""
-        ...
-
-    def repeats(self, seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
-        """int64 [E], how often each episode is seen in an epoch; None for once."""
-        ...
-
-    def episode(self, index: int) -> EncodedEpisode:
-        """Raises BrokenEpisodeError if it cannot be read, IndexError outside [0, len)."""
-        ...
-
-    def observation(self, index: int, t: int, cameras: Sequence[str]) -> Observation:
-        """What the demonstrator saw at control step `t`, as a simulator would give it."""
-        ...
-
-    def statistics(self) -> Statistics:
-        """Of the source, or of the first of several."""
-        ...
-
-    def mixed(self) -> dict[str, Statistics]:
-        """Of each of several datasets, by its name; {} for one."""
-        ...
-
-    def instructions(self) -> frozenset[str]:
-        """All tasks in words."""
-        ...
-
-    def coverage(self) -> list[tuple[str, Coverage]]:
-        """Of each dataset with reasoning from elsewhere, by its name, how many episodes have some."""
-        ...
-
-    def require_readable(self) -> None:
-        """BrokenEpisodeError if episodes are known to be broken and are not skipped."""
-        ...
 
 
 class EpisodeDataset:
@@ -176,6 +91,14 @@ class EpisodeDataset:
         skips_bad_episodes: readers skip what turns out to be unreadable; the dataset is read once, to find and
             leave out such episodes.
         reasoned: the source's episodes with their reasoning, if they have any from elsewhere.
+
+    Attributes:
+        name, location: of the source.
+        cameras: names of the views, sorted.
+        step_features: what an episode's steps may have recorded, by the source's names.
+        broken: how many episodes are left out, which only skipping allows.
+        lengths: int64 [E], control steps per episode.
+        tasks, families: one name per episode; a dataset that has none gives the instruction and "".
     """
 
     def __init__(
@@ -195,6 +118,8 @@ class EpisodeDataset:
         self.skips_bad_episodes = skips_bad_episodes
         self.standard = standard
         self.name, self.location = source.name, source.location
+        self.cameras = tuple(sorted(standard.cameras))
+        self.step_features = frozenset((reasoned or source).features)
         expected = source.lengths - sum(standard.trimmed)
         known = standard.known_length and not (skips_bad_episodes and (expected > 0).any())
         lengths = expected if known else self._lengths()
@@ -215,9 +140,8 @@ class EpisodeDataset:
                 f"{' with a task in words' if skips_unlabelled else ''}; correct it"
             )
         self.lengths: npt.NDArray[np.int64] = lengths[self._numbers]
-        tasks, families = source.tasks, source.families  # once: a source may put them together anew
-        self.tasks = tuple(tasks[number] for number in self._numbers.tolist())
-        self.families = tuple(families[number] for number in self._numbers.tolist())
+        self.tasks = tuple(source.tasks[number] for number in self._numbers.tolist())
+        self.families = tuple(source.families[number] for number in self._numbers.tolist())
         self._episodes = ByteCache[int, EncodedEpisode](cache_bytes // 4, lambda episode: episode.nbytes)
         self._frames = ByteCache[tuple[int, int, str], npt.NDArray[np.uint8]](
             cache_bytes - cache_bytes // 4, lambda frame: frame.nbytes
@@ -225,10 +149,6 @@ class EpisodeDataset:
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        return tuple(sorted(self.standard.cameras))
 
     @property
     def contract(self) -> Contract:
@@ -239,11 +159,6 @@ class EpisodeDataset:
     def pictures_every(self) -> int:
         """Control steps from one new picture to the next, see `Recording`."""
         return Recording.of(self._source).pictures_every
-
-    @property
-    def step_features(self) -> frozenset[str]:
-        """What an episode's steps may have recorded, by the source's names."""
-        return frozenset((self._reasoned or self._source).features)
 
     def part(self, index: int) -> str:
         """The name of the dataset that an episode is of: this one's."""
@@ -278,10 +193,11 @@ class EpisodeDataset:
         return self._written_statistics or self._survey.statistics
 
     def mixed(self) -> dict[str, Statistics]:
+        """Of each of several datasets, by its name: {} for one."""
         return {}
 
     def instructions(self) -> frozenset[str]:
-        """Of the survey; where none is needed, of the first episode of each task that can be read."""
+        """All tasks in words: of the survey, or else of the first episode of each task that can be read."""
         if self._needs_survey:
             return frozenset(self._survey.instructions)
         instructions = {}
@@ -292,9 +208,11 @@ class EpisodeDataset:
         return frozenset(instructions.values())
 
     def coverage(self) -> list[tuple[str, Coverage]]:
+        """Of each dataset with reasoning from elsewhere, by its name, how many episodes have some."""
         return [] if self._reasoned is None else [(self.name, self._reasoned.coverage())]
 
     def require_readable(self) -> None:
+        """BrokenEpisodeError if episodes are known to be broken and are not skipped."""
         if self.skips_bad_episodes or not self._needs_survey or not self._survey.broken:
             return
         first = next(iter(self._survey.broken.values()))
@@ -305,6 +223,7 @@ class EpisodeDataset:
 
     @property
     def reworded(self) -> int:
+        """In how many episodes the task in words changes, as far as the dataset had to be read."""
         return int(self._survey.reworded[self._numbers].sum()) if self._needs_survey else 0
 
     @property
@@ -334,7 +253,7 @@ class EpisodeDataset:
                 f"{STATISTICS_FILE} counts {stated[0]} episodes of {stated[1]} steps, and there are "
                 f"{counts[0]} of {counts[1]}"
             )
-        proprio = sum(math.prod(self._source.features[path].shape) for path in self.standard.numbers[1:])
+        proprio = sum(math.prod(self._source.features[path].shape) for path in self.standard.paths[1])
         if written.proprio.dim != proprio:
             return f"{STATISTICS_FILE} is of {written.proprio.dim} numbers of proprioception, not of {proprio}"
         return ""
@@ -367,3 +286,35 @@ class EpisodeDataset:
             raise BrokenEpisodeError(f"{self.name}: {self.location}, episode {index}: {error}") from error
         frame.flags.writeable = False
         return frame
+
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class ByteCache(Generic[K, V]):
+    """Keeps the most recently used values whose sizes add up to at most `capacity` bytes; safe between threads."""
+
+    def __init__(self, capacity: int, size: Callable[[V], int]) -> None:
+        if capacity < 0:
+            raise ValueError(f"cache capacity {capacity} bytes is negative; give 0 to cache nothing")
+        self.capacity = capacity
+        self.nbytes = 0
+        self._size = size
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        """The value stored for `key`, else `make()`, which is then stored."""
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
+        value = make()
+        with self._lock:
+            if key not in self._entries:
+                self._entries[key] = value
+                self.nbytes += self._size(value)
+            while self.nbytes > self.capacity:
+                self.nbytes -= self._size(self._entries.popitem(last=False)[1])
+        return value

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from ipvla.data.augmentation import AugmentationConfig
-from ipvla.data.dataset import Dataset
+from ipvla.data.mixture_dataset import Dataset
 from ipvla.data.plan import EpochPlan, IntArray, Layout, PlanPosition, WindowPlan
-from ipvla.data.prefetch import prefetch
 from ipvla.data.source import BrokenEpisodeError, DatasetError
 from ipvla.data.transforms import Transforms
 from ipvla.types import NO_TOKEN, ModelInputs, Observation, StepBatch
@@ -97,7 +99,7 @@ class LaneReader:
         self._world_size = world_size
         self._augmentation = augmentation
         self.broken: set[int] = set()
-        self._transforms_by_part: dict[str, Transforms] = {}
+        self._transforms_of = cache(transforms.of)
         self._plan: tuple[tuple[int, tuple[Layout, ...]], EpochPlan] | None = None
 
     @property
@@ -171,8 +173,6 @@ class LaneReader:
                 transforms = self._transforms_of(self._dataset.part(episode))
                 targets = transforms.chunk_targets(recorded, window.t[lane, places])
                 actions[lane, places], action_valid[lane, places] = targets
-        plan, last_plan = self._plans(window)
-        question, answer = self._questions(window)
         return StepBatch(
             inputs=inputs.map(lambda x: x.reshape(lanes, steps, *x.shape[1:])),
             actions=torch.from_numpy(actions),
@@ -182,10 +182,7 @@ class LaneReader:
             t=torch.from_numpy(window.t),
             episode_key=torch.from_numpy(window.episode),
             noise_seed=torch.from_numpy(mixed(self._config.seed, epoch, window.episode, window.t)),
-            plan=torch.from_numpy(plan),
-            last_plan=torch.from_numpy(last_plan),
-            question=torch.from_numpy(question),
-            answer=torch.from_numpy(answer),
+            **self._words(window),
         )
 
     def _inputs(self, observations: Sequence[Observation], episodes: Sequence[int]) -> ModelInputs:
@@ -201,11 +198,6 @@ class LaneReader:
         back = torch.from_numpy(np.argsort(order))
         names = [field.name for field in fields(ModelInputs)]
         return ModelInputs(**{name: torch.cat([getattr(part, name) for part in made])[back] for name in names})
-
-    def _transforms_of(self, part: str) -> Transforms:
-        if part not in self._transforms_by_part:
-            self._transforms_by_part[part] = self._transforms.of(part)
-        return self._transforms_by_part[part]
 
     def _observation(self, episode: int, t: int) -> Observation:
         return self._dataset.observation(episode, t, self._transforms.cameras)
@@ -235,34 +227,30 @@ class LaneReader:
                     logger.warning("step %d and perhaps others are left out: %s", t, error)
         return WindowPlan(np.where(readable, window.episode, -1), window.t, window.is_first)
 
-    def _plans(self, window: WindowPlan) -> tuple[IntArray, IntArray]:
-        """The plans at the window's steps and one policy step before them, each int64 [lanes, K, Lp]."""
-        prompts = self._transforms.prompts
-        plan = np.full((*window.episode.shape, prompts.plan_tokens), NO_TOKEN, np.int64)
-        last_plan = plan.copy()
-        if not prompts.plan_tokens:
-            return plan, last_plan
-        for place in zip(*np.nonzero(window.episode >= 0), strict=True):
-            reasoning, t = self._dataset.episode(int(window.episode[place])).reasoning, int(window.t[place])
-            if reasoning:
-                plan[place] = prompts.plan(reasoning[t])
-                if not window.is_first[place]:
-                    last_plan[place] = prompts.plan(reasoning[t - self._config.stride])
-        return plan, last_plan
-
-    def _questions(self, window: WindowPlan) -> tuple[IntArray, IntArray]:
-        """The questions about the window's steps and their answers, int64 [lanes, K, Lq] and [lanes, K, La]."""
+    def _words(self, window: WindowPlan) -> dict[str, torch.Tensor]:
+        """Of `StepBatch`: plans at the window's steps and one policy step before, questions and their answers."""
         prompts, shape = self._transforms.prompts, window.episode.shape
-        question = np.full((*shape, prompts.question_tokens), NO_TOKEN, np.int64)
-        answer = np.full((*shape, prompts.answer_tokens), NO_TOKEN, np.int64)
-        if not prompts.question_tokens:
-            return question, answer
-        for place in zip(*np.nonzero(window.episode >= 0), strict=True):
+        plan, last_plan, question, answer = (
+            np.full((*shape, tokens), NO_TOKEN, np.int64)
+            for tokens in (
+                prompts.plan_tokens,
+                prompts.plan_tokens,
+                prompts.question_tokens,
+                prompts.answer_tokens,
+            )
+        )
+        places = zip(*np.nonzero(window.episode >= 0), strict=True)
+        for place in places if prompts.plan_tokens or prompts.question_tokens else ():
             episode, t = self._dataset.episode(int(window.episode[place])), int(window.t[place])
-            if episode.questions:
+            if prompts.plan_tokens and episode.reasoning:
+                plan[place] = prompts.plan(episode.reasoning[t])
+                if not window.is_first[place]:
+                    last_plan[place] = prompts.plan(episode.reasoning[t - self._config.stride])
+            if prompts.question_tokens and episode.questions:
                 question[place] = prompts.question(episode.questions[t])
                 answer[place] = prompts.answer(episode.answers[t])
-        return question, answer
+        words = {"plan": plan, "last_plan": last_plan, "question": question, "answer": answer}
+        return {name: torch.from_numpy(tokens) for name, tokens in words.items()}
 
 
 def mixed(*values: int | IntArray) -> IntArray:
@@ -277,3 +265,24 @@ def mixed(*values: int | IntArray) -> IntArray:
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         state = state ^ (state >> np.uint64(31))
     return (state >> np.uint64(1)).astype(np.int64)
+
+
+T = TypeVar("T")
+
+_END = object()
+
+
+def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
+    """Yields `items` in order while a thread works ahead: `depth` are ready, and one more is in the making.
+
+    An exception of `items` is raised here, in its place. Closing or dropping the generator ends the thread.
+    """
+    source = iter(items)
+    pool = ThreadPoolExecutor(1, "prefetch")
+    try:
+        ahead = deque(pool.submit(next, source, _END) for _ in range(depth + 1))
+        while (item := ahead.popleft().result()) is not _END:
+            ahead.append(pool.submit(next, source, _END))
+            yield item  # type: ignore[misc]  # an item of T: the end mark has been looked for
+    finally:
+        pool.shutdown(cancel_futures=True)

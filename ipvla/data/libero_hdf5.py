@@ -17,9 +17,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.data.pictures import Pictures
 from ipvla.data.recording import Recording
-from ipvla.data.source import BrokenEpisodeError, DatasetError, Feature, Steps, Trajectory
+from ipvla.data.rlds.format import of_success
+from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource, Steps, Trajectory, feature_of
 
 #: RLDS feature -> dataset below `data/demo_N`; the state is made of two.
 _IMAGES: Final = {"observation/image": "obs/agentview_rgb", "observation/wrist_image": "obs/eye_in_hand_rgb"}
@@ -58,7 +58,7 @@ class TurnedPictures:
             raise ValueError(f"{self.path} has no picture {t} in {self.name} ({error})") from error
 
 
-class LiberoHdf5Source:
+class LiberoHdf5Source(EpisodeSource):
     """All demonstrations of a directory of LIBERO's HDF5 files, file by file in the order of their names.
 
     Steps have OpenVLA's features: `observation/{image, wrist_image}` (`TurnedPictures`), `observation/state`
@@ -75,10 +75,7 @@ class LiberoHdf5Source:
 
     #: Rotated by 180 degrees they are mirrored; LIBERO controls its arm 20 times a second.
     recording = Recording("mirrored", 20.0)
-    #: LIBERO's simulators run at 20 Hz, and its files do not say so.
-    fps: float | None = None
     format = "LIBERO's HDF5"
-    broken: tuple[str, ...] = ()
 
     def __init__(self, location: str | Path) -> None:
         self.location = str(location)
@@ -90,17 +87,12 @@ class LiberoHdf5Source:
         self._episodes = [episode for path in files for episode in _demonstrations(path)]
         if not self._episodes:
             raise DatasetError(f"{root} holds no demonstrations; download the files again")
-        self.lengths: npt.NDArray[np.int64] = np.array([e.length for e in self._episodes], np.int64)
-        self.tasks: tuple[str, ...] = tuple(e.instruction for e in self._episodes)
-        self.families: tuple[str, ...] = ("",) * len(self._episodes)
-        self.features: Mapping[str, Feature] = self._features()
+        self.lengths = np.array([e.length for e in self._episodes], np.int64)
+        self.tasks = tuple(e.instruction for e in self._episodes)
+        self.families = ("",) * len(self._episodes)
+        self.features = {path: feature_of(values) for path, values in self.trajectory(0).steps.items()}
 
-    def __len__(self) -> int:
-        return len(self._episodes)
-
-    def trajectory(self, index: int) -> Trajectory:
-        if not 0 <= index < len(self):
-            raise IndexError(f"episode {index} is outside the {len(self)} episodes of {self.location}")
+    def _trajectory(self, index: int) -> Trajectory:
         episode = self._episodes[index]
         try:
             with h5py.File(episode.path, "r") as file:
@@ -111,10 +103,6 @@ class LiberoHdf5Source:
             ) from error
         where = f"{self.name}: {episode.path}, {episode.group}"
         return Trajectory(steps, where, {"file_path": f"{episode.path.name}/{episode.group.rpartition('/')[2]}"})
-
-    def _features(self) -> dict[str, Feature]:
-        steps = self.trajectory(0).steps
-        return {path: _feature(values) for path, values in steps.items()}
 
 
 @dataclass(frozen=True)
@@ -148,7 +136,6 @@ def _instruction(path: Path, attributes: Mapping[str, Any]) -> str:
 
 def _steps(group: Any, episode: _Demonstration) -> Iterator[tuple[str, Steps]]:
     length = episode.length
-    last = np.arange(length) == length - 1
     for path, name in _IMAGES.items():
         if len(group[name]) != length:
             raise ValueError(f"{len(group[name])} pictures in {name} for {length} actions")
@@ -157,17 +144,4 @@ def _steps(group: Any, episode: _Demonstration) -> Iterator[tuple[str, Steps]]:
     yield "observation/joint_state", np.asarray(group[_JOINTS], np.float32)
     yield "action", np.asarray(group["actions"], np.float32)
     yield "language_instruction", (episode.instruction,) * length
-    yield "reward", last.astype(np.float32)
-    yield "discount", np.ones(length, np.float32)
-    yield "is_first", np.arange(length) == 0
-    yield "is_last", last
-    yield "is_terminal", last
-
-
-def _feature(values: Steps) -> Feature:
-    if isinstance(values, np.ndarray):
-        return Feature("number", values.shape[1:], values.dtype.name)
-    if isinstance(values, tuple):
-        return Feature("text", (), "str")
-    pictures: Pictures = values
-    return Feature("image", pictures.decode(0).shape, "uint8")
+    yield from of_success(length).items()

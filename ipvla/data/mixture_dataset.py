@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from ipvla.contract import Contract, common
 from ipvla.data.dataset import EpisodeDataset
-from ipvla.data.episode import EncodedEpisode
 from ipvla.data.mixtures import Mixture
 from ipvla.data.reasoning import Coverage
 from ipvla.data.source import DatasetError
-from ipvla.data.standards import Standard
+from ipvla.data.standards.standard import EncodedEpisode
 from ipvla.data.statistics import Statistics
 from ipvla.types import Observation
 
@@ -32,7 +32,9 @@ class MixtureDataset:
 
     Attributes:
         parts: by name, in order.
-        lengths, tasks, families: as in `EpisodeDataset`, of all parts.
+        cameras, step_features: those that all parts have.
+        standard: of the first part; the others agree in how actions are encoded.
+        lengths, tasks, families, and what is not documented here: as in `EpisodeDataset`, of all parts.
 
     Raises:
         DatasetError: parts have actions of different sizes or conventions, or proprioception that does not fit.
@@ -69,6 +71,12 @@ class MixtureDataset:
                 "that agree"
             )
         self._names, self._datasets = tuple(self.parts), tuple(self.parts.values())
+        self.name, self.location = "+".join(self.parts), ", ".join(part.location for part in self._datasets)
+        self.cameras = tuple(sorted(set.intersection(*(set(part.cameras) for part in self._datasets))))
+        self.step_features = frozenset.intersection(*(part.step_features for part in self._datasets))
+        self.standard = self._datasets[0].standard
+        self.broken = sum(part.broken for part in self._datasets)
+        self.skips_bad_episodes = any(part.skips_bad_episodes for part in self._datasets)
         self._first = np.cumsum([0, *(len(part) for part in self._datasets)])
         self.lengths: IntArray = np.concatenate([part.lengths for part in self._datasets])
         self.tasks = tuple(task for part in self._datasets for task in part.tasks)
@@ -76,20 +84,6 @@ class MixtureDataset:
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-    @property
-    def name(self) -> str:
-        return "+".join(self.parts)
-
-    @property
-    def location(self) -> str:
-        return ", ".join(part.location for part in self._datasets)
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """The views that all parts have."""
-        shared = set.intersection(*(set(part.cameras) for part in self._datasets))
-        return tuple(sorted(shared))
 
     @property
     def contract(self) -> Contract:
@@ -101,27 +95,7 @@ class MixtureDataset:
         """Control steps after which all parts have a new picture."""
         return math.lcm(*(part.pictures_every for part in self._datasets))
 
-    @property
-    def step_features(self) -> frozenset[str]:
-        """What all parts may have recorded."""
-        return frozenset.intersection(*(part.step_features for part in self._datasets))
-
-    @property
-    def broken(self) -> int:
-        """How many episodes are left out of all parts."""
-        return sum(part.broken for part in self._datasets)
-
-    @property
-    def skips_bad_episodes(self) -> bool:
-        return any(part.skips_bad_episodes for part in self._datasets)
-
-    @property
-    def standard(self) -> Standard:
-        """What the standards of all parts agree in."""
-        return self._datasets[0].standard
-
     def part(self, index: int) -> str:
-        """The name of the dataset that an episode is of."""
         return self._names[self._place(index)[0]]
 
     def repeats(self, seed: int, epoch: int) -> IntArray:
@@ -165,3 +139,7 @@ class MixtureDataset:
             raise IndexError(f"episode {index} is outside the {len(self)} episodes of {self.name}")
         part = int(np.searchsorted(self._first, index, side="right")) - 1
         return part, index - int(self._first[part])
+
+
+#: The standardised episodes of one source, or of several side by side.
+Dataset: TypeAlias = EpisodeDataset | MixtureDataset

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import fsspec
 import numpy as np
@@ -117,7 +118,7 @@ class Trajectory:
         return self.steps[path]
 
 
-class EpisodeSource(Protocol):
+class EpisodeSource(ABC):
     """The episodes of one dataset on disk or in object storage; safe to use from several threads.
 
     Attributes:
@@ -133,27 +134,34 @@ class EpisodeSource(Protocol):
         broken: what was wrong with each episode that was left out at opening.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def inner_name(self) -> str: ...
-    @property
-    def location(self) -> str: ...
-    @property
-    def format(self) -> str: ...
-    @property
-    def fps(self) -> float | None: ...
-    @property
-    def features(self) -> Mapping[str, Feature]: ...
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]: ...
-    @property
-    def tasks(self) -> tuple[str, ...]: ...
-    @property
-    def families(self) -> tuple[str, ...]: ...
-    @property
-    def broken(self) -> Sequence[str]: ...
+    name: str
+    inner_name: str
+    location: str
+    format: str
+    fps: float | None = None
+    features: Mapping[str, Feature]
+    lengths: npt.NDArray[np.int64]
+    tasks: tuple[str, ...]
+    families: tuple[str, ...]
+    broken: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
 
     def trajectory(self, index: int) -> Trajectory:
         """Episode `index`. BrokenEpisodeError if it cannot be read, IndexError outside [0, E)."""
-        ...
+        if not 0 <= index < len(self):
+            raise IndexError(f"episode {index} is outside the {len(self)} episodes of {self.location}")
+        return self._trajectory(index)
+
+    @abstractmethod
+    def _trajectory(self, index: int) -> Trajectory: ...
+
+
+def feature_of(values: Steps) -> Feature:
+    """What the feature is that has these values. ValueError if they are pictures that cannot be decoded."""
+    if isinstance(values, np.ndarray):
+        return Feature("number", values.shape[1:], values.dtype.name)
+    if isinstance(values, tuple):
+        return Feature("text", (), "str")
+    return Feature("image", values.decode(0).shape, "uint8")

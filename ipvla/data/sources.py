@@ -24,13 +24,7 @@ def open_source(
     skip_bad_episodes: bool = False,
     rlds_backend: RldsBackend = "native",
 ) -> EpisodeSource:
-    """A LeRobotDataset v3 if that is what is there, else RLDS.
-
-    Args:
-        location: a LeRobotDataset or an RLDS version directory (`<data_root>/recall/1.0.0`).
-        read_root: directory for what one reading finds, for the next opening; None to store nothing.
-        skip_bad_episodes: leave out episodes of RLDS that cannot be read, and count them.
-        rlds_backend: "native", or "dlimp" for TensorFlow's own way to read RLDS.
+    """A LeRobotDataset v3 if that is what is there, else RLDS; arguments as of `open_dataset`.
 
     Raises:
         DatasetError: it is missing or damaged.

@@ -6,7 +6,6 @@ A survey is made once and stored on disk, where it appears whole or not at all.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,16 +16,15 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from ipvla.data.normalisation import FeatureSummary, tail_size
 from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource
 from ipvla.data.standards.standard import Standard
 from ipvla.data.statistics import Statistics, warn_of_few
-from ipvla.data.summary import FeatureSummary, tail_size
 from ipvla.files import write_text
 
 logger = logging.getLogger(__name__)
 
 IntArray = npt.NDArray[np.int64]
-_ARRAYS = ("mean", "squares", "low", "high")
 #: Goes up when surveys of before are no longer what they would be now.
 _SURVEY_VERSION = 2
 #: So many episodes are read before their numbers are summed up.
@@ -95,38 +93,6 @@ class SurveyPart:
     action: FeatureSummary | None
     proprio: FeatureSummary | None
 
-    def to_bytes(self) -> bytes:
-        """For other processes; without pickle."""
-        arrays = {name: getattr(self, name) for name in ("episodes", "lengths", "labelled", "reworded")}
-        for name, summary in (("action", self.action), ("proprio", self.proprio)):
-            if summary is not None:
-                arrays |= {f"{name}/{array}": getattr(summary, array) for array in _ARRAYS}
-        texts = json.dumps([list(self.broken.items()), sorted(self.instructions)])
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, texts=np.frombuffer(texts.encode(), np.uint8), **arrays)
-        return buffer.getvalue()
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> Self:
-        with np.load(io.BytesIO(content)) as arrays:
-            action, proprio = (
-                FeatureSummary(**{array: arrays[f"{name}/{array}"] for array in _ARRAYS})
-                if f"{name}/mean" in arrays
-                else None
-                for name in ("action", "proprio")
-            )
-            broken, instructions = json.loads(arrays["texts"].tobytes())
-            return cls(
-                episodes=arrays["episodes"],
-                lengths=arrays["lengths"],
-                labelled=arrays["labelled"],
-                reworded=arrays["reworded"],
-                broken={int(episode): str(message) for episode, message in broken},
-                instructions=frozenset(instructions),
-                action=action,
-                proprio=proprio,
-            )
-
 
 def survey_part(source: EpisodeSource, standard: Standard, episodes: Sequence[int]) -> SurveyPart:
     """Reads these episodes. DatasetError if the standard does not fit the dataset."""
@@ -187,10 +153,9 @@ def completed(part: SurveyPart, source: EpisodeSource, standard: Standard) -> Su
         )
     lengths = part.lengths[part.lengths > 0]
     warn_of_few(int(lengths.sum()))
-    proprio_dim = part.proprio.mean.shape[1]
     statistics = Statistics(
         action=part.action.statistics(lengths, np.array(standard.normalised, np.bool_)),
-        proprio=part.proprio.statistics(lengths, np.ones(proprio_dim, np.bool_)),
+        proprio=part.proprio.statistics(lengths, np.ones(part.proprio.mean.shape[1], np.bool_)),
         num_transitions=int(lengths.sum()),
         num_trajectories=len(lengths),
     )
@@ -259,7 +224,9 @@ def surveyed(source: EpisodeSource, standard: Standard, directory: Path | None, 
     survey = None if path is None or anew else load_survey(path)
     if survey is None:
         logger.info("reading the %d episodes of %s once", len(source.lengths), source.name)
-        survey = combined(_parts(source, standard), source, standard)
+        bounds = part_bounds(len(source.lengths))
+        parts = (survey_part(source, standard, range(first, stop)) for first, stop in bounds)
+        survey = combined(parts, source, standard)
         if path is not None:
             publish_survey(path, source.name, survey)
     return survey
@@ -280,8 +247,3 @@ def part_bounds(episodes: int) -> Iterator[tuple[int, int]]:
     """First and stop of each part of a dataset of so many episodes."""
     for first in range(0, episodes, PART_EPISODES):
         yield first, min(first + PART_EPISODES, episodes)
-
-
-def _parts(source: EpisodeSource, standard: Standard) -> Iterator[SurveyPart]:
-    for first, stop in part_bounds(len(source.lengths)):
-        yield survey_part(source, standard, range(first, stop))

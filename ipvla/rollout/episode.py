@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.rollout.episode_log import EpisodeLog
+from ipvla.rollout.recorder import EpisodeLog
 from ipvla.sim.simulator import Simulator, StepOutcome
 from ipvla.types import EpisodeResult, EpisodeSpec, Observation
 

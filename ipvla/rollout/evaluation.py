@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Self
 
 from ipvla.rollout.endpoint import Service
 from ipvla.rollout.journal import Journal
@@ -15,16 +14,13 @@ from ipvla.rollout.sim_worker import EpisodeJob, MakeSimulator, SimWorker, Video
 from ipvla.types import EpisodeResult, EpisodeSpec
 
 
-class SimPool:
+class SimPool(WorkerPool):
     """N simulator actors; their simulators stay loaded from one policy to the next.
 
     Args:
         execute: actions of every chunk that are played; None for all.
-        environment: variables of a simulator's process; None for those of MuJoCo.
         episode_timeout_s: an episode that takes longer is given up, its simulator replaced, and it runs again.
-
-    Raises:
-        ValueError: fewer than one simulator, or no time for an episode.
+        cpus_per_simulator, environment: see `WorkerPool`, also for errors.
     """
 
     def __init__(
@@ -37,7 +33,7 @@ class SimPool:
         environment: Mapping[str, str] | None = None,
         episode_timeout_s: float = 900.0,
     ) -> None:
-        self._workers = WorkerPool(
+        super().__init__(
             partial(SimWorker, make_simulator, execute),
             num_simulators,
             cpus_per_worker=cpus_per_simulator,
@@ -64,7 +60,7 @@ class SimPool:
                 client.end(episode_id(replace(spec, attempt=attempt - 1)))
             return EpisodeJob(replace(spec, attempt=attempt), client, policy.view)
 
-        jobs = self._workers.run(
+        jobs = self.map(
             specs,
             group=lambda spec: f"{spec.suite}/{spec.task}",
             name=lambda spec: spec.key,
@@ -80,32 +76,12 @@ class SimPool:
         Raises:
             JobFailedError: a simulator failed again and again.
         """
-        recorded = self._workers.run(
+        recorded = self.map(
             jobs,
             group=lambda job: f"{job.recorded.spec.suite}/{job.recorded.spec.task}",
             name=lambda job: str(job.path),
         )
         return sorted(path for _, path in recorded if path is not None)
-
-    def __len__(self) -> int:
-        return len(self._workers)
-
-    def add(self, count: int) -> None:
-        """Adds `count` simulators, also to a run that is under way."""
-        self._workers.add(count)
-
-    def start(self) -> None:
-        """Starts every simulator's process now and waits for it; JobFailedError if one fails again and again."""
-        self._workers.start()
-
-    def close(self) -> None:
-        self._workers.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def evaluate_episodes(

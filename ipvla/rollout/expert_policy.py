@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from ipvla.contract import Contract
-from ipvla.rollout.endpoint import Service, Serving
-from ipvla.rollout.episode import Act, Chunk, EpisodeId
-from ipvla.sim.expert import Expert
+from ipvla.rollout.endpoint import ClientService, Service, Serving
+from ipvla.rollout.episode import Act, EpisodeId
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.suites import load_suite, suites_with_expert
-from ipvla.types import EpisodeSpec, Observation
+from ipvla.types import EpisodeSpec
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,8 @@ class ExpertClient:
             raise ValueError(
                 f"{spec.suite} has no scripted expert; choose one of {', '.join(suites_with_expert())}"
             )
-        begun: list[Expert] = []
-
-        def act(_: Observation, policy_step: int) -> Chunk:
-            if not begun:  # not before the episode has
-                begun.append(solve(simulator.simulator, spec.seed))
-            return begun[0].act().astype(np.float32)[None]
-
-        return act
+        expert = cache(partial(solve, simulator.simulator, spec.seed))  # begins when the episode has begun
+        return lambda _, policy_step: expert().act().astype(np.float32)[None]
 
     def end(self, episode_id: EpisodeId) -> None:
         """There is nothing to free."""
@@ -67,24 +61,8 @@ class ExpertSource:
         """It looks at no picture, and acts in the simulator's units."""
         return offered.in_environment_units
 
-    def serve(self, serving: Serving, running: Service | None = None) -> ExpertService:
-        """Nothing is started: it plays in the simulator's process."""
+    def serve(self, serving: Serving, running: Service | None = None) -> ClientService:
+        """It plays in the simulator's process."""
         if running is not None:
             running.close()
-        view = None if serving.offered is None else self.view(serving.offered, serving.world)
-        return ExpertService(self, view)
-
-
-class ExpertService:
-    """In place of a `PolicyService`; there is nothing to start or to replace."""
-
-    def __init__(self, source: ExpertSource, view: Contract | None = None) -> None:
-        self._client, self.view = ExpertClient(source.cache_dir), view
-
-    def client(self) -> ExpertClient:
-        return self._client
-
-    def stats(self) -> dict[str, float]:
-        return {}
-
-    def close(self) -> None: ...
+        return ClientService(partial(ExpertClient, self.cache_dir), serving.view(self))

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -115,10 +114,8 @@ class Journal:
         """Every record, or those of `specs` alone, by task and trial."""
         condition, keys = "", tuple[str, ...]()
         if specs is not None:
-            condition, keys = (
-                "WHERE key IN (SELECT value FROM json_each(?))",
-                (json.dumps([s.key for s in specs]),),
-            )
+            condition = "WHERE key IN (SELECT value FROM json_each(?))"
+            keys = (json.dumps([spec.key for spec in specs]),)
         rows = self._connection.execute(f"SELECT result FROM episodes {condition} ORDER BY task, trial, key", keys)
         return [_result(json.loads(text)) for (text,) in rows]
 
@@ -167,9 +164,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -28,8 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from ipvla.files import replacing
 from ipvla.rollout.episode import Chunk, EpisodeId
-from ipvla.rollout.policy_actor import PolicyService, PolicySource
-from ipvla.rollout.policy_client import PolicyClient
+from ipvla.rollout.policy_actor import PolicyClient, PolicyService, PolicySource
 from ipvla.rollout.policy_server import BatchPolicy
 from ipvla.types import Memory, Observation
 

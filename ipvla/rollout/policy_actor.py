@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,6 @@ import ray
 from ipvla.contract import Contract, fitted
 from ipvla.rollout.endpoint import Service, Serving
 from ipvla.rollout.episode import Chunk, EpisodeId
-from ipvla.rollout.policy_client import PolicyClient
 from ipvla.types import Observation
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 _PING_TIMEOUT_S = 60.0
 #: Of replicas, before it is no accident that all of them die.
 _STARTS = 5
+_DEFAULT = Serving()
 #: How often a new episode that waits for room checks for leases that have run out.
 _EXPIRY_POLL_S = 5.0
 
@@ -81,16 +81,8 @@ class PolicySource:
         else:
             if running is not None:
                 running.close()
-            service = PolicyService(
-                self,
-                threads=serving.threads,
-                resources=serving.resources,
-                replicas=serving.replicas,
-                capacity=serving.capacity,
-                lease_s=serving.lease_s,
-                max_batch=serving.max_batch,
-            )
-        service.view = None if serving.offered is None else self.view(serving.offered, serving.world)
+            service = PolicyService(self, serving)
+        service.view = serving.view(self)
         return service
 
 
@@ -142,9 +134,9 @@ class PolicyActor:
         self._room.set()
 
     def _opened(self, source: PolicySource) -> PolicyServer:
-        from ipvla.rollout.policy_server import PolicyServer, TimedPolicy
+        from ipvla.rollout.policy_server import PolicyServer
 
-        return PolicyServer(TimedPolicy(source.open(), self._acting), *self._limits)
+        return PolicyServer(source.open(), *self._limits, self._acting)
 
     async def act(self, episode_id: EpisodeId, policy_step: int, observation: Observation) -> Chunk:
         """Float32 [execute, A].
@@ -214,47 +206,35 @@ class PolicyActor:
         }
 
 
+@dataclass
+class PolicyClient:
+    """Asks the policy actor that an episode is pinned to."""
+
+    actor: Any
+
+    def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk:
+        """Float32 [execute, A]. StaleEpisodeError, in Ray's wrapping, if the step does not follow the last."""
+        chunk: Chunk = ray.get(self.actor.act.remote(episode_id, policy_step, observation))
+        return chunk
+
+    def end(self, episode_id: EpisodeId) -> None:
+        """Returns once the episode's memory is freed. The memory of a dead process counts as freed."""
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            ray.get(self.actor.end.remote(episode_id))
+
+
 class PolicyService:
-    """The driver's side: starts the actors when they are first needed and replaces those that are dead.
-
-    Args:
-        threads: CPU threads of a forward pass.
-        resources: `ray.remote` options of an actor such as `{"num_gpus": 1}`; by default it asks for no resources,
-            as it works only while simulators wait for it.
-        replicas: actors with the same policy. An episode is pinned to one of them.
-        capacity: episodes of a replica at a time; None for no limit.
-        lease_s: an episode without a request for so many seconds is forgotten.
-        max_batch: observations of a forward pass; None for as many as wait. The last bits of a matrix product
-            depend on how many rows it has; with 1 an episode does not depend on the others.
-
-    Raises:
-        ValueError: fewer than one replica, or no room for an episode.
-    """
+    """The driver's side: starts the actors when they are first needed and replaces those that are dead."""
 
     view: Contract | None = None
 
-    def __init__(
-        self,
-        source: PolicySource,
-        *,
-        threads: int = 1,
-        resources: Mapping[str, float] | None = None,
-        replicas: int = 1,
-        capacity: int | None = None,
-        lease_s: float = 900.0,
-        max_batch: int | None = None,
-    ) -> None:
-        if min(number for number in (replicas, capacity, max_batch) if number is not None) < 1:
-            raise ValueError(
-                f"{replicas} replicas with room for {capacity} episodes, {max_batch} in a batch, serve nothing; "
-                "pass at least 1"
-            )
+    def __init__(self, source: PolicySource, serving: Serving = _DEFAULT) -> None:
         self.source = source
         #: Of every `PolicyActor`, after its source.
-        self.arguments = (threads, capacity, lease_s, max_batch)
-        self._threads = threads
-        self._options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": "DEFAULT", **(resources or {})}
-        self._replicas: list[Any] = [None] * replicas
+        self.arguments = (serving.threads, serving.capacity, serving.lease_s, serving.max_batch)
+        self._threads = serving.threads
+        self._options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": "DEFAULT", **serving.resources}
+        self._replicas: list[Any] = [None] * serving.replicas
         self._loading: dict[int, ray.ObjectRef[Any]] = {}
 
     def client(self) -> PolicyClient:
@@ -264,15 +244,12 @@ class PolicyService:
             PolicyDiedError: the replicas' processes end again and again while they load.
             ray.exceptions.ActorDiedError: the policy does not load, and says why.
         """
-        return PolicyClient(self._least_loaded())
-
-    def _least_loaded(self) -> Any:
-        """The replica with the fewest episodes, of those that have loaded."""
         for _ in range(_STARTS):
             self._fill_places()
             stats = self._answers()
             if stats:
-                return self._replicas[min(stats, key=lambda place: stats[place]["episodes"])]
+                fewest = min(stats, key=lambda place: stats[place]["episodes"])
+                return PolicyClient(self._replicas[fewest])
         raise PolicyDiedError(
             f"the process of the policy in {self.source.directory} ended {_STARTS} times while it loaded; "
             "Ray's log may say why (out of memory?)"

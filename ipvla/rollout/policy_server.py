@@ -1,9 +1,10 @@
-"""A policy and the memory of every episode that is under way. Plain Python: no Ray, no queue, no clock."""
+"""A policy and the memory of every episode that is under way. Plain Python: no Ray, no queue."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -30,34 +31,20 @@ class BatchPolicy(Protocol):
 
 @dataclass
 class ActTime:
-    """Time of all `act` calls so far: wall time, and CPU time of the calling thread."""
+    """Time of all `act` calls so far, also of those that raised: wall time, and CPU time of the calling thread."""
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
 
-
-class TimedPolicy:
-    """Adds the time of every `policy.act` to `spent`, also of one that raises."""
-
-    def __init__(self, policy: BatchPolicy, spent: ActTime) -> None:
-        self._policy, self._spent = policy, spent
-
-    @property
-    def execute(self) -> int:
-        """The policy's."""
-        return self._policy.execute
-
-    def initial_memory(self, batch: int) -> Memory:
-        return self._policy.initial_memory(batch)
-
-    def act(self, observations: Sequence[Observation], memory: Memory) -> tuple[npt.NDArray[np.float32], Memory]:
-        """The policy's."""
+    @contextmanager
+    def measure(self) -> Iterator[None]:
+        """Adds the time of the block inside."""
         began_s, cpu_began_s = time.perf_counter(), time.thread_time()
         try:
-            return self._policy.act(observations, memory)
+            yield
         finally:
-            self._spent.wall_s += time.perf_counter() - began_s
-            self._spent.cpu_s += time.thread_time() - cpu_began_s
+            self.wall_s += time.perf_counter() - began_s
+            self.cpu_s += time.thread_time() - cpu_began_s
 
 
 class StaleEpisodeError(RuntimeError):
@@ -94,10 +81,18 @@ class PolicyServer:
     Args:
         capacity: episodes that may be under way at a time; None for no limit.
         lease_s: seconds.
+        acting: gets the time of the policy's answers.
     """
 
-    def __init__(self, policy: BatchPolicy, capacity: int | None = None, lease_s: float = 900.0) -> None:
+    def __init__(
+        self,
+        policy: BatchPolicy,
+        capacity: int | None = None,
+        lease_s: float = 900.0,
+        acting: ActTime | None = None,
+    ) -> None:
         self._policy, self._capacity, self._lease_s = policy, capacity, lease_s
+        self._acting = acting or ActTime()
         self._episodes: dict[EpisodeId, _Episode] = {}
 
     def __len__(self) -> int:
@@ -151,7 +146,8 @@ class PolicyServer:
         episodes = [request.episode for request in requests]
         try:
             memory = _gather([episode.memory for episode in episodes])
-            actions, memory = self._policy.act([request.observation for request in requests], memory)
+            with self._acting.measure():
+                actions, memory = self._policy.act([request.observation for request in requests], memory)
             rows = _scatter(memory, len(episodes))
             for episode, row in zip(episodes, rows, strict=True):
                 episode.memory, episode.next_step = row, episode.next_step + 1

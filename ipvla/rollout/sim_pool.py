@@ -79,14 +79,14 @@ class _Running(Generic[Job]):
     started: float
 
 
-class _Starting:
+class _Starting(dict["ray.ObjectRef[Any]", _Slot]):
     """Slots whose actors are not ready: their processes load, or wait until the cluster has a CPU for them.
 
     No job waits for one of them: after the loss of a node some may never start, and the others do the work.
     """
 
     def __init__(self) -> None:
-        self._slots: dict[ray.ObjectRef[Any], _Slot] = {}
+        super().__init__()
         self.patience(math.inf, 1)
 
     def patience(self, timeout_s: float, most_failures: int) -> None:
@@ -94,26 +94,13 @@ class _Starting:
         self.failures, self._changed = 0, time.monotonic()
         self._timeout_s, self._most_failures = timeout_s, most_failures
 
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def __iter__(self) -> Iterator[ray.ObjectRef[Any]]:
-        return iter(self._slots)
-
-    def __contains__(self, reference: object) -> bool:
-        return reference in self._slots
-
-    @property
-    def slots(self) -> list[_Slot]:
-        return list(self._slots.values())
-
     def add(self, slot: _Slot, ready: ray.ObjectRef[Any]) -> None:
-        self._slots[ready] = slot
+        self[ready] = slot
         self._changed = time.monotonic()
 
-    def pop(self, ready: ray.ObjectRef[Any]) -> _Slot:
+    def take(self, ready: ray.ObjectRef[Any]) -> _Slot:
         self._changed = time.monotonic()
-        return self._slots.pop(ready)
+        return self.pop(ready)
 
     def failed(self, error: Exception) -> None:
         """JobFailedError, if that was once too often in a row."""
@@ -249,13 +236,13 @@ class WorkerPool:
         return len(self._slots)
 
     def add(self, count: int) -> None:
-        """Adds `count` workers, also to a run that is under way."""
+        """Adds `count` workers, also while jobs run."""
         new = [_Slot() for _ in range(count)]
         self._slots += new
         self._added += new
 
     def start(self, max_attempts: int = 3) -> None:
-        """Starts every worker that has no process, and waits until all have one; `run` does not wait.
+        """Starts every worker that has no process now, and waits until all have one; `map` does not wait.
 
         Raises:
             JobFailedError: starts failed `max_attempts` times in a row, or none came within `start_timeout_s`.
@@ -263,13 +250,13 @@ class WorkerPool:
         starting = self._starting
         starting.patience(self._start_timeout_s, max_attempts)
         cold = [slot for slot in self._slots if slot.actor is None]
-        while cold or len(starting):
+        while cold or starting:
             for slot in cold:
                 starting.add(slot, self._start(slot))
-            started = [self._started(starting, reference) for reference, _ in self._finished({}, starting)]
+            started = [self._started(reference) for reference, _ in self._finished({})]
             cold = [slot for slot in started if slot.actor is None]
 
-    def run(
+    def map(
         self,
         jobs: Sequence[Job],
         *,
@@ -295,7 +282,7 @@ class WorkerPool:
         running: dict[ray.ObjectRef[Any], _Running[Job]] = {}
         starting = self._starting
         starting.patience(self._start_timeout_s, max_attempts)
-        idle, self._added = [slot for slot in self._slots if slot not in starting.slots], []
+        idle, self._added = [slot for slot in self._slots if slot not in starting.values()], []
         try:
             while queue or running:
                 idle, self._added = idle + self._added, []
@@ -311,9 +298,9 @@ class WorkerPool:
                     attempt = attempts.get(name(job), 0)
                     reference = slot.actor.run.remote(prepare(job, attempt))
                     running[reference] = _Running(slot, job, attempt, time.monotonic())
-                for reference, overdue in self._finished(running, starting):
+                for reference, overdue in self._finished(running):
                     if reference in starting:
-                        idle.append(self._started(starting, reference))
+                        idle.append(self._started(reference))
                         continue
                     done = running.pop(reference)
                     idle.append(done.slot)
@@ -344,28 +331,28 @@ class WorkerPool:
         self.close()
 
     def _start(self, slot: _Slot) -> ray.ObjectRef[Any]:
-        # "DEFAULT": outside the resources that a trial of a sweep has reserved for itself.
-        options = {
-            "num_cpus": self._share(),
-            "max_restarts": 0,
-            "max_task_retries": 0,
-            "scheduling_strategy": "DEFAULT",
-        }
-        host = ray.remote(_Host).options(runtime_env={"env_vars": self._environment}, **options)
+        host = ray.remote(_Host).options(
+            num_cpus=self._share(),
+            max_restarts=0,
+            max_task_retries=0,
+            # outside the resources that a trial of a sweep has reserved for itself
+            scheduling_strategy="DEFAULT",
+            runtime_env={"env_vars": self._environment},
+        )
         slot.actor = host.remote(self._make_worker)
         reference: ray.ObjectRef[Any] = slot.actor.__ray_ready__.remote()
         return reference
 
-    def _started(self, starting: _Starting, reference: ray.ObjectRef[Any]) -> _Slot:
+    def _started(self, reference: ray.ObjectRef[Any]) -> _Slot:
         """The slot; its actor is ready, or gone if it died before."""
-        slot = starting.pop(reference)
+        slot = self._starting.take(reference)
         try:
             ray.get(reference)
         except ray.exceptions.RayError as error:
             self._discard(slot)
-            starting.failed(error)
+            self._starting.failed(error)
         else:
-            starting.failures = 0
+            self._starting.failures = 0
         return slot
 
     def _share(self) -> float:
@@ -376,14 +363,14 @@ class WorkerPool:
         return min(1.0, cores / len(self._slots)) if len(alive) == 1 and cores else 1.0
 
     def _finished(
-        self, running: Mapping[ray.ObjectRef[Any], _Running[Any]], starting: _Starting
+        self, running: Mapping[ray.ObjectRef[Any], _Running[Any]]
     ) -> list[tuple[ray.ObjectRef[Any], bool]]:
         """(job or start, whether its time is up) of those that have ended or are late; waits at most a second."""
-        ready, waiting = ray.wait([*running, *starting], num_returns=1, timeout=_POLL_S)
+        ready, waiting = ray.wait([*running, *self._starting], num_returns=1, timeout=_POLL_S)
         deadline = time.monotonic() - self._job_timeout_s
         late = [one for one in waiting if one in running and running[one].started < deadline]
         if not ready and not running:
-            starting.require_time()
+            self._starting.require_time()
         return [(reference, False) for reference in ready] + [(reference, True) for reference in late]
 
     def _after_failure(self, done: _Running[Any], error: Exception) -> None:

@@ -54,7 +54,7 @@ class SuiteSimulators:
 
 
 class RemotePolicy(Protocol):
-    """The policy as a worker sees it; `ipvla.rollout.policy_client.PolicyClient` in production."""
+    """The policy as a worker sees it; `ipvla.rollout.policy_actor.PolicyClient` in production."""
 
     def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk: ...
     def end(self, episode_id: EpisodeId) -> None: ...

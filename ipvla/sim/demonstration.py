@@ -1,4 +1,4 @@
-"""One successful episode of an expert, and its file."""
+"""Scripted experts, and the episodes that they demonstrate."""
 
 from __future__ import annotations
 
@@ -7,13 +7,49 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ipvla.files import replacing
+from ipvla.sim.simulator import Simulator, StepOutcome
 from ipvla.types import Episode, Observation
+
+Vector = npt.NDArray[np.float64]
+
+#: Noise levels of demonstrations; an episode draws one.
+NOISE_LEVELS: Final = (0.0, 0.3, 0.6)
+_NOISE_DECAY: Final = 0.7
+
+
+class Expert(Protocol):
+    """Solves one episode, which it sees as it truly is."""
+
+    def act(self) -> Vector:
+        """float64 [7] in [-1, 1], the action for the state that the world is in now."""
+
+
+class DartNoise:
+    """Smooth noise on the motion that is played, never on the actions that are recorded.
+
+    Demonstrations then show how to come back from where a learner will stray (DART, Laskey et al. 2017,
+    arXiv:1703.09327).
+
+    Args:
+        rng: of the episode.
+        share: scales the level that the episode draws from `NOISE_LEVELS`.
+    """
+
+    def __init__(self, rng: np.random.Generator, share: float) -> None:
+        self._rng, self._level, self._now = rng, float(rng.choice(NOISE_LEVELS)) * share, np.zeros(3)
+
+    def disturb(self, action: Vector) -> Vector:
+        """What is played instead of the next action, [7]."""
+        self._now = _NOISE_DECAY * self._now + self._rng.normal(0.0, 0.7 * self._level, size=3)
+        played = action.copy()
+        played[:3] = np.clip(played[:3] + self._now, -1.0, 1.0)
+        return played
 
 
 class Watched(Protocol):
@@ -62,8 +98,8 @@ class Showing:
 class Demonstration(Episode):
     """An episode at 20 Hz: what was seen, and what the expert would do then, without the noise that was played.
 
-    State is LIBERO's proprioception, float32 [T, 8], actions are float32 [T, 7] in [-1, 1]. `reasoning` is as in
-    `ipvla.sim.recall.plan`, `questions` and `answers` as in `ipvla.sim.recall.questions`.
+    State is LIBERO's proprioception, float32 [T, 8], actions are float32 [T, 7] in [-1, 1]. Texts are as in
+    `ipvla.sim.recall.labels`.
 
     Raises:
         ValueError: records or texts are of different lengths, or there are none.
@@ -149,3 +185,48 @@ class Demonstration(Episode):
             raise ValueError(
                 f"{path} is not a complete demonstration ({error}); delete it and collect it again"
             ) from error
+
+
+def demonstration_of(
+    expert: Expert,
+    simulator: Simulator,
+    seed: int,
+    noise: DartNoise,
+    observe: Callable[[], Observation],
+    describe: Callable[[], tuple[str, str, str]] | None = None,
+) -> Demonstration | None:
+    """One attempt of `expert` at the episode of this seed, from where `simulator` is in it.
+
+    Args:
+        observe: of `Showing.watch`, or of the simulator itself.
+        describe: gives the plan, a question and its answer for the observation just made; None to record none.
+
+    Returns:
+        None when the attempt failed or took longer than the task's horizon.
+    """
+    task, outcome = simulator.task, StepOutcome(success=False, failure=False)
+    observations: list[Observation] = []
+    actions: list[npt.NDArray[np.float32]] = []
+    texts: list[tuple[str, str, str]] = []
+    while not outcome.done and len(actions) < task.horizon:
+        action = expert.act()
+        observations.append(observe())
+        actions.append(action.astype(np.float32))
+        if describe is not None:
+            texts.append(describe())
+        outcome = simulator.step(noise.disturb(action))
+    if not outcome.success:
+        return None
+    reasoning, questions, answers = zip(*texts, strict=True) if texts else ((), (), ())
+    return Demonstration(
+        task=task.name,
+        family=task.family,
+        instruction=observations[0].instruction,
+        seed=seed,
+        images={name: np.stack([seen.images[name] for seen in observations]) for name in observations[0].images},
+        state=np.stack([seen.proprio for seen in observations]),
+        action=np.stack(actions),
+        reasoning=reasoning,
+        questions=questions,
+        answers=answers,
+    )

@@ -1,18 +1,24 @@
-"""What a result depends on besides code and seeds: versions of everything that changes physics or pixels.
+"""What a result depends on besides seeds: the commit, and versions of everything that changes physics or pixels.
 
 The machine and its kernel are not among it: results of several machines are of one study.
 """
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from importlib import metadata
+from typing import Final
 
 from ipvla.sim.environment import renderer
 from ipvla.sim.libero import PACKAGES
 from ipvla.sim.recall.tasks import VERSION
+from ipvla.storage import SOURCE_TREE
 
+#: Tells the commit where the tree travelled without its repository; `ray_jobs.submit` sets it for its jobs.
+COMMIT_VARIABLE: Final = "IPVLA_COMMIT"
 _EVERYWHERE = {"torch": "torch", "numpy": "numpy"}
 
 
@@ -28,6 +34,17 @@ def fingerprint(packages: Mapping[str, str] = PACKAGES) -> dict[str, str]:
         "renderer": renderer(),
         "recall": VERSION,
     }
+
+
+def commit() -> str:
+    """The hash of the commit that the source tree is at; `$IPVLA_COMMIT`, or "none", outside of git."""
+    try:
+        commit_hash = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=SOURCE_TREE
+        ).stdout.strip()
+    except FileNotFoundError:  # no git here
+        commit_hash = ""
+    return commit_hash or os.environ.get(COMMIT_VARIABLE) or "none"
 
 
 def _version(package: str) -> str:

@@ -9,8 +9,7 @@ from typing import Final
 
 from ipvla.choices import did_you_mean
 from ipvla.contract import Contract
-from ipvla.sim.demonstration import Demonstration, Showing
-from ipvla.sim.expert import Expert
+from ipvla.sim.demonstration import Demonstration, Expert, Showing
 from ipvla.sim.simulator import Simulator, Task
 
 #: How pictures are drawn: "exact", as the suite's authors do, or "fast": without anti-aliasing, with coarse

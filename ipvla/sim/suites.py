@@ -1,4 +1,4 @@
-"""The suites by name: a new one is a folder and a line here."""
+"""The suites by name, and what their results depend on: a new suite is a folder and a line here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How every job starts: settings from the command line, one line for an expected error, `--help`."""
+"""How every job starts and fails: settings from the command line, `--help`, one line for an expected error."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -19,9 +19,16 @@ from ipvla.storage import StorageError, absolute_paths
 from ray_jobs.command_line.help import help_text
 from ray_jobs.command_line.settings import Config, parse
 
+if TYPE_CHECKING:
+    from ray.train import UserCallback
+
 
 class Terminated(BaseException):
     """SIGTERM came, and what was under way has been saved."""
+
+
+class TrainingError(ValueError):
+    """A training failed, and the same settings and data would fail again, unlike a lost worker."""
 
 
 @contextmanager
@@ -105,6 +112,35 @@ def disk_full(error: BaseException) -> StorageError | None:
         f"no space is left on the disk{where}; free some, or give another --storage_root, and run the same "
         "command again"
     )
+
+
+@contextmanager
+def lasting_failures() -> Iterator[None]:
+    """Within a worker: what a retry cannot mend becomes TrainingError.
+
+    That is a loss or gradient that is not a number, a full disk, and what this project says of settings and
+    data; a lost process or a defect stays what it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        lasting = error if isinstance(error, FloatingPointError) else user_error(error)
+        if lasting is None:
+            raise
+        raise TrainingError(str(lasting)) from error
+
+
+def end_at_once() -> UserCallback:
+    """Ends a run at its first TrainingError: Ray Train takes an error of a callback for final."""
+    from ray.train import UserCallback  # takes seconds, and settings are checked before
+
+    class EndAtOnce(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                if isinstance(error, TrainingError):
+                    raise error
+
+    return EndAtOnce()
 
 
 def _is_ours(module: str) -> bool:

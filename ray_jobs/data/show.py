@@ -19,13 +19,12 @@ from typing import ClassVar
 
 from rich.console import Console
 
-from evaluators.dataset_card import DatasetCard, dataset_card
+from evaluators.dataset_card import DatasetCard, card_tables, dataset_card
 from evaluators.dataset_sample import evenly, take_sample
 from evaluators.dataset_sheet import Strip, histograms, write_sheet
-from evaluators.dataset_table import card_tables
 from ipvla.data.survey import surveyed
 from ray_jobs.command_line.cli import run
-from ray_jobs.data.dataset_settings import DatasetConfig
+from ray_jobs.data import DatasetConfig
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def main(config: ShowConfig) -> None:
     card, sheet = show(config)
     for part in card_tables(card):
         console.print(part)
-    console.print(f"written: {sheet}", markup=False, highlight=False, soft_wrap=True)
+    print(f"written: {sheet}")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,12 @@ def policy_run(
     return MLflowSink(identity, roots.mlflow_spool)
 
 
+def training_run(config: ExperimentConfig, *, renews: bool = False) -> MLflowSink:
+    """The run of an experiment's policy."""
+    parent = {"parent_run_key": config.parent_run_key, "parent_run_id": config.parent_run_id}
+    return policy_run(config, config.study, config.name, renews=renews, **parent)
+
+
 def warn_of_waiting(roots: StorageRoots) -> None:
     """Says at a job's end whether MLflow lacks records; workers' own warnings lie in the cluster's logs."""
     if records := waiting(roots.mlflow_spool):

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 
 from ipvla.experiment import ExperimentConfig
-from ray_jobs.command_line.cli import user_error
-from ray_jobs.display.training import TrainingDisplay
+from ray_jobs.command_line.cli import TrainingError, user_error
 from ray_jobs.running.cluster import supplied
-from ray_jobs.running.training_failure import TrainingError
-from ray_jobs.train import TrainSummary, ask_to_stop, demand, forget_earlier_starts, summarise, train_policy
+from ray_jobs.running.display import TrainingDisplay
+from ray_jobs.train import (
+    TrainSummary,
+    ask_to_stop,
+    demand,
+    forget_earlier_starts,
+    in_background,
+    summarise,
+    train_policy,
+)
 
 _POLL_S = 0.5
 #: Workers that are only starting end once they have started, which takes a minute on a busy machine.
@@ -62,58 +70,42 @@ def train_side_by_side(
     return {name: summarise(config) for name, config in runs.items()}
 
 
-class _Training(threading.Thread):
-    """One of them, under way: `train_policy`, which waits for Ray Train."""
-
-    def __init__(self, name: str, config: ExperimentConfig) -> None:
-        super().__init__(name=name, daemon=True)
-        self.config = config
-        self._error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            train_policy(self.config)
-        except BaseException as error:
-            self._error = error
-
-    def check(self) -> None:
-        """Raises what ended it, by the training's name."""
-        if self._error is None:
-            return
-        expected = user_error(self._error)
-        if expected is not None:
-            raise TrainingError(f"training {self.name} failed: {expected}") from self._error
-        raise RuntimeError(f"training {self.name} failed; start it again to go on") from self._error
-
-
 def _train(waiting: Sequence[str], runs: Mapping[str, ExperimentConfig], console: Console, at_once: int) -> None:
-    running: list[_Training] = []
+    running: dict[str, Future[object]] = {}
     left = list(waiting)
-    with _ended(running), TrainingDisplay(lambda: {one.name: one.config for one in list(running)}, console):
+    with _ended(running, runs), TrainingDisplay(lambda: {name: runs[name] for name in list(running)}, console):
         while left or running:
             while left and len(running) < at_once:
                 name = left.pop(0)
                 forget_earlier_starts(runs[name])
-                running.append(_Training(name, runs[name]))
-                running[-1].start()
+                running[name] = in_background(partial(train_policy, runs[name]), name)
             time.sleep(_POLL_S)
-            for training in [one for one in running if not one.is_alive()]:
-                running.remove(training)
-                training.check()
+            for name in [name for name, training in running.items() if training.done()]:
+                if (error := running.pop(name).exception()) is not None:
+                    raise _named(name, error) from error
                 if not console.is_terminal:  # where no bars are shown
-                    _logger.info("trained %s; %d runs are left", training.name, len(left) + len(running))
+                    _logger.info("trained %s; %d runs are left", name, len(left) + len(running))
+
+
+def _named(name: str, error: BaseException) -> Exception:
+    """What ended a training, by its name."""
+    if (expected := user_error(error)) is not None:
+        return TrainingError(f"training {name} failed: {expected}")
+    return RuntimeError(f"training {name} failed; start it again to go on")
 
 
 @contextmanager
-def _ended(running: Sequence[_Training]) -> Iterator[None]:
+def _ended(running: Mapping[str, Future[object]], runs: Mapping[str, ExperimentConfig]) -> Iterator[None]:
     """No training runs after this: those that have begun end after their next step."""
     try:
         yield
     finally:
         end = time.monotonic() + _END_S
-        if any(one.is_alive() for one in running):
-            _logger.info("ending %s after the next step", " and ".join(one.name for one in running))
-        while (alive := [one for one in running if one.is_alive()]) and time.monotonic() < end:
-            for training in alive:
-                ask_to_stop(training.config)  # again: one that starts now forgets what it was asked before
-            alive[0].join(_POLL_S)
+        alive = [name for name, training in running.items() if not training.done()]
+        if alive:
+            _logger.info("ending %s after the next step", " and ".join(alive))
+        while alive and time.monotonic() < end:
+            for name in alive:
+                ask_to_stop(runs[name])  # again: one that starts now forgets what it was asked before
+            wait([running[alive[0]]], _POLL_S)
+            alive = [name for name in alive if not running[name].done()]

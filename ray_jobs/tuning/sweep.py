@@ -1,57 +1,124 @@
-"""A sweep: many trials of one experiment under Ray Tune, with what they may vary, and where it stands on disk."""
+"""A sweep's settings: what its trials may vary, what each is worth, and where it stands on disk."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
-import os
-import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import draccus
 import yaml
 from draccus.utils import ParsingError
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search import BasicVariantGenerator
 
+from evaluators.intervals import wilson_interval
 from evaluators.success import SuccessConfig
+from evaluators.success_table import SuccessTable
 from ipvla.experiment import ExperimentConfig
 from ipvla.files import write_text
 from ipvla.storage import StorageRoots
 from ray_jobs.command_line.settings import SettingError, parse, with_values
-from ray_jobs.tuning.search_space import Dimension, require_usable
-from ray_jobs.tuning.trial import (
-    NEW,
-    OLD,
-    SCORE,
-    STEP,
-    Scoring,
-    flat,
-    play,
-    play_start,
-    require_both,
-    rungs,
-    train_to,
-)
 
-_logger = logging.getLogger(__name__)
-
+#: What a trial reports: the names in Ray Tune and the sweep's table, and, below `forgetting/`, in MLflow.
+NEW: Final = "new"
+OLD: Final = "old"
+SCORE: Final = "score"
+STEP: Final = "step"
 _SEARCHES = ("optuna", "random")
 _SCHEDULERS = ("interval", "asha", "none")
+_OBJECTIVES = ("score", "pareto")
 #: A training that writes nothing for so long has ended, or plays.
 _SILENT_S = 600.0
 _ROOTS = tuple(root.name for root in fields(StorageRoots))
-_OBJECTIVES = ("score", "pareto")
-#: A trial's driver only waits. It must ask for something; this leaves every core to workers and simulators.
-_DRIVER = tune.PlacementGroupFactory([{"memory": float(2**20)}])
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """The values that one setting may take: a range, or a few choices.
+
+    Attributes:
+        low, high: ends of a range, low < high; whole numbers are drawn if both are written as such.
+        log: evenly in the logarithm, for settings whose size is unknown.
+        choices: instead of a range, at least two.
+    """
+
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.choices:
+            if self.low is not None or self.high is not None or self.log:
+                raise ValueError(f"choices {list(self.choices)} and a range; give one of them")
+            if len(self.choices) < 2:
+                raise ValueError(f"choices is {list(self.choices)}; a sweep needs at least two values")
+            return
+        if self.low is None or self.high is None:
+            raise ValueError(f"a range from {self.low} to {self.high}; give both ends, or choices")
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"a range from {self.low} to {self.high}; low must be below high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range from {self.low}; it must begin above 0")
+
+    @property
+    def is_whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def domain(self) -> Any:
+        """For Ray Tune."""
+        if self.choices:
+            return tune.choice(list(self.choices))
+        if self.is_whole:
+            end = self.high + 1  # type: ignore[operator]  # Ray leaves the end out
+            return tune.lograndint(self.low, end) if self.log else tune.randint(self.low, end)
+        return tune.loguniform(self.low, self.high) if self.log else tune.uniform(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a policy is worth: how well it does what is new, and how much it still knows.
+
+    Attributes:
+        new_tasks: tasks that are learned; all others that are played are old.
+        least_new: success on them from which on retention alone counts.
+        shortfall: what a point of success below that costs, in points of retention.
+    """
+
+    new_tasks: tuple[str, ...] = ()
+    least_new: float = 0.8
+    shortfall: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least_new <= 1:
+            raise ValueError(f"least_new is {self.least_new}; it is a success rate, in [0, 1]")
+        if self.shortfall <= 0:
+            raise ValueError(f"shortfall is {self.shortfall}; it must be above 0")
+
+    def score(self, new: float, old: float) -> float:
+        """Retention, less what success on the new tasks falls short of."""
+        return old - self.shortfall * max(0.0, self.least_new - new)
+
+    def of(self, table: SuccessTable) -> dict[str, float]:
+        """`new`, `old` and `score`, each with the ends of its 95 % interval (`/low`, `/high`).
+
+        A score's ends are those of `new` and `old` together: too wide rather than too narrow.
+        """
+        scores: dict[str, float] = {}
+        for name, new in ((NEW, True), (OLD, False)):
+            results = [r.success for r in table.results if (r.spec.task in self.new_tasks) == new]
+            low, high = wilson_interval(sum(results), len(results))
+            scores |= {name: sum(results) / len(results), f"{name}/low": low, f"{name}/high": high}
+        for end in ("", "/low", "/high"):
+            scores[f"{SCORE}{end}"] = self.score(scores[f"{NEW}{end}"], scores[f"{OLD}{end}"])
+        return scores
 
 
 @dataclass(frozen=True)
@@ -106,7 +173,7 @@ class SweepConfig(StorageRoots):
             )
         if self.experiment is None:
             raise ValueError("experiment: no file was given; name the YAML file that ray_jobs.train would take")
-        require_both(self.success, self.scoring)
+        _require_both(self.success, self.scoring)
 
     @property
     def directory(self) -> Path:
@@ -116,7 +183,8 @@ class SweepConfig(StorageRoots):
         """With absolute paths, those among `settings` too."""
         sweep = super().absolute()
         trained = draccus.encode(sweep.trained("check", {}))
-        return replace(sweep, settings={name: _leaf(trained, name) for name in self.settings})
+        leaves = {name: reduce(getitem, name.split("."), trained) for name in self.settings}
+        return replace(sweep, settings=leaves)
 
     def training(self) -> dict[str, ExperimentConfig]:
         """The trainings of this sweep that wrote something of late and are not finished, by name."""
@@ -125,13 +193,23 @@ class SweepConfig(StorageRoots):
             with contextlib.suppress(OSError, ValueError, ParsingError):  # it is being written
                 written = max(path.stat().st_mtime for path in record.parent.iterdir())
                 if time.time() - written < _SILENT_S and not (record.parent / "policy").exists():
-                    runs[record.parent.name] = _experiment(record, record.stat().st_mtime_ns)
+                    runs[record.parent.name] = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
         return runs
 
     def require_usable(self) -> None:
         """SettingError for a name or value that the experiment would refuse in some trial."""
         base = self.trained("check", {})
-        require_usable(self.space, base)
+        if not self.space:
+            raise SettingError("space is empty; name at least one setting to vary, with low and high, or choices")
+        for name, dimension in self.space.items():  # where any value is refused, an end of the range is
+            for value in dimension.choices or (
+                dimension.low,
+                dimension.high,
+            ):
+                try:
+                    with_values(base, {name: value})
+                except SettingError as error:
+                    raise SettingError(f"space.{name} = {value}: {error}") from None
         if base.seed in self.confirm_seeds:
             raise SettingError(f"confirm_seeds: {base.seed} is the trials' own seed; choose others")
 
@@ -157,88 +235,16 @@ class SweepConfig(StorageRoots):
         )
 
 
-def _leaf(tree: Mapping[str, Any], name: str) -> Any:
-    """What encoded settings have under a dotted name."""
-    value: Any = tree
-    for part in name.split("."):
-        value = value[part]
-    return value
-
-
-@lru_cache(maxsize=256)
-def _experiment(record: Path, written_ns: int) -> ExperimentConfig:
-    """What `experiment.json` says; decoded once for each version of it."""
-    experiment: ExperimentConfig = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
-    return experiment
-
-
-@dataclass(frozen=True)
-class Trial:
-    """The outcome of a trial.
-
-    Attributes:
-        values: dotted name -> the value that it had.
-        status: "finished", "stopped" (early) or "failed".
-        step: up to which it was trained.
-        told: scores at its last evaluation, see `Scoring.of`; empty if it failed before.
-        error: why it failed.
-    """
-
-    name: str
-    values: Mapping[str, Any]
-    status: str
-    step: int = 0
-    told: Mapping[str, float] = field(default_factory=dict)
-    error: str = ""
-
-
-def run_trial(sample: Mapping[str, Any], sweep: SweepConfig, before: float | None) -> None:
-    """What a trial's process does: trains from checkpoint to checkpoint, and reports what the policy is worth."""
-    config = sweep.trained(tune.get_context().get_trial_id(), sample)
-    for step in rungs(config):
-        policy = train_to(config, step)
-        table = play(config, policy, step, sweep.success, sweep.scoring, before)
-        tune.report({STEP: step, **sweep.scoring.of(table)})
-
-
-def run_sweep(sweep: SweepConfig) -> list[Trial]:
-    """Runs the trials that are missing; all of them, in no certain order. Ray must be connected.
-
-    Before that the policy that they start from plays what they will play: the reference, as run `NAME-start`.
-    """
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")  # what a killed driver may have to look up again
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # which would end the sweep as if it were whole
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # or no trial finds a relative `experiment`
-    place = sweep.directory / "tune"
-    names = list(sweep.space)
-    before = play_start(sweep.trained("start", {}), sweep.success, sweep.scoring)
-    trainable = tune.with_resources(tune.with_parameters(run_trial, sweep=sweep, before=before), _DRIVER)
-    looks = rungs(sweep.trained("check", {}))
-    stop = SurelyWorse() if sweep.scheduler == "interval" else None
-    if tune.Tuner.can_restore(str(place)):
-        tuner = tune.Tuner.restore(str(place), trainable, resume_unfinished=True)
-    else:
-        tuner = tune.Tuner(
-            trainable,
-            param_space={name: dimension.domain() for name, dimension in sweep.space.items()},
-            tune_config=tune.TuneConfig(
-                num_samples=sweep.trials,
-                search_alg=searcher(sweep),
-                scheduler=_scheduler(sweep),
-                trial_dirname_creator=_directory,
-                max_concurrent_trials=sweep.concurrent if sweep.search != "random" else None,
-                reuse_actors=True,  # a process costs seconds
-            ),
-            run_config=tune.RunConfig(
-                name=place.name,
-                storage_path=str(place.parent),
-                verbose=0,
-                stop=stop,
-                callbacks=[_Told(sweep.trials, names)],
-            ),
+def _require_both(success: SuccessConfig, scoring: Scoring) -> None:
+    """ValueError unless new and old tasks are played."""
+    missing = [task for task in scoring.new_tasks if task not in success.episodes]
+    if missing or not scoring.new_tasks:
+        raise ValueError(
+            f"scoring.new_tasks is {list(scoring.new_tasks)}; name tasks of success.episodes, which has "
+            f"{list(success.episodes)}"
         )
-    return [_trial(sweep, result, names, looks[-1]) for result in tuner.fit()]
+    if set(scoring.new_tasks) == set(success.episodes):
+        raise ValueError("success.episodes has new tasks only; add old ones, or nothing can be forgotten")
 
 
 def claim(sweep: SweepConfig) -> SweepConfig:
@@ -265,84 +271,3 @@ def claim(sweep: SweepConfig) -> SweepConfig:
                 "value, or delete it"
             )
     return replace(sweep, experiment=sweep.directory / "experiment.yaml")
-
-
-class SurelyWorse(tune.Stopper):
-    """Stops a trial as soon as the best one's interval, after as many steps, lies above its own."""
-
-    def __init__(self) -> None:
-        self._best: dict[int, float] = {}
-
-    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        step, best = result[STEP], self._best.get(result[STEP], -math.inf)
-        self._best[step] = max(best, result[f"{SCORE}/low"])
-        return bool(result[f"{SCORE}/high"] < best)
-
-    def stop_all(self) -> bool:
-        return False
-
-
-class _Told(tune.Callback):
-    """One log line per look at a trial, and per trial that fails."""
-
-    def __init__(self, trials: int, names: Sequence[str]) -> None:
-        self._trials, self._names = trials, names
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **_: Any) -> None:
-        _logger.info(
-            "trial %d of %d, step %d: new %.2f, old %.2f, score %.2f (%.2f-%.2f) with %s",
-            trials.index(trial) + 1,
-            self._trials,
-            *(result[name] for name in (STEP, NEW, OLD, SCORE, f"{SCORE}/low", f"{SCORE}/high")),
-            flat(trial.config, self._names),
-        )
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        number = trials.index(trial) + 1
-        _logger.warning("trial %d of %d failed with %s", number, self._trials, flat(trial.config, self._names))
-
-
-def _directory(trial: Any) -> str:
-    """Its id, by which its training run is called as well."""
-    return str(trial.trial_id)
-
-
-def searcher(sweep: SweepConfig) -> Any:
-    """Who proposes the trials' values, for Ray Tune."""
-    if sweep.search == "random":
-        return BasicVariantGenerator(max_concurrent=sweep.concurrent, random_state=sweep.seed)
-    metric, mode = ([NEW, OLD], ["max", "max"]) if sweep.objective == "pareto" else (SCORE, "max")
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler: Any = optuna.samplers.TPESampler(seed=sweep.seed, n_startup_trials=max(4, sweep.trials // 3))
-    if sweep.objective == "pareto":
-        sampler = optuna.samplers.NSGAIISampler(seed=sweep.seed, population_size=max(4, sweep.trials // 3))
-    return OptunaSearch(metric=metric, mode=mode, sampler=sampler)
-
-
-def _scheduler(sweep: SweepConfig) -> Any:
-    if sweep.scheduler != "asha":
-        return None
-    looks = rungs(sweep.trained("check", {}))
-    return ASHAScheduler(
-        time_attr=STEP, metric=SCORE, mode="max", max_t=looks[-1], grace_period=looks[0], reduction_factor=2
-    )
-
-
-def _trial(sweep: SweepConfig, result: Any, names: Sequence[str], last: int) -> Trial:
-    scores = {k: v for k, v in (result.metrics or {}).items() if k.partition("/")[0] in (NEW, OLD, SCORE)}
-    step = int((result.metrics or {}).get(STEP, 0))
-    config = result.config or {}
-    status = "failed" if result.error else "finished" if step == last else "stopped"
-    error = _reason(result.error) if result.error else ""
-    name = f"{sweep.name}-{Path(result.path).name}"
-    return Trial(name, {n: config.get(n) for n in names}, status, step, scores, error)
-
-
-def _reason(error: BaseException) -> str:
-    """The last line of a traceback that names an error: the first cause stands last in Ray's texts."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b.*:", line)]
-    return (named or lines or [type(error).__name__])[-1][:300]

@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import draccus
 import numpy as np
 import yaml
 
+from evaluators.console import markdown_table
 from evaluators.forgetting import Estimate
 from evaluators.pareto import Outcomes, front, gap
 from evaluators.success_table import SuccessTable
 from ipvla.experiment import ExperimentConfig
 from ipvla.files import write_text
 from ipvla.storage import StorageRoots
-from ray_jobs.tuning.search_space import Dimension
-from ray_jobs.tuning.sweep import Trial
-from ray_jobs.tuning.trial import NEW, OLD, SCORE, Scoring, flat
+from ray_jobs.tuning.sweep import NEW, OLD, SCORE, Dimension, Scoring
+from ray_jobs.tuning.trials import Trial, flat
 
 #: Trials from which on importances say anything.
 _ENOUGH = 8
@@ -55,50 +54,36 @@ def importances(trials: Sequence[Trial], space: Mapping[str, Dimension]) -> dict
     PED-ANOVA (Watanabe et al., arXiv 2304.10255), as Optuna has it.
     """
     import optuna
+    from ray.tune.search.optuna import OptunaSearch
 
     scored = [trial for trial in trials if trial.told]
     if len(scored) < _ENOUGH or len({trial.told[SCORE] for trial in scored}) < 2:
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
-    distributions = {name: _distribution(dimension) for name, dimension in space.items()}
+    domains = {name: dimension.domain() for name, dimension in space.items()}
+    distributions = OptunaSearch.convert_search_space(domains)
     for trial in scored:
-        study.add_trial(
-            optuna.trial.create_trial(
-                params=dict(trial.values), distributions=distributions, value=trial.told[SCORE]
-            )
+        made = optuna.trial.create_trial(
+            params=dict(trial.values), distributions=distributions, value=trial.told[SCORE]
         )
+        study.add_trial(made)
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {name: float(share) for name, share in shares.items() if not math.isnan(share)}
 
 
-def _distribution(dimension: Dimension) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if dimension.choices:
-        return CategoricalDistribution(dimension.choices)
-    if dimension.is_whole:
-        return IntDistribution(int(dimension.low or 0), int(dimension.high or 0), log=dimension.log)
-    return FloatDistribution(float(dimension.low or 0), float(dimension.high or 0), log=dimension.log)
-
-
 def table(trials: Sequence[Trial], names: Sequence[str]) -> str:
     """Markdown, the best first."""
-    rows = [
-        "| trial | status | steps | new | old | score (95 %) | with |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for trial in sorted(trials, key=lambda one: -one.told.get(SCORE, -math.inf)):
-        cells = [trial.name, trial.status, str(trial.step)]
+        cells = ["", "", trial.error]
         if trial.told:
             low, high = trial.told[f"{SCORE}/low"], trial.told[f"{SCORE}/high"]
             score = f"{trial.told[SCORE]:.2f} ({low:.2f} to {high:.2f})"
-            cells += [f"{trial.told[NEW]:.2f}", f"{trial.told[OLD]:.2f}", score]
-        else:
-            cells += ["", "", trial.error.replace("|", "/")]
-        rows.append(f"| {' | '.join([*cells, flat(trial.values, names)])} |")
-    return "\n".join(rows)
+            cells = [f"{trial.told[NEW]:.2f}", f"{trial.told[OLD]:.2f}", score]
+        rows.append((trial.name, trial.status, str(trial.step), *cells, flat(trial.values, names)))
+    return markdown_table(("trial", "status", "steps", "new", "old", "score (95 %)", "with"), rows)
 
 
 def write_best(config: ExperimentConfig, trial: Trial, path: Path) -> Path:
@@ -148,22 +133,12 @@ def difference(
 
 def _outcomes(tables: Mapping[int, SuccessTable], scoring: Scoring) -> Outcomes:
     """[seeds, 1, episodes] of new and of old tasks, episodes in the order of their keys."""
-    played = {
-        new: np.array(
-            [
-                [
-                    [
-                        float(result.success)
-                        for result in sorted(table.results, key=lambda one: one.spec.key)
-                        if (result.spec.task in scoring.new_tasks) == new
-                    ]
-                ]
-                for table in tables.values()
-            ]
-        )
-        for new in (True, False)
-    }
-    return Outcomes(played[True], played[False])
+    rows: dict[bool, list[list[float]]] = {True: [], False: []}
+    for table in tables.values():
+        results = sorted(table.results, key=lambda one: one.spec.key)
+        for new, row in rows.items():
+            row.append([float(one.success) for one in results if (one.spec.task in scoring.new_tasks) == new])
+    return Outcomes(np.array(rows[True])[:, None], np.array(rows[False])[:, None])
 
 
 def _points(trials: Sequence[Trial]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:

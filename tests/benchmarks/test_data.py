@@ -38,7 +38,7 @@ def test_targets_are_against_the_better_of_the_others_in_each_figure() -> None:
 
 
 def test_our_reader_decodes_every_picture_of_every_epoch() -> None:
-    command = [sys.executable, "-m", "benchmarks.data_readers", "pictures", str(WRITTEN), "2"]
+    command = [sys.executable, "-m", "benchmarks.data_readers", "ipvla", str(WRITTEN), "2"]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert [epoch["pictures"] for epoch in told["epochs"]] == [2 * 15, 2 * 15]
     assert told["first_s"] > 0

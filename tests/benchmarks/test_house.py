@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from benchmarks.house import BEFORE, BOUNDS, HouseStudy, measure, quickstart_figures, targets
+from benchmarks.house import BEFORE, BOUNDS, measure, quickstart_figures, targets
 from ipvla.storage import SOURCE_TREE
 from studies.record import read_record
 
@@ -27,13 +26,6 @@ def test_this_tree_is_smaller_than_before() -> None:
     found = measure(SOURCE_TREE)
     assert found["files"] > 100
     assert found["benchmarks_lines"] < BEFORE["benchmarks_lines"]
-
-
-def test_minutes_come_from_the_command_line_or_a_file(tmp_path: Path) -> None:
-    (tmp_path / "durations.json").write_text(json.dumps({"test_minutes": 14.5, "test_all_minutes": 39}))
-    study = HouseStudy(test_minutes=12.0, durations=tmp_path / "durations.json")
-    assert (study.minutes("test_minutes"), study.minutes("test_all_minutes")) == (12.0, 39)
-    assert HouseStudy().minutes("test_minutes") is None
 
 
 def test_every_bound_is_a_target_and_what_was_not_measured_is_not_met() -> None:

@@ -24,19 +24,17 @@ from benchmarks.rollout_scaling import (
     ideal_rate,
     limits,
     measure_scaling,
-    simple_rate,
 )
 from benchmarks.rollout_speed import (
     CAMERAS,
     EXECUTE,
-    IdlePolicies,
     MeteredSimulator,
     act_overhead_ms,
     bare_call_ms,
     efficiency,
     save_untrained_policy,
 )
-from benchmarks.rollout_stub import JITTER, ForwardTime
+from benchmarks.rollout_stub import JITTER, ForwardTime, WaitingPolicies
 from benchmarks.tables import record_table
 from ipvla.policy import Policy
 from ipvla.types import Observation
@@ -74,7 +72,7 @@ def darker() -> dict[str, Any]:
 
 def point(actors: int, to_bound: float, cpu: float, forward: str = "light") -> dict[str, Any]:
     bound = 2.0 * actors
-    rates = {"answers_per_s": to_bound * bound, "bound": bound, "simple_bound": bound, "to_bound": to_bound}
+    rates = {"answers_per_s": to_bound * bound, "bound": bound, "to_bound": to_bound}
     ideal = {"ideal": 0.96 * bound, "to_ideal": to_bound / 0.96}
     return {"forward": forward, "actors": actors, **rates, **ideal, "mean_batch": 1.0, "cpu": cpu}
 
@@ -178,7 +176,8 @@ def test_no_schedule_exceeds_either_bound(
 ) -> None:
     forward = ForwardTime(fixed_s, per_row_s)
     best = best_rate(simulators, chunk_s, forward)
-    assert best <= simple_rate(simulators, chunk_s, forward) * (1 + 1e-9)
+    supply, capacity = simulators / (chunk_s + forward(1)), simulators / forward(simulators)
+    assert best <= min(supply, capacity) * (1 + 1e-9)
     assert best <= best_rate(simulators + 1, chunk_s, forward)
     assert best <= best_rate(simulators, chunk_s, forward, replicas=2) <= 2 * best * (1 + 1e-9)
 
@@ -271,7 +270,7 @@ def test_the_policy_is_a_real_one_and_always_the_same(tmp_path: Path) -> None:
 def test_what_an_answer_takes_beyond_the_policy_is_measured(tmp_path: Path) -> None:
     """32 MB of memory, into the batch and out of it, take some ms; nothing of the policy's 500 ms may be left."""
     for callers in (1, 2):
-        overhead = act_overhead_ms(callers, 4, tmp_path, IdlePolicies(act_s=0.5, width=2**23))
+        overhead = act_overhead_ms(callers, 4, tmp_path, WaitingPolicies(ForwardTime(0.5, 0.0), width=2**23))
         assert 4 < overhead < 400
     assert 0 < bare_call_ms(4) < 400
 

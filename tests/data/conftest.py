@@ -11,10 +11,9 @@ import pytest
 
 from ipvla.data.conventions import Conventions
 from ipvla.data.dataset import EpisodeDataset, open_dataset
-from ipvla.data.prompt_encoder import PromptEncoder
 from ipvla.data.rlds import write_rlds
 from ipvla.data.statistics import Statistics
-from ipvla.data.transforms import Transforms
+from ipvla.data.transforms import PromptEncoder, Transforms
 from ipvla.types import Episode
 
 SIZE = 16

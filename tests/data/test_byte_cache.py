@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ipvla.data.byte_cache import ByteCache
+from ipvla.data.dataset import ByteCache
 
 
 def test_the_least_recently_used_goes_first() -> None:

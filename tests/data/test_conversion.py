@@ -20,13 +20,13 @@ import simplejpeg
 from ipvla.data.conversion import Conversion, ConversionConfig, convert_part, tasks_of_part
 from ipvla.data.conversion.columns import columns
 from ipvla.data.conversion.comparison import Comparison
-from ipvla.data.conversion.sources import open_source
+from ipvla.data.conversion.plan import open_source
 from ipvla.data.lerobot import LeRobotSource, VideoSettings
 from ipvla.data.libero_hdf5 import LiberoHdf5Source
 from ipvla.data.pictures import EncodedPictures
 from ipvla.data.rlds import RldsSource
-from ipvla.data.rlds.layout import RldsLayout
-from ipvla.data.rlds.parts import write_part
+from ipvla.data.rlds.format import RldsLayout
+from ipvla.data.rlds.writer import write_part
 from ipvla.data.source import DatasetError, Feature, Trajectory
 from tests.data.lerobot.conftest import layout, picture, trajectories
 from tests.data.lerobot.writing import write_lerobot

@@ -17,9 +17,8 @@ from ipvla.data.rlds.source import RldsSource
 from ipvla.data.source import BrokenEpisodeError, DatasetError
 from ipvla.data.sources import dataset_location
 from ipvla.data.standards import StandardConfig
-from ipvla.data.standards.droid import Droid
-from ipvla.data.standards.libero import Libero
-from ipvla.data.standards.recorded import Recorded
+from ipvla.data.standards.libero import Libero, Recorded
+from ipvla.data.standards.open_x import Droid
 from ipvla.data.standards.registry import standard_for
 from ipvla.experiment import DataConfig, ExperimentConfig
 from ray_jobs.command_line.settings import parse

@@ -368,7 +368,7 @@ def test_a_stride_between_two_new_pictures_is_refused(tmp_path: Path, make_trans
     episodes = [random_episode(index, length) for index, length in enumerate(LENGTHS)]
     written = write_rlds(tmp_path, "seldom", episodes, SIZE, Recording("upright", 20.0, pictures_every=4))
     seldom = open_dataset(written)
-    with pytest.raises(DatasetError, match="lanes.stride is 6, and .* has a new picture every 4 control steps"):
+    with pytest.raises(DatasetError, match=r"lanes.stride is 6, and .* has a new picture every 4 control steps"):
         LaneConfig(stride=6).build(seldom, make_transforms())
     reader = LaneConfig(lanes=2, window=3, stride=8).build(seldom, make_transforms())
     batch = reader.batch(PlanPosition())

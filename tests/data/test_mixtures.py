@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipvla.data.mixtures import Mixture, mixture_named
-from ipvla.data.oxe_mixtures import OXE_MIXTURES
+from ipvla.data.mixtures import OXE_MIXTURES, Mixture, mixture_named
 from ipvla.data.source import DatasetError
 
 _WEIGHTS = st.floats(0.01, 5)
@@ -72,19 +71,9 @@ def test_a_weight_multiplies_the_share_of_control_steps() -> None:
     mixture = Mixture({"a": 0.25, "b": 1.5})
     counts = mixture.repeats(lengths, seed=5, epoch=2)
     seen = {name: int(counts[name] @ lengths[name]) for name in lengths}
-    shares = mixture.shares({name: int(each.sum()) for name, each in lengths.items()})
-    for name, share in shares.items():
-        assert seen[name] / sum(seen.values()) == pytest.approx(share, abs=0.01)
-
-
-@settings(deadline=None)
-@given(weights=st.lists(_WEIGHTS, min_size=1, max_size=6), data=st.data())
-def test_shares_are_openvlas_sampling_weights(weights: list[float], data: st.DataObject) -> None:
-    steps = data.draw(st.lists(st.integers(1, 10**7), min_size=len(weights), max_size=len(weights)))
-    names = [f"dataset_{i}" for i in range(len(weights))]
-    shares = Mixture(dict(zip(names, weights, strict=True))).shares(dict(zip(names, steps, strict=True)))
-    balanced = np.array(weights) * np.array(steps)
-    np.testing.assert_allclose([shares[name] for name in names], balanced / balanced.sum())
+    weighed = {name: mixture.weights[name] * int(each.sum()) for name, each in lengths.items()}
+    for name, steps in weighed.items():
+        assert seen[name] / sum(seen.values()) == pytest.approx(steps / sum(weighed.values()), abs=0.01)
 
 
 def test_episodes_of_no_steps_are_never_seen() -> None:

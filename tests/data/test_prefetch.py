@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ipvla.data.prefetch import prefetch
+from ipvla.data.lanes import prefetch
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:

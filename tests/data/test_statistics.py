@@ -64,14 +64,6 @@ def test_values_between_the_quantiles_come_back(values: np.ndarray) -> None:
     np.testing.assert_allclose(back, np.clip(values, s.q01, s.q99), atol=1e-3)
 
 
-@given(_values)
-def test_torch_and_numpy_agree(values: np.ndarray) -> None:
-    s = _all_scaled(values)
-    y = s.normalise(values)
-    np.testing.assert_allclose(s.normalise(torch.from_numpy(values)).numpy(), y, atol=1e-6)
-    np.testing.assert_allclose(s.denormalise(torch.from_numpy(y)).numpy(), s.denormalise(y), rtol=1e-5, atol=1e-5)
-
-
 @given(constant=st.floats(-10, 10, width=32), prediction=st.floats(-5, 5, width=32))
 def test_a_constant_dimension_is_zero_and_comes_back_exactly(constant: float, prediction: float) -> None:
     values = np.stack([np.full(9, constant, np.float32), np.arange(9, dtype=np.float32)], 1)

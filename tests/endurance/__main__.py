@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import rollout, service
-from benchmarks.parts import Figures, PartStudy, measure_parts
 from ray_jobs.command_line.cli import ending_at_sigterm, run
 from ray_jobs.running.cluster import connect
 from studies.engine import placed
+from studies.record import Figures, PartStudy, measure_parts
 from tests.endurance.chaos import measure_chaos
 from tests.endurance.killed_sweep import KilledSweep, SweepStudy
 from tests.endurance.recall_service import RecallService

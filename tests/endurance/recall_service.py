@@ -15,6 +15,7 @@ import psutil
 
 from benchmarks.rollout_speed import EXECUTE, save_untrained_policy
 from ipvla.policy import Policy
+from ipvla.rollout.endpoint import Serving
 from ipvla.rollout.evaluation import SimPool
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
 from ipvla.rollout.sim_worker import SuiteSimulators
@@ -49,7 +50,9 @@ class RecallService:
         """Ends all of its processes at last. Forward passes have one row, so that episodes can be compared."""
         protocol = replace(load_protocol("recall"), horizons={_SUITE: self.horizon})
         save_untrained_policy(self.policy, protocol.cameras)
-        policy = PolicyService(PolicySource(Policy.load, self.policy), replicas=self.replicas, max_batch=1)
+        policy = PolicyService(
+            PolicySource(Policy.load, self.policy), Serving(replicas=self.replicas, max_batch=1)
+        )
         simulators = SuiteSimulators(self.cache_dir, protocol=protocol)
         try:
             with SimPool(simulators, self.num_simulators, execute=EXECUTE, cpus_per_simulator=0) as pool:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluators.archive import decode, encode
-from evaluators.grounding import GroundingRow
+from evaluators.success_table import SuccessRow
 from evaluators.tradeoffs import Comparison, Entry, Played, Point, Skill
 from ipvla.types import EpisodeResult, EpisodeSpec
 from tests.evaluators.made_up import NEW, RATES, comparison, policy
@@ -27,7 +27,7 @@ def test_a_policys_episodes_are_sorted_into_the_new_task_and_the_old_skills() ->
         episode("ground_yellow", 1000, False),
         episode("recall", 1001, False),
     ]
-    rows = [GroundingRow("colour", 3, 4, 0.5), GroundingRow("lit", 1, 4, 0.5), GroundingRow("all", 4, 8, 0.5)]
+    rows = [SuccessRow("colour", 3, 4, 0.5), SuccessRow("lit", 1, 4, 0.5), SuccessRow("all", 4, 8, 0.5)]
     played = Played.of(results, NEW, rows, kl=0.2)
     assert played.new == {"ground_yellow": {1000: False}}
     assert played.old == {"recall": {1000: True, 1001: False}}

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from evaluators.dataset_card import DatasetCard, dataset_card
+from evaluators.dataset_card import DatasetCard, card_tables, dataset_card
 from evaluators.dataset_sample import Camera, evenly, take_sample
-from evaluators.dataset_table import card_tables
 from ipvla.data.lerobot import VideoSettings
 from ipvla.data.rlds import write_rlds
 from ipvla.data.sources import open_source

@@ -37,14 +37,14 @@ def test_rows_count_each_kind_against_its_most_frequent_answer() -> None:
     records = [record(answer=a) for a in ("yes", "no", "no", "no")]
     records += [record("side", a, "left or right") for a in ("left", "right")]
     rows = tabulate(records, np.array([True, True, False, False, True, True]))
-    assert [(row.kind, row.k, row.n, row.chance) for row in rows] == [
+    assert [(row.name, row.k, row.n, row.chance) for row in rows] == [
         ("side", 2, 2, 0.5),
         ("lit", 2, 4, 0.75),
         ("all", 4, 6, pytest.approx(4 / 6)),
     ]
     assert rows[1].wilson95 == wilson_interval(2, 4)
     assert rows[1].to_dict() == {
-        "kind": "lit", "k": 2, "n": 4, "chance": 0.75, "rate": 0.5, "wilson95": list(wilson_interval(2, 4)),
+        "k": 2, "n": 4, "chance": 0.75, "rate": 0.5, "wilson95": list(wilson_interval(2, 4)),
     }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_a_policy_that_learned_the_answers_gets_them_right(
         optimizer.zero_grad()
         backbone.answer_loss(seen, [r.question for r in records], [r.answer for r in records]).backward()
         optimizer.step()
-    assert [(row.kind, row.k, row.n) for row in grounding(policy, records)] == [
+    assert [(row.name, row.k, row.n) for row in grounding(policy, records)] == [
         ("side", 1, 1),
         ("lit", 1, 1),
         ("all", 2, 2),

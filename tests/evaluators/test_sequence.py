@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluators.sequence import SequenceRun, joined_sequences, sequence_figures
+from evaluators.forgetting import SequenceRun, joined_sequences, sequence_figures
 
 CHANCE = {"ground_red": 1 / 3, "recall": 1 / 3, "place": 0.0}
 R = np.array([[0.8, 0.2, 0.1], [0.6, 0.9, 0.3], [0.7, 0.5, 1.0]])

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from evaluators.console import result_note
+from evaluators.episodes import Video
 from evaluators.paired import compare
 from evaluators.report import Report
 from evaluators.success import SuccessConfig, SuccessEvaluation
-from evaluators.videos import Video
 from ipvla.rollout.journal import Journal, JournalError
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.protocols import load_protocol

@@ -5,9 +5,8 @@ import pytest
 from rich.console import Console
 
 from evaluators.console import comparison_table, result_note, success_table
-from evaluators.paired import compare
+from evaluators.paired import compare, write_success
 from evaluators.report import Report
-from evaluators.success_record import write_success
 from evaluators.success_table import tabulate
 from ipvla.sim.simulator import Task
 from ipvla.types import EpisodeResult, EpisodeSpec

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluators.videos import chosen_videos
+from evaluators.episodes import chosen_videos
 from tests.evaluators.test_success_table import table
 
 

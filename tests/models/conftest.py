@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ipvla.data.prompt_encoder import PromptEncoder
+from ipvla.data.transforms import PromptEncoder
 from ipvla.models.backbones import Backbone, PaliGemmaConfig, TinyConfig
 from ipvla.types import NO_TOKEN, ModelInputs
 

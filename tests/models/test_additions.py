@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ipvla.data.plan import PlanPosition
-from ipvla.data.prompt_encoder import PromptEncoder
 from ipvla.data.rlds import write_rlds
+from ipvla.data.transforms import PromptEncoder
 from ipvla.experiment import DataConfig, Experiment, ExperimentConfig
 from ipvla.models.backbones import Backbone, Context, Embedded, PaliGemmaConfig, TinyConfig
 from ipvla.models.features import Reads

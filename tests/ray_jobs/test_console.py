@@ -9,9 +9,8 @@ import pytest
 
 from ipvla.storage import SOURCE_TREE
 from ray_jobs import __main__ as console
-from ray_jobs.command_line.completion import parser
 from ray_jobs.command_line.help import help_text
-from ray_jobs.command_line.jobs import JOBS, config_class, named, summary
+from ray_jobs.command_line.jobs import JOBS, config_class, named, parser, summary
 from ray_jobs.command_line.settings import options
 
 

@@ -8,8 +8,7 @@ import pytest
 from rich.console import Console
 
 from evaluators.rollout_status import RolloutStatus
-from ray_jobs.display import evaluation as evaluation_display
-from ray_jobs.display.evaluation import EvaluationDisplay
+from ray_jobs.running.display import EvaluationDisplay
 from tests.evaluators.test_success_table import results
 
 
@@ -46,7 +45,7 @@ def test_a_table_on_a_terminal_is_kept_up_to_date():
 
 def test_elsewhere_a_line_is_logged_now_and_then(caplog: pytest.LogCaptureFixture, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(evaluation_display.time, "monotonic", clock)
+    monkeypatch.setattr("ray_jobs.running.display.time.monotonic", clock)
     with caplog.at_level(logging.INFO), EvaluationDisplay(Console(file=io.StringIO())) as display:
         for clock.now in (1.0, 5.0, 11.0, 12.0):
             display.update("gru", status())

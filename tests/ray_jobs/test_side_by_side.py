@@ -17,8 +17,8 @@ from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.policy import CheckpointError
 from ipvla.tracking import read_jsonl
 from ipvla.training.loop import TrainingConfig
+from ray_jobs.command_line.cli import TrainingError
 from ray_jobs.running.side_by_side import train_side_by_side
-from ray_jobs.running.training_failure import TrainingError
 
 Make = Callable[..., ExperimentConfig]
 SHORT = TrainingConfig(steps=4, precision="fp32", log_every=2, checkpoint_every=4)

@@ -13,10 +13,10 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from ipvla.data.rlds import write_rlds
+from ipvla.sim.fingerprint import commit
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.command_line.settings import SettingError
 from ray_jobs.running.cluster import ClusterError
-from ray_jobs.running.commit import commit
 from ray_jobs.submit import SubmitConfig, split, submit
 from tests.ray_jobs.head import ray_head
 from tests.synthetic import cue_episode
@@ -146,7 +146,7 @@ def test_what_the_job_runs_in(tmp_path: Path) -> None:
 def test_where_no_repository_is_the_environment_tells_the_commit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("ray_jobs.running.commit.SOURCE_TREE", tmp_path)
+    monkeypatch.setattr("ipvla.sim.fingerprint.SOURCE_TREE", tmp_path)
     assert commit() == "none"
     monkeypatch.setenv("IPVLA_COMMIT", "a" * 40)
     assert commit() == "a" * 40

@@ -13,9 +13,8 @@ from rich.console import Console
 
 from ipvla.experiment import ExperimentConfig
 from ipvla.training.loop import TrainingConfig
-from ray_jobs.display import training as display
-from ray_jobs.display.progress import EpisodeProgress
-from ray_jobs.display.training import TrainingDisplay, TrainingStatus
+from ray_jobs.running import display
+from ray_jobs.running.display import EpisodeProgress, TrainingDisplay, TrainingStatus
 
 Make = Callable[..., ExperimentConfig]
 STEPS = TrainingConfig(steps=100, log_every=10)
@@ -56,7 +55,7 @@ def test_a_line_that_is_being_written_is_not_read(make_experiment: Make, monkeyp
 def test_without_a_terminal_there_is_a_line_at_least_every_half_minute(
     make_experiment: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert display._LOG_EVERY_S < 30
+    assert display._LOG_TRAINING_EVERY_S < 30
     config, runs = make_experiment(training=STEPS), dict[str, ExperimentConfig]()
     shown = TrainingDisplay(lambda: dict(runs), Console(file=io.StringIO()), idle="nothing trains")
     clock = time.monotonic()
@@ -65,7 +64,7 @@ def test_without_a_terminal_there_is_a_line_at_least_every_half_minute(
     def lines() -> list[str]:
         nonlocal clock
         caplog.clear()
-        clock += display._LOG_EVERY_S + 1
+        clock += display._LOG_TRAINING_EVERY_S + 1
         with caplog.at_level(logging.INFO):
             shown.update()
             shown.update()  # at once: says nothing more
@@ -95,7 +94,7 @@ def test_a_terminal_has_a_bar_per_training(make_experiment: Make) -> None:
 def test_episodes_are_counted_in_log_lines_where_there_is_no_terminal(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray_jobs.display.progress._LOG_EVERY_S", 0.0)
+    monkeypatch.setattr("ray_jobs.running.display._LOG_EVERY_S", 0.0)
     with caplog.at_level(logging.INFO), EpisodeProgress(Console(file=io.StringIO())) as progress:
         bar = progress.add_task("converting", total=10)
         progress.advance(bar, 4)

@@ -8,7 +8,7 @@ import pytest
 
 from ipvla.data.source import DatasetError
 from ipvla.training.optimizer import OptimizerConfig
-from ray_jobs.running.training_failure import TrainingError, end_at_once, lasting_failures
+from ray_jobs.command_line.cli import TrainingError, end_at_once, lasting_failures
 
 
 def refuse_settings() -> None:

@@ -26,17 +26,20 @@ from ipvla.training.parallel import World
 from ipvla.types import EpisodeResult, EpisodeSpec
 from ray_jobs.command_line.settings import SettingError, parse, with_values
 from ray_jobs.tune import tune
-from ray_jobs.tuning import sweep
-from ray_jobs.tuning.search_space import Dimension, require_usable
-from ray_jobs.tuning.sweep import SurelyWorse, SweepConfig, Trial, claim, searcher
+from ray_jobs.tuning import trials as running
+from ray_jobs.tuning.sweep import Dimension, Scoring, SweepConfig, claim
 from ray_jobs.tuning.sweep_report import best, difference, importances, pareto, plot, table, write_best
-from ray_jobs.tuning.trial import Scoring, rungs
+from ray_jobs.tuning.trials import SurelyWorse, Trial, rungs, searcher
 from tests.synthetic import cue_episode
 
 PRESETS = SOURCE_TREE / "ray_jobs" / "experiments"
 FLAGS = ["--config_path", str(PRESETS / "method_icsm_hsw_thermostat.yaml")]
 PLAYED = SuccessConfig(episodes={"ground_red": 1, "place": 1}, num_simulators=1)
 SCORING = Scoring(new_tasks=("ground_red",))
+
+
+def preset() -> SweepConfig:
+    return parse(SweepConfig, ["--config_path", str(PRESETS / "forgetting" / "sweep.yaml")])
 
 
 def trial(name: str, new: float, old: float, status: str = "finished", **values: Any) -> Trial:
@@ -94,11 +97,11 @@ def test_drawn_values_lie_in_their_range() -> None:
 )
 def test_a_space_that_some_trial_would_be_refused_for(space: dict[str, Dimension], reason: str) -> None:
     with pytest.raises(SettingError, match=reason):
-        require_usable(space, parse(ExperimentConfig, FLAGS))
+        replace(preset(), space=space).require_usable()
 
 
 def test_the_preset_can_be_used() -> None:
-    config = parse(SweepConfig, ["--config_path", str(PRESETS / "forgetting" / "sweep.yaml")])
+    config = preset()
     config.require_usable()
     assert config.trials >= 24
     assert "forgetting.thermostat.gamma_min" in config.space
@@ -127,8 +130,7 @@ def test_a_sweep_that_cannot_be(values: dict[str, Any], reason: str) -> None:
     [("optuna", "score"), ("optuna", "pareto"), ("random", "score")],
 )
 def test_every_search_can_be_had(search: str, objective: str) -> None:
-    preset = parse(SweepConfig, ["--config_path", str(PRESETS / "forgetting" / "sweep.yaml")])
-    assert searcher(replace(preset, search=search, objective=objective)) is not None
+    assert searcher(replace(preset(), search=search, objective=objective)) is not None
 
 
 @given(*[st.floats(0, 1)] * 4)
@@ -256,7 +258,7 @@ def test_a_sweep_of_real_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     parse(ExperimentConfig, ["--config_path", str(experiment), *roots]).build(World()).policy.save(start)
     monkeypatch.chdir(tmp_path)
     points = [{"data.dataset": data, "optimizer.lr": lr} for data, lr in TRIED]
-    monkeypatch.setattr(sweep, "searcher", lambda _: BasicVariantGenerator(points, max_concurrent=1))
+    monkeypatch.setattr(running, "searcher", lambda _: BasicVariantGenerator(points, max_concurrent=1))
     config = SweepConfig(
         storage_root=tmp_path,
         experiment=Path(experiment.name),
@@ -276,7 +278,7 @@ def test_a_sweep_of_real_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     raised, diverged = trials["nothing", 1e-3], trials["cue", 1e30]
     assert (raised["status"], diverged["status"]) == ("failed", "failed")
     assert raised["error"].startswith("ipvla.data.source.")
-    assert diverged["error"].startswith("ray_jobs.running.training_failure.TrainingError"), "not tried again"
+    assert diverged["error"].startswith("ray_jobs.command_line.cli.TrainingError"), "not tried again"
     assert "lower optimizer.lr" in diverged["error"]
     finished = trials["cue", 1e-3]
     assert (finished["status"], told["best"]) == ("finished", finished["name"])

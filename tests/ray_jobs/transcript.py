@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ipvla.sim.fingerprint import commit
 from ipvla.storage import SOURCE_TREE
-from ray_jobs.running.commit import commit
 from studies.record import cpu_name
 from tests.ray_jobs.head import ray_head
 

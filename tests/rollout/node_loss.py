@@ -12,6 +12,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ipvla.rollout.endpoint import Serving
 from ipvla.rollout.evaluation import SimPool, evaluate_episodes
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.policy_actor import PolicyService, PolicySource
@@ -34,7 +35,7 @@ def main(directory: Path) -> None:
     ray.init(address=cluster.address, log_to_driver=False)
     # One of two simulators is on the node that dies, as there is a CPU on each, and so is the policy.
     there = NodeAffinitySchedulingStrategy(doomed.node_id, soft=True)
-    policy = PolicyService(PolicySource(load_point, directory), resources={"scheduling_strategy": there})
+    policy = PolicyService(PolicySource(load_point, directory), Serving(resources={"scheduling_strategy": there}))
     yielded = []
 
     def on_result(result):

@@ -7,6 +7,7 @@ import pytest
 import ray
 
 from ipvla.rollout import policy_actor
+from ipvla.rollout.endpoint import Serving
 from ipvla.rollout.evaluation import SimPool, evaluate_episodes
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.policy_actor import PolicyDiedError, PolicyService, PolicySource
@@ -121,7 +122,7 @@ def test_a_policy_that_no_process_survives_ends_the_run(tmp_path, pool, monkeypa
 
 
 def test_replicas_share_the_episodes(tmp_path, pool, undisturbed):
-    policy = PolicyService(PolicySource(load_point, tmp_path), replicas=2, capacity=2)
+    policy = PolicyService(PolicySource(load_point, tmp_path), Serving(replicas=2, capacity=2))
     with Journal(tmp_path / "journal.sqlite", {}) as journal:
         results = evaluate_episodes(SPECS, pool, policy, journal)
     assert essence(results) == essence(undisturbed)
@@ -129,12 +130,12 @@ def test_replicas_share_the_episodes(tmp_path, pool, undisturbed):
     assert policy.stats()["episodes"] == 0
     policy.close()
     with pytest.raises(ValueError, match="0 replicas"):
-        PolicyService(PolicySource(load_point, tmp_path), replicas=0)
+        PolicyService(PolicySource(load_point, tmp_path), Serving(replicas=0))
 
 
 def test_a_killed_replica_loses_and_doubles_nothing(tmp_path, pool, undisturbed):
     """The other one goes on, and takes new episodes while the dead one's replacement still loads."""
-    policy = PolicyService(PolicySource(load_dying_then_late, tmp_path), replicas=2)
+    policy = PolicyService(PolicySource(load_dying_then_late, tmp_path), Serving(replicas=2))
     policy.client()
     began = time.monotonic()
     with Journal(tmp_path / "journal.sqlite", {}) as journal:

@@ -32,7 +32,7 @@ class Squares:
 def test_a_hanging_worker_is_replaced_and_its_job_runs_again(tmp_path):
     make_worker = partial(Squares, tmp_path / "hung", hangs_at=3)
     with WorkerPool(make_worker, 2, cpus_per_worker=0.5, job_timeout_s=4) as pool:
-        done = list(pool.run(range(8)))
+        done = list(pool.map(range(8)))
         assert sorted((job, result[0]) for job, result in done) == [(n, n**2) for n in range(8)]
         assert len({result[1] for _, result in done}) >= 2
         environment = done[0][1][2]
@@ -40,7 +40,7 @@ def test_a_hanging_worker_is_replaced_and_its_job_runs_again(tmp_path):
         assert environment["OMP_NUM_THREADS"] == "1"
         assert environment["MUJOCO_GL"]
 
-        processes = {result[1] for _, result in pool.run(range(20))}
+        processes = {result[1] for _, result in pool.map(range(20))}
         assert processes & {result[1] for _, result in done}, (
             "the pool keeps its processes from one run to the next"
         )
@@ -59,7 +59,7 @@ def test_simulators_that_draw_by_egl_are_told_which_gpu_as_cuda_is_hidden_from_t
 
 def test_a_worker_keeps_to_its_group_while_it_lasts(tmp_path):
     with WorkerPool(partial(Squares, tmp_path / "x"), 2, cpus_per_worker=0.5) as pool:
-        done = list(pool.run(range(20), group=lambda n: "even" if n % 2 == 0 else "odd"))
+        done = list(pool.map(range(20), group=lambda n: "even" if n % 2 == 0 else "odd"))
     assert sorted(job for job, _ in done) == list(range(20))
     switches = 0
     for process in {result[1] for _, result in done}:
@@ -71,20 +71,20 @@ def test_a_worker_keeps_to_its_group_while_it_lasts(tmp_path):
 def test_work_goes_on_where_there_is_a_cpu_for_it_and_ends_where_there_is_none(tmp_path):
     make_worker = partial(Squares, tmp_path / "x")
     with WorkerPool(make_worker, 2, cpus_per_worker=1.5) as pool:
-        assert sorted(job for job, _ in pool.run(range(6))) == list(range(6)), "one of two never starts"
+        assert sorted(job for job, _ in pool.map(range(6))) == list(range(6)), "one of two never starts"
     with (
         WorkerPool(make_worker, 1, cpus_per_worker=3, start_timeout_s=2) as pool,
         pytest.raises(
             JobFailedError, match="no simulator process has started for 2 s: the cluster has no free CPU"
         ),
     ):
-        list(pool.run(range(2)))
+        list(pool.map(range(2)))
 
 
 def test_those_that_were_started_beforehand_all_work_from_the_first_job_on(tmp_path):
     with WorkerPool(partial(Squares, tmp_path / "x"), 2, cpus_per_worker=0.5) as pool:
         pool.start()
-        assert len({result[1] for _, result in pool.run(range(2))}) == 2
+        assert len({result[1] for _, result in pool.map(range(2))}) == 2
 
 
 class SlowToStart:
@@ -97,7 +97,7 @@ class SlowToStart:
 
 def test_a_process_may_take_longer_to_start_than_a_job_has():
     with WorkerPool(SlowToStart, 1, cpus_per_worker=0.5, job_timeout_s=3) as pool:
-        assert [result for _, result in pool.run(range(3))] == [0, 1, 2]
+        assert [result for _, result in pool.map(range(3))] == [0, 1, 2]
     with pytest.raises(ValueError, match="no process can start within 0 s"):
         WorkerPool(SlowToStart, 1, start_timeout_s=0)
 
@@ -114,6 +114,6 @@ def test_workers_that_do_not_start_end_the_run():
     told = r"simulator processes in a row did not start; last: .*no such scene"
     with WorkerPool(Stillborn, 2, cpus_per_worker=0.5) as pool:
         with pytest.raises(JobFailedError, match=f"3 {told}"):
-            list(pool.run(range(8)))
+            list(pool.map(range(8)))
         with pytest.raises(JobFailedError, match=f"1 {told}"):
             pool.start(max_attempts=1)

@@ -11,7 +11,7 @@ import pytest
 from evaluators.paired import compare
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable, tabulate
-from ipvla.sim.preprocessing import preprocess
+from ipvla.sim.protocol_simulator import preprocess
 from ipvla.sim.protocols import PROTOCOLS, EvaluationProtocol, ProtocolError, diff, load_protocol
 from ipvla.sim.simulator import Task
 from ipvla.types import EpisodeResult, EpisodeSpec

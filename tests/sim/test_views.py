@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from benchmarks.gripper_matrix import save_policy
 from evaluators.success import SuccessConfig, recorded_view
 from ipvla.contract import HAND, Gripper, Orientation
 from ipvla.policy import Policy
@@ -20,6 +19,7 @@ from ipvla.sim.protocols import PROTOCOLS, load_protocol
 from ipvla.sim.simulator import StepOutcome, Task
 from ipvla.sim.suites import load_suite
 from ipvla.types import Observation
+from tests.sim.gripper_matrix import save_policy
 
 SIDE = 256
 #: Where a mark in the upper left corner of the upright picture is.

@@ -1,7 +1,7 @@
 """The forgetting study: who is compared, on equal terms, and how points are chosen."""
 
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -107,7 +107,7 @@ def test_the_final_point_is_the_largest_sum_and_the_other_adds_most_area():
     assert choice.final("m") == Point("m", "weak", 200)
     assert choice.points["m"] == (Point("m", "weak", 200), Point("m", "weak", 100))
     assert choice.areas["m"] == pytest.approx(0.2 * 1 + 0.6 * 0.8 + 0.2 * 0.1)
-    assert Choice.from_dict(choice.to_dict()) == choice
+    assert Choice.from_dict(asdict(choice)) == choice
 
 
 def test_a_point_that_adds_nothing_is_not_reported():

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluators.pareto import Box, area
-from evaluators.sequence import SequenceRun, sequence_figures
+from evaluators.forgetting import SequenceRun, sequence_figures
+from evaluators.pareto import area
 from evaluators.tradeoffs import Comparison, Drawn, Entry, Played, Point, Skill, forgetting_at_equal_success
 from studies.fronts import figures, joined, targets
 from tests.evaluators.made_up import RATES, comparison, exactly, policy
@@ -66,7 +66,7 @@ def test_a_methods_area_is_that_of_its_points(of_method: list[tuple[float, float
     drawn = Drawn(
         comparison({"lora": of_method, "ours": RATES["ours"]}, (0, 1), loop={}, layouts=10, spread=0.0), draws=1
     )
-    assert drawn.areas["lora"][0] == pytest.approx(area(np.array(of_method), Box()))
+    assert drawn.areas["lora"][0] == pytest.approx(area(np.array(of_method)))
 
 
 def test_areas_and_their_gaps_are_those_of_the_known_fronts(made: dict[str, object]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import tables
-from evaluators.sequence import SequenceRun, sequence_figures
+from evaluators.forgetting import SequenceRun, sequence_figures
 from evaluators.step_response import CLOSED, OPEN, Response, response_figures
 from ipvla.storage import SOURCE_TREE
 from studies.fronts import figures, groups, plot_fronts, targets

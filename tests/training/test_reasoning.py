@@ -16,8 +16,8 @@ import torch
 from ipvla.data.pictures import EncodedPictures
 from ipvla.data.plan import PlanPosition
 from ipvla.data.reasoning import ReasoningConfig
-from ipvla.data.rlds.layout import RldsLayout
-from ipvla.data.rlds.parts import write_part
+from ipvla.data.rlds.format import RldsLayout
+from ipvla.data.rlds.writer import write_part
 from ipvla.data.source import DatasetError, Feature, Trajectory
 from ipvla.experiment import DataConfig, Experiment, ExperimentConfig
 from ipvla.models.backbones import BackboneConfig, PaliGemmaConfig, TinyConfig

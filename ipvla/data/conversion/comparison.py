@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -53,12 +53,9 @@ class Comparison:
             pixels=sum(c.pixels for c in comparisons),
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `from_dict` is the inverse."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `dataclasses.asdict`, from JSON values."""
         return cls(**values | {"actions_sha256": tuple(values["actions_sha256"])})
 
 

@@ -1,22 +1,134 @@
-"""What is converted, to what, and in which parts: all that a worker needs to know."""
+"""What is converted, from which format and to which, and in which parts: all that a worker needs to know."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from ipvla.data import lerobot
+from ipvla.data import lerobot, rlds, sources
 from ipvla.data.conversion.columns import Columns, columns
-from ipvla.data.conversion.sources import LEROBOT, RLDS, format_of, naming_of, open_source
-from ipvla.data.conversion.targets import LeRobotTarget, Part, RldsTarget, Target, metadata_features
+from ipvla.data.lerobot.format import INFO, Tree
+from ipvla.data.lerobot.writer import PartWriter
+from ipvla.data.lerobot.writer import assemble as assemble_lerobot
+from ipvla.data.libero_hdf5 import LiberoHdf5Source
 from ipvla.data.pictures import EncodedPictures
-from ipvla.data.rlds.layout import RldsLayout
+from ipvla.data.rlds.format import RldsLayout
+from ipvla.data.rlds.writer import assemble as assemble_rlds
+from ipvla.data.rlds.writer import write_part as write_rlds_part
 from ipvla.data.source import DatasetError, EpisodeSource, Feature, Trajectory
+
+RLDS, LEROBOT, HDF5 = "rlds", "lerobot", "libero_hdf5"
+
+
+def format_of(location: str) -> str:
+    """ "rlds", "lerobot" or "libero_hdf5". DatasetError if nothing is there, or nothing that is known."""
+    tree = Tree(location)
+    if not tree.files.exists(tree.path("")) and not location.endswith(".hdf5"):
+        raise DatasetError(f"source {location} does not exist; give the directory or address of a dataset")
+    if tree.exists(INFO):
+        return LEROBOT
+    if tree.exists("dataset_info.json") or tree.glob("*/dataset_info.json"):
+        return RLDS
+    if tree.local and (location.endswith(".hdf5") or tree.glob("*.hdf5")):
+        return HDF5
+    raise DatasetError(
+        f"{location} is neither an RLDS version directory (dataset_info.json), nor a LeRobotDataset ({INFO}), nor "
+        "a local directory of LIBERO's *.hdf5 files"
+    )
+
+
+def open_source(location: str, cache_directory: Path, skip_bad_episodes: bool = False) -> EpisodeSource:
+    """The episodes of a dataset in any format; lists of episodes and remote videos are stored in a directory.
+
+    Raises:
+        DatasetError: it is none, or damaged.
+    """
+    if format_of(location) == HDF5:
+        return LiberoHdf5Source(location)
+    return sources.open_source(location, read_root=cache_directory, skip_bad_episodes=skip_bad_episodes)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive episodes that are converted together.
+
+    Attributes:
+        number: of the part, from 0.
+        first, last: of the source's episodes, `last` not included.
+        first_row: control steps of all episodes before.
+    """
+
+    number: int
+    first: int
+    last: int
+    first_row: int
+
+
+@dataclass(frozen=True)
+class LeRobotTarget:
+    """A LeRobotDataset v3.
+
+    Attributes:
+        layout: of the whole.
+        tasks: all tasks in words -> task_index.
+    """
+
+    layout: lerobot.Layout
+    tasks: Mapping[str, int] = field(default_factory=dict)
+
+    def write(self, directory: Path, part: Part, trajectories: Iterable[Trajectory]) -> None:
+        tasks = dict(self.tasks)
+        writer = PartWriter(directory, self.layout, part.number, part.first, part.first_row, tasks)
+        for trajectory in trajectories:
+            writer.add(trajectory)
+        writer.close()
+
+    def open(self, directory: Path) -> EpisodeSource:
+        return lerobot.LeRobotSource(directory)
+
+    def assemble(self, parts: Sequence[Path], directory: Path) -> None:
+        assemble_lerobot(parts, directory, self.layout, self.tasks)
+
+
+@dataclass(frozen=True)
+class RldsTarget:
+    """An RLDS dataset; `layout` is of the whole."""
+
+    layout: RldsLayout
+
+    def write(self, directory: Path, part: Part, trajectories: Iterable[Trajectory]) -> None:
+        write_rlds_part(directory, self.layout, trajectories)
+
+    def open(self, directory: Path) -> EpisodeSource:
+        return rlds.RldsSource(directory)
+
+    def assemble(self, parts: Sequence[Path], directory: Path) -> None:
+        assemble_rlds(parts, directory, self.layout)
+
+
+#: A dataset that is to be: each can write a part, open a part or the whole, and put parts together.
+Target: TypeAlias = LeRobotTarget | RldsTarget
+
+
+def metadata_features(metadata: Mapping[str, Any]) -> dict[str, Feature]:
+    """What the metadata of an episode holds. DatasetError if a value is neither text nor number."""
+    features = {}
+    for name, value in metadata.items():
+        if isinstance(value, str):
+            features[name] = Feature("text", (), "str")
+            continue
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise DatasetError(f"metadata {name!r} is {value!r}, neither text nor number")
+        features[name] = Feature("number", array.shape, array.dtype.name)
+    return features
+
 
 _JPEG = b"\xff\xd8"
 
@@ -62,7 +174,8 @@ class ConversionConfig:
     def build(self) -> Plan:
         """Opens the source and lays the target out. DatasetError if the one cannot become the other."""
         source = open_source(self.source, self.work, self.skip_bad_episodes)
-        mapped = columns(source.features, naming_of(format_of(self.source)), self.to, self.leave_out)
+        naming = LEROBOT if format_of(self.source) == LEROBOT else RLDS
+        mapped = columns(source.features, naming, self.to, self.leave_out)
         first = mapped.apply(source.trajectory(0))
         starts = range(0, len(source.lengths), self.episodes_per_part)
         rows = np.concatenate([[0], np.cumsum(source.lengths)])

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Self
 
@@ -15,9 +15,7 @@ import numpy as np
 
 from ipvla import files
 from ipvla.data.conversion.comparison import Comparison, actions_sha256, compare
-from ipvla.data.conversion.plan import ConversionConfig, Plan
-from ipvla.data.conversion.sources import open_source
-from ipvla.data.conversion.targets import LeRobotTarget, Part
+from ipvla.data.conversion.plan import ConversionConfig, LeRobotTarget, Part, Plan, open_source
 from ipvla.data.lerobot.format import TASK
 from ipvla.data.publish import appearing, exclusive, require_absent
 from ipvla.data.recording import Recording
@@ -135,7 +133,7 @@ def convert_part(plan: Plan, part: Part) -> Comparison:
     with files.appearing(done) as building:
         plan.target.write(building, part, (plan.columns.apply(source.trajectory(i)) for i in episodes))
         comparison = _compare(plan, source, plan.target.open(building), episodes)
-        (building / REPORT).write_text(json.dumps(comparison.to_dict()))
+        (building / REPORT).write_text(json.dumps(asdict(comparison)))
     return comparison
 
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import av
 import numpy as np
@@ -42,7 +42,7 @@ class VideoSettings:
 
 
 class VideoEncoder:
-    """Writes one video frame by frame; a context manager.
+    """Writes one video frame by frame; whole only after `close`.
 
     Args:
         path: the mp4 to write.
@@ -96,15 +96,6 @@ class VideoEncoder:
             # For root SVT-AV1 makes the thread that opens it a real-time thread, and all others would wait for it.
             if os.sched_getscheduler(0) != policy:
                 os.sched_setscheduler(0, policy, parameters)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: Any, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._container.close()
 
 
 def video_info(shape: tuple[int, ...], fps: int, settings: VideoSettings) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from ipvla.data.lerobot.encoder import VideoSettings, video_info
 from ipvla.data.source import DatasetError, Feature, file_system
 
 CODEBASE_VERSION = "v3.0"
@@ -98,16 +99,10 @@ class Info:
     def read(cls, tree: Tree) -> Info:
         """DatasetError if the file is missing, damaged, or of another version of the format."""
         if not tree.exists(INFO):
-            raise DatasetError(
-                f"{tree.location} holds no {INFO}; give the directory of a LeRobotDataset {_ours()}"
-            )
+            raise DatasetError(f"{tree.location} holds no {INFO}; give the directory of a LeRobotDataset v3")
         try:
             values = json.loads(tree.read(INFO))
-            version = str(values["codebase_version"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DatasetError(f"{tree.location}/{INFO} is damaged ({error!r}); copy the dataset again") from None
-        _require_version(tree.location, version)
-        try:
+            _require_version(tree.location, str(values["codebase_version"]))
             return cls(
                 fps=float(values["fps"]),
                 features=_features(values["features"]),
@@ -117,6 +112,8 @@ class Info:
                 data_path=values["data_path"],
                 video_path=values.get("video_path") or VIDEO_PATH,
             )
+        except DatasetError:
+            raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{tree.location}/{INFO} is damaged ({error!r}); copy the dataset again") from None
 
@@ -124,31 +121,6 @@ class Info:
 def numbered(part: int) -> dict[str, int]:
     """The file of a part: its chunk_index and file_index."""
     return {"chunk_index": part // FILES_PER_CHUNK, "file_index": part % FILES_PER_CHUNK}
-
-
-def info_values(
-    features: Mapping[str, Mapping[str, Any]], *, fps: int, robot_type: str | None, episodes: int, frames: int,
-    tasks: int, videos: bool,
-) -> dict[str, Any]:  # fmt: skip
-    """`meta/info.json` of a dataset with these features, each `{dtype, shape, names}`."""
-    index = {
-        name: {"dtype": feature.dtype, "shape": [1], "names": None} for name, feature in INDEX_FEATURES.items()
-    }
-    return {
-        "codebase_version": CODEBASE_VERSION,
-        "robot_type": robot_type,
-        "total_episodes": episodes,
-        "total_frames": frames,
-        "total_tasks": tasks,
-        "chunks_size": FILES_PER_CHUNK,
-        "data_files_size_in_mb": 100,
-        "video_files_size_in_mb": 200,
-        "fps": fps,
-        "splits": {"train": f"0:{episodes}"},
-        "data_path": DATA_PATH,
-        "video_path": VIDEO_PATH if videos else None,
-        "features": {**features, **index},
-    }
 
 
 def _require_version(location: str, version: str) -> None:
@@ -160,11 +132,7 @@ def _require_version(location: str, version: str) -> None:
         remedy = f"convert it {first}with {_CONVERT.format(location)}"
     else:
         remedy = "convert it with the lerobot package of that version"
-    raise DatasetError(f"{location} is a LeRobotDataset {version}, and {_ours()} is read here; {remedy}")
-
-
-def _ours() -> str:
-    return CODEBASE_VERSION.partition(".")[0]
+    raise DatasetError(f"{location} is a LeRobotDataset {version}, and v3 is read here; {remedy}")
 
 
 def _is_depth(value: Mapping[str, Any]) -> bool:
@@ -202,3 +170,66 @@ def _channels_last(shape: tuple[int, ...], names: Any) -> tuple[int, ...]:
     if isinstance(names, list) and str(names[0]).startswith("channel"):
         return (*shape[1:], shape[0])
     return shape
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The features of every step, and how they are stored.
+
+    Attributes:
+        fps: control steps per second.
+        features: by LeRobot's names, with dots; images are [H, W, 3], and no size varies. The index columns and
+            `task` come by themselves.
+        video: how pictures are encoded as video; None keeps each as it is, a PNG or JPEG in its row.
+        robot_type: a name, or None.
+
+    Raises:
+        DatasetError: the format cannot hold a feature.
+    """
+
+    fps: int
+    features: Mapping[str, Feature]
+    video: VideoSettings | None = None
+    robot_type: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.fps < 1:
+            raise DatasetError(f"fps is {self.fps}; give the control steps per second, for example 10")
+        for name, feature in self.features.items():
+            if "/" in name or name in INDEX_FEATURES or name == TASK:
+                raise DatasetError(f"feature {name!r} cannot have this name in a LeRobotDataset; rename it")
+            if feature.kind == "image" and (len(feature.shape) != 3 or feature.shape[2] != 3):
+                raise DatasetError(
+                    f"feature {name!r} is {list(feature.shape)}, no [H, W, 3] picture; leave it out"
+                )
+            if feature.is_depth and self.video is not None:
+                raise DatasetError(
+                    f"feature {name!r} holds depth, which a video would cut to 8 bits; leave it out"
+                )
+            if 0 in feature.shape:
+                raise DatasetError(f"feature {name!r} is {list(feature.shape)}: its size varies; leave it out")
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The picture features, images or videos."""
+        return tuple(name for name, feature in self.features.items() if feature.kind == "image")
+
+    def info_features(self) -> dict[str, dict[str, Any]]:
+        """As in `meta/info.json`."""
+        return {name: self._entry(feature) for name, feature in self.features.items()}
+
+    def _entry(self, feature: Feature) -> dict[str, Any]:
+        if feature.kind == "text":
+            return {"dtype": "string", "shape": [1], "names": None}
+        if feature.kind == "number":
+            return {"dtype": feature.dtype, "shape": list(feature.shape) or [1], "names": None}
+        entry: dict[str, Any] = {
+            "dtype": "image",
+            "shape": list(feature.shape),
+            "names": ["height", "width", "channels"],
+        }
+        if feature.is_depth:
+            return entry | {"info": {"is_depth_map": True}}
+        if self.video is None:
+            return entry
+        return entry | {"dtype": "video", "info": video_info(feature.shape, self.fps, self.video)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ipvla.data.lerobot.columns import numbers, pictures, texts
-from ipvla.data.lerobot.downloads import Downloads
 from ipvla.data.lerobot.episodes import Episodes
 from ipvla.data.lerobot.format import INDEX_FEATURES, TASK, TASKS, Info, Tree
-from ipvla.data.lerobot.video import OpenVideos, VideoPictures
+from ipvla.data.lerobot.video import Downloads, VideoFile, VideoPictures
 from ipvla.data.pictures import EncodedPictures, Pictures
-from ipvla.data.source import BrokenEpisodeError, DatasetError, Steps, Trajectory
+from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource, Steps, Trajectory
 
 _COPY_AGAIN = "copy or convert the dataset again"
+#: The most recently used videos stay open.
+_OPEN_VIDEOS = 8
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
-class LeRobotSource:
+class LeRobotSource(EpisodeSource):
     """The episodes of one dataset, in its own order; safe to use from several threads.
 
     Opening reads the metadata only. An episode reads the row groups that hold it: lerobot writes one group per
@@ -37,16 +39,11 @@ class LeRobotSource:
         location: the directory with `meta`, `data` and `videos`, or its address in object storage.
         cache_directory: of remote videos; needed for those alone.
 
-    Attributes:
-        fps: control steps per second.
-        broken: always (), for episodes are read at their use.
-
     Raises:
         DatasetError: it is no LeRobotDataset v3, or its metadata is incomplete or contradicts itself.
     """
 
     format = "LeRobotDataset v3"
-    broken: tuple[str, ...] = ()
 
     def __init__(self, location: str | Path, cache_directory: Path | None = None) -> None:
         self._tree = Tree(str(location))
@@ -57,20 +54,15 @@ class LeRobotSource:
         self.features = dict(self._info.features)
         self._episodes = Episodes.read(self._tree, self._info)
         self._texts = _task_texts(self._tree)
-        self.lengths: npt.NDArray[np.int64] = self._episodes.lengths
-        self.tasks: tuple[str, ...] = self._episodes.tasks
-        self.families: tuple[str, ...] = self._episodes.families
-        self._videos = OpenVideos()
+        self.lengths = self._episodes.lengths
+        self.tasks = self._episodes.tasks
+        self.families = self._episodes.families
+        self._open_video = lru_cache(_OPEN_VIDEOS)(VideoFile)
         self._local_copy = Downloads(self._tree, cache_directory)
         self._footers: dict[str, Any] = {}
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def trajectory(self, index: int) -> Trajectory:
-        if not 0 <= index < len(self):
-            raise IndexError(f"episode {index} is outside the {len(self)} episodes of {self.location}")
+    def _trajectory(self, index: int) -> Trajectory:
         name, first_row = self._episodes.data_file(index, self._info.data_path)
         where = f"{self.name}: {self.location}/{name}, episode {self._episodes.number(index)}"
         try:
@@ -110,18 +102,19 @@ class LeRobotSource:
         if feature.kind == "image":
             return self._pictures(column)
         if feature.kind == "text":
-            return texts(column)
-        return numbers(column, () if key in INDEX_FEATURES else feature.shape, feature.dtype)
+            return _column_texts(column)
+        return _numbers(column, () if key in INDEX_FEATURES else feature.shape, feature.dtype)
 
     def _pictures(self, column: Any) -> Pictures:
-        encoded, paths = pictures(column)
-        files = [each if each else self._tree.read(path or "") for each, path in zip(encoded, paths, strict=True)]
-        return EncodedPictures(tuple(files))
+        """Each is encoded in its row, or else in a file whose path is there."""
+        values = column.combine_chunks()
+        rows = zip(values.field("bytes").to_pylist(), values.field("path").to_pylist(), strict=True)
+        return EncodedPictures(tuple(encoded or self._tree.read(path or "") for encoded, path in rows))
 
     def _video(self, key: str, table: Any, index: int) -> Pictures:
         name, start_s = self._episodes.video_file(index, key, self._info.video_path)
-        times = numbers(table["timestamp"], (), "float64")
-        return VideoPictures(self._videos, self._local_copy, name, start_s + times, 0.25 / self.fps)
+        times = _numbers(table["timestamp"], (), "float64")
+        return VideoPictures(self._open_video, self._local_copy, name, start_s + times, 0.25 / self._info.fps)
 
 
 def _task_texts(tree: Tree) -> Mapping[int, str]:
@@ -134,3 +127,21 @@ def _task_texts(tree: Tree) -> Mapping[int, str]:
         return dict(zip(table["task_index"].to_pylist(), texts, strict=True))
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise DatasetError(f"{tree.location}/{TASKS} is missing or damaged ({error}); {_COPY_AGAIN}") from None
+
+
+def _numbers(column: Any, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    """A column of T scalars or (nested) lists, as [T, *shape]. ValueError if that is not what it holds."""
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    rows = len(values)
+    while any(is_kind(values.type) for is_kind in _LISTS):
+        values = values.flatten()
+    return np.asarray(values.to_numpy(zero_copy_only=False)).astype(dtype).reshape(rows, *shape)
+
+
+def _column_texts(column: Any) -> tuple[str, ...]:
+    """A column of T texts; equal ones share their memory, and nulls are ""."""
+    encoded = column.combine_chunks().dictionary_encode()
+    known = [text or "" for text in encoded.dictionary.to_pylist()]
+    return tuple("" if i is None else known[i] for i in encoded.indices.to_pylist())

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.data.source import LFS_POINTER_BYTES, require_content
+from ipvla.data.lerobot.format import Tree
+from ipvla.data.source import LFS_POINTER_BYTES, DatasetError, require_content
+from ipvla.files import replacing
 
 #: Looking for a key frame takes about as long as decoding so many frames.
 _SEEK_FRAMES = 2
@@ -51,11 +54,6 @@ class VideoFile:
                 raise ValueError(f"video {self._path} has no frame at {seconds:.4f} s: {nearest}")
             return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
 
-    def close(self) -> None:
-        """Frees what is held; the next frame opens the file again."""
-        with self._lock:
-            self._close()
-
     def _close(self) -> None:
         if self._container is not None:
             self._container.close()
@@ -89,38 +87,40 @@ class VideoFile:
         return bool(self._current.time >= key_s - _SEEK_FRAMES / stream.average_rate)
 
 
-class OpenVideos:
-    """The most recently used videos, open.
+class Downloads:
+    """Videos are decoded from local files only, so those of object storage are fetched at their first use.
 
     Args:
-        at_most: how many.
+        tree: where they come from.
+        directory: where they are stored, shared by all processes and datasets; None if nothing may be fetched.
     """
 
-    def __init__(self, at_most: int = 8) -> None:
-        self._at_most = at_most
+    def __init__(self, tree: Tree, directory: Path | None) -> None:
+        self._tree = tree
+        self._directory = directory
         self._lock = threading.Lock()
-        self._videos: OrderedDict[str, VideoFile] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._videos)
+    def __call__(self, name: str) -> str:
+        """The local path of a file of the tree.
 
-    def get(self, path: str) -> VideoFile:
-        """A video by its local path; one that is pushed out by it stays usable, and opens itself again."""
-        closing: list[VideoFile] = []
+        Raises:
+            DatasetError: the file is remote, and there is no directory to fetch it to.
+            OSError: it is not there, or cannot be fetched.
+        """
+        if self._tree.local:
+            return self._tree.path(name)
+        if self._directory is None:
+            raise DatasetError(
+                f"{self._tree.location}/{name} is remote, and videos are decoded from local files; give a "
+                "directory to keep copies in (cache_directory)"
+            )
+        address = f"{self._tree.location}/{name}"
+        copy = self._directory / f"{hashlib.sha256(address.encode()).hexdigest()[:24]}{Path(name).suffix}"
         with self._lock:
-            video = self._videos.setdefault(path, VideoFile(path))
-            self._videos.move_to_end(path)
-            while len(self._videos) > self._at_most:
-                closing.append(self._videos.popitem(last=False)[1])
-        for each in closing:
-            each.close()
-        return video
-
-
-class LocalCopy(Protocol):
-    """Gives the local path of a file, fetched if need be."""
-
-    def __call__(self, name: str) -> str: ...
+            if not copy.exists():
+                with replacing(copy) as part:
+                    self._tree.files.get_file(self._tree.path(name), str(part))
+        return str(copy)
 
 
 @dataclass(frozen=True)
@@ -128,15 +128,15 @@ class VideoPictures:
     """The frames of one episode within a video that it may share with others.
 
     Attributes:
-        videos: holds the open video.
+        open_video: by its local path; gives the same one for the same path while it is in use.
         local_copy: gives the video's path for the first frame.
         name: of the video.
         seconds: float64 [T], when each picture is shown, in the video's time.
         tolerance_s: how far from that the frame's own time may be; less than half the time between frames.
     """
 
-    videos: OpenVideos
-    local_copy: LocalCopy
+    open_video: Callable[[str], VideoFile]
+    local_copy: Downloads
     name: str
     seconds: npt.NDArray[np.float64]
     tolerance_s: float
@@ -149,4 +149,4 @@ class VideoPictures:
         return self.seconds.nbytes
 
     def decode(self, t: int) -> npt.NDArray[np.uint8]:
-        return self.videos.get(self.local_copy(self.name)).frame(float(self.seconds[t]), self.tolerance_s)
+        return self.open_video(self.local_copy(self.name)).frame(float(self.seconds[t]), self.tolerance_s)

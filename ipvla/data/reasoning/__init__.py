@@ -1,7 +1,6 @@
 """Reasoning of Embodied Chain-of-Thought beside the episodes of any dataset: docs/ecot.md."""
 
-from ipvla.data.reasoning.config import ReasoningConfig
-from ipvla.data.reasoning.episodes import Coverage, ReasonedSource
+from ipvla.data.reasoning.episodes import Coverage, ReasonedSource, ReasoningConfig
 from ipvla.data.reasoning.store import ReasoningStore, open_store
 
 __all__ = ["Coverage", "ReasonedSource", "ReasoningConfig", "ReasoningStore", "open_store"]

@@ -6,7 +6,6 @@ memory: for datasets that fit, and to compare with. `RldsSource` needs neither.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.data.pictures import EncodedPictures
-from ipvla.data.rlds.format import SPLIT, dataset_name
-from ipvla.data.source import DatasetError, Feature, Steps, Trajectory
+from ipvla.data.rlds.format import SPLIT, dataset_name, flat, task_and_family
+from ipvla.data.source import DatasetError, EpisodeSource, Steps, Trajectory, feature_of
 
 
-class DlimpSource:
+class DlimpSource(EpisodeSource):
     """The episodes of one split, in the order of the shards.
 
     Args:
@@ -29,22 +28,20 @@ class DlimpSource:
         DatasetError: TensorFlow or dlimp is not installed.
     """
 
-    fps: float | None = None
     format = "RLDS"
-    broken: tuple[str, ...] = ()
 
     def __init__(self, location: str | Path, split: str = SPLIT) -> None:
         dlimp, tf, tfds = _packages()
         tf.config.set_visible_devices([], "GPU")
         builder = tfds.builder_from_directory(str(location))
         self.location = str(location).rstrip("/")
-        self.inner_name: str = builder.name
+        self.inner_name = str(builder.name)
         self.name = dataset_name(self.location, builder)
         stream = dlimp.DLataset.from_rlds(builder, split=split, shuffle=False, num_parallel_reads=1)
         # dlimp lets tf.data give trajectories in whatever order they are ready.
         options = tf.data.Options()
         options.deterministic = True
-        read = [_flat(record) for record in stream.with_options(options).as_numpy_iterator()]
+        read = [flat(record) for record in stream.with_options(options).as_numpy_iterator()]
         self._trajectories = [
             Trajectory(
                 {path: _steps(values) for path, values in record.items() if not path.startswith(_NOT_OF_STEPS)},
@@ -59,26 +56,12 @@ class DlimpSource:
         ]
         if not self._trajectories:
             raise DatasetError(f"{self.location}: split {split!r} has no episodes; collect or copy it again")
-        self.features: Mapping[str, Feature] = {
-            path: _feature(values) for path, values in self._trajectories[0].steps.items()
-        }
-        self.lengths: npt.NDArray[np.int64] = np.array([len(t) for t in self._trajectories], np.int64)
+        self.features = {path: feature_of(values) for path, values in self._trajectories[0].steps.items()}
+        self.lengths = np.array([len(t) for t in self._trajectories], np.int64)
+        labels = [task_and_family(t) for t in self._trajectories]
+        self.tasks, self.families = (tuple(label[which] for label in labels) for which in (0, 1))
 
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        spoken = (t.texts("language_instruction") for t in self._trajectories)
-        named = zip(self._trajectories, spoken, strict=True)
-        return tuple(str(t.metadata.get("task", texts[0] if texts else "")) for t, texts in named)
-
-    @property
-    def families(self) -> tuple[str, ...]:
-        return tuple(str(t.metadata.get("family", "")) for t in self._trajectories)
-
-    def trajectory(self, index: int) -> Trajectory:
-        if not 0 <= index < len(self._trajectories):
-            raise IndexError(
-                f"episode {index} is outside the {len(self._trajectories)} episodes of {self.location}"
-            )
+    def _trajectory(self, index: int) -> Trajectory:
         return self._trajectories[index]
 
 
@@ -99,13 +82,6 @@ def _packages() -> tuple[Any, Any, Any]:
     return dlimp, tf, tfds
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
-
-
 def _steps(values: npt.NDArray[Any]) -> Steps:
     if values.dtype != np.object_:
         return values
@@ -116,11 +92,3 @@ def _steps(values: npt.NDArray[Any]) -> Steps:
 
 def _first(values: npt.NDArray[Any]) -> Any:
     return values[0].decode() if isinstance(values[0], bytes) else values[0].item()
-
-
-def _feature(values: Steps) -> Feature:
-    if isinstance(values, np.ndarray):
-        return Feature("number", values.shape[1:], values.dtype.name)
-    if isinstance(values, tuple):
-        return Feature("text", (), "str")
-    return Feature("image", values.decode(0).shape, "uint8")

@@ -1,4 +1,7 @@
-"""Random access to the records of a shard: TFRecord through any file system, array_record on a local one."""
+"""The records of a shard: written, and read in any order.
+
+TFRecord is read through any file system, array_record on a local one.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import fsspec
 import google_crc32c
-from array_record.python.array_record_module import ArrayRecordReader
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 _HEADER = struct.Struct("<QI")  # length of the record, masked checksum of these eight bytes
 _FOOTER = struct.Struct("<I")
@@ -25,19 +28,6 @@ class CorruptRecordError(ValueError):
     """A record's length or checksum is wrong, or the file ends within it."""
 
 
-class ShardRecords(Protocol):
-    """The records of one shard, by the place that `places` gave."""
-
-    def places(self) -> Iterator[tuple[int, int]]:
-        """Offset and size of each record in bytes; a format that numbers its records gives the number and 0.
-        CorruptRecordError where what follows cannot be found."""
-        ...
-
-    def read(self, offset: int, size: int) -> bytes:
-        """One record. CorruptRecordError if it is damaged."""
-        ...
-
-
 class TFRecordShard:
     """A TFRecord file, uncompressed: every record behind its length, both with CRC-32C.
 
@@ -49,6 +39,7 @@ class TFRecordShard:
         self._files, self._path = fsspec.core.url_to_fs(path)
 
     def places(self) -> Iterator[tuple[int, int]]:
+        """Offset and size of each record, bytes. CorruptRecordError where what follows cannot be found."""
         size = int(self._files.size(self._path))
         with self._files.open(self._path, "rb", block_size=_PIECE) as file:
             offset = 0
@@ -63,6 +54,7 @@ class TFRecordShard:
                 offset = end
 
     def read(self, offset: int, size: int) -> bytes:
+        """One record. CorruptRecordError if it is damaged."""
         framed = self._files.cat_file(self._path, start=offset, end=offset + size)
         if len(framed) != size or _length(framed[: _HEADER.size], offset) != size - _HEADER.size - _FOOTER.size:
             raise CorruptRecordError(f"no record of {size} bytes at byte {offset}")
@@ -81,10 +73,12 @@ class ArrayRecordShard:
         self._open()
 
     def places(self) -> Iterator[tuple[int, int]]:
+        """The number of each record, and 0."""
         for number in range(self._reader.num_records() if self._reader.ok() else 0):
             yield number, 0
 
     def read(self, offset: int, size: int) -> bytes:
+        """Record number `offset`. CorruptRecordError if it is damaged."""
         if self._process != os.getpid():
             self._left.append(self._reader)  # to end it would wait for threads that the fork has left behind
             self._open()
@@ -101,7 +95,11 @@ class ArrayRecordShard:
         self._process = os.getpid()
 
 
-def open_shard(path: str, file_format: str) -> TFRecordShard | ArrayRecordShard:
+#: The records of one shard, by the place that `places` gave.
+ShardRecords: TypeAlias = TFRecordShard | ArrayRecordShard
+
+
+def open_shard(path: str, file_format: str) -> ShardRecords:
     """A shard in one of the formats "tfrecord" and "array_record"."""
     if file_format == "tfrecord":
         return TFRecordShard(path)
@@ -120,3 +118,26 @@ def _length(header: bytes, offset: int) -> int:
 def _masked_crc(data: bytes) -> int:
     crc = int(google_crc32c.value(data))
     return (((crc >> 15) | (crc << 17)) + _MASK) & 0xFFFFFFFF
+
+
+class TFRecordWriter:
+    """An uncompressed TFRecord file: each record behind its length, both with CRC-32C (tensorflow/core/lib/io)."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+
+    def write(self, record: bytes) -> None:
+        length = struct.pack("<Q", len(record))
+        for part in (length, record):
+            self._file.write(part)
+            self._file.write(_FOOTER.pack(_masked_crc(part)))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def create_shard(path: Path, file_format: str) -> Any:
+    """A new shard, "tfrecord" or "array_record", to `write` records to; whole only after `close`."""
+    if file_format == "tfrecord":
+        return TFRecordWriter(path)
+    return ArrayRecordWriter(str(path), "group_size:1")  # so that each record can be found by itself

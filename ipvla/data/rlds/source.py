@@ -12,17 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow_datasets as tfds
 
 from ipvla.data.pictures import EncodedPictures
-from ipvla.data.rlds.format import EPISODES_FILE, INSTRUCTIONS, SPLIT, VERSION_NAME, dataset_name
+from ipvla.data.rlds.format import (
+    EPISODES_FILE,
+    FILE_FORMATS,
+    SPLIT,
+    VERSION_NAME,
+    dataset_name,
+    flat,
+    task_and_family,
+)
 from ipvla.data.rlds.index import EpisodeEntry, EpisodeIndex
 from ipvla.data.rlds.records import CorruptRecordError, ShardRecords, open_shard
 from ipvla.data.source import (
     LFS_POINTER_BYTES,
     BrokenEpisodeError,
     DatasetError,
+    EpisodeSource,
     Feature,
     Steps,
     Trajectory,
@@ -33,12 +41,11 @@ from ipvla.data.source import (
 logger = logging.getLogger(__name__)
 
 _COLLECT_AGAIN = "delete the dataset and collect or copy it again"
-_FORMATS = ("tfrecord", "array_record")
 #: Metadata of tfds beside the shards: everything that is small.
 _METADATA = (".json", ".txt")
 
 
-class RldsSource:
+class RldsSource(EpisodeSource):
     """The episodes of one split; safe to use from several threads.
 
     Opening a dataset that has no list of its episodes reads it once, which also checks every record.
@@ -51,15 +58,11 @@ class RldsSource:
 
     Attributes:
         file_format: "tfrecord" or "array_record".
-        broken: what was wrong with each episode that was left out.
-        fps: None, for tfds does not say it.
 
     Raises:
         DatasetError: the directory is missing or no RLDS dataset, a shard is missing, the split is empty.
         BrokenEpisodeError: an episode cannot be read, and is not to be skipped.
     """
-
-    fps: float | None = None
 
     def __init__(
         self,
@@ -73,40 +76,25 @@ class RldsSource:
         self._skips = skip_bad_episodes
         files, root = file_system(self.location)
         builder = _open_builder(self.location, files, root)
-        self.inner_name: str = builder.name
+        self.inner_name = str(builder.name)
         self.name = dataset_name(self.location, builder)
         self._tfds_features = builder.info.features
         if "steps" not in self._tfds_features:
             raise DatasetError(f"{self.location} has no feature `steps`; it is no RLDS dataset of episodes")
         self.features = dict(_features(self._tfds_features["steps"].feature))
         self.file_format = _file_format(self.location, builder)
+        self.format = f"RLDS, {self.file_format}"
         self._names, self._expected = _shards(self.location, builder, split)
         self._check_shards(files, root)
         self._records: dict[int, ShardRecords] = {}
         self._index = self._open_index(files, root, index_root, split)
         self.broken = self._index.broken
-        self.lengths: npt.NDArray[np.int64] = self._index.lengths
+        self.lengths = self._index.lengths
+        self.tasks, self.families = self._index.tasks, self._index.families
         if self.broken:
             logger.warning("%s: %d episodes are left out: %s", self.location, len(self.broken), self.broken[0])
 
-    def __len__(self) -> int:
-        return len(self._index)
-
-    @property
-    def format(self) -> str:
-        return f"RLDS, {self.file_format}"
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        return self._index.tasks
-
-    @property
-    def families(self) -> tuple[str, ...]:
-        return self._index.families
-
-    def trajectory(self, index: int) -> Trajectory:
-        if not 0 <= index < len(self):
-            raise IndexError(f"episode {index} is outside the {len(self)} episodes of {self.location}")
+    def _trajectory(self, index: int) -> Trajectory:
         shard, offset, size = self._index.place(index)
         return self._read(shard, offset, size, f"episode {index}")
 
@@ -132,7 +120,9 @@ class RldsSource:
         rows = {len(values) for values in steps.values()}
         if len(rows) != 1 or not min(rows):
             raise BrokenEpisodeError(f"{where} has features of {sorted(rows)} steps; {_COLLECT_AGAIN}")
-        return Trajectory(steps, where, dict(_metadata(example)))
+        metadata = flat(example.get("episode_metadata", {}))
+        texts = {path: value.decode() for path, value in metadata.items() if isinstance(value, bytes)}
+        return Trajectory(steps, where, metadata | texts)
 
     def _shard(self, shard: int) -> ShardRecords:
         if shard not in self._records:
@@ -192,7 +182,7 @@ class RldsSource:
                             raise
                         broken.append(str(error))
                     else:
-                        task, family = _label(trajectory)
+                        task, family = task_and_family(trajectory)
                         yield EpisodeEntry(shard, offset, size, len(trajectory), task, family)
                 number += 1
 
@@ -289,9 +279,9 @@ def _nearby(location: str, files: Any, root: str) -> str:
 
 def _file_format(location: str, builder: Any) -> str:
     name = getattr(builder.info.file_format, "value", None)
-    if name not in _FORMATS:
+    if name not in FILE_FORMATS:
         raise DatasetError(
-            f"{location} is stored as {name or 'an unknown format'}; known are {' and '.join(_FORMATS)}: "
+            f"{location} is stored as {name or 'an unknown format'}; known are {' and '.join(FILE_FORMATS)}: "
             "convert it with `tfds convert_format`"
         )
     if name == "array_record" and "://" in location and not location.startswith("file://"):
@@ -343,20 +333,3 @@ def _steps(steps: Mapping[str, Any], path: str, feature: Feature) -> Steps:
         decoded = {text: text.decode() for text in set(values)}  # few differ, and equal ones share their memory
         return tuple(decoded[text] for text in values)
     return np.asarray(values)
-
-
-def _metadata(example: Mapping[str, Any], key: str = "episode_metadata") -> Iterator[tuple[str, Any]]:
-    pending = [("", example.get(key, {}))]
-    while pending:
-        prefix, tree = pending.pop()
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                pending.append((f"{prefix}{name}/", value))
-            else:
-                yield f"{prefix}{name}", value.decode() if isinstance(value, bytes) else value
-
-
-def _label(trajectory: Trajectory) -> tuple[str, str]:
-    metadata = trajectory.metadata
-    spoken = (texts[0] for path in INSTRUCTIONS if (texts := trajectory.texts(path)))
-    return str(metadata.get("task", next(spoken, ""))), str(metadata.get("family", ""))

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer
 
-from ipvla.data.pictures import EncodedPictures, encode_png
+from ipvla.data.pictures import EncodedPictures, encode_png, encoded
 from ipvla.data.publish import appearing, exclusive
 from ipvla.data.recording import OWN_DESCRIPTION, Recording
-from ipvla.data.rlds.format import STATISTICS_FILE, dataset_directory, image_key
-from ipvla.data.rlds.layout import RldsLayout
-from ipvla.data.rlds.parts import assemble, write_part
+from ipvla.data.rlds.format import (
+    EPISODES_FILE,
+    SPLIT,
+    STATISTICS_FILE,
+    RldsLayout,
+    dataset_directory,
+    image_key,
+    nested,
+    of_success,
+    task_and_family,
+)
+from ipvla.data.rlds.records import create_shard
 from ipvla.data.source import DatasetError, Feature, Steps, Trajectory
 from ipvla.data.statistics import Statistics
+from ipvla.files import link
 from ipvla.types import Episode
 
 _EPISODES_PER_SHARD = 256
@@ -52,32 +67,29 @@ def write_rlds(
         if first is None:
             raise DatasetError(f"dataset {name!r} would have no episodes; give at least one")
         layout = _layout(name, first, camera_size)
-        written = _Written()
-        trajectories = written.trajectories(first, remaining, camera_size)
+        actions: list[npt.NDArray[np.float32]] = []
+        states: list[npt.NDArray[np.float32]] = []
+        trajectories = _trajectories(first, remaining, camera_size, actions, states)
         parts: list[Path] = []
         while (head := next(trajectories, None)) is not None:
             parts.append(building / ".parts" / f"{len(parts):05d}")
             write_part(parts[-1], layout, chain([head], islice(trajectories, _EPISODES_PER_SHARD - 1)))
         assemble(parts, building, layout)
         shutil.rmtree(building / ".parts")
-        Statistics.compute(written.actions, written.states).save(building / STATISTICS_FILE, name)
+        Statistics.compute(actions, states).save(building / STATISTICS_FILE, name)
         recording.save(building)
     return target
 
 
-class _Written:
-    """The actions and states of all episodes that have been written, for the statistics."""
-
-    def __init__(self) -> None:
-        self.actions: list[npt.NDArray[np.float32]] = []
-        self.states: list[npt.NDArray[np.float32]] = []
-
-    def trajectories(self, first: Episode, others: Iterable[Episode], camera_size: int) -> Iterator[Trajectory]:
-        for episode in chain([first], others):
-            _check(episode, first, camera_size)
-            yield _trajectory(episode, bool(first.questions))
-            self.actions.append(np.array(episode.action, np.float32))
-            self.states.append(np.array(episode.state, np.float32))
+def _trajectories(
+    first: Episode, others: Iterable[Episode], camera_size: int, actions: list[Any], states: list[Any]
+) -> Iterator[Trajectory]:
+    """All episodes, checked; their actions and states are added to the lists, for the statistics."""
+    for episode in chain([first], others):
+        _check(episode, first, camera_size)
+        actions.append(np.array(episode.action, np.float32))
+        states.append(np.array(episode.state, np.float32))
+        yield _trajectory(episode, bool(first.questions))
 
 
 def _layout(name: str, first: Episode, camera_size: int) -> RldsLayout:
@@ -135,7 +147,6 @@ def _check(episode: Episode, first: Episode, camera_size: int) -> None:
 
 def _trajectory(episode: Episode, questions: bool) -> Trajectory:
     length = len(episode.action)
-    last = np.arange(length) == length - 1
     steps: dict[str, Steps] = {
         _picture(camera): EncodedPictures([encode_png(frame) for frame in frames])
         for camera, frames in episode.images.items()
@@ -145,12 +156,7 @@ def _trajectory(episode: Episode, questions: bool) -> Trajectory:
         "action": np.asarray(episode.action, np.float32),
         "language_instruction": (episode.instruction,) * length,
         "reasoning": episode.reasoning or ("",) * length,
-        # Only successes are recorded, so the reward is 1 where the episode ends.
-        "reward": last.astype(np.float32),
-        "discount": np.ones(length, np.float32),
-        "is_first": np.arange(length) == 0,
-        "is_last": last,
-        "is_terminal": last,
+        **of_success(length),
     }
     if questions:
         steps |= {
@@ -168,3 +174,99 @@ def _trajectory(episode: Episode, questions: bool) -> Trajectory:
 
 def _picture(camera: str) -> str:
     return f"observation/{image_key(camera)}"
+
+
+def write_part(directory: Path, layout: RldsLayout, trajectories: Iterable[Trajectory]) -> None:
+    """Writes one part whole.
+
+    Args:
+        directory: new or empty.
+        layout: of the whole dataset.
+        trajectories: with the layout's names; encoded pictures are written as they are, others as PNG.
+
+    Raises:
+        DatasetError: there are no episodes, or one lacks a feature or has other shapes than the layout.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    info = layout.builder_info(str(directory))
+    serializer = example_serializer.ExampleSerializer(info.features.get_serialized_info())
+    writer = create_shard(directory / _shard_name(layout, 0, 1), layout.file_format)
+    labels: list[dict[str, Any]] = []
+    size = 0
+    for trajectory in trajectories:
+        example = _example(trajectory, layout)
+        try:
+            record = serializer.serialize_example(info.features.encode_example(example))
+        except Exception as error:  # tfds raises what its features do
+            raise DatasetError(f"{trajectory.where} does not fit the dataset's features: {error}") from error
+        writer.write(record)
+        size += len(record)
+        task, family = task_and_family(trajectory)
+        labels.append({"length": len(trajectory), "task": task, "family": family})
+    writer.close()
+    if not labels:
+        raise DatasetError(f"{directory} would have no episodes; give at least one")
+    (directory / EPISODES_FILE).write_text(json.dumps(labels))
+    _write_info(directory, layout, [len(labels)], size)
+
+
+def assemble(parts: Sequence[Path], directory: Path, layout: RldsLayout) -> None:
+    """Makes one dataset of all parts, which stay as they are.
+
+    Args:
+        parts: their directories, all of them, in order.
+        directory: new or empty, in the same file system if the files are not to be copied.
+        layout: of the whole.
+    """
+    lengths: list[int] = []
+    labels: list[Any] = []
+    size = 0
+    for number, part in enumerate(parts):
+        (split,) = json.loads((part / "dataset_info.json").read_text())["splits"]
+        lengths.append(int(split["shardLengths"][0]))
+        size += int(split["numBytes"])
+        labels += json.loads((part / EPISODES_FILE).read_text())
+        link(part / _shard_name(layout, 0, 1), directory / _shard_name(layout, number, len(parts)))
+    (directory / EPISODES_FILE).write_text(json.dumps(labels))
+    _write_info(directory, layout, lengths, size)
+
+
+def _shard_name(layout: RldsLayout, shard: int, shards: int) -> str:
+    return f"{layout.name}-{SPLIT}.{layout.file_format}-{shard:05d}-of-{shards:05d}"
+
+
+def _write_info(directory: Path, layout: RldsLayout, lengths: list[int], size: int) -> None:
+    info = layout.builder_info(str(directory))
+    info.set_file_format(layout.file_format)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=directory, dataset_name=layout.name, split=SPLIT, filetype_suffix=layout.file_format
+    )
+    split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=size, filename_template=template)
+    info.set_splits(tfds.core.SplitDict([split]))
+    info.write_to_directory(directory)
+
+
+def _example(trajectory: Trajectory, layout: RldsLayout) -> dict[str, Any]:
+    columns = {path: _values(trajectory, path, feature) for path, feature in layout.features.items()}
+    steps = [nested(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+    missing = sorted(set(layout.metadata) - set(trajectory.metadata))
+    if missing:
+        raise DatasetError(f"{trajectory.where} has no metadata {missing}, which the first episode has")
+    return {"steps": steps, "episode_metadata": nested(dict(_metadata(trajectory.metadata, layout.metadata)))}
+
+
+def _values(trajectory: Trajectory, path: str, feature: Feature) -> Iterable[Any]:
+    if feature.kind == "image":
+        # tfds writes what is in a file object as it is, and would want TensorFlow to encode an array.
+        return map(io.BytesIO, encoded(trajectory.pictures(path)))
+    if feature.kind == "text":
+        return trajectory.texts(path) or ("",) * len(trajectory)
+    values: Steps = trajectory.numbers(path)
+    assert isinstance(values, np.ndarray)
+    return values.astype(feature.dtype, copy=False)
+
+
+def _metadata(values: Mapping[str, Any], features: Mapping[str, Feature]) -> Iterator[tuple[str, Any]]:
+    for name, feature in features.items():
+        value = values[name]
+        yield name, (value or "") if feature.kind == "text" else np.asarray(value, feature.dtype)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ipvla.contract import GRIPPERS, HAND, ORIENTATIONS, Contract, Gripper, Orientation, Pictures
-from ipvla.data.source import DatasetError, Feature, Trajectory
-from ipvla.data.standards.standard import FloatArray, Standard, concatenated
+from ipvla.data.source import DatasetError, Feature
+from ipvla.data.standards.standard import Standard
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,8 @@ class Generic(Standard):
     control_hz: float | None = None
 
     @property
-    def numbers(self) -> tuple[str, ...]:
-        return (*self.action_paths, *self.state_paths)
-
-    def action(self, trajectory: Trajectory) -> FloatArray:
-        return concatenated(trajectory, self.action_paths)
-
-    def state(self, trajectory: Trajectory) -> FloatArray:
-        return concatenated(trajectory, self.state_paths)
+    def paths(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self.action_paths, self.state_paths
 
     def contract(self, state_size: int) -> Contract:
         """What the configuration says; motions of a hand with a gripper are clipped as LIBERO's are."""
@@ -136,7 +130,7 @@ class StandardConfig:
         _require(name, features, dict.fromkeys(cameras.values(), "image"))
         if not cameras:
             raise DatasetError(f"{name} has no pictures; it has {', '.join(sorted(features))}")
-        dim = sum(_width(features[path]) for path in action)
+        dim = sum(math.prod(features[path].shape) for path in action)
         hand = dim if gripper == "none" else dim - 1
         return Generic(
             name,
@@ -212,5 +206,21 @@ def _require(name: str, features: Mapping[str, Feature], kinds: Mapping[str, str
             )
 
 
-def _width(feature: Feature) -> int:
-    return math.prod(feature.shape)
+_ACTION, _STATE, _LANGUAGE = "action", "observation.state", "task"
+#: One camera alone is named so in LeRobot's older datasets, `lerobot/pusht` among them.
+_IMAGE, _IMAGES = "observation.image", "observation.images."
+
+
+def lerobot(name: str, features: Mapping[str, Feature]) -> Generic | None:
+    """The standard of a dataset with these step features, None if they are not LeRobot's.
+
+    LeRobot does not say which of an action's dimensions is a gripper: all are normalised, as LeRobot does.
+    """
+    pictures = [path for path in features if path.startswith(_IMAGES) or path == _IMAGE]
+    has_camera = any(features[path].is_camera for path in pictures)
+    if not has_camera or not {_ACTION, _STATE, _LANGUAGE} <= set(features):
+        return None
+    cameras = {path.removeprefix(_IMAGES): path for path in pictures if features[path].is_camera}
+    if _IMAGE in cameras:
+        cameras["image"] = cameras.pop(_IMAGE)
+    return StandardConfig(cameras).build(name, features)

@@ -1,20 +1,59 @@
-"""LIBERO's suites as OpenVLA published them: replayed without no-ops, pictures rotated by 180 degrees.
+"""LIBERO's layout: datasets that this project wrote, as recorded, and LIBERO's suites as OpenVLA published them.
 
-Rotated pictures are upright and mirrored: left and right are exchanged.
+OpenVLA replayed them without no-ops and rotated the pictures by 180 degrees, which makes them upright and
+mirrored: left and right are exchanged.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ipvla.contract import HAND, Contract, Pictures, State
-from ipvla.data.gripper import opening_from_environment
+from ipvla.contract import HAND, STATE_SIZES, Contract, Pictures, State
 from ipvla.data.rlds.format import LIBERO_CAMERAS
-from ipvla.data.source import Trajectory
-from ipvla.data.standards.recorded import ACTION, STATE
-from ipvla.data.standards.standard import FloatArray, Standard, concatenated, padded_before_gripper
+from ipvla.data.source import Feature, Trajectory
+from ipvla.data.standards.standard import FloatArray, Standard, padded_before_gripper
+
+ACTION, STATE, LANGUAGE = "action", "observation/state", "language_instruction"
+_OBSERVATION = "observation/"
+
+
+@dataclass(frozen=True)
+class Recorded(Standard):
+    """Actions and states as they are: actions in the environment's units, the gripper -1 (open) or +1 (closed)."""
+
+    @property
+    def paths(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return (ACTION,), (STATE,)
+
+    def contract(self, state_size: int) -> Contract:
+        """Motion of LIBERO's hand; how pictures are turned, and the control rate, are for `Recording` to say."""
+        return replace(
+            super().contract(state_size),
+            action="hand",
+            clipped=True,
+            state="hand" if state_size == STATE_SIZES["hand"] else "unknown",
+        )
+
+
+def recorded(name: str, features: Mapping[str, Feature]) -> Recorded | None:
+    """The standard of a dataset with these step features, None if they are not LIBERO's.
+
+    Actions are LIBERO's if they are of 7 numbers, six of the hand's motion and the gripper: 14 joints under
+    LIBERO's names would be clipped to [-1, 1], and the last one made a gripper.
+    """
+    needed = {ACTION: "number", STATE: "number", LANGUAGE: "text"}
+    kinds = {path: feature.kind for path, feature in features.items()}
+    keys = [path.removeprefix(_OBSERVATION) for path in kinds if path.startswith(_OBSERVATION)]
+    cameras = {LIBERO_CAMERAS.get(k, k): _OBSERVATION + k for k in keys if features[_OBSERVATION + k].is_camera}
+    if any(kinds.get(path) != kind for path, kind in needed.items()) or not cameras:
+        return None
+    if features[ACTION].shape != (HAND.action_size,):
+        return None
+    return Recorded(name, cameras)
+
 
 #: Four suites and LIBERO-90; `libero_lm_90` is the latter with ECoT's reasoning, as MiniVLA names it.
 LIBERO_DATASETS = (
@@ -45,15 +84,15 @@ class Libero(Standard):
     padded_state: bool = False
 
     @property
-    def numbers(self) -> tuple[str, ...]:
-        return (ACTION, STATE)
+    def paths(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return (ACTION,), (STATE,)
 
     def action(self, trajectory: Trajectory) -> FloatArray:
-        action = concatenated(trajectory, (ACTION,))
-        return np.concatenate([action[:, :6], opening_from_environment(action[:, -1:])], axis=1)
+        action = super().action(trajectory)
+        return np.concatenate([action[:, :6], 1 - action[:, -1:].clip(0, 1)], axis=1)
 
     def state(self, trajectory: Trajectory) -> FloatArray:
-        state = concatenated(trajectory, (STATE,))
+        state = super().state(trajectory)
         return padded_before_gripper(state) if self.padded_state else state
 
     def contract(self, state_size: int) -> Contract:

@@ -7,13 +7,18 @@ from dataclasses import replace
 from typing import Final
 
 from ipvla.data.source import DatasetError, EpisodeSource, Feature
-from ipvla.data.standards.bridge import BRIDGE_DATASETS, Bridge, bridge
-from ipvla.data.standards.droid import DROID_DATASETS, DROID_INNER_NAME, droid
-from ipvla.data.standards.fractal import FRACTAL_DATASETS, fractal
-from ipvla.data.standards.generic import StandardConfig, flags
-from ipvla.data.standards.lerobot import lerobot
-from ipvla.data.standards.libero import JOINTS, LIBERO_DATASETS, LIBERO_INNER_NAMES, Libero, libero
-from ipvla.data.standards.recorded import recorded
+from ipvla.data.standards.generic import StandardConfig, flags, lerobot
+from ipvla.data.standards.libero import JOINTS, LIBERO_DATASETS, LIBERO_INNER_NAMES, Libero, libero, recorded
+from ipvla.data.standards.open_x import (
+    BRIDGE_DATASETS,
+    DROID_DATASETS,
+    DROID_INNER_NAME,
+    FRACTAL_DATASETS,
+    Bridge,
+    bridge,
+    droid,
+    fractal,
+)
 from ipvla.data.standards.standard import Standard
 
 #: Datasets of other hands by their public names.

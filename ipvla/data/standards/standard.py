@@ -4,16 +4,87 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.contract import GRIPPERS, Contract, Gripper, Pictures
-from ipvla.data.episode import EncodedEpisode
+from ipvla.contract import GRIPPERS, Contract, Gripper
+from ipvla.contract import Pictures as PictureTerms
+from ipvla.data.pictures import EncodedPictures, Pictures
 from ipvla.data.source import BrokenEpisodeError, DatasetError, Feature, Trajectory
-from ipvla.data.standards.noops import moving_steps
+
+
+@dataclass(frozen=True)
+class EncodedEpisode:
+    """An episode as a standard gives it: fields as in `ipvla.types.Episode`, pictures still encoded.
+
+    Attributes:
+        pictures: camera name -> T pictures.
+        wordings: texts other than `instruction` that steps carry as their task.
+        raw_step: int64 [T], the step in the dataset's own episode that each is: standards may leave steps out.
+    """
+
+    task: str
+    family: str
+    instruction: str
+    seed: int
+    pictures: Mapping[str, Pictures]
+    state: npt.NDArray[np.float32]
+    action: npt.NDArray[np.float32]
+    raw_step: npt.NDArray[np.int64]
+    reasoning: tuple[str, ...] = ()
+    questions: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    wordings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+    @property
+    def nbytes(self) -> int:
+        pictures = sum(pictures.nbytes for pictures in self.pictures.values())
+        recorded = (self.reasoning, self.questions, self.answers)
+        texts = sum(8 * len(each) + sum(len(text) for text in set(each)) for each in recorded)
+        return pictures + self.state.nbytes + self.action.nbytes + self.raw_step.nbytes + texts
+
+    def image(self, t: int, camera: str) -> npt.NDArray[np.uint8]:
+        """Decodes one frame to uint8 [H, W, 3] RGB; an unknown camera or a broken image is a ValueError."""
+        if camera not in self.pictures:
+            raise ValueError(f"no camera {camera!r} in the dataset; it has {sorted(self.pictures)}")
+        pictures, step = self.pictures[camera], int(self.raw_step[t])
+        try:
+            if isinstance(pictures, EncodedPictures) and pictures.bits(step) > 8:
+                raise ValueError("it has 16 bits per channel: depth, which is no camera's picture; leave it out")
+            return pictures.decode(step)
+        except ValueError as error:
+            raise ValueError(
+                f"the {camera!r} image at step {self.raw_step[t]} of a {self.task!r} episode cannot be decoded: "
+                f"{error}"
+            ) from None
+
+
+#: Norm of a hand's motion below which it stands still, in the action's units.
+THRESHOLD = 1e-4
+
+
+def moving_steps(action: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """bool [T], False where the hand stands still and the gripper is as in the last step that stays.
+
+    Steps before the hand first moves are left out, whatever the gripper does. The definition is OpenVLA-OFT's
+    (github.com/moojink/openvla-oft, experiments/robot/libero/regenerate_libero_dataset.py), which replayed
+    the remaining actions in a simulator; recorded pictures still show the scene at the time of the recording.
+
+    Args:
+        action: float32 [T, A], unnormalised; the last dimension is the gripper.
+    """
+    moves = np.linalg.norm(action[:, :-1], axis=1) >= THRESHOLD
+    # A step that is left out has the gripper of the one before it: comparing neighbours suffices.
+    changes = np.diff(action[:, -1], prepend=action[:1, -1]) != 0
+    started = np.logical_or.accumulate(moves)
+    return np.asarray((moves | changes) & started)
+
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
@@ -24,7 +95,7 @@ HAND_ABSOLUTE = (False,) * 6 + (True,)
 
 @dataclass(frozen=True)
 class Standard(ABC):
-    """What a family of datasets defines; each has its own `action` and `state`.
+    """What a family of datasets defines: by default numbers as recorded, side by side.
 
     Attributes:
         name: the dataset's.
@@ -62,16 +133,16 @@ class Standard(ABC):
 
     @property
     @abstractmethod
-    def numbers(self) -> tuple[str, ...]:
-        """The step features that `action` and `state` read."""
+    def paths(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The step features of numbers that `action` reads, and those that `state` reads."""
 
-    @abstractmethod
     def action(self, trajectory: Trajectory) -> FloatArray:
         """Actions of all T recorded steps, float32 [T, A], in the dataset's units; of trimmed ones anything."""
+        return concatenated(trajectory, self.paths[0])
 
-    @abstractmethod
     def state(self, trajectory: Trajectory) -> FloatArray:
         """Proprioception of all T recorded steps, float32 [T, P], in the dataset's units."""
+        return concatenated(trajectory, self.paths[1])
 
     def contract(self, state_size: int) -> Contract:
         """On which terms its episodes were recorded, as far as the family of datasets defines them.
@@ -81,7 +152,7 @@ class Standard(ABC):
         """
         return Contract(
             tuple(sorted(self.cameras)),
-            Pictures("unknown"),
+            PictureTerms("unknown"),
             gripper=self.gripper,
             action="unknown",
             action_size=len(self.normalised),
@@ -91,11 +162,6 @@ class Standard(ABC):
             control_hz=None,
         )
 
-    def real_robot(self, state_size: int, control_hz: float) -> Contract:
-        """The contract of a robot that no suite here has: own actions and state, pictures as cameras give them."""
-        base = Standard.contract(self, state_size)
-        return replace(base, pictures=Pictures("upright"), action="other", state="other", control_hz=control_hz)
-
     @property
     def known_length(self) -> bool:
         """Whether an episode's length follows from the recorded one, without reading the episode."""
@@ -103,7 +169,7 @@ class Standard(ABC):
 
     def missing(self, features: Mapping[str, Feature]) -> tuple[str, ...]:
         """The step features that it needs and `features` lacks, sorted."""
-        return tuple(sorted({*self.cameras.values(), *self.numbers} - set(features)))
+        return tuple(sorted({*self.cameras.values(), *self.paths[0], *self.paths[1]} - set(features)))
 
     def settings(self) -> dict[str, Any]:
         """All that its episodes depend on, as JSON values."""

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Self
 
 import numpy as np
 from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from ipvla.contract import Contract, fitted
-from ipvla.rollout.endpoint import Service, Serving
+from ipvla.rollout.endpoint import ClientService, Service, Serving
 from ipvla.rollout.episode import Chunk, EpisodeId
-from ipvla.rollout.openpi.contract import CONTRACT, STEP, TOKEN_VARIABLE, to_message
-from ipvla.rollout.openpi.messages import pack, unpack
+from ipvla.rollout.openpi.messages import CONTRACT, STEP, TOKEN_VARIABLE, pack, to_message, unpack
 from ipvla.types import Observation
 
 #: The value of `server` in our own server's metadata.
@@ -65,11 +65,8 @@ class OpenpiClient:
             raise OpenpiError(f"{self.url} answers {answer!r:.80}; expected a map with `actions` [C, A]")
         return actions.astype(np.float32)
 
-    def __getstate__(self) -> tuple[str, str | None]:
-        return self.url, self.token  # a connection is opened where it is used
-
-    def __setstate__(self, state: tuple[str, str | None]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str | None]]:
+        return type(self), (self.url, self.token)  # a connection is opened where it is used
 
 
 @dataclass(frozen=True)
@@ -116,27 +113,11 @@ class OpenpiSource:
             return offered.in_environment_units
         return fitted(Contract.from_dict(metadata[CONTRACT]), offered, f"the policy at {self.url}", world)
 
-    def serve(self, serving: Serving, running: Service | None = None) -> OpenpiService:
-        """Nothing is started: the server runs elsewhere."""
+    def serve(self, serving: Serving, running: Service | None = None) -> ClientService:
+        """The server runs elsewhere."""
         if running is not None:
             running.close()
-        view = None if serving.offered is None else self.view(serving.offered, serving.world)
-        return OpenpiService(self, view)
-
-
-class OpenpiService:
-    """In place of a `PolicyService`; there is nothing to start or to replace here."""
-
-    def __init__(self, source: OpenpiSource, view: Contract | None = None) -> None:
-        self._source, self.view = source, view
-
-    def client(self) -> OpenpiClient:
-        return OpenpiClient(self._source.url, self._source.token)
-
-    def stats(self) -> dict[str, float]:
-        return {}
-
-    def close(self) -> None: ...
+        return ClientService(partial(OpenpiClient, self.url, self.token), serving.view(self))
 
 
 def _connected(url: str, token: str | None) -> tuple[ClientConnection, dict[str, Any]]:

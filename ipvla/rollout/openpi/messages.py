@@ -1,23 +1,43 @@
-"""Messages of the openpi websocket protocol: msgpack, in which an array is a map of its bytes, dtype and shape.
+"""Messages of the openpi websocket protocol: observations by the keys of openpi's LIBERO policies, as msgpack.
 
-Packs what `openpi_client.msgpack_numpy` unpacks, and the other way round. Unlike it, an array's claims are checked
-before its bytes are looked at as numbers: an object array from the network would be read as pointers.
+In msgpack an array is a map of its bytes, dtype and shape. This packs what `openpi_client.msgpack_numpy` unpacks,
+and the other way round. Unlike it, an array's claims are checked before its bytes are looked at as numbers: an
+object array from the network would be read as pointers.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgpack
 import numpy as np
 
+from ipvla.types import Observation
+
+#: Camera -> key; a camera that is not here goes by its own name.
+_IMAGE_KEYS: Final = {"agentview": "image", "robot0_eye_in_hand": "wrist_image"}
+STATE: Final = "observation/state"
+PROMPT: Final = "prompt"
+#: Environment variable: the token that our server demands, if it is set, and that our client sends to servers.
+TOKEN_VARIABLE: Final = "IPVLA_SERVE_TOKEN"
+#: Of ours, and optional: control steps since the reset, the first observation of an episode, whose episode it is.
+STEP: Final = "t"
+RESET: Final = "reset"
+SESSION: Final = "session_id"
+#: Of our server's metadata: the terms of its policy, as `ipvla.contract.Contract.to_dict` gives them.
+CONTRACT: Final = "contract"
 #: Kinds of dtype that may travel: booleans, integers, floats.
 _KINDS: Final = "biuf"
 
 
 class MessageError(ValueError):
     """Bytes that are no message of this protocol."""
+
+
+class ObservationError(ValueError):
+    """A message is no observation that the policy could use; it says what to send."""
 
 
 def pack(value: Any) -> bytes:
@@ -47,6 +67,46 @@ def unpack(message: bytes) -> Any:
         raise
     except (ValueError, msgpack.UnpackException) as error:
         raise MessageError(f"{len(message)} bytes that are no msgpack message ({error})") from None
+
+
+def image_key(camera: str) -> str:
+    """`agentview` -> "observation/image"."""
+    return f"observation/{_IMAGE_KEYS.get(camera, camera)}"
+
+
+def to_message(observation: Observation) -> dict[str, Any]:
+    """What any openpi server of LIBERO's layout understands; further keys are ours."""
+    return {
+        **{image_key(camera): image for camera, image in observation.images.items()},
+        STATE: np.asarray(observation.proprio, np.float32),
+        PROMPT: observation.instruction,
+        STEP: observation.t,
+    }
+
+
+def from_message(message: Any, cameras: Sequence[str], proprio_dim: int, t: int) -> Observation:
+    """The observation in a message.
+
+    Args:
+        cameras: that the policy looks through.
+        proprio_dim: P of the state.
+        t: where the message does not tell.
+
+    Raises:
+        ObservationError: a key is missing, or its value of another type, shape or range.
+    """
+    if not isinstance(message, Mapping):
+        raise ObservationError(f"the message is a {type(message).__name__}; send a map of observations")
+    needed = [*map(image_key, cameras), STATE, PROMPT]
+    missing = [key for key in needed if key not in message]
+    if missing:
+        raise ObservationError(f"the observation lacks {', '.join(missing)}; it has {sorted(map(str, message))}")
+    return Observation(
+        images={camera: _image(image_key(camera), message[image_key(camera)]) for camera in cameras},
+        proprio=_state(message[STATE], proprio_dim),
+        instruction=_prompt(message[PROMPT]),
+        t=_step(message.get(STEP, t)),
+    )
 
 
 def _encoded(value: Any) -> Any:
@@ -88,3 +148,35 @@ def _dtype(value: dict[Any, Any]) -> np.dtype[Any]:
     if dtype.kind not in _KINDS:
         raise MessageError(f"an array of dtype {dtype}; send numbers")
     return dtype
+
+
+def _image(key: str, image: Any) -> Any:
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
+        raise ObservationError(f"{key} is {_kind(image)}; send uint8 [H, W, 3], RGB")
+    if image.dtype != np.uint8:
+        raise ObservationError(f"{key} is {_kind(image)}; send uint8 [H, W, 3] in 0..255")
+    return image
+
+
+def _state(state: Any, dim: int) -> Any:
+    if not isinstance(state, np.ndarray) or state.shape != (dim,):
+        raise ObservationError(f"{STATE} is {_kind(state)}; send float32 [{dim}]")
+    if not np.isfinite(state).all():
+        raise ObservationError(f"{STATE} is {state.tolist()}; send finite numbers")
+    return state.astype(np.float32)
+
+
+def _prompt(prompt: Any) -> str:
+    if not isinstance(prompt, str):
+        raise ObservationError(f"{PROMPT} is {_kind(prompt)}; send the task in words")
+    return prompt
+
+
+def _step(t: Any) -> int:
+    if not isinstance(t, int | np.integer) or isinstance(t, bool) or not 0 <= int(t) < 2**31:
+        raise ObservationError(f"{STEP} is {t!r:.60}; send control steps since the reset, or leave it out")
+    return int(t)
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"

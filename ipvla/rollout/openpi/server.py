@@ -26,8 +26,15 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from ipvla.rollout.episode import EpisodeId
-from ipvla.rollout.openpi.contract import RESET, SESSION, TOKEN_VARIABLE, ObservationError
-from ipvla.rollout.openpi.messages import MessageError, pack, unpack
+from ipvla.rollout.openpi.messages import (
+    RESET,
+    SESSION,
+    TOKEN_VARIABLE,
+    MessageError,
+    ObservationError,
+    pack,
+    unpack,
+)
 from ipvla.types import Observation
 
 _logger = logging.getLogger(__name__)

@@ -1,18 +1,26 @@
-"""What is random in an episode, drawn from its seed alone: layout, cues, swaps and phrasing."""
+"""What is random in an episode, drawn from its seed alone: layout, cues, swaps and phrasing.
+
+Also where each object is while some change places: plain geometry, no physics.
+"""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.sim.recall.scene import MIN_DISTANCE_M, WORKSPACE_X_M, WORKSPACE_Y_M
-from ipvla.sim.recall.swaps import arcs_are_clear
+from ipvla.sim.recall.scene import MIN_DISTANCE_M, SWAP_CLEARANCE_M, SWAP_PASSING_M, WORKSPACE_X_M, WORKSPACE_Y_M
 from ipvla.sim.recall.tasks import RecallTask
 
+Positions = npt.NDArray[np.float64]
+Swaps = Sequence[tuple[int, int]]
+
 _SEEDS = 2**32
+_CHECKED_PHASES = np.linspace(0.0, 1.0, 33)
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Episode:
     seed: int
     instruction: str
     cues: tuple[int, ...]
-    positions_m: npt.NDArray[np.float64]
+    positions_m: Positions
     swaps: tuple[tuple[int, int], ...] = ()
 
 
@@ -56,7 +64,7 @@ def draw_episode(task: RecallTask, seed: int) -> Episode:
     return Episode(seed, task.phrasings[phrasing], _cues(task, seed, positions), positions, _swaps(task, seed))
 
 
-def _cues(task: RecallTask, seed: int, positions_m: npt.NDArray[np.float64]) -> tuple[int, ...]:
+def _cues(task: RecallTask, seed: int, positions_m: Positions) -> tuple[int, ...]:
     rng = episode_rng(task, seed, "cue")
     if task.items == 1:
         return (int(rng.integers(len(task.objects))),)
@@ -71,7 +79,7 @@ def _swaps(task: RecallTask, seed: int) -> tuple[tuple[int, int], ...]:
     return tuple((first, second) for first, second in pairs)
 
 
-def _layout(task: RecallTask, seed: int) -> npt.NDArray[np.float64]:
+def _layout(task: RecallTask, seed: int) -> Positions:
     """Uniform over the layouts in which no two objects are closer than `MIN_DISTANCE_M`.
 
     Where objects will be swapped, any two must be able to: so the layout tells nothing about the swaps.
@@ -84,3 +92,47 @@ def _layout(task: RecallTask, seed: int) -> npt.NDArray[np.float64]:
         apart = (distances[np.triu_indices(len(positions), k=1)] >= MIN_DISTANCE_M).all()
         if apart and (not task.swaps or arcs_are_clear(positions)):
             return positions
+
+
+def places(task: RecallTask, swaps: Swaps, t: int) -> tuple[int, ...]:
+    """For each object, whose first place it is in after the swaps that have ended by control step `t`."""
+    ends = (task.swap_start(i) + task.swap_steps for i in range(len(swaps)))
+    return _places(swaps[: sum(end <= t for end in ends)], len(task.objects))
+
+
+def positions_m(task: RecallTask, start_m: Positions, swaps: Swaps, t: int) -> Positions:
+    """float64 [objects, 2] at control step `t`, for objects that stood at `start_m` [objects, 2] at first."""
+    positions: Positions = start_m[list(places(task, swaps, t))]
+    for i, (first, second) in enumerate(swaps):
+        phase = (t - task.swap_start(i)) / task.swap_steps
+        if 0.0 < phase < 1.0:
+            path = _arcs(positions[first], positions[second], np.array([phase]))
+            positions[[first, second]] = path[:, 0]
+    return positions
+
+
+def arcs_are_clear(start_m: Positions) -> bool:
+    """Can any two of the objects at `start_m` [objects, 2] change places without coming near another one?"""
+    for first, second in combinations(range(len(start_m)), 2):
+        others = np.delete(start_m, [first, second], axis=0)
+        path = _arcs(start_m[first], start_m[second], _CHECKED_PHASES)
+        if (np.linalg.norm(path[:, :, None] - others, axis=-1) < SWAP_CLEARANCE_M).any():
+            return False
+    return True
+
+
+def _places(swaps: Swaps, objects: int) -> tuple[int, ...]:
+    where = list(range(objects))
+    for first, second in swaps:
+        where[first], where[second] = where[second], where[first]
+    return tuple(where)
+
+
+def _arcs(first: Positions, second: Positions, phase: Positions) -> Positions:
+    """float64 [2, phases, 2]: half an ellipse each, on opposite sides, as wide as the passing distance."""
+    half = (first - second) / 2
+    side = np.array([-half[1], half[0]]) / np.linalg.norm(half) * SWAP_PASSING_M / 2
+    angle = np.pi * phase[:, None]
+    offset = np.cos(angle) * half + np.sin(angle) * side
+    middle = (first + second) / 2
+    return np.stack([middle + offset, middle - offset])

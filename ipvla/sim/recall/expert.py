@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from ipvla.sim.demonstration import Demonstration, Showing
-from ipvla.sim.expert import DartNoise, Vector
+from ipvla.sim.demonstration import DartNoise, Demonstration, Showing, Vector, demonstration_of
 from ipvla.sim.libero import LiberoSimulator
 from ipvla.sim.recall.episode import episode_rng
-from ipvla.sim.recall.plan import plan_text
-from ipvla.sim.recall.questions import draw, look, questions
+from ipvla.sim.recall.labels import draw, look, plan_text, questions
 from ipvla.sim.recall.scene import BUTTON_HEIGHT_M, TABLE_TOP_M
 from ipvla.sim.recall.tasks import RecallTask
 from ipvla.sim.simulator import Simulator
@@ -78,7 +76,7 @@ class Expert:
         return self._script()
 
     def reason(self) -> str:
-        """The plan in words, as of the observation of the state that the world is in now; see `plan`."""
+        """The plan in words, as of the observation of the state that the world is in now; see `plan_text`."""
         problem = self._problem
         return plan_text(problem.episode, problem.machine, self._cells, carried=problem.carried())
 
@@ -178,29 +176,10 @@ def demonstrate(simulator: Simulator, seed: int, showing: Showing | None = None)
     simulator.reset(seed)
     expert = Expert(simulator, rng)
     assert isinstance(simulator, LiberoSimulator), "it has Recall's problem"
-    noise, look_at = DartNoise(rng, _NOISE_SHARE[task.family]), showing.watch(simulator)
-    observations, actions, reasoning, asked = [], [], [], []
-    for _ in range(task.horizon):
-        action = expert.act()
-        observations.append(look_at())
-        actions.append(action.astype(np.float32))
-        reasoning.append(expert.reason())
-        asked.append(draw(questions(look(problem)), asking))
-        outcome = simulator.step(noise.disturb(action))
-        if outcome.failure:
-            return None
-        if outcome.success:
-            cameras = observations[0].images
-            return Demonstration(
-                task=task.name,
-                family=task.family,
-                instruction=observations[0].instruction,
-                seed=seed,
-                images={camera: np.stack([o.images[camera] for o in observations]) for camera in cameras},
-                state=np.stack([o.proprio for o in observations]),
-                action=np.stack(actions),
-                reasoning=tuple(reasoning),
-                questions=tuple(question.text if question else "" for question in asked),
-                answers=tuple(question.answer if question else "" for question in asked),
-            )
-    return None
+
+    def describe() -> tuple[str, str, str]:
+        asked = draw(questions(look(problem)), asking)
+        return expert.reason(), asked.text if asked else "", asked.answer if asked else ""
+
+    noise = DartNoise(rng, _NOISE_SHARE[task.family])
+    return demonstration_of(expert, simulator, seed, noise, showing.watch(simulator), describe)

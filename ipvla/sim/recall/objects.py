@@ -80,60 +80,53 @@ class ProceduralObject(MujocoGeneratedObject):
         return copy.deepcopy(self._obj)
 
 
-class Button(ProceduralObject):
-    """A low cylinder."""
-
-    def __init__(self, name: str, colour: str) -> None:
-        size = _numbers((BUTTON_RADIUS_M, BUTTON_HEIGHT_M / 2))
-        cap = {"name": "cap", "type": "cylinder", "size": size, "mass": "1", **_FIXTURE}
-        super().__init__(name, [cap], _PLANAR, PALETTE[colour], BUTTON_HEIGHT_M / 2)
+def _cap(radius_m: float, height_m: float) -> Attributes:
+    size = _numbers((radius_m, height_m / 2))
+    return {"name": "cap", "type": "cylinder", "size": size, "mass": "1", **_FIXTURE}
 
 
-class Cup(ProceduralObject):
-    """A closed upright cylinder with a place for a ball inside, which is drawn only where there is one."""
-
-    def __init__(self, name: str) -> None:
-        size = _numbers((CUP_RADIUS_M, CUP_HEIGHT_M / 2))
-        cap = {"name": "cap", "type": "cylinder", "size": size, "mass": "1", **_FIXTURE}
-        ball = {
-            "name": "ball",
-            "type": "sphere",
-            "size": _numbers((BALL_RADIUS_M,)),
-            "pos": _numbers((0, 0, BALL_RADIUS_M - CUP_HEIGHT_M / 2)),
-            "mass": "0.001",
-            **_UNTOUCHABLE,
-        }
-        super().__init__(name, [cap, ball], _PLANAR, CUP_RGBA, CUP_HEIGHT_M / 2)
+def _button(name: str, colour: str) -> ProceduralObject:
+    cap = _cap(BUTTON_RADIUS_M, BUTTON_HEIGHT_M)
+    return ProceduralObject(name, [cap], _PLANAR, PALETTE[colour], BUTTON_HEIGHT_M / 2)
 
 
-class Cube(ProceduralObject):
-    """A free cube that the gripper can hold."""
-
-    def __init__(self, name: str, colour: str) -> None:
-        cube = {
-            "name": "cube",
-            "type": "box",
-            "size": _numbers((CUBE_HALF_SIZE_M,) * 3),
-            "density": "300",
-            "friction": "1.5 0.02 0.001",
-            "condim": "4",
-        }
-        super().__init__(name, [cube], _FREE, PALETTE[colour], CUBE_HALF_SIZE_M)
+def _cup(name: str) -> ProceduralObject:
+    """Closed, with a place for a ball inside, which is drawn only where there is one."""
+    ball = {
+        "name": "ball",
+        "type": "sphere",
+        "size": _numbers((BALL_RADIUS_M,)),
+        "pos": _numbers((0, 0, BALL_RADIUS_M - CUP_HEIGHT_M / 2)),
+        "mass": "0.001",
+        **_UNTOUCHABLE,
+    }
+    return ProceduralObject(name, [_cap(CUP_RADIUS_M, CUP_HEIGHT_M), ball], _PLANAR, CUP_RGBA, CUP_HEIGHT_M / 2)
 
 
-class Bowl(ProceduralObject):
+def _cube(name: str, colour: str) -> ProceduralObject:
+    """Free, so that the gripper can hold it."""
+    cube = {
+        "name": "cube",
+        "type": "box",
+        "size": _numbers((CUBE_HALF_SIZE_M,) * 3),
+        "density": "300",
+        "friction": "1.5 0.02 0.001",
+        "condim": "4",
+    }
+    return ProceduralObject(name, [cube], _FREE, PALETTE[colour], CUBE_HALF_SIZE_M)
+
+
+def _bowl(name: str) -> ProceduralObject:
     """A disc with a low polygonal wall."""
-
-    def __init__(self, name: str) -> None:
-        base = {
-            "name": "base",
-            "type": "cylinder",
-            "size": _numbers((BOWL_RADIUS_M, _BOWL_WALL_M)),
-            "pos": _numbers((0, 0, _BOWL_WALL_M)),
-            "mass": "1",
-            **_FIXTURE,
-        }
-        super().__init__(name, [base, *map(_bowl_wall, range(_BOWL_SIDES))], _PLANAR, _BOWL_RGBA, 0.0)
+    base = {
+        "name": "base",
+        "type": "cylinder",
+        "size": _numbers((BOWL_RADIUS_M, _BOWL_WALL_M)),
+        "pos": _numbers((0, 0, _BOWL_WALL_M)),
+        "mass": "1",
+        **_FIXTURE,
+    }
+    return ProceduralObject(name, [base, *map(_bowl_wall, range(_BOWL_SIDES))], _PLANAR, _BOWL_RGBA, 0.0)
 
 
 def _bowl_wall(side: int) -> Attributes:
@@ -155,5 +148,5 @@ def _numbers(values: Sequence[float]) -> str:
     return " ".join(f"{value:.6g}" for value in values)
 
 
-OBJECTS_DICT.update({f"{colour}_button": partial(Button, colour=colour) for colour in PALETTE})
-OBJECTS_DICT.update({"red_cube": partial(Cube, colour="red"), "bowl": Bowl, "cup": Cup})
+OBJECTS_DICT.update({f"{colour}_button": partial(_button, colour=colour) for colour in PALETTE})
+OBJECTS_DICT.update({"red_cube": partial(_cube, colour="red"), "bowl": _bowl, "cup": _cup})

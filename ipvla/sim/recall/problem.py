@@ -20,11 +20,9 @@ from robosuite.models.arenas import Arena
 from robosuite.models.tasks import ManipulationTask
 
 import ipvla.sim.recall.objects as _objects  # noqa: F401  registers buttons, cubes and the bowl
+from ipvla.sim.drawing import RenderContext, draw_collision_meshes
 from ipvla.sim.libero import CAMERA, Hand, hand_of, rendered
-from ipvla.sim.light_robot import draw_collision_meshes
-from ipvla.sim.recall.arena import table_size_m
-from ipvla.sim.recall.episode import Episode, draw_episode
-from ipvla.sim.recall.picture import PinholeCamera
+from ipvla.sim.recall.episode import Episode, draw_episode, positions_m
 from ipvla.sim.recall.scene import (
     BALL_RGBA,
     BOWL_RADIUS_M,
@@ -35,12 +33,12 @@ from ipvla.sim.recall.scene import (
     INVISIBLE_RGBA,
     LAMP_OFF_RGBA,
     LAMP_ON_RGBA,
+    TABLE_SIZE_M,
     TABLE_TOP_M,
+    PinholeCamera,
 )
 from ipvla.sim.recall.state_machine import StateMachine
-from ipvla.sim.recall.swaps import positions_m
 from ipvla.sim.recall.tasks import RecallTask
-from ipvla.sim.render_context import RenderContext
 from ipvla.sim.simulator import StepOutcome
 
 #: The hand counts as raised above this height of the fingertips over the buttons.
@@ -214,7 +212,7 @@ class RecallProblem(BDDLBaseDomain):
         # BDDLBaseDomain would load LIBERO's own arena, which needs texture files.
         super(BDDLBaseDomain, self)._load_model()
         robot = self.robots[0].robot_model
-        robot.set_base_xpos(robot.base_xpos_offset["table"](table_size_m()[0]))
+        robot.set_base_xpos(robot.base_xpos_offset["table"](TABLE_SIZE_M[0]))
         categories = self.parsed_problem["objects"].items()
         self.objects_dict = {name: get_object_fn(c)(name=name) for c, names in categories for name in names}
         self.objects = list(self.objects_dict.values())

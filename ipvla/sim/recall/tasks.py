@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from ipvla.sim.recall.scene import PALETTE
 from ipvla.sim.simulator import Task
@@ -148,43 +148,33 @@ def _delay(steps: int) -> RecallTask:
 _WORDS = {2: "two", 3: "three"}
 
 
+def _several(family: str, count: int, phrasings: tuple[str, ...], **differs: Any) -> RecallTask:
+    """`recall` with `count` cues, `{}` in a phrasing being that number; `differs` is what else is not as there."""
+    texts = tuple(phrasing.format(_WORDS[count]) for phrasing in phrasings)
+    return replace(_RECALL, name=f"{family}_{count}", family=family, phrasings=texts, items=count, **differs)
+
+
 def _items(count: int) -> RecallTask:
-    number = _WORDS[count]
-    return RecallTask(
-        name=f"items_{count}",
-        family="items",
-        phrasings=(
-            f"press the {number} buttons that lit up",
-            f"push each of the {number} buttons that were lit at the start",
-            f"remember which {number} buttons light up and press them",
-        ),
-        horizon=60 + 40 * count,
-        chance=1 / math.comb(5, count),
-        objects=("gray_button",) * 5,
-        items=count,
-        ordered=False,
-        cue_steps=_CUE_STEPS,
-        delay_steps=_DELAY_STEPS,
+    phrasings = (
+        "press the {} buttons that lit up",
+        "push each of the {} buttons that were lit at the start",
+        "remember which {} buttons light up and press them",
     )
+    horizon, chance = 60 + 40 * count, 1 / math.comb(5, count)
+    objects = ("gray_button",) * 5
+    return _several("items", count, phrasings, horizon=horizon, chance=chance, objects=objects, ordered=False)
 
 
 def _order(count: int) -> RecallTask:
-    number = _WORDS[count]
-    return RecallTask(
-        name=f"order_{count}",
-        family="order",
-        phrasings=(
-            f"press the {number} buttons in the order in which each lit up",
-            f"push the {number} buttons in the sequence that was shown",
-            f"remember the {number} lights and press the buttons in the same order",
-        ),
-        horizon=60 + 45 * count,
-        chance=1 / math.perm(4, count),
-        objects=("gray_button",) * 4,
-        items=count,
-        cue_steps=_CUE_STEPS,
-        gap_steps=_GAP_STEPS,
-        delay_steps=_DELAY_STEPS,
+    phrasings = (
+        "press the {} buttons in the order in which each lit up",
+        "push the {} buttons in the sequence that was shown",
+        "remember the {} lights and press the buttons in the same order",
+    )
+    horizon, chance = 60 + 45 * count, 1 / math.perm(4, count)
+    objects = ("gray_button",) * 4
+    return _several(
+        "order", count, phrasings, horizon=horizon, chance=chance, objects=objects, gap_steps=_GAP_STEPS
     )
 
 

@@ -13,8 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from ipvla.sim.demonstration import Demonstration, Showing
-from ipvla.sim.expert import DartNoise, Vector
+from ipvla.sim.demonstration import DartNoise, Demonstration, Showing, Vector, demonstration_of
 from ipvla.sim.libero import LiberoSimulator
 from ipvla.sim.simulator import Simulator
 from ipvla.sim.standard.geometry import SceneGeometry
@@ -195,7 +194,7 @@ def _standard_problem(simulator: Simulator) -> StandardProblem:
 
 
 def demonstrate(simulator: Simulator, seed: int, showing: Showing | None = None) -> Demonstration | None:
-    """One attempt of the expert at the episode of this seed, from when it has settled; see `ipvla.sim.expert`.
+    """One attempt of the expert at the episode of this seed, from when it has settled.
 
     With `showing.start_offset_m` the hand is moved before, unseen, up to that far along each axis (never down).
 
@@ -205,28 +204,11 @@ def demonstrate(simulator: Simulator, seed: int, showing: Showing | None = None)
     Raises:
         ValueError: the task wants something else than one object put somewhere.
     """
-    showing = showing or Showing()
-    task, rng = simulator.task, _rng(simulator, seed)
+    showing, rng = showing or Showing(), _rng(simulator, seed)
     simulator.reset(seed)
     settle(simulator)
     if showing.start_offset_m:
         _move_away(simulator, rng, showing.start_offset_m)
     solver = PickAndPlaceExpert(simulator, rng)
     assert isinstance(simulator, LiberoSimulator), "the expert checks this"
-    noise, look_at = DartNoise(rng, _NOISE_SHARE), showing.watch(simulator)
-    observations, actions = [], []
-    for _ in range(task.horizon):
-        action = solver.act()
-        observations.append(look_at())
-        actions.append(action.astype(np.float32))
-        if simulator.step(noise.disturb(action)).success:
-            return Demonstration(
-                task=task.name,
-                family=task.family,
-                instruction=observations[0].instruction,
-                seed=seed,
-                images={name: np.stack([o.images[name] for o in observations]) for name in observations[0].images},
-                state=np.stack([o.proprio for o in observations]),
-                action=np.stack(actions),
-            )
-    return None
+    return demonstration_of(solver, simulator, seed, DartNoise(rng, _NOISE_SHARE), showing.watch(simulator))

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from ipvla.sim.expert import Vector
+from ipvla.sim.demonstration import Vector
 from ipvla.sim.standard.geometry import SceneGeometry
 
 #: The fingers open to 8 cm; what is wider than this is not taken across.

@@ -36,9 +36,8 @@ from robosuite.controllers import load_controller_config
 from robosuite.utils.errors import RandomizationError
 
 from ipvla.sim.build_memory import release, without_asset_cache
+from ipvla.sim.drawing import RenderContext, draw_collision_meshes
 from ipvla.sim.libero import Hand, hand_of, rendered
-from ipvla.sim.light_robot import draw_collision_meshes
-from ipvla.sim.render_context import RenderContext
 from ipvla.sim.simulator import Split, StepOutcome, Task
 from ipvla.sim.standard.variants import register_variants
 

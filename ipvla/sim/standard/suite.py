@@ -8,9 +8,8 @@ from importlib import metadata
 from pathlib import Path
 
 from ipvla.contract import HAND
-from ipvla.sim.demonstration import Demonstration, Showing
+from ipvla.sim.demonstration import Demonstration, Expert, Showing
 from ipvla.sim.environment import gl_environment
-from ipvla.sim.expert import Expert
 from ipvla.sim.libero import PACKAGES, LiberoSimulator, configure
 from ipvla.sim.simulator import Simulator
 from ipvla.sim.standard.assets import assets_version, find_assets

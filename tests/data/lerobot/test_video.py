@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipvla.data.lerobot.encoder import VideoEncoder, VideoSettings
-from ipvla.data.lerobot.video import OpenVideos, VideoFile
+from ipvla.data.lerobot.video import VideoFile
 from ipvla.data.source import DatasetError
 
 FPS, FRAMES = 10, 40
@@ -24,9 +24,10 @@ def level(t: int) -> int:
 
 
 def write(path: Path, configuration: VideoSettings) -> Path:
-    with VideoEncoder(path, FPS, (64, 64, 3), configuration) as video:
-        for t in range(FRAMES):
-            video.add(np.full((64, 64, 3), level(t), np.uint8))
+    video = VideoEncoder(path, FPS, (64, 64, 3), configuration)
+    for t in range(FRAMES):
+        video.add(np.full((64, 64, 3), level(t), np.uint8))
+    video.close()
     return path
 
 
@@ -44,7 +45,6 @@ def test_every_order_of_frames_gives_the_same_frames(videos, steps, which):
     video = VideoFile(str(videos[which]))
     for t in steps:
         assert abs(int(video.frame(t / FPS, TOLERANCE_S).mean()) - level(t)) <= 2
-    video.close()
 
 
 def test_encoding_leaves_the_process_with_the_priority_that_it_had(tmp_path):
@@ -86,16 +86,6 @@ def test_a_file_that_is_no_video_is_refused(tmp_path):
     path.write_bytes(b"no video")
     with pytest.raises(ValueError, match=r"x\.mp4 cannot be decoded"):
         VideoFile(str(path)).frame(0, TOLERANCE_S)
-
-
-def test_few_videos_are_open_at_once_and_those_pushed_out_still_work(videos):
-    opened = OpenVideos(at_most=1)
-    first = opened.get(str(videos[0]))
-    before = first.frame(1.0, TOLERANCE_S)
-    assert opened.get(str(videos[0])) is first
-    opened.get(str(videos[1]))
-    assert len(opened) == 1
-    np.testing.assert_array_equal(first.frame(1.0, TOLERANCE_S), before)
 
 
 def test_threads_share_a_video(videos):

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from itertools import chain, islice
 from pathlib import Path
 
-from ipvla.data.lerobot.layout import Layout
-from ipvla.data.lerobot.metadata import assemble
-from ipvla.data.lerobot.parts import PartWriter
+from ipvla.data.lerobot.format import Layout
+from ipvla.data.lerobot.writer import PartWriter, assemble
 from ipvla.data.publish import appearing, exclusive
 from ipvla.data.source import DatasetError, Trajectory
 

@@ -11,13 +11,11 @@ from ipvla.data.conventions import Conventions
 from ipvla.data.dataset import EpisodeDataset
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.plan import PlanPosition
-from ipvla.data.prompt_encoder import PromptEncoder
-from ipvla.data.reasoning.compiled import compile_reasoning
 from ipvla.data.reasoning.episodes import ReasonedSource
-from ipvla.data.reasoning.store import ReasoningStore
+from ipvla.data.reasoning.store import ReasoningStore, compile_reasoning
 from ipvla.data.rlds import RldsSource
 from ipvla.data.standards import standard_for
-from ipvla.data.transforms import Transforms
+from ipvla.data.transforms import PromptEncoder, Transforms
 from ipvla.reasoning import TAGS, parse
 from ipvla.types import NO_TOKEN
 from tests.data.reasoning import bridge
@@ -63,8 +61,8 @@ def test_what_is_not_of_reasoning_is_the_sources(source: RldsSource, store: Reas
     np.testing.assert_array_equal(reasoned.trajectory(1).numbers("action"), source.trajectory(1).numbers("action"))
 
 
-def test_stage_and_tags_choose_what_is_read(source: RldsSource, store: ReasoningStore) -> None:
-    texts = ReasonedSource(source, store, scheduled_stage=1, tags=("TASK", "PLAN", "SUBTASK")).trajectory(0)
+def test_tags_choose_what_is_read(source: RldsSource, store: ReasoningStore) -> None:
+    texts = ReasonedSource(source, store, tags=("PLAN", "SUBTASK")).trajectory(0)
     assert texts.texts("reasoning")[2] == "PLAN: 1. reach 2. grasp — für 0 SUBTASK: reach 0/2"
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipvla.data.reasoning.compiled import pack, unpack
 from ipvla.data.reasoning.steps import TAGS, ReasoningFilter, render, step_parts
+from ipvla.data.reasoning.store import pack, unpack
 from ipvla.reasoning import TAGS as OUR_TAGS
 from ipvla.reasoning import ReasoningError, parse
 

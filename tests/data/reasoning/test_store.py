@@ -15,10 +15,16 @@ import numpy as np
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from ipvla.data.reasoning import compiled
-from ipvla.data.reasoning.compiled import compile_reasoning, database_path
+from ipvla.data.reasoning import store as module
 from ipvla.data.reasoning.steps import step_parts
-from ipvla.data.reasoning.store import MissingReasoningError, ReasoningStore, along, open_store
+from ipvla.data.reasoning.store import (
+    MissingReasoningError,
+    ReasoningStore,
+    along,
+    compile_reasoning,
+    database_path,
+    open_store,
+)
 from ipvla.data.source import DatasetError
 from tests.data.reasoning import bridge
 
@@ -74,7 +80,7 @@ def test_kept_steps_are_looked_up_by_the_datasets_own_number() -> None:
 
 def test_a_file_is_compiled_once(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = compile_reasoning(file, tmp_path / "cache")
-    monkeypatch.setattr(compiled, "_compile", lambda *_: pytest.fail("compiled again"))
+    monkeypatch.setattr(module, "_compile", lambda *_: pytest.fail("compiled again"))
     assert compile_reasoning(file, tmp_path / "cache") == first
     assert [p.name for p in (tmp_path / "cache").glob("*.sqlite")] == [first.name]
 
@@ -94,8 +100,8 @@ def test_a_touched_file_counts_as_another_one(file: Path, tmp_path: Path) -> Non
 
 
 def test_of_many_at_once_one_compiles(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_, times = compiled._compile, []
-    monkeypatch.setattr(compiled, "_compile", lambda *args: (times.append(1), time.sleep(0.1), compile_(*args)))
+    compile_, times = module._compile, []
+    monkeypatch.setattr(module, "_compile", lambda *args: (times.append(1), time.sleep(0.1), compile_(*args)))
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda _: compile_reasoning(file, tmp_path / "cache"), range(6)))
     assert len(set(found)) == len(times) == 1
@@ -109,7 +115,7 @@ def test_an_interrupted_compilation_leaves_nothing_behind(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(compiled, "_episodes", stopped)
+        patched.setattr(module, "_episodes", stopped)
         with pytest.raises(KeyboardInterrupt):
             compile_reasoning(file, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*sqlite*"))

@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 
 from ipvla.data.pictures import EncodedPictures, encode_png
 from ipvla.data.rlds import RldsSource
-from ipvla.data.rlds.layout import RldsLayout, nested
-from ipvla.data.rlds.parts import assemble, write_part
+from ipvla.data.rlds.format import RldsLayout, nested
+from ipvla.data.rlds.writer import assemble, write_part
 from ipvla.data.source import DatasetError, Feature, Trajectory
 
 SHAPES = {"observation/left": (6, 8, 3), "observation/hand/eye": (4, 4, 3)}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ipvla.data.source import BrokenEpisodeError
 from ipvla.data.standards import standard_for
-from ipvla.data.standards.noops import THRESHOLD, moving_steps
+from ipvla.data.standards.standard import THRESHOLD, moving_steps
 from tests.data.standards import trajectories
 
 _STEPS = st.lists(

@@ -10,10 +10,8 @@ import pytest
 
 from ipvla.data.source import BrokenEpisodeError, DatasetError, Trajectory
 from ipvla.data.standards import STANDARDS, Standard, adjusted, standard_for
-from ipvla.data.standards.bridge import Bridge, bridge
-from ipvla.data.standards.droid import droid
-from ipvla.data.standards.fractal import fractal
 from ipvla.data.standards.libero import LIBERO_DATASETS, libero
+from ipvla.data.standards.open_x import Bridge, bridge, droid, fractal
 from tests.data.standards import trajectories
 from tests.data.standards.trajectories import Make
 

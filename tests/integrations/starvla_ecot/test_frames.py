@@ -24,8 +24,7 @@ from integrations.starvla_ecot import (
     make_dataloader_ecot,
     save_dataset_statistics,
 )
-from integrations.starvla_ecot.member import Member
-from integrations.starvla_ecot.order import Visit
+from integrations.starvla_ecot.frames import Member, Visit
 from ipvla.data.reasoning.steps import TAGS
 from ipvla.data.source import DatasetError
 from ipvla.data.statistics import Statistics

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from integrations.starvla_ecot.order import epoch_visits, frame_order
+from integrations.starvla_ecot.frames import epoch_visits, frame_order
 
 _lengths = st.lists(st.integers(1, 12), max_size=20)
 

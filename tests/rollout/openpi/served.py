@@ -5,7 +5,7 @@ import contextlib
 import threading
 from pathlib import Path
 
-from ipvla.rollout.openpi.contract import from_message
+from ipvla.rollout.openpi.messages import from_message
 from ipvla.rollout.openpi.server import PolicyWebsocketServer, ServerConfig, serve_until
 from ipvla.rollout.policy_actor import PolicyActor, PolicySource
 from tests.rollout.point import load_point

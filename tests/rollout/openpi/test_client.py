@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from ipvla.contract import HAND, ContractError, Pictures
+from ipvla.rollout.endpoint import Serving
 from ipvla.rollout.evaluation import SimPool, evaluate_episodes
 from ipvla.rollout.journal import Journal
-from ipvla.rollout.openpi.client import OpenpiClient, OpenpiError, OpenpiService, OpenpiSource
+from ipvla.rollout.openpi.client import OpenpiClient, OpenpiError, OpenpiSource
 from ipvla.rollout.sim_pool import JobFailedError
 from ipvla.sim.protocols import load_protocol
 from ipvla.types import EpisodeSpec, Observation
@@ -26,7 +27,7 @@ def observation(cue, t=0):
 def test_episodes_are_those_of_a_policy_that_is_here(tmp_path):
     specs = [EpisodeSpec("point", "ground_go", seed, trial=seed) for seed in range(12)]
     with serving() as (server, url), SimPool(Points(), 2, cpus_per_simulator=0) as pool:
-        service = OpenpiService(OpenpiSource(url))
+        service = OpenpiSource(url).serve(Serving())
         with Journal(tmp_path / "journal.sqlite", {}) as journal:
             results = evaluate_episodes(specs, pool, service, journal)
         sessions = server.status()["sessions"]
@@ -45,7 +46,7 @@ def test_a_server_that_goes_away_is_named(tmp_path):
         Journal(tmp_path / "journal.sqlite", {}) as journal,
         pytest.raises(JobFailedError, match=f"no openpi server answers at {url}"),
     ):
-        evaluate_episodes(specs, pool, OpenpiService(OpenpiSource(url)), journal)
+        evaluate_episodes(specs, pool, OpenpiSource(url).serve(Serving()), journal)
 
 
 def test_an_episode_has_its_connection_and_a_second_one_another():

@@ -7,7 +7,6 @@ from importlib.metadata import version
 import pytest
 from rich.console import Console
 
-from benchmarks.gripper_matrix import save_policy
 from evaluators.success import SuccessConfig, SuccessEvaluation
 from ipvla.contract import ContractError
 from ipvla.rollout.expert_policy import ExpertClient, ExpertSource
@@ -24,6 +23,7 @@ from ray_jobs.evaluate import EvaluateConfig
 from ray_jobs.paired import PairedConfig, paired
 from ray_jobs.running.attempts import Attempt, Demonstrator
 from tests.rollout.point import PointPolicy, load_point
+from tests.sim.gripper_matrix import save_policy
 from tests.sim.outside.suite import ENTRY, FACTS, Simulators, load
 
 

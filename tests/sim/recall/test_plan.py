@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ipvla.models.backbones.tiny_tokenizer import tiny_tokenizer
 from ipvla.reasoning import parse
 from ipvla.sim.recall.episode import draw_episode
-from ipvla.sim.recall.plan import plan_text
+from ipvla.sim.recall.labels import plan_text
 from ipvla.sim.recall.state_machine import StateMachine
 from ipvla.sim.recall.tasks import TASKS
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ipvla.models.backbones.tiny_tokenizer import tiny_tokenizer
 from ipvla.sim.recall.expert import Expert
-from ipvla.sim.recall.questions import KINDS, MARGIN, Question, Thing, draw, look, questions
+from ipvla.sim.recall.labels import KINDS, MARGIN, Question, Thing, draw, look, questions
 from ipvla.sim.recall.tasks import TASKS
 
 RED, GREEN, BLUE = (

@@ -4,9 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvla.sim.recall.episode import draw_episode
+from ipvla.sim.recall.episode import arcs_are_clear, draw_episode, places, positions_m
 from ipvla.sim.recall.scene import SWAP_CLEARANCE_M
-from ipvla.sim.recall.swaps import arcs_are_clear, places, positions_m
 from ipvla.sim.recall.tasks import TASKS
 
 CUPS = next(task for task in TASKS if task.name == "cups")

@@ -141,7 +141,7 @@ def test_a_pro_suite_has_its_bases_tasks_and_its_own_words_where_words_change(su
 def test_without_libero_pro_only_its_suites_are_missing(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "PRO_ROOT", nowhere / "libero_pro")
     with pytest.raises(
-        AssetsError, match="libero_goal_swap needs LIBERO-PRO's task files, and .* run make assets"
+        AssetsError, match=r"libero_goal_swap needs LIBERO-PRO's task files, and .* run make assets"
     ):
         bddl_file("libero_goal_swap", "open_the_middle_drawer_of_the_cabinet")
     assert bddl_file("libero_goal", "open_the_middle_drawer_of_the_cabinet").is_file()

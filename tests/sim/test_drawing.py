@@ -2,7 +2,7 @@
 
 import xml.etree.ElementTree as ET
 
-from ipvla.sim.light_robot import draw_collision_meshes
+from ipvla.sim.libero import configure
 
 MJCF = """<mujoco>
   <asset>
@@ -18,7 +18,10 @@ MJCF = """<mujoco>
 </mujoco>"""
 
 
-def test_fine_meshes_go_and_coarse_ones_show():
+def test_fine_meshes_go_and_coarse_ones_show(cache_dir):
+    configure(cache_dir)
+    from ipvla.sim.drawing import draw_collision_meshes
+
     root = ET.fromstring(draw_collision_meshes(MJCF))
     assert [mesh.get("name") for mesh in root.iter("mesh")] == ["coarse", "cup"]
     visual, collision, cup, pad = root.iter("geom")

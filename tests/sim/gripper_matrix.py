@@ -1,6 +1,6 @@
 """Does "close" close the hand and "open" open it, for every protocol and kind of player, in the real engine?
 
-    python -m benchmarks.gripper_matrix
+    python -m tests.sim.gripper_matrix
 
 Players are real: policies that were saved and are loaded, whose data never did anything but close (or open) the
 hand; a scripted expert; our server with such a policy; a server that is not ours and speaks the language of the
@@ -34,12 +34,12 @@ from ipvla.rollout.endpoint import PolicyEndpoint
 from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.expert_policy import ExpertClient, ExpertSource
 from ipvla.rollout.openpi.client import OpenpiClient, OpenpiSource
-from ipvla.rollout.openpi.contract import from_message
+from ipvla.rollout.openpi.messages import from_message
 from ipvla.rollout.openpi.server import PolicyWebsocketServer, ServerConfig, serve_until
 from ipvla.rollout.policy_actor import PolicyActor, PolicySource
 from ipvla.rollout.policy_server import PolicyServer
 from ipvla.rollout.sim_worker import EpisodeJob, SimWorker
-from ipvla.sim.expert import Expert
+from ipvla.sim.demonstration import Expert
 from ipvla.sim.libero import LiberoSimulator
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.protocols import PROTOCOLS, EvaluationProtocol

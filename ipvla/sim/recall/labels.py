@@ -1,4 +1,17 @@
-"""Questions about the present picture with their answers from the true state: a skill of language and vision.
+"""What demonstrations say in words: the plan that an episode has earned so far, and questions about its picture.
+
+A plan has two tags of Embodied Chain-of-Thought (`ipvla.reasoning`): `PLAN` is what has to be done, `SUBTASK` the
+number of the sub-goal that is due and the sub-goal itself. Both change only with what they speak of:
+
+* ground: `PLAN: press red SUBTASK: 1 press red`
+* count: `PLAN: red red blue SUBTASK: 2 press red`
+* place: `PLAN: cube bowl SUBTASK: 1 pick cube`, once the cube is up `PLAN: cube bowl SUBTASK: 2 place bowl`
+* recall, delay: `PLAN: press 7 12 SUBTASK: 1 press 7 12`; 7 and 12 are column and row of the button in the
+  picture, counted from its upper left corner on a grid of 16 x 16 cells
+* items, order: `PLAN: press 7 12 3 4 SUBTASK: 2 press 3 4`; buttons that have not lit up yet are not in the plan
+* cups: as recall; the place changes when a swap of that cup has ended
+
+Questions about the present picture have their answers from the true state:
 
 * colour: `what color is the left button` - `red`
 * side: `is the red button left or right of the blue one` - `left`
@@ -21,7 +34,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.sim.recall.scene import BOWL_RADIUS_M, BUTTON_RADIUS_M, CUBE_HALF_SIZE_M, CUP_RADIUS_M
+from ipvla.reasoning import Reasoning
+from ipvla.sim.recall.episode import Episode, places
+from ipvla.sim.recall.scene import BOWL_RADIUS_M, BUTTON_RADIUS_M, CUBE_HALF_SIZE_M, CUP_RADIUS_M, Cell
+from ipvla.sim.recall.state_machine import StateMachine
 
 if TYPE_CHECKING:
     from ipvla.sim.recall.problem import RecallProblem
@@ -42,6 +58,38 @@ _RADIUS_M = {
 _LOOKED_AT = np.array([(0, 0, 0), (0.7, 0, 0), (-0.7, 0, 0), (0, 0.7, 0), (0, -0.7, 0)])
 _IN_SIGHT = 3
 _DRAWN_GROUPS = np.array([0, 1, 0, 0, 0, 0], np.uint8)
+
+
+def plan_text(episode: Episode, machine: StateMachine, cells: Sequence[Cell], carried: bool = False) -> str:
+    """The plan as it should read once the observation of control step `machine.t` has been seen; nothing later.
+
+    Args:
+        machine: the episode's progress; it also has the task.
+        cells: for each object, where the picture shows the place in which it stood at the start.
+        carried: place: the object is above the table or over its goal.
+    """
+    task = machine.task
+    if task.items:
+        where = places(task, episode.swaps, machine.t)
+        goals = {button: " ".join(map(str, cells[where[button]])) for button in machine.shown}
+        plan = ["press", *goals.values()]
+        due = next((button for button in machine.todo if button in goals), machine.shown[-1])
+        return _format(plan, _number(machine, len(goals)), "press", goals[due])
+    colours = [task.objects[i].partition("_")[0] for i in task.program]
+    if colours:
+        number = _number(machine, len(colours))
+        plan = colours if task.family == "count" else ["press", *colours]
+        return _format(plan, number, "press", colours[number - 1])
+    cargo, goal = (category.rpartition("_")[2] for category in task.objects)
+    return _format([cargo, goal], *((2, "place", goal) if carried else (1, "pick", cargo)))
+
+
+def _number(machine: StateMachine, goals: int) -> int:
+    return min(machine.progress, goals - 1) + 1
+
+
+def _format(plan: Sequence[str], number: int, verb: str, goal: str) -> str:
+    return Reasoning({"PLAN": " ".join(plan), "SUBTASK": f"{number} {verb} {goal}"}).format()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ same time on different machines and put together by giving their files second na
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ipvla.data.lerobot.columns import array_of_numbers, array_of_pictures
 from ipvla.data.lerobot.encoder import VideoEncoder
 from ipvla.data.lerobot.format import (
+    CODEBASE_VERSION,
     DATA_PATH,
     EPISODES_PATH,
+    FILES_PER_CHUNK,
     INDEX_FEATURES,
+    INFO,
     METADATA,
+    STATISTICS,
     TASK,
+    TASKS,
     VIDEO_PATH,
+    Layout,
     numbered,
 )
-from ipvla.data.lerobot.layout import Layout
-from ipvla.data.lerobot.metadata import write_metadata
 from ipvla.data.lerobot.statistics import Moments, aggregate, episode_statistics, json_values
 from ipvla.data.pictures import encoded
 from ipvla.data.source import DatasetError, Feature, Steps, Trajectory
+from ipvla.files import link
+
+#: How Hugging Face's datasets keeps pictures in parquet.
+_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 class PartWriter:
@@ -106,9 +114,7 @@ class PartWriter:
         self._data.close()
         for video in self._videos.values():
             video.close()
-        path = self._directory / EPISODES_PATH.format(**numbered(self._part))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(self._episodes), path, compression="snappy")
+        pq.write_table(pa.Table.from_pylist(self._episodes), self._path(EPISODES_PATH), compression="snappy")
         write_metadata(
             self._directory, self._layout, self._tasks, aggregate(self._statistics), self.episodes, self.rows
         )
@@ -121,10 +127,10 @@ class PartWriter:
         }
         table = pa.table(columns)
         if self._data is None:
-            path = self._directory / DATA_PATH.format(**numbered(self._part))
-            path.parent.mkdir(parents=True, exist_ok=True)
             small = [name for name in columns if self._feature(name).kind != "image"]
-            self._data = pq.ParquetWriter(path, table.schema, compression="snappy", use_dictionary=small)
+            self._data = pq.ParquetWriter(
+                self._path(DATA_PATH), table.schema, compression="snappy", use_dictionary=small
+            )
         self._data.write_table(table, row_group_size=table.num_rows)
 
     def _add_videos(self, steps: Mapping[str, Steps]) -> dict[str, Any]:
@@ -132,8 +138,7 @@ class PartWriter:
         places: dict[str, Any] = {}
         for name in self._layout.images:
             if name not in self._videos:
-                path = self._directory / VIDEO_PATH.format(video_key=name, **numbered(self._part))
-                shape = self._layout.features[name].shape
+                path, shape = self._path(VIDEO_PATH, name), self._layout.features[name].shape
                 self._videos[name] = VideoEncoder(path, self._layout.fps, shape, self._layout.video)
             video, pictures = self._videos[name], steps[name]
             assert not isinstance(pictures, np.ndarray | tuple)
@@ -144,6 +149,11 @@ class PartWriter:
             places[f"videos/{name}/from_timestamp"] = start / self._layout.fps
             places[f"videos/{name}/to_timestamp"] = video.frames / self._layout.fps
         return places
+
+    def _path(self, pattern: str, video_key: str = "") -> Path:
+        path = self._directory / pattern.format(video_key=video_key, **numbered(self._part))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def _feature(self, name: str) -> Feature:
         return self._layout.features.get(name) or INDEX_FEATURES[name]
@@ -171,11 +181,16 @@ def _checked(trajectory: Trajectory, name: str, feature: Feature) -> Steps:
 
 
 def _array(values: Steps, feature: Feature) -> Any:
-    if isinstance(values, np.ndarray):
-        return array_of_numbers(values, feature)
+    """As lerobot stores it: numbers of shapes () and [1] as scalars, vectors as lists of fixed size."""
     if isinstance(values, tuple):
         return pa.array(values, pa.string())
-    return array_of_pictures(encoded(values))
+    if not isinstance(values, np.ndarray):
+        return pa.array([{"bytes": each, "path": None} for each in encoded(values)], _PICTURE)
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    if feature.shape not in ((), (1,)):
+        for size in reversed(feature.shape):
+            flat = pa.FixedSizeListArray.from_arrays(flat, size)
+    return flat
 
 
 def _file(prefix: str, part: int) -> dict[str, int]:
@@ -192,3 +207,57 @@ def _told_statistics(statistics: Mapping[str, Moments]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def assemble(parts: Sequence[Path], directory: Path, layout: Layout, tasks: Mapping[str, int]) -> None:
+    """Makes one dataset of all parts, which stay as they are.
+
+    Args:
+        parts: their directories, all of them, in order.
+        directory: new or empty, in the same file system if the files are not to be copied.
+        layout, tasks: of the whole.
+    """
+    infos = [json.loads((part / INFO).read_text()) for part in parts]
+    for part in parts:
+        for path in sorted(part.rglob("chunk-*/file-*")):
+            link(path, directory / path.relative_to(part))
+    statistics = aggregate([json.loads((part / STATISTICS).read_text()) for part in parts])
+    episodes, rows = (sum(each[key] for each in infos) for key in ("total_episodes", "total_frames"))
+    write_metadata(directory, layout, tasks, statistics, episodes, rows)
+
+
+def write_metadata(
+    directory: Path,
+    layout: Layout,
+    tasks: Mapping[str, int],
+    statistics: Mapping[str, Moments],
+    episodes: int,
+    rows: int,
+) -> None:
+    """Writes `meta/info.json`, `meta/stats.json` and `meta/tasks.parquet`; `rows` and `episodes` are how many."""
+    import pandas as pd
+
+    index = {name: {"dtype": of.dtype, "shape": [1], "names": None} for name, of in INDEX_FEATURES.items()}
+    info = {
+        "codebase_version": CODEBASE_VERSION,
+        "robot_type": layout.robot_type,
+        "total_episodes": episodes,
+        "total_frames": rows,
+        "total_tasks": len(tasks),
+        "chunks_size": FILES_PER_CHUNK,
+        "data_files_size_in_mb": 100,
+        "video_files_size_in_mb": 200,
+        "fps": layout.fps,
+        "splits": {"train": f"0:{episodes}"},
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH if layout.video is not None else None,
+        "features": {**layout.info_features(), **index},
+    }
+    (directory / INFO).write_text(json.dumps(info, indent=4, ensure_ascii=False))
+    values = {name: json_values(moments) for name, moments in statistics.items()}
+    (directory / STATISTICS).write_text(json.dumps(values, indent=4))
+    # lerobot looks tasks up by pandas' index, in which the texts are.
+    index = pd.Index(list(tasks), dtype=object, name=TASK)
+    pd.DataFrame({"task_index": np.array(list(tasks.values()), np.int64)}, index=index).to_parquet(
+        directory / TASKS
+    )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvla.sim.recall.picture import GRID, PinholeCamera
+from ipvla.sim.recall.scene import GRID, PinholeCamera
 
 LOOKING_DOWN = PinholeCamera(np.array([0.0, 0.0, 2.0]), np.eye(3), fovy_deg=90.0)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gripper_matrix import STANDARDS, Cell, gripper_matrix, gripper_right
 from ipvla.contract import Contract
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.protocols import PROTOCOLS, load_protocol
+from tests.sim.gripper_matrix import STANDARDS, Cell, gripper_matrix, gripper_right
 
 PLAYERS = {*STANDARDS, "expert", "our server", "openpi server"}
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ipvla.sim.libero import configure
-from ipvla.sim.recall.bddl import bddl_text
+from ipvla.sim.recall.suite import bddl_text
 from ipvla.sim.recall.tasks import TASKS
 
 pytestmark = pytest.mark.slow
