@@ -195,7 +195,12 @@ def play_by_service(
         loading = list(pool.run(specs(0, warm_up), policy))
         if num_simulators is None:
             waiting = sum(result.policy_s for result in loading) / sum(result.wall_s for result in loading)
-            pool.add(simulators_for(cores, waiting, policy.stats()["busy"], cluster_room()) - len(pool))
+            pool.add(
+                simulators_for(
+                    cores, waiting, policy.stats()["busy"], cluster_room(suite_entry(suite).facts.simulator_bytes)
+                )
+                - len(pool)
+            )
             pool.start()
             list(pool.run(specs(0, warm_up), policy))
         before, started = policy.stats(), time.perf_counter()

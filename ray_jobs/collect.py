@@ -24,7 +24,7 @@ from ipvla.data.recording import Recording
 from ipvla.data.rlds import dataset_directory, write_rlds
 from ipvla.data.source import DatasetError
 from ipvla.files import locked, write_text
-from ipvla.rollout.sim_pool import WorkerPool, cluster_cores
+from ipvla.rollout.sim_pool import WorkerPool, cluster_cores, cluster_room
 from ipvla.sim.demonstration import Demonstration, Showing
 from ipvla.sim.environment import require_simulators
 from ipvla.sim.fingerprint import fingerprint
@@ -254,8 +254,9 @@ def _attempt_all(config: CollectConfig, staging: Staging, counts: dict[str, int]
         return
     views = (config.camera_size, config.cameras, config.profile, config.showing)
     make = partial(Demonstrator, staging.directory, config.suite, config.cache, *views)
-    simulators = config.num_simulators or cluster_cores()
-    variables = suite_entry(config.suite).facts.environment()
+    facts = suite_entry(config.suite).facts
+    simulators = config.num_simulators or min(cluster_cores(), cluster_room(facts.simulator_bytes))
+    variables = facts.environment()
     with WorkerPool(make, simulators, job_timeout_s=300.0, environment=variables) as pool:
         while jobs:
             for attempt, outcome in pool.map(jobs, group=lambda job: job.task):

@@ -30,6 +30,8 @@ class SuiteFacts:
         replayable: the same actions lead to the same episode, so videos can be made from a journal.
         packages: name in results -> distribution package whose version physics or pixels depend on.
         environment: environment variables of a process that runs its simulators.
+        worlds: tasks that such a process holds open at a time; another one closes the one that was used longest ago.
+        simulator_bytes: that a process with so many worlds takes in memory.
     """
 
     default_protocol: str = "recall"
@@ -39,6 +41,8 @@ class SuiteFacts:
     replayable: bool = True
     packages: Mapping[str, str] = field(default_factory=dict)
     environment: Callable[[], Mapping[str, str]] = dict
+    worlds: int = 4
+    simulator_bytes: int = 2**30
 
 
 @dataclass(frozen=True)

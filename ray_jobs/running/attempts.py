@@ -14,12 +14,13 @@ import numpy as np
 
 from ipvla.files import write_text
 from ipvla.sim.demonstration import Demonstration, Showing
+from ipvla.sim.libero import CAMERA
 from ipvla.sim.simulator import Simulator, Split
 from ipvla.sim.suites import load_suite
 
 #: Seeds of different collections cannot overlap: attempt i of seed s plays layout s * 10^6 + i of the train split.
 ATTEMPTS_PER_SEED = 1_000_000
-_OPEN_SIMULATORS = 4
+_AS_IT_IS = Showing()
 _LEAST_SUCCESS_RATE = 0.1
 _ATTEMPTS_BEFORE_JUDGING = 50
 
@@ -125,9 +126,9 @@ class Demonstrator:
         suite: str,
         cache_dir: Path,
         camera_size: int,
-        cameras: Sequence[str],
-        profile: str,
-        showing: Showing,
+        cameras: Sequence[str] = (CAMERA,),
+        profile: str = "exact",
+        showing: Showing = _AS_IT_IS,
     ) -> None:
         self._staging = Staging(staging)
         self._suite = load_suite(suite, cache_dir)
@@ -152,7 +153,7 @@ class Demonstrator:
 
     def _simulator(self, task: str) -> Simulator:
         if task not in self._simulators:
-            if len(self._simulators) == _OPEN_SIMULATORS:
+            if len(self._simulators) == self._suite.facts.worlds:
                 self._simulators.popitem(last=False)[1].close()
             simulator = self._suite.simulator(task, self._camera_size, self._cameras, self._profile)
             if self._suite.facts.contract is not None:

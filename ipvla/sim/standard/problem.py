@@ -35,10 +35,10 @@ from libero.libero.envs.bddl_utils import get_problem_info
 from robosuite.controllers import load_controller_config
 from robosuite.utils.errors import RandomizationError
 
-from ipvla.sim.build_memory import release, without_asset_cache
 from ipvla.sim.drawing import RenderContext, draw_collision_meshes
 from ipvla.sim.libero import Hand, hand_of, rendered
 from ipvla.sim.simulator import Split, StepOutcome, Task
+from ipvla.sim.standard.build_memory import release, without_asset_cache
 from ipvla.sim.standard.variants import register_variants
 
 #: Side of the shadow map in profile "fast"; LIBERO's is 4096.
