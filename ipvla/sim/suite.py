@@ -30,7 +30,7 @@ class SuiteFacts:
         replayable: the same actions lead to the same episode, so videos can be made from a journal.
         packages: name in results -> distribution package whose version physics or pixels depend on.
         environment: environment variables of a process that runs its simulators.
-        worlds: tasks that such a process holds open at a time; another one closes the one that was used longest ago.
+        worlds: tasks that such a process holds open at a time; one more closes the one used longest ago.
         simulator_bytes: that a process with so many worlds takes in memory.
     """
 
