@@ -17,7 +17,7 @@ from ipvla.sim.standard.assets import assets_version, find_assets
 from ipvla.sim.standard.tasks import bddl_file, initial_states, standard_tasks
 from ipvla.sim.suite import PROFILES, Suite, SuiteEntry, SuiteFacts
 
-#: Of a process with one world: 1.5 GiB at the most were measured (libero_10, original textures), and Ray has a share.
+#: Of a process with one world: 1.5 GiB at the most (libero_10, original textures), and what Ray adds.
 SIMULATOR_BYTES: Final = 7 * 2**28
 
 
