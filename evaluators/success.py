@@ -312,7 +312,7 @@ class SuccessEvaluation:
             count = self._config.num_simulators
             self._pool = SimPool(
                 self._make_simulator,
-                count or min(cluster_cores(), cluster_room()),
+                count or min(cluster_cores(), cluster_room(self._suite.facts.simulator_bytes)),
                 execute=self._protocol.execute,
                 cpus_per_simulator=None if count else 1 / MOST_PER_CORE,  # leaves room for those that are added
                 environment=self._suite.facts.environment(),
@@ -332,7 +332,9 @@ class SuccessEvaluation:
                 status.hear(policy.stats(), self._config.policy_replicas)
             if self._config.num_simulators is None and status.new == _EPISODES_PER_ROUND * cores:
                 busy = policy.stats().get("busy", 0.0)
-                enough = simulators_for(cores, status.waiting, busy, cluster_room())
+                enough = simulators_for(
+                    cores, status.waiting, busy, cluster_room(self._suite.facts.simulator_bytes)
+                )
                 pool.add(max(enough - len(pool), 0))
             on_status(status)
 

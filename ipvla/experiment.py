@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ipvla.contract import Contract, ContractError
+from ipvla.data.augmentation import AugmentationConfig
 from ipvla.data.conventions import PAST_END, Conventions, PastEnd
 from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.lanes import LaneConfig, LaneReader
@@ -57,6 +58,7 @@ class DataConfig:
         cameras: views in order.
         image_size: side in pixels that the model sees.
         proprio: columns of the recorded proprioception that the model sees; None for all, [] for none.
+        augmentation: how training pictures vary; null for not at all.
         cache_gib: memory for decoded frames, per worker.
     """
 
@@ -75,6 +77,7 @@ class DataConfig:
     skip_unlabelled: bool = False
     rlds_backend: RldsBackend = "native"
     reasoning: ReasoningConfig | None = None
+    augmentation: AugmentationConfig | None = None
 
     def __post_init__(self) -> None:
         known = {"normalisation": NORMALISATIONS, "past_end": PAST_END, "rlds_backend": RLDS_BACKENDS}
@@ -320,7 +323,7 @@ class ExperimentConfig(StorageRoots):
                 policy_sha256(self.start_from) if self.start_from else None,
             )
         state = TrainingState(model, wrapped, optimizer, memory, protection=protection)
-        lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size)
+        lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size, self.data.augmentation)
         return Experiment(policy, state, lanes)
 
     def _conventions(self, dataset: Dataset, start: Policy | None) -> Conventions:

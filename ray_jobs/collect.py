@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,13 @@ from ipvla.data.recording import Recording
 from ipvla.data.rlds import dataset_directory, write_rlds
 from ipvla.data.source import DatasetError
 from ipvla.files import locked, write_text
-from ipvla.rollout.sim_pool import WorkerPool, cluster_cores
-from ipvla.sim.demonstration import Demonstration
+from ipvla.rollout.sim_pool import WorkerPool, cluster_cores, cluster_room
+from ipvla.sim.demonstration import Demonstration, Showing
 from ipvla.sim.environment import require_simulators
 from ipvla.sim.fingerprint import fingerprint
+from ipvla.sim.libero import CAMERA
 from ipvla.sim.simulator import Split
-from ipvla.sim.suite import Suite
+from ipvla.sim.suite import Suite, SuiteFacts
 from ipvla.sim.suites import SUITES, load_suite, suite_entry, suites_with_expert
 from ipvla.storage import StorageRoots
 from ray_jobs.command_line.cli import run
@@ -37,6 +38,8 @@ from ray_jobs.running.attempts import ATTEMPTS_PER_SEED, Attempt, Demonstrator, 
 from ray_jobs.running.cluster import connect, require_free_port
 from ray_jobs.running.display import CollectionDisplay, TaskProgress
 
+#: Of requests that were recorded before these could be chosen.
+_BEFORE = {"cameras": [CAMERA], "profile": "exact", "initial_states": "drawn", "showing": asdict(Showing())}
 _SEEDS = Split.HELD_OUT.value // ATTEMPTS_PER_SEED
 
 
@@ -51,6 +54,11 @@ class CollectConfig(StorageRoots):
         seed: of the layouts; datasets of different seeds share none.
         num_simulators: simulators run side by side; by default one per CPU of the cluster.
         camera_size: side of the pictures in pixels.
+        cameras: that are recorded, by MuJoCo's names: agentview, and for LIBERO's suites robot0_eye_in_hand.
+        profile: how they are drawn, see `ipvla.sim.suite.PROFILES`.
+        initial_states: "drawn" anew for every demonstration, or "published": one demonstration from each initial
+            state that evaluations play, in their order; the expert must solve as many as are asked for.
+        showing: how often pictures are drawn, and from how far away the hand begins.
         dashboard_port: where to serve Ray's dashboard of a local cluster; by default there is none.
     """
 
@@ -60,6 +68,10 @@ class CollectConfig(StorageRoots):
     seed: int = 0
     num_simulators: int | None = None
     camera_size: int = 64
+    cameras: tuple[str, ...] = (CAMERA,)
+    profile: str = "exact"
+    initial_states: str = "drawn"
+    showing: Showing = field(default_factory=Showing)
     dashboard_port: int | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +94,17 @@ class CollectConfig(StorageRoots):
             )
         if self.camera_size < 1:
             raise ValueError(f"camera_size: {self.camera_size} is not positive; give the picture's side in pixels")
+        if self.initial_states not in ("drawn", "published"):
+            raise ValueError(f'initial_states: {self.initial_states!r} is neither "drawn" nor "published"')
+        if self.suite in SUITES:
+            self._check_views(suite_entry(self.suite).facts)
+
+    def _check_views(self, facts: SuiteFacts) -> None:
+        known = facts.contract.cameras if facts.contract is not None else self.cameras
+        if not self.cameras or set(self.cameras) - set(known) or len(set(self.cameras)) < len(self.cameras):
+            raise ValueError(f"cameras: {list(self.cameras)}; name some of {list(known)}, each once")
+        if self.profile not in facts.profiles:
+            raise ValueError(f"profile: {self.profile!r}; {self.suite} is drawn {' or '.join(facts.profiles)}")
 
     @property
     def directory(self) -> Path:
@@ -172,6 +195,10 @@ def _request(config: CollectConfig, suite: Suite, counts: dict[str, int]) -> dic
         "seed": config.seed,
         "camera_size": config.camera_size,
         "demonstrations": counts,
+        "cameras": list(config.cameras),
+        "profile": config.profile,
+        "initial_states": config.initial_states,
+        "showing": asdict(config.showing),
     }
 
 
@@ -188,9 +215,10 @@ def _finished(config: CollectConfig, request: dict[str, Any]) -> CollectSummary:
 
 def _refuse_difference(directory: Path, recorded: dict[str, Any], request: dict[str, Any]) -> None:
     for name, value in request.items():
-        if recorded[name] != value:
+        before = recorded.get(name, _BEFORE.get(name))
+        if before != value:
             raise DatasetError(
-                f"{name}: {directory} was collected with {recorded[name]}, not {value}; "
+                f"{name}: {directory} was collected with {before}, not {value}; "
                 "ask for the same, choose another --dataset, or delete that directory"
             )
 
@@ -219,19 +247,22 @@ def _refuse_other_attempts(config: CollectConfig, request: dict[str, Any]) -> No
 def _attempt_all(config: CollectConfig, staging: Staging, counts: dict[str, int], on_progress: OnProgress) -> None:
     """Attempts in rounds, each as large as needed if all succeed at the rate so far, until there are enough."""
     outcomes = {task: staging.outcomes(task, config.seed) for task in counts}
-    jobs = next_attempts(counts, outcomes, config.seed)
+    published = config.initial_states == "published"
+    jobs = next_attempts(counts, outcomes, config.seed, published)
     on_progress(_progress(counts, outcomes))
     if not jobs:
         return
-    make = partial(Demonstrator, staging.directory, config.suite, config.cache, config.camera_size)
-    simulators = config.num_simulators or cluster_cores()
-    variables = suite_entry(config.suite).facts.environment()
+    views = (config.camera_size, config.cameras, config.profile, config.showing)
+    make = partial(Demonstrator, staging.directory, config.suite, config.cache, *views)
+    facts = suite_entry(config.suite).facts
+    simulators = config.num_simulators or min(cluster_cores(), cluster_room(facts.simulator_bytes))
+    variables = facts.environment()
     with WorkerPool(make, simulators, job_timeout_s=300.0, environment=variables) as pool:
         while jobs:
             for attempt, outcome in pool.map(jobs, group=lambda job: job.task):
                 outcomes[attempt.task][attempt.index] = outcome
                 on_progress(_progress(counts, outcomes))
-            jobs = next_attempts(counts, outcomes, config.seed)
+            jobs = next_attempts(counts, outcomes, config.seed, published)
 
 
 def _progress(counts: dict[str, int], outcomes: dict[str, dict[int, Outcome]]) -> list[TaskProgress]:
@@ -273,7 +304,9 @@ def _write(
     }
     write_text(config.record, json.dumps(record, indent=1))
     terms = suite.facts.contract
-    recording = Recording() if terms is None else Recording(terms.pictures.orientation, terms.control_hz)
+    recording = Recording(pictures_every=config.showing.pictures_every)
+    if terms is not None:
+        recording = replace(recording, orientation=terms.pictures.orientation, control_hz=terms.control_hz)
     write_rlds(config.datasets, config.dataset, demonstrations(), config.camera_size, recording)
     return summary
 

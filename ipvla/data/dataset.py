@@ -155,6 +155,11 @@ class EpisodeDataset:
         """On which terms it was recorded, as far as its standard or its own file states them."""
         return Recording.of(self._source).over(self.standard.contract(self.statistics().proprio.dim))
 
+    @cached_property
+    def pictures_every(self) -> int:
+        """Control steps from one new picture to the next, see `Recording`."""
+        return Recording.of(self._source).pictures_every
+
     def part(self, index: int) -> str:
         """The name of the dataset that an episode is of: this one's."""
         return self.name

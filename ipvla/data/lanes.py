@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from itertools import groupby
 from typing import TypeVar
@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from ipvla.data.augmentation import AugmentationConfig
 from ipvla.data.mixture_dataset import Dataset
 from ipvla.data.plan import EpochPlan, IntArray, Layout, PlanPosition, WindowPlan
 from ipvla.data.source import BrokenEpisodeError, DatasetError
@@ -52,9 +53,25 @@ class LaneConfig:
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; set it to 0 or more")
 
-    def build(self, dataset: Dataset, transforms: Transforms, rank: int = 0, world_size: int = 1) -> LaneReader:
-        """The lanes of worker `rank` of `world_size`."""
-        return LaneReader(dataset, transforms, self, rank, world_size)
+    def build(
+        self,
+        dataset: Dataset,
+        transforms: Transforms,
+        rank: int = 0,
+        world_size: int = 1,
+        augmentation: AugmentationConfig | None = None,
+    ) -> LaneReader:
+        """The lanes of worker `rank` of `world_size`.
+
+        Raises:
+            DatasetError: the dataset's pictures were drawn at other steps than the stride samples.
+        """
+        if self.stride % dataset.pictures_every:
+            raise DatasetError(
+                f"lanes.stride is {self.stride}, and {dataset.location} has a new picture every "
+                f"{dataset.pictures_every} control steps; set it to a multiple of that"
+            )
+        return LaneReader(dataset, transforms, self, rank, world_size, augmentation)
 
 
 class LaneReader:
@@ -71,6 +88,7 @@ class LaneReader:
         config: LaneConfig,
         rank: int = 0,
         world_size: int = 1,
+        augmentation: AugmentationConfig | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is outside the {world_size} workers; use 0..{world_size - 1}")
@@ -79,6 +97,7 @@ class LaneReader:
         self._config = config
         self._rank = rank
         self._world_size = world_size
+        self._augmentation = augmentation
         self.broken: set[int] = set()
         self._transforms_of = cache(transforms.of)
         self._plan: tuple[tuple[int, tuple[Layout, ...]], EpochPlan] | None = None
@@ -103,6 +122,7 @@ class LaneReader:
                 offsets=c.offsets,
                 before=position.before,
                 repeats=self._dataset.repeats(c.seed, position.epoch),
+                grid=self._dataset.pictures_every,
             )
             self._plan = cached = (key, plan)
         return cached[1]
@@ -140,6 +160,10 @@ class LaneReader:
         places = zip(window.episode.ravel().tolist(), window.t.ravel().tolist(), strict=True)
         observations = [self._stand_in if episode < 0 else self._observation(episode, t) for episode, t in places]
         inputs = self._inputs(observations, window.episode.ravel().tolist())
+        if self._augmentation is not None:
+            pictures, episodes = inputs.images.numpy(), window.episode.ravel()
+            varied = self._augmentation.batch(pictures, episodes, self._config.seed, epoch)
+            inputs = replace(inputs, images=torch.from_numpy(varied))
         actions = np.zeros((lanes, steps, self._transforms.chunk, self._transforms.action_dim), np.float32)
         action_valid = np.zeros(actions.shape[:3], np.bool_)
         for lane in range(lanes):

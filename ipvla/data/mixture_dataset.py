@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -88,6 +89,11 @@ class MixtureDataset:
     def contract(self) -> Contract:
         """What the contracts of all parts agree in."""
         return common([part.contract for part in self._datasets])
+
+    @property
+    def pictures_every(self) -> int:
+        """Control steps after which all parts have a new picture."""
+        return math.lcm(*(part.pictures_every for part in self._datasets))
 
     def part(self, index: int) -> str:
         return self._names[self._place(index)[0]]

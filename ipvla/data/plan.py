@@ -95,6 +95,7 @@ class EpochPlan:
         window: K, policy steps per window.
         stride: control steps per policy step.
         offsets: first control steps to draw from, at most `stride`; None for `stride`.
+        grid: sampled steps are multiples of it, which the stride is too.
         before: the layouts that some of the epoch was played on already.
         repeats: int64 [E], how often each episode is seen, each time from an offset of its own; None for once.
 
@@ -116,6 +117,7 @@ class EpochPlan:
         offsets: int | None = None,
         before: Sequence[Layout] = (),
         repeats: IntArray | None = None,
+        grid: int = 1,
     ) -> None:
         self._episode = np.arange(len(lengths)) if repeats is None else np.repeat(np.arange(len(lengths)), repeats)
         lengths = lengths[self._episode]
@@ -124,6 +126,7 @@ class EpochPlan:
         rng = np.random.default_rng((seed, epoch))
         rank = rng.permutation(len(lengths))
         offset = (rng.random(len(lengths)) * np.minimum(lengths, offsets or stride)).astype(np.int64)
+        offset -= offset % grid
         left = _Parts(
             episode=np.arange(len(lengths)),
             first=np.zeros(len(lengths), np.int64),

@@ -51,18 +51,19 @@ class ProbeSet:
 
     def __init__(self, dataset: EpisodeDataset, config: ProbeConfig) -> None:
         self._dataset = dataset
-        rng = np.random.default_rng(config.seed)
+        rng, every = np.random.default_rng(config.seed), dataset.pictures_every
         order = rng.permutation(len(dataset))
         share, more = divmod(config.records, len(dataset))
         frames: list[tuple[int, int]] = []
         for place, episode in enumerate(order.tolist()):
-            count, length = share + (place < more), int(dataset.lengths[episode])
+            count, length = share + (place < more), -(-int(dataset.lengths[episode]) // every)
             if count > length:
                 raise DatasetError(
                     f"probe.records is {config.records}, which asks for {count} frames of an episode of {length} "
                     f"in {dataset.location}; lower it, or collect more episodes"
                 )
-            frames += [(episode, t) for t in sorted(rng.choice(length, count, replace=False).tolist())]
+            drawn = sorted(rng.choice(length, count, replace=False).tolist())
+            frames += [(episode, picture * every) for picture in drawn]
         self.frames = tuple(frames)
 
     def __len__(self) -> int:

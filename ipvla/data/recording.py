@@ -23,10 +23,12 @@ class Recording:
     Attributes:
         orientation: of the pictures.
         control_hz: control steps per second; None if unknown.
+        pictures_every: control steps from one new picture to the next; between them the last one is repeated.
     """
 
     orientation: Orientation = "unknown"
     control_hz: float | None = None
+    pictures_every: int = 1
 
     def save(self, directory: Path) -> None:
         """Writes the file into a dataset's directory."""
@@ -67,7 +69,8 @@ class Recording:
                 f"{path}: orientation is {values.get('orientation')!r}; write one of {', '.join(ORIENTATIONS)}"
             )
         hz = values.get("control_hz")
-        return cls(values["orientation"], None if hz is None else float(hz))
+        every = int(values.get("pictures_every", 1))
+        return cls(values["orientation"], None if hz is None else float(hz), every)
 
 
 def _json(path: str, content: bytes) -> dict[str, Any]:

@@ -18,8 +18,6 @@ from ipvla.sim.environment import gl_environment
 Job = TypeVar("Job")
 #: Simulators per core, at most: each takes some hundred MB.
 MOST_PER_CORE = 2
-#: Memory of a simulator with its greatest number of open worlds (0.5 GB in the embedded suite).
-SIMULATOR_BYTES = 2**30
 #: Simulators wait for a policy that is busy for a larger share of the time; more of them would only queue.
 _SATURATED = 0.9
 _POLL_S = 1.0
@@ -140,9 +138,9 @@ def cluster_cores() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def cluster_room() -> int:
-    """Simulators that the connected cluster has memory for, at least 1."""
-    return max(1, int(ray.cluster_resources()["memory"] // SIMULATOR_BYTES))
+def cluster_room(simulator_bytes: int) -> int:
+    """Simulators of this size that the connected cluster has memory for, at least 1."""
+    return max(1, int(ray.cluster_resources()["memory"] // simulator_bytes))
 
 
 def simulators_for(cores: int, waiting: float, policy_busy: float, room: int) -> int:

@@ -21,12 +21,12 @@ from ipvla.sim.environment import SimulatorError
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.protocols import PROTOCOLS, EvaluationProtocol
 from ipvla.sim.simulator import Simulator
-from ipvla.sim.suites import load_suite
+from ipvla.sim.suite import SuiteFacts
+from ipvla.sim.suites import SUITES, load_suite
 from ipvla.types import EpisodeResult, EpisodeSpec, Observation
 
 #: (suite, task) -> Simulator; picklable.
 MakeSimulator = Callable[[str, str], Simulator]
-_OPEN_SIMULATORS = 4
 _logger = logging.getLogger(__name__)
 
 
@@ -94,6 +94,12 @@ def episode_id(spec: EpisodeSpec) -> EpisodeId:
     return EpisodeId(spec.key, spec.attempt)
 
 
+def _worlds(suite: str) -> int:
+    """That a process holds open at a time; `SuiteFacts`' default for a suite that is not in `SUITES`."""
+    facts = SUITES[suite].facts if suite in SUITES else SuiteFacts()
+    return facts.worlds
+
+
 def _unseen() -> Observation:
     """For an expert, which sees the true state: pictures would cost most of an episode's time."""
     return Observation({}, np.zeros(0, np.float32), "", 0)
@@ -142,10 +148,10 @@ class SimWorker:
     def _simulator(self, spec: EpisodeSpec, view: Contract | None) -> Simulator:
         key = (spec.suite, spec.task)
         if key not in self._simulators:
+            if len(self._simulators) >= _worlds(spec.suite):
+                self._simulators.popitem(last=False)[1].close()
             self._simulators[key] = self._opened(*key)
         self._simulators.move_to_end(key)
-        if len(self._simulators) > _OPEN_SIMULATORS:
-            self._simulators.popitem(last=False)[1].close()
         simulator = self._simulators[key]
         if isinstance(simulator, ProtocolSimulator):
             simulator.show(view)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -50,6 +50,48 @@ class DartNoise:
         played = action.copy()
         played[:3] = np.clip(played[:3] + self._now, -1.0, 1.0)
         return played
+
+
+class Watched(Protocol):
+    """A simulator whose state can be read without drawing."""
+
+    @property
+    def t(self) -> int: ...
+    def observe(self) -> Observation: ...
+    def proprio(self) -> npt.NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class Showing:
+    """How an expert's episodes begin and are seen.
+
+    Attributes:
+        pictures_every: control steps from one drawn picture to the next; between them the last one stands.
+        start_offset_m: the hand begins up to this far from its place, drawn per episode along each axis; 0
+            for where the suite puts it.
+    """
+
+    pictures_every: int = 1
+    start_offset_m: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.pictures_every < 1:
+            raise ValueError(f"pictures_every is {self.pictures_every}; draw every step (1) or fewer (2 and more)")
+        if not 0 <= self.start_offset_m <= 0.3:
+            raise ValueError(f"start_offset_m is {self.start_offset_m}; give metres from 0 to 0.3")
+
+    def watch(self, simulator: Watched) -> Callable[[], Observation]:
+        """What is observed now, at the call of every control step of an episode, the first one's first."""
+        drawn: list[Observation] = []
+
+        def look() -> Observation:
+            if not drawn or (simulator.t - drawn[0].t) % self.pictures_every == 0:
+                seen = simulator.observe()
+                drawn[:] = [*drawn[:1], seen]
+                return seen
+            return replace(drawn[-1], proprio=simulator.proprio(), t=simulator.t)
+
+        return look
 
 
 @dataclass(frozen=True)
@@ -150,11 +192,13 @@ def demonstration_of(
     simulator: Simulator,
     seed: int,
     noise: DartNoise,
+    observe: Callable[[], Observation],
     describe: Callable[[], tuple[str, str, str]] | None = None,
 ) -> Demonstration | None:
     """One attempt of `expert` at the episode of this seed, from where `simulator` is in it.
 
     Args:
+        observe: of `Showing.watch`, or of the simulator itself.
         describe: gives the plan, a question and its answer for the observation just made; None to record none.
 
     Returns:
@@ -166,7 +210,7 @@ def demonstration_of(
     texts: list[tuple[str, str, str]] = []
     while not outcome.done and len(actions) < task.horizon:
         action = expert.act()
-        observations.append(simulator.observe())
+        observations.append(observe())
         actions.append(action.astype(np.float32))
         if describe is not None:
             texts.append(describe())

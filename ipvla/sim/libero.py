@@ -167,10 +167,15 @@ class LiberoSimulator:
         """Renders a picture per camera and reads the arm; the world stays as it is."""
         return Observation(
             images={camera: self.problem.picture(camera, self.camera_size) for camera in self.cameras},
-            proprio=self._proprio(),
+            proprio=self.proprio(),
             instruction=self.problem.instruction,
             t=self.problem.t,
         )
+
+    def proprio(self) -> npt.NDArray[np.float32]:
+        """float32 [8], LIBERO's layout."""
+        hand = self.problem.hand()
+        return np.concatenate([hand.position, axis_angle(hand.orientation), hand.fingers]).astype(np.float32)
 
     @property
     def t(self) -> int:
@@ -240,11 +245,6 @@ class LiberoSimulator:
     @property
     def _data(self) -> Any:
         return self.problem.sim.data._data
-
-    def _proprio(self) -> npt.NDArray[np.float32]:
-        """float32 [8], LIBERO's layout."""
-        hand = self.problem.hand()
-        return np.concatenate([hand.position, axis_angle(hand.orientation), hand.fingers]).astype(np.float32)
 
 
 def rendered(sim: Any, camera: str, size: int) -> npt.NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ipvla.choices import did_you_mean
 from ipvla.contract import STATE_SIZES, Contract, Pictures
-from ipvla.sim.standard.tasks import HORIZONS
+from ipvla.sim.standard.tasks import HORIZONS, base_suite
 
 _AGENT: Final = ("agentview",)
 _AGENT_AND_WRIST: Final = ("agentview", "robot0_eye_in_hand")
@@ -98,6 +98,7 @@ class EvaluationProtocol:
         Raises:
             ProtocolError: the protocol does not cover the suite.
         """
+        suite = base_suite(suite)
         if self.horizons and suite not in self.horizons:
             raise ProtocolError(
                 f"protocol {self.name} says nothing of suite {suite}; it covers {', '.join(self.horizons)}"
@@ -147,11 +148,13 @@ _OPENVLA: Final = EvaluationProtocol(
     execute=1,
 )
 
-#: The embedded suite's, then those of the public evaluations.
+#: The embedded suite's, this project's own for LIBERO's suites (pictures upright, of the size and at the rate that
+#: the policy's data have), then those of the public evaluations.
 PROTOCOLS: Final[Mapping[str, EvaluationProtocol]] = {
     protocol.name: protocol
     for protocol in (
         EvaluationProtocol("recall", 1),
+        EvaluationProtocol("ipvla", 1, horizons=HORIZONS, settle_steps=10, cameras=_AGENT_AND_WRIST),
         _OPENVLA,
         replace(_OPENVLA, name="oft", cameras=_AGENT_AND_WRIST, execute=8),
         EvaluationProtocol(

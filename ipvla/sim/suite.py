@@ -9,7 +9,7 @@ from typing import Final
 
 from ipvla.choices import did_you_mean
 from ipvla.contract import Contract
-from ipvla.sim.demonstration import Demonstration, Expert
+from ipvla.sim.demonstration import Demonstration, Expert, Showing
 from ipvla.sim.simulator import Simulator, Task
 
 #: How pictures are drawn: "exact", as the suite's authors do, or "fast": without anti-aliasing, with coarse
@@ -30,6 +30,8 @@ class SuiteFacts:
         replayable: the same actions lead to the same episode, so videos can be made from a journal.
         packages: name in results -> distribution package whose version physics or pixels depend on.
         environment: environment variables of a process that runs its simulators.
+        worlds: tasks that such a process holds open at a time; one more closes the one used longest ago.
+        simulator_bytes: that a process with so many worlds takes in memory.
     """
 
     default_protocol: str = "recall"
@@ -39,6 +41,8 @@ class SuiteFacts:
     replayable: bool = True
     packages: Mapping[str, str] = field(default_factory=dict)
     environment: Callable[[], Mapping[str, str]] = dict
+    worlds: int = 4
+    simulator_bytes: int = 2**30
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class Suite:
             its world built from this seed.
         unlisted: the task of a name that is not in `tasks`, None if there is none either.
         expert: (simulator at the start of an episode, the episode's seed) -> who solves it; None if nobody does.
-        demonstrate: (simulator, seed) -> the expert's demonstration of that episode, None if it failed.
+        demonstrate: (simulator, seed, how it is shown) -> the expert's demonstration of that episode, None if it
+            failed.
         facts: known without opening it.
     """
 
@@ -63,7 +68,7 @@ class Suite:
     build: Callable[[str, int, Sequence[str], str, int], Simulator]
     unlisted: Callable[[str], Task | None] = lambda name: None
     expert: Callable[[Simulator, int], Expert] | None = None
-    demonstrate: Callable[[Simulator, int], Demonstration | None] | None = None
+    demonstrate: Callable[[Simulator, int, Showing], Demonstration | None] | None = None
     facts: SuiteFacts = field(default_factory=SuiteFacts)
 
     def task(self, name: str) -> Task:

@@ -7,7 +7,11 @@ from typing import Final
 
 from ipvla.sim.recall.suite import RECALL
 from ipvla.sim.standard.suite import libero_entry
+from ipvla.sim.standard.tasks import PRO_SUITES, base_suite
 from ipvla.sim.suite import Suite, SuiteEntry, unknown
+
+#: All of their tasks put one object somewhere, which the scripted expert can.
+_PICK_AND_PLACE: Final = ("libero_spatial", "libero_object")
 
 SUITES: Final[dict[str, SuiteEntry]] = {
     "recall": RECALL,
@@ -16,6 +20,7 @@ SUITES: Final[dict[str, SuiteEntry]] = {
     "libero_goal": libero_entry("libero_goal"),
     "libero_10": libero_entry("libero_10"),
     "libero_90": libero_entry("libero_90"),
+    **{name: libero_entry(name, has_expert=base_suite(name) in _PICK_AND_PLACE) for name in PRO_SUITES},
 }
 
 

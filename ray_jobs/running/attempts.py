@@ -6,35 +6,39 @@ import json
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ipvla.files import write_text
-from ipvla.sim.demonstration import Demonstration
+from ipvla.sim.demonstration import Demonstration, Showing
+from ipvla.sim.libero import CAMERA
 from ipvla.sim.simulator import Simulator, Split
 from ipvla.sim.suites import load_suite
 
 #: Seeds of different collections cannot overlap: attempt i of seed s plays layout s * 10^6 + i of the train split.
 ATTEMPTS_PER_SEED = 1_000_000
-_OPEN_SIMULATORS = 4
+_AS_IT_IS = Showing()
 _LEAST_SUCCESS_RATE = 0.1
 _ATTEMPTS_BEFORE_JUDGING = 50
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """The `index`-th attempt at a task in a collection of this seed."""
+    """The `index`-th attempt at a task in a collection of this seed, or from the published initial states."""
 
     task: str
     index: int
     seed: int
+    published: bool = False
 
     @property
     def layout(self) -> int:
-        """The simulator's seed, of the train split."""
+        """The simulator's seed: of the train split, or of the initial state that has this index."""
+        if self.published:
+            return Split.HELD_OUT.seed(self.index)
         return Split.TRAIN.seed(self.seed * ATTEMPTS_PER_SEED + self.index)
 
 
@@ -53,7 +57,7 @@ class Outcome:
 
 
 def next_attempts(
-    counts: Mapping[str, int], outcomes: Mapping[str, Mapping[int, Outcome]], seed: int
+    counts: Mapping[str, int], outcomes: Mapping[str, Mapping[int, Outcome]], seed: int, published: bool = False
 ) -> list[Attempt]:
     """The attempts that will suffice if they succeed as often as those so far; none if there are enough.
 
@@ -76,7 +80,7 @@ def next_attempts(
         end = max(known, default=-1) + 1
         gaps = [index for index in range(end) if index not in known]
         ahead = math.ceil(max(0, count - successes) / rate) - len(gaps)
-        jobs += [Attempt(task, index, seed) for index in (*gaps, *range(end, end + ahead))]
+        jobs += [Attempt(task, index, seed, published) for index in (*gaps, *range(end, end + ahead))]
     return jobs
 
 
@@ -116,19 +120,29 @@ class Staging:
 class Demonstrator:
     """A worker of `sim_pool.WorkerPool` for `Attempt`s: plays them and puts them in the staging area."""
 
-    def __init__(self, staging: Path, suite: str, cache_dir: Path, camera_size: int) -> None:
+    def __init__(
+        self,
+        staging: Path,
+        suite: str,
+        cache_dir: Path,
+        camera_size: int,
+        cameras: Sequence[str] = (CAMERA,),
+        profile: str = "exact",
+        showing: Showing = _AS_IT_IS,
+    ) -> None:
         self._staging = Staging(staging)
         self._suite = load_suite(suite, cache_dir)
         assert self._suite.demonstrate is not None, "collect checks this before"
         self._demonstrate = self._suite.demonstrate
-        self._camera_size = camera_size
+        self._camera_size, self._cameras, self._profile = camera_size, cameras, profile
+        self._showing = showing
         self._simulators: OrderedDict[str, Simulator] = OrderedDict()
 
     def run(self, attempt: Attempt) -> Outcome:
         simulator = self._simulator(attempt.task)
         before = time.process_time()
         try:
-            demonstration = self._demonstrate(simulator, attempt.layout)
+            demonstration = self._demonstrate(simulator, attempt.layout, self._showing)
         except Exception:
             self._simulators.pop(attempt.task).close()  # its state is unknown
             raise
@@ -139,9 +153,9 @@ class Demonstrator:
 
     def _simulator(self, task: str) -> Simulator:
         if task not in self._simulators:
-            if len(self._simulators) == _OPEN_SIMULATORS:
+            if len(self._simulators) == self._suite.facts.worlds:
                 self._simulators.popitem(last=False)[1].close()
-            simulator = self._suite.simulator(task, self._camera_size)
+            simulator = self._suite.simulator(task, self._camera_size, self._cameras, self._profile)
             if self._suite.facts.contract is not None:
                 simulator.reset(0)  # robosuite compiles in a process's first step: no cost of the attempt
                 simulator.step(np.zeros(self._suite.facts.contract.action_size))

@@ -21,6 +21,8 @@ from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.lanes import LaneConfig, LaneReader
 from ipvla.data.pictures import EncodedPictures
 from ipvla.data.plan import PlanPosition
+from ipvla.data.probe import ProbeConfig, ProbeSet
+from ipvla.data.recording import Recording
 from ipvla.data.rlds import RldsSource, write_rlds
 from ipvla.data.source import DatasetError, Trajectory
 from ipvla.data.standards import standard_for
@@ -360,3 +362,16 @@ def test_senseless_settings_are_refused(change: dict[str, int]) -> None:
 def test_a_rank_outside_the_world_is_refused(dataset: EpisodeDataset, make_transforms: Make) -> None:
     with pytest.raises(ValueError, match="rank 2 is outside the 2 workers"):
         CONFIG.build(dataset, make_transforms(), rank=2, world_size=2)
+
+
+def test_a_stride_between_two_new_pictures_is_refused(tmp_path: Path, make_transforms: Make) -> None:
+    episodes = [random_episode(index, length) for index, length in enumerate(LENGTHS)]
+    written = write_rlds(tmp_path, "seldom", episodes, SIZE, Recording("upright", 20.0, pictures_every=4))
+    seldom = open_dataset(written)
+    with pytest.raises(DatasetError, match=r"lanes.stride is 6, and .* has a new picture every 4 control steps"):
+        LaneConfig(stride=6).build(seldom, make_transforms())
+    reader = LaneConfig(lanes=2, window=3, stride=8).build(seldom, make_transforms())
+    batch = reader.batch(PlanPosition())
+    assert (batch.t % 4 == 0).all()
+    assert ProbeSet(seldom, ProbeConfig(records=2)).frames
+    assert all(t % 4 == 0 for _, t in ProbeSet(seldom, ProbeConfig(records=len(LENGTHS))).frames)

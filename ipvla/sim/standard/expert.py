@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from ipvla.sim.demonstration import DartNoise, Demonstration, Vector, demonstration_of
+from ipvla.sim.demonstration import DartNoise, Demonstration, Showing, Vector, demonstration_of
 from ipvla.sim.libero import LiberoSimulator
 from ipvla.sim.simulator import Simulator
 from ipvla.sim.standard.geometry import SceneGeometry
@@ -27,6 +27,7 @@ _OPEN, _CLOSE = -1.0, 1.0
 
 _CLEARANCE_M: Final = 0.04
 _STEPS_TO_OPEN: Final = 4
+_STEPS_TO_MOVE_AWAY: Final = 25
 #: Steps without coming nearer after which something is in the way.
 _STALLED_STEPS: Final = 12
 _NOISE_SHARE: Final = 0.5
@@ -172,6 +173,15 @@ def expert(simulator: Simulator, seed: int) -> PickAndPlaceExpert:
     return PickAndPlaceExpert(simulator, _rng(simulator, seed))
 
 
+def _move_away(simulator: Simulator, rng: np.random.Generator, offset_m: float) -> None:
+    """The open hand to a place beside or above where it is; never lower, where objects are."""
+    scene = SceneGeometry(_standard_problem(simulator))
+    goal = scene.hand() + rng.uniform([-offset_m, -offset_m, 0.0], offset_m)
+    for _ in range(_STEPS_TO_MOVE_AWAY):
+        motion = np.clip((goal - scene.hand()) * _GAIN_PER_M, -1.0, 1.0)
+        simulator.step(np.array([*motion, 0.0, 0.0, 0.0, _OPEN]))
+
+
 def _rng(simulator: Simulator, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(simulator.task.name.encode())])
 
@@ -183,8 +193,10 @@ def _standard_problem(simulator: Simulator) -> StandardProblem:
     return problem
 
 
-def demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
+def demonstrate(simulator: Simulator, seed: int, showing: Showing | None = None) -> Demonstration | None:
     """One attempt of the expert at the episode of this seed, from when it has settled.
+
+    With `showing.start_offset_m` the hand is moved before, unseen, up to that far along each axis (never down).
 
     Returns:
         The demonstration, or None when the attempt took longer than the task's horizon.
@@ -192,8 +204,11 @@ def demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
     Raises:
         ValueError: the task wants something else than one object put somewhere.
     """
-    rng = _rng(simulator, seed)
+    showing, rng = showing or Showing(), _rng(simulator, seed)
     simulator.reset(seed)
     settle(simulator)
+    if showing.start_offset_m:
+        _move_away(simulator, rng, showing.start_offset_m)
     solver = PickAndPlaceExpert(simulator, rng)
-    return demonstration_of(solver, simulator, seed, DartNoise(rng, _NOISE_SHARE))
+    assert isinstance(simulator, LiberoSimulator), "the expert checks this"
+    return demonstration_of(solver, simulator, seed, DartNoise(rng, _NOISE_SHARE), showing.watch(simulator))

@@ -38,6 +38,8 @@ from robosuite.utils.errors import RandomizationError
 from ipvla.sim.drawing import RenderContext, draw_collision_meshes
 from ipvla.sim.libero import Hand, hand_of, rendered
 from ipvla.sim.simulator import Split, StepOutcome, Task
+from ipvla.sim.standard.build_memory import release, without_asset_cache
+from ipvla.sim.standard.variants import register_variants
 
 #: Side of the shadow map in profile "fast"; LIBERO's is 4096.
 _FAST_SHADOWS_PX: Final = 512
@@ -67,6 +69,8 @@ class StandardProblem:
         world_seed: int = 0,
     ) -> None:
         self.task, self._initial_states = task, initial_states
+        without_asset_cache()
+        register_variants()
         problem = _seen_on_demand(TASK_MAPPING[get_problem_info(str(bddl_file))["problem_name"]], profile)
         self._env = problem(
             str(bddl_file),
@@ -79,6 +83,7 @@ class StandardProblem:
         self._drawn = self._bodies()  # where a world has its fixtures before it draws their places
         self._draw(world_seed)
         self._env.hard_reset = False
+        release()
         self._published = self._bodies()
         self._first = np.empty(mujoco.mj_stateSize(self._model, _PHYSICS))
         mujoco.mj_getState(self._model, self._data, self._first, _PHYSICS)

@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Final
 
 from ipvla.contract import HAND
-from ipvla.sim.demonstration import Demonstration, Expert
+from ipvla.sim.demonstration import Demonstration, Expert, Showing
 from ipvla.sim.environment import gl_environment
 from ipvla.sim.libero import PACKAGES, LiberoSimulator, configure
 from ipvla.sim.simulator import Simulator
 from ipvla.sim.standard.assets import assets_version, find_assets
 from ipvla.sim.standard.tasks import bddl_file, initial_states, standard_tasks
 from ipvla.sim.suite import PROFILES, Suite, SuiteEntry, SuiteFacts
+
+#: Of a process with one world: 1.5 GiB at the most (libero_10, original textures), and what Ray adds.
+SIMULATOR_BYTES: Final = 7 * 2**28
 
 
 def libero_entry(name: str, has_expert: bool = False) -> SuiteEntry:
@@ -26,6 +30,8 @@ def libero_entry(name: str, has_expert: bool = False) -> SuiteEntry:
         has_expert=has_expert,
         packages=PACKAGES,
         environment=gl_environment,
+        worlds=1,
+        simulator_bytes=SIMULATOR_BYTES,
     )
     return SuiteEntry(name, partial(standard_suite, name, facts), partial(standard_tasks, name), facts)
 
@@ -67,7 +73,7 @@ def _expert(simulator: Simulator, seed: int) -> Expert:
     return expert(simulator, seed)
 
 
-def _demonstrate(simulator: Simulator, seed: int) -> Demonstration | None:
+def _demonstrate(simulator: Simulator, seed: int, showing: Showing) -> Demonstration | None:
     from ipvla.sim.standard.expert import demonstrate
 
-    return demonstrate(simulator, seed)
+    return demonstrate(simulator, seed, showing)

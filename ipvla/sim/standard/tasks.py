@@ -1,9 +1,10 @@
-"""LIBERO's own suites as lists of tasks, read from the package's files without importing it."""
+"""LIBERO's own suites and LIBERO-PRO's as lists of tasks, read from the packages' files, not imported."""
 
 from __future__ import annotations
 
 import ast
 import re
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.sim.simulator import Task
-from ipvla.sim.standard.assets import package_directory
+from ipvla.sim.standard.assets import AssetsError, package_directory
 
 #: Suite -> control steps until an episode is over, as OpenVLA's evaluation has them (twice what the longest
 #: demonstration takes, roughly). Protocols say their own.
@@ -23,15 +24,41 @@ HORIZONS: Final = {
     "libero_10": 520,
     "libero_90": 400,
 }
+#: What LIBERO-PRO (arXiv 2510.03827) changes in a suite, by the ending of its name: "lan" the instruction,
+#: "object" how objects look, "swap" where they stand, "task" the goal with its instruction.
+PERTURBATIONS: Final = ("lan", "object", "swap", "task")
+PRO_SUITES: Final = tuple(
+    f"{suite}_{change}" for suite in HORIZONS if suite != "libero_90" for change in PERTURBATIONS
+)
+#: Where `make assets` installs LIBERO-PRO's package: apart from the others, since it is named `libero` as well.
+PRO_ROOT: Final = Path(sys.prefix) / "libero_pro" / "libero" / "libero"
+
+
+def base_suite(suite: str) -> str:
+    """The suite of which this one is a perturbation; itself if it is none."""
+    return suite.rpartition("_")[0] if suite in PRO_SUITES else suite
 
 
 @cache
 def standard_tasks(suite: str) -> tuple[Task, ...]:
-    """All tasks of a suite in LIBERO's order. KeyError for a name that is not in `HORIZONS`."""
-    horizon = HORIZONS[suite]
+    """All tasks of a suite in LIBERO's order.
+
+    Raises:
+        KeyError: the name is neither in `HORIZONS` nor in `PRO_SUITES`.
+        AssetsError: LIBERO-PRO's package is not installed, or one of its task files has no instruction.
+    """
+    base = base_suite(suite)
+    # A published instruction is the file's name; where the instruction is changed, the name is still the old one.
+    renamed = suite.endswith(("_lan", "_task"))
     return tuple(
-        Task(name, family=suite, phrasings=(instruction(name),), horizon=horizon, chance=0.0)
-        for name in _listed()[suite]
+        Task(
+            name,
+            family=suite,
+            phrasings=(_instruction_within(bddl_file(suite, name)) if renamed else instruction(name),),
+            horizon=HORIZONS[base],
+            chance=0.0,
+        )
+        for name in _listed()[base]
     )
 
 
@@ -41,22 +68,46 @@ def instruction(name: str) -> str:
 
 
 def bddl_file(suite: str, task: str) -> Path:
-    """What LIBERO builds the task from."""
-    return package_directory() / "bddl_files" / suite / f"{task}.bddl"
+    """What LIBERO builds the task from. AssetsError if LIBERO-PRO's package has to be installed."""
+    return _root(suite) / "bddl_files" / suite / f"{task}.bddl"
 
 
 def initial_states(suite: str, task: str) -> npt.NDArray[np.float64]:
-    """float64 [50, 1 + positions + velocities]: the published initial states, as MuJoCo's flattened state."""
+    """float64 [50, 1 + positions + velocities]: the published initial states, as MuJoCo's flattened state.
+
+    Raises:
+        AssetsError: LIBERO-PRO's package has to be installed.
+    """
+    path = _root(suite) / "init_files" / suite / f"{task}.pruned_init"
+    if suite in PRO_SUITES:
+        with np.load(f"{path}.npz", allow_pickle=False) as stored:
+            return np.asarray(stored["states"], dtype=np.float64)
     import torch
     from numpy._core import multiarray
 
     rebuild = (multiarray._reconstruct, "numpy.core.multiarray._reconstruct")  # its name in NumPy 1
     safe: list[Any] = [rebuild, np.ndarray, np.dtype, type(np.dtype(np.float64))]
-    path = package_directory() / "init_files" / suite / f"{task}.pruned_init"
     with torch.serialization.safe_globals(safe):  # else these pickles would be let do anything
         return np.asarray(torch.load(path, weights_only=True), dtype=np.float64)
 
 
+def _root(suite: str) -> Path:
+    if suite not in PRO_SUITES:
+        return package_directory()
+    if not (PRO_ROOT / "bddl_files" / suite).is_dir():
+        raise AssetsError(f"suite {suite} needs LIBERO-PRO's task files, and {PRO_ROOT} has none; run make assets")
+    return PRO_ROOT
+
+
+def _instruction_within(path: Path) -> str:
+    """A task file's own instruction."""
+    found = re.search(r"\(:language\s+([^()]+)\)", path.read_text(encoding="utf-8"))
+    if found is None:
+        raise AssetsError(f"{path} has no (:language ...); install the package again: make assets")
+    return " ".join(found[1].split())
+
+
+@cache
 def _listed() -> dict[str, list[str]]:
     """Suite -> names, from the literal in the package's task map."""
     source = (package_directory() / "benchmark" / "libero_suite_task_map.py").read_text()

