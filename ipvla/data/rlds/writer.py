@@ -145,10 +145,19 @@ def _check(episode: Episode, first: Episode, camera_size: int) -> None:
             raise DatasetError(f"{where}, {camera!r}: {frames.dtype} {frames.shape}, expected uint8 {expected}")
 
 
+def _encoded(frames: npt.NDArray[np.uint8]) -> list[bytes]:
+    """Each frame as PNG; one that repeats the frame before it is not encoded again."""
+    encoded: list[bytes] = []
+    for t, frame in enumerate(frames):
+        again = t > 0 and np.array_equal(frame, frames[t - 1])
+        encoded.append(encoded[-1] if again else encode_png(frame))
+    return encoded
+
+
 def _trajectory(episode: Episode, questions: bool) -> Trajectory:
     length = len(episode.action)
     steps: dict[str, Steps] = {
-        _picture(camera): EncodedPictures([encode_png(frame) for frame in frames])
+        _picture(camera): EncodedPictures(_encoded(frames))
         for camera, frames in episode.images.items()
     }
     steps |= {
