@@ -50,7 +50,7 @@ class DataConfig:
         padded_state: a 0 before the gripper in the state of LIBERO and Bridge, as OpenVLA has it.
         normalisation: of actions and proprioception: bounds_q99, bounds or normal.
         past_end: what a chunk holds past its episode's end: `mask` (no targets there), `openvla` or `truncate`
-            (`ipvla.data.chunks`).
+            (`ipvla.data.conventions`).
         skip_bad_episodes: go on without episodes that cannot be read, and say how many.
         skip_unlabelled: leave out episodes whose task is not told in words; reads the dataset once.
         reasoning: of the episodes, from ECoT's file beside the dataset; null for what the dataset itself recorded.
