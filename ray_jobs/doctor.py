@@ -208,7 +208,7 @@ def check_premises(config: DoctorConfig) -> Finding:
     tasks = [(suite, task.name) for suite in suites for task in suite.tasks]
     wrong: dict[str, str] = {}
     frames: dict[str, Frame] = {}
-    states = 0
+    states, assets = 0, assets_version(find_assets(config.cache))
     for suite, task in track(tasks, "playing initial states", console=Console(stderr=True), transient=True):
         simulator = suite.simulator(task)
         from ipvla.sim.standard.golden import Golden, golden, keep, take  # these import MuJoCo, now prepared
@@ -218,7 +218,7 @@ def check_premises(config: DoctorConfig) -> Finding:
         for trial in range(trials):
             for violation in violations(simulator, trial):
                 wrong[f"{suite.name}/{task}/{trial}"] = str(violation)
-        frames[f"{suite.name}/{task}"] = take(simulator)
+        frames[f"{suite.name}/{task}"] = take(simulator, assets)
         states += trials
         simulator.close()
     found = Golden(frames, frozenset(wrong))
@@ -239,16 +239,23 @@ def _compared(found: Golden, golden: Golden, states: int, wrong: Mapping[str, st
     physics = f"{states} initial states are as they were published"
     if found.violated:
         physics += f" ({len(found.violated)} of them never were what their tasks say)"
-    levels = {name: frame.difference(golden.frames[name]) for name, frame in found.frames.items()}
+    alike = {name: frame for name, frame in found.frames.items() if golden.frames[name].assets == frame.assets}
+    if not alike:
+        theirs, ours = (", ".join(sorted({one.assets for one in of.frames.values()})) for of in (golden, found))
+        return Finding(
+            Status.WARN,
+            f"{physics}; pictures are of assets {ours}, the golden ones of {theirs}",
+            "results on other assets are other results: make assets installs the original ones",
+        )
+    levels = {name: frame.difference(golden.frames[name]) for name, frame in alike.items()}
     if visible := [name for name, difference in levels.items() if difference > VISIBLE_LEVELS]:
         return Finding(
             Status.WARN,
             f"{physics}, but {len(visible)} of {len(levels)} scenes look otherwise, by up to "
             f"{max(levels.values()):.1f} of 255 levels: {', '.join(visible[:3])}",
-            "physics is as published, the assets' textures differ: give those of the hub, --libero_assets hub, if "
-            "policies must see the same pictures as elsewhere",
+            "physics is as published and the assets are the same: install the pinned mujoco and its GL library",
         )
-    same = sum(frame.sha256 == golden.frames[name].sha256 for name, frame in found.frames.items())
+    same = sum(frame.sha256 == golden.frames[name].sha256 for name, frame in alike.items())
     pictures = f"{same} of {len(levels)} pictures equal the golden ones to the last bit"
     return Finding(Status.OK, f"{physics}; {pictures}")
 

@@ -3,7 +3,6 @@
 import os
 import shutil
 import tempfile
-from pathlib import Path
 
 os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
@@ -46,15 +45,5 @@ def ray_cluster():
 
 @pytest.fixture(scope="session")
 def standard_cache(tmp_path_factory):
-    """A cache directory in which LIBERO's own suites find their assets; they are not part of this project."""
-    from ipvla.sim.standard.assets import AssetsError, find_assets, provide_assets
-
-    cache = tmp_path_factory.mktemp("standard")
-    beside_the_checkout = Path(__file__).parents[2] / "shared" / "libero_assets"
-    if beside_the_checkout.is_dir():
-        provide_assets(cache, str(beside_the_checkout))
-    try:
-        find_assets(cache)
-    except AssetsError as error:
-        pytest.skip(str(error))
-    return cache
+    """A cache directory; LIBERO's own suites find their assets in the packages that `make assets` installs."""
+    return tmp_path_factory.mktemp("standard")

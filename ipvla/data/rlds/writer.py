@@ -157,8 +157,7 @@ def _encoded(frames: npt.NDArray[np.uint8]) -> list[bytes]:
 def _trajectory(episode: Episode, questions: bool) -> Trajectory:
     length = len(episode.action)
     steps: dict[str, Steps] = {
-        _picture(camera): EncodedPictures(_encoded(frames))
-        for camera, frames in episode.images.items()
+        _picture(camera): EncodedPictures(_encoded(frames)) for camera, frames in episode.images.items()
     }
     steps |= {
         "observation/state": np.asarray(episode.state, np.float32),

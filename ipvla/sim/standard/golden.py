@@ -1,9 +1,10 @@
 """LIBERO's scenes with the pinned versions, to find out where they are or look otherwise.
 
-Kept is one picture per task: the first initial state at rest, 128 pixels wide, as a hash and in small. A hash
+Stored is one picture per task: the first initial state at rest, 128 pixels wide, as a hash and in small. A hash
 differs as soon as a renderer rounds otherwise, the small pictures where something is seen: from MuJoCo 3.3.3 on,
-floors are darker. Kept are also the initial states that never were what their tasks say: some of libero_10 and
-libero_90 begin with a bottle that falls off the table.
+floors are darker. A picture says which assets it shows; only those of the same assets are compared. Stored are
+also the initial states that never were what their tasks say: some of libero_10 and libero_90 begin with a bottle
+that falls off the table.
 
 Import only after `ipvla.sim.libero.configure`, e.g. once a simulator is there.
 """
@@ -29,23 +30,30 @@ _SIDE_PX, _SMALL_PX = 128, 16
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture: the hash of its pixels, and uint8 [16, 16, 3], its pixels averaged."""
+    """A picture.
+
+    Attributes:
+        sha256: hash of its pixels.
+        small: uint8 [16, 16, 3], its pixels averaged.
+        assets: `assets_version` of what it shows.
+    """
 
     sha256: str
     small: npt.NDArray[np.uint8]
+    assets: str = ""
 
     def difference(self, other: Frame) -> float:
         """Mean absolute difference of the small pictures, in [0, 255]."""
         return float(np.abs(self.small.astype(np.float64) - other.small).mean())
 
 
-def take(simulator: Simulator) -> Frame:
-    """The picture of a task, drawn as "exact"."""
+def take(simulator: Simulator, assets: str) -> Frame:
+    """The picture of a task, drawn as "exact" with the assets of this version."""
     simulator.reset(Split.HELD_OUT.seed(0))
     settle(simulator)
     pixels = simulator.frame(_SIDE_PX)
     small = cv2.resize(pixels, (_SMALL_PX, _SMALL_PX), interpolation=cv2.INTER_AREA)
-    return Frame(hashlib.sha256(pixels.tobytes()).hexdigest(), np.asarray(small, np.uint8))
+    return Frame(hashlib.sha256(pixels.tobytes()).hexdigest(), np.asarray(small, np.uint8), assets)
 
 
 @dataclass(frozen=True)
@@ -66,9 +74,10 @@ def golden() -> Golden:
     if not _FILE.exists():
         return Golden({})
     with np.load(_FILE, allow_pickle=False) as stored:
-        frames = zip(stored["names"], stored["sha256"], stored["small"], strict=True)
+        assets = stored["assets"] if "assets" in stored else [""] * len(stored["names"])
+        frames = zip(stored["names"], stored["sha256"], stored["small"], assets, strict=True)
         return Golden(
-            {str(name): Frame(str(sha256), small) for name, sha256, small in frames},
+            {str(name): Frame(str(sha256), small, str(of)) for name, sha256, small, of in frames},
             frozenset(map(str, stored["violated"])),
         )
 
@@ -83,6 +92,7 @@ def keep(found: Golden) -> Path:
         names=np.array(list(frames)),
         sha256=np.array([frame.sha256 for frame in frames.values()]),
         small=np.stack([frame.small for frame in frames.values()]),
+        assets=np.array([frame.assets for frame in frames.values()]),
         violated=np.array(sorted(others | found.violated), dtype=np.str_),
     )
     return _FILE

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ipvla.sim.libero import LiberoSimulator
+from ipvla.sim.standard.assets import assets_version, find_assets
 from ipvla.sim.standard.tasks import HORIZONS, standard_tasks
 from ipvla.sim.suites import load_suite
 from ray_jobs import doctor
@@ -50,15 +51,17 @@ def test_a_bowl_that_falls_beside_the_ramekin_is_found(
     assert "(on akita_black_bowl_1 glazed_rim_porcelain_ramekin_1) does not hold" in found(simulator, 4)
 
 
-def test_a_scene_that_looks_otherwise_is_found(simulator: LiberoSimulator) -> None:
+def test_a_scene_that_looks_otherwise_is_found(simulator: LiberoSimulator, standard_cache: Path) -> None:
     from ipvla.sim.standard.golden import golden, take
 
+    assets = assets_version(find_assets(standard_cache))
     kept = golden().frames[f"libero_spatial/{TASK}"]
-    assert take(simulator).difference(kept) < VISIBLE_LEVELS / 4
+    assert kept.assets == assets, "golden pictures are of the packages' assets"
+    assert take(simulator, assets).difference(kept) < VISIBLE_LEVELS / 4
     light = simulator.problem.sim.model.vis.headlight
     before = light.diffuse.copy()
     light.diffuse[:] *= 0.8
-    darker = take(simulator)
+    darker = take(simulator, assets)
     light.diffuse[:] = before
     assert darker.sha256 != kept.sha256
     assert darker.difference(kept) > VISIBLE_LEVELS
@@ -90,6 +93,18 @@ def test_only_what_was_right_before_is_an_error() -> None:
     assert "pinned mujoco" not in compared(105, set()).remedy, "physics is as published"
     broken = compared(100, {"s/t/3", "s/t/4"})
     assert (broken.status, "s/t/4 fell" in broken.detail) == (doctor.Status.FAIL, True)
+
+
+def test_pictures_of_other_assets_are_not_compared() -> None:
+    from ipvla.sim.standard.golden import Frame, Golden
+
+    def shown(assets: str) -> Golden:
+        return Golden({"s/t": Frame("1", np.full((16, 16, 3), len(assets), np.uint8), assets)})
+
+    finding = doctor._compared(shown("theirs and more"), shown("golden"), 50, {})
+    assert finding.status is doctor.Status.WARN
+    assert "pictures are of assets theirs and more, the golden ones of golden" in finding.detail
+    assert "make assets" in finding.remedy
 
 
 def test_the_embedded_suite_has_no_published_states(simulator: LiberoSimulator, tmp_path: Path) -> None:
