@@ -8,19 +8,10 @@ import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 Config = TypeVar("Config")
 SOURCE_TREE = Path(__file__).resolve().parents[1]
-#: Flag -> the directory's name under the root.
-_DIRECTORIES: Final = {
-    "cache_dir": "cache",
-    "data_root_dir": "datasets",
-    "probe_root_dir": "probe",
-    "artifact_dir": "artifacts",
-    "run_root_dir": "runs",
-    "tmp_dir": "tmp",
-}
 #: Directories that most jobs only read.
 _READ = ("data_root_dir", "probe_root_dir", "artifact_dir")
 
@@ -61,9 +52,9 @@ class StorageRoots:
         given = self.storage_root or os.environ.get("IPVLA_STORAGE_ROOT")
         return _resolved("storage_root", given or "~/ipvla_storage")
 
-    def _directory(self, flag: str) -> Path:
+    def _under(self, flag: str, name: str) -> Path:
         given = getattr(self, flag)
-        return _resolved(flag, given) if given else self.root / _DIRECTORIES[flag]
+        return _resolved(flag, given) if given else self.root / name
 
     def absolute(self) -> Self:
         """The same with every path absolute, `$IPVLA_STORAGE_ROOT` included: see `absolute_paths`."""
@@ -75,32 +66,39 @@ class StorageRoots:
 
     @property
     def cache(self) -> Path:
-        return self._directory("cache_dir")
+        return self._under("cache_dir", "cache")
 
     @property
     def datasets(self) -> Path:
-        return self._directory("data_root_dir")
+        return self._under("data_root_dir", "datasets")
 
     @property
     def probes(self) -> Path:
-        return self._directory("probe_root_dir")
+        return self._under("probe_root_dir", "probe")
 
     @property
     def artifacts(self) -> Path:
-        return self._directory("artifact_dir")
+        return self._under("artifact_dir", "artifacts")
 
     @property
     def runs(self) -> Path:
-        return self._directory("run_root_dir")
+        return self._under("run_root_dir", "runs")
 
     @property
     def tmp(self) -> Path:
-        return self._directory("tmp_dir")
+        return self._under("tmp_dir", "tmp")
 
     @property
     def directories(self) -> dict[str, Path]:
         """Flag name -> absolute path, in the order of the flags."""
-        return {flag: self._directory(flag) for flag in _DIRECTORIES}
+        return {
+            "cache_dir": self.cache,
+            "data_root_dir": self.datasets,
+            "probe_root_dir": self.probes,
+            "artifact_dir": self.artifacts,
+            "run_root_dir": self.runs,
+            "tmp_dir": self.tmp,
+        }
 
     @property
     def mlflow_uri(self) -> str:
