@@ -11,6 +11,7 @@ from ipvla.choices import did_you_mean
 from ipvla.contract import Contract
 from ipvla.sim.demonstration import Demonstration, Showing
 from ipvla.sim.expert import Expert
+from ipvla.sim.perturbations.perturbation import Perturbation
 from ipvla.sim.simulator import Simulator, Task
 
 #: How pictures are drawn: "exact", as the suite's authors do, or "fast": without anti-aliasing, with coarse
@@ -28,6 +29,7 @@ class SuiteFacts:
         contract: on which terms its simulators exchange observations and actions, all their cameras included; None
             compares nothing with policies.
         has_expert: there is a scripted expert, which also demonstrates.
+        perturbations: of LIBERO-Plus, those that its simulators can play (`ipvla.sim.perturbations`).
         replayable: the same actions lead to the same episode, so videos can be made from a journal.
         packages: name in results -> distribution package whose version physics or pixels depend on.
         environment: environment variables of a process that runs its simulators.
@@ -37,6 +39,7 @@ class SuiteFacts:
     profiles: tuple[str, ...] = ("exact",)
     contract: Contract | None = None
     has_expert: bool = False
+    perturbations: tuple[str, ...] = ()
     replayable: bool = True
     packages: Mapping[str, str] = field(default_factory=dict)
     environment: Callable[[], Mapping[str, str]] = dict
@@ -56,6 +59,7 @@ class Suite:
         expert: (simulator at the start of an episode, the episode's seed) -> who solves it; None if nobody does.
         demonstrate: (simulator, seed, how it is shown) -> the expert's demonstration of that episode, None if it
             failed.
+        perturb: perturbs the episodes that a simulator begins from now on, or no longer; None if it has none.
         facts: known without opening it.
     """
 
@@ -66,6 +70,7 @@ class Suite:
     unlisted: Callable[[str], Task | None] = lambda name: None
     expert: Callable[[Simulator, int], Expert] | None = None
     demonstrate: Callable[[Simulator, int, Showing], Demonstration | None] | None = None
+    perturb: Callable[[Simulator, Perturbation | None], None] | None = None
     facts: SuiteFacts = field(default_factory=SuiteFacts)
 
     def task(self, name: str) -> Task:
