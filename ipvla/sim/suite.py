@@ -59,8 +59,8 @@ class Suite:
         expert: (simulator at the start of an episode, the episode's seed) -> who solves it; None if nobody does.
         demonstrate: (simulator, seed, how it is shown) -> the expert's demonstration of that episode, None if it
             failed.
-        perturb: perturbs the episodes that a simulator begins from now on, or no longer; None if it has none.
         facts: known without opening it.
+        perturb: perturbs the episodes that a simulator begins from now on, or no longer; None where it cannot.
     """
 
     name: str
@@ -70,8 +70,8 @@ class Suite:
     unlisted: Callable[[str], Task | None] = lambda name: None
     expert: Callable[[Simulator, int], Expert] | None = None
     demonstrate: Callable[[Simulator, int, Showing], Demonstration | None] | None = None
-    perturb: Callable[[Simulator, Perturbation | None], None] | None = None
     facts: SuiteFacts = field(default_factory=SuiteFacts)
+    perturb: Callable[[Simulator, Perturbation | None], None] | None = None
 
     def task(self, name: str) -> Task:
         """The task of this name, listed or not.

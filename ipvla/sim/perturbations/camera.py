@@ -1,9 +1,11 @@
 """The camera stands elsewhere: round the scene, higher, further away, or it looks aside.
 
-As in LIBERO-Plus' names `_view_{round}_{up}_{scale}_{turn}_{tilt}`: degrees about the vertical through the world's
-origin, degrees up about the point (0, 0, 0.8) m, per cent of the distance to that point, then degrees of the camera
-alone about the world's vertical and its y axis. Exactly one of four kinds is drawn, as in its lists: round by up to
-75 degrees; the same from 15 degrees higher; up to 200 % of the distance; turned and tilted by up to 10 degrees.
+As in LIBERO-Plus' names `_view_{round}_{up}_{scale}_{turn}_{tilt}`: degrees about the vertical through the
+world's origin, degrees up about the point (0, 0, 0.8) m, per cent of the distance to that point, then degrees of
+the camera alone about the world's vertical and its y axis. Exactly one of four kinds is drawn, as in its lists:
+round by up to 75 degrees; the same from 15 degrees higher; up to 200 % of the distance; turned and tilted by up to
+10 degrees. On the floor scenes of libero_object the camera stands below that point and sinks as it goes away: from
+about 150 % the hand begins above the picture, as it does there.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.transform import Rotation
 
 from ipvla.sim.perturbations.perturbation import Change, PerturbationConfig
 from ipvla.sim.perturbations.scene import Scene
@@ -48,8 +49,13 @@ class View(Change):
         self, position: npt.NDArray[np.float64], quaternion: npt.NDArray[np.float64]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Position [3] in metres and orientation [4] as w, x, y, z, of a camera that stands at these."""
-        up, around = _about("y", -self.up), _about("z", self.round)
-        alone = _about("y", -self.tilt) * _about("z", self.turn)
+        from scipy.spatial.transform import Rotation  # type: ignore[import-untyped]  # takes a second
+
+        def about(axis: str, degrees: float) -> Rotation:
+            return Rotation.from_euler(axis, degrees, degrees=True)
+
+        up, around = about("y", -self.up), about("z", self.round)
+        alone = about("y", -self.tilt) * about("z", self.turn)
         moved = around.apply(up.apply(position - _PIVOT_M)) * self.scale / 100 + _PIVOT_M
         turned = alone * around * up * Rotation.from_quat(quaternion, scalar_first=True)
         return moved, turned.as_quat(scalar_first=True)
@@ -78,7 +84,3 @@ class CameraConfig(PerturbationConfig):
         aside = (_STEP_ASIDE * self.level, _STEP_ASIDE * max(1, math.ceil(lesser * self.level)))
         turn, tilt = sides * (aside[::-1] if swapped else aside)
         return View(turn=int(turn), tilt=int(tilt))
-
-
-def _about(axis: str, degrees: float) -> Rotation:
-    return Rotation.from_euler(axis, degrees, degrees=True)

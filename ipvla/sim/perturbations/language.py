@@ -1,7 +1,7 @@
 """The task is said otherwise: by one of the 50 instructions that LIBERO-Plus has for every task.
 
-They come from within its task files (`_language_{n}`). Which of them are harder, the files do not say: a level is a
-fifth of them in the order of how many words they share with the task's own instruction, the likest first.
+They come from within its task files (`_language_{n}`). Which of them are harder, the files do not say: a level is
+a fifth of them in the order of how many words they share with the task's own instruction, the likest first.
 """
 
 from __future__ import annotations

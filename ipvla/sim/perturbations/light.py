@@ -11,19 +11,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from ipvla.sim.perturbations.perturbation import Change, PerturbationConfig
 from ipvla.sim.perturbations.scene import Scene
 
 #: The point that lights are turned about, in metres.
 _PIVOT_M: Final = np.array([0.0, 0.0, 0.8])
-#: At full strength: brightness times or divided by this; a colour channel more or less by this share; degrees about
-#: the vertical and off it; the share of a white highlight.
-_MOST_GAIN: Final = 3.0
-_MOST_TINT: Final = 0.6
+#: At full strength: factors of brightness; by which share a colour channel may gain or lose; degrees about the
+#: vertical and off it (few, so that no wall stands between the scene and a light that casts shadows); highlight.
+_DARKEST, _BRIGHTEST = 1 / 3, 1.6
+_MOST_TINT: Final = 0.4
 _MOST_ROUND_DEG: Final = 180.0
-_MOST_TILT_DEG: Final = 30.0
+_MOST_TILT_DEG: Final = 15.0
 _MOST_HIGHLIGHT: Final = 0.7
 
 
@@ -53,6 +52,8 @@ class Lighting(Change):
         }
 
     def apply(self, scene: Scene) -> None:
+        from scipy.spatial.transform import Rotation  # type: ignore[import-untyped]  # takes a second
+
         model, turn = scene.model, Rotation.from_rotvec(self.turn_rad)
         for light in (scene.headlight.ambient, scene.headlight.diffuse, model.light_ambient, model.light_diffuse):
             light[:] = np.clip(light * np.array(self.gain), 0, None)
@@ -62,6 +63,7 @@ class Lighting(Change):
         if self.shadow:
             nearest = np.linalg.norm(model.light_pos - _PIVOT_M, axis=1).argmin()
             model.light_castshadow[nearest] = True
+            scene.hide_gripper_marks()
 
 
 @PerturbationConfig.register_subclass("light")
@@ -75,16 +77,18 @@ class LightConfig(PerturbationConfig):
 
     def change(self, task: str, seed: int) -> Lighting:
         """Of an episode."""
+        from scipy.spatial.transform import Rotation
+
         numbers = self.numbers(task, seed)
         strength = self.strength(numbers.random())
-        brighter, round_ = numbers.choice([-1, 1], size=2)
+        brighter, side = numbers.random() < 0.5, numbers.choice([-1, 1])
         colour = numbers.standard_normal(3)
         colour -= colour.mean()
         colour /= np.abs(colour).max()
-        gain = _MOST_GAIN ** (brighter * strength) * (1 + _MOST_TINT * strength * colour)
+        gain = (_BRIGHTEST if brighter else _DARKEST) ** strength * (1 + _MOST_TINT * strength * colour)
         about = numbers.random() * 2 * np.pi
         tilt = np.array([np.cos(about), np.sin(about), 0]) * np.radians(_MOST_TILT_DEG) * strength
-        vertical = np.array([0, 0, round_]) * np.radians(_MOST_ROUND_DEG) * strength
+        vertical = np.array([0, 0, side]) * np.radians(_MOST_ROUND_DEG) * strength
         turn = Rotation.from_rotvec(tilt) * Rotation.from_rotvec(vertical)
         red, green, blue = gain.tolist()
         x, y, z = turn.as_rotvec().tolist()

@@ -2,8 +2,8 @@
 
 Corruptions in the manner of ImageNet-C (Hendrycks and Dietterich, arXiv 1903.12261), with the ten severities each
 that LIBERO-Plus has (`_noise_{k}`: 1 to 10 motion, to 20 Gaussian, to 30 zoom, to 40 fog, to 50 glass). An episode
-has one of them; what it draws at random it draws anew at every control step, from the episode and the step. Lengths
-are for pictures of 256 pixels, and follow the size of others.
+has one of them; what it draws at random it draws anew at every control step, from the episode and the step.
+Lengths are for pictures of 256 pixels, and follow the size of others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -49,6 +48,8 @@ _MOST_MOTION_DEG: Final = 45.0
 
 def motion_blur(pixels: Pixels, severity: int, numbers: np.random.Generator) -> Pixels:
     """Smeared to one side, within 45 degrees of the horizontal."""
+    import cv2
+
     reach, deviation = (length * len(pixels) / _SIZE_PX for length in _MOTION[severity - 1])
     angle = np.radians(numbers.uniform(-_MOST_MOTION_DEG, _MOST_MOTION_DEG))
     along = np.arange(0, 2 * reach + 1, 0.5)
@@ -71,14 +72,16 @@ def gaussian_blur(pixels: Pixels, severity: int, numbers: np.random.Generator) -
 
 def zoom_blur(pixels: Pixels, severity: int, numbers: np.random.Generator) -> Pixels:
     """The mean of the picture and its enlargements about the centre."""
+    import cv2
+
     most, step = _ZOOM[severity - 1]
-    centre, size = (len(pixels) - 1) / 2, pixels.shape[:2]
+    centre, size = (len(pixels) - 1) / 2, (len(pixels), len(pixels))
     total = pixels.copy()
     zooms = np.arange(1, most + step / 2, step)
     for zoom in zooms:
         shift = (1 - zoom) * centre
         enlarge = np.array([[zoom, 0, shift], [0, zoom, shift]])
-        total += cv2.warpAffine(pixels, enlarge, size[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        total += cv2.warpAffine(pixels, enlarge, size, borderMode=cv2.BORDER_REPLICATE)
     return _pixels(total / (len(zooms) + 1))
 
 
@@ -129,7 +132,7 @@ class Sensor(Change):
         if camera != CAMERA:
             return picture
         numbers = np.random.default_rng([*self.seeds, t])
-        seen = CORRUPTIONS[self.corruption](picture.astype(np.float32) / 255, self.severity, numbers)
+        seen = CORRUPTIONS[self.corruption](_pixels(picture) / np.float32(255), self.severity, numbers)
         return np.asarray(np.clip(seen * 255, 0, 255).round(), np.uint8)
 
 
@@ -151,11 +154,15 @@ class NoiseConfig(PerturbationConfig):
 
 
 def _blurred(pixels: Pixels, deviation: float) -> Pixels:
+    import cv2
+
     return _pixels(cv2.GaussianBlur(pixels, (0, 0), deviation, borderType=cv2.BORDER_REPLICATE))
 
 
 def _structure(size: int, decay: float, numbers: np.random.Generator) -> Pixels:
-    """float32 [S, S] in [0, 1]: random values on grids of 2, 4, 8, ... cells, each finer one weaker by decay squared."""
+    """float32 [S, S] in [0, 1]: random values on grids of 2, 4, 8, ... cells, each weaker by decay squared."""
+    import cv2
+
     total, cells, weight = np.zeros((size, size), np.float32), 2, 1.0
     while cells <= 2 * size:
         grid = numbers.uniform(-weight, weight, size=(cells + 1, cells + 1)).astype(np.float32)

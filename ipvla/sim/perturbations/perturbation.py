@@ -1,4 +1,4 @@
-"""What a perturbation of a suite is: a change of the world per episode, drawn from the episode's task and seed alone.
+"""What a perturbation of a suite is: a change per episode, drawn from the episode's task and seed alone.
 
 A dimension is one file of this folder: a `PerturbationConfig` that is registered under its name, and the `Change`
 that it draws for an episode. What an evaluation sets is `success.perturbation: {type: camera, level: 3}`.
@@ -48,7 +48,7 @@ class Change:
 
 
 class Perturbation(Protocol):
-    """A perturbation of one suite."""
+    """Of one suite."""
 
     def change(self, task: str, seed: int) -> Change:
         """Of the task's episode of this seed: the same whenever it is asked."""

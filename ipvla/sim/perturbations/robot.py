@@ -1,7 +1,7 @@
 """The arm starts elsewhere: its joints off the initial state's by a vector of random direction.
 
-As LIBERO-Plus draws its robots (`_initstate_{n}`): a standard normal vector made as long as 0.1 rad for n up to 100,
-0.2 rad up to 200, and so on to 0.5 rad. It is added after the initial state is placed and before anything settles.
+As LIBERO-Plus draws its robots (`_initstate_{n}`): a standard normal vector made as long as 0.1 rad for n up to
+100, 0.2 rad up to 200, and so on to 0.5 rad. It is added to the initial state, before anything settles.
 """
 
 from __future__ import annotations

@@ -10,8 +10,11 @@ import numpy.typing as npt
 #: Arrays of a MuJoCo model, and of its headlight.
 _MODEL: Final = (
     *("cam_pos", "cam_quat", "light_pos", "light_dir"),
-    *("light_ambient", "light_diffuse", "light_specular", "light_castshadow"),
+    *("light_ambient", "light_diffuse", "light_specular", "light_castshadow", "site_group"),
 )
+#: What begins so are marks of robosuite's, transparent, but not for shadows.
+_GRIPPER: Final = "gripper0_"
+_NEVER_DRAWN: Final = 5
 _HEADLIGHT: Final = ("ambient", "diffuse", "specular")
 
 
@@ -48,8 +51,14 @@ class Scene:
         """A camera's row in the model's arrays."""
         return int(self._env.sim.model.camera_name2id(name))
 
+    def hide_gripper_marks(self) -> None:
+        """The gripper's transparent marks cast no shadows."""
+        for row, name in enumerate(self._env.sim.model.site_names):
+            if name.startswith(_GRIPPER):
+                self.model.site_group[row] = _NEVER_DRAWN
+
     def move_arm(self, offset: npt.NDArray[np.float64]) -> None:
-        """Adds an offset float64 [7], in radians, to the arm's joints; the controller takes the new pose as its own."""
+        """Adds float64 [7], in radians, to the arm's joints; the controller takes the new pose as its own."""
         robot = self._env.robots[0]
         joints = robot._ref_joint_pos_indexes
         self._env.sim.data.qpos[joints] += offset

@@ -40,7 +40,7 @@ def base_suite(suite: str) -> str:
 
 
 def reworded(suite: str) -> bool:
-    """Whether LIBERO-Plus has other instructions that mean what the suite's tasks do, and the suite none itself."""
+    """Whether LIBERO-Plus has other instructions for the suite's goals, and the suite has none itself."""
     return base_suite(suite) != "libero_90" and not suite.endswith(("_lan", "_task"))
 
 
