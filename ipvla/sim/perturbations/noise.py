@@ -95,15 +95,17 @@ def fog(pixels: Pixels, severity: int, numbers: np.random.Generator) -> Pixels:
 
 def glass_blur(pixels: Pixels, severity: int, numbers: np.random.Generator) -> Pixels:
     """Blurred, pixels strayed among their neighbours, and blurred again."""
+    import cv2
+
     deviation, stray, times = _GLASS[severity - 1]
-    size = len(pixels)
-    deviation, stray = deviation * size / _SIZE_PX, max(1, round(stray * size / _SIZE_PX))
-    pixels = _blurred(pixels, deviation)
+    size, scale = len(pixels), len(pixels) / _SIZE_PX
+    pixels = _blurred(pixels, deviation * scale)
     rows, columns = np.indices((size, size))
     for _ in range(times):
-        down, right = numbers.integers(-stray, stray + 1, size=(2, size, size))
-        pixels = pixels[np.clip(rows + down, 0, size - 1), np.clip(columns + right, 0, size - 1)]
-    return _blurred(pixels, deviation)
+        down, right = numbers.integers(-stray, stray + 1, size=(2, size, size)) * scale
+        x, y = _pixels(columns + right), _pixels(rows + down)
+        pixels = _pixels(cv2.remap(pixels, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+    return _blurred(pixels, deviation * scale)
 
 
 #: In the order of LIBERO-Plus' numbers.
