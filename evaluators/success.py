@@ -24,6 +24,7 @@ from ipvla.rollout.sim_pool import MOST_PER_CORE, cluster_cores, cluster_room, s
 from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators, VideoJob
 from ipvla.sim.environment import require_simulators
 from ipvla.sim.fingerprint import fingerprint
+from ipvla.sim.perturbations import PerturbationConfig
 from ipvla.sim.protocols import EvaluationProtocol, load_protocol
 from ipvla.sim.simulator import Split, Task
 from ipvla.sim.suite import PROFILES, Suite, SuiteFacts
@@ -46,6 +47,7 @@ class SuccessConfig:
         suite: by name.
         protocol: by name, see `ipvla.sim.protocols`; by default the suite's own.
         profile: how pictures are drawn, "exact" or "fast" (`ipvla.sim.suites.PROFILES`).
+        perturbation: of every episode, one of LIBERO-Plus' dimensions (`ipvla.sim.perturbations`); None for none.
         episodes: task -> number; trial i plays held-out layout i, the same for every policy. Empty for as many of
             every task of the suite as the protocol has trials.
         first_layout: the first trial of every task; another slice of layouts than those of earlier studies.
@@ -69,6 +71,7 @@ class SuccessConfig:
     suite: str = "recall"
     protocol: str = ""
     profile: str = "exact"
+    perturbation: PerturbationConfig | None = None
     episodes: dict[str, int] = field(default_factory=dict)
     first_layout: int = 0
     stop_width: float | None = None
@@ -112,6 +115,7 @@ class SuccessConfig:
             raise ValueError(f"profile is {self.profile!r}; for {self.suite} choose among {', '.join(profiles)}")
         if self._facts is not None:
             self.played_by.horizon(self.suite, 1)  # one that does not cover the suite is told now
+            self._require_perturbation(self._facts)
 
     @property
     def played_by(self) -> EvaluationProtocol:
@@ -124,9 +128,18 @@ class SuccessConfig:
         entry = SUITES.get(self.suite)
         return None if entry is None else entry.facts
 
+    def _require_perturbation(self, facts: SuiteFacts) -> None:
+        wanted = self.perturbation
+        if wanted is None or wanted.dimension in facts.perturbations:
+            return
+        known = f"choose one of {', '.join(facts.perturbations)}" if facts.perturbations else "it can play none"
+        raise ValueError(f"perturbation.type: suite {self.suite} cannot play {wanted.dimension!r}; {known}")
+
     def simulators(self, cache_dir: Path) -> SuiteSimulators:
-        """What opens the simulators of these episodes."""
-        return SuiteSimulators(cache_dir, self.camera_size, self.played_by, self.profile)
+        """What opens the simulators of these episodes. AssetsError if their perturbation lacks its files."""
+        if self.perturbation is not None:
+            self.perturbation.build(self.suite)
+        return SuiteSimulators(cache_dir, self.camera_size, self.played_by, self.profile, self.perturbation)
 
     def build(self, cache_dir: Path) -> SuccessEvaluation:
         """Opens the suite; Ray is needed once episodes run.
@@ -257,7 +270,12 @@ class SuccessEvaluation:
             "policy_sha256": source.sha256(),
             **fingerprint(self._suite.facts.packages),
             **self._terms(source),
+            **self._perturbed(),
         }
+
+    def _perturbed(self) -> dict[str, str]:
+        """Nothing without a perturbation, so that earlier results remain what they are."""
+        return {} if self._config.perturbation is None else {"perturbation": str(self._config.perturbation)}
 
     def close(self) -> None:
         if self._pool is not None:

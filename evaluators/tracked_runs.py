@@ -14,7 +14,9 @@ from typing import Any, Final
 
 FINGERPRINT: Final = "fingerprint."
 #: Of the fingerprint, what makes success another quantity; what else differs is told.
-PLAYED_BY: Final = ("protocol", "suite", "suite_version")
+PLAYED_BY: Final = ("protocol", "suite", "suite_version", "perturbation")
+#: Results without one do not have it.
+_PERTURBATION = FINGERPRINT + "perturbation"
 #: Differs between any two policies.
 _OF_THE_POLICY = "policy_sha256"
 
@@ -153,7 +155,8 @@ def differing_fingerprints(runs: Sequence[TrackedRun]) -> dict[str, dict[str, li
     """Of what results depend on, what is not the same for all: name -> value -> runs."""
     by_value: dict[str, dict[str, list[str]]] = {}
     for label, run in zip(labels(runs), runs, strict=True):
-        for name, value in run.params.items():
+        played = FINGERPRINT + "protocol" in run.params
+        for name, value in {**({_PERTURBATION: "none"} if played else {}), **run.params}.items():
             if name.startswith(FINGERPRINT) and name != FINGERPRINT + _OF_THE_POLICY:
                 by_value.setdefault(name.removeprefix(FINGERPRINT), {}).setdefault(value, []).append(label)
     return {name: values for name, values in by_value.items() if len(values) > 1}

@@ -17,7 +17,7 @@ from evaluators.intervals import minimum_detectable_difference
 from evaluators.paired import PairedComparison, compare, write_success
 from evaluators.plots import success_bars
 from evaluators.report import Report
-from evaluators.success import SuccessConfig
+from evaluators.success import SuccessConfig, SuccessEvaluation
 from evaluators.success_table import SuccessTable
 from ipvla.policy import Policy
 from ipvla.rollout.endpoint import PolicyEndpoint
@@ -136,13 +136,8 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     config.prepare()
     load, success = placed(config.success, config.use_gpu)
     directories = {name: config.directory / name for name in config.policies}
-    sources = {name: config.source(name, load) for name in config.policies}
     built = success.build(config.cache)
-    for name, source in sources.items():  # before any process starts
-        if isinstance(source, PolicySource):
-            Policy.load(source.directory, unnorm_key=config.unnorm_key)
-        if conversions := built.conversions(source):
-            console.print(f"{name}: {conversions}")
+    sources = checked_sources(config, built, load, console)
     tables: list[SuccessTable] = []
     videos: list[Video] = []
     run_ids: dict[str, str | None] = {}
@@ -172,6 +167,24 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
             run_ids[name] = sink.run_id
         comparisons = [c for a, b in combinations(tables, 2) for c in compare(a, b, evaluation.tasks)]
     return Evaluation(tuple(tables), tuple(comparisons), tuple(videos), run_ids)
+
+
+def checked_sources(
+    config: EvaluateConfig, evaluation: SuccessEvaluation, load: Callable[..., Policy], console: Console
+) -> dict[str, PolicyEndpoint]:
+    """The policies by name, before any process starts; says what is converted for them.
+
+    Raises:
+        CheckpointError: a policy does not exist or cannot be loaded.
+        ContractError: a policy does not fit the suite.
+    """
+    sources = {name: config.source(name, load) for name in config.policies}
+    for name, source in sources.items():
+        if isinstance(source, PolicySource):
+            Policy.load(source.directory, unnorm_key=config.unnorm_key)
+        if conversions := evaluation.conversions(source):
+            console.print(f"{name}: {conversions}")
+    return sources
 
 
 def _show(

@@ -19,6 +19,7 @@ from ipvla.rollout.episode import replay_episode
 from ipvla.rollout.journal import Journal, JournalError
 from ipvla.rollout.recorder import VideoRecorder
 from ipvla.rollout.sim_worker import SuiteSimulators
+from ipvla.sim.perturbations import recorded_perturbation
 from ipvla.sim.protocols import load_protocol
 from ipvla.sim.simulator import Simulator
 from ipvla.sim.suites import load_suite
@@ -73,7 +74,7 @@ def replay(config: ReplayConfig) -> Replay:
     Raises:
         JournalError: there is no journal, it lacks the episode, or its actions.
         ReplayError: the episode does not go the same way again.
-        ValueError: the suite or the protocol has changed since.
+        ValueError: the suite, the protocol or the perturbation has changed since.
     """
     with Journal.existing(config.journal) as journal:
         fingerprint, result = journal.fingerprint, _find(journal, config)
@@ -113,7 +114,9 @@ def _simulator(config: ReplayConfig, fingerprint: dict[str, str]) -> Simulator:
             )
     if not suite.facts.replayable:
         raise ValueError(f"suite {suite.name} does not repeat an episode; look at its videos instead")
-    make = SuiteSimulators(config.cache, int(fingerprint["camera_size"]), played_by, fingerprint["profile"])
+    perturbation = recorded_perturbation(fingerprint.get("perturbation"))
+    size, profile = int(fingerprint["camera_size"]), fingerprint["profile"]
+    make = SuiteSimulators(config.cache, size, played_by, profile, perturbation)
     simulator = make(suite.name, config.task)
     simulator.show(recorded_view(fingerprint, played_by, suite))
     return simulator

@@ -18,6 +18,7 @@ from ipvla.rollout.episode import Chunk, EpisodeId, ReplayError, replay_episode,
 from ipvla.rollout.expert_policy import ExpertClient
 from ipvla.rollout.recorder import VideoRecorder
 from ipvla.sim.environment import SimulatorError
+from ipvla.sim.perturbations import PerturbationConfig
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.protocols import PROTOCOLS, EvaluationProtocol
 from ipvla.sim.simulator import Simulator
@@ -39,17 +40,22 @@ class SuiteSimulators:
         camera_size: side of rendered pictures in pixels, where the protocol leaves it open.
         protocol: how they are played.
         profile: how pictures are drawn, of `ipvla.sim.suites.PROFILES`.
+        perturbation: of every episode; None for none.
     """
 
     cache_dir: Path
     camera_size: int = 64
     protocol: EvaluationProtocol = PROTOCOLS["recall"]
     profile: str = "exact"
+    perturbation: PerturbationConfig | None = None
 
     def __call__(self, suite: str, task: str) -> ProtocolSimulator:
         protocol, opened = self.protocol, load_suite(suite, self.cache_dir)
         size = protocol.render_size or self.camera_size
         simulator = opened.simulator(task, size, protocol.cameras, self.profile, protocol.world_seed)
+        if self.perturbation is not None:
+            assert opened.perturb is not None, "who evaluates has asked the suite's facts"
+            opened.perturb(simulator, self.perturbation.build(suite))
         return ProtocolSimulator(simulator, protocol, suite)
 
 

@@ -10,6 +10,7 @@ from typing import Final
 from ipvla.choices import did_you_mean
 from ipvla.contract import Contract
 from ipvla.sim.demonstration import Demonstration, Expert, Showing
+from ipvla.sim.perturbations.perturbation import Perturbation
 from ipvla.sim.simulator import Simulator, Task
 
 #: How pictures are drawn: "exact", as the suite's authors do, or "fast": without anti-aliasing, with coarse
@@ -27,6 +28,7 @@ class SuiteFacts:
         contract: on which terms its simulators exchange observations and actions, all their cameras included; None
             compares nothing with policies.
         has_expert: there is a scripted expert, which also demonstrates.
+        perturbations: of LIBERO-Plus, those that its simulators can play (`ipvla.sim.perturbations`).
         replayable: the same actions lead to the same episode, so videos can be made from a journal.
         packages: name in results -> distribution package whose version physics or pixels depend on.
         environment: environment variables of a process that runs its simulators.
@@ -38,6 +40,7 @@ class SuiteFacts:
     profiles: tuple[str, ...] = ("exact",)
     contract: Contract | None = None
     has_expert: bool = False
+    perturbations: tuple[str, ...] = ()
     replayable: bool = True
     packages: Mapping[str, str] = field(default_factory=dict)
     environment: Callable[[], Mapping[str, str]] = dict
@@ -60,6 +63,7 @@ class Suite:
         demonstrate: (simulator, seed, how it is shown) -> the expert's demonstration of that episode, None if it
             failed.
         facts: known without opening it.
+        perturb: perturbs the episodes that a simulator begins from now on, or no longer; None where it cannot.
     """
 
     name: str
@@ -70,6 +74,7 @@ class Suite:
     expert: Callable[[Simulator, int], Expert] | None = None
     demonstrate: Callable[[Simulator, int, Showing], Demonstration | None] | None = None
     facts: SuiteFacts = field(default_factory=SuiteFacts)
+    perturb: Callable[[Simulator, Perturbation | None], None] | None = None
 
     def task(self, name: str) -> Task:
         """The task of this name, listed or not.

@@ -32,6 +32,7 @@ JOBS: Final[Mapping[str, str]] = {
     "subspaces": "SubspacesConfig",
     "interpolate": "InterpolateConfig",
     "evaluate": "EvaluateConfig",
+    "robustness": "RobustnessConfig",
     "memory_use": "MemoryUseJobConfig",
     "compare": "CompareConfig",
     "replay": "ReplayConfig",

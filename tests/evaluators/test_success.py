@@ -9,6 +9,7 @@ from evaluators.report import Report
 from evaluators.success import SuccessConfig, SuccessEvaluation
 from ipvla.rollout.journal import Journal, JournalError
 from ipvla.rollout.policy_actor import PolicySource
+from ipvla.sim.perturbations import CameraConfig
 from ipvla.sim.protocols import load_protocol
 from ipvla.sim.simulator import Split
 from ipvla.sim.suite import Suite
@@ -50,6 +51,23 @@ def test_recall_is_not_said_to_be_drawn_as_it_is_not():
     with pytest.raises(ValueError, match=r"profile is 'fast'; for recall choose among exact$"):
         SuccessConfig(profile="fast")
     assert SuccessConfig(suite="libero_goal", profile="fast").profile == "fast"
+
+
+def test_a_perturbation_is_part_of_what_a_result_depends_on_and_none_changes_nothing(tmp_path):
+    source = policy(tmp_path / "policy", load_point)
+
+    def depends_on(perturbation):
+        config = each(1, suite="libero_object", protocol="openvla", perturbation=perturbation)
+        return SuccessEvaluation(config, SUITE, Points()).fingerprint(source)
+
+    plain, moved, further = (depends_on(one) for one in (None, CameraConfig(level=2), CameraConfig(level=3)))
+    assert "perturbation" not in plain, "journals of before remain valid"
+    assert {name: moved[name] for name in plain} == plain
+    assert moved.keys() - plain == {"perturbation"}
+    Journal(tmp_path / "episodes.sqlite", moved).close()
+    for other in (plain, further):
+        with pytest.raises(JournalError, match="perturbation"):
+            Journal(tmp_path / "episodes.sqlite", other)
 
 
 def test_an_unknown_suite_or_task_is_refused_with_what_was_meant(tmp_path):

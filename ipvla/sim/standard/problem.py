@@ -37,6 +37,8 @@ from robosuite.utils.errors import RandomizationError
 
 from ipvla.sim.drawing import RenderContext, draw_collision_meshes
 from ipvla.sim.libero import Hand, hand_of, rendered
+from ipvla.sim.perturbations.perturbation import Change, Perturbation
+from ipvla.sim.perturbations.scene import Scene
 from ipvla.sim.simulator import Split, StepOutcome, Task
 from ipvla.sim.standard.build_memory import release, without_asset_cache
 from ipvla.sim.standard.variants import register_variants
@@ -91,6 +93,9 @@ class StandardProblem:
         self._eyes = mujoco.MjData(self._model)  # has the poses that are shown, of which physics must not know
         self.sim._render_context_offscreen.data = SimpleNamespace(_data=self._eyes)
         self._seed, self._t, self._success, self._lit = 0, 0, False, True
+        self._perturbation: Perturbation | None = None
+        self._scene: Scene | None = None
+        self._change: Change | None = None
 
     @property
     def env(self) -> Any:
@@ -107,11 +112,19 @@ class StandardProblem:
 
     @property
     def instruction(self) -> str:
-        return self.task.phrasings[0]
+        given = self.task.phrasings[0]
+        return given if self._change is None else self._change.instruction(given)
 
     @property
     def t(self) -> int:
         return self._t
+
+    def perturb(self, perturbation: Perturbation | None) -> None:
+        """Perturbs the episodes that begin from now on; None to leave them as they are."""
+        if self._scene is None:
+            self._scene = Scene(self._env)
+        self._scene.restore()
+        self._perturbation, self._change = perturbation, None
 
     def begin(self, seed: int) -> None:
         """ValueError for a held-out seed beyond the published initial states."""
@@ -127,6 +140,7 @@ class StandardProblem:
             self._draw(seed)
         else:
             self._place(self._initial_states[published])
+        self._begin_change(seed)
         self._env._check_success()
         self._env._post_process()
         self._seed, self._t, self._success, self._lit = seed, 0, False, True
@@ -181,7 +195,8 @@ class StandardProblem:
 
     def picture(self, camera: str, size: int) -> npt.NDArray[np.uint8]:
         self._look()
-        return rendered(self.sim, camera, size)
+        seen = rendered(self.sim, camera, size)
+        return seen if self._change is None else self._change.picture(seen, camera, self._t)
 
     def hand(self) -> Hand:
         self._look()
@@ -197,7 +212,7 @@ class StandardProblem:
         self._shown, self._joints = np.split(array[4:], 2)
 
     def details(self) -> Mapping[str, Any]:
-        return {}
+        return {} if self._change is None else self._change.drawn
 
     def close(self) -> None:
         self._env.close()
@@ -222,6 +237,12 @@ class StandardProblem:
                     return
                 except RandomizationError:
                     continue
+
+    def _begin_change(self, seed: int) -> None:
+        if self._perturbation is not None and self._scene is not None:
+            self._scene.restore()
+            self._change = self._perturbation.change(self.task.name, seed)
+            self._change.apply(self._scene)
 
     def _look(self) -> None:
         """Puts everything where pictures show it."""

@@ -12,9 +12,10 @@ from ipvla.contract import HAND
 from ipvla.sim.demonstration import Demonstration, Expert, Showing
 from ipvla.sim.environment import gl_environment
 from ipvla.sim.libero import PACKAGES, LiberoSimulator, configure
+from ipvla.sim.perturbations import DIMENSIONS, Perturbation
 from ipvla.sim.simulator import Simulator
 from ipvla.sim.standard.assets import assets_version, find_assets
-from ipvla.sim.standard.tasks import bddl_file, initial_states, standard_tasks
+from ipvla.sim.standard.tasks import bddl_file, initial_states, reworded, standard_tasks
 from ipvla.sim.suite import PROFILES, Suite, SuiteEntry, SuiteFacts
 
 #: Of a process with one world: 1.5 GiB at the most (libero_10, original textures), and what Ray adds.
@@ -28,6 +29,7 @@ def libero_entry(name: str, has_expert: bool = False) -> SuiteEntry:
         profiles=PROFILES,
         contract=HAND,
         has_expert=has_expert,
+        perturbations=tuple(one for one in DIMENSIONS if one != "language" or reworded(name)),
         packages=PACKAGES,
         environment=gl_environment,
         worlds=1,
@@ -63,6 +65,7 @@ def standard_suite(name: str, facts: SuiteFacts, cache_dir: Path) -> Suite:
         build,
         expert=_expert if facts.has_expert else None,
         demonstrate=_demonstrate if facts.has_expert else None,
+        perturb=_perturb,
         facts=facts,
     )
 
@@ -77,3 +80,11 @@ def _demonstrate(simulator: Simulator, seed: int, showing: Showing) -> Demonstra
     from ipvla.sim.standard.expert import demonstrate
 
     return demonstrate(simulator, seed, showing)
+
+
+def _perturb(simulator: Simulator, perturbation: Perturbation | None) -> None:
+    from ipvla.sim.standard.problem import StandardProblem
+
+    problem = getattr(simulator, "problem", None)
+    assert isinstance(problem, StandardProblem), "a simulator of this suite"
+    problem.perturb(perturbation)

@@ -39,6 +39,11 @@ def base_suite(suite: str) -> str:
     return suite.rpartition("_")[0] if suite in PRO_SUITES else suite
 
 
+def reworded(suite: str) -> bool:
+    """Whether LIBERO-Plus has other instructions for the suite's goals, and the suite has none itself."""
+    return base_suite(suite) != "libero_90" and not suite.endswith(("_lan", "_task"))
+
+
 @cache
 def standard_tasks(suite: str) -> tuple[Task, ...]:
     """All tasks of a suite in LIBERO's order.
@@ -54,7 +59,7 @@ def standard_tasks(suite: str) -> tuple[Task, ...]:
         Task(
             name,
             family=suite,
-            phrasings=(_instruction_within(bddl_file(suite, name)) if renamed else instruction(name),),
+            phrasings=(instruction_within(bddl_file(suite, name)) if renamed else instruction(name),),
             horizon=HORIZONS[base],
             chance=0.0,
         )
@@ -99,8 +104,8 @@ def _root(suite: str) -> Path:
     return PRO_ROOT
 
 
-def _instruction_within(path: Path) -> str:
-    """A task file's own instruction."""
+def instruction_within(path: Path) -> str:
+    """A task file's own instruction. AssetsError if it has none."""
     found = re.search(r"\(:language\s+([^()]+)\)", path.read_text(encoding="utf-8"))
     if found is None:
         raise AssetsError(f"{path} has no (:language ...); install the package again: make assets")
