@@ -3,6 +3,7 @@
 `TinyTrunk` sees 8 pixels at a time: enough for coloured shapes, not for objects. Here blocks at stride 8 widen
 that by 32 pixels each. The condition modulates them (FiLM, Perez et al., arXiv 1709.07871); a spatial softmax per
 channel says where things are (Levine et al., arXiv 1504.00702), and a read-out under its weights what is there.
+Group normalisation keeps maps varied in space, without which keypoints stand still and nothing is learned.
 """
 
 from __future__ import annotations
@@ -13,19 +14,18 @@ from torch import nn
 
 
 class FilmBlock(nn.Module):
-    """x + conv(relu(film(conv(x)))), maps [N, C, h, w] and condition [N, D]; the identity at initialisation."""
+    """relu(x + norm(conv(relu(film(norm(conv(x))))))), maps [N, C, h, w] and condition [N, D]."""
 
     def __init__(self, channels: int, condition: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, 1, 1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.conv1, self.norm1 = nn.Conv2d(channels, channels, 3, 1, 1), nn.GroupNorm(8, channels)
+        self.conv2, self.norm2 = nn.Conv2d(channels, channels, 3, 1, 1), nn.GroupNorm(8, channels)
         self.film = nn.Linear(condition, 2 * channels)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         scale, shift = self.film(condition)[..., None, None].chunk(2, 1)
-        out: torch.Tensor = F.relu(x + self.conv2(F.relu(self.conv1(x) * (1 + scale) + shift)))
+        y = F.relu(self.norm1(self.conv1(x)) * (1 + scale) + shift)
+        out: torch.Tensor = F.relu(x + self.norm2(self.conv2(y)))
         return out
 
 
@@ -40,18 +40,17 @@ class ResidualTrunk(nn.Module):
 
     def __init__(self, image_size: int, num_views: int, channels: int, blocks: int, condition: int) -> None:
         super().__init__()
+        half = channels // 2
         self.stem = nn.Sequential(
-            nn.Conv2d(3, channels // 2, 5, 2, 2),
-            nn.ReLU(),
-            nn.Conv2d(channels // 2, channels, 3, 2, 1),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, 2, 1),
-            nn.ReLU(),
+            *(nn.Conv2d(3, half, 5, 2, 2), nn.GroupNorm(4, half), nn.ReLU()),
+            *(nn.Conv2d(half, channels, 3, 2, 1), nn.GroupNorm(8, channels), nn.ReLU()),
+            *(nn.Conv2d(channels, channels, 3, 2, 1), nn.GroupNorm(8, channels), nn.ReLU()),
         )
         self.views = nn.Parameter(torch.randn(num_views, condition) * 0.3)
         self.blocks = nn.ModuleList(FilmBlock(channels, condition) for _ in range(blocks))
         self.where = nn.Conv2d(channels, channels, 1)
         self.what = nn.Conv2d(channels, channels, 1)
+        nn.init.normal_(self.where.weight, std=3 * channels**-0.5)  # else a keypoint is everywhere, hence nowhere
         side = image_size // 8
         line = (torch.arange(side) + 0.5) * 2 / side - 1
         grid = torch.stack([line[None].expand(side, side), line[:, None].expand(side, side)], -1)

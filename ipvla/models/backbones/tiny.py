@@ -71,6 +71,10 @@ class TinyConfig(BackboneConfig):
             )
         if self.trunk_blocks < 0:
             raise ValueError(f"backbone.trunk_blocks is {self.trunk_blocks}; give 0 or more")
+        if self.trunk_blocks and self.trunk_channels % 8:
+            raise ValueError(
+                f"backbone.trunk_channels is {self.trunk_channels}; residual blocks take multiples of 8"
+            )
         if self.width % self.heads:
             raise ValueError(f"backbone.width {self.width} is not a multiple of backbone.heads {self.heads}")
 
