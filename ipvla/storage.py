@@ -63,7 +63,13 @@ class StorageRoots:
 
     def _directory(self, flag: str) -> Path:
         given = getattr(self, flag)
-        return _resolved(flag, given) if given else self.root / _DIRECTORIES[flag]
+        path = _resolved(flag, given) if given else self.root / _DIRECTORIES[flag]
+        if flag == "run_root_dir" and "?" in str(path):  # an SQLite address ends there
+            raise StorageError(
+                f"--run_root_dir {path}: a path with ? cannot hold MLflow's database; "
+                "give another --storage_root or --run_root_dir"
+            )
+        return path
 
     def absolute(self) -> Self:
         """The same with every path absolute, `$IPVLA_STORAGE_ROOT` included: see `absolute_paths`."""
@@ -91,14 +97,8 @@ class StorageRoots:
 
     @property
     def runs(self) -> Path:
-        """StorageError if it has a `?`: an SQLite address ends there, MLflow's database would lie elsewhere."""
-        path = self._directory("run_root_dir")
-        if "?" in str(path):
-            raise StorageError(
-                f"--run_root_dir {path}: a path with ? cannot hold MLflow's database; "
-                "give another --storage_root or --run_root_dir"
-            )
-        return path
+        """StorageError if it has a `?`."""
+        return self._directory("run_root_dir")
 
     @property
     def tmp(self) -> Path:
