@@ -21,6 +21,7 @@ class SimPool:
     Args:
         execute: actions of every chunk that are played; None for all.
         environment: variables of a simulator's process; None for those of MuJoCo.
+        python: interpreter of a simulator's process; empty for this one.
         episode_timeout_s: an episode that takes longer is given up, its simulator replaced, and it runs again.
 
     Raises:
@@ -35,6 +36,7 @@ class SimPool:
         execute: int | None = None,
         cpus_per_simulator: float | None = None,
         environment: Mapping[str, str] | None = None,
+        python: str = "",
         episode_timeout_s: float = 900.0,
     ) -> None:
         self._workers = WorkerPool(
@@ -42,6 +44,7 @@ class SimPool:
             num_simulators,
             cpus_per_worker=cpus_per_simulator,
             environment=environment,
+            python=python,
             job_timeout_s=episode_timeout_s,
         )
 

@@ -16,15 +16,17 @@ from ipvla.rollout.endpoint import Service, Serving
 from ipvla.rollout.episode import Act, Chunk, EpisodeId
 from ipvla.sim.expert import Expert
 from ipvla.sim.protocol_simulator import ProtocolSimulator
-from ipvla.sim.suites import load_suite, suites_with_expert
+from ipvla.sim.suite import SuiteEntry
+from ipvla.sim.suites import suite_entry, suites_with_expert
 from ipvla.types import EpisodeSpec, Observation
 
 
 @dataclass(frozen=True)
 class ExpertClient:
-    """The simulator worker's client, in place of a `PolicyClient`."""
+    """The simulator worker's client, in place of a `PolicyClient`; `entry` as in `SuiteSimulators`."""
 
     cache_dir: Path
+    entry: SuiteEntry | None = None
 
     def playing(self, simulator: ProtocolSimulator, spec: EpisodeSpec) -> Act:
         """Actions of the expert, one at a time, for the episode that `simulator` is about to begin.
@@ -32,7 +34,7 @@ class ExpertClient:
         Raises:
             ValueError: its suite has none.
         """
-        solve = load_suite(spec.suite, self.cache_dir).expert
+        solve = (self.entry or suite_entry(spec.suite)).load(self.cache_dir).expert
         if solve is None:
             raise ValueError(
                 f"{spec.suite} has no scripted expert; choose one of {', '.join(suites_with_expert())}"
@@ -52,9 +54,10 @@ class ExpertClient:
 
 @dataclass(frozen=True)
 class ExpertSource:
-    """The source of an expert, in place of a `PolicySource`."""
+    """The source of an expert, in place of a `PolicySource`; `entry` as in `SuiteSimulators`."""
 
     cache_dir: Path
+    entry: SuiteEntry | None = None
 
     def sha256(self) -> str:
         """Of the source code of `ipvla.sim`."""
@@ -79,7 +82,7 @@ class ExpertService:
     """In place of a `PolicyService`; there is nothing to start or to replace."""
 
     def __init__(self, source: ExpertSource, view: Contract | None = None) -> None:
-        self._client, self.view = ExpertClient(source.cache_dir), view
+        self._client, self.view = ExpertClient(source.cache_dir, source.entry), view
 
     def client(self) -> ExpertClient:
         return self._client

@@ -21,7 +21,8 @@ from ipvla.sim.environment import SimulatorError
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.protocols import PROTOCOLS, EvaluationProtocol
 from ipvla.sim.simulator import Simulator
-from ipvla.sim.suites import load_suite
+from ipvla.sim.suite import SuiteEntry
+from ipvla.sim.suites import suite_entry
 from ipvla.types import EpisodeResult, EpisodeSpec, Observation
 
 #: (suite, task) -> Simulator; picklable.
@@ -39,17 +40,20 @@ class SuiteSimulators:
         camera_size: side of rendered pictures in pixels, where the protocol leaves it open.
         protocol: how they are played.
         profile: how pictures are drawn, of `ipvla.sim.suites.PROFILES`.
+        entry: the suite, where it has settings in place of a name.
     """
 
     cache_dir: Path
     camera_size: int = 64
     protocol: EvaluationProtocol = PROTOCOLS["recall"]
     profile: str = "exact"
+    entry: SuiteEntry | None = None
 
     def __call__(self, suite: str, task: str) -> ProtocolSimulator:
-        protocol, opened = self.protocol, load_suite(suite, self.cache_dir)
-        size = protocol.render_size or self.camera_size
-        simulator = opened.simulator(task, size, protocol.cameras, self.profile, protocol.world_seed)
+        protocol, opened = self.protocol, (self.entry or suite_entry(suite)).load(self.cache_dir)
+        size, terms = protocol.render_size or self.camera_size, opened.facts.contract
+        cameras = terms.cameras if terms is not None and not protocol.cameras else protocol.cameras
+        simulator = opened.simulator(task, size, cameras, self.profile, protocol.world_seed)
         return ProtocolSimulator(simulator, protocol, suite)
 
 

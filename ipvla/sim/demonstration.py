@@ -60,9 +60,10 @@ class Showing:
 
 @dataclass(frozen=True)
 class Demonstration(Episode):
-    """An episode at 20 Hz: what was seen, and what the expert would do then, without the noise that was played.
+    """An episode: what was seen, and what the expert would do then, without the noise that was played.
 
-    State is LIBERO's proprioception, float32 [T, 8], actions are float32 [T, 7] in [-1, 1]. `reasoning` is as in
+    Of LIBERO's hand at 20 Hz the state is float32 [T, 8], actions are float32 [T, 7] in [-1, 1]; of Gymnasium
+    environments they are what the suite's settings say. `reasoning` is as in
     `ipvla.sim.recall.plan`, `questions` and `answers` as in `ipvla.sim.recall.questions`.
 
     Raises:

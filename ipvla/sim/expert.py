@@ -18,7 +18,7 @@ class Expert(Protocol):
     """Solves one episode, which it sees as it truly is."""
 
     def act(self) -> Vector:
-        """float64 [7] in [-1, 1], the action for the state that the world is in now."""
+        """float64 [A] (LIBERO's hand: [7] in [-1, 1]), the action for the state that the world is in now."""
 
 
 class DartNoise:

@@ -31,6 +31,10 @@ class SuiteFacts:
         replayable: the same actions lead to the same episode, so videos can be made from a journal.
         packages: name in results -> distribution package whose version physics or pixels depend on.
         environment: environment variables of a process that runs its simulators.
+        python: the interpreter of these processes; empty for the one that this process has.
+        inspect: finds out whether its simulators can be opened, and returns the versions of what they depend on,
+            name -> version, as their processes have them. ValueError in one line if they cannot.
+        settings: of a suite that has no line in `ipvla.sim.suites.SUITES` but settings: these, as JSON.
     """
 
     default_protocol: str = "recall"
@@ -40,6 +44,9 @@ class SuiteFacts:
     replayable: bool = True
     packages: Mapping[str, str] = field(default_factory=dict)
     environment: Callable[[], Mapping[str, str]] = dict
+    python: str = ""
+    inspect: Callable[[], Mapping[str, str]] = dict
+    settings: str = ""
 
 
 @dataclass(frozen=True)
