@@ -1,7 +1,7 @@
 """gym-aloha's two tasks without the three pictures of 640 x 480 that it draws in every control step.
 
-Importing this registers `ipvla/AlohaTransferCube-v0` and `ipvla/AlohaInsertion-v0`: gym-aloha's own physics, tasks,
-rewards and seeds. Observations are the joints alone; a picture is drawn when `render` asks for it.
+Importing this registers `ipvla/AlohaTransferCube-v0` and `ipvla/AlohaInsertion-v0`: gym-aloha's own physics,
+tasks, rewards and seeds. Observations are the joints alone; a picture is drawn when `render` asks for it.
 """
 
 from gymnasium.envs.registration import register

@@ -28,7 +28,7 @@ _ACTION: Final[dict[Side, int]] = {"left": 0, "right": 7}
 
 @dataclass(frozen=True)
 class Hand:
-    """Where a hand shall be: its finger tips (m), leaning down and rolled (rad), the gripper 0 closed to 1 open."""
+    """Where a hand shall be: finger tips (m), leaning down and rolled (rad), the gripper 0 closed to 1 open."""
 
     tips: Vector
     leaning: float = 0.0
@@ -59,24 +59,24 @@ class TransferCube:
         return next(self._script)
 
     def _solve(self) -> Iterator[Vector]:
-        right = Hand(self._cube() + [0.0, 0.0, 0.08], _LEANING)
-        left = Hand(self._meet + [-0.18, 0.0, 0.0], roll=np.pi / 2)
+        right = Hand(_beside(self._cube(), [0.0, 0.0, 0.08]), _LEANING)
+        left = Hand(_beside(self._meet, [-0.18, 0.0, 0.0]), roll=np.pi / 2)
         yield from self._move(55, right=right)
-        right = replace(right, tips=self._cube() + [0.0, 0.0, 0.005])
+        right = replace(right, tips=_beside(self._cube(), [0.0, 0.0, 0.005]))
         yield from self._move(25, right=right)
         yield from self._move(12, right=right)
         right = replace(right, gripper=_CLOSED)
         yield from self._move(15, right=right)
         yield from self._move(60, right=replace(right, tips=self._meet), left=left)
         yield from self._move(10, left=left)
-        left = replace(left, tips=self._cube() + [-0.005, 0.0, 0.0])
+        left = replace(left, tips=_beside(self._cube(), [-0.005, 0.0, 0.0]))
         yield from self._move(35, left=left)
         yield from self._move(10, left=left)
         left = replace(left, gripper=_CLOSED)
         yield from self._move(20, left=left)
         yield from self._move(12, right=replace(right, tips=self._meet, gripper=_OPEN))
-        apart = replace(right, tips=self._meet + [0.1, 0.0, 0.06], gripper=_OPEN)
-        yield from self._move(30, right=apart, left=replace(left, tips=left.tips + [-0.06, 0.0, 0.0]))
+        apart = replace(right, tips=_beside(self._meet, [0.1, 0.0, 0.06]), gripper=_OPEN)
+        yield from self._move(30, right=apart, left=replace(left, tips=_beside(left.tips, [-0.06, 0.0, 0.0])))
         while True:
             yield self._action
 
@@ -128,6 +128,11 @@ class TransferCube:
 def expert(environment: Any, rng: np.random.Generator) -> TransferCube:
     """The expert of the episode that `environment` is at the start of."""
     return TransferCube(environment, rng)
+
+
+def _beside(place: Vector, offset_m: list[float]) -> Vector:
+    beside: Vector = place + np.array(offset_m)
+    return beside
 
 
 def _tips(data: Any, body: int) -> Vector:
