@@ -11,7 +11,7 @@ from gymnasium import spaces
 _JOINTS = 14
 
 
-class DrawnOnDemand(AlohaEnv):  # type: ignore[misc]
+class DrawnOnDemand(AlohaEnv):
     """`gym_aloha.env.AlohaEnv` whose steps take a millisecond instead of a second, as nothing is drawn in them.
 
     Observations are `agent_pos`, float64 [14]: of each arm six joints (rad) and the gripper (0 closed, 1 open).

@@ -147,4 +147,5 @@ def _axes(side: Side, hand: Hand) -> Vector:
     c, s = np.cos(hand.leaning), np.sin(hand.leaning)
     level = np.array([[forward * c, 0.0, forward * s], [0.0, forward, 0.0], [-s, 0.0, c]])
     c, s = np.cos(hand.roll), np.sin(hand.roll)
-    return level @ np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
+    turned: Vector = level @ np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
+    return turned

@@ -80,17 +80,17 @@ def _version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        raise GymError(f"packages: {package} is not installed in {sys.executable}") from None
+        raise GymError(f"{package} is not installed where {sys.executable} looks; install it there") from None
 
 
 def found(text: str) -> Mapping[str, object]:
     """What the command answers to these settings."""
     try:
+        process = {"python": platform.python_version(), "ray": _version("ray")}
         versions = inspect(GymSettings.from_dict(json.loads(text)))
     except GymError as error:
         return {"error": " ".join(str(error).split())}
-    here = {"python": platform.python_version(), "ray": metadata.version("ray")}
-    return {"versions": versions, "process": here}
+    return {"versions": versions, "process": process}
 
 
 if __name__ == "__main__":

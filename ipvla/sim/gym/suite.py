@@ -44,7 +44,7 @@ def entry_of(name: str, settings: GymSettings) -> SuiteEntry:
         has_expert=any(task.expert for task in settings.tasks.values()),
         replayable=settings.replayable,
         environment=partial(_environment, settings),
-        python=settings.python,
+        python=_interpreter(settings.python),
         inspect=partial(_inspect, settings.to_json()),
         settings=settings.played(),
     )
@@ -77,6 +77,11 @@ def _environment(settings: GymSettings) -> Mapping[str, str]:
     return {**gl_environment(), "PYTHONPATH": _python_path()}
 
 
+def _interpreter(python: str) -> str:
+    """Absolute, and not followed where it is a link: Python finds its environment by that name."""
+    return os.path.abspath(Path(python).expanduser()) if python else ""
+
+
 def _python_path() -> str:
     return os.pathsep.join(filter(None, (str(_SOURCE), os.environ.get("PYTHONPATH", ""))))
 
@@ -89,7 +94,7 @@ def _inspect(settings: str) -> Mapping[str, str]:
         GymError: they are not, in one line.
     """
     python = GymSettings.from_dict(json.loads(settings)).python
-    interpreter = str(Path(python).expanduser()) if python else sys.executable
+    interpreter = _interpreter(python) or sys.executable
     environment = {**os.environ, **gl_environment(), "PYTHONPATH": _python_path(), "CUDA_VISIBLE_DEVICES": ""}
     command = [interpreter, "-m", "ipvla.sim.gym.inspection"]
     try:
