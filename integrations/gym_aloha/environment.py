@@ -34,6 +34,10 @@ class DrawnOnDemand(AlohaEnv):
         """dm_control's, of the world that is played."""
         return self._env.physics
 
+    def close(self) -> None:
+        """Frees the GL context while there is a thread to do it; gym-aloha leaves it to the interpreter's end."""
+        self.physics.free()
+
     def _make_env_task(self, task_name: str) -> Any:
         made = super()._make_env_task(task_name)
         made.task.get_observation = lambda physics: {"qpos": made.task.get_qpos(physics)}

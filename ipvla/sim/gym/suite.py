@@ -55,6 +55,7 @@ def _suite(name: str, settings: GymSettings, facts: SuiteFacts, cache_dir: Path)
     tasks = {task.name: task for task in settings.listed()}
 
     def build(task: str, camera_size: int, cameras: Sequence[str], profile: str, world_seed: int) -> Simulator:
+        os.environ.update(gl_environment())  # before an environment's package chooses how to draw
         from ipvla.sim.gym.simulator import GymSimulator
 
         return GymSimulator(settings, tasks[task], camera_size, cameras)
