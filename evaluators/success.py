@@ -25,10 +25,10 @@ from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators, VideoJob
 from ipvla.sim.environment import require_simulators
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.perturbations import PerturbationConfig
-from ipvla.sim.protocols import EvaluationProtocol, load_protocol
+from ipvla.sim.protocols import EvaluationProtocol, ProtocolError, load_protocol
 from ipvla.sim.simulator import Split, Task
-from ipvla.sim.suite import PROFILES, Suite, SuiteFacts
-from ipvla.sim.suites import SUITES, load_suite
+from ipvla.sim.suite import PROFILES, Suite, SuiteEntry, SuiteFacts
+from ipvla.sim.suites import SETTINGS, known_entry, suite_entry
 from ipvla.tracking import MetricSink, Sinks
 from ipvla.types import EpisodeResult, EpisodeSpec
 
@@ -44,7 +44,7 @@ class SuccessConfig:
     """An evaluation's settings; `build` opens it.
 
     Attributes:
-        suite: by name.
+        suite: by name, or `gym:PATH.yaml` for Gymnasium environments, see `ipvla.sim.gym.settings`.
         protocol: by name, see `ipvla.sim.protocols`; by default the suite's own.
         profile: how pictures are drawn, "exact" or "fast" (`ipvla.sim.suites.PROFILES`).
         perturbation: of every episode, one of LIBERO-Plus' dimensions (`ipvla.sim.perturbations`); None for none.
@@ -116,6 +116,7 @@ class SuccessConfig:
         if self._facts is not None:
             self.played_by.horizon(self.suite, 1)  # one that does not cover the suite is told now
             self._require_perturbation(self._facts)
+            self._require_cameras(self._facts)
 
     @property
     def played_by(self) -> EvaluationProtocol:
@@ -125,7 +126,7 @@ class SuccessConfig:
     @property
     def _facts(self) -> SuiteFacts | None:
         """The suite's, None for one that does not exist: `build` says so."""
-        entry = SUITES.get(self.suite)
+        entry = known_entry(self.suite)
         return None if entry is None else entry.facts
 
     def _require_perturbation(self, facts: SuiteFacts) -> None:
@@ -135,11 +136,31 @@ class SuccessConfig:
         known = f"choose one of {', '.join(facts.perturbations)}" if facts.perturbations else "it can play none"
         raise ValueError(f"perturbation.type: suite {self.suite} cannot play {wanted.dimension!r}; {known}")
 
+    def _require_cameras(self, facts: SuiteFacts) -> None:
+        shown = self.played_by.cameras if facts.contract is None else facts.contract.cameras
+        if lacking := [camera for camera in self.played_by.cameras if camera not in shown]:
+            raise ProtocolError(
+                f"protocol {self.played_by.name} shows {', '.join(lacking)}; {self.suite} has {', '.join(shown)}"
+            )
+
+    @property
+    def suite_name(self) -> str:
+        """What its results are filed under."""
+        entry = known_entry(self.suite)
+        return self.suite if entry is None else entry.name
+
+    @property
+    def entry(self) -> SuiteEntry | None:
+        """The suite, where it has settings in place of a name."""
+        entry = known_entry(self.suite)
+        return entry if entry is not None and entry.facts.settings else None
+
     def simulators(self, cache_dir: Path) -> SuiteSimulators:
         """What opens the simulators of these episodes. AssetsError if their perturbation lacks its files."""
         if self.perturbation is not None:
             self.perturbation.build(self.suite)
-        return SuiteSimulators(cache_dir, self.camera_size, self.played_by, self.profile, self.perturbation)
+        views = (self.camera_size, self.played_by, self.profile, self.perturbation)
+        return SuiteSimulators(cache_dir, *views, self.entry)
 
     def build(self, cache_dir: Path) -> SuccessEvaluation:
         """Opens the suite; Ray is needed once episodes run.
@@ -147,9 +168,12 @@ class SuccessConfig:
         Raises:
             ValueError: the suite or a task is unknown.
             SimulatorError: this machine's environment cannot run simulators.
+            GymError: an environment is not what its settings say.
         """
         require_simulators()
-        return SuccessEvaluation(self, load_suite(self.suite, cache_dir), self.simulators(cache_dir))
+        suite = suite_entry(self.suite).load(cache_dir)
+        suite.facts.inspect()
+        return SuccessEvaluation(self, suite, self.simulators(cache_dir))
 
 
 class SuccessEvaluation:
@@ -269,6 +293,8 @@ class SuccessEvaluation:
             "profile": self._config.profile,
             "policy_sha256": source.sha256(),
             **fingerprint(self._suite.facts.packages),
+            **self._suite.facts.inspect(),
+            **({SETTINGS: settings} if (settings := self._suite.facts.settings) else {}),
             **self._terms(source),
             **self._perturbed(),
         }
@@ -334,6 +360,7 @@ class SuccessEvaluation:
                 execute=self._protocol.execute,
                 cpus_per_simulator=None if count else 1 / MOST_PER_CORE,  # leaves room for those that are added
                 environment=self._suite.facts.environment(),
+                python=self._suite.facts.python,
                 episode_timeout_s=self._config.episode_timeout_s,
             )
         return self._pool

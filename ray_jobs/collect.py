@@ -30,8 +30,8 @@ from ipvla.sim.environment import require_simulators
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.sim.libero import CAMERA
 from ipvla.sim.simulator import Split
-from ipvla.sim.suite import Suite, SuiteFacts
-from ipvla.sim.suites import SUITES, load_suite, suite_entry, suites_with_expert
+from ipvla.sim.suite import Suite, SuiteEntry, SuiteFacts
+from ipvla.sim.suites import SETTINGS, known_entry, require_expert, suite_entry
 from ipvla.storage import StorageRoots
 from ray_jobs.command_line.cli import run
 from ray_jobs.running.attempts import ATTEMPTS_PER_SEED, Attempt, Demonstrator, Outcome, Staging, next_attempts
@@ -48,13 +48,14 @@ class CollectConfig(StorageRoots):
     """What to collect.
 
     Attributes:
-        suite: whose tasks.
+        suite: whose tasks: by name, or `gym:PATH.yaml`, see `ipvla.sim.gym.settings`.
         dataset: the name that the dataset gets under `data_root_dir`.
         demonstrations: task -> number of successful demonstrations; tasks that are absent or 0 are left out.
         seed: of the layouts; datasets of different seeds share none.
         num_simulators: simulators run side by side; by default one per CPU of the cluster.
         camera_size: side of the pictures in pixels.
-        cameras: that are recorded, by MuJoCo's names: agentview, and for LIBERO's suites robot0_eye_in_hand.
+        cameras: that are recorded, by MuJoCo's names: agentview, and for LIBERO's suites robot0_eye_in_hand; null
+            for agentview, or all that a settings file names.
         profile: how they are drawn, see `ipvla.sim.suite.PROFILES`.
         initial_states: "drawn" anew for every demonstration, or "published": one demonstration from each initial
             state that evaluations play, in their order; the expert must solve as many as are asked for.
@@ -68,7 +69,7 @@ class CollectConfig(StorageRoots):
     seed: int = 0
     num_simulators: int | None = None
     camera_size: int = 64
-    cameras: tuple[str, ...] = (CAMERA,)
+    cameras: tuple[str, ...] | None = None
     profile: str = "exact"
     initial_states: str = "drawn"
     showing: Showing = field(default_factory=Showing)
@@ -79,8 +80,7 @@ class CollectConfig(StorageRoots):
             raise ValueError(
                 f"dataset: {self.dataset!r} is no name for a dataset; use lower case letters, digits and _"
             )
-        if self.suite in SUITES and self.suite not in (solved := suites_with_expert()):
-            raise ValueError(f"suite: {self.suite} has no scripted expert; choose one of {', '.join(solved)}")
+        require_expert(self.suite, "suite")
         for task, count in self.demonstrations.items():
             if count < 0:
                 raise ValueError(f"demonstrations.{task}: {count} is negative; ask for 0 or more")
@@ -96,13 +96,21 @@ class CollectConfig(StorageRoots):
             raise ValueError(f"camera_size: {self.camera_size} is not positive; give the picture's side in pixels")
         if self.initial_states not in ("drawn", "published"):
             raise ValueError(f'initial_states: {self.initial_states!r} is neither "drawn" nor "published"')
-        if self.suite in SUITES:
-            self._check_views(suite_entry(self.suite).facts)
+        if (entry := known_entry(self.suite)) is not None:
+            self._check_views(entry.facts)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The cameras that are recorded."""
+        entry = known_entry(self.suite)
+        terms = entry.facts.contract if entry is not None and entry.facts.settings else None
+        return self.cameras if self.cameras is not None else (CAMERA,) if terms is None else terms.cameras
 
     def _check_views(self, facts: SuiteFacts) -> None:
-        known = facts.contract.cameras if facts.contract is not None else self.cameras
-        if not self.cameras or set(self.cameras) - set(known) or len(set(self.cameras)) < len(self.cameras):
-            raise ValueError(f"cameras: {list(self.cameras)}; name some of {list(known)}, each once")
+        views = self.views
+        known = facts.contract.cameras if facts.contract is not None else views
+        if not views or set(views) - set(known) or len(set(views)) < len(views):
+            raise ValueError(f"cameras: {list(views)}; name some of {list(known)}, each once")
         if self.profile not in facts.profiles:
             raise ValueError(f"profile: {self.profile!r}; {self.suite} is drawn {' or '.join(facts.profiles)}")
 
@@ -166,11 +174,13 @@ def collect(config: CollectConfig, on_progress: OnProgress = lambda tasks: None)
     """
     started = time.monotonic()
     require_simulators()
-    suite = load_suite(config.suite, config.cache)
+    entry = suite_entry(config.suite)
+    suite = entry.load(config.cache)
     counts = config.counts(suite)
     request = _request(config, suite, counts)
     if config.directory.exists():
         return _finished(config, request)
+    suite.facts.inspect()
     if config.dashboard_port is not None:
         require_free_port(config.dashboard_port, "dashboard_port")
     config.prepare(writes=("data_root_dir",))
@@ -181,7 +191,7 @@ def collect(config: CollectConfig, on_progress: OnProgress = lambda tasks: None)
         with connect(config, dashboard_port=config.dashboard_port):
             write_text(config.staging / "request.json", json.dumps(request))
             staging = Staging(config.staging / "attempts")
-            _attempt_all(config, staging, counts, on_progress)
+            _attempt_all(config, entry, staging, counts, on_progress)
         summary = _write(config, staging, suite, counts, request, started)
         shutil.rmtree(config.staging)
     return summary
@@ -195,7 +205,7 @@ def _request(config: CollectConfig, suite: Suite, counts: dict[str, int]) -> dic
         "seed": config.seed,
         "camera_size": config.camera_size,
         "demonstrations": counts,
-        "cameras": list(config.cameras),
+        "cameras": list(config.views),
         "profile": config.profile,
         "initial_states": config.initial_states,
         "showing": asdict(config.showing),
@@ -244,7 +254,9 @@ def _refuse_other_attempts(config: CollectConfig, request: dict[str, Any]) -> No
         _refuse_difference(config.staging, json.loads(path.read_text()), rest)
 
 
-def _attempt_all(config: CollectConfig, staging: Staging, counts: dict[str, int], on_progress: OnProgress) -> None:
+def _attempt_all(
+    config: CollectConfig, entry: SuiteEntry, staging: Staging, counts: dict[str, int], on_progress: OnProgress
+) -> None:
     """Attempts in rounds, each as large as needed if all succeed at the rate so far, until there are enough."""
     outcomes = {task: staging.outcomes(task, config.seed) for task in counts}
     published = config.initial_states == "published"
@@ -252,12 +264,12 @@ def _attempt_all(config: CollectConfig, staging: Staging, counts: dict[str, int]
     on_progress(_progress(counts, outcomes))
     if not jobs:
         return
-    views = (config.camera_size, config.cameras, config.profile, config.showing)
-    make = partial(Demonstrator, staging.directory, config.suite, config.cache, *views)
-    facts = suite_entry(config.suite).facts
-    simulators = config.num_simulators or min(cluster_cores(), cluster_room(facts.simulator_bytes))
-    variables = facts.environment()
-    with WorkerPool(make, simulators, job_timeout_s=300.0, environment=variables) as pool:
+    views = (config.camera_size, config.views, config.profile, config.showing)
+    suite = entry if entry.facts.settings else entry.name
+    make = partial(Demonstrator, staging.directory, suite, config.cache, *views)
+    simulators = config.num_simulators or min(cluster_cores(), cluster_room(entry.facts.simulator_bytes))
+    variables, python = entry.facts.environment(), entry.facts.python
+    with WorkerPool(make, simulators, job_timeout_s=300.0, environment=variables, python=python) as pool:
         while jobs:
             for attempt, outcome in pool.map(jobs, group=lambda job: job.task):
                 outcomes[attempt.task][attempt.index] = outcome
@@ -300,13 +312,16 @@ def _write(
         "request": request,
         "summary": {name: value for name, value in asdict(summary).items() if name != "directory"},
         "os": platform.platform(),
-        "fingerprint": fingerprint(suite.facts.packages),
+        "fingerprint": {**fingerprint(suite.facts.packages), **suite.facts.inspect()},
+        **({SETTINGS: json.loads(suite.facts.settings)} if suite.facts.settings else {}),
     }
     write_text(config.record, json.dumps(record, indent=1))
     terms = suite.facts.contract
     recording = Recording(pictures_every=config.showing.pictures_every)
     if terms is not None:
         recording = replace(recording, orientation=terms.pictures.orientation, control_hz=terms.control_hz)
+    if terms is not None and suite.facts.settings:
+        recording = replace(recording, terms=terms)
     write_rlds(config.datasets, config.dataset, demonstrations(), config.camera_size, recording)
     return summary
 

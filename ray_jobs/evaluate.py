@@ -25,7 +25,7 @@ from ipvla.rollout.expert_policy import ExpertSource
 from ipvla.rollout.openpi.client import OpenpiSource
 from ipvla.rollout.openpi.messages import TOKEN_VARIABLE
 from ipvla.rollout.policy_actor import PolicySource
-from ipvla.sim.suites import suites_with_expert
+from ipvla.sim.suites import require_expert
 from ipvla.storage import StorageRoots
 from ipvla.tracking import MLflowSink
 from ray_jobs.command_line.cli import run
@@ -94,10 +94,8 @@ class EvaluateConfig(PlayedPolicies):
     def __post_init__(self) -> None:
         if isinstance(self.videos, int) and self.videos < 0:
             raise ValueError(f"videos is {self.videos}; give all, failures, or how many of each kind per task")
-        if EXPERT in self.policies and self.success.suite not in (solved := suites_with_expert()):
-            raise ValueError(
-                f"policies: {self.success.suite} has no scripted expert; choose one of {', '.join(solved)}"
-            )
+        if EXPERT in self.policies:
+            require_expert(self.success.suite, "policies")
         unasked = [name for name in self.servers if name not in self.policies]
         if unasked:
             raise ValueError(f"servers: {unasked} are not evaluated; name them in policies as well")
@@ -106,7 +104,7 @@ class EvaluateConfig(PlayedPolicies):
     def source(self, name: str, load: Callable[..., Policy]) -> PolicyEndpoint:
         """Where the actions of the policy of this name come from."""
         if name == EXPERT:
-            return ExpertSource(self.cache)
+            return ExpertSource(self.cache, self.success.entry)
         if name in self.servers:
             return OpenpiSource(self.servers[name], os.environ.get(TOKEN_VARIABLE))
         load = load if self.unnorm_key is None else partial(load, unnorm_key=self.unnorm_key)
@@ -160,7 +158,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
                 for video in recorded:
                     sink.log_artifact(video.path)
                 videos += recorded
-            _show(sink, [table], directory / f"success_{config.success.suite}.png")
+            _show(sink, [table], directory / f"success_{config.success.suite_name}.png")
             display.tell(name, "played")
             sink.close()
             tables.append(table)
@@ -200,8 +198,9 @@ def _show(
 def log_comparison(config: EvaluateConfig, evaluation: Evaluation, sink: MLflowSink) -> None:
     """What the policies come to beside each other, in a run of its own or in that of the whole study."""
     names = {f"policy_{i}": table.policy for i, table in enumerate(evaluation.tables)}
-    sink.log_params({"suite": config.success.suite, **names})
-    plot = config.directory / f"success_{config.success.suite}.png"
+    suite = config.success.suite_name
+    sink.log_params({"suite": suite, **names})
+    plot = config.directory / f"success_{suite}.png"
     _show(sink, evaluation.tables, plot, evaluation.comparisons)
 
 
@@ -238,7 +237,9 @@ def main(config: EvaluateConfig) -> None:
     write_episodes(evaluation.tables, config.directory / "episodes.parquet")
     page = report(config, evaluation, f"Success: {config.study}")
     if len(evaluation.tables) > 1:
-        sink = policy_run(config, config.study, "-".join(("evaluation", config.success.suite, *config.policies)))
+        sink = policy_run(
+            config, config.study, "-".join(("evaluation", config.success.suite_name, *config.policies))
+        )
         log_comparison(config, evaluation, sink)
         for path in (page, config.directory / "success.json"):
             sink.log_artifact(path)

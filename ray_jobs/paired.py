@@ -8,6 +8,7 @@ Reads journals, plays nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -20,7 +21,7 @@ from evaluators.success_table import SuccessTable, tabulate
 from ipvla.rollout.journal import Journal, JournalError
 from ipvla.sim.protocols import ProtocolError, diff, recorded_protocol
 from ipvla.sim.simulator import Task
-from ipvla.sim.suites import suite_entry
+from ipvla.sim.suites import recorded_entry
 from ipvla.storage import StorageRoots
 from ipvla.types import EpisodeResult
 from ray_jobs.command_line.cli import run
@@ -67,7 +68,7 @@ def paired(config: PairedConfig, console: Console) -> tuple[PairedComparison, ..
             results, fingerprint = journal.results(), journal.fingerprint
         if not results:
             raise JournalError(f"{journal.path} has no episodes yet; evaluate the policy first")
-        played = _tasks(config, results)
+        played = _tasks(config, results, fingerprint)
         tables.append(tabulate(evaluation, played, results, fingerprint))
         tasks |= {task.name: task for task in played}
     comparisons = tuple(
@@ -84,9 +85,10 @@ def paired(config: PairedConfig, console: Console) -> tuple[PairedComparison, ..
     return comparisons
 
 
-def _tasks(config: PairedConfig, results: list[EpisodeResult]) -> list[Task]:
+def _tasks(config: PairedConfig, results: list[EpisodeResult], fingerprint: Mapping[str, str]) -> list[Task]:
     """Those that were played, in the suite's order; the suite is opened for those alone that it does not list."""
-    entry, names = suite_entry(results[0].spec.suite), {result.spec.task for result in results}
+    suite = {**fingerprint, "suite": results[0].spec.suite}
+    entry, names = recorded_entry(suite), {result.spec.task for result in results}
     listed = [task for task in entry.tasks() if task.name in names]
     unlisted = sorted(names - {task.name for task in listed})
     return listed + ([*map(entry.load(config.cache).task, unlisted)] if unlisted else [])

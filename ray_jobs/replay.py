@@ -22,7 +22,7 @@ from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.perturbations import recorded_perturbation
 from ipvla.sim.protocols import load_protocol
 from ipvla.sim.simulator import Simulator
-from ipvla.sim.suites import load_suite
+from ipvla.sim.suites import recorded_entry
 from ipvla.storage import StorageRoots
 from ipvla.types import EpisodeResult, EpisodeTrace
 from ray_jobs.command_line.cli import run
@@ -102,7 +102,8 @@ def _find(journal: Journal, config: ReplayConfig) -> EpisodeResult:
 
 
 def _simulator(config: ReplayConfig, fingerprint: dict[str, str]) -> Simulator:
-    suite, protocol = load_suite(fingerprint["suite"], config.cache), fingerprint["protocol"]
+    entry, protocol = recorded_entry(fingerprint), fingerprint["protocol"]
+    suite = entry.load(config.cache)
     played_by = load_protocol(protocol.rpartition("+")[0].rpartition("-")[0])
     for name, then, now in (
         ("suite", fingerprint["suite_version"], suite.version),
@@ -116,7 +117,7 @@ def _simulator(config: ReplayConfig, fingerprint: dict[str, str]) -> Simulator:
         raise ValueError(f"suite {suite.name} does not repeat an episode; look at its videos instead")
     perturbation = recorded_perturbation(fingerprint.get("perturbation"))
     size, profile = int(fingerprint["camera_size"]), fingerprint["profile"]
-    make = SuiteSimulators(config.cache, size, played_by, profile, perturbation)
+    make = SuiteSimulators(config.cache, size, played_by, profile, perturbation, entry)
     simulator = make(suite.name, config.task)
     simulator.show(recorded_view(fingerprint, played_by, suite))
     return simulator

@@ -24,11 +24,13 @@ class Recording:
         orientation: of the pictures.
         control_hz: control steps per second; None if unknown.
         pictures_every: control steps from one new picture to the next; between them the last one is repeated.
+        terms: on which it was recorded, where these are not LIBERO's hand's; cameras by the simulator's names.
     """
 
     orientation: Orientation = "unknown"
     control_hz: float | None = None
     pictures_every: int = 1
+    terms: Contract | None = None
 
     def save(self, directory: Path) -> None:
         """Writes the file into a dataset's directory."""
@@ -36,6 +38,9 @@ class Recording:
 
     def over(self, contract: Contract) -> Contract:
         """`contract` with what is known here."""
+        if (terms := self.terms) is not None and terms.action_size == contract.action_size:
+            state = terms.state if terms.state_size == contract.state_size else "unknown"
+            contract = replace(contract, action=terms.action, clipped=terms.clipped, state=state)
         if self.orientation != "unknown":
             contract = replace(contract, pictures=Pictures(self.orientation))
         return contract if self.control_hz is None else replace(contract, control_hz=self.control_hz)
@@ -70,7 +75,12 @@ class Recording:
             )
         hz = values.get("control_hz")
         every = int(values.get("pictures_every", 1))
-        return cls(values["orientation"], None if hz is None else float(hz), every)
+        terms = values.get("terms")
+        try:
+            known = None if terms is None else Contract.from_dict(terms)
+        except ValueError as error:
+            raise DatasetError(f"{path}: terms: {error}; delete that entry") from None
+        return cls(values["orientation"], None if hz is None else float(hz), every, known)
 
 
 def _json(path: str, content: bytes) -> dict[str, Any]:

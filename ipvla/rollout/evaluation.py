@@ -20,7 +20,7 @@ class SimPool(WorkerPool):
     Args:
         execute: actions of every chunk that are played; None for all.
         episode_timeout_s: an episode that takes longer is given up, its simulator replaced, and it runs again.
-        cpus_per_simulator, environment: see `WorkerPool`, also for errors.
+        cpus_per_simulator, environment, python: see `WorkerPool`, also for errors.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class SimPool(WorkerPool):
         execute: int | None = None,
         cpus_per_simulator: float | None = None,
         environment: Mapping[str, str] | None = None,
+        python: str = "",
         episode_timeout_s: float = 900.0,
     ) -> None:
         super().__init__(
@@ -38,6 +39,7 @@ class SimPool(WorkerPool):
             num_simulators,
             cpus_per_worker=cpus_per_simulator,
             environment=environment,
+            python=python,
             job_timeout_s=episode_timeout_s,
         )
 

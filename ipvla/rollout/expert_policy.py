@@ -16,15 +16,17 @@ from ipvla.contract import Contract
 from ipvla.rollout.endpoint import ClientService, Service, Serving
 from ipvla.rollout.episode import Act, EpisodeId
 from ipvla.sim.protocol_simulator import ProtocolSimulator
-from ipvla.sim.suites import load_suite, suites_with_expert
+from ipvla.sim.suite import SuiteEntry
+from ipvla.sim.suites import suite_entry, suites_with_expert
 from ipvla.types import EpisodeSpec
 
 
 @dataclass(frozen=True)
 class ExpertClient:
-    """The simulator worker's client, in place of a `PolicyClient`."""
+    """The simulator worker's client, in place of a `PolicyClient`; `entry` as in `SuiteSimulators`."""
 
     cache_dir: Path
+    entry: SuiteEntry | None = None
 
     def playing(self, simulator: ProtocolSimulator, spec: EpisodeSpec) -> Act:
         """Actions of the expert, one at a time, for the episode that `simulator` is about to begin.
@@ -32,7 +34,7 @@ class ExpertClient:
         Raises:
             ValueError: its suite has none.
         """
-        solve = load_suite(spec.suite, self.cache_dir).expert
+        solve = (self.entry or suite_entry(spec.suite)).load(self.cache_dir).expert
         if solve is None:
             raise ValueError(
                 f"{spec.suite} has no scripted expert; choose one of {', '.join(suites_with_expert())}"
@@ -46,9 +48,10 @@ class ExpertClient:
 
 @dataclass(frozen=True)
 class ExpertSource:
-    """The source of an expert, in place of a `PolicySource`."""
+    """The source of an expert, in place of a `PolicySource`; `entry` as in `SuiteSimulators`."""
 
     cache_dir: Path
+    entry: SuiteEntry | None = None
 
     def sha256(self) -> str:
         """Of the source code of `ipvla.sim`."""
@@ -65,4 +68,4 @@ class ExpertSource:
         """It plays in the simulator's process."""
         if running is not None:
             running.close()
-        return ClientService(partial(ExpertClient, self.cache_dir), serving.view(self))
+        return ClientService(partial(ExpertClient, self.cache_dir, self.entry), serving.view(self))

@@ -200,6 +200,7 @@ class WorkerPool:
         start_timeout_s: how long to wait, with nothing else at work, for any actor to start (a process loads its
             packages and, on a full cluster, waits for a CPU first).
         environment: see `simulator_environment`.
+        python: interpreter of the actors' processes, of the same versions of Python and Ray; empty for this one.
 
     Raises:
         ValueError: fewer than one worker, or no time for a job or a start.
@@ -214,6 +215,7 @@ class WorkerPool:
         job_timeout_s: float = 900.0,
         start_timeout_s: float = 900.0,
         environment: Mapping[str, str] | None = None,
+        python: str = "",
     ) -> None:
         if num_workers < 1:
             raise ValueError(f"a pool of {num_workers} simulators cannot run anything; pass num_simulators >= 1")
@@ -228,7 +230,9 @@ class WorkerPool:
         self._cpus = cpus_per_worker
         self._job_timeout_s = job_timeout_s
         self._start_timeout_s = start_timeout_s
-        self._environment = simulator_environment(environment)
+        self._runtime: dict[str, Any] = {"env_vars": simulator_environment(environment)}
+        if python:
+            self._runtime["py_executable"] = python
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -329,14 +333,14 @@ class WorkerPool:
         self.close()
 
     def _start(self, slot: _Slot) -> ray.ObjectRef[Any]:
-        host = ray.remote(_Host).options(
-            num_cpus=self._share(),
-            max_restarts=0,
-            max_task_retries=0,
-            # outside the resources that a trial of a sweep has reserved for itself
-            scheduling_strategy="DEFAULT",
-            runtime_env={"env_vars": self._environment},
-        )
+        # "DEFAULT": outside the resources that a trial of a sweep has reserved for itself.
+        options = {
+            "num_cpus": self._share(),
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "scheduling_strategy": "DEFAULT",
+        }
+        host = ray.remote(_Host).options(runtime_env=self._runtime, **options)
         slot.actor = host.remote(self._make_worker)
         reference: ray.ObjectRef[Any] = slot.actor.__ray_ready__.remote()
         return reference

@@ -22,8 +22,8 @@ from ipvla.sim.perturbations import PerturbationConfig
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.protocols import PROTOCOLS, EvaluationProtocol
 from ipvla.sim.simulator import Simulator
-from ipvla.sim.suite import SuiteFacts
-from ipvla.sim.suites import SUITES, load_suite
+from ipvla.sim.suite import SuiteEntry, SuiteFacts
+from ipvla.sim.suites import known_entry, suite_entry
 from ipvla.types import EpisodeResult, EpisodeSpec, Observation
 
 #: (suite, task) -> Simulator; picklable.
@@ -41,6 +41,7 @@ class SuiteSimulators:
         protocol: how they are played.
         profile: how pictures are drawn, of `ipvla.sim.suites.PROFILES`.
         perturbation: of every episode; None for none.
+        entry: the suite, where it has settings in place of a name.
     """
 
     cache_dir: Path
@@ -48,11 +49,13 @@ class SuiteSimulators:
     protocol: EvaluationProtocol = PROTOCOLS["recall"]
     profile: str = "exact"
     perturbation: PerturbationConfig | None = None
+    entry: SuiteEntry | None = None
 
     def __call__(self, suite: str, task: str) -> ProtocolSimulator:
-        protocol, opened = self.protocol, load_suite(suite, self.cache_dir)
-        size = protocol.render_size or self.camera_size
-        simulator = opened.simulator(task, size, protocol.cameras, self.profile, protocol.world_seed)
+        protocol, opened = self.protocol, (self.entry or suite_entry(suite)).load(self.cache_dir)
+        size, terms = protocol.render_size or self.camera_size, opened.facts.contract
+        cameras = terms.cameras if terms is not None and not protocol.cameras else protocol.cameras
+        simulator = opened.simulator(task, size, cameras, self.profile, protocol.world_seed)
         if self.perturbation is not None:
             assert opened.perturb is not None, "who evaluates has asked the suite's facts"
             opened.perturb(simulator, self.perturbation.build(suite))
@@ -101,9 +104,9 @@ def episode_id(spec: EpisodeSpec) -> EpisodeId:
 
 
 def _worlds(suite: str) -> int:
-    """That a process holds open at a time; `SuiteFacts`' default for a suite that is not in `SUITES`."""
-    facts = SUITES[suite].facts if suite in SUITES else SuiteFacts()
-    return facts.worlds
+    """That a process holds open at a time; `SuiteFacts`' default for a suite that is known by its settings."""
+    entry = known_entry(suite)
+    return (SuiteFacts() if entry is None else entry.facts).worlds
 
 
 def _unseen() -> Observation:

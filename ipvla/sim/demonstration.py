@@ -27,7 +27,7 @@ class Expert(Protocol):
     """Solves one episode, which it sees as it truly is."""
 
     def act(self) -> Vector:
-        """float64 [7] in [-1, 1], the action for the state that the world is in now."""
+        """float64 [A] (LIBERO's hand: [7] in [-1, 1]), the action for the state that the world is in now."""
 
 
 class DartNoise:
@@ -96,10 +96,10 @@ class Showing:
 
 @dataclass(frozen=True)
 class Demonstration(Episode):
-    """An episode at 20 Hz: what was seen, and what the expert would do then, without the noise that was played.
+    """An episode: what was seen, and what the expert would do then, without the noise that was played.
 
-    State is LIBERO's proprioception, float32 [T, 8], actions are float32 [T, 7] in [-1, 1]. Texts are as in
-    `ipvla.sim.recall.labels`.
+    Of LIBERO's hand at 20 Hz the state is float32 [T, 8], actions are float32 [T, 7] in [-1, 1]; of Gymnasium
+    environments they are what the suite's settings say. Texts are as in `ipvla.sim.recall.labels`.
 
     Raises:
         ValueError: records or texts are of different lengths, or there are none.
@@ -191,13 +191,14 @@ def demonstration_of(
     expert: Expert,
     simulator: Simulator,
     seed: int,
-    noise: DartNoise,
+    noise: DartNoise | None,
     observe: Callable[[], Observation],
     describe: Callable[[], tuple[str, str, str]] | None = None,
 ) -> Demonstration | None:
     """One attempt of `expert` at the episode of this seed, from where `simulator` is in it.
 
     Args:
+        noise: on what is played; None for none.
         observe: of `Showing.watch`, or of the simulator itself.
         describe: gives the plan, a question and its answer for the observation just made; None to record none.
 
@@ -214,7 +215,7 @@ def demonstration_of(
         actions.append(action.astype(np.float32))
         if describe is not None:
             texts.append(describe())
-        outcome = simulator.step(noise.disturb(action))
+        outcome = simulator.step(action if noise is None else noise.disturb(action))
     if not outcome.success:
         return None
     reasoning, questions, answers = zip(*texts, strict=True) if texts else ((), (), ())

@@ -38,7 +38,7 @@ class EvaluationProtocol:
             stands, within a centimetre or two, of which initial states say nothing. A script that seeds every
             episode anew has the seed of its first one.
         settle_steps, settle_action: control steps before the policy's first one, and what is played in them.
-        cameras: whose pictures a policy may see, by MuJoCo's names.
+        cameras: whose pictures a policy may see, by MuJoCo's names; empty for all that the suite has.
         render_size: side of a rendered picture, in pixels; None to leave it to the evaluation's settings.
         orientation: of the pictures, see `ipvla.contract.Orientation`. A policy whose data are known to be turned
             otherwise sees them as its data, as rendered: `jpeg`, `size` and `crop_area` are for those that were
@@ -118,7 +118,7 @@ class EvaluationProtocol:
         state: dict[str, Any] = {"state": "joints", "state_size": STATE_SIZES["joints"]}
         return replace(
             world,
-            cameras=self.cameras,
+            cameras=self.cameras or world.cameras,
             pictures=self.pictures,
             gripper="open_is_one" if self.gripper == "open_is_1" else world.gripper,
             **(state if self.proprio == "joints" else {}),
@@ -154,6 +154,7 @@ PROTOCOLS: Final[Mapping[str, EvaluationProtocol]] = {
     protocol.name: protocol
     for protocol in (
         EvaluationProtocol("recall", 1),
+        EvaluationProtocol("gym", 1, cameras=()),
         EvaluationProtocol("ipvla", 1, horizons=HORIZONS, settle_steps=10, cameras=_AGENT_AND_WRIST),
         _OPENVLA,
         replace(_OPENVLA, name="oft", cameras=_AGENT_AND_WRIST, execute=8),

@@ -34,6 +34,10 @@ class SuiteFacts:
         environment: environment variables of a process that runs its simulators.
         worlds: tasks that such a process holds open at a time; one more closes the one used longest ago.
         simulator_bytes: that a process with so many worlds takes in memory.
+        python: the interpreter of these processes; empty for the one that this process has.
+        inspect: finds out whether its simulators can be opened, and returns the versions of what they depend on,
+            name -> version, as their processes have them. ValueError in one line if they cannot.
+        settings: of a suite that has no line in `ipvla.sim.suites.SUITES` but settings: these, as JSON.
     """
 
     default_protocol: str = "recall"
@@ -46,6 +50,9 @@ class SuiteFacts:
     environment: Callable[[], Mapping[str, str]] = dict
     worlds: int = 4
     simulator_bytes: int = 2**30
+    python: str = ""
+    inspect: Callable[[], Mapping[str, str]] = dict
+    settings: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from ipvla.files import write_text
 from ipvla.sim.demonstration import Demonstration, Showing
 from ipvla.sim.libero import CAMERA
 from ipvla.sim.simulator import Simulator, Split
-from ipvla.sim.suites import load_suite
+from ipvla.sim.suite import SuiteEntry
+from ipvla.sim.suites import suite_entry
 
 #: Seeds of different collections cannot overlap: attempt i of seed s plays layout s * 10^6 + i of the train split.
 ATTEMPTS_PER_SEED = 1_000_000
@@ -123,7 +124,7 @@ class Demonstrator:
     def __init__(
         self,
         staging: Path,
-        suite: str,
+        suite: str | SuiteEntry,
         cache_dir: Path,
         camera_size: int,
         cameras: Sequence[str] = (CAMERA,),
@@ -131,7 +132,8 @@ class Demonstrator:
         showing: Showing = _AS_IT_IS,
     ) -> None:
         self._staging = Staging(staging)
-        self._suite = load_suite(suite, cache_dir)
+        entry = suite_entry(suite) if isinstance(suite, str) else suite
+        self._suite = entry.load(cache_dir)
         assert self._suite.demonstrate is not None, "collect checks this before"
         self._demonstrate = self._suite.demonstrate
         self._camera_size, self._cameras, self._profile = camera_size, cameras, profile

@@ -66,7 +66,7 @@ def write_rlds(
         first = next(remaining, None)
         if first is None:
             raise DatasetError(f"dataset {name!r} would have no episodes; give at least one")
-        layout = _layout(name, first, camera_size)
+        layout = _layout(name, first, camera_size, recording)
         actions: list[npt.NDArray[np.float32]] = []
         states: list[npt.NDArray[np.float32]] = []
         trajectories = _trajectories(first, remaining, camera_size, actions, states)
@@ -92,11 +92,12 @@ def _trajectories(
         yield _trajectory(episode, bool(first.questions))
 
 
-def _layout(name: str, first: Episode, camera_size: int) -> RldsLayout:
+def _layout(name: str, first: Episode, camera_size: int, recording: Recording) -> RldsLayout:
     """LIBERO's features, `reasoning`, and questions if the first episode has some."""
     pictures = {
         _picture(camera): Feature("image", (camera_size, camera_size, 3), "uint8") for camera in first.images
     }
+    rate = "unknown" if recording.control_hz is None else f"{recording.control_hz:g}"
     texts = ("language_instruction", "reasoning", *(("question", "answer") if first.questions else ()))
     features = {
         **pictures,
@@ -112,7 +113,7 @@ def _layout(name: str, first: Episode, camera_size: int) -> RldsLayout:
         dict.fromkeys(pictures, "png"),
         {"task": _TEXT, "family": _TEXT, "seed": Feature("number", (), "int64"), "file_path": _TEXT},
         "array_record",
-        f"{OWN_DESCRIPTION}: one record is one episode, 20 control steps per second.",
+        f"{OWN_DESCRIPTION}: one record is one episode, {rate} control steps per second.",
     )
 
 

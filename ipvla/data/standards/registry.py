@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
+from ipvla.contract import Contract
+from ipvla.data.recording import Recording
+from ipvla.data.rlds.format import image_key
 from ipvla.data.source import DatasetError, EpisodeSource, Feature
 from ipvla.data.standards.generic import StandardConfig, flags, lerobot
 from ipvla.data.standards.libero import JOINTS, LIBERO_DATASETS, LIBERO_INNER_NAMES, Libero, libero, recorded
@@ -47,6 +50,8 @@ def standard_of(
     Raises:
         DatasetError: as `StandardConfig.build`, `standard_for` and `adjusted`.
     """
+    if config is None and (terms := Recording.of(source).terms) is not None:
+        config = _recorded_on(terms, source.features)
     if config is not None:
         standard: Standard = config.build(source.name, source.features)
     else:
@@ -104,6 +109,19 @@ def adjusted(standard: Standard, *, skip_noops: bool = False, padded_state: bool
             )
         standard = replace(standard, padded_state=True)
     return replace(standard, skip_noops=True) if skip_noops else standard
+
+
+def _recorded_on(terms: Contract, features: Mapping[str, Feature]) -> StandardConfig:
+    """The standard of a dataset that this project recorded on these terms."""
+    named = {f"observation/{image_key(camera)}": camera for camera in terms.cameras}
+    cameras = {camera: path for path, camera in named.items() if path in features}
+    return StandardConfig(
+        cameras or None,
+        gripper=terms.gripper,
+        absolute=terms.action == "joints",
+        orientation=terms.pictures.orientation,
+        control_hz=terms.control_hz,
+    )
 
 
 def _listed(features: Mapping[str, Feature]) -> str:

@@ -15,6 +15,7 @@ from ipvla.rollout.policy_actor import PolicySource
 from ipvla.rollout.policy_server import PolicyServer
 from ipvla.rollout.sim_pool import simulator_environment
 from ipvla.rollout.sim_worker import EpisodeJob, SimWorker
+from ipvla.sim.demonstration import Showing
 from ipvla.sim.simulator import Split
 from ipvla.sim.suites import SUITES
 from ipvla.types import EpisodeResult, EpisodeSpec
@@ -76,7 +77,8 @@ def test_its_expert_and_a_policy_play_it_in_a_simulators_process(tmp_path):
 
 
 def test_its_expert_demonstrates(tmp_path):
-    outcome = Demonstrator(tmp_path / "staging", "outside", tmp_path, 16).run(Attempt("go_0", 2, 0))
+    seen = (16, ("agentview",), "exact", Showing())
+    outcome = Demonstrator(tmp_path / "staging", "outside", tmp_path, *seen).run(Attempt("go_0", 2, 0))
     assert (outcome.success, outcome.steps) == (True, 5)
 
 
