@@ -90,7 +90,7 @@ def test_a_policy_of_another_kind_sees_what_the_protocol_shows(tmp_path: Path) -
     for name, protocol in PROTOCOLS.items():
         seen = shown(name, PolicySource(Policy.load, tmp_path))
         assert corner(seen.images["agentview"]) == CORNERS[protocol.orientation]
-        assert set(seen.images) == set(protocol.cameras)
+        assert set(seen.images) == set(protocol.cameras or HAND.cameras), "all of the suite where it names none"
         assert len(seen.proprio) == (9 if protocol.proprio == "joints" else 8)
 
 

@@ -207,7 +207,7 @@ def test_terms_that_are_damaged_are_named(reach, tmp_path):
 
 
 def test_a_policy_of_another_robot_is_refused(reach, tmp_path):
-    from benchmarks.gripper_matrix import save_policy
+    from tests.sim.gripper_matrix import save_policy
 
     save_policy(tmp_path / "policy", "environment", "upright", "close")
     evaluation = SuccessConfig(suite=reach()).build(tmp_path)
