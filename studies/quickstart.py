@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Console
 
@@ -26,8 +26,6 @@ from studies.record import Target, conclude, read_record
 
 #: A run's `summary.json`.
 Summary = dict[str, Any]
-#: (training seed, number format or None for the preset's); the first is what `make quickstart` runs.
-REPEATS: Final = ((0, None), (1, None), (0, "bf16"))
 
 
 @dataclass(frozen=True)
@@ -37,10 +35,20 @@ class QuickstartStudy:
     Attributes:
         quick: the smoke tier; writes nothing.
         storage_root: where it runs; a temporary place by default.
+        seeds: of the trainings; `make quickstart` runs the first.
+        bf16: the first seed once more, in bfloat16.
     """
 
     quick: bool = False
     storage_root: Path | None = None
+    seeds: tuple[int, ...] = (0, 1)
+    bf16: bool = True
+
+    @property
+    def repeats(self) -> list[tuple[int, str | None]]:
+        """Seed and number format of every run, None for the preset's."""
+        runs: list[tuple[int, str | None]] = [(seed, None) for seed in self.seeds]
+        return runs[:1] if self.quick else [*runs, *([(self.seeds[0], "bf16")] if self.bf16 else [])]
 
 
 def targets(summaries: Sequence[Summary]) -> list[Target]:
@@ -89,7 +97,7 @@ def main(study: QuickstartStudy) -> None:
         root, tier = study.storage_root or Path(scratch), "smoke" if study.quick else "full"
         configs = [
             QuickstartConfig(storage_root=root, tier=tier, seed=seed, precision=precision)
-            for seed, precision in (REPEATS[:1] if study.quick else REPEATS)
+            for seed, precision in study.repeats
         ]
         known = (configs[0].runs / configs[0].study / "summary.json").exists()
         for config in configs:
