@@ -103,6 +103,23 @@ def _success(figures: Figures) -> str:
     return table(("family", *policies, "chance"), rows)
 
 
+def _repeats(figures: Figures) -> str:
+    """The same policies from other training seeds and in other number formats."""
+    first = figures["repeats"][0]["success"]
+    families = list(next(iter(first.values())))
+    rows = [
+        (
+            str(run["seed"]),
+            run["precision"],
+            policy,
+            *(f"{of[family]['k']}/{of[family]['n']}" for family in families),
+        )
+        for run in figures["repeats"]
+        for policy, of in run["success"].items()
+    ]
+    return table(("training seed", "format", "memory", *families), rows)
+
+
 def _figures(figures: Figures) -> str:
     rows = [(name, *(str(one[of]) for of in ("mean", "min", "max"))) for name, one in figures.items()]
     return table(("figure", "mean", "least", "largest"), rows)
@@ -342,6 +359,7 @@ def _over(figures: Figures) -> str:
 #: Kind of a table -> the figure that it needs, if it may be missing, and how it is made.
 _KINDS: Mapping[str, tuple[str | None, Callable[[Figures], str]]] = {
     "success": (None, _success),
+    "repeats": ("repeats", _repeats),
     "figures": (None, _figures),
     "expert": (None, _expert),
     "choice": (None, _choice),
