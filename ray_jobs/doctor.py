@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -33,6 +32,7 @@ from ipvla.sim.suites import SUITES, load_suite
 from ipvla.storage import SOURCE_TREE, StorageRoots
 from ray_jobs.command_line.cli import run
 from ray_jobs.running.cluster import port_is_busy
+from ray_jobs.running.display import EpisodeProgress
 
 if TYPE_CHECKING:
     from ipvla.sim.standard.golden import Frame, Golden
@@ -206,25 +206,28 @@ def check_premises(config: DoctorConfig) -> Finding:
         return Finding(Status.OK, "not asked for", '--premises "[libero_spatial]" plays the initial states')
     suites = [load_suite(name, config.cache) for name in config.premises]
     tasks = [(suite, task.name) for suite in suites for task in suite.tasks]
+    total = sum(len(initial_states(suite.name, task)) for suite, task in tasks)
     wrong: dict[str, str] = {}
     frames: dict[str, Frame] = {}
-    states, assets = 0, assets_version(find_assets(config.cache))
-    for suite, task in track(tasks, "playing initial states", console=Console(stderr=True), transient=True):
-        simulator = suite.simulator(task)
-        from ipvla.sim.standard.golden import Golden, golden, keep, take  # these import MuJoCo, now prepared
-        from ipvla.sim.standard.premises import violations
+    assets = assets_version(find_assets(config.cache))
+    with EpisodeProgress() as progress:
+        bar = progress.add_task("initial states", total=total)
+        for suite, task in tasks:
+            simulator = suite.simulator(task)
+            from ipvla.sim.standard.golden import Golden, golden, keep, take  # these import MuJoCo, now prepared
+            from ipvla.sim.standard.premises import violations
 
-        trials = len(initial_states(suite.name, task))
-        for trial in range(trials):
-            for violation in violations(simulator, trial):
-                wrong[f"{suite.name}/{task}/{trial}"] = str(violation)
-        frames[f"{suite.name}/{task}"] = take(simulator, assets)
-        states += trials
-        simulator.close()
+            trials = len(initial_states(suite.name, task))
+            for trial in range(trials):
+                for violation in violations(simulator, trial):
+                    wrong[f"{suite.name}/{task}/{trial}"] = str(violation)
+            frames[f"{suite.name}/{task}"] = take(simulator, assets)
+            simulator.close()
+            progress.advance(bar, trials)
     found = Golden(frames, frozenset(wrong))
     if config.keep_golden:
         keep(found)
-    return _compared(found, golden(), states, wrong)
+    return _compared(found, golden(), total, wrong)
 
 
 def _compared(found: Golden, golden: Golden, states: int, wrong: Mapping[str, str]) -> Finding:
