@@ -256,7 +256,8 @@ def _compared(found: Golden, golden: Golden, states: int, wrong: Mapping[str, st
             Status.WARN,
             f"{physics}, but {len(visible)} of {len(levels)} scenes look otherwise, by up to "
             f"{max(levels.values()):.1f} of 255 levels: {', '.join(visible[:3])}",
-            "physics is as published and the assets are the same: install the pinned mujoco and its GL library",
+            "physics is as published and the assets are the same: take the renderer that make setup installs "
+            "(libosmesa6) if policies must see the same pictures as elsewhere",
         )
     same = sum(frame.sha256 == golden.frames[name].sha256 for name, frame in alike.items())
     pictures = f"{same} of {len(levels)} pictures equal the golden ones to the last bit"

@@ -95,7 +95,7 @@ def test_only_what_was_right_before_is_an_error() -> None:
     assert (broken.status, "s/t/4 fell" in broken.detail) == (doctor.Status.FAIL, True)
 
 
-def test_pictures_of_other_assets_are_not_compared() -> None:
+def test_pictures_of_other_assets_are_not_compared(simulator: LiberoSimulator) -> None:
     from ipvla.sim.standard.golden import Frame, Golden
 
     def shown(assets: str) -> Golden:
