@@ -68,6 +68,10 @@ def configure(cache_dir: Path, assets: Path | None = None) -> Path:
         vars(macros).update(CONSOLE_LOGGING_LEVEL=None, FILE_LOGGING_LEVEL=None)
         sys.modules["robosuite.macros_private"] = macros
 
+    if "mujoco" not in sys.modules:  # who imported it before may have built models, whose assets it then holds
+        from ipvla.sim.build_memory import without_asset_cache
+
+        without_asset_cache()
     import libero.libero
 
     # LIBERO downloads its assets from the Hugging Face hub unless it believes that it has a path already.

@@ -35,12 +35,12 @@ from libero.libero.envs.bddl_utils import get_problem_info
 from robosuite.controllers import load_controller_config
 from robosuite.utils.errors import RandomizationError
 
+from ipvla.sim.build_memory import release
 from ipvla.sim.drawing import RenderContext, draw_collision_meshes
 from ipvla.sim.libero import Hand, hand_of, rendered
 from ipvla.sim.perturbations.perturbation import Change, Perturbation
 from ipvla.sim.perturbations.scene import Scene
 from ipvla.sim.simulator import Split, StepOutcome, Task
-from ipvla.sim.standard.build_memory import release, without_asset_cache
 from ipvla.sim.standard.variants import register_variants
 
 #: Side of the shadow map in profile "fast"; LIBERO's is 4096.
@@ -71,7 +71,6 @@ class StandardProblem:
         world_seed: int = 0,
     ) -> None:
         self.task, self._initial_states = task, initial_states
-        without_asset_cache()
         register_variants()
         problem = _seen_on_demand(TASK_MAPPING[get_problem_info(str(bddl_file))["problem_name"]], profile)
         self._env = problem(

@@ -4,7 +4,7 @@ Of 2.2 GiB that a simulator of libero_object held, 1.0 GiB was of this kind: MuJ
 meshes (up to 500 MB per process), the last model's specification with all of them once more, and freed pages that
 the allocator did not return.
 
-Import only after `ipvla.sim.libero.configure`.
+Import only in or after `ipvla.sim.libero.configure`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _library() -> ctypes.CDLL:
 
 @cache
 def without_asset_cache() -> None:
-    """Decoded textures and meshes are not stored from the next model on; call it before a process's first."""
+    """Decoded textures and meshes are not stored. Only before a process's first model: later on MuJoCo crashes."""
     _library().mj_setCacheSize(_library().mj_globalCache(), 0)
 
 
