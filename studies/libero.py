@@ -27,6 +27,7 @@ from ray_jobs.command_line.settings import arguments, parse
 from ray_jobs.evaluate import EvaluateConfig, evaluate
 from ray_jobs.running.cluster import connect
 from studies.engine import Runner, entries, placed
+from studies.expert import suite_figures
 from studies.record import Figures, Target, conclude
 
 _MEASURE = """
@@ -89,13 +90,12 @@ def measure(study: LiberoStudy, suite: str, console: Console) -> Figures:
         sum(getattr(row, of) for table in tables for row in table.families) for of in ("k", "n")
     )
     return {
-        "success": {table.policy: table.to_dict() for table in tables},
+        "success": {table.policy: suite_figures(table)["tasks"] for table in tables},
         "all": {"k": successes, "n": episodes, "wilson95": list(wilson_interval(successes, episodes))},
         "train": {
             name: {"wall_s": summary.wall_s, "loss": summary.final_loss} for name, summary in trained.items()
         },
         "protocol": tables[0].fingerprint["protocol"],
-        "minutes": runner.seconds / 60,
     }
 
 

@@ -120,6 +120,17 @@ def _repeats(figures: Figures) -> str:
     return table(("training seed", "format", "memory", *families), rows)
 
 
+def _learned(figures: Figures) -> str:
+    """Success of trained policies on LIBERO's published initial states, by suite, task and training seed."""
+    policies = [name for suite in figures["suites"].values() for name in suite["success"]]
+    rows = [
+        (f"`libero_{suite}`", task.replace("_", " "), *(counted(of[task]) for of in played["success"].values()))
+        for suite, played in figures["suites"].items()
+        for task in next(iter(played["success"].values()))
+    ]
+    return table(("suite", "task", *dict.fromkeys(policies)), rows)
+
+
 def _figures(figures: Figures) -> str:
     rows = [(name, *(str(one[of]) for of in ("mean", "min", "max"))) for name, one in figures.items()]
     return table(("figure", "mean", "least", "largest"), rows)
@@ -360,6 +371,7 @@ def _over(figures: Figures) -> str:
 _KINDS: Mapping[str, tuple[str | None, Callable[[Figures], str]]] = {
     "success": (None, _success),
     "repeats": ("repeats", _repeats),
+    "learned": ("suites", _learned),
     "figures": (None, _figures),
     "expert": (None, _expert),
     "choice": (None, _choice),
