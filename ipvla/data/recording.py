@@ -74,7 +74,9 @@ class Recording:
                 f"{path}: orientation is {values.get('orientation')!r}; write one of {', '.join(ORIENTATIONS)}"
             )
         hz = values.get("control_hz")
-        every = int(values.get("pictures_every", 1))
+        every = values.get("pictures_every", 1)
+        if not isinstance(every, int) or every < 1:
+            raise DatasetError(f"{path}: pictures_every is {every!r}; write control steps, 1 or more")
         terms = values.get("terms")
         try:
             known = None if terms is None else Contract.from_dict(terms)

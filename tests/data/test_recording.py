@@ -93,3 +93,10 @@ def test_a_configured_standard_says_how_pictures_are_turned() -> None:
     with pytest.raises(ValueError, match="orientation is 'left'; choose one of upright"):
         StandardConfig({"front": "observation/image"}, orientation="left")  # type: ignore[arg-type]
     assert json.dumps(contract.to_dict())
+
+
+@pytest.mark.parametrize("every", [0, "four"])
+def test_pictures_that_come_never_are_refused(tmp_path: Path, every: object) -> None:
+    values = {"orientation": "upright", "pictures_every": every}
+    with pytest.raises(DatasetError, match=r"pictures_every is .*; write control steps, 1 or more"):
+        Recording._read("recording.json", json.dumps(values).encode())

@@ -17,6 +17,7 @@ from ipvla.models.backbones import (
     PaliGemmaConfig,
     TinyConfig,
 )
+from ipvla.models.backbones.residual_trunk import ResidualTrunk
 from ipvla.models.backbones.tiny_vlm import TinyVLM
 from ipvla.types import NO_TOKEN
 from tests.models.conftest import inputs_for
@@ -270,3 +271,11 @@ def test_tiny_takes_longer_prompts_where_it_is_told_to() -> None:
     for wrong in (1, 65):
         with pytest.raises(ValueError, match=f"max_prompt_tokens is {wrong}; tiny takes 2 to 64"):
             TinyConfig(max_prompt_tokens=wrong)
+
+
+@pytest.mark.parametrize("side", [96, 100])
+def test_the_residual_trunk_takes_pictures_of_any_side(side: int) -> None:
+    trunk = ResidualTrunk(side, num_views=2, channels=16, blocks=1, condition=8)
+    cells, keypoints = trunk(torch.zeros(3, 2, side, side, 3, dtype=torch.uint8), torch.zeros(3, 8))
+    assert cells.shape == (3, 2 * (-(-side // 8)) ** 2, 18)
+    assert keypoints.shape == (3, 2 * 16 * 3)

@@ -32,8 +32,8 @@ class FilmBlock(nn.Module):
 class ResidualTrunk(nn.Module):
     """Images [B, V, H, W, 3], condition [B, D] -> map [B, V * h * w, C + 2] and its keypoints [B, V * C * 3].
 
-    h = H / 8. The last two channels of the map are the cell's coordinates in [-1, 1]. A keypoint is x, y and a
-    reading there.
+    h = H / 8, rounded up. The last two channels of the map are the cell's coordinates in [-1, 1]. A keypoint is
+    x, y and a reading there.
     """
 
     grid: torch.Tensor
@@ -51,7 +51,7 @@ class ResidualTrunk(nn.Module):
         self.where = nn.Conv2d(channels, channels, 1)
         self.what = nn.Conv2d(channels, channels, 1)
         nn.init.normal_(self.where.weight, std=3 * channels**-0.5)  # else a keypoint is everywhere, hence nowhere
-        side = image_size // 8
+        side = -(-image_size // 8)
         line = (torch.arange(side) + 0.5) * 2 / side - 1
         grid = torch.stack([line[None].expand(side, side), line[:, None].expand(side, side)], -1)
         self.register_buffer("grid", grid.reshape(side * side, 2))
