@@ -219,6 +219,17 @@ class ExperimentConfig(StorageRoots):
             **({"forgetting": draccus.encode(self.protected_by)} if self.protected_by else {}),
         }
 
+    @staticmethod
+    def completed(identity: dict[str, Any]) -> dict[str, Any]:
+        """A recorded `identity` with the defaults of settings that have come since it was written."""
+        kinds = {"model": IPVLAConfig, "data": DataConfig, "lanes": LaneConfig, "forgetting": ForgettingConfig}
+        present = {name: kind for name, kind in kinds.items() if name in identity}
+        try:
+            read = {name: draccus.encode(draccus.decode(kind, identity[name])) for name, kind in present.items()}
+        except draccus.ParsingError:  # settings that are gone: the comparison names them
+            return identity
+        return {**identity, **read}
+
     @property
     def protected_by(self) -> ForgettingConfig | None:
         """`forgetting`, unless it is switched off."""

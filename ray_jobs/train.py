@@ -89,7 +89,7 @@ def work(
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
-            load_checkpoint(Path(directory), experiment.state, world, config.identity)
+            load_checkpoint(Path(directory), experiment.state, world, config.identity, config.completed)
     sink = open_sinks(config, experiment.state.step) if world.rank == 0 else Sinks()
 
     def save() -> None:

@@ -12,7 +12,7 @@ number of lanes in all, what is left of the epoch is laid onto those: memory sta
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,18 @@ def save_checkpoint(
         (directory / "training.json").write_text(json.dumps(written, indent=1))
 
 
-def load_checkpoint(directory: Path, state: TrainingState, world: World, identity: dict[str, Any]) -> None:
+def load_checkpoint(
+    directory: Path,
+    state: TrainingState,
+    world: World,
+    identity: dict[str, Any],
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> None:
     """Brings `state` to where `save_checkpoint` left it.
+
+    Args:
+        identity: of the run that resumes.
+        complete: gives an identity that an earlier version wrote the settings that have come since.
 
     Raises:
         CheckpointError: it is damaged, or of a run with another model, dataset or lanes.
@@ -71,7 +81,7 @@ def load_checkpoint(directory: Path, state: TrainingState, world: World, identit
         raise CheckpointError(
             f"the checkpoint {directory} cannot be read ({error}); delete it to go on from the one before"
         ) from None
-    if changes := differences(shared(written["identity"]), shared(identity)):
+    if changes := differences(shared(complete(written["identity"])), shared(identity)):
         raise CheckpointError(
             f"the checkpoint {directory} has model or data settings of another run ({changes}); give the run "
             "another name, or the settings it began with"

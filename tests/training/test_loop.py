@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,6 +177,21 @@ def test_a_checkpoint_of_another_run_is_refused(make_experiment: Make, tmp_path:
     other = replace(config, model=replace(config.model, memory=NoMemoryConfig()))
     with pytest.raises(CheckpointError, match=r"has model .*gru.*this run has .*none"):
         load_checkpoint(tmp_path / "c", other.build(WORLD).state, WORLD, other.identity)
+
+
+def test_a_checkpoint_from_before_a_setting_came_resumes_with_its_default(
+    make_experiment: Make, tmp_path: Path
+) -> None:
+    config = make_experiment()
+    experiment = config.build(WORLD)
+    save_checkpoint(tmp_path / "c", experiment.state, experiment.policy, WORLD, config.identity)
+    written = json.loads((tmp_path / "c" / "training.json").read_text())
+    del written["identity"]["model"]["backbone"]["trunk_blocks"], written["identity"]["data"]["augmentation"]
+    (tmp_path / "c" / "training.json").write_text(json.dumps(written))
+    load_checkpoint(tmp_path / "c", config.build(WORLD).state, WORLD, config.identity, config.completed)
+    other = replace(config, model=replace(config.model, backbone=replace(config.model.backbone, trunk_blocks=1)))
+    with pytest.raises(CheckpointError, match=r"trunk_blocks 0, this run has 1"):
+        load_checkpoint(tmp_path / "c", other.build(WORLD).state, WORLD, other.identity, other.completed)
 
 
 @pytest.mark.parametrize("lanes", [2, 6])
