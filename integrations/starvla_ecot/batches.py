@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 from collections.abc import Iterator
+from multiprocessing.context import BaseContext
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -32,7 +34,14 @@ class FrameLoader(DataLoader[list[Sample]]):
         self.frames = frames
         self._epoch = self._position = 0
         self._batches = _Batches(frames, batch_size, max(num_workers, 1))
-        super().__init__(self._batches, batch_size=None, num_workers=num_workers, collate_fn=collate)
+        start = _clean_start() if num_workers else None
+        super().__init__(
+            self._batches,
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=collate,
+            multiprocessing_context=start,
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration begins with this epoch's first batch."""
@@ -75,6 +84,15 @@ class FrameLoader(DataLoader[list[Sample]]):
             if batch:
                 yield batch
         self.set_epoch(self._epoch + 1)
+
+
+def _clean_start() -> BaseContext:
+    """Workers are forked from a small process with one thread: a fork of a training's own, with a simulator, Ray
+    or CUDA in it, has crashed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 class _Batches(IterableDataset[list[Sample]]):

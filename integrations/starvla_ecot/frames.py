@@ -107,7 +107,8 @@ class FrameDataset(IterableDataset[Sample]):
     """Samples of all datasets of the mix; one iteration is one epoch, the next iteration the next one.
 
     Where a DataLoader of your own has it read by worker processes, the epoch is counted there and lost: call
-    `set_epoch` before each epoch. `FrameLoader` needs no call.
+    `set_epoch` before each epoch, and give it `multiprocessing_context="forkserver"`: a fork of a process that has
+    read array_record may crash. `FrameLoader` does both.
 
     The order is a pure function of (members, configuration, epoch, number of parts). An episode belongs to one
     part of rank and worker, so that no frame comes twice. The shuffle buffer holds numbers; an episode is read

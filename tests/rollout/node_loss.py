@@ -42,11 +42,11 @@ def main(directory: Path) -> None:
         yielded.append(result)
         if len(yielded) == 5:
             cluster.remove_node(doomed, allow_graceful=False)
+            while alive_nodes() > 1:  # or the rest would be played before the death is noticed
+                time.sleep(0.2)
 
     with SimPool(Points(), 2, cpus_per_simulator=1) as pool, Journal(directory / "journal.sqlite", {}) as journal:
         results = evaluate_episodes(SPECS, pool, policy, journal, on_result=on_result)
-    while alive_nodes() > 1:  # episodes may end before the health check has noticed
-        time.sleep(0.2)
     outcome = {
         "outcomes": {r.spec.key: r.outcome for r in results},
         "attempts": sum(r.spec.attempt for r in results),

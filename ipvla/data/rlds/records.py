@@ -72,6 +72,9 @@ class ArrayRecordShard:
         self._left: list[Any] = []
         self._open()
 
+    def __reduce__(self) -> tuple[type[ArrayRecordShard], tuple[str]]:
+        return type(self), (self._path,)
+
     def places(self) -> Iterator[tuple[int, int]]:
         """The number of each record, and 0."""
         for number in range(self._reader.num_records() if self._reader.ok() else 0):

@@ -161,7 +161,9 @@ def test_ranks_and_workers_share_an_epoch_without_overlap(make_cfg: Cfg, world_s
 
 def test_another_loader_may_read_the_dataset_too(make_cfg: Cfg) -> None:
     frames = get_vla_dataset_ecot(make_cfg())
-    loader = DataLoader(frames, batch_size=5, num_workers=2, collate_fn=collate)
+    loader = DataLoader(
+        frames, batch_size=5, num_workers=2, collate_fn=collate, multiprocessing_context="forkserver"
+    )
     assert sorted(_all(itertools.chain.from_iterable(loader))) == KEPT
 
 
