@@ -37,6 +37,7 @@ from ray_jobs.command_line.cli import run
 from ray_jobs.running.attempts import ATTEMPTS_PER_SEED, Attempt, Demonstrator, Outcome, Staging, next_attempts
 from ray_jobs.running.cluster import connect, require_free_port
 from ray_jobs.running.display import CollectionDisplay, TaskProgress
+from ray_jobs.running.learner import LearnerConfig
 
 #: Of requests that were recorded before these could be chosen.
 _BEFORE = {"cameras": [CAMERA], "profile": "exact", "initial_states": "drawn", "showing": asdict(Showing())}
@@ -59,6 +60,7 @@ class CollectConfig(StorageRoots):
         profile: how they are drawn, see `ipvla.sim.suite.PROFILES`.
         initial_states: "drawn" anew for every demonstration, or "published": one demonstration from each initial
             state that evaluations play, in their order; the expert must solve as many as are asked for.
+        learner: a trained policy that plays the first steps of every episode, which the expert then corrects.
         showing: how often pictures are drawn, and from how far away the hand begins.
         dashboard_port: where to serve Ray's dashboard of a local cluster; by default there is none.
     """
@@ -73,6 +75,7 @@ class CollectConfig(StorageRoots):
     profile: str = "exact"
     initial_states: str = "drawn"
     showing: Showing = field(default_factory=Showing)
+    learner: LearnerConfig | None = None
     dashboard_port: int | None = None
 
     def __post_init__(self) -> None:
@@ -113,6 +116,10 @@ class CollectConfig(StorageRoots):
             raise ValueError(f"cameras: {list(views)}; name some of {list(known)}, each once")
         if self.profile not in facts.profiles:
             raise ValueError(f"profile: {self.profile!r}; {self.suite} is drawn {' or '.join(facts.profiles)}")
+        if self.learner is not None and not facts.takes_over:
+            raise ValueError(
+                f"learner: the expert of {self.suite} cannot take over in the middle of an episode; set it to null"
+            )
 
     @property
     def directory(self) -> Path:
@@ -177,6 +184,8 @@ def collect(config: CollectConfig, on_progress: OnProgress = lambda tasks: None)
     entry = suite_entry(config.suite)
     suite = entry.load(config.cache)
     counts = config.counts(suite)
+    if config.learner is not None and suite.facts.contract is not None:
+        config.learner.check(suite.facts.contract, config.views, config.suite)
     request = _request(config, suite, counts)
     if config.directory.exists():
         return _finished(config, request)
@@ -209,6 +218,7 @@ def _request(config: CollectConfig, suite: Suite, counts: dict[str, int]) -> dic
         "profile": config.profile,
         "initial_states": config.initial_states,
         "showing": asdict(config.showing),
+        "learner": config.learner and config.learner.identity,
     }
 
 
@@ -264,7 +274,7 @@ def _attempt_all(
     on_progress(_progress(counts, outcomes))
     if not jobs:
         return
-    views = (config.camera_size, config.views, config.profile, config.showing)
+    views = (config.camera_size, config.views, config.profile, config.showing, config.learner)
     suite = entry if entry.facts.settings else entry.name
     make = partial(Demonstrator, staging.directory, suite, config.cache, *views)
     simulators = config.num_simulators or min(cluster_cores(), cluster_room(entry.facts.simulator_bytes))

@@ -52,6 +52,10 @@ class DartNoise:
         return played
 
 
+#: Plays the first steps of an episode, as many as it draws, in the expert's place.
+Lead = Callable[[Simulator, np.random.Generator], None]
+
+
 class Watched(Protocol):
     """A simulator whose state can be read without drawing."""
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from ipvla.choices import did_you_mean
 from ipvla.contract import Contract
-from ipvla.sim.demonstration import Demonstration, Expert, Showing
+from ipvla.sim.demonstration import Demonstration, Expert, Lead, Showing
 from ipvla.sim.perturbations.perturbation import Perturbation
 from ipvla.sim.simulator import Simulator, Task
 
@@ -28,6 +28,7 @@ class SuiteFacts:
         contract: on which terms its simulators exchange observations and actions, all their cameras included; None
             compares nothing with policies.
         has_expert: there is a scripted expert, which also demonstrates.
+        takes_over: that expert can take over in the middle of an episode.
         perturbations: of LIBERO-Plus, those that its simulators can play (`ipvla.sim.perturbations`).
         replayable: the same actions lead to the same episode, so videos can be made from a journal.
         packages: name in results -> distribution package whose version physics or pixels depend on.
@@ -44,6 +45,7 @@ class SuiteFacts:
     profiles: tuple[str, ...] = ("exact",)
     contract: Contract | None = None
     has_expert: bool = False
+    takes_over: bool = False
     perturbations: tuple[str, ...] = ()
     replayable: bool = True
     packages: Mapping[str, str] = field(default_factory=dict)
@@ -69,6 +71,7 @@ class Suite:
         expert: (simulator at the start of an episode, the episode's seed) -> who solves it; None if nobody does.
         demonstrate: (simulator, seed, how it is shown) -> the expert's demonstration of that episode, None if it
             failed.
+        correct: the same after a learner's first steps; None where the expert cannot take over.
         facts: known without opening it.
         perturb: perturbs the episodes that a simulator begins from now on, or no longer; None where it cannot.
     """
@@ -80,6 +83,7 @@ class Suite:
     unlisted: Callable[[str], Task | None] = lambda name: None
     expert: Callable[[Simulator, int], Expert] | None = None
     demonstrate: Callable[[Simulator, int, Showing], Demonstration | None] | None = None
+    correct: Callable[[Simulator, int, Showing, Lead], Demonstration | None] | None = None
     facts: SuiteFacts = field(default_factory=SuiteFacts)
     perturb: Callable[[Simulator, Perturbation | None], None] | None = None
 

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from ipvla.sim.libero import CAMERA
 from ipvla.sim.simulator import Simulator, Split
 from ipvla.sim.suite import SuiteEntry
 from ipvla.sim.suites import suite_entry
+from ray_jobs.running.learner import LearnerConfig
 
 #: Seeds of different collections cannot overlap: attempt i of seed s plays layout s * 10^6 + i of the train split.
 ATTEMPTS_PER_SEED = 1_000_000
@@ -130,12 +131,15 @@ class Demonstrator:
         cameras: Sequence[str] = (CAMERA,),
         profile: str = "exact",
         showing: Showing = _AS_IT_IS,
+        learner: LearnerConfig | None = None,
     ) -> None:
         self._staging = Staging(staging)
         entry = suite_entry(suite) if isinstance(suite, str) else suite
         self._suite = entry.load(cache_dir)
         assert self._suite.demonstrate is not None, "collect checks this before"
         self._demonstrate = self._suite.demonstrate
+        if learner is not None:
+            self._demonstrate = self._correcting(learner)
         self._camera_size, self._cameras, self._profile = camera_size, cameras, profile
         self._showing = showing
         self._simulators: OrderedDict[str, Simulator] = OrderedDict()
@@ -152,6 +156,13 @@ class Demonstrator:
         outcome = Outcome(demonstration is not None, simulator.t, cpu_s)
         self._staging.add(attempt, outcome, demonstration)
         return outcome
+
+    def _correcting(self, learner: LearnerConfig) -> Callable[[Simulator, int, Showing], Demonstration | None]:
+        correct, contract = self._suite.correct, self._suite.facts.contract
+        assert correct is not None, "collect checks this before"
+        assert contract is not None, "of a suite with such an expert"
+        lead = learner.build(contract, self._suite.name)
+        return lambda simulator, seed, showing: correct(simulator, seed, showing, lead)
 
     def _simulator(self, task: str) -> Simulator:
         if task not in self._simulators:

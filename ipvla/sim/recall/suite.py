@@ -36,7 +36,7 @@ def recall_suite(cache_dir: Path) -> Suite:
         write_text(arena_file, arena_mjcf())
         return LiberoSimulator(RecallProblem(bddl_file, arena_file, task), task, camera_size, cameras)
 
-    return Suite("recall", VERSION, TASKS, build, unlisted_task, expert, demonstrate, _FACTS)
+    return Suite("recall", VERSION, TASKS, build, unlisted_task, expert, demonstrate, facts=_FACTS)
 
 
 def bddl_text(task: RecallTask) -> str:

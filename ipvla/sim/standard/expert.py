@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from ipvla.sim.demonstration import DartNoise, Demonstration, Showing, Vector, demonstration_of
+from ipvla.sim.demonstration import DartNoise, Demonstration, Lead, Showing, Vector, demonstration_of
 from ipvla.sim.libero import LiberoSimulator
 from ipvla.sim.simulator import Simulator
 from ipvla.sim.standard.geometry import SceneGeometry
@@ -193,10 +193,13 @@ def _standard_problem(simulator: Simulator) -> StandardProblem:
     return problem
 
 
-def demonstrate(simulator: Simulator, seed: int, showing: Showing | None = None) -> Demonstration | None:
+def demonstrate(
+    simulator: Simulator, seed: int, showing: Showing | None = None, lead: Lead | None = None
+) -> Demonstration | None:
     """One attempt of the expert at the episode of this seed, from when it has settled.
 
     With `showing.start_offset_m` the hand is moved before, unseen, up to that far along each axis (never down).
+    `lead` plays then, unseen too, and the expert goes on from where it leads.
 
     Returns:
         The demonstration, or None when the attempt took longer than the task's horizon.
@@ -209,6 +212,8 @@ def demonstrate(simulator: Simulator, seed: int, showing: Showing | None = None)
     settle(simulator)
     if showing.start_offset_m:
         _move_away(simulator, rng, showing.start_offset_m)
+    if lead is not None:
+        lead(simulator, rng)
     solver = PickAndPlaceExpert(simulator, rng)
     assert isinstance(simulator, LiberoSimulator), "the expert checks this"
     return demonstration_of(solver, simulator, seed, DartNoise(rng, _NOISE_SHARE), showing.watch(simulator))

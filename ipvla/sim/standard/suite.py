@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ipvla.contract import HAND
-from ipvla.sim.demonstration import Demonstration, Expert, Showing
+from ipvla.sim.demonstration import Demonstration, Expert, Lead, Showing
 from ipvla.sim.environment import gl_environment
 from ipvla.sim.libero import PACKAGES, LiberoSimulator, configure
 from ipvla.sim.perturbations import DIMENSIONS, Perturbation
@@ -29,6 +29,7 @@ def libero_entry(name: str, has_expert: bool = False) -> SuiteEntry:
         profiles=PROFILES,
         contract=HAND,
         has_expert=has_expert,
+        takes_over=has_expert,
         perturbations=tuple(one for one in DIMENSIONS if one != "language" or reworded(name)),
         packages=PACKAGES,
         environment=gl_environment,
@@ -65,6 +66,7 @@ def standard_suite(name: str, facts: SuiteFacts, cache_dir: Path) -> Suite:
         build,
         expert=_expert if facts.has_expert else None,
         demonstrate=_demonstrate if facts.has_expert else None,
+        correct=_correct if facts.takes_over else None,
         perturb=_perturb,
         facts=facts,
     )
@@ -80,6 +82,12 @@ def _demonstrate(simulator: Simulator, seed: int, showing: Showing) -> Demonstra
     from ipvla.sim.standard.expert import demonstrate
 
     return demonstrate(simulator, seed, showing)
+
+
+def _correct(simulator: Simulator, seed: int, showing: Showing, lead: Lead) -> Demonstration | None:
+    from ipvla.sim.standard.expert import demonstrate
+
+    return demonstrate(simulator, seed, showing, lead)
 
 
 def _perturb(simulator: Simulator, perturbation: Perturbation | None) -> None:
