@@ -15,11 +15,17 @@ import psutil
 import pytest
 
 from ipvla.data.dataset import open_dataset
+from ipvla.data.lanes import LaneConfig
 from ipvla.data.source import DatasetError
+from ipvla.experiment import DataConfig, ExperimentConfig
+from ipvla.models.memory import NoMemoryConfig
+from ipvla.models.vla import IPVLAConfig
 from ipvla.sim.demonstration import Demonstration
 from ipvla.storage import SOURCE_TREE
+from ipvla.training.parallel import World
 from ray_jobs.collect import CollectConfig, collect
 from ray_jobs.running.attempts import Attempt, Outcome, Staging, next_attempts
+from ray_jobs.running.learner import LearnerConfig
 
 WANTED = {"ground_red": 3, "ground_blue": 2}
 
@@ -233,3 +239,35 @@ def test_the_expert_of_a_standard_suite_fills_a_dataset(ray_cluster, standard_ca
     assert list(dataset.tasks) == [soup] * 2
     assert all(50 < length < 280 for length in dataset.lengths), "within the protocols' horizon"
     assert dataset.episode(0).image(0, "agentview").shape == (32, 32, 3)
+
+    trained = ExperimentConfig(
+        storage_root=tmp_path,
+        data=DataConfig(dataset="soup", image_size=32),
+        lanes=LaneConfig(lanes=1, window=4, stride=4),
+        model=IPVLAConfig(memory=NoMemoryConfig()),
+    )
+    trained.build(World()).policy.save(tmp_path / "learner")
+    learner = LearnerConfig(tmp_path / "learner", steps=100)
+    corrected = replace(config, dataset="corrections", demonstrations={soup: 1}, learner=learner)
+    assert collect(corrected).demos == 1
+    begun, led = dataset.episode(0).state[0], open_dataset(corrected.directory).episode(0).state[0]
+    assert np.abs(led[:3] - begun[:3]).max() > 0.02, "the learner moved the hand before the expert took over"
+    assert json.loads(corrected.record.read_text())["request"]["learner"] == learner.identity
+    with pytest.raises(DatasetError, match=r"learner: .* was collected with .*steps.*100.*, not None"):
+        collect(replace(corrected, learner=None))
+
+
+def test_a_learner_that_cannot_be_corrected_is_refused(tmp_path, standard_cache):
+    with pytest.raises(ValueError, match=r"learner: the expert of recall cannot take over in the middle of an ep"):
+        config_in(tmp_path, learner=LearnerConfig(tmp_path, 5))
+    with pytest.raises(ValueError, match=r"learner\.steps is 0; let it play 1 control step or more"):
+        LearnerConfig(tmp_path, 0)
+    missing = config_in(
+        tmp_path,
+        cache_dir=standard_cache,
+        suite="libero_object",
+        demonstrations={"pick_up_the_milk_and_place_it_in_the_basket": 1},
+        learner=LearnerConfig(tmp_path / "none", 5),
+    )
+    with pytest.raises(ValueError, match=r"learner.policy: there is no policy.json in .*none; give a trained"):
+        collect(missing)
