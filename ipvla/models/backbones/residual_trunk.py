@@ -48,8 +48,8 @@ class ResidualTrunk(nn.Module):
         )
         self.views = nn.Parameter(torch.randn(num_views, condition) * 0.3)
         self.blocks = nn.ModuleList(FilmBlock(channels, condition) for _ in range(blocks))
-        self.where = nn.Conv2d(channels, channels, 1)
-        self.what = nn.Conv2d(channels, channels, 1)
+        # linear along the channels, so that adapters and their statistics know them as any linear layer
+        self.where, self.what = nn.Linear(channels, channels), nn.Linear(channels, channels)
         nn.init.normal_(self.where.weight, std=3 * channels**-0.5)  # else a keypoint is everywhere, hence nowhere
         side = -(-image_size // 8)
         line = (torch.arange(side) + 0.5) * 2 / side - 1
@@ -67,9 +67,10 @@ class ResidualTrunk(nn.Module):
         by_view = (condition[:, None] + self.views.to(condition.dtype)).flatten(0, 1)
         for block in self.blocks:
             x = block(x, by_view)
-        weight = self.where(x).flatten(2).float().softmax(-1)
-        place = weight @ self.grid
-        seen = (weight * self.what(x).flatten(2)).sum(-1, keepdim=True)
-        cells = x.flatten(2).transpose(1, 2).reshape(b, -1, x.shape[1])
+        cells = x.flatten(2).transpose(1, 2)
+        weight = self.where(cells).float().softmax(1)
+        place = weight.transpose(1, 2) @ self.grid
+        seen = (weight * self.what(cells)).sum(1)[..., None]
+        cells = cells.reshape(b, -1, cells.shape[-1])
         perception = torch.cat([cells, self.grid.to(x.dtype).repeat(b, v, 1)], -1)
         return perception, torch.cat([place, seen], -1).reshape(b, -1)
