@@ -1,34 +1,47 @@
-"""A policy learns LIBERO from nothing: demonstrations, trainings, published initial states, by protocol `ipvla`.
+"""What LIBERO shows, part by part: assets, what a policy learns, what it forgets, and how robust it is.
 
-    python -m studies.libero [--suites "[object]"] [--seeds "[0]"] [--quick]
+    python -m studies.libero [--parts "[object]"] [--seeds "[0]"] [--quick]
 
-Suites are those of `studies/libero.yaml`. Needs the original assets (`make assets`). A full run writes
-`benchmarks/results/libero.json`; one that was interrupted goes on where it was, if it gets the same storage root.
-`--quick` trains one seed for a few steps on two tasks, plays each once, and writes nothing.
+- assets: both packages' task files and initial states are the same; what a simulator takes.
+- object, spatial: from nothing to a policy: demonstrations, trainings, published initial states, protocol `ipvla`.
+- forgetting: the policies on libero_object are fine-tuned on libero_spatial (`studies.libero_forgetting`).
+- pro, plus: the first seed's policy on libero_object in LIBERO-PRO's 16 suites, and under LIBERO-Plus' dimensions.
+
+Parts after `object` need its policies. Needs the original assets (`make assets`). A full run writes every part to
+`benchmarks/results/libero.json` beside what is there of the others; one that was interrupted goes on where it was,
+if it gets the same storage root. `--quick` does a little of each part, and its results mean nothing.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from rich.console import Console
 
 from evaluators.intervals import wilson_interval
-from ipvla.sim.standard.tasks import HORIZONS, PRO_ROOT, bddl_file, initial_states, standard_tasks
-from ipvla.storage import SOURCE_TREE, StorageRoots
+from ipvla.experiment import ExperimentConfig
+from ipvla.sim.standard.tasks import HORIZONS, PRO_ROOT, PRO_SUITES, bddl_file, initial_states, standard_tasks
+from ipvla.storage import SOURCE_TREE
 from ray_jobs.collect import CollectConfig
 from ray_jobs.command_line.cli import run
 from ray_jobs.command_line.settings import arguments, parse
 from ray_jobs.evaluate import EvaluateConfig, evaluate
+from ray_jobs.robustness import RobustnessConfig
+from ray_jobs.robustness import measure as measure_robustness
 from ray_jobs.running.cluster import connect
 from studies.engine import Runner, entries, placed
 from studies.expert import suite_figures
-from studies.record import Figures, Target, conclude
+from studies.libero_forgetting import ForgettingOnLibero
+from studies.libero_forgetting import measure as measure_forgetting
+from studies.record import Figures, PartStudy, Target, measure_parts
+
+_LEVELS: Final = (1, 3, 5)
 
 _MEASURE = """
 import sys
@@ -43,22 +56,21 @@ print(psutil.Process().memory_info().rss / 2**30)
 
 
 @dataclass(frozen=True)
-class LiberoStudy(StorageRoots):
+class LiberoStudy(PartStudy):
     """What is trained and played.
 
     Attributes:
-        quick: everything in small, in a temporary place unless a storage root is given; results mean nothing.
-        suites: of `studies/libero.yaml`.
         seeds: of the trainings.
+        states: published initial states per task, of pro and plus.
     """
 
-    quick: bool = False
-    suites: tuple[str, ...] = ("object",)
+    all_parts: ClassVar[tuple[str, ...]] = ("assets", "object", "spatial", "forgetting", "pro", "plus")
     seeds: tuple[int, ...] = (0, 1, 2)
+    states: int = 2
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.suites) - set(entries("libero"))):
-            raise ValueError(f"suites: {', '.join(unknown)}; choose among {', '.join(entries('libero'))}")
+        super().__post_init__()
+        self.require_at_least(1, "states")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds is {list(self.seeds)}; give at least one, all different")
 
@@ -71,32 +83,99 @@ class LiberoStudy(StorageRoots):
         path = SOURCE_TREE / "ray_jobs" / "experiments" / "libero" / suite / ("quick" if self.quick else "")
         return ["--config_path", str(path / f"{job}.yaml"), *arguments(self.directories)]
 
+    def training(self, suite: str, seed: int) -> list[str]:
+        """`ray_jobs.train` for one seed's policy."""
+        return [
+            *self.preset(suite, "train"),
+            *arguments({"name": f"seed{seed}", "seed": seed, "lanes.seed": seed}),
+        ]
 
-def measure(study: LiberoStudy, suite: str, console: Console) -> Figures:
-    """Collects, trains and plays what is missing of one suite."""
-    names = [f"seed{seed}" for seed in study.training_seeds]
-    played = parse(EvaluateConfig, [*study.preset(suite, "evaluate"), *arguments({"policies": names})])
-    runner = Runner(study.runs / played.study, console)
-    runner.collect([parse(CollectConfig, study.preset(suite, "collect"))])
-    numbers = {
-        name: {"name": name, "seed": seed, "lanes.seed": seed}
-        for name, seed in zip(names, study.training_seeds, strict=True)
-    }
-    runs = {name: [*study.preset(suite, "train"), *arguments(values)] for name, values in numbers.items()}
-    trained = runner.train(f"trainings on {suite}", runs)
-    with runner.stage("published initial states"):
-        tables = evaluate(played, console).tables
-    successes, episodes = (
-        sum(getattr(row, of) for table in tables for row in table.families) for of in ("k", "n")
-    )
-    return {
-        "success": {table.policy: suite_figures(table)["tasks"] for table in tables},
-        "all": {"k": successes, "n": episodes, "wilson95": list(wilson_interval(successes, episodes))},
-        "train": {
-            name: {"wall_s": summary.wall_s, "loss": summary.final_loss} for name, summary in trained.items()
-        },
-        "protocol": tables[0].fingerprint["protocol"],
-    }
+    def policy(self, suite: str, seed: int) -> Path:
+        """Where it lies.
+
+        Raises:
+            ValueError: it was not trained yet.
+        """
+        directory = parse(ExperimentConfig, self.training(suite, seed)).run_directory / "policy"
+        if not (directory / "policy.json").exists():
+            raise ValueError(f'parts: there is no policy in {directory}; run --parts "[{suite}]" first')
+        return directory
+
+    def played(self, suite: str, **changes: Any) -> EvaluateConfig:
+        """The evaluation of all seeds' policies."""
+        names = {"policies": [f"seed{seed}" for seed in self.training_seeds]}
+        return parse(EvaluateConfig, [*self.preset(suite, "evaluate"), *arguments({**names, **changes})])
+
+
+class Parts:
+    """Measures them; Ray must be connected."""
+
+    def __init__(self, study: LiberoStudy, console: Console) -> None:
+        self._study, self._console = study, console
+
+    def measure(self, part: str) -> Figures:
+        """Of one part, what is missing and then the figures."""
+        return {
+            "assets": self._assets,
+            "object": lambda: self._learned("object"),
+            "spatial": lambda: self._learned("spatial"),
+            "forgetting": self._forgetting,
+            "pro": self._pro,
+            "plus": self._plus,
+        }[part]()
+
+    def _assets(self) -> Figures:
+        return {"equal": assets_equal(), "rss_gib_per_simulator": rss_gib(self._study.cache)}
+
+    def _learned(self, suite: str) -> Figures:
+        study = self._study
+        played = study.played(suite)
+        runner = Runner(study.runs / played.study, self._console)
+        runner.collect([parse(CollectConfig, study.preset(suite, "collect"))])
+        runs = {f"seed{seed}": study.training(suite, seed) for seed in study.training_seeds}
+        trained = runner.train(f"trainings on {suite}", runs)
+        with runner.stage("published initial states"):
+            tables = evaluate(played, self._console).tables
+        rows = [row for table in tables for row in table.families]
+        successes, episodes = sum(row.k for row in rows), sum(row.n for row in rows)
+        return {
+            "success": {table.policy: suite_figures(table)["tasks"] for table in tables},
+            "all": {"k": successes, "n": episodes, "wilson95": list(wilson_interval(successes, episodes))},
+            "train": {
+                name: {"wall_s": summary.wall_s, "loss": summary.final_loss} for name, summary in trained.items()
+            },
+            "protocol": tables[0].fingerprint["protocol"],
+            "seeds": list(study.training_seeds),
+        }
+
+    def _forgetting(self) -> Figures:
+        study = self._study
+        bases = {seed: study.policy("object", seed) for seed in study.training_seeds}
+        seeds = [ForgettingOnLibero(seed, base, study.directories, study.quick) for seed, base in bases.items()]
+        return measure_forgetting(seeds, study.cache, Runner(study.runs / "libero_forgetting", self._console))
+
+    def _pro(self) -> Figures:
+        study, seed = self._study, self._study.training_seeds[0]
+        policy, own = {f"seed{seed}": study.policy("object", seed)}, study.played("object").success
+        runner = Runner(study.runs / "libero_pro", self._console)
+        figures: Figures = {}
+        for suite in PRO_SUITES[:1] if study.quick else PRO_SUITES:
+            tasks = [task.name for task in standard_tasks(suite)][: 1 if study.quick else None]
+            success = replace(own, suite=suite, episodes=dict.fromkeys(tasks, study.states))
+            (table,) = runner.play(suite, policy, success, study.cache, suite).values()
+            figures[suite] = suite_figures(table)["all"]
+        return {"suites": figures, "seeds": [seed]}
+
+    def _plus(self) -> Figures:
+        study, seed = self._study, self._study.training_seeds[0]
+        study.policy("object", seed)
+        own = study.played("object", policies=[f"seed{seed}"])
+        few = dict.fromkeys(own.success.episodes, 1 if study.quick else study.states)
+        levels = {"levels": list(_LEVELS[:1] if study.quick else _LEVELS), "success.episodes": few}
+        flags = arguments({"policies": list(own.policies), **levels})
+        config = parse(RobustnessConfig, [*study.preset("object", "evaluate"), *flags])
+        (found,) = measure_robustness(config, self._console)
+        return {"rows": [row.to_dict() for row in found.rows], "seeds": [seed]}
 
 
 def assets_equal() -> float:
@@ -118,26 +197,30 @@ def rss_gib(cache: Path) -> float:
 
 
 def targets(figures: Figures) -> list[Target]:
-    """What was aimed at."""
-    met: list[Target] = [
-        Target("assets_equal", figures["assets_equal"], 1.0, True),
-        Target("rss_gib_per_simulator", figures["rss_gib_per_simulator"], 1.6, False),
+    """What was aimed at; a part that was not measured meets nothing."""
+    assets, forgetting = figures.get("assets", {}), figures.get("forgetting", {})
+    aims = [
+        Target("assets_equal", assets.get("equal"), 1.0, True),
+        Target("rss_gib_per_simulator", assets.get("rss_gib_per_simulator"), 1.6, False),
     ]
     for suite, bound in entries("libero").items():
-        of: dict[str, Any] | None = figures["suites"].get(suite)
+        of: Mapping[str, Any] | None = figures.get(suite)
         rate = None if of is None else of["all"]["k"] / of["all"]["n"]
         interval = None if of is None else tuple(of["all"]["wilson95"])
-        met.append(Target(f"libero_{suite}_success", rate, bound, True, interval=interval))
-    return met
+        aims.append(Target(f"libero_{suite}_success", rate, bound, True, interval=interval))
+    ratio = forgetting.get("ratios", {}).get("input_decay")
+    aims.append(Target.of("forgetting_ratio_to_lora_libero", ratio, 0.5))
+    dimensions = {row["dimension"] for row in figures.get("plus", {}).get("rows", [])} - {"total"}
+    aims.append(Target("pro_suites", len(figures.get("pro", {}).get("suites", [])), len(PRO_SUITES), True))
+    aims.append(Target("plus_dimensions", len(dimensions), 5, True))
+    return aims
 
 
 def main(study: LiberoStudy) -> None:
-    """Runs what is missing, prints, and on a full run records."""
+    """Runs what is missing of the parts, prints, and on a full run records."""
     console = Console()
     with placed(study, study.quick) as here, connect(here):
-        suites = {suite: measure(here, suite, console) for suite in here.suites}
-        figures = {"suites": suites, "assets_equal": assets_equal(), "rss_gib_per_simulator": rss_gib(here.cache)}
-    conclude("libero", study.training_seeds, figures, targets(figures), console, quick=study.quick)
+        measure_parts("libero", here, Parts(here, console).measure, targets, console, here.training_seeds)
 
 
 if __name__ == "__main__":

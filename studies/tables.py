@@ -122,13 +122,37 @@ def _repeats(figures: Figures) -> str:
 
 def _learned(figures: Figures) -> str:
     """Success of trained policies on LIBERO's published initial states, by suite, task and training seed."""
-    policies = [name for suite in figures["suites"].values() for name in suite["success"]]
+    suites = {name: figures[name] for name in ("object", "spatial") if name in figures}
+    policies = [name for suite in suites.values() for name in suite["success"]]
     rows = [
         (f"`libero_{suite}`", task.replace("_", " "), *(counted(of[task]) for of in played["success"].values()))
-        for suite, played in figures["suites"].items()
+        for suite, played in suites.items()
         for task in next(iter(played["success"].values()))
     ]
-    return table(("suite", "task", *dict.fromkeys(policies)), rows)
+    rows += [(f"`libero_{suite}`", "**all seeds**", counted(_whole(of["all"]))) for suite, of in suites.items()]
+    columns = dict.fromkeys(policies)
+    return table(("suite", "task", *columns), [row + ("",) * (2 + len(columns) - len(row)) for row in rows])
+
+
+def _pro(figures: Figures) -> str:
+    """Success in LIBERO-PRO's suites of a policy that was trained on libero_object."""
+    rows = [(f"`{suite}`", counted(_whole(of))) for suite, of in figures["pro"]["suites"].items()]
+    return table(("suite", "success"), rows)
+
+
+def _plus(figures: Figures) -> str:
+    """Success under LIBERO-Plus' perturbations, and the difference to the same states without any."""
+    rows = []
+    for row in figures["plus"]["rows"]:
+        low, high = row["difference95"] or (None, None)
+        difference = {"value": row["difference"], "low": low, "high": high}
+        level = "all" if row["level"] is None else str(row["level"])
+        rows.append((row["dimension"], level, counted(row), estimate(difference, signed=True)))
+    return table(("dimension", "level", "success", "minus unperturbed"), rows)
+
+
+def _whole(one: Figures) -> Figures:
+    return {"rate": one["k"] / one["n"], **one}
 
 
 def _figures(figures: Figures) -> str:
@@ -371,7 +395,10 @@ def _over(figures: Figures) -> str:
 _KINDS: Mapping[str, tuple[str | None, Callable[[Figures], str]]] = {
     "success": (None, _success),
     "repeats": ("repeats", _repeats),
-    "learned": ("suites", _learned),
+    "learned": ("object", _learned),
+    "pro": ("pro", _pro),
+    "plus": ("plus", _plus),
+    "libero_sequence": ("forgetting", lambda figures: _sequence({"sequence": figures["forgetting"]})),
     "figures": (None, _figures),
     "expert": (None, _expert),
     "choice": (None, _choice),
