@@ -41,6 +41,7 @@ from ipvla.sim.libero import Hand, hand_of, rendered
 from ipvla.sim.perturbations.perturbation import Change, Perturbation
 from ipvla.sim.perturbations.scene import Scene
 from ipvla.sim.simulator import Split, StepOutcome, Task
+from ipvla.sim.standard.assets import AssetsError
 from ipvla.sim.standard.variants import register_variants
 
 #: Side of the shadow map in profile "fast"; LIBERO's is 4096.
@@ -60,6 +61,9 @@ class StandardProblem:
         initial_states: float64 [n, state], the published ones.
         profile: how pictures are drawn, see `ipvla.sim.suites.PROFILES`.
         world_seed: as public evaluations seed an environment before its first reset.
+
+    Raises:
+        AssetsError: the file is no task of LIBERO's, or the initial states are those of another world.
     """
 
     def __init__(
@@ -72,8 +76,7 @@ class StandardProblem:
     ) -> None:
         self.task, self._initial_states = task, initial_states
         register_variants()
-        problem = _seen_on_demand(TASK_MAPPING[get_problem_info(str(bddl_file))["problem_name"]], profile)
-        self._env = problem(
+        self._env = _seen_on_demand(_problem_class(bddl_file), profile)(
             str(bddl_file),
             robots=["Panda"],
             controller_configs=load_controller_config(default_controller="OSC_POSE"),
@@ -81,6 +84,11 @@ class StandardProblem:
             use_camera_obs=False,
             ignore_done=True,
         )
+        if (size := 1 + self._model.nq + self._model.nv) != initial_states.shape[1]:
+            raise AssetsError(
+                f"the initial states of {task.name} have {initial_states.shape[1]} numbers, its world has {size}: "
+                "they are of another model; install the packages again: make assets"
+            )
         self._drawn = self._bodies()  # where a world has its fixtures before it draws their places
         self._draw(world_seed)
         self._env.hard_reset = False
@@ -306,6 +314,19 @@ class _SampleClock:
             self.elapsed %= self._period
             self.sampled = False
         return due
+
+
+def _problem_class(bddl_file: Path) -> Any:
+    """LIBERO's class for a task file. AssetsError if it is none."""
+    try:
+        name = get_problem_info(str(bddl_file))["problem_name"]
+    except Exception as error:  # of the parser, of no narrower type
+        raise AssetsError(
+            f"{bddl_file} is no task file ({error}); install the package again: make assets"
+        ) from None
+    if name not in TASK_MAPPING:
+        raise AssetsError(f"{bddl_file} is of problem {name!r}; LIBERO has {', '.join(sorted(TASK_MAPPING))}")
+    return TASK_MAPPING[name]
 
 
 def _seen_on_demand(problem: type, profile: str) -> type:

@@ -7,7 +7,9 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -81,10 +83,19 @@ def initial_states(suite: str, task: str) -> npt.NDArray[np.float64]:
     """float64 [50, 1 + positions + velocities]: the published initial states, as MuJoCo's flattened state.
 
     Raises:
-        AssetsError: LIBERO-PRO's package has to be installed.
+        AssetsError: LIBERO-PRO's package has to be installed, or the file is damaged.
     """
     path = _root(suite) / "init_files" / suite / f"{task}.pruned_init"
-    if suite in PRO_SUITES:
+    try:
+        return _states(path, suite in PRO_SUITES)
+    except (OSError, ValueError, LookupError, EOFError, RuntimeError, BadZipFile, UnpicklingError) as error:
+        raise AssetsError(
+            f"the initial states {path} cannot be read ({error}); install the package again: make assets"
+        ) from None
+
+
+def _states(path: Path, packed: bool) -> npt.NDArray[np.float64]:
+    if packed:
         with np.load(f"{path}.npz", allow_pickle=False) as stored:
             return np.asarray(stored["states"], dtype=np.float64)
     import torch
