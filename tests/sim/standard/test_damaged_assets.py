@@ -15,17 +15,15 @@ from ipvla.sim.standard.tasks import bddl_file, initial_states, standard_tasks
 SUITE, TASK = "libero_object", "pick_up_the_milk_and_place_it_in_the_basket"
 
 
-@pytest.mark.parametrize(
-    ("content", "told"), [(b"", "cannot be read"), (b"PK\x03\x04 and no more", "cannot be read")]
-)
-def test_damaged_initial_states(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, told: str
-) -> None:
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more"])
+def test_damaged_initial_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     path = tmp_path / "init_files" / SUITE / f"{TASK}.pruned_init"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     monkeypatch.setattr(tasks_module, "package_directory", lambda: tmp_path)
-    with pytest.raises(AssetsError, match=rf"the initial states .*{TASK}.pruned_init {told}.*: make assets"):
+    with pytest.raises(
+        AssetsError, match=rf"the initial states .*{TASK}.pruned_init cannot be read .*: make assets"
+    ):
         initial_states(SUITE, TASK)
 
 
@@ -36,7 +34,7 @@ def test_damaged_initial_states(
         (lambda text: "", r"milk.bddl is no task file \(.*make assets"),
         (
             lambda text: text.replace("LIBERO_Floor_Manipulation", "Kitchen"),
-            "is of problem 'kitchen'; LIBERO has ",
+            "is of problem 'kitchen'; LIBERO",
         ),
     ],
 )
@@ -58,7 +56,5 @@ def test_initial_states_of_another_model(standard_cache: Path) -> None:
     from ipvla.sim.standard.problem import StandardProblem
 
     (task,) = (one for one in standard_tasks(SUITE) if one.name == TASK)
-    with pytest.raises(
-        AssetsError, match=r"the initial states of .*milk.* have 40 numbers, and its world has \d+: "
-    ):
+    with pytest.raises(AssetsError, match=r"initial states of .*milk.* have 40 numbers, its world has \d+: "):
         StandardProblem(bddl_file(SUITE, TASK), task, np.zeros((50, 40)))
