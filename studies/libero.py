@@ -41,6 +41,7 @@ from studies.libero_forgetting import ForgettingOnLibero
 from studies.libero_forgetting import measure as measure_forgetting
 from studies.record import Figures, PartStudy, Target, measure_parts
 
+_PRESETS: Final = SOURCE_TREE / "ray_jobs" / "experiments" / "libero"
 _LEVELS: Final = (1, 3, 5)
 
 _MEASURE = """
@@ -80,30 +81,48 @@ class LiberoStudy(PartStudy):
 
     def preset(self, suite: str, job: str) -> list[str]:
         """The command line of a job by its preset, in this study's directories."""
-        path = SOURCE_TREE / "ray_jobs" / "experiments" / "libero" / suite / ("quick" if self.quick else "")
+        path = _PRESETS / suite / ("quick" if self.quick else "")
         return ["--config_path", str(path / f"{job}.yaml"), *arguments(self.directories)]
 
-    def training(self, suite: str, seed: int) -> list[str]:
-        """`ray_jobs.train` for one seed's policy."""
-        return [
-            *self.preset(suite, "train"),
-            *arguments({"name": f"seed{seed}", "seed": seed, "lanes.seed": seed}),
-        ]
+    def training(self, suite: str, seed: int, corrected: bool = False) -> list[str]:
+        """`ray_jobs.train` for one seed's first policy, or on from there with corrections."""
+        values: dict[str, Any] = {"seed": seed, "lanes.seed": seed}
+        if not corrected:
+            return [*self.preset(suite, "train"), *arguments({"name": f"seed{seed}", **values})]
+        values |= {"name": self.name(suite, seed), "start_from": self.first(suite, seed)}
+        return [*self.preset(suite, "train_corrections"), *arguments(values)]
+
+    def corrections(self, suite: str) -> CollectConfig:
+        """Of the first seed's first policy."""
+        learner = {"learner.policy": self.first(suite, self.training_seeds[0])}
+        return parse(CollectConfig, [*self.preset(suite, "collect_corrections"), *arguments(learner)])
+
+    def corrects(self, suite: str) -> bool:
+        """Are there corrections of this suite's first policies?"""
+        return (_PRESETS / suite / "collect_corrections.yaml").exists()
+
+    def name(self, suite: str, seed: int) -> str:
+        """Of the run whose policy is played."""
+        return f"seed{seed}-corrected" if self.corrects(suite) else f"seed{seed}"
+
+    def first(self, suite: str, seed: int) -> Path:
+        """Where the policy without corrections lies."""
+        return parse(ExperimentConfig, self.training(suite, seed)).run_directory / "policy"
 
     def policy(self, suite: str, seed: int) -> Path:
-        """Where it lies.
+        """Where the policy lies that is played.
 
         Raises:
             ValueError: it was not trained yet.
         """
-        directory = parse(ExperimentConfig, self.training(suite, seed)).run_directory / "policy"
+        directory = self.first(suite, seed).parent.with_name(self.name(suite, seed)) / "policy"
         if not (directory / "policy.json").exists():
             raise ValueError(f'parts: there is no policy in {directory}; run --parts "[{suite}]" first')
         return directory
 
     def played(self, suite: str, **changes: Any) -> EvaluateConfig:
         """The evaluation of all seeds' policies."""
-        names = {"policies": [f"seed{seed}" for seed in self.training_seeds]}
+        names = {"policies": [self.name(suite, seed) for seed in self.training_seeds]}
         return parse(EvaluateConfig, [*self.preset(suite, "evaluate"), *arguments({**names, **changes})])
 
 
@@ -134,6 +153,10 @@ class Parts:
         runner.collect([parse(CollectConfig, study.preset(suite, "collect"))])
         runs = {f"seed{seed}": study.training(suite, seed) for seed in study.training_seeds}
         trained = runner.train(f"trainings on {suite}", runs)
+        if study.corrects(suite):
+            runner.collect([study.corrections(suite)])
+            again = {study.name(suite, s): study.training(suite, s, corrected=True) for s in study.training_seeds}
+            trained |= runner.train(f"trainings on {suite}, with corrections", again)
         with runner.stage("published initial states"):
             tables = evaluate(played, self._console).tables
         rows = [row for table in tables for row in table.families]
@@ -156,7 +179,7 @@ class Parts:
 
     def _pro(self) -> Figures:
         study, seed = self._study, self._study.training_seeds[0]
-        policy, own = {f"seed{seed}": study.policy("object", seed)}, study.played("object").success
+        policy, own = {study.name("object", seed): study.policy("object", seed)}, study.played("object").success
         runner = Runner(study.runs / "libero_pro", self._console)
         figures: Figures = {}
         for suite in PRO_SUITES[:1] if study.quick else PRO_SUITES:
@@ -169,7 +192,7 @@ class Parts:
     def _plus(self) -> Figures:
         study, seed = self._study, self._study.training_seeds[0]
         study.policy("object", seed)
-        own = study.played("object", policies=[f"seed{seed}"])
+        own = study.played("object", policies=[study.name("object", seed)])
         few = dict.fromkeys(own.success.episodes, 1 if study.quick else study.states)
         levels = {"levels": list(_LEVELS[:1] if study.quick else _LEVELS), "success.episodes": few}
         flags = arguments({"policies": list(own.policies), **levels})

@@ -31,6 +31,14 @@ def test_presets_fit_one_another(suite: str, tmp_path: Path) -> None:
     assert played.success.suite == collected.suite
     assert set(played.success.episodes) == set(collected.demonstrations)
     assert collected.initial_states == "drawn", "the published ones are for the evaluation alone"
+    if study.corrects(suite):
+        corrections = study.corrections(suite)
+        again = parse(ExperimentConfig, study.training(suite, 0, corrected=True))
+        assert corrections.seed != collected.seed, "layouts of their own"
+        assert set(again.data.mixture) == {collected.dataset, corrections.dataset}
+        assert (again.model, again.data.cameras) == (trained.model, trained.data.cameras)
+        assert corrections.learner is not None
+        assert again.start_from == corrections.learner.policy == study.first(suite, 0)
 
 
 def test_what_is_unknown_is_refused(tmp_path: Path) -> None:
