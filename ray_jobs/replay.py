@@ -81,7 +81,9 @@ def replay(config: ReplayConfig) -> Replay:
         trace = journal.trace(result.spec)
     if trace is None:
         raise JournalError(f"{config.journal} has no actions of {result.spec.key}; evaluate it again elsewhere")
-    simulator, recorder = _simulator(config, fingerprint), VideoRecorder(config.size, config.every)
+    terms = recorded_entry(fingerprint).facts.contract
+    recorder = VideoRecorder(config.size, config.every, terms.control_hz if terms else None)
+    simulator = _simulator(config, fingerprint)
     try:
         replay_episode(simulator, result, trace.actions, [recorder])
     finally:

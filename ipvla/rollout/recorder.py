@@ -82,14 +82,15 @@ class VideoRecorder:
     Args:
         size: a multiple of 16 (the encoder's block).
         every: control steps per frame.
+        control_hz: control steps per second; None where nothing says it, for LIBERO's 20.
     """
 
-    def __init__(self, size: int = 128, every: int = 2) -> None:
+    def __init__(self, size: int = 128, every: int = 2, control_hz: float | None = None) -> None:
         if size < 16 or size % 16:
             raise ValueError(f"video size {size} is not a positive multiple of 16 pixels; use e.g. 128")
         if every < 1:
             raise ValueError(f"a frame every {every} control steps is not possible; use every >= 1")
-        self._size, self._every = size, every
+        self._size, self._every, self._control_hz = size, every, control_hz or _CONTROL_HZ
         self._steps = 0
         self.frames: list[npt.NDArray[np.uint8]] = []
 
@@ -109,7 +110,7 @@ class VideoRecorder:
             writer = imageio_ffmpeg.write_frames(
                 str(part),
                 (self._size, self._size),
-                fps=_CONTROL_HZ / self._every,
+                fps=self._control_hz / self._every,
                 ffmpeg_log_level="error",
                 output_params=["-f", "mp4"],
             )

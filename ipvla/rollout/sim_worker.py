@@ -145,7 +145,7 @@ class SimWorker:
             job.policy.end(episode_id(job.spec))
 
     def _record(self, job: VideoJob) -> Path | None:
-        recorder = VideoRecorder()
+        recorder = VideoRecorder(control_hz=job.view.control_hz if job.view else None)
         try:
             simulator = self._simulator(job.recorded.spec, job.view)
             replay_episode(simulator, job.recorded, job.actions, [recorder])

@@ -46,7 +46,9 @@ def test_what_is_unknown_is_refused(tmp_path: Path) -> None:
         LiberoStudy(parts=("nowhere",))
     with pytest.raises(ValueError, match=r"seeds is \[1, 1\]"):
         LiberoStudy(seeds=(1, 1))
-    with pytest.raises(ValueError, match=r'there is no policy in .*seed0-corrected/policy; run --parts "\[object\]" first'):
+    with pytest.raises(
+        ValueError, match=r'there is no policy in .*seed0-corrected/policy; run --parts "\[object\]" first'
+    ):
         LiberoStudy(storage_root=tmp_path).policy("object", 0)
 
 
