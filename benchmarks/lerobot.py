@@ -63,7 +63,8 @@ class LerobotStudy(StorageRoots):
         trials: per task and run.
         steps: control steps of an episode.
         execute: actions of a chunk, all of which are played.
-        lerobot_simulators: `eval.batch_size`, in processes of their own if more than one (`eval.use_async_envs`).
+        lerobot_simulators: `eval.batch_size`, in processes of their own if more than one (`eval.use_async_envs`);
+            LeRobot itself chooses 1 on two cores.
         lerobot_threads: that OpenGL and BLAS may use per process on LeRobot's side; 0 for as many as they like.
         lerobot_hard_reset: whether LeRobot builds the world anew for every episode, as it does by default.
         num_simulators: of ours; None for as many as it finds by itself.
@@ -76,7 +77,7 @@ class LerobotStudy(StorageRoots):
     trials: int = 6
     steps: int = 120
     execute: int = 10
-    lerobot_simulators: int = 2
+    lerobot_simulators: int = 1
     lerobot_threads: int = 1
     lerobot_hard_reset: bool = True
     num_simulators: int | None = None

@@ -186,7 +186,7 @@ def test_an_interpreter_without_lerobot_is_one_line(tmp_path: Path, python: str,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"trials": 5}, "give a multiple of lerobot_simulators, 2"),
+        ({"trials": 5, "lerobot_simulators": 2}, "give a multiple of lerobot_simulators, 2"),
         ({"steps": 125}, "give a multiple of execute, 10"),
         ({"rounds": 0}, "rounds is 0; it must be at least 1"),
     ],
