@@ -307,7 +307,7 @@ def measure(study: LerobotStudy, console: Console) -> Figures:
     }
 
 
-def speedups(figures: Figures, profile: str, of: str) -> list[float]:
+def speedups(figures: Mapping[str, Any], profile: str, of: str) -> list[float]:
     """By round, LeRobot's seconds for ours: `of` is wall_s, cpu_s, play_wall_s or play_cpu_s."""
     runs = figures["sides"]
     return [theirs[of] / mine[of] for theirs, mine in zip(runs["lerobot"], runs[profile], strict=True)]
