@@ -52,12 +52,12 @@ class StandardProblem:
     """A `Problem` of `ipvla.sim.libero`.
 
     Episodes of held-out seeds begin in the published initial states, those of training seeds in layouts drawn as
-    LIBERO draws them.
+    LIBERO draws them; where there are no published ones, all are drawn.
 
     Args:
         bddl_file: the task's BDDL file.
         task: the same task as data.
-        initial_states: float64 [n, state], the published ones.
+        initial_states: float64 [n, state], the published ones; None where there are none.
         profile: how pictures are drawn, see `ipvla.sim.suites.PROFILES`.
         world_seed: as public evaluations seed an environment before its first reset.
     """
@@ -66,7 +66,7 @@ class StandardProblem:
         self,
         bddl_file: Path,
         task: Task,
-        initial_states: npt.NDArray[np.float64],
+        initial_states: npt.NDArray[np.float64] | None,
         profile: str = "exact",
         world_seed: int = 0,
     ) -> None:
@@ -127,18 +127,13 @@ class StandardProblem:
 
     def begin(self, seed: int) -> None:
         """ValueError for a held-out seed beyond the published initial states."""
-        published = seed - Split.HELD_OUT.value
-        if published >= len(self._initial_states):
-            raise ValueError(
-                f"{self.task.name} has {len(self._initial_states)} published initial states; "
-                f"trial {published} is beyond them: play fewer episodes per task"
-            )
+        published = self._published_state(seed)
         gripper = self._robot.gripper
         gripper.current_action = np.zeros(len(gripper.current_action))
-        if published < 0:
+        if published is None:
             self._draw(seed)
         else:
-            self._place(self._initial_states[published])
+            self._place(published)
         self._begin_change(seed)
         self._env._check_success()
         self._env._post_process()
@@ -166,7 +161,7 @@ class StandardProblem:
                 if sampled:
                     self._joints = data.qpos.copy()
         self._t += 1
-        self._success = bool(self._env._check_success())
+        self._judge()
         self._lit = False
 
     def outcome(self) -> StepOutcome:
@@ -215,6 +210,23 @@ class StandardProblem:
 
     def close(self) -> None:
         self._env.close()
+
+    def _judge(self) -> None:
+        """Decides the episode by what the world is after a control step."""
+        self._success = bool(self._env._check_success())
+
+    def _published_state(self, seed: int) -> npt.NDArray[np.float64] | None:
+        """The initial state of this seed's episode, None if it is drawn."""
+        number = seed - Split.HELD_OUT.value
+        if self._initial_states is None or number < 0:
+            return None
+        if number >= len(self._initial_states):
+            raise ValueError(
+                f"{self.task.name} has {len(self._initial_states)} published initial states; "
+                f"trial {number} is beyond them: play fewer episodes per task"
+            )
+        state: npt.NDArray[np.float64] = self._initial_states[number]
+        return state
 
     def _place(self, state: npt.NDArray[np.float64]) -> None:
         """A published initial state, as in a world that was just built."""

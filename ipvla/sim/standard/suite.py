@@ -65,7 +65,7 @@ def standard_suite(name: str, facts: SuiteFacts, cache_dir: Path) -> Suite:
         build,
         expert=_expert if facts.has_expert else None,
         demonstrate=_demonstrate if facts.has_expert else None,
-        perturb=_perturb,
+        perturb=perturb,
         facts=facts,
     )
 
@@ -82,7 +82,8 @@ def _demonstrate(simulator: Simulator, seed: int, showing: Showing) -> Demonstra
     return demonstrate(simulator, seed, showing)
 
 
-def _perturb(simulator: Simulator, perturbation: Perturbation | None) -> None:
+def perturb(simulator: Simulator, perturbation: Perturbation | None) -> None:
+    """Perturbs the episodes that a simulator of LIBERO's scenes begins from now on; None to leave them."""
     from ipvla.sim.standard.problem import StandardProblem
 
     problem = getattr(simulator, "problem", None)
