@@ -1,4 +1,4 @@
-"""The suite of LIBERO-Mem: lists its tasks at once, writes their BDDL and imports the simulator when one is built."""
+"""The suite of LIBERO-Mem: lists its tasks at once, and imports the simulator only when one is built."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """LIBERO-Mem's ten tasks (arXiv 2511.11478) as data: objects, where they begin, sub-goals, and BDDL of all that.
 
-Objects, regions and goals are those of its task files `KITCHEN_SCENE1_*.bddl` (github.com/yyChen-sylvia/libero-mem,
-commit d04e3ac), regions that nothing begins in or ends in left out. LIBERO's own language has no word for `Sequence`
-and `Or`, with which these files state their goals: they reach the problem as the `SequenceTask` itself.
+Objects, regions and goals are those of its task files `KITCHEN_SCENE1_*.bddl`, commit d04e3ac of
+github.com/yyChen-sylvia/libero-mem; regions that nothing begins or ends in are left out. Those files state their
+goals with `Sequence` and `Or`, for which LIBERO has no words: they reach the problem as the `SequenceTask` itself.
 
-Chance is the success of a policy that lifts well but does not know how often it has: after every lift it lifts again
-with some probability p, so it makes exactly n lifts with p^n (1 - p), at best n^n / (n + 1)^(n + 1). For the other
-tasks no bound is known, since a wrong move can be taken back: 0.
+Chance is the success of a policy that lifts well but does not know how often it has: after every lift it lifts
+again with some probability p, so it makes exactly n lifts with p^n (1 - p), at best n^n / (n + 1)^(n + 1). For the
+other tasks no bound is known, since a wrong move can be taken back: 0.
 """
 
 from __future__ import annotations
@@ -128,7 +128,10 @@ def _moves(*moves: tuple[int, int]) -> tuple[Goal, ...]:
 def _baskets(number: int, instruction: str, other: bool) -> SequenceTask:
     """The cheese into a basket, then this one or the other one into the middle."""
     sequences = tuple(
-        (("in", "cream_cheese_1", f"basket_{i}_contain_region"), _on(f"basket_{3 - i if other else i}", f"{_TABLE}_{_MIDDLE[0]}"))
+        (
+            ("in", "cream_cheese_1", f"basket_{i}_contain_region"),
+            _on(f"basket_{3 - i if other else i}", f"{_TABLE}_{_MIDDLE[0]}"),
+        )
         for i in (1, 2)
     )
     return _task(number, "occlusion", instruction, sequences=sequences, **_BASKETS)
@@ -163,8 +166,10 @@ TASKS: Final[tuple[SequenceTask, ...]] = (
         (_moves((1, 4), (2, 1), (3, 2), (1, 3)),),
         last=3,
     ),
-    _baskets(9, "put the cream cheese in the nearest basket and place that basket in the center", other=False),
-    _baskets(10, "put the cream cheese in the nearest basket and place the empty basket in the center", other=True),
+    _baskets(9, "put the cream cheese in the nearest basket and place that basket in the center", False),
+    _baskets(
+        10, "put the cream cheese in the nearest basket and place the empty basket in the center", other=True
+    ),
 )
 
 

@@ -23,7 +23,8 @@ from ipvla.sim.standard.premises import settle
 from ipvla.sim.standard.problem import StandardProblem
 
 _STEPS_TO_MOVE_AWAY: Final = 25
-_NOISE_SHARE: Final = 0.5
+#: How much noise demonstrations bear.
+NOISE_SHARE: Final = 0.5
 
 
 class PickAndPlaceExpert:
@@ -104,4 +105,4 @@ def demonstration_by(
         _move_away(simulator, rng, showing.start_offset_m)
     expert = solver(simulator, rng)
     assert isinstance(simulator, LiberoSimulator), "the expert checks this"
-    return demonstration_of(expert, simulator, seed, DartNoise(rng, _NOISE_SHARE), showing.watch(simulator))
+    return demonstration_of(expert, simulator, seed, DartNoise(rng, NOISE_SHARE), showing.watch(simulator))

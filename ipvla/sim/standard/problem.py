@@ -20,9 +20,9 @@ Import only after `ipvla.sim.libero.configure`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -60,6 +60,7 @@ class StandardProblem:
         initial_states: float64 [n, state], the published ones; None where there are none.
         profile: how pictures are drawn, see `ipvla.sim.suites.PROFILES`.
         world_seed: as public evaluations seed an environment before its first reset.
+        furnish: gives the scene's MJCF what LIBERO's has not; it is called while the world is built.
     """
 
     def __init__(
@@ -69,10 +70,12 @@ class StandardProblem:
         initial_states: npt.NDArray[np.float64] | None,
         profile: str = "exact",
         world_seed: int = 0,
+        furnish: Callable[[str], str] | None = None,
     ) -> None:
         self.task, self._initial_states = task, initial_states
         register_variants()
-        problem = _seen_on_demand(TASK_MAPPING[get_problem_info(str(bddl_file))["problem_name"]], profile)
+        problem = TASK_MAPPING[get_problem_info(str(bddl_file))["problem_name"]]
+        problem = _seen_on_demand(problem, profile, furnish)
         self._env = problem(
             str(bddl_file),
             robots=["Panda"],
@@ -320,12 +323,13 @@ class _SampleClock:
         return due
 
 
-def _seen_on_demand(problem: type, profile: str) -> type:
+def _seen_on_demand(problem: type, profile: str, furnish: Callable[[str], str] | None) -> type:
     """LIBERO's problem without sensors to poll, with a renderer that can live beside others."""
+    changes = [change for change in (furnish, draw_collision_meshes if profile == "fast" else None) if change]
 
     def initialize_sim(self: Any, xml_string: str | None = None) -> None:
-        if profile == "fast":
-            self.set_xml_processor(draw_collision_meshes)
+        if changes:
+            self.set_xml_processor(lambda mjcf: reduce(lambda text, change: change(text), changes, mjcf))
         problem._initialize_sim(self, xml_string)  # type: ignore[attr-defined]
         if profile == "fast":
             self.sim.model.vis.quality.offsamples = 0
