@@ -48,12 +48,13 @@ class SequenceExpert:
     def _solve(self) -> Iterator[Vector]:
         progress = self._progress
         way = min(range(len(progress.sequences)), key=lambda way: self._distance_m(progress.sequences[way][0]))
-        hand = PickAndPlace(self._scene, self._rng)
+        home = self._scene.opening()
+        hand = PickAndPlace(self._scene, self._rng, home)
         while (due := progress.reached) < progress.subgoals:
             goal = progress.sequences[way][due]
             yield from hand.put(*goal, lifted=lambda: progress.absent[way] > ABSENT_STEPS, steps_away=_STEPS_AWAY)
             if progress.reached > due:  # else once more, with the next best grasp
-                hand = PickAndPlace(self._scene, self._rng)
+                hand = PickAndPlace(self._scene, self._rng, home)
         while True:
             yield hand.rest()
 

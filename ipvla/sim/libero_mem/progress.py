@@ -3,11 +3,11 @@
 LIBERO-Mem's own evaluator (its `LIBERO_Kitchen_Tabletop_Manipulation`) counts a sub-goal when its relation holds
 after it has been absent for more than `ABSENT_STEPS` control steps and present for more than `PRESENT_STEPS`, both
 in all since the sub-goal before it: so a bowl that still stands where it stood does not count as put back. Of
-several sequences (`Or`) those drop out that did not begin with what was reached. Once the last sub-goal is reached,
-its relation must last: where it is absent for more than `LOST_STEPS` in a row, the episode went too far and failed.
+several sequences (`Or`) those drop out that did not begin with what was reached. After the last sub-goal its
+relation must last: where it is absent for more than `LOST_STEPS` in a row, the episode went too far and failed.
 
-It leaves open how long it must last. Here `REST_STEPS`, which is longer than another lift takes: a policy that does
-not know how often it has lifted the bowl, and lifts it again, fails.
+It leaves open how long it must last. Here `REST_STEPS`, which is longer than another lift takes: a policy that
+does not know how often it has lifted the bowl, and lifts it again, fails.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from ipvla.sim.libero_mem.progress import Goal
 from ipvla.sim.simulator import Task
@@ -55,7 +55,7 @@ def _on(thing: str, where: str) -> Goal:
 
 _BOWL, _BOTTLE = "akita_black_bowl_1", "wine_bottle_1"
 _MIDDLE: Final = ("the_center", (-0.10, -0.17, 0.25, 0.20))
-_LIFTED: Final = {
+_LIFTED: Final[dict[str, Any]] = {
     "objects": (
         ("akita_black_bowl", (_BOWL,)),
         ("wine_bottle", (_BOTTLE,)),
@@ -74,7 +74,7 @@ _LIFTED: Final = {
         (_BOTTLE, "plate_2"),
     ),
 }
-_BASKETS: Final = {
+_BASKETS: Final[dict[str, Any]] = {
     "objects": (("cream_cheese", ("cream_cheese_1",)), ("basket", ("basket_1", "basket_2"))),
     "regions": (
         ("basket_1_region", (-0.21, 0.15, -0.19, 0.17)),
@@ -91,9 +91,9 @@ _BASKETS: Final = {
 }
 
 
-def _task(number: int, family: str, instruction: str, chance: float = 0.0, **scene: object) -> SequenceTask:
+def _task(number: int, family: str, instruction: str, chance: float = 0.0, **scene: Any) -> SequenceTask:
     name = f"KITCHEN_SCENE1_{number}_{instruction.replace(' ', '_')}"
-    return SequenceTask(name, family, (instruction,), HORIZON, chance, **scene)  # type: ignore[arg-type]
+    return SequenceTask(name, family, (instruction,), HORIZON, chance, **scene)
 
 
 def _lift(number: int, family: str, instruction: str, goal: Goal, times: int) -> SequenceTask:

@@ -32,6 +32,7 @@ class SceneGeometry:
             [self._model.geom(name).id for name in gripper.important_geoms[side]]
             for side in ("left_fingerpad", "right_fingerpad")
         ]
+        self._eef = problem.robots[0].eef_site_id
         robot = problem.robots[0].robot_model.contact_geoms + gripper.contact_geoms
         self._robot = {self._model.geom(name).id for name in robot}
         solid = [geom for geom in range(self._model.ngeom) if self._model.geom_group[geom] == _COLLIDING]
@@ -64,6 +65,10 @@ class SceneGeometry:
         left, right = self._pad_centres()
         x, y, _ = right - left
         return float(np.arctan2(y, x))
+
+    def pointing(self) -> Vector:
+        """float64 [3], the unit vector along which the hand points; (0, 0, -1) for straight down."""
+        return np.array(self._data.site_xmat[self._eef].reshape(3, 3)[:, 2])
 
     def apart(self) -> float:
         """Distance between the pads."""

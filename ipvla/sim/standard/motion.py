@@ -35,10 +35,13 @@ class PickAndPlace:
     Args:
         scene: the one that is acted in.
         rng: varies where it grasps and how high it travels.
+        home: the direction in which the fingers open when the hand has not turned yet, in radians: it then turns
+            no further than a quarter from there, and stays upright. None for the shortest way to the next grasp,
+            with whatever tilt comes of it; with one grasp after another that ends at the joints' limits.
     """
 
-    def __init__(self, scene: SceneGeometry, rng: np.random.Generator) -> None:
-        self._scene = scene
+    def __init__(self, scene: SceneGeometry, rng: np.random.Generator, home: float | None = None) -> None:
+        self._scene, self._home = scene, home
         self._jitter_m = float(rng.normal(0.0, 0.002))
         self._higher_m = float(rng.uniform(0.0, 0.02))
         self._relation, self._name, self._target = "", "", ""
@@ -88,7 +91,7 @@ class PickAndPlace:
             goal = self._grip(grasp)
             error = goal - self._hand()
             aside = float(np.linalg.norm(error[:2]))
-            if aside < 0.006 and abs(error[2]) < 0.005 and abs(turn(self._scene.opening(), grasp.axis)) < 0.1:
+            if aside < 0.006 and abs(error[2]) < 0.005 and abs(self._turn(grasp.axis)) < 0.1:
                 return True
             distance = float(np.linalg.norm(error))
             lowest, stalled = (distance, 0) if distance < lowest - 0.002 else (lowest, stalled + 1)
@@ -174,5 +177,20 @@ class PickAndPlace:
 
     def _towards(self, goal: Vector, axis: float, gripper: float) -> Vector:
         translation = np.clip((goal - self._hand()) * GAIN_PER_M, -1.0, 1.0)
-        rotation = np.clip(turn(self._scene.opening(), axis) * _GAIN_PER_RAD, -1.0, 1.0)
-        return np.array([*translation, 0.0, 0.0, rotation, gripper])
+        rotation = np.array([*self._upright(), self._turn(axis)])
+        return np.array([*translation, *np.clip(rotation * _GAIN_PER_RAD, -1.0, 1.0), gripper])
+
+    def _turn(self, axis: float) -> float:
+        """By how much the hand turns about the vertical, in radians."""
+        now = self._scene.opening()
+        if self._home is None:
+            return turn(now, axis)
+        to = self._home + turn(self._home, axis) - now
+        return (to + np.pi) % (2 * np.pi) - np.pi
+
+    def _upright(self) -> Vector:
+        """float64 [2], the rotation about x and y that takes its tilt away, in radians."""
+        if self._home is None:
+            return np.zeros(2)
+        x, y, _ = self._scene.pointing()
+        return np.array([-y, x])
