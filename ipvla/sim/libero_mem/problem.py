@@ -6,8 +6,9 @@ Import only after `ipvla.sim.libero.configure`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +18,23 @@ from ipvla.sim.libero_mem.tasks import SequenceTask
 from ipvla.sim.simulator import StepOutcome
 from ipvla.sim.standard.problem import StandardProblem
 
+#: By how much an object is lowered at a time, to where it begins.
+_LOWERING_M: Final = 0.002
+
 
 class SequenceProblem(StandardProblem):
     """Every episode begins in a layout drawn from its seed, since no initial states are published.
+
+    LIBERO's samplers put an object that begins on another one ten centimetres above it, from where a bottle falls
+    over; here it begins just above what it stands on. Layouts in which things overlap are drawn again.
 
     Args:
         bddl_file: of `bddl_text(task)`.
         task: the same task as data; it also has the sub-goals, which LIBERO's BDDL cannot say.
         profile, world_seed: as in `StandardProblem`.
     """
+
+    task: SequenceTask
 
     def __init__(self, bddl_file: Path, task: SequenceTask, profile: str = "exact", world_seed: int = 0) -> None:
         super().__init__(bddl_file, task, None, profile, world_seed)
@@ -51,6 +60,30 @@ class SequenceProblem(StandardProblem):
     def details(self) -> Mapping[str, Any]:
         progress = self.progress
         return {**super().details(), "subgoals_reached": progress.reached, "subgoals": progress.subgoals}
+
+    def _arrange(self) -> bool:
+        """Sets objects down on what they begin on. Two others must not touch, nor one the cabinet."""
+        objects, fixtures = self.env.objects_dict, self.env.fixtures_dict
+        for thing, where in self.task.initial:
+            if where in objects:
+                self._set_down(objects[thing], objects[where])
+        pairs = {*combinations(objects, 2), *product(objects, fixtures)}
+        apart = pairs - {pair[::step] for pair in self.task.initial for step in (1, -1)}
+        things = objects | fixtures
+        return not any(self.env.check_contact(things[one], things[other]) for one, other in apart)
+
+    def _set_down(self, thing: Any, support: Any) -> None:
+        """Lowers an object until it would touch another one."""
+        joint = thing.joints[-1]
+        pose = np.array(self.sim.data.get_joint_qpos(joint))
+        floor = float(self.sim.data.body_xpos[self.env.obj_body_id[support.name]][2])
+        while pose[2] > floor and not self.env.check_contact(thing, support):
+            pose[2] -= _LOWERING_M
+            self.sim.data.set_joint_qpos(joint, pose)
+            self.sim.forward()
+        pose[2] += _LOWERING_M
+        self.sim.data.set_joint_qpos(joint, pose)
+        self.sim.forward()
 
     def _judge(self) -> None:
         self.progress.advance(self.env._eval_predicate)

@@ -81,6 +81,14 @@ class SceneGeometry:
             return np.array(self._data.xpos[self._env.obj_body_id[name]])
         return np.array(self._data.site_xpos[self._model.site(name).id])
 
+    def is_object(self, name: str) -> bool:
+        """It is an object or a fixture, not a region."""
+        return name in self._env.obj_body_id
+
+    def touching(self, name: str, other: str) -> bool:
+        """Whether two objects are in contact."""
+        return bool(self._env.check_contact(self._env.get_object(name), self._env.get_object(other)))
+
     def corners(self, name: str) -> Vector:
         """float64 [n, 3], corners of the boxes around everything of an object that collides."""
         rotations, centres, halves = self._boxes(self._colliding(name))

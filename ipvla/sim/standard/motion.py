@@ -23,10 +23,13 @@ _CLOSE = 1.0
 _CLEARANCE_M: Final = 0.04
 _STEPS_TO_OPEN: Final = 4
 _STEPS_AWAY: Final = 30
+#: Putting down gently: how far below itself the hand aims, and how far below the place to let go it does not go.
+_GENTLY_M, _LOWEST_M = 0.008, 0.04
 #: Of what is taken at a rim far from its centre: how far it may move from the hand before it counts as fallen.
 _NEAR_M, _SLACK_M = 0.13, 0.05
-#: Steps without coming nearer after which something is in the way.
+#: Steps without coming nearer after which something is in the way: of the open hand, and of what it carries.
 _STALLED_STEPS: Final = 12
+_BLOCKED_STEPS: Final = 40
 
 
 class PickAndPlace:
@@ -66,7 +69,8 @@ class PickAndPlace:
         self._relation, self._name, self._target = relation, name, target
         there = False
         while not there:
-            grasp = plan_grasp(self._scene, name, self._tried)
+            goal = self._scene.place(target)[:2] if self._gently else None
+            grasp = plan_grasp(self._scene, name, self._tried, goal)
             if (yield from self._reach(grasp)):
                 yield from self._close(grasp)
                 there = yield from self._carry(grasp, lifted)
@@ -122,14 +126,31 @@ class PickAndPlace:
             if self._lost(start, bottom):
                 return False
         release = self._release_m(bottom)
-        while not self._lost(start, bottom):
+        nearest, stalled = np.inf, 0
+        while not self._lost(start, bottom) and stalled < _BLOCKED_STEPS:
             offset = (self._scene.place(self._target) - self._place())[:2]
             distance = float(np.linalg.norm(offset))
-            if distance < 0.01 and self._hand()[2] < release + 0.008:
+            low = distance < 0.01 and self._hand()[2] < release + 0.008
+            if low and (not self._gently or self._stands(release)):
                 return True
+            to_go = distance + abs(float(self._hand()[2]) - release)
+            nearest, stalled = (to_go, 0) if to_go < nearest - 0.002 or low else (nearest, stalled + 1)
             height = min(release + 4.0 * max(distance - 0.015, 0.0), travel)
+            if low:
+                height = self._hand()[2] - _GENTLY_M
             yield self._towards(np.array([*(self._hand()[:2] + offset), height]), grasp.axis, _CLOSE)
+        if stalled == _BLOCKED_STEPS:
+            yield from self._let_go(_STEPS_AWAY)
         return False
+
+    @property
+    def _gently(self) -> bool:
+        """It is not dropped but lowered until it touches what it is put on: a bottle would fall over."""
+        return self._home is not None and self._relation == "on" and self._scene.is_object(self._target)
+
+    def _stands(self, release: float) -> bool:
+        touches = self._scene.touching(self._name, self._target)
+        return touches or self._hand()[2] < release - _LOWEST_M
 
     def _lost(self, start: float, bottom: float) -> bool:
         """It stayed behind when the hand went up, or fell."""

@@ -248,9 +248,14 @@ class StandardProblem:
                 self._set_bodies(self._drawn)
                 try:
                     self._env.reset()
-                    return
                 except RandomizationError:
                     continue
+                if self._arrange():
+                    return
+
+    def _arrange(self) -> bool:
+        """Finishes a layout that was just drawn; False for one that does not fit."""
+        return True
 
     def _begin_change(self, seed: int) -> None:
         if self._perturbation is not None and self._scene is not None:
