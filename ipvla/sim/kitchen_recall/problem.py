@@ -104,6 +104,9 @@ class KitchenProblem(StandardProblem):
             "instruction": self.instruction,
         }
 
+    def _arrange(self) -> bool:
+        return self._apart()
+
     def _judge(self) -> None:
         if self._settled:
             self.machine.advance(self._placed())

@@ -6,7 +6,6 @@ Import only after `ipvla.sim.libero.configure`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import combinations, product
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,15 +61,12 @@ class SequenceProblem(StandardProblem):
         return {**super().details(), "subgoals_reached": progress.reached, "subgoals": progress.subgoals}
 
     def _arrange(self) -> bool:
-        """Sets objects down on what they begin on. Two others must not touch, nor one the cabinet."""
-        objects, fixtures = self.env.objects_dict, self.env.fixtures_dict
+        """Sets objects down on what they begin on."""
+        objects = self.env.objects_dict
         for thing, where in self.task.initial:
             if where in objects:
                 self._set_down(objects[thing], objects[where])
-        pairs = {*combinations(objects, 2), *product(objects, fixtures)}
-        apart = pairs - {pair[::step] for pair in self.task.initial for step in (1, -1)}
-        things = objects | fixtures
-        return not any(self.env.check_contact(things[one], things[other]) for one, other in apart)
+        return self._apart(self.task.initial)
 
     def _set_down(self, thing: Any, support: Any) -> None:
         """Lowers an object until it would touch another one."""

@@ -20,9 +20,10 @@ Import only after `ipvla.sim.libero.configure`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, reduce
+from itertools import combinations, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -256,6 +257,16 @@ class StandardProblem:
     def _arrange(self) -> bool:
         """Finishes a layout that was just drawn; False for one that does not fit."""
         return True
+
+    def _apart(self, touching: Collection[tuple[str, str]] = ()) -> bool:
+        """No two objects touch, nor one a fixture, but for these pairs; LIBERO's samplers know only radii."""
+        things = self._env.objects_dict | self._env.fixtures_dict
+        pairs = {
+            *combinations(self._env.objects_dict, 2),
+            *product(self._env.objects_dict, self._env.fixtures_dict),
+        }
+        apart = pairs - {pair[::step] for pair in touching for step in (1, -1)}
+        return not any(self._env.check_contact(things[one], things[other]) for one, other in apart)
 
     def _begin_change(self, seed: int) -> None:
         if self._perturbation is not None and self._scene is not None:
