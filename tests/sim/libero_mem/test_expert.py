@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain, count, islice
 from pathlib import Path
 
 import numpy as np
@@ -82,14 +83,16 @@ def test_who_lifts_on_goes_too_far(opened: Open) -> None:
     settled(simulator, 4)
     problem = simulator.problem
     assert isinstance(problem, SequenceProblem)
-    hand = PickAndPlace(SceneGeometry(problem), expert_rng(simulator, 4))
-    verdicts = []
-    while not verdicts or not verdicts[-1].done:
-        for action in hand.put("on", "wine_bottle_1", "plate_2", steps_away=12):
-            verdicts.append(simulator.step(action))
-            if verdicts[-1].done:
-                break
-    assert verdicts[-1].failure
+    scene = SceneGeometry(problem)
+    hand = PickAndPlace(scene, expert_rng(simulator, 4), scene.opening())
+    lifts = (hand.put("on", "wine_bottle_1", "plate_2", steps_away=12) for _ in count())
+    outcome = simulator.step(hand.rest())
+    for action in islice(chain.from_iterable(lifts), 600):
+        outcome = simulator.step(action)
+        if outcome.done:
+            break
+    assert outcome.failure
+    assert simulator.details()["subgoals_reached"] == 1
 
 
 def test_layouts_are_the_seeds_and_of_no_other(opened: Open) -> None:
@@ -109,12 +112,10 @@ def test_a_saved_episode_goes_on(opened: Open) -> None:
     simulator = opened(2)
     settled(simulator, 7)
     solver = expert(simulator, 7)
-    actions = [solver.act() for _ in range(1)]
-    simulator.step(actions[0])
     for _ in range(40):
         simulator.step(solver.act())
     saved = {name: array.copy() for name, array in simulator.state().items()}
-    ahead = [solver.act() for _ in range(1)] * 25
+    ahead = [solver.act()] * 25
     first = [simulator.step(action) for action in ahead], simulator.frame(48), simulator.state()["episode"]
     simulator.reset(8)
     simulator.restore(saved)
