@@ -75,12 +75,12 @@ class PickAndPlace:
                 yield from self._close(grasp)
                 there = yield from self._carry(grasp, lifted)
                 if there:
-                    yield from self._let_go(steps_away)
+                    yield from self._let_go(grasp, steps_away)
             self._tried += 1
 
     def rest(self) -> Vector:
         """The action, [7], that leaves the open hand where it is."""
-        return self._towards(self._hand(), self._scene.opening(), OPEN)
+        return np.array([*np.zeros(6), OPEN])
 
     def _reach(self, grasp: Grasp) -> Generator[Vector, None, bool]:
         """Over everything on the way to a place above the grasp, then down. Returns whether it got there."""
@@ -140,7 +140,7 @@ class PickAndPlace:
                 height = self._hand()[2] - _GENTLY_M
             yield self._towards(np.array([*(self._hand()[:2] + offset), height]), grasp.axis, _CLOSE)
         if stalled == _BLOCKED_STEPS:
-            yield from self._let_go(_STEPS_AWAY)
+            yield from self._let_go(grasp, _STEPS_AWAY)
         return False
 
     @property
@@ -158,8 +158,8 @@ class PickAndPlace:
         stayed = hand[2] > start + bottom + 0.05 and place[2] < start + 0.02
         return bool(stayed or np.linalg.norm(place - hand) > self._reach_m)
 
-    def _let_go(self, steps_away: int) -> Iterator[Vector]:
-        axis = self._scene.opening()
+    def _let_go(self, grasp: Grasp, steps_away: int) -> Iterator[Vector]:
+        axis = self._scene.opening() if self._home is None else grasp.axis  # which is within a quarter from home
         at = self._hand()
         for _ in range(_STEPS_TO_OPEN):
             yield self._towards(at, axis, OPEN)
