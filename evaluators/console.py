@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import Literal
 
 from rich.table import Table
@@ -25,8 +26,13 @@ def success_table(tables: Sequence[SuccessTable], title: str = "Success on held-
         for policy in tables
         if policy.anytime95 is not None
     ]
+    captions = []
     if stopped:
-        table.caption = f"mean over tasks, in an interval that allows for stopping early: {', '.join(stopped)}"
+        captions.append(f"mean over tasks, in an interval that allows for stopping early: {', '.join(stopped)}")
+    reached = [f"{one.policy} {fmean(one.subgoals.values()):.2f}" for one in tables if one.subgoals]
+    if reached:
+        captions.append(f"sub-goals reached, mean over tasks: {', '.join(reached)}")
+    table.caption = "; ".join(captions) or None
     return table
 
 

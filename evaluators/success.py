@@ -230,7 +230,8 @@ class SuccessEvaluation:
             name: the policy's, in tables.
             conditions: what else the results depend on; they become part of the fingerprint.
             sink: gets `success/<suite>`, `success/<suite>/<task>` and `success/<suite>/family/<family>` with their
-                intervals (`/low`, `/high`), and the fingerprint.
+                intervals (`/low`, `/high`), `success/<suite>/<task>/subgoals` of tasks that have such, and the
+                fingerprint.
             step: of these metrics: how long the policy has been trained, say.
             on_status: called at the start and after each new result (progress bars).
 
@@ -427,6 +428,7 @@ def _metrics(table: SuccessTable, success: str) -> Mapping[str, float]:
         for row in rows:
             name, (low, high) = f"{prefix}/{row.name}", row.wilson95
             metrics |= {name: row.rate, f"{name}/low": low, f"{name}/high": high}
+    metrics |= {f"{success}/{task}/subgoals": share for task, share in table.subgoals.items()}
     if table.anytime95 is not None:
         metrics |= dict(zip((f"{success}/anytime/low", f"{success}/anytime/high"), table.anytime95, strict=True))
     steps = [result.steps for result in table.results if result.success]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from evaluators.intervals import wilson_interval
@@ -62,9 +63,23 @@ class SuccessTable:
         """Family -> its row, as JSON values."""
         return {row.name: row.to_dict() for row in self.families}
 
+    @property
+    def subgoals(self) -> dict[str, float]:
+        """Task -> mean share of sub-goals reached, in [0, 1], of tasks whose episodes report it in their details.
+
+        LIBERO-Mem's measure (arXiv 2511.11478), beside success.
+        """
+        shares: dict[str, list[float]] = {row.name: [] for row in self.tasks}
+        for result in self.results:
+            if "subgoals" in result.details:
+                share = result.details["subgoals_reached"] / result.details["subgoals"]
+                shares[result.spec.task].append(share)
+        return {task: fmean(reached) for task, reached in shares.items() if reached}
+
     def record(self) -> dict[str, Any]:
         """JSON values: the counts, and everything that they depend on."""
         return {
+            **({"subgoals": self.subgoals} if self.subgoals else {}),
             "protocol": self.fingerprint.get("protocol"),
             "fingerprint": dict(self.fingerprint),
             "anytime95": list(self.anytime95) if self.anytime95 else None,

@@ -116,6 +116,11 @@ class CollectConfig(StorageRoots):
             raise ValueError(f"cameras: {list(views)}; name some of {list(known)}, each once")
         if self.profile not in facts.profiles:
             raise ValueError(f"profile: {self.profile!r}; {self.suite} is drawn {' or '.join(facts.profiles)}")
+        if self.initial_states == "published" and not facts.publishes_states:
+            raise ValueError(
+                f"initial_states: {self.suite} has no published ones, and its held-out layouts are for evaluations; "
+                'choose "drawn"'
+            )
         if self.learner is not None and not facts.takes_over:
             raise ValueError(
                 f"learner: the expert of {self.suite} cannot take over in the middle of an episode; set it to null"

@@ -149,13 +149,21 @@ _OPENVLA: Final = EvaluationProtocol(
 )
 
 #: The embedded suite's, this project's own for LIBERO's suites (pictures upright, of the size and at the rate that
-#: the policy's data have), then those of the public evaluations.
+#: the policy's data have), one with LIBERO-Mem's horizon and trials, then those of the public evaluations.
 PROTOCOLS: Final[Mapping[str, EvaluationProtocol]] = {
     protocol.name: protocol
     for protocol in (
         EvaluationProtocol("recall", 1),
         EvaluationProtocol("gym", 1, cameras=()),
         EvaluationProtocol("ipvla", 1, horizons=HORIZONS, settle_steps=10, cameras=_AGENT_AND_WRIST),
+        EvaluationProtocol(
+            "libero_mem",
+            1,
+            horizons={"libero_mem": 1000},
+            trials=20,
+            settle_steps=10,
+            cameras=_AGENT_AND_WRIST,
+        ),
         _OPENVLA,
         replace(_OPENVLA, name="oft", cameras=_AGENT_AND_WRIST, execute=8),
         EvaluationProtocol(

@@ -29,6 +29,7 @@ class SuiteFacts:
             compares nothing with policies.
         has_expert: there is a scripted expert, which also demonstrates.
         takes_over: that expert can take over in the middle of an episode.
+        publishes_states: initial states of its tasks are published; else held-out layouts are drawn.
         perturbations: of LIBERO-Plus, those that its simulators can play (`ipvla.sim.perturbations`).
         replayable: the same actions lead to the same episode, so videos can be made from a journal.
         packages: name in results -> distribution package whose version physics or pixels depend on.
@@ -46,6 +47,7 @@ class SuiteFacts:
     contract: Contract | None = None
     has_expert: bool = False
     takes_over: bool = False
+    publishes_states: bool = False
     perturbations: tuple[str, ...] = ()
     replayable: bool = True
     packages: Mapping[str, str] = field(default_factory=dict)

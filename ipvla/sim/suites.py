@@ -9,6 +9,8 @@ from typing import Final
 
 from ipvla.sim.gym.settings import PREFIX, GymSettings
 from ipvla.sim.gym.suite import entry_of, gym_entry
+from ipvla.sim.kitchen_recall.suite import KITCHEN_RECALL
+from ipvla.sim.libero_mem.suite import LIBERO_MEM
 from ipvla.sim.recall.suite import RECALL
 from ipvla.sim.standard.suite import libero_entry
 from ipvla.sim.standard.tasks import PRO_SUITES, base_suite
@@ -26,6 +28,8 @@ SUITES: Final[dict[str, SuiteEntry]] = {
     "libero_goal": libero_entry("libero_goal"),
     "libero_10": libero_entry("libero_10"),
     "libero_90": libero_entry("libero_90"),
+    "libero_mem": LIBERO_MEM,
+    "kitchen_recall": KITCHEN_RECALL,
     **{name: libero_entry(name, has_expert=base_suite(name) in _PICK_AND_PLACE) for name in PRO_SUITES},
 }
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from evaluators.console import comparison_table, result_note, success_table
 from evaluators.paired import compare, write_success
 from evaluators.report import Report
+from evaluators.success import _metrics
 from evaluators.success_table import tabulate
 from ipvla.sim.simulator import Task
 from ipvla.types import EpisodeResult, EpisodeSpec
@@ -45,6 +46,24 @@ def test_rows_count_successes_by_task_and_by_family():
         "chance": pytest.approx(1 / 3),
     }
     assert list(made.to_dict()) == ["ground", "recall"]
+
+
+def test_sub_goals_are_averaged_where_episodes_report_them():
+    plain = table("gru", ground_a="ss")
+    assert plain.subgoals == {}
+    assert "subgoals" not in plain.record()
+    reached = {"ground_a": (0, 3, 4), "recall_a": (2, 4)}
+    told = tuple(
+        replace(result, details={"subgoals_reached": count, "subgoals": 4})
+        for task, counts in reached.items()
+        for result, count in zip(results(task, "f" * len(counts)), counts, strict=True)
+    )
+    made = tabulate("gru", TASKS, told, {"protocol": "1"})
+    assert made.subgoals == {"ground_a": pytest.approx(7 / 12), "recall_a": 0.75}
+    assert made.record()["subgoals"] == made.subgoals
+    assert "0.67" in str(success_table([made]).caption)
+    assert _metrics(made, "success/point")["success/point/recall_a/subgoals"] == 0.75
+    assert success_table([plain]).caption is None
 
 
 def test_what_is_written_names_all_that_it_depends_on(tmp_path):

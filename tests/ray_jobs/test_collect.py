@@ -209,6 +209,7 @@ def test_rounds_fill_gaps_and_allow_for_failures():
         ({"seed": 2147}, r"seed: 2147 is outside \[0, 2147\)"),
         ({"dataset": "../x"}, "dataset: '../x' is no name"),
         ({"camera_size": 0}, "camera_size: 0 is not positive"),
+        ({"initial_states": "published"}, "initial_states: recall has no published ones"),
     ],
 )
 def test_senseless_requests_are_refused(tmp_path, change, told):

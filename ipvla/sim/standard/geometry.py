@@ -32,6 +32,7 @@ class SceneGeometry:
             [self._model.geom(name).id for name in gripper.important_geoms[side]]
             for side in ("left_fingerpad", "right_fingerpad")
         ]
+        self._eef = problem.robots[0].eef_site_id
         robot = problem.robots[0].robot_model.contact_geoms + gripper.contact_geoms
         self._robot = {self._model.geom(name).id for name in robot}
         solid = [geom for geom in range(self._model.ngeom) if self._model.geom_group[geom] == _COLLIDING]
@@ -65,6 +66,10 @@ class SceneGeometry:
         x, y, _ = right - left
         return float(np.arctan2(y, x))
 
+    def pointing(self) -> Vector:
+        """float64 [3], the unit vector along which the hand points; (0, 0, -1) for straight down."""
+        return np.array(self._data.site_xmat[self._eef].reshape(3, 3)[:, 2])
+
     def apart(self) -> float:
         """Distance between the pads."""
         left, right = self._pad_centres()
@@ -75,6 +80,14 @@ class SceneGeometry:
         if name in self._env.obj_body_id:
             return np.array(self._data.xpos[self._env.obj_body_id[name]])
         return np.array(self._data.site_xpos[self._model.site(name).id])
+
+    def is_object(self, name: str) -> bool:
+        """It is an object or a fixture, not a region."""
+        return name in self._env.obj_body_id
+
+    def touching(self, name: str, other: str) -> bool:
+        """Whether two objects are in contact."""
+        return bool(self._env.check_contact(self._env.get_object(name), self._env.get_object(other)))
 
     def corners(self, name: str) -> Vector:
         """float64 [n, 3], corners of the boxes around everything of an object that collides."""

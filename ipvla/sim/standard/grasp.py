@@ -44,15 +44,22 @@ class Grasp:
     axis: float
 
 
-def plan_grasp(scene: SceneGeometry, name: str, tried: int = 0) -> Grasp:
+def plan_grasp(scene: SceneGeometry, name: str, tried: int = 0, goal: Vector | None = None) -> Grasp:
     """The grasp of an object with most room for the hand and, of several, that with the smallest turn.
 
     What is narrow enough in some direction is taken across its middle, what is wider at its rim.
 
     Args:
         tried: how many grasps failed before; the next best is chosen.
+        goal: float64 [2], where it goes, as high as it is now: the hand needs room there as well.
     """
-    ranked = sorted(_grasps(scene, name), key=lambda one: one[0] + _in_the_way(scene, name, one[1]))
+    now = scene.place(name)
+    places = [now] if goal is None else [now, np.array([*goal, now[2]])]
+
+    def cost(one: tuple[float, Grasp]) -> float:
+        return one[0] + sum(_in_the_way(scene, name, one[1], at) for at in places)
+
+    ranked = sorted(_grasps(scene, name), key=cost)
     return ranked[tried % len(ranked)][1]
 
 
@@ -84,10 +91,10 @@ def _grasps(scene: SceneGeometry, name: str) -> Iterator[tuple[float, Grasp]]:
                 yield cost + _AT_RIM + _SHALLOWER * shallower, grasp
 
 
-def _in_the_way(scene: SceneGeometry, name: str, grasp: Grasp) -> float:
-    """How far something reaches up into where fingers and palm would be, in metres."""
+def _in_the_way(scene: SceneGeometry, name: str, grasp: Grasp, place: Vector) -> float:
+    """How far something reaches up into where fingers and palm are with the object at `place`, [3], in metres."""
     along, across = directions(grasp.axis)
-    at = scene.place(name) + grasp.offset
+    at = place + grasp.offset
     blocked = 0.0
     for places, half, above in ((_FINGERS_M, _HALF_FINGER_M, TIPS_M), (_PALM_M, _HALF_PALM_M, _PALM_BOTTOM_M)):
         asides = np.linspace(-half, half, 5)

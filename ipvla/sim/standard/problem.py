@@ -20,9 +20,10 @@ Import only after `ipvla.sim.libero.configure`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
+from itertools import combinations, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -53,14 +54,15 @@ class StandardProblem:
     """A `Problem` of `ipvla.sim.libero`.
 
     Episodes of held-out seeds begin in the published initial states, those of training seeds in layouts drawn as
-    LIBERO draws them.
+    LIBERO draws them; where there are no published ones, all are drawn.
 
     Args:
         bddl_file: the task's BDDL file.
         task: the same task as data.
-        initial_states: float64 [n, state], the published ones.
+        initial_states: float64 [n, state], the published ones; None where there are none.
         profile: how pictures are drawn, see `ipvla.sim.suites.PROFILES`.
         world_seed: as public evaluations seed an environment before its first reset.
+        furnish: gives the scene's MJCF what LIBERO's has not; it is called while the world is built.
 
     Raises:
         AssetsError: the file is no task of LIBERO's, or the initial states are those of another world.
@@ -70,13 +72,14 @@ class StandardProblem:
         self,
         bddl_file: Path,
         task: Task,
-        initial_states: npt.NDArray[np.float64],
+        initial_states: npt.NDArray[np.float64] | None,
         profile: str = "exact",
         world_seed: int = 0,
+        furnish: Callable[[str], str] | None = None,
     ) -> None:
         self.task, self._initial_states = task, initial_states
         register_variants()
-        self._env = _seen_on_demand(_problem_class(bddl_file), profile)(
+        self._env = _seen_on_demand(_problem_class(bddl_file), profile, furnish)(
             str(bddl_file),
             robots=["Panda"],
             controller_configs=load_controller_config(default_controller="OSC_POSE"),
@@ -84,7 +87,8 @@ class StandardProblem:
             use_camera_obs=False,
             ignore_done=True,
         )
-        if (size := 1 + self._model.nq + self._model.nv) != initial_states.shape[1]:
+        size = 1 + self._model.nq + self._model.nv
+        if initial_states is not None and initial_states.shape[1] != size:
             raise AssetsError(
                 f"the initial states of {task.name} have {initial_states.shape[1]} numbers, its world has {size}: "
                 "they are of another model; install the packages again: make assets"
@@ -135,18 +139,13 @@ class StandardProblem:
 
     def begin(self, seed: int) -> None:
         """ValueError for a held-out seed beyond the published initial states."""
-        published = seed - Split.HELD_OUT.value
-        if published >= len(self._initial_states):
-            raise ValueError(
-                f"{self.task.name} has {len(self._initial_states)} published initial states; "
-                f"trial {published} is beyond them: play fewer episodes per task"
-            )
+        published = self._published_state(seed)
         gripper = self._robot.gripper
         gripper.current_action = np.zeros(len(gripper.current_action))
-        if published < 0:
+        if published is None:
             self._draw(seed)
         else:
-            self._place(self._initial_states[published])
+            self._place(published)
         self._begin_change(seed)
         self._env._check_success()
         self._env._post_process()
@@ -174,7 +173,7 @@ class StandardProblem:
                 if sampled:
                     self._joints = data.qpos.copy()
         self._t += 1
-        self._success = bool(self._env._check_success())
+        self._judge()
         self._lit = False
 
     def outcome(self) -> StepOutcome:
@@ -224,6 +223,23 @@ class StandardProblem:
     def close(self) -> None:
         self._env.close()
 
+    def _judge(self) -> None:
+        """Decides the episode by what the world is after a control step."""
+        self._success = bool(self._env._check_success())
+
+    def _published_state(self, seed: int) -> npt.NDArray[np.float64] | None:
+        """The initial state of this seed's episode, None if it is drawn."""
+        number = seed - Split.HELD_OUT.value
+        if self._initial_states is None or number < 0:
+            return None
+        if number >= len(self._initial_states):
+            raise ValueError(
+                f"{self.task.name} has {len(self._initial_states)} published initial states; "
+                f"trial {number} is beyond them: play fewer episodes per task"
+            )
+        state: npt.NDArray[np.float64] = self._initial_states[number]
+        return state
+
     def _place(self, state: npt.NDArray[np.float64]) -> None:
         """A published initial state, as in a world that was just built."""
         mujoco.mj_resetData(self._model, self._data)
@@ -241,9 +257,24 @@ class StandardProblem:
                 self._set_bodies(self._drawn)
                 try:
                     self._env.reset()
-                    return
                 except RandomizationError:
                     continue
+                if self._arrange():
+                    return
+
+    def _arrange(self) -> bool:
+        """Finishes a layout that was just drawn; False for one that does not fit."""
+        return True
+
+    def _apart(self, touching: Collection[tuple[str, str]] = ()) -> bool:
+        """No two objects touch, nor one a fixture, but for these pairs; LIBERO's samplers know only radii."""
+        things = self._env.objects_dict | self._env.fixtures_dict
+        pairs = {
+            *combinations(self._env.objects_dict, 2),
+            *product(self._env.objects_dict, self._env.fixtures_dict),
+        }
+        apart = pairs - {pair[::step] for pair in touching for step in (1, -1)}
+        return not any(self._env.check_contact(things[one], things[other]) for one, other in apart)
 
     def _begin_change(self, seed: int) -> None:
         if self._perturbation is not None and self._scene is not None:
@@ -329,12 +360,13 @@ def _problem_class(bddl_file: Path) -> Any:
     return TASK_MAPPING[name]
 
 
-def _seen_on_demand(problem: type, profile: str) -> type:
+def _seen_on_demand(problem: type, profile: str, furnish: Callable[[str], str] | None) -> type:
     """LIBERO's problem without sensors to poll, with a renderer that can live beside others."""
+    changes = [change for change in (furnish, draw_collision_meshes if profile == "fast" else None) if change]
 
     def initialize_sim(self: Any, xml_string: str | None = None) -> None:
-        if profile == "fast":
-            self.set_xml_processor(draw_collision_meshes)
+        if changes:
+            self.set_xml_processor(lambda mjcf: reduce(lambda text, change: change(text), changes, mjcf))
         problem._initialize_sim(self, xml_string)  # type: ignore[attr-defined]
         if profile == "fast":
             self.sim.model.vis.quality.offsamples = 0

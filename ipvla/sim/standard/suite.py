@@ -30,6 +30,7 @@ def libero_entry(name: str, has_expert: bool = False) -> SuiteEntry:
         contract=HAND,
         has_expert=has_expert,
         takes_over=has_expert,
+        publishes_states=True,
         perturbations=tuple(one for one in DIMENSIONS if one != "language" or reworded(name)),
         packages=PACKAGES,
         environment=gl_environment,
@@ -67,7 +68,7 @@ def standard_suite(name: str, facts: SuiteFacts, cache_dir: Path) -> Suite:
         expert=_expert if facts.has_expert else None,
         demonstrate=_demonstrate if facts.has_expert else None,
         correct=_correct if facts.takes_over else None,
-        perturb=_perturb,
+        perturb=perturb,
         facts=facts,
     )
 
@@ -90,7 +91,8 @@ def _correct(simulator: Simulator, seed: int, showing: Showing, lead: Lead) -> D
     return demonstrate(simulator, seed, showing, lead)
 
 
-def _perturb(simulator: Simulator, perturbation: Perturbation | None) -> None:
+def perturb(simulator: Simulator, perturbation: Perturbation | None) -> None:
+    """Perturbs the episodes that a simulator of LIBERO's scenes begins from now on; None to leave them."""
     from ipvla.sim.standard.problem import StandardProblem
 
     problem = getattr(simulator, "problem", None)
