@@ -118,7 +118,7 @@ class CollectConfig(StorageRoots):
             raise ValueError(f"profile: {self.profile!r}; {self.suite} is drawn {' or '.join(facts.profiles)}")
         if self.initial_states == "published" and not facts.publishes_states:
             raise ValueError(
-                f"initial_states: {self.suite} has no published ones, and its held-out layouts are for evaluations; "
+                f"initial_states: {self.suite} has no published ones, and held-out layouts are for evaluations; "
                 'choose "drawn"'
             )
         if self.learner is not None and not facts.takes_over:

@@ -46,7 +46,7 @@ def kitchen_recall_suite(cache_dir: Path) -> Suite:
         return LiberoSimulator(KitchenProblem(bddl_file, task, profile, world_seed), task, camera_size, cameras)
 
     version = f"{VERSION}+{metadata.version('hf-libero')}+{assets_version(assets)}"
-    return Suite(SUITE, version, TASKS, build, unlisted_task, _expert, _demonstrate, _FACTS)
+    return Suite(SUITE, version, TASKS, build, unlisted_task, _expert, _demonstrate, facts=_FACTS)
 
 
 def _expert(simulator: Simulator, seed: int) -> Expert:
