@@ -219,16 +219,14 @@ class ExperimentConfig(StorageRoots):
             **({"forgetting": draccus.encode(self.protected_by)} if self.protected_by else {}),
         }
 
-    @staticmethod
-    def completed(identity: dict[str, Any]) -> dict[str, Any]:
-        """A recorded `identity` with the defaults of settings that have come since it was written."""
-        kinds = {"model": IPVLAConfig, "data": DataConfig, "lanes": LaneConfig, "forgetting": ForgettingConfig}
-        present = {name: kind for name, kind in kinds.items() if name in identity}
+    @classmethod
+    def completed(cls, recorded: dict[str, Any]) -> dict[str, Any]:
+        """Some of a run's settings as recorded, with the defaults of those inside that have come since."""
         try:
-            read = {name: draccus.encode(draccus.decode(kind, identity[name])) for name, kind in present.items()}
-        except draccus.ParsingError:  # settings that are gone: the comparison names them
-            return identity
-        return {**identity, **read}
+            settings = draccus.encode(draccus.decode(cls, recorded))
+        except draccus.ParsingError:  # settings that are gone: who compares names them
+            return recorded
+        return {name: settings[name] for name in recorded}
 
     @property
     def protected_by(self) -> ForgettingConfig | None:

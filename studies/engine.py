@@ -227,8 +227,7 @@ def _completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
         known = {name: part[name] for name in RECIPE if name in part} if isinstance(part, Mapping) else {}
         if not known:
             return part
-        settings = as_json(draccus.encode(draccus.decode(ExperimentConfig, known)))
-        return {**part, **{name: settings[name] for name in known}}
+        return {**part, **as_json(ExperimentConfig.completed(known))}
 
     return {name: complete(part) for name, part in recipe.items()}
 

@@ -87,9 +87,7 @@ class FrameLoader(DataLoader[list[Sample]]):
 
 
 def _clean_start() -> BaseContext:
-    """Workers are forked from a small process with one thread: a fork of a training's own, with a simulator, Ray
-    or CUDA in it, has crashed.
-    """
+    """Workers are forked from a small process: forks of one that had read array_record have crashed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
-from ipvla.contract import HAND
 from ipvla.files import write_text
 from ipvla.sim.demonstration import Demonstration, Expert, Showing
-from ipvla.sim.environment import gl_environment
 from ipvla.sim.kitchen_recall.tasks import SUITE, TASKS, VERSION, bddl_text, unlisted_task
-from ipvla.sim.libero import PACKAGES, LiberoSimulator, configure
+from ipvla.sim.libero import LiberoSimulator, configure
 from ipvla.sim.simulator import Simulator
 from ipvla.sim.standard.assets import assets_version, find_assets
-from ipvla.sim.standard.suite import SIMULATOR_BYTES
-from ipvla.sim.suite import PROFILES, Suite, SuiteEntry, SuiteFacts
+from ipvla.sim.standard.suite import FACTS
+from ipvla.sim.suite import Suite, SuiteEntry
 
-_FACTS = SuiteFacts(
-    profiles=PROFILES,
-    contract=HAND,
-    has_expert=True,
-    packages=PACKAGES,
-    environment=gl_environment,
-    worlds=1,
-    simulator_bytes=SIMULATOR_BYTES,
-)
+_FACTS = replace(FACTS, has_expert=True)
 
 
 def kitchen_recall_suite(cache_dir: Path) -> Suite:

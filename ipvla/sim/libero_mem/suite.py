@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
-from ipvla.contract import HAND
 from ipvla.files import write_text
 from ipvla.sim.demonstration import Demonstration, Expert, Showing
-from ipvla.sim.environment import gl_environment
-from ipvla.sim.libero import PACKAGES, LiberoSimulator, configure
+from ipvla.sim.libero import LiberoSimulator, configure
 from ipvla.sim.libero_mem.tasks import SUITE, TASKS, VERSION, bddl_text
 from ipvla.sim.perturbations import DIMENSIONS
 from ipvla.sim.simulator import Simulator
 from ipvla.sim.standard.assets import assets_version, find_assets
-from ipvla.sim.standard.suite import SIMULATOR_BYTES, perturb
-from ipvla.sim.suite import PROFILES, Suite, SuiteEntry, SuiteFacts
+from ipvla.sim.standard.suite import FACTS, perturb
+from ipvla.sim.suite import Suite, SuiteEntry
 
-_FACTS = SuiteFacts(
+_FACTS = replace(
+    FACTS,
     default_protocol=SUITE,
-    profiles=PROFILES,
-    contract=HAND,
     has_expert=True,
     perturbations=tuple(one for one in DIMENSIONS if one != "language"),
-    packages=PACKAGES,
-    environment=gl_environment,
-    worlds=1,
-    simulator_bytes=SIMULATOR_BYTES,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -20,22 +21,26 @@ from ipvla.sim.suite import PROFILES, Suite, SuiteEntry, SuiteFacts
 
 #: Of a process with one world: 1.5 GiB at the most (libero_10, original textures), and what Ray adds.
 SIMULATOR_BYTES: Final = 7 * 2**28
+#: What all suites of LIBERO's scenes have in common.
+FACTS: Final = SuiteFacts(
+    profiles=PROFILES,
+    contract=HAND,
+    packages=PACKAGES,
+    environment=gl_environment,
+    worlds=1,
+    simulator_bytes=SIMULATOR_BYTES,
+)
 
 
 def libero_entry(name: str, has_expert: bool = False) -> SuiteEntry:
     """The line of LIBERO's suite of this name."""
-    facts = SuiteFacts(
+    facts = replace(
+        FACTS,
         default_protocol="openvla",
-        profiles=PROFILES,
-        contract=HAND,
         has_expert=has_expert,
         takes_over=has_expert,
         publishes_states=True,
         perturbations=tuple(one for one in DIMENSIONS if one != "language" or reworded(name)),
-        packages=PACKAGES,
-        environment=gl_environment,
-        worlds=1,
-        simulator_bytes=SIMULATOR_BYTES,
     )
     return SuiteEntry(name, partial(standard_suite, name, facts), partial(standard_tasks, name), facts)
 
