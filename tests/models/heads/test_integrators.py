@@ -53,22 +53,22 @@ def test_dpm_solver_equals_diffusers_on_its_grid(steps: int) -> None:
 
 
 @pytest.mark.parametrize("integrator", ORDERS)
-@given(rate=st.floats(-1.5, 1.5), push=st.floats(-1, 1))
-def test_halved_steps_divide_the_error_by_two_to_the_order(integrator: str, rate: float, push: float) -> None:
+@given(push=st.floats(-1, 1), start=st.floats(0.5, 2))
+def test_halved_steps_divide_the_error_by_two_to_the_order(integrator: str, push: float, start: float) -> None:
     """On x' = rate x + push cos 3t, away from 0 and 1, where the logarithmic step of DPM-Solver++ ends."""
-    x = torch.tensor([1.0, -0.5], dtype=torch.float64)
+    rate = torch.linspace(-1.5, 1.5, 13, dtype=torch.float64)
 
-    def forced(t: float) -> float:
+    def forced(t: float) -> torch.Tensor:
         return push * (3 * math.sin(3 * t) - rate * math.cos(3 * t)) / (rate**2 + 9)
 
     def error(steps: int) -> float:
         times = [0.1 + 0.8 * i / steps for i in range(steps + 1)]
+        x = torch.full_like(rate, start)
         reached = integrate(lambda x, t: rate * x + push * math.cos(3 * t), x, steps, integrator, times)
-        exact = (x - forced(0.1)) * math.exp(0.8 * rate) + forced(0.9)
+        exact = (start - forced(0.1)) * (0.8 * rate).exp() + forced(0.9)
         return float((reached - exact).abs().max())
 
-    coarse, fine = error(16), error(32)
-    assert fine <= max(coarse / 2 ** (ORDERS[integrator] - 0.6), 1e-11)
+    assert error(32) <= error(16) / 2 ** (ORDERS[integrator] - 0.6)
 
 
 def test_every_integrator_has_an_order_here() -> None:
