@@ -140,7 +140,8 @@ class PaliGemmaBackbone(Backbone):
         self.vocabulary = text.vocab_size
         self.heads = text.num_attention_heads
         self.head_size = text.head_dim
-        self.cache_size = text.num_key_value_heads * text.head_dim
+        self.key_heads = text.num_key_value_heads
+        self.cache_size = self.key_heads * text.head_dim
         self.image_token = vlm.config.image_token_id
         self.image_size = vision.image_size
         self.image_tokens = (vision.image_size // vision.patch_size) ** 2
@@ -188,7 +189,7 @@ class PaliGemmaBackbone(Backbone):
         # every token reads the whole prompt (prefix attention), so one row of scores' biases serves all queries
         bias = torch.zeros(visible.shape, device=x.device).masked_fill(~visible, torch.finfo(x.dtype).min)
         bias = bias[:, None].expand(-1, self.heads, -1)
-        caches = context.past is not None or context.keep or self.reads.keys_values
+        caches = context.past is not None or context.keep or self.reads.caches
         cache = DynamicCache() if caches else None
         if context.past is not None and cache is not None:
             bias = torch.cat([context.past.bias.clamp(min=torch.finfo(x.dtype).min), bias], -1)
