@@ -182,22 +182,28 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """y [B, M, D]; `pair` and `readable` as in `Conditions`."""
         size = self.sizes.size
-        q = self.query_norm(self.query(y).unflatten(-1, (-1, size))).transpose(1, 2)
+        q = _normed(self.query_norm, self.query(y).unflatten(-1, (-1, size))).transpose(1, 2)
         keys, values = [], []
         if self.key_value is not None and self.key_norm is not None:
             k, v = self.key_value(y).unflatten(-1, (2, -1, size)).unbind(2)
-            keys.append(self.key_norm(k).transpose(1, 2))
+            keys.append(_normed(self.key_norm, k).transpose(1, 2))
             values.append(v.transpose(1, 2))
         mask = None
         if pair is not None:
-            keys.insert(0, pair[0].to(q.dtype))
-            values.insert(0, pair[1].to(q.dtype))
+            keys.insert(0, pair[0])
+            values.insert(0, pair[1])
             mask = F.pad(readable, (0, y.shape[1] if self.key_value is not None else 0), value=True)
-        k, v = (x[0] if len(x) == 1 else torch.cat([z.to(q.dtype) for z in x], 2) for x in (keys, values))
+        k, v = (torch.cat([part.to(q.dtype) for part in parts], 2) for parts in (keys, values))
         grouped = self.sizes.heads != self.sizes.key_heads
-        read = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), mask, enable_gqa=grouped)
+        read = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=grouped)
         out: torch.Tensor = self.out(read.transpose(1, 2).flatten(2))
         return out
+
+
+def _normed(norm: nn.RMSNorm, x: torch.Tensor) -> torch.Tensor:
+    """Under autocast as well, which does not know this norm."""
+    out: torch.Tensor = norm(x.to(norm.weight.dtype))
+    return out
 
 
 def modulated(y: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

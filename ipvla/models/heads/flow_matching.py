@@ -68,7 +68,9 @@ class FlowMatchingConfig(GlimpseHeadConfig):
         if self.draws < 1:
             raise ValueError(f"head.draws is {self.draws}; it must be at least 1")
         if self.distil is not None and self.distil not in DISTILLATIONS:
-            raise ValueError(f"head.distil: {self.distil!r} is unknown; {did_you_mean(self.distil, DISTILLATIONS)}")
+            raise ValueError(
+                f"head.distil: {self.distil!r} is unknown; {did_you_mean(self.distil, DISTILLATIONS)}"
+            )
         if self.distil == "regression" and (self.steps, self.integrator) != (1, "euler"):
             raise ValueError(
                 f"head.distil regression trains one Euler step, and head.steps is {self.steps}, head.integrator "
@@ -157,7 +159,10 @@ class FlowMatchingHead(Head):
     ) -> torch.Tensor:
         assert noise is not None
         draws, noise = self.flow.draws, noise.flatten(0, 1)
-        start, t = self._varying(noise[:, :-1].unflatten(1, actions.shape[1:])), TIMES[self.flow.time](noise[:, -1])
+        start, t = (
+            self._varying(noise[:, :-1].unflatten(1, actions.shape[1:])),
+            TIMES[self.flow.time](noise[:, -1]),
+        )
         conditions = self.conditions(features).repeated(draws)
         weight = weight.repeat_interleave(draws, 0)
         if self.flow.distils:

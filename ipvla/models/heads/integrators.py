@@ -46,7 +46,9 @@ def integrate(
 def require_integrator(steps: int, integrator: str, setting: str) -> None:
     """ValueError that names the setting if there are no such steps or no such integrator."""
     if integrator not in INTEGRATORS:
-        raise ValueError(f"{setting}.integrator: {integrator!r} is unknown; {did_you_mean(integrator, INTEGRATORS)}")
+        raise ValueError(
+            f"{setting}.integrator: {integrator!r} is unknown; {did_you_mean(integrator, INTEGRATORS)}"
+        )
     if steps < 1:
         raise ValueError(f"{setting}.steps is {steps}; it must be at least 1")
 
