@@ -172,8 +172,8 @@ class ExperimentConfig(StorageRoots):
             )
         if self.model.head.distils and self.start_from is None:
             raise ValueError(
-                "model.head.distil learns from the policy in start_from, which is not set; give the directory of a "
-                "trained policy with the same head"
+                "model.head.distil learns from the policy in start_from, which is not set; give the directory of "
+                "a trained policy with the same head"
             )
         if self.data.reasoning is not None and "reasoning" not in self.model.requires():
             raise ValueError(

@@ -2,7 +2,8 @@
 
 from ipvla.models.heads.bins import BinsConfig
 from ipvla.models.heads.flow import FlowConfig
+from ipvla.models.heads.layerwise import LayerwiseConfig
 from ipvla.models.heads.protocol import Head, HeadConfig
 from ipvla.models.heads.regression import RegressionConfig
 
-__all__ = ["BinsConfig", "FlowConfig", "Head", "HeadConfig", "RegressionConfig"]
+__all__ = ["BinsConfig", "FlowConfig", "Head", "HeadConfig", "LayerwiseConfig", "RegressionConfig"]

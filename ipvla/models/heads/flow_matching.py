@@ -24,6 +24,7 @@ from ipvla.models.features import Features
 from ipvla.models.heads.integrators import INTEGRATORS, integrate, require_integrator
 from ipvla.models.heads.protocol import Glimpse, GlimpseHeadConfig, Head, Sampling, masked_mean
 from ipvla.models.heads.quality import QualityConfig
+from ipvla.models.heads.routing import Routes
 
 #: Name -> t of a standard normal draw. `beta` has pi0's density (arXiv 2410.24164), most of it near the noise:
 #: t = 0.999 (1 - y), y ~ Beta(1.5, 1).
@@ -40,7 +41,7 @@ class FlowMatchingConfig(GlimpseHeadConfig):
     """Of a head that integrates a velocity; `hidden` is its width.
 
     Attributes:
-        steps, integrator: from noise to a chunk in rollout; `evaluate` and `serve` take others for the same policy.
+        steps, integrator: from noise to a chunk in rollout; `evaluate` and `serve` take others as well.
         time: how training draws t: uniform, logit_normal, or beta.
         draws: pairs (z, t) per observation in training: the backbone runs once for all of them.
         quality: further terms of the loss, on the chunk that one step from x_t to t = 1 gives; null for none.
@@ -106,11 +107,13 @@ class Conditions:
         vector: [B, H].
         pairs: of each block keys and values [B, key heads, N, size of a head]; None for a block that reads none.
         readable: bool [B, 1, 1, N], False on padding.
+        routes: of a head that chooses among layers.
     """
 
     vector: torch.Tensor
     pairs: Sequence[tuple[torch.Tensor, torch.Tensor] | None]
     readable: torch.Tensor
+    routes: Routes | None = None
 
     def repeated(self, times: int) -> Conditions:
         """Each row `times` times."""
@@ -128,7 +131,7 @@ class FlowMatchingHead(Head):
     """A subclass computes `conditions` of features, and `velocity`.
 
     Attributes:
-        glimpse: what the (memory-augmented) cognition asks for, [B, hidden]: through it memory reaches the actions.
+        glimpse: [B, hidden], what the (memory-augmented) cognition asks for: so memory reaches the actions.
     """
 
     def __init__(
@@ -150,6 +153,14 @@ class FlowMatchingHead(Head):
         """float32 [B, C, A] at x float32 [B, C, A] and t float32 [B] in [0, 1]."""
         raise NotImplementedError
 
+    def further_terms(self, conditions: Conditions, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What else the loss adds up, by name; `weight` as in `loss`."""
+        return {}
+
+    def readings(self, conditions: Conditions) -> dict[str, torch.Tensor]:
+        """What else is logged in training."""
+        return {}
+
     def learn_from(self, teacher: Head) -> None:
         if self.flow.distils and isinstance(teacher, FlowMatchingHead):
             self._teacher = (copy.deepcopy(teacher).eval().requires_grad_(False),)
@@ -163,7 +174,9 @@ class FlowMatchingHead(Head):
             self._varying(noise[:, :-1].unflatten(1, actions.shape[1:])),
             TIMES[self.flow.time](noise[:, -1]),
         )
-        conditions = self.conditions(features).repeated(draws)
+        conditions = self.conditions(features)
+        terms = self.further_terms(conditions, weight)
+        readings, conditions = self.readings(conditions), conditions.repeated(draws)
         weight = weight.repeat_interleave(draws, 0)
         if self.flow.distils:
             actions = self._taught(features, start)
@@ -173,14 +186,12 @@ class FlowMatchingHead(Head):
         actions, left = actions.where(weight, 0.0), (1 - t)[:, None, None]
         x = torch.lerp(actions, start, left)
         v = self.velocity(x, t, conditions)
-        loss = masked_mean((v - (actions - start)).square(), weight)
-        self.terms = {"flow": loss.detach()}
+        terms["flow"] = masked_mean((v - (actions - start)).square(), weight)
         if self.flow.quality is not None:
             # an estimate from near the noise says little
-            quality = self.flow.quality.loss(x + left * v, actions, weight, (1 - left).square())
-            self.terms["quality"] = quality.detach()
-            loss = loss + quality
-        return loss
+            terms["quality"] = self.flow.quality.loss(x + left * v, actions, weight, (1 - left).square())
+        self.terms = {name: value.detach() for name, value in (terms | readings).items()}
+        return torch.stack(list(terms.values())).sum()
 
     def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
         assert noise is not None

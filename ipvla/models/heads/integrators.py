@@ -1,7 +1,7 @@
 """From noise to a chunk along a velocity field: dx/dt = v(x, t) from t = 0 (noise) to t = 1 (actions).
 
-The path is x_t = (1 - t) z + t a, so v predicts a - z, and D = x + (1 - t) v is an estimate of a. One step from t to
-t' = t + h:
+The path is x_t = (1 - t) z + t a, so v predicts a - z, and D = x + (1 - t) v is an estimate of a. One step from t
+to t' = t + h:
 
     euler      x' = x + h v                                        order 1 (DDIM and DPM-Solver-1 on this path)
     midpoint   x' = x + h v(x + h/2 v, t + h/2)                    order 2

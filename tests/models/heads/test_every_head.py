@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from ipvla.models.backbones import TinyConfig
-from ipvla.models.heads import BinsConfig, FlowConfig, HeadConfig, RegressionConfig
+from ipvla.models.heads import BinsConfig, FlowConfig, HeadConfig, LayerwiseConfig, RegressionConfig
 from ipvla.models.heads.integrators import INTEGRATORS
 from ipvla.models.heads.protocol import Sampling
 from ipvla.models.heads.quality import QualityConfig
+from ipvla.models.heads.routing import RoutingConfig
 from ipvla.models.memory import GRUMemoryConfig, KVMemoryConfig, LatentMemoryConfig, MemoryConfig
 from ipvla.models.vla import IPVLA, IPVLAConfig
 from ipvla.types import StepBatch
@@ -30,6 +31,12 @@ HEADS: dict[str, HeadConfig] = {
     "flow": FlowConfig(16),
     "flow shared": FlowConfig(16, attention="shared", heads=4, layers=(0, -1), time="beta"),
     "flow with draws and quality": FlowConfig(16, draws=3, quality=MOVING, time="logit_normal", integrator="heun"),
+    "layerwise": LayerwiseConfig(16, mlp=32),
+    "layerwise as published": LayerwiseConfig(16, mlp=32, self_attention="odd", context_norm=False),
+    "layerwise without self-attention": LayerwiseConfig(16, mlp=32, self_attention="none", layers=(0, -1)),
+    "layerwise, static mix": LayerwiseConfig(16, mlp=32, routing=RoutingConfig("static")),
+    "layerwise, mix per sample": LayerwiseConfig(16, mlp=32, layers=(2, 3), routing=RoutingConfig("sample")),
+    "layerwise, top k": LayerwiseConfig(16, mlp=32, routing=RoutingConfig("topk", hidden=8), draws=2),
 }
 every_head = pytest.mark.parametrize("name", HEADS)
 
@@ -41,7 +48,7 @@ def made(head: HeadConfig, memory: MemoryConfig | None = None) -> IPVLA:
     model = config.build(VARIES, proprio_dim=5, image_size=28)
     with torch.no_grad():
         for parameter in model.head.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return model.eval()
 
 
@@ -117,7 +124,7 @@ class TestEveryHead:
         model = made(HEADS[name], memory)
         with torch.no_grad():
             for parameter in model.memory.parameters():
-                parameter += 0.3 * torch.randn_like(parameter)
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
         batch = demonstrations(model)
         t, seeds, chunks = torch.zeros(3, dtype=torch.long), [1, 2, 3], []
         for images in (batch.inputs.images[:, 0], 255 - batch.inputs.images[:, 0]):
