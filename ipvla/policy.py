@@ -22,6 +22,7 @@ from ipvla.data.conventions import Conventions
 from ipvla.data.transforms import PromptEncoder, Transforms
 from ipvla.files import appearing
 from ipvla.models.adapters import merge_adapters
+from ipvla.models.heads import Sampling
 from ipvla.models.vla import IPVLA, IPVLAConfig
 from ipvla.types import Memory, Observation
 
@@ -107,6 +108,7 @@ class Policy:
             "parameters": str(sum(p.numel() for p in self.model.parameters())),
             "chunk": str(self.config.chunk),
             "execute": str(self.execute),
+            **self.config.head.describe(),
         }
 
     def save(self, directory: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
@@ -125,16 +127,23 @@ class Policy:
             save_file(state(self.model) if weights is None else weights, building / "model.safetensors")
 
     @classmethod
-    def load(cls, directory: Path | str, device: str = "cpu", unnorm_key: str | None = None) -> Self:
+    def load(
+        cls,
+        directory: Path | str,
+        device: str = "cpu",
+        unnorm_key: str | None = None,
+        sampling: Sampling | None = None,
+    ) -> Self:
         """The policy that `save` wrote, in evaluation mode.
 
         Args:
             unnorm_key: the dataset whose statistics are used, of a policy that was trained on a mixture; None for
                 the mixture's first.
+            sampling: how a head that integrates a velocity does so; None for what it was trained with.
 
         Raises:
             CheckpointError: it is missing or damaged.
-            ValueError: it was not trained on that dataset.
+            ValueError: it was not trained on that dataset, or its head integrates nothing.
         """
         directory = Path(directory)
         try:
@@ -155,6 +164,8 @@ class Policy:
                 f"{directory / 'policy.json'} is damaged, or of another version of this program "
                 f"({type(error).__name__}: {error}); copy the policy again, or use an earlier checkpoint"
             ) from None
+        if sampling is not None:
+            config = replace(config, head=config.head.sampled(sampling))
         policy = cls.build(config, conventions, execute)
         load_weights(policy.model, directory / "model.safetensors")
         policy.model.to(device).eval()

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from ipvla.models.heads import Sampling
 from ipvla.policy import Policy
 from ipvla.rollout.openpi.client import OURS
 from ipvla.rollout.openpi.messages import (
@@ -33,6 +34,7 @@ from ipvla.storage import StorageRoots
 from ipvla.types import Observation
 from ray_jobs.command_line.cli import run
 from ray_jobs.running.cluster import no_gpu
+from ray_jobs.running.policy_run import variant
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class ServeConfig(StorageRoots):
         use_gpu: the policy acts on the GPU.
         unnorm_key: the dataset whose statistics turn what the policy says into actions, if it was trained on a
             mixture; by default its first.
+        sampling: integration steps and integrator of a flow head; by default those of its training.
     """
 
     policy: Path | None = None
@@ -59,6 +62,7 @@ class ServeConfig(StorageRoots):
     max_batch: int | None = None
     use_gpu: bool = False
     unnorm_key: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
         if (self.policy is None) == (not self.name):
@@ -77,12 +81,14 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
     Raises:
         CheckpointError: the policy does not exist or cannot be loaded.
         ClusterError: there is no GPU to use.
-        ValueError: others than this machine could connect without a token.
+        ValueError: others than this machine could connect without a token, or settings do not fit the policy.
     """
     if config.use_gpu and not torch.cuda.is_available():
         raise no_gpu()
-    policy = Policy.load(config.directory, "cuda" if config.use_gpu else "cpu", config.unnorm_key)
-    source = PolicySource(lambda _: policy, config.directory, variant=config.unnorm_key)
+    device = "cuda" if config.use_gpu else "cpu"
+    policy = Policy.load(config.directory, device, config.unnorm_key, config.sampling)
+    chosen = variant(config.unnorm_key, config.sampling)
+    source = PolicySource(lambda _: policy, config.directory, variant=chosen)
     actor = PolicyActor(source, config.threads, max_batch=config.max_batch)
     transforms = policy.transforms
     proprio_dim = transforms.statistics.proprio.dim

@@ -3,7 +3,7 @@
 from ipvla.models.heads.bins import BinsConfig
 from ipvla.models.heads.flow import FlowConfig
 from ipvla.models.heads.layerwise import LayerwiseConfig
-from ipvla.models.heads.protocol import Head, HeadConfig
+from ipvla.models.heads.protocol import Head, HeadConfig, Sampling
 from ipvla.models.heads.regression import RegressionConfig
 
-__all__ = ["BinsConfig", "FlowConfig", "Head", "HeadConfig", "LayerwiseConfig", "RegressionConfig"]
+__all__ = ["BinsConfig", "FlowConfig", "Head", "HeadConfig", "LayerwiseConfig", "RegressionConfig", "Sampling"]
