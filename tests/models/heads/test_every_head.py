@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -22,9 +27,24 @@ BACKBONE = TinyConfig(width=32, heads=2, mlp=48, trunk_channels=8, layers=3)
 CHUNK, ACTIONS = 4, 7
 #: The third dimension is constant in the dataset.
 VARIES = torch.arange(ACTIONS) != 2
+PAGE = Path(__file__).parents[3] / "docs" / "heads.md"
+
+
+def documented() -> HeadConfig:
+    """The example of docs/heads.md, as the file that a reader would make of it."""
+    code = re.search(r"<!-- example -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert code is not None
+    module: Any = ModuleType("ipvla_documentation_head")
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    exec(compile(code[1], str(PAGE), "exec"), module.__dict__)
+    config: HeadConfig = module.SmallFlowConfig(16)
+    return config
+
+
 MOVING = QualityConfig(smoothness=0.5, jerk=0.5)
-#: Every head of this folder, in its forms.
+#: Every head of this folder, in its forms, and the example of how to add one.
 HEADS: dict[str, HeadConfig] = {
+    "example": documented(),
     "regression": RegressionConfig(16),
     "regression with quality": RegressionConfig(16, quality=MOVING),
     "bins": BinsConfig(16),
