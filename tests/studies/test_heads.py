@@ -46,7 +46,7 @@ def figures() -> dict[str, Any]:
         "success": {head: {family: row(k) for family in FAMILIES} for head, k in good.items()},
         "without_memory": {"flow": {"recall": row(30)}},
         "samplings": {name: {family: row(94) for family in FAMILIES} for name in SAMPLINGS},
-        "use": {head: {memory: use for memory in ("gru", "bank")} for head in good},
+        "use": {head: dict.fromkeys(("gru", "bank"), use) for head in good},
         "heun4_euler8": counts(370, 10, 6, 14),
         "costs": {head: {"act_ms_batch1": value, "evaluations": 4, **cost} for head, value in ms.items()},
         "errors": {head: {"euler": {"1": 0.4, "4": 0.2}, "rk4": {"4": 0.1}} for head in ("flow", "layerwise")},
