@@ -50,5 +50,5 @@ class SmolVLMBackbone(DecoderBackbone):
     def see(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         size = self.network.config.vision_config.image_size
         x = (resized(images, size, "bicubic") / 127.5 - 1).to(self.network.dtype)
-        features = self.network.model.get_image_features(x.unflatten(0, images.shape[:2])).pooler_output
+        features = self.network.model.get_image_features(x.reshape(*images.shape[:2], *x.shape[1:])).pooler_output
         return torch.cat(list(features)).reshape(len(images), -1, self.perception_size), {}
