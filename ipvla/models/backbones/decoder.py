@@ -31,7 +31,7 @@ from ipvla.models.features import Features
 from ipvla.storage import absolute, paths_of_fields_absolute
 from ipvla.types import NO_TOKEN, ModelInputs
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class DecoderConfig(BackboneConfig):
         model_types: of the configs in `config.json` that the backbone runs.
         pretrained: a hub name, or a directory written by `save_pretrained` (model, tokenizer, image processor).
         cache_dir: directory of downloads; None follows HF_HOME.
-        dtype: "float32" or "bfloat16".
+        dtype: of the weights, "float32", "bfloat16" or "float16".
         prompt: with `{instruction}` in it.
         max_prompt_tokens: longest prompt in tokens, image tokens included.
     """
