@@ -21,7 +21,7 @@ from ipvla.models.backbones.protocol import (
     placed,
     require_prompts,
 )
-from ipvla.models.features import Features
+from ipvla.models.features import Features, LayerStates
 from ipvla.storage import absolute, paths_of_fields_absolute
 from ipvla.types import NO_TOKEN, ModelInputs
 
@@ -188,7 +188,7 @@ class PaliGemmaBackbone(Backbone):
         # every token reads the whole prompt (prefix attention), so one row of scores' biases serves all queries
         bias = torch.zeros(visible.shape, device=x.device).masked_fill(~visible, torch.finfo(x.dtype).min)
         bias = bias[:, None].expand(-1, self.heads, -1)
-        caches = context.past is not None or context.keep or self.reads.keys_values
+        caches = context.past is not None or context.keep or self.reads.caches
         cache = DynamicCache() if caches else None
         if context.past is not None and cache is not None:
             bias = torch.cat([context.past.bias.clamp(min=torch.finfo(x.dtype).min), bias], -1)
@@ -230,6 +230,38 @@ class PaliGemmaBackbone(Backbone):
             None if place.written is None else output.hidden_states[-1][:, place.written],
             cast("tuple[torch.Tensor, torch.Tensor] | None", last_keys_values),
         )
+
+    def extend(
+        self, tokens: torch.Tensor, past: LayerStates, reads: torch.Tensor, keep: bool = False
+    ) -> tuple[torch.Tensor, LayerStates]:
+        from transformers import DynamicCache
+
+        x, cache = tokens.to(self.network.dtype), DynamicCache()
+        b, m = x.shape[:2]
+        for layer, (keys, values) in enumerate(zip(past.keys.unbind(1), past.values.unbind(1), strict=True)):
+            cache.update(self._split(keys, x.dtype), self._split(values, x.dtype), layer)
+        visible = torch.cat([past.valid[:, None].expand(-1, m, -1), reads.expand(b, m, m)], -1)
+        bias = torch.zeros(visible.shape, dtype=x.dtype, device=x.device)
+        output = self.network.model.language_model(
+            inputs_embeds=x,
+            attention_mask=bias.masked_fill(~visible, torch.finfo(x.dtype).min)[:, None],
+            position_ids=past.valid.sum(-1, keepdim=True) + 1 + torch.arange(m, device=x.device),  # counted from 1
+            past_key_values=cache,
+            use_cache=True,
+        )
+        if keep:
+            new = [
+                torch.stack([t[:, :, -m:].transpose(1, 2).flatten(2) for t in of_layers], 1)
+                for of_layers in ([c.keys for c in cache.layers], [c.values for c in cache.layers])
+            ]
+            past = past.followed(*new)
+        return output.last_hidden_state, past
+
+    def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.network.get_input_embeddings()(ids))
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.network.lm_head(states))
 
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
         rows, suffix = answered(inputs, replies, self.tokenizer.eos_token_id)
