@@ -3,5 +3,13 @@
 from ipvla.models.action_tokens.bins import BinTokensConfig
 from ipvla.models.action_tokens.fast import FastTokensConfig
 from ipvla.models.action_tokens.protocol import ActionTokenError, ActionTokenizer, ActionTokenizerConfig
+from ipvla.models.action_tokens.rvq import RVQTokensConfig
 
-__all__ = ["ActionTokenError", "ActionTokenizer", "ActionTokenizerConfig", "BinTokensConfig", "FastTokensConfig"]
+__all__ = [
+    "ActionTokenError",
+    "ActionTokenizer",
+    "ActionTokenizerConfig",
+    "BinTokensConfig",
+    "FastTokensConfig",
+    "RVQTokensConfig",
+]
