@@ -176,7 +176,7 @@ class ExperimentConfig(StorageRoots):
                 "data.reasoning is set, and nothing is trained on it; set model.reasoning_loss ({} for its "
                 "defaults), or data.reasoning to null"
             )
-        caches = self.model.memory.caches or self.model.head.reads.keys_values
+        caches = self.model.memory.caches or self.model.head.reads.caches
         cached = caches and self.model.backbone.layers_write_cache
         if self.training.activation_checkpointing and cached:
             raise ValueError(

@@ -130,6 +130,7 @@ class Policy:
         with appearing(directory) as building:
             (building / "policy.json").write_text(json.dumps(described, indent=1))
             save_file(state(self.model) if weights is None else weights, building / "model.safetensors")
+            self.model.head.save(building)
 
     @classmethod
     def load(cls, directory: Path | str, device: str = "cpu", unnorm_key: str | None = None) -> Self:
@@ -153,6 +154,7 @@ class Policy:
             ) from None
         try:
             config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
+            config = replace(config, head=config.head.relocated(directory))
             conventions = Conventions.from_dict(described["transforms"])
             execute = int(described["execute"])
             if not 1 <= execute <= config.chunk:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +17,20 @@ class Reads:
     Attributes:
         hidden: 0 for what enters the first layer, l for the output of the l-th, up to `num_layers`.
         keys_values: 0 for the first layer, up to `num_layers - 1`.
+        language: the language model itself, as `Features.language`, with the keys and values of every layer.
     """
 
     hidden: tuple[int, ...] = ()
     keys_values: tuple[int, ...] = ()
+    language: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.hidden or self.keys_values)
+        return bool(self.hidden or self.caches)
+
+    @property
+    def caches(self) -> bool:
+        """Does the backbone store keys and values for it?"""
+        return bool(self.keys_values or self.language)
 
     def of(self, num_layers: int) -> Reads:
         """The same with no negative numbers. ValueError for a layer that a backbone of `num_layers` lacks."""
@@ -34,7 +41,10 @@ class Reads:
                     f"model.head reads {name} {missing}, and the backbone has {num_layers} language layers; "
                     f"choose among 0..{count - 1}"
                 )
-        return Reads(**{name: tuple(i % count for i in getattr(self, name)) for name, count in counts.items()})
+        found = {name: tuple(i % count for i in getattr(self, name)) for name, count in counts.items()}
+        if self.language:
+            found["keys_values"] = tuple(range(num_layers))
+        return Reads(**found, language=self.language)
 
 
 @dataclass
@@ -64,9 +74,31 @@ class LayerStates:
         hidden, keys, values = (F.pad(x, (0, 0, 0, more)) for x in (self.hidden, self.keys, self.values))
         return type(self)(hidden, keys, values, F.pad(self.valid, (0, more)))
 
+    def followed(self, keys: torch.Tensor, values: torch.Tensor) -> Self:
+        """[B, ...] with the keys and values [B, S, M, Dk] of M further tokens, whose hidden states are 0 here."""
+        more = keys.shape[2]
+        return type(self)(
+            F.pad(self.hidden, (0, 0, 0, more)),
+            torch.cat([self.keys, keys], 2),
+            torch.cat([self.values, values], 2),
+            F.pad(self.valid, (0, more), value=True),
+        )
+
     @property
     def _tensors(self) -> tuple[torch.Tensor, ...]:
         return self.hidden, self.keys, self.values, self.valid
+
+
+class LanguageModel(Protocol):
+    """What a head needs of the language model to go on writing behind an observation; `Backbone` has it."""
+
+    def extend(
+        self, tokens: torch.Tensor, past: LayerStates, reads: torch.Tensor, keep: bool = False
+    ) -> tuple[torch.Tensor, LayerStates]: ...
+
+    def embed_ids(self, ids: torch.Tensor) -> torch.Tensor: ...
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass
@@ -81,12 +113,14 @@ class Features:
         perception: [B, N, Dp], visual tokens before the language layers.
         proprio: [B, P], the normalised proprioception, for heads that need it exactly.
         layers: what the head reads of the language layers (`HeadConfig.reads`); None for a head that reads none.
+        language: the language model, where the head is called, for a head that reads it (`Reads.language`).
     """
 
     cognition: torch.Tensor
     perception: torch.Tensor
     proprio: torch.Tensor
     layers: LayerStates | None = None
+    language: LanguageModel | None = None
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """The same record with `function` applied to each tensor."""

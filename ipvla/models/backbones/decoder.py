@@ -27,7 +27,7 @@ from ipvla.models.backbones.protocol import (
     placed,
     require_prompts,
 )
-from ipvla.models.features import Features
+from ipvla.models.features import Features, LayerStates
 from ipvla.storage import absolute, paths_of_fields_absolute
 from ipvla.types import NO_TOKEN, ModelInputs
 
@@ -232,11 +232,9 @@ class DecoderBackbone(Backbone):
         return Embedded(tokens, valid, lengths - 1, perception.float(), inputs.proprio, inside, extra)
 
     def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids int64 [...] as [..., D], before the first language layer."""
         return cast(torch.Tensor, self.network.get_input_embeddings()(ids))
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Last hidden states [..., D] -> logits [..., vocabulary]."""
         return cast(torch.Tensor, self.network.lm_head(states))
 
     def encode(self, embedded: Embedded, context: Context | None = None) -> BackboneOutput:
@@ -255,7 +253,7 @@ class DecoderBackbone(Backbone):
             if front:
                 positions.insert(0, (m + self.first_position).expand_as(written))
         bias = self._bias(self._visible(place.valid), x.dtype)
-        cache = DynamicCache() if context.past is not None or context.keep or self.reads.keys_values else None
+        cache = DynamicCache() if context.past is not None or context.keep or self.reads.caches else None
         if context.past is not None and cache is not None:
             past = context.past.bias.clamp(min=torch.finfo(x.dtype).min).to(x.dtype)[:, :, None]
             bias = bias.expand(-1, self.heads, x.shape[1], -1)
@@ -297,6 +295,33 @@ class DecoderBackbone(Backbone):
             None if place.written is None else output.hidden_states[-1][:, place.written],
             cast("tuple[torch.Tensor, torch.Tensor] | None", last_keys_values),
         )
+
+    def extend(
+        self, tokens: torch.Tensor, past: LayerStates, reads: torch.Tensor, keep: bool = False
+    ) -> tuple[torch.Tensor, LayerStates]:
+        from transformers import DynamicCache
+
+        x, cache = tokens.to(self.network.dtype), DynamicCache()
+        b, m = x.shape[:2]
+        for layer, pair in enumerate(zip(past.keys.unbind(1), past.values.unbind(1), strict=True)):
+            cache.update(*(self._split(each, x.dtype) for each in pair), layer)
+        visible = torch.cat([past.valid[:, None].expand(-1, m, -1), reads.expand(b, m, m)], -1)
+        before = past.valid.sum(-1)
+        last = self.positions(int(before.max()))[..., before - 1]
+        output = self.decoder(
+            inputs_embeds=x,
+            attention_mask=self._bias(visible, x.dtype),
+            position_ids=last[..., None] + 1 + torch.arange(m, device=x.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        if keep:
+            new = (
+                torch.stack([t[:, :, -m:].transpose(1, 2).flatten(2) for t in of_layers], 1)
+                for of_layers in ([c.keys for c in cache.layers], [c.values for c in cache.layers])
+            )
+            past = past.followed(*new)
+        return output.last_hidden_state, past
 
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
         rows, suffix = answered(inputs, replies, self.tokenizer.eos_token_id)

@@ -3,5 +3,6 @@
 from ipvla.models.heads.bins import BinsConfig
 from ipvla.models.heads.protocol import Head, HeadConfig
 from ipvla.models.heads.regression import RegressionConfig
+from ipvla.models.heads.tokens import TokensConfig
 
-__all__ = ["BinsConfig", "Head", "HeadConfig", "RegressionConfig"]
+__all__ = ["BinsConfig", "Head", "HeadConfig", "RegressionConfig", "TokensConfig"]

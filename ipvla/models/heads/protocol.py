@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
 
 import draccus
 import torch
@@ -23,10 +23,20 @@ class Head(nn.Module):
     Attributes:
         noise_shape: of one row of what `sample` takes; None for a head that takes none.
         loss_noise_shape: of one row of what `loss` takes. In training another row is drawn in every epoch.
+        varies: A times, whether an action dimension varies in the dataset; None for a head alone, whose dimensions
+            all vary. What `sample` gives in the others is not used.
     """
 
     noise_shape: tuple[int, ...] | None = None
     loss_noise_shape: tuple[int, ...] | None = None
+    varies: tuple[bool, ...] | None = None
+
+    def set_varies(self, varies: tuple[bool, ...]) -> None:
+        """Sets `varies`, where the model is built. ValueError if the head cannot take so many dimensions."""
+        self.varies = varies
+
+    def save(self, directory: Path) -> None:
+        """Writes files that a policy needs beside its weights into its directory; most heads have none."""
 
     def loss(
         self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
@@ -41,18 +51,24 @@ class Head(nn.Module):
 
 @dataclass(frozen=True)
 class HeadConfig(draccus.ChoiceRegistry):
-    """A choice by `type`: one of the heads of this folder.
+    """A choice by `type`: one of the heads of this folder."""
 
-    Attributes:
-        bounded: it gives actions in [-1, 1] only.
-    """
-
-    bounded: ClassVar[bool] = False
+    @property
+    def bounded(self) -> bool:
+        """Does it give actions in [-1, 1] only?"""
+        return False
 
     @property
     def reads(self) -> Reads:
         """The language layers of which the head finds states in `Features.layers`."""
         return Reads()
+
+    def check(self, chunk: int) -> None:
+        """ValueError in one line for what can be known to be wrong before anything is built."""
+
+    def relocated(self, directory: Path) -> HeadConfig:
+        """The same with the files that `Head.save` wrote into a policy's directory."""
+        return self
 
     def build(self, backbone: Backbone, proprio: int, chunk: int, action_dim: int) -> Head:
         """A head for features of this backbone's sizes and `proprio` dimensions; it keeps no backbone."""
