@@ -171,6 +171,11 @@ class ExperimentConfig(StorageRoots):
                 "data.normalisation normal leaves actions without bounds, and model.head covers [-1, 1] alone; "
                 "choose bounds_q99 or bounds, or another head"
             )
+        if self.model.head.distils and self.start_from is None:
+            raise ValueError(
+                "model.head.distil learns from the policy in start_from, which is not set; give the directory of "
+                "a trained policy with the same head"
+            )
         if self.data.reasoning is not None and "reasoning" not in self.model.requires():
             raise ValueError(
                 "data.reasoning is set, and nothing is trained on it; set model.reasoning_loss ({} for its "

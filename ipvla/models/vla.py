@@ -122,6 +122,9 @@ class IPVLAConfig:
         model = IPVLA(self, backbone, proprio_dim, action_varies)
         if start is not None:
             model.start_from(start)
+            if self.head.distils:
+                model.requires_grad_(False)
+                model.head.requires_grad_(True)
         if self.adapted is not None:
             self.adapted.apply(backbone)
             if self.adapted.freeze_rest:
@@ -146,9 +149,15 @@ class IPVLA(nn.Module):
         super().__init__()
         self.backbone = backbone
         backbone.reads = config.head.reads.of(backbone.num_layers)
+        backbone.insulated = config.head.insulates
         self.memory = config.memory.build(backbone)
+        if backbone.insulated and self.memory.feeds_backbone:
+            raise ValueError(
+                "model.head.detach lets no gradient through the backbone, and model.memory.type "
+                f"{config.memory.get_choice_name(type(config.memory))} learns through it; choose one of them"
+            )
         self.head = config.head.build(backbone, proprio_dim, config.chunk, len(action_varies))
-        self.head.set_varies(tuple(action_varies.tolist()))
+        self.head.set_varies(action_varies)
         readout, questions, words = config.plan_readout, config.questions, config.reasoning_loss
         self.plan_readout = None if readout is None else readout.build(backbone.width, backbone.vocabulary)
         self.questions = None if questions is None else questions.build()
@@ -210,7 +219,7 @@ class IPVLA(nn.Module):
             loss = loss + self.plan_readout.loss(features.cognition, batch.plan.flatten(0, 1))
         if self.questions is not None:
             loss = loss + self.questions.loss(self.backbone, batch)
-        self.terms = {}
+        self.terms = dict(self.head.terms)
         words = None if self.reasoning_loss is None else self.reasoning_loss.loss(self.backbone, batch)
         if self.reasoning_loss is not None and words is not None:
             self.terms["reasoning_loss"] = words.detach()
@@ -259,6 +268,7 @@ class IPVLA(nn.Module):
             part, other = getattr(self, name), getattr(start, name)
             if part is not None and other is not None and _shapes(part) == _shapes(other):
                 part.load_state_dict(other.state_dict())
+        self.head.learn_from(start.head)
 
 
 def _shapes(part: nn.Module) -> dict[str, tuple[int, ...]]:

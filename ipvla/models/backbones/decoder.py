@@ -178,7 +178,8 @@ class DecoderBackbone(Backbone):
         self.vocabulary = text.vocab_size
         self.heads = text.num_attention_heads
         self.head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        self.cache_size = text.num_key_value_heads * self.head_size
+        self.key_heads = text.num_key_value_heads
+        self.cache_size = self.key_heads * self.head_size
         self.image_token = vlm.config.image_token_id
 
     @property

@@ -138,14 +138,17 @@ class Backbone(nn.Module):
         max_text_tokens: of prompt and reply together, None for no limit.
         vocabulary: number of token ids.
         heads, cache_size: attention heads, and Dk, the size of one token's cached keys in one layer.
+        key_heads: into how many heads the Dk numbers are divided; None for `heads`.
         attention: "prefix" if every token of an observation reads every other: context tokens then stand behind
             the prompt, once. "causal" if a token reads those before it only: context tokens then stand in front of
             the observation, which reads them, and once more behind it, where they read it (`placed`).
         reads: the layers of which `encode` puts states into the features; set where the model is built.
+        insulated: in training, features are detached before a memory behind the backbone reads them.
     """
 
     attention: ClassVar[Literal["prefix", "causal"]] = "prefix"
     reads: Reads = Reads()
+    insulated: bool = False
 
     vlm: Any  # a transformers.PreTrainedModel, whose classes are untyped
     width: int
@@ -157,6 +160,7 @@ class Backbone(nn.Module):
     vocabulary: int
     heads: int
     cache_size: int
+    key_heads: int | None = None
 
     @property
     def network(self) -> Any:
@@ -276,7 +280,7 @@ class Backbone(nn.Module):
         if not self.reads:
             return None
         reads = self.reads.of(self.num_layers)
-        pairs = [keys_values(layer) for layer in reads.keys_values]
+        pairs = [keys_values(layer) for layer in reads.keys_values or ()]
         keys, values = ([pair[i] for pair in pairs] for i in (0, 1))
         batch, tokens = valid.shape
 
@@ -284,7 +288,7 @@ class Backbone(nn.Module):
             return torch.stack(list(states), 1) if states else hidden[0].new_zeros(batch, 0, tokens, size)
 
         return LayerStates(
-            stack([hidden[layer] for layer in reads.hidden], self.width),
+            stack([hidden[layer] for layer in reads.hidden or ()], self.width),
             stack(keys, self.cache_size),
             stack(values, self.cache_size),
             valid,

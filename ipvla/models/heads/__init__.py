@@ -1,8 +1,18 @@
 """Action heads: one file each, chosen by `head.type`."""
 
 from ipvla.models.heads.bins import BinsConfig
+from ipvla.models.heads.flow import FlowConfig
+from ipvla.models.heads.layerwise import LayerwiseConfig
 from ipvla.models.heads.protocol import Head, HeadConfig
 from ipvla.models.heads.regression import RegressionConfig
 from ipvla.models.heads.tokens import TokensConfig
 
-__all__ = ["BinsConfig", "Head", "HeadConfig", "RegressionConfig", "TokensConfig"]
+__all__ = [
+    "BinsConfig",
+    "FlowConfig",
+    "Head",
+    "HeadConfig",
+    "LayerwiseConfig",
+    "RegressionConfig",
+    "TokensConfig",
+]

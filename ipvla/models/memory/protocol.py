@@ -95,6 +95,8 @@ class MemoryModule(nn.Module):
     ) -> tuple[Features, Memory, torch.Tensor | None]:
         """One training window: features [B, K, ...], the memory after it, and the mechanism's own loss, if any."""
         features = backbone(batch.inputs.flatten()).features
+        if backbone.insulated:
+            features = features.map(torch.Tensor.detach)
         features = features.map(lambda x: x.reshape(*batch.is_first.shape, *x.shape[1:]))
         features, memory = self.scan(features, memory, batch.t, batch.is_first, batch.valid)
         return features, memory, None
