@@ -40,7 +40,7 @@ class Head(nn.Module):
         self.terms: dict[str, torch.Tensor] = {}
 
     def set_varies(self, action_varies: torch.Tensor) -> None:
-        """Sets `action_varies`, where the model is built. ValueError if the head cannot take so many dimensions."""
+        """Sets `action_varies`, where the model is built. ValueError for more of them than the head takes."""
         self.action_varies = action_varies.clone()
 
     def save(self, directory: Path) -> None:
