@@ -86,6 +86,25 @@ class Policy:
         actions, memory = self.model.act(inputs, memory, t, seeds)
         return self.transforms.denormalise(actions), memory
 
+    def require_finite(self) -> Self:
+        """Answers a blank observation, and returns itself. CheckpointError if the actions are not finite."""
+        size = self.transforms.conventions.image_size
+        blank = Observation(
+            images={camera: np.zeros((size, size, 3), np.uint8) for camera in self.transforms.cameras},
+            proprio=np.zeros(self.transforms.statistics.proprio.dim, np.float32),
+            instruction="",
+            t=0,
+        )
+        with torch.inference_mode():
+            actions, _ = self.act([blank], self.initial_memory(1))
+        if not np.isfinite(actions).all():
+            broken = [name for name, weight in _named(self.model).items() if not weight.isfinite().all()]
+            raise CheckpointError(
+                f"the policy's actions are not finite ({broken[0] if broken else 'none'} of its weights is the "
+                "first that is not); use an earlier checkpoint"
+            )
+        return self
+
     def merged(self) -> Policy:
         """The same policy without adapters, what they have learned being in the weights.
 

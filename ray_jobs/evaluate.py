@@ -179,7 +179,7 @@ def checked_sources(
     sources = {name: config.source(name, load) for name in config.policies}
     for name, source in sources.items():
         if isinstance(source, PolicySource):
-            Policy.load(source.directory, unnorm_key=config.unnorm_key)
+            Policy.load(source.directory, unnorm_key=config.unnorm_key).require_finite()
         if conversions := evaluation.conversions(source):
             console.print(f"{name}: {conversions}")
     return sources
