@@ -185,7 +185,9 @@ def checked_sources(
     sources = {name: config.source(name, load) for name in config.policies}
     for name, source in sources.items():
         if isinstance(source, PolicySource):
-            Policy.load(source.directory, unnorm_key=config.unnorm_key).require_prompts(instructions)
+            policy = Policy.load(source.directory, unnorm_key=config.unnorm_key)
+            policy.require_finite()
+            policy.require_prompts(instructions)
         if conversions := evaluation.conversions(source):
             console.print(f"{name}: {conversions}")
     return sources
