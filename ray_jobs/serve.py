@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 
+from ipvla.contract import Contract, Limits
 from ipvla.models.heads import Sampling
 from ipvla.policy import Policy
 from ipvla.rollout.openpi.client import OURS
@@ -52,6 +54,7 @@ class ServeConfig(StorageRoots):
         unnorm_key: the dataset whose statistics turn what the policy says into actions, if it was trained on a
             mixture; by default its first.
         sampling: integration steps and integrator of a flow head; by default those of its training.
+        limits: what every action is clipped to, beside the policy's own units: for robots.
     """
 
     policy: Path | None = None
@@ -63,6 +66,7 @@ class ServeConfig(StorageRoots):
     use_gpu: bool = False
     unnorm_key: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if (self.policy is None) == (not self.name):
@@ -79,7 +83,7 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
     """The policy, loaded, and its server, not started yet.
 
     Raises:
-        CheckpointError: the policy does not exist or cannot be loaded.
+        CheckpointError: the policy does not exist, cannot be loaded, or answers with what is not finite.
         ClusterError: there is no GPU to use.
         ValueError: others than this machine could connect without a token, or settings do not fit the policy.
     """
@@ -87,24 +91,27 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
         raise no_gpu()
     device = "cuda" if config.use_gpu else "cpu"
     policy = Policy.load(config.directory, device, config.unnorm_key, config.sampling)
-    chosen = variant(config.unnorm_key, config.sampling)
-    source = PolicySource(lambda _: policy, config.directory, variant=chosen)
-    actor = PolicyActor(source, config.threads, max_batch=config.max_batch)
+    contract = policy.require_finite().contract
+    if config.limits != Limits():
+        contract = replace(contract, limits=config.limits)
+    source = PolicySource(lambda _: policy, config.directory, variant=variant(config.unnorm_key, config.sampling))
+    # The websocket's server says how long a memory lives.
+    actor = PolicyActor(source, config.threads, lease_s=math.inf, max_batch=config.max_batch)
     transforms = policy.transforms
     proprio_dim = transforms.statistics.proprio.dim
 
     def observe(message: Any, t: int) -> Observation:
         observation = from_message(message, transforms.cameras, proprio_dim, t)
         transforms.prompts.prompt(observation.instruction)  # ValueError if it is too long
-        return observation
+        return transforms.conventions.resized(observation)
 
-    return PolicyWebsocketServer(config.server, actor, observe, metadata(policy, source.sha256()), token)
+    told = metadata(policy, contract, source.sha256())
+    return PolicyWebsocketServer(config.server, actor, observe, told, token, contract.limits)
 
 
-def metadata(policy: Policy, sha256: str) -> dict[str, Any]:
+def metadata(policy: Policy, contract: Contract, sha256: str) -> dict[str, Any]:
     """What a client receives when it connects: the contract of observations and actions."""
     transforms = policy.transforms
-    contract = policy.contract
     image = {"dtype": "uint8", "shape": ["H", "W", 3], "about": f"RGB, {_ABOUT[contract.pictures.orientation]}"}
     return {
         "server": OURS,

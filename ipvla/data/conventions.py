@@ -124,6 +124,10 @@ class Conventions:
         views = [np.stack([self._image(o, camera) for camera in self.cameras]) for o in observations]
         return torch.from_numpy(np.stack(views))
 
+    def resized(self, observation: Observation) -> Observation:
+        """The same with the model's pictures alone, at its size. ValueError for a missing camera."""
+        return replace(observation, images={camera: self._image(observation, camera) for camera in self.cameras})
+
     def chunk_targets(self, action: FloatArray, t: int | IntArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
         """The next `chunk` actions from control step(s) `t` of one episode.
 
@@ -145,14 +149,17 @@ class Conventions:
         """Model output [..., A] to environment units, float32.
 
         A hand's motion lies within [-1, 1]; other actions stay in the dataset's units, unclipped. The gripper is
-        exactly -1 (open) or +1 (closed), whatever the dataset's convention, if the last dimension is one.
+        exactly -1 (open) or +1 (closed), whatever the dataset's convention, if the last dimension is one. What is
+        not finite becomes NaN, so that no clipping hides it.
         """
         y = actions.detach().float().cpu().numpy() if isinstance(actions, torch.Tensor) else actions
-        x = self.statistics.action.denormalise(np.asarray(y, np.float32), self.normalisation)
+        y = np.where(np.isfinite(y), y, np.float32(np.nan)).astype(np.float32)
+        x = self.statistics.action.denormalise(y, self.normalisation)
         if self.contract.clipped:
             x = x.clip(-1, 1)
         if self.gripper != "none":
             x[..., -1] = environment_gripper(x[..., -1], self.gripper)
+        x[np.isnan(y)] = np.nan
         return x
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from ipvla.types import NO_TOKEN, ModelInputs, Observation
 Tokenize = Callable[[str], Sequence[int]]
 #: Most texts repeat from step to step; ECoT's reasoning is another one at each of millions of steps.
 _CACHED = 4096
+#: Characters of a text in an error.
+_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class PromptEncoder:
             if len(ids) > longest:
                 more = f"{len(ids) - longest} more" if kind == "plan" else "more"
                 raise ValueError(
-                    f"the {kind} {text!r} has {len(ids)} tokens, {more} than {limit} {longest}; "
+                    f"the {kind} {text[:_SHOWN]!r} has {len(ids)} tokens, {more} than {limit} {longest}; "
                     + remedy.format(len(ids))
                 )
             row = np.full(longest, NO_TOKEN, np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,12 @@ class Reads:
         hidden: 0 for what enters the first layer, l for the output of the l-th, up to `num_layers`; None for
             the outputs of all layers.
         keys_values: 0 for the first layer, up to `num_layers - 1`; None for all layers.
+        language: the language model itself, as `Features.language`, with the keys and values of every layer.
     """
 
     hidden: tuple[int, ...] | None = ()
     keys_values: tuple[int, ...] | None = ()
+    language: bool = False
 
     def __bool__(self) -> bool:
         return self.hidden != () or self.caches
@@ -29,13 +31,13 @@ class Reads:
     @property
     def caches(self) -> bool:
         """Are there any keys and values?"""
-        return self.keys_values != ()
+        return self.keys_values != () or self.language
 
     def of(self, num_layers: int) -> Reads:
         """The same in numbers from 0 on. ValueError for a layer that a backbone of `num_layers` lacks."""
         read = {}
         for name, count in {"hidden": num_layers + 1, "keys_values": num_layers}.items():
-            asked = getattr(self, name)
+            asked = None if name == "keys_values" and self.language else getattr(self, name)
             layers = tuple(range(count - num_layers, count)) if asked is None else asked
             if missing := [layer for layer in layers if not -count <= layer < count]:
                 raise ValueError(
@@ -43,7 +45,7 @@ class Reads:
                     f"choose among 0..{count - 1}"
                 )
             read[name] = tuple(layer % count for layer in layers)
-        return Reads(**read)
+        return Reads(**read, language=self.language)
 
 
 @dataclass
@@ -73,9 +75,31 @@ class LayerStates:
         hidden, keys, values = (F.pad(x, (0, 0, 0, more)) for x in (self.hidden, self.keys, self.values))
         return type(self)(hidden, keys, values, F.pad(self.valid, (0, more)))
 
+    def followed(self, keys: torch.Tensor, values: torch.Tensor) -> Self:
+        """[B, ...] with the keys and values [B, S, M, Dk] of M further tokens, whose hidden states are 0 here."""
+        more = keys.shape[2]
+        return type(self)(
+            F.pad(self.hidden, (0, 0, 0, more)),
+            torch.cat([self.keys, keys], 2),
+            torch.cat([self.values, values], 2),
+            F.pad(self.valid, (0, more), value=True),
+        )
+
     @property
     def _tensors(self) -> tuple[torch.Tensor, ...]:
         return self.hidden, self.keys, self.values, self.valid
+
+
+class LanguageModel(Protocol):
+    """What a head needs of the language model to go on writing behind an observation; `Backbone` has it."""
+
+    def extend(
+        self, tokens: torch.Tensor, past: LayerStates, reads: torch.Tensor, keep: bool = False
+    ) -> tuple[torch.Tensor, LayerStates]: ...
+
+    def embed_ids(self, ids: torch.Tensor) -> torch.Tensor: ...
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass
@@ -90,12 +114,14 @@ class Features:
         perception: [B, N, Dp], visual tokens before the language layers.
         proprio: [B, P], the normalised proprioception, for heads that need it exactly.
         layers: what the head reads of the language layers (`HeadConfig.reads`); None for a head that reads none.
+        language: the language model, where the head is called, for a head that reads it (`Reads.language`).
     """
 
     cognition: torch.Tensor
     perception: torch.Tensor
     proprio: torch.Tensor
     layers: LayerStates | None = None
+    language: LanguageModel | None = None
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """The same record with `function` applied to each tensor."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -90,6 +90,7 @@ class IPVLAConfig:
             ValueError: parts do not fit each other, a prompt is too long, or the backbone's weights are none.
         """
         self.memory.check()
+        self.head.check(self.chunk)
         longest = self.memory.longest_plan
         if self.plan_readout is not None and 0 < longest < self.plan_readout.tokens:
             raise ValueError(
@@ -156,7 +157,7 @@ class IPVLA(nn.Module):
                 f"{config.memory.get_choice_name(type(config.memory))} learns through it; choose one of them"
             )
         self.head = config.head.build(backbone, proprio_dim, config.chunk, len(action_varies))
-        self.head.action_varies = action_varies.clone()
+        self.head.set_varies(action_varies)
         readout, questions, words = config.plan_readout, config.questions, config.reasoning_loss
         self.plan_readout = None if readout is None else readout.build(backbone.width, backbone.vocabulary)
         self.questions = None if questions is None else questions.build()
@@ -207,7 +208,7 @@ class IPVLA(nn.Module):
         features, memory, memory_loss = self.memory.window(self.backbone, batch, memory)
         weight = batch.action_valid & batch.valid[..., None]
         weight = weight.flatten(0, 1)[..., None] & self.action_varies
-        features = features.map(lambda x: x.flatten(0, 1))
+        features = self._for_head(features.map(lambda x: x.flatten(0, 1)))
         noise = None
         if self.head.loss_noise_shape is not None:
             noise = self._noise(batch.noise_seed.flatten().tolist(), self.head.loss_noise_shape)
@@ -240,7 +241,10 @@ class IPVLA(nn.Module):
     def sample(self, features: Features, noise_seeds: Sequence[int] | None = None) -> torch.Tensor:
         """The head's chunks float32 [B, C, A] of features [B, ...]; the seeds as in `act`."""
         seeds = [0] * len(features.cognition) if noise_seeds is None else noise_seeds
-        return self.head.sample(features, self._noise(seeds, self.head.noise_shape))
+        return self.head.sample(self._for_head(features), self._noise(seeds, self.head.noise_shape))
+
+    def _for_head(self, features: Features) -> Features:
+        return replace(features, language=self.backbone) if self.backbone.reads.language else features
 
     def _noise(self, seeds: Sequence[int], shape: tuple[int, ...] | None) -> torch.Tensor | None:
         return None if shape is None else draw_noise(seeds, shape).to(self.action_varies.device)

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipvla.models.action_tokens.bins import action_bins, bin_centres
 from ipvla.models.features import Features
 from ipvla.models.heads import BinsConfig, HeadConfig, RegressionConfig
-from ipvla.models.heads.bins import action_bins, bin_centres
 
 BATCH, CHUNK, ACTIONS = 16, 4, 3
 

@@ -2,6 +2,8 @@
 
 from ipvla.models.backbones.paligemma import PaliGemmaConfig
 from ipvla.models.backbones.protocol import Backbone, BackboneConfig, BackboneOutput, Context, Embedded, KeysValues
+from ipvla.models.backbones.qwen_vl import QwenVLConfig
+from ipvla.models.backbones.smolvlm import SmolVLMConfig
 from ipvla.models.backbones.tiny import TinyConfig
 
 __all__ = [
@@ -12,5 +14,7 @@ __all__ = [
     "Embedded",
     "KeysValues",
     "PaliGemmaConfig",
+    "QwenVLConfig",
+    "SmolVLMConfig",
     "TinyConfig",
 ]

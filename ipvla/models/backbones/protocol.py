@@ -206,6 +206,31 @@ class Backbone(nn.Module):
         for layer in self.language_layers():
             layer.forward = _run_again_in_backward(layer)
 
+    def extend(
+        self, tokens: torch.Tensor, past: LayerStates, reads: torch.Tensor, keep: bool = False
+    ) -> tuple[torch.Tensor, LayerStates]:
+        """Runs the language layers over further tokens behind an observation, which is not computed again.
+
+        Args:
+            tokens: [B, M, D], before the first language layer. Row b's first one stands at the position behind
+                the `past.valid[b].sum()` tokens before it.
+            past: keys and values of every layer of what stands before; the tokens read all of it that is valid.
+            reads: bool [M, M], which of the M tokens (columns) each of them (rows) reads.
+            keep: return what stands before the next token, these tokens included; else `past` itself.
+
+        Returns:
+            The last hidden states [B, M, D], as `logits` takes them, and the keys and values.
+        """
+        raise NotImplementedError
+
+    def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids int64 [...] as [..., D], before the first language layer."""
+        raise NotImplementedError
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Last hidden states [..., D] of `extend` -> logits [..., vocabulary]."""
+        raise NotImplementedError
+
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
         """Next-token cross-entropy of replies to the prompts of `inputs`.
 

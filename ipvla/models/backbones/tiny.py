@@ -23,7 +23,7 @@ from ipvla.models.backbones.protocol import (
     require_prompts,
 )
 from ipvla.models.backbones.tiny_tokenizer import escaped, tiny_tokenizer, tokens_of, unescaped
-from ipvla.models.features import Features
+from ipvla.models.features import Features, LayerStates
 from ipvla.types import NO_TOKEN, ModelInputs
 
 if TYPE_CHECKING:
@@ -191,6 +191,24 @@ class TinyBackbone(Backbone):
             None if place.written is None else hidden[-1][:, place.written],
             last_keys_values,
         )
+
+    def extend(
+        self, tokens: torch.Tensor, past: LayerStates, reads: torch.Tensor, keep: bool = False
+    ) -> tuple[torch.Tensor, LayerStates]:
+        bias = torch.zeros(past.valid.shape, device=tokens.device).masked_fill(~past.valid, -torch.inf)
+        bias = bias[:, None].expand(-1, self.heads, -1)
+        pairs = zip(past.keys.unbind(1), past.values.unbind(1), strict=True)
+        hidden = self.network.run(tokens, reads, [(k, v, bias) for k, v in pairs])
+        if keep:
+            new = [layer.keys_values(h) for layer, h in zip(self.network.layers, hidden, strict=False)]
+            past = past.followed(torch.stack([k for k, _ in new], 1), torch.stack([v for _, v in new], 1))
+        return self.network.norm(hidden[-1]), past
+
+    def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.network.embed_tokens(ids))
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        return states @ cast(torch.Tensor, self.network.embed_tokens.weight).T
 
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
         prompts = replace(inputs, input_ids=self._asking(inputs))

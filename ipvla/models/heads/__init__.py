@@ -5,5 +5,15 @@ from ipvla.models.heads.flow import FlowConfig
 from ipvla.models.heads.layerwise import LayerwiseConfig
 from ipvla.models.heads.protocol import Head, HeadConfig, Sampling
 from ipvla.models.heads.regression import RegressionConfig
+from ipvla.models.heads.tokens import TokensConfig
 
-__all__ = ["BinsConfig", "FlowConfig", "Head", "HeadConfig", "LayerwiseConfig", "RegressionConfig", "Sampling"]
+__all__ = [
+    "BinsConfig",
+    "FlowConfig",
+    "Head",
+    "HeadConfig",
+    "LayerwiseConfig",
+    "RegressionConfig",
+    "Sampling",
+    "TokensConfig",
+]

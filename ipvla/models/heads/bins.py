@@ -1,35 +1,21 @@
-"""Actions as tokens: OpenVLA's 256 uniform bins (arXiv 2406.09246), decoded in parallel as in OpenVLA-OFT.
+"""A classifier of each action over the bins of `action_tokens.bins`, all at once, from one glimpse.
 
-`numpy.digitize(a, linspace(-1, 1, 256))` gives d in 1..256, the bin is d - 1; decoding reads the centre of the bin
-(there are 255), so a round trip errs by at most 1/255.
+The language model writes nothing here; the head `tokens` has it write the bins.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ipvla.models.action_tokens.bins import NUM_BINS, action_bins, bin_centres
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
 from ipvla.models.heads.protocol import Glimpse, GlimpseHeadConfig, Head, HeadConfig, masked_mean
-
-NUM_BINS = 256
-
-
-def action_bins(actions: torch.Tensor) -> torch.Tensor:
-    """Normalised actions -> bin index int64 0..255; values outside [-1, 1] go to the outermost bins."""
-    edges = torch.linspace(-1, 1, NUM_BINS, device=actions.device, dtype=torch.float64)
-    return torch.bucketize(actions.double().clamp(-1, 1), edges, right=True) - 1
-
-
-def bin_centres(bins: torch.Tensor) -> torch.Tensor:
-    """Bin index int64 -> the bin's centre, float32 in (-1, 1); index 255 holds only 1.0 and reads as 254."""
-    return ((bins.clamp(0, NUM_BINS - 2).double() + 0.5) * 2 / (NUM_BINS - 1) - 1).float()
 
 
 @HeadConfig.register_subclass("bins")
@@ -37,7 +23,9 @@ def bin_centres(bins: torch.Tensor) -> torch.Tensor:
 class BinsConfig(GlimpseHeadConfig):
     """See `GlimpseHeadConfig`."""
 
-    bounded: ClassVar[bool] = True
+    @property
+    def bounded(self) -> bool:
+        return True
 
     def build(self, backbone: Backbone, proprio: int, chunk: int, action_dim: int) -> BinsHead:
         return BinsHead(self, backbone, proprio, (chunk, action_dim))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from pathlib import Path
+from typing import Self
 
 import draccus
 import torch
@@ -24,7 +25,8 @@ class Head(nn.Module):
     Attributes:
         noise_shape: of one row of what `sample` takes; None for a head that takes none.
         loss_noise_shape: of one row of what `loss` takes. In training another row is drawn in every epoch.
-        action_varies: bool [A], False where the dataset is constant; None until the model that has the head says.
+        action_varies: bool [A], False where the dataset is constant; None for a head alone, whose dimensions all
+            vary. What `sample` gives in the others is not used.
         terms: parts of the latest `loss` for the log, detached.
     """
 
@@ -36,6 +38,13 @@ class Head(nn.Module):
         super().__init__()
         self.register_buffer("action_varies", None, persistent=False)
         self.terms: dict[str, torch.Tensor] = {}
+
+    def set_varies(self, action_varies: torch.Tensor) -> None:
+        """Sets `action_varies`, where the model is built. ValueError for more of them than the head takes."""
+        self.action_varies = action_varies.clone()
+
+    def save(self, directory: Path) -> None:
+        """Writes files that a policy needs beside its weights into its directory; most heads have none."""
 
     def loss(
         self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
@@ -74,18 +83,24 @@ class Sampling:
 
 @dataclass(frozen=True)
 class HeadConfig(draccus.ChoiceRegistry):
-    """A choice by `type`: one of the heads of this folder.
+    """A choice by `type`: one of the heads of this folder."""
 
-    Attributes:
-        bounded: it gives actions in [-1, 1] only.
-    """
-
-    bounded: ClassVar[bool] = False
+    @property
+    def bounded(self) -> bool:
+        """Does it give actions in [-1, 1] only?"""
+        return False
 
     @property
     def reads(self) -> Reads:
         """The language layers of which the head finds states in `Features.layers`."""
         return Reads()
+
+    def check(self, chunk: int) -> None:
+        """ValueError in one line for what can be known to be wrong before anything is built."""
+
+    def relocated(self, directory: Path) -> HeadConfig:
+        """The same with the files that `Head.save` wrote into a policy's directory."""
+        return self
 
     @property
     def distils(self) -> bool:
