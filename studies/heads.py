@@ -7,20 +7,22 @@ order; students of one step start from their teacher. With the first memory, and
 families, the flow head by several samplings too; with every memory it plays recall, the memory intact, reset and
 swapped. Then the costs of an act, and the distance of every integrator to the exact solution on trained fields.
 
-With every head and memory, `benchmarks/results/heads.json` is written. Seeds of the same recipe that are there
-already stay and count. `--quick` takes some minutes, in a temporary directory; its results mean nothing.
+With every head and memory, `benchmarks/results/heads.json` and two plots in docs/ are written. Seeds of the same
+recipe that are there already stay and count. `--quick` takes some minutes, in a temporary directory; its results
+mean nothing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -31,8 +33,10 @@ from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.experiment import ExperimentConfig
 from ipvla.models.heads import Sampling
 from ipvla.models.heads.integrators import INTEGRATORS
+from ipvla.models.heads.layerwise import LayerwiseHead
 from ipvla.policy import Policy
 from ipvla.sim.suites import load_suite
+from ipvla.types import ModelInputs
 from ray_jobs.collect import CollectConfig
 from ray_jobs.command_line.cli import run
 from ray_jobs.command_line.settings import arguments, parse
@@ -40,7 +44,7 @@ from ray_jobs.evaluate import EvaluateConfig, evaluate
 from ray_jobs.memory_use import MemoryUseJobConfig
 from ray_jobs.memory_use import measure as measure_use
 from ray_jobs.running.cluster import connect
-from studies.engine import SLICE, Runner, Study, as_json, entries, placed, publish
+from studies.engine import DOCS, SLICE, Runner, Study, as_json, entries, placed, publish
 from studies.memory import join_rows, success_figures, training_recipe
 from studies.record import Figures, Target
 from studies.tables import HEADS, measured
@@ -157,67 +161,98 @@ class HeadsStudy(Study):
         return training_recipe(parse(ExperimentConfig, self.arguments(head, self.memories[0], 0)))
 
 
+#: Head, or sampling -> training seed -> its table, on layouts of the seed's own.
+Played = dict[str, dict[int, SuccessTable]]
+
+
+@dataclass
+class Results:
+    """What was played.
+
+    Attributes:
+        heads: with the first memory; forgetful: with none; samplings: of the teacher.
+        use: head -> memory -> intervention -> seed -> fourfold counts on recall.
+        heun4_euler8: seed -> fourfold counts of two samplings on the same layouts.
+    """
+
+    heads: Played = field(default_factory=dict)
+    forgetful: Played = field(default_factory=dict)
+    samplings: Played = field(default_factory=dict)
+    use: dict[str, dict[str, dict[str, dict[str, dict[str, int]]]]] = field(default_factory=dict)
+    heun4_euler8: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
 def measure(study: HeadsStudy, runner: Runner) -> Figures:
     """All stages; the figures."""
     runner.collect([study.collection])
-    main = study.memories[0]
-    played: dict[str, dict[int, SuccessTable]] = {}
-    forgetful: dict[str, dict[int, SuccessTable]] = {}
-    sampled: dict[str, dict[int, SuccessTable]] = {}
-    used: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
-    paired: dict[str, dict[str, int]] = {}
+    results = Results()
     for seed in study.training_seeds:
-        runs = {f"seed {seed}, {h}, {m}": study.arguments(h, m, seed) for h, m in study.cells if h != _STUDENT}
-        runner.train(f"seed {seed}: training", runs)
-        if _STUDENT in study.names:
-            students = {f"seed {seed}, {_STUDENT}": study.arguments(_STUDENT, main, seed)}
-            runner.train(f"seed {seed}: distillation", students)
-        with runner.stage(f"seed {seed}: held-out layouts"):
-            for memory, tables in (main, played), ("none", forgetful):
-                if heads := study.trained_with(memory):
-                    shown = evaluate(study.evaluation(seed, heads, memory), runner.console).tables
-                    for head, table in zip(heads, shown, strict=True):
-                        tables.setdefault(head, {})[seed] = table
-        if _TEACHER in study.names:
-            with runner.stage(f"seed {seed}: other samplings of {_TEACHER}"):
-                for name in list(SAMPLINGS)[: 1 if study.quick else None]:
-                    config = study.evaluation(seed, [_TEACHER], main, SAMPLINGS[name])
-                    (sampled.setdefault(name, {})[seed],) = evaluate(config, runner.console).tables
-            if {"euler8", "heun4"} <= sampled.keys():
-                paired[str(seed)] = _paired(sampled["euler8"][seed], sampled["heun4"][seed])
-        with runner.stage(f"seed {seed}: memory intact, reset and swapped"):
-            uses = measure_use(study.use(seed), runner.console)
-        for (head, memory), use in zip([c for c in study.cells if c[1] != "none"], uses, strict=True):
-            for row in use.families:
-                counts = {name: getattr(row, name) for name in _COUNTS}
-                used.setdefault(head, {}).setdefault(memory, {}).setdefault(row.intervention, {})[str(seed)] = (
-                    counts
-                )
+        train(study, runner, seed)
+        play(study, runner, seed, results)
     tasks = load_suite(study.collection.suite, study.cache).tasks
-    figures: Figures = {
+    return {
         "recipe": study.recipe,
-        "success": success_figures(tasks, played),
-        "without_memory": success_figures(tasks, forgetful),
-        "samplings": success_figures(tasks, sampled),
-        "use": used,
-        "heun4_euler8": paired,
-        "costs": {},
-        "errors": {},
+        "success": success_figures(tasks, results.heads),
+        "without_memory": success_figures(tasks, results.forgetful),
+        "samplings": success_figures(tasks, results.samplings),
+        "use": results.use,
+        "heun4_euler8": results.heun4_euler8,
+        **look_inside(study, runner),
+        "wall_s": runner.seconds,
     }
-    seed = study.training_seeds[0]
-    dataset = open_dataset(study.datasets / study.collection.dataset, 2**28)
+
+
+def train(study: HeadsStudy, runner: Runner, seed: int) -> None:
+    """Every cell, then the student of one step."""
+    runs = {f"seed {seed}, {h}, {m}": study.arguments(h, m, seed) for h, m in study.cells if h != _STUDENT}
+    runner.train(f"seed {seed}: training", runs)
+    if _STUDENT in study.names:
+        student = {f"seed {seed}, {_STUDENT}": study.arguments(_STUDENT, study.memories[0], seed)}
+        runner.train(f"seed {seed}: distillation", student)
+
+
+def play(study: HeadsStudy, runner: Runner, seed: int, results: Results) -> None:
+    """Adds a seed's tables and counts to `results`."""
+    main = study.memories[0]
+    with runner.stage(f"seed {seed}: held-out layouts"):
+        for memory, tables in (main, results.heads), ("none", results.forgetful):
+            if heads := study.trained_with(memory):
+                shown = evaluate(study.evaluation(seed, heads, memory), runner.console).tables
+                for head, table in zip(heads, shown, strict=True):
+                    tables.setdefault(head, {})[seed] = table
+    if _TEACHER in study.names:
+        with runner.stage(f"seed {seed}: other samplings of {_TEACHER}"):
+            for name in list(SAMPLINGS)[: 1 if study.quick else None]:
+                config = study.evaluation(seed, [_TEACHER], main, SAMPLINGS[name])
+                (results.samplings.setdefault(name, {})[seed],) = evaluate(config, runner.console).tables
+        if {"euler8", "heun4"} <= results.samplings.keys():
+            tables_of = (results.samplings[name][seed] for name in ("euler8", "heun4"))
+            results.heun4_euler8[str(seed)] = _paired(*tables_of)
+    with runner.stage(f"seed {seed}: memory intact, reset and swapped"):
+        uses = measure_use(study.use(seed), runner.console)
+    for (head, memory), use in zip([c for c in study.cells if c[1] != "none"], uses, strict=True):
+        kinds = results.use.setdefault(head, {}).setdefault(memory, {})
+        for row in use.families:
+            kinds.setdefault(row.intervention, {})[str(seed)] = {name: getattr(row, name) for name in _COUNTS}
+
+
+def look_inside(study: HeadsStudy, runner: Runner) -> Figures:
+    """Costs, errors of integrators and learned routing, of the first seed's policies."""
+    seed, observations = study.training_seeds[0], 2 if study.quick else 64
+    figures: Figures = {"costs": {}, "errors": {}, "routing": {}}
+    dataset, config = open_dataset(study.collection.directory), _QUICK_COSTS if study.quick else CostConfig()
     with runner.stage("costs and errors"):
         for head in study.names:
-            directory = study.policy(head, main, seed)
-            cost = costs(
-                directory, dataset, _QUICK_COSTS if study.quick else CostConfig(), directory.parent / "costs.json"
-            )
+            directory = study.policy(head, study.memories[0], seed)
+            cost = costs(directory, dataset, config, directory.parent / "costs.json")
             described = Policy.load(directory).describe()
             figures["costs"][head] = asdict(cost) | {"evaluations": int(described.get("evaluations", 1))}
             runner.console.print(f"{head}: {cost.act_ms_batch1:.1f} ms at batch 1")
             if "integrator" in described and head != _STUDENT:
-                figures["errors"][head] = field_errors(directory, dataset, 2 if study.quick else 64)
-    return {**figures, "wall_s": runner.seconds}
+                figures["errors"][head] = field_errors(directory, dataset, observations)
+            if weights := routing_weights(directory, dataset, observations):
+                figures["routing"][head] = weights
+    return figures
 
 
 _COUNTS: Final = ("touched", "both", "only_undisturbed", "only_changed", "neither")
@@ -229,10 +264,7 @@ def field_errors(directory: Path, dataset: EpisodeDataset, observations: int) ->
 
     First observations of so many episodes, each with its own noise; the memory has just begun.
     """
-    policy = Policy.load(directory)
-    chosen = np.linspace(0, len(dataset) - 1, observations).astype(int).tolist()
-    seen = [dataset.observation(index, 0, policy.transforms.cameras) for index in chosen]
-    inputs, t = policy.transforms.inputs(seen), torch.zeros(observations, dtype=torch.long)
+    inputs, t = _seen(Policy.load(directory), dataset, observations)
 
     def chunks(sampling: Sampling) -> torch.Tensor:
         sampler = Policy.load(directory, sampling=sampling).model
@@ -246,6 +278,63 @@ def field_errors(directory: Path, dataset: EpisodeDataset, observations: int) ->
                 distance = (chunks(Sampling(steps, name)) - exact).square().mean().sqrt()
                 errors.setdefault(name, {})[str(evaluations)] = float(distance)
     return errors
+
+
+@torch.no_grad()
+def routing_weights(directory: Path, dataset: EpisodeDataset, observations: int) -> dict[str, dict[str, float]]:
+    """Block -> language layer -> its mean weight in a policy whose blocks learn what to read; empty for others."""
+    policy = Policy.load(directory)
+    head, inputs, t = policy.model.head, *_seen(policy, dataset, observations)
+    if not isinstance(head, LayerwiseHead) or not head.config.routing.learned:
+        return {}
+    features, _ = policy.model.memory.observe(
+        policy.model.backbone, inputs, policy.initial_memory(observations), t
+    )
+    routes = head.conditions(features).routes
+    assert routes is not None
+    return {
+        str(block): {str(layer): float(one) for layer, one in zip(head.read, row, strict=True)}
+        for block, row in enumerate(routes.weights.mean(0))
+    }
+
+
+def _seen(policy: Policy, dataset: EpisodeDataset, observations: int) -> tuple[ModelInputs, torch.Tensor]:
+    """The first observations of so many episodes, and their control steps."""
+    chosen = np.linspace(0, len(dataset) - 1, observations).astype(int).tolist()
+    seen = [dataset.observation(index, 0, policy.transforms.cameras) for index in chosen]
+    return policy.transforms.inputs(seen), torch.zeros(observations, dtype=torch.long)
+
+
+def plot_errors(errors: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> None:
+    """RMS distance to the exact solution against evaluations, a panel per head; PNG."""
+    figure = Figure(figsize=(3.2 * len(errors), 3.4), layout="constrained")
+    for panel, (head, of) in zip(
+        figure.subplots(1, len(errors), sharey=True, squeeze=False)[0], errors.items(), strict=True
+    ):
+        for name, one in of.items():
+            panel.loglog([int(n) for n in one], list(one.values()), marker="o", markersize=3, label=name)
+        panel.set_title(head, fontsize=9)
+        panel.set_xlabel("evaluations")
+        panel.grid(alpha=0.3)
+    panel.legend(fontsize=7)
+    figure.savefig(path, dpi=130)
+
+
+def plot_routing(routing: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> None:
+    """Mean weight of every language layer in every block, a panel per head; PNG."""
+    figure = Figure(figsize=(3.2 * len(routing), 3.0), layout="constrained")
+    for panel, (head, blocks) in zip(
+        figure.subplots(1, len(routing), squeeze=False)[0], routing.items(), strict=True
+    ):
+        weights, layers = [list(row.values()) for row in blocks.values()], list(next(iter(blocks.values())))
+        image = panel.imshow(weights, vmin=0, vmax=1, aspect="auto")
+        panel.set_xticks(range(len(layers)), labels=layers)
+        panel.set_yticks(range(len(blocks)), labels=list(blocks))
+        panel.set_title(head, fontsize=9)
+        panel.set_xlabel("language layer")
+        panel.set_ylabel("block")
+    figure.colorbar(image, ax=figure.axes, label="weight")
+    figure.savefig(path, dpi=130)
 
 
 def joined(earlier: Figures, later: Figures) -> Figures:
@@ -329,7 +418,9 @@ def main(study: HeadsStudy) -> None:
     for table in measured(figures, HEADS):
         console.print(Markdown(table))
     if study.complete:
-        publish("heads", study.training_seeds, figures, joined, targets, console)
+        figures = publish("heads", study.training_seeds, figures, joined, targets, console)
+        plot_errors(figures["errors"], DOCS / "heads_errors.png")
+        plot_routing(figures["routing"], DOCS / "heads_routing.png")
 
 
 if __name__ == "__main__":

@@ -11,14 +11,28 @@ import pytest
 import torch
 
 from ipvla.data.dataset import open_dataset
+from ipvla.data.sources import dataset_location
 from ipvla.experiment import ExperimentConfig
-from ipvla.models.heads import FlowConfig, HeadConfig
+from ipvla.models.heads import FlowConfig, HeadConfig, LayerwiseConfig
+from ipvla.models.heads.routing import RoutingConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
 from ipvla.training.parallel import World
 from ray_jobs.command_line.settings import parse
 from studies.engine import entries
-from studies.heads import MEMORIES, SAMPLINGS, HeadsStudy, bypassing, field_errors, joined, pooled, targets
+from studies.heads import (
+    MEMORIES,
+    SAMPLINGS,
+    HeadsStudy,
+    bypassing,
+    field_errors,
+    joined,
+    plot_errors,
+    plot_routing,
+    pooled,
+    routing_weights,
+    targets,
+)
 from studies.record import Target
 from studies.tables import HEADS, measured
 
@@ -49,6 +63,7 @@ def figures() -> dict[str, Any]:
         "use": {head: dict.fromkeys(("gru", "bank"), use) for head in good},
         "heun4_euler8": counts(370, 10, 6, 14),
         "costs": {head: {"act_ms_batch1": value, "evaluations": 4, **cost} for head, value in ms.items()},
+        "routing": {},
         "errors": {head: {"euler": {"1": 0.4, "4": 0.2}, "rk4": {"4": 0.1}} for head in ("flow", "layerwise")},
     }
 
@@ -122,6 +137,7 @@ def test_heads_have_nearly_as_many_parameters() -> None:
         assert draccus.encode(config.head) == draccus.encode(draccus.decode(HeadConfig, settings))
         model = config.build(torch.ones(7, dtype=torch.bool), 5)
         size[name] = sum(p.numel() for p in model.parameters())
+    assert size.pop("bins") < 2 * min(size.values())
     assert max(size.values()) < 1.3 * min(size.values()), size
 
 
@@ -135,17 +151,34 @@ def test_more_steps_come_nearer_to_the_exact_solution(
     make_experiment: Any, storage_root: Path, tmp_path: Path
 ) -> None:
     config = make_experiment()
-    model = IPVLAConfig(config.model.backbone, config.model.memory, FlowConfig(16, layers=(-1,)), chunk=2)
+    model = IPVLAConfig(
+        config.model.backbone, config.model.memory, FlowConfig(16, layers=(-1,), time_scale=1.0), chunk=2
+    )
     policy: Policy = replace(config, model=model).build(World()).policy
     with torch.no_grad():
         for parameter in policy.model.head.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.1)
     policy.save(tmp_path / "policy")
-    errors = field_errors(tmp_path / "policy", open_dataset(storage_root / "datasets" / "cue", 2**24), 3)
+    errors = field_errors(tmp_path / "policy", open_dataset(dataset_location(storage_root / "datasets", "cue")), 3)
     for of in errors.values():
         values = list(of.values())
         assert values[-1] < 0.5 * values[0]
         assert values[-1] > 0
+
+
+def test_routing_is_read_from_a_policy_and_drawn(make_experiment: Any, storage_root: Path, tmp_path: Path) -> None:
+    config = make_experiment()
+    for routing in ("fixed", "sample"):
+        head = LayerwiseConfig(16, heads=2, layers=(2, 6), routing=RoutingConfig(routing))
+        experiment = replace(config, model=replace(config.model, head=head)).build(World())
+        experiment.policy.save(tmp_path / routing)
+    dataset = open_dataset(dataset_location(storage_root / "datasets", "cue"))
+    assert routing_weights(tmp_path / "fixed", dataset, 2) == {}
+    weights = routing_weights(tmp_path / "sample", dataset, 2)
+    assert [[layer for layer, one in of.items() if one == 1] for of in weights.values()] == [["2"], ["6"]]
+    plot_routing({"layerwise_sample": weights}, tmp_path / "routing.png")
+    plot_errors({"flow": {"euler": {"1": 0.4, "4": 0.2}}}, tmp_path / "errors.png")
+    assert (tmp_path / "routing.png").stat().st_size > 5000 < (tmp_path / "errors.png").stat().st_size
 
 
 def test_bad_settings_are_refused() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ipvla.experiment import Experiment, ExperimentConfig
+from ipvla.models.adapters import LoRAConfig
 from ipvla.models.backbones import TinyConfig
 from ipvla.models.heads import FlowConfig, Sampling
 from ipvla.policy import Policy
@@ -101,6 +102,8 @@ def test_a_student_without_a_teacher_is_refused(make_experiment: Make, taught: E
         ValueError, match=r"model\.head\.distil learns from the policy in start_from, which is not"
     ):
         with_head(make_experiment(), 2, distil="reflow")
+    with pytest.raises(ValueError, match=r"model\.head\.distil trains the head alone"):
+        replace(make_experiment().model, head=replace(HEAD, distil="reflow"), lora=LoRAConfig())
     with pytest.raises(ValueError, match=r"start_from: its head differs"):
         with_head(taught, 2, hidden=16).build(World())
 
