@@ -379,7 +379,7 @@ def bypassing(use: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
 def targets(figures: Figures) -> list[Target]:
     """What was promised, from the figures of a run that compared all heads."""
     success, ms = figures["success"], {head: cost["act_ms_batch1"] for head, cost in figures["costs"].items()}
-    generative = [head for head, cost in figures["costs"].items() if head in figures["errors"]]
+    generative = [head for head in success if head != _REFERENCE]
 
     def gap(head: str) -> float:
         rows = success[_REFERENCE]

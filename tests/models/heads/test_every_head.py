@@ -163,11 +163,12 @@ class TestEveryHead:
             losses.append(model.loss(later, remembered)[0].detach())
         assert (losses[0] - losses[1]).abs() > 1e-6
 
-    def test_half_precision_gives_nearly_the_same_loss(self, name: str) -> None:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_half_precision_gives_nearly_the_same_loss(self, name: str, dtype: torch.dtype) -> None:
         model = made(HEADS[name])
         batch = demonstrations(model)
         exact = float(loss_of(model, batch).detach())
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype):
             loss = loss_of(model, batch)
         assert loss.dtype == torch.float32
         assert float(loss.detach()) == pytest.approx(exact, rel=0.05)
