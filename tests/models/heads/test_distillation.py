@@ -137,7 +137,7 @@ class TestSampling:
         told = unpack(serving(ServeConfig(policy=teacher, sampling=Sampling(steps=2)), None)._metadata)
         policy = Policy.load(teacher, sampling=Sampling(steps=2))
         sha256 = PolicySource(Policy.load, teacher, variant="steps=2").sha256()
-        assert told == metadata(policy, sha256)
+        assert told == metadata(policy, policy.contract, sha256)
         assert told["steps"] == "2"
 
     def test_what_cannot_be_sampled_so_is_refused(self, make_experiment: Make, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from ipvla.models.backbones import TinyConfig
+from ipvla.models.backbones import PaliGemmaConfig, TinyConfig
 from ipvla.models.heads import (
     BinsConfig,
     FlowConfig,
@@ -190,6 +190,26 @@ class TestEveryHead:
             assert torch.equal(loss_of(other, batch), loss)
             chunks.append(other.sample(features, [1, 2, 3]))
         assert all((chunk - chunks[0]).abs().max() > 1e-6 for chunk in chunks[1:])
+
+
+@pytest.mark.parametrize(
+    "head", [FlowConfig(16, heads=2), FlowConfig(16, attention="shared"), LayerwiseConfig(16, mlp=16)], ids=str
+)
+def test_a_head_in_float32_reads_the_layers_of_a_backbone_in_bfloat16(
+    head: HeadConfig, paligemma_directory: Path
+) -> None:
+    """Whose one key head serves several heads."""
+    torch.manual_seed(0)
+    backbone = PaliGemmaConfig(str(paligemma_directory), dtype="bfloat16", max_prompt_tokens=24)
+    model = IPVLAConfig(backbone, GRUMemoryConfig(8), head, chunk=CHUNK).build(VARIES, 5, image_size=28).eval()
+    assert model.backbone.key_heads == 1
+    batch = demonstrations(model)
+    loss_of(model, batch).backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.head.parameters())
+    inputs = batch.inputs.map(lambda x: x[:, 0])
+    chunk, _ = model.act(inputs, model.initial_memory(3), torch.zeros(3, dtype=torch.long), [1, 2, 3])
+    assert chunk.dtype == torch.float32
+    assert torch.isfinite(chunk).all()
 
 
 def test_constant_dimensions_are_never_noise() -> None:
