@@ -56,8 +56,8 @@ class IPVLAConfig:
             raise ValueError("model.lora and model.osf are both set; set one of them to null")
         if self.head.distils and self.adapted is not None:
             raise ValueError(
-                "model.head.distil trains the head alone, and model.lora or model.osf adapts the backbone; set them "
-                "to null"
+                "model.head.distil trains the head alone, and model.lora or model.osf adapts the backbone; set "
+                "them to null"
             )
         if self.reasoning_loss is not None:
             others = {
