@@ -25,7 +25,8 @@ from ipvla.models.features import Features
 from ipvla.storage import absolute, paths_of_fields_absolute
 from ipvla.types import NO_TOKEN, ModelInputs
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+#: What `backbone.dtype` may be.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @BackboneConfig.register_subclass("paligemma")
@@ -51,8 +52,8 @@ class PaliGemmaConfig(BackboneConfig):
     max_prompt_tokens: int = 320
 
     def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"backbone.dtype is {self.dtype!r}; choose one of {sorted(_DTYPES)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"backbone.dtype is {self.dtype!r}; choose one of {sorted(DTYPES)}")
         if "{instruction}" not in self.prompt:
             raise ValueError(f"backbone.prompt {self.prompt!r} does not contain {{instruction}}")
 
@@ -79,7 +80,7 @@ class PaliGemmaConfig(BackboneConfig):
             vision = AutoConfig.from_pretrained(self.pretrained).vision_config
             tokenizer = self._tokenizer()
         except (OSError, AttributeError) as error:
-            raise self._unusable(error) from None
+            raise _unusable("backbone.pretrained", self.pretrained, error) from None
         pictures = (vision.image_size // vision.patch_size) ** 2 * num_views
         texts = {text: self.prompt.format(instruction=text.lower()) for text in instructions}
         lengths = {
@@ -90,18 +91,7 @@ class PaliGemmaConfig(BackboneConfig):
 
     def _tokenizer(self) -> Any:
         """ValueError if there is none."""
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(self.pretrained, cache_dir=self.cache_dir)
-        except (OSError, ValueError) as error:
-            raise self._unusable(error) from None
-
-    def _unusable(self, error: Exception) -> ValueError:
-        return ValueError(
-            f"backbone.pretrained {self.pretrained!r} cannot be loaded ({str(error).splitlines()[0]}); "
-            "give a directory written by save_pretrained, of model and tokenizer, or allow the download"
-        )
+        return loaded_tokenizer(self.pretrained, self.cache_dir, "backbone.pretrained")
 
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> PaliGemmaBackbone:
         from transformers import PaliGemmaForConditionalGeneration  # takes seconds
@@ -109,29 +99,48 @@ class PaliGemmaConfig(BackboneConfig):
         tokenizer = self._tokenizer()
         try:
             vlm, report = PaliGemmaForConditionalGeneration.from_pretrained(
-                self.pretrained, dtype=_DTYPES[self.dtype], output_loading_info=True, cache_dir=self.cache_dir
+                self.pretrained, dtype=DTYPES[self.dtype], output_loading_info=True, cache_dir=self.cache_dir
             )
         except OSError as error:
-            raise self._unusable(error) from None
+            raise _unusable("backbone.pretrained", self.pretrained, error) from None
         if report["missing_keys"]:
             raise ValueError(
                 f"{self.pretrained} lacks weights for {sorted(report['missing_keys'])[:3]}...; "
                 "was it saved after PEFT wrapped it? Save the base model first"
             )
-        return PaliGemmaBackbone(vlm, tokenizer, self, num_views)
+        return PaliGemmaBackbone(vlm, tokenizer, self.prompt, self.max_prompt_tokens, num_views)
+
+
+def loaded_tokenizer(directory: str, cache_dir: Path | None, setting: str) -> Any:
+    """A directory's or hub name's tokenizer. ValueError that names the setting if there is none."""
+    from transformers import AutoTokenizer  # takes seconds
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, cache_dir=cache_dir)
+    except (OSError, ValueError) as error:
+        raise _unusable(setting, directory, error) from None
+
+
+def _unusable(setting: str, value: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{setting} {value!r} cannot be loaded ({str(error).splitlines()[0]}); "
+        "give a directory written by save_pretrained, of model and tokenizer, or allow the download"
+    )
 
 
 class PaliGemmaBackbone(Backbone):
     """Prompt: image tokens, BOS, the filled template, newline; cognition is the newline's last hidden state."""
 
     layer_pattern = r"language_model\.layers\.({layers})\."
+    #: Position of the first token.
+    first_position: ClassVar[int] = 1
 
-    def __init__(self, vlm: Any, tokenizer: Any, config: PaliGemmaConfig, num_views: int) -> None:
+    def __init__(self, vlm: Any, tokenizer: Any, prompt: str, max_prompt_tokens: int, num_views: int) -> None:
         super().__init__()
         self.vlm = vlm
         self.tokenizer = tokenizer
-        self.template = config.prompt
-        self.max_prompt_tokens = config.max_prompt_tokens
+        self.template = prompt
+        self.max_prompt_tokens = max_prompt_tokens
         self.num_views = num_views
         text, vision = vlm.config.text_config, vlm.config.vision_config
         self.width = text.hidden_size
@@ -181,10 +190,11 @@ class PaliGemmaBackbone(Backbone):
         context = context or Context()
         place, n = placed(embedded, context, self.attention), embedded.tokens.shape[1]
         x, visible = place.tokens, place.valid
-        positions = (torch.arange(n, device=x.device) + 1).expand(len(x), n)  # PaliGemma counts from 1
+        positions = (torch.arange(n, device=x.device) + self.first_position).expand(len(x), n)
         if context.tokens is not None:
             m = context.tokens.shape[1]
-            positions = torch.cat([positions, embedded.last[:, None] + 2 + torch.arange(m, device=x.device)], 1)
+            behind = embedded.last[:, None] + 1 + self.first_position
+            positions = torch.cat([positions, behind + torch.arange(m, device=x.device)], 1)
         # every token reads the whole prompt (prefix attention), so one row of scores' biases serves all queries
         bias = torch.zeros(visible.shape, device=x.device).masked_fill(~visible, torch.finfo(x.dtype).min)
         bias = bias[:, None].expand(-1, self.heads, -1)

@@ -14,6 +14,8 @@ from functools import wraps
 from typing import Any, ClassVar, Literal, Self
 
 import draccus
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -142,10 +144,12 @@ class Backbone(nn.Module):
             the prompt, once. "causal" if a token reads those before it only: context tokens then stand in front of
             the observation, which reads them, and once more behind it, where they read it (`placed`).
         reads: the layers of which `encode` puts states into the features; set where the model is built.
+        state_in_prompt: the prompt has the normalised state in words: `tokenize_with_state` makes it.
     """
 
     attention: ClassVar[Literal["prefix", "causal"]] = "prefix"
     reads: Reads = Reads()
+    state_in_prompt: bool = False
 
     vlm: Any  # a transformers.PreTrainedModel, whose classes are untyped
     width: int
@@ -165,6 +169,10 @@ class Backbone(nn.Module):
 
     def tokenize(self, instruction: str) -> list[int]:
         """The prompt of an instruction as token ids, special and image tokens included."""
+        raise NotImplementedError
+
+    def tokenize_with_state(self, instruction: str, state: npt.NDArray[np.float32]) -> list[int]:
+        """The prompt of an instruction with the normalised state [P] in words."""
         raise NotImplementedError
 
     def tokenize_text(self, text: str) -> list[int]:
