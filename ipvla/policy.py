@@ -189,6 +189,7 @@ class Policy:
             tokenize_question=backbone.question,
             question_tokens=model.question_tokens,
             answer_tokens=model.answer_tokens,
+            tokenize_with_state=backbone.tokenize_with_state if backbone.state_in_prompt else None,
         )
         return cls(config, model, Transforms(conventions, prompts), execute)
 

@@ -34,7 +34,7 @@ class Conventions:
         statistics: of the training data; all P proprioception and A action dimensions.
         cameras: names, in the order of the view axis V.
         image_size: height and width that the backbone is built for, pixels; other frames are resized (Lanczos,
-            antialiased).
+            antialiased). 0 leaves frames as they come, all of one size, to a backbone that takes any.
         chunk: C, actions per target.
         proprio_index: the proprioception columns the model sees, None for all.
         normalisation: of actions and proprioception.
@@ -59,9 +59,9 @@ class Conventions:
     mixed: Mapping[str, Statistics] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; set it to at least 1")
+        for name, least in (("image_size", 0), ("chunk", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; set it to at least {least}")
         if not self.cameras:
             raise ValueError("cameras is empty; name at least one, e.g. ('agentview',)")
         known = self.statistics.proprio.dim
@@ -120,9 +120,11 @@ class Conventions:
         return torch.from_numpy(proprio)
 
     def images(self, observations: Sequence[Observation]) -> torch.Tensor:
-        """Their pictures, uint8 [B, V, H, W, 3]. ValueError for a missing camera."""
-        views = [np.stack([self._image(o, camera) for camera in self.cameras]) for o in observations]
-        return torch.from_numpy(np.stack(views))
+        """Their pictures, uint8 [B, V, H, W, 3]. ValueError for a missing camera, or sizes that differ."""
+        views = [[self._image(o, camera) for camera in self.cameras] for o in observations]
+        if len(sizes := {view.shape[:2] for row in views for view in row}) > 1:
+            raise ValueError(f"pictures have the sizes {sorted(sizes)}; set data.image_size, so that they get one")
+        return torch.from_numpy(np.stack([np.stack(row) for row in views]))
 
     def chunk_targets(self, action: FloatArray, t: int | IntArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
         """The next `chunk` actions from control step(s) `t` of one episode.
@@ -194,7 +196,7 @@ class Conventions:
             raise ValueError(f"no camera {camera!r} in the observation; it has {sorted(observation.images)}")
         image = observation.images[camera]
         size = (self.image_size, self.image_size)
-        if image.shape[:2] == size:
+        if image.shape[:2] == size or not self.image_size:
             return image
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
