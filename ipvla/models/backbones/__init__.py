@@ -1,6 +1,7 @@
 """Vision-language models behind one protocol: one file each, chosen by `backbone.type`."""
 
 from ipvla.models.backbones.paligemma import PaliGemmaConfig
+from ipvla.models.backbones.prismatic import PrismaticConfig
 from ipvla.models.backbones.protocol import Backbone, BackboneConfig, BackboneOutput, Context, Embedded, KeysValues
 from ipvla.models.backbones.tiny import TinyConfig
 
@@ -12,5 +13,6 @@ __all__ = [
     "Embedded",
     "KeysValues",
     "PaliGemmaConfig",
+    "PrismaticConfig",
     "TinyConfig",
 ]

@@ -1,7 +1,9 @@
 """Action heads: one file each, chosen by `head.type`."""
 
 from ipvla.models.heads.bins import BinsConfig
+from ipvla.models.heads.oft import OFTConfig
+from ipvla.models.heads.openvla_tokens import OpenVLATokensConfig
 from ipvla.models.heads.protocol import Head, HeadConfig
 from ipvla.models.heads.regression import RegressionConfig
 
-__all__ = ["BinsConfig", "Head", "HeadConfig", "RegressionConfig"]
+__all__ = ["BinsConfig", "Head", "HeadConfig", "OFTConfig", "OpenVLATokensConfig", "RegressionConfig"]
