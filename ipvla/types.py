@@ -54,20 +54,23 @@ class ModelInputs:
         proprio: float32 [..., P], normalised to about [-1, 1].
         input_ids: int64 [..., L], the prompt; ids past its end are in the vocabulary and mean nothing.
         attention_mask: bool [..., L], True on the prompt's tokens, which stand first.
+        reply: int64 [..., La], tokens behind the prompt that a head is taught to write; None outside of training.
     """
 
     images: torch.Tensor
     proprio: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
+    reply: torch.Tensor | None = None
 
     def map(self, function: Any) -> Self:
         """The same record with `function` applied to each tensor."""
-        return type(self)(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{name: None if x is None else function(x) for name, x in tensors.items()})
 
     def with_prompt(self, ids: torch.Tensor) -> Self:
-        """The same observations with other prompts, int64 [..., L], NO_TOKEN past their ends."""
-        return replace(self, input_ids=ids.clamp(min=0), attention_mask=ids != NO_TOKEN)
+        """The same observations with other prompts, int64 [..., L], NO_TOKEN past their ends, and no replies."""
+        return replace(self, input_ids=ids.clamp(min=0), attention_mask=ids != NO_TOKEN, reply=None)
 
     def flatten(self) -> Self:
         """[B, K, ...] -> [B * K, ...]."""

@@ -196,7 +196,7 @@ class LaneReader:
             for part, places in groupby(order, key=parts.__getitem__)
         ]
         back = torch.from_numpy(np.argsort(order))
-        names = [field.name for field in fields(ModelInputs)]
+        names = [field.name for field in fields(ModelInputs) if field.name != "reply"]
         return ModelInputs(**{name: torch.cat([getattr(part, name) for part in made])[back] for name in names})
 
     def _observation(self, episode: int, t: int) -> Observation:

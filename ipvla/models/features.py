@@ -17,10 +17,12 @@ class Reads:
     Attributes:
         hidden: 0 for what enters the first layer, l for the output of the l-th, up to `num_layers`.
         keys_values: 0 for the first layer, up to `num_layers - 1`.
+        continuation: in evaluation, what the token behind the prompt reads, for a head that writes words.
     """
 
     hidden: tuple[int, ...] = ()
     keys_values: tuple[int, ...] = ()
+    continuation: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.hidden or self.keys_values)
@@ -34,7 +36,8 @@ class Reads:
                     f"model.head reads {name} {missing}, and the backbone has {num_layers} language layers; "
                     f"choose among 0..{count - 1}"
                 )
-        return Reads(**{name: tuple(i % count for i in getattr(self, name)) for name, count in counts.items()})
+        known = {name: tuple(i % count for i in getattr(self, name)) for name, count in counts.items()}
+        return Reads(**known, continuation=self.continuation)
 
 
 @dataclass
@@ -70,6 +73,45 @@ class LayerStates:
 
 
 @dataclass
+class Continuation:
+    """What the token behind each of B prompts reads: keys and values of S tokens, a memory's among them.
+
+    Attributes:
+        keys, values: of each language layer, [B, key heads, S, size of a head].
+        bias: [B, 1 or heads, S], added to the attention scores; the dtype's least number hides an entry.
+        position: int64 [B], of the next token.
+    """
+
+    keys: tuple[torch.Tensor, ...]
+    values: tuple[torch.Tensor, ...]
+    bias: torch.Tensor
+    position: torch.Tensor
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """The same record with `function` applied to each tensor."""
+        keys, values = (tuple(map(function, each)) for each in (self.keys, self.values))
+        return type(self)(keys, values, function(self.bias), function(self.position))
+
+    def padded(self, tokens: int) -> Self:
+        """With hidden entries at the end, up to S = `tokens`."""
+        more = tokens - self.bias.shape[-1]
+        keys, values = (tuple(F.pad(x, (0, 0, 0, more)) for x in each) for each in (self.keys, self.values))
+        bias = F.pad(self.bias, (0, more), value=torch.finfo(self.bias.dtype).min)
+        return type(self)(keys, values, bias, self.position)
+
+    def with_rows(self, rows: torch.Tensor, other: Self) -> Self:
+        """[B, ...] with rows int64 [b] replaced by those of `other` [b, ...]."""
+        tokens = max(self.bias.shape[-1], other.bias.shape[-1])
+        own, new = self.padded(tokens), other.padded(tokens)
+        keys, values = (
+            tuple(x.index_copy(0, rows, y) for x, y in zip(*each, strict=True))
+            for each in ((own.keys, new.keys), (own.values, new.values))
+        )
+        bias, position = own.bias.index_copy(0, rows, new.bias), own.position.index_copy(0, rows, new.position)
+        return type(self)(keys, values, bias, position)
+
+
+@dataclass
 class Features:
     """One observation's features. In training windows every tensor has leading axes [B, K], else [B].
 
@@ -81,17 +123,20 @@ class Features:
         perception: [B, N, Dp], visual tokens before the language layers.
         proprio: [B, P], the normalised proprioception, for heads that need it exactly.
         layers: what the head reads of the language layers (`HeadConfig.reads`); None for a head that reads none.
+        continuation: for a head that writes words, in evaluation; else None.
     """
 
     cognition: torch.Tensor
     perception: torch.Tensor
     proprio: torch.Tensor
     layers: LayerStates | None = None
+    continuation: Continuation | None = None
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """The same record with `function` applied to each tensor."""
-        layers = None if self.layers is None else self.layers.map(function)
-        return type(self)(function(self.cognition), function(self.perception), function(self.proprio), layers)
+        layers, going_on = (part and part.map(function) for part in (self.layers, self.continuation))
+        read = (function(self.cognition), function(self.perception), function(self.proprio))
+        return type(self)(*read, layers, going_on)  # type: ignore[arg-type]
 
     def at(self, k: int) -> Self:
         """The window's step `k`: [B, K, ...] -> [B, ...]."""
@@ -107,11 +152,15 @@ class Features:
             tokens = max(layers.valid.shape[-1], other.layers.valid.shape[-1])
             own, new = layers.padded(tokens)._tensors, other.layers.padded(tokens)._tensors
             layers = LayerStates(*(x.index_copy(0, rows, y) for x, y in zip(own, new, strict=True)))
+        going_on = self.continuation
+        if going_on is not None and other.continuation is not None:
+            going_on = going_on.with_rows(rows, other.continuation)
         return type(self)(
             self.cognition.index_copy(0, rows, other.cognition),
             self.perception.index_copy(0, rows, other.perception),
             self.proprio.index_copy(0, rows, other.proprio),
             layers,
+            going_on,
         )
 
 

@@ -194,7 +194,7 @@ class IPVLA(nn.Module):
 
     def loss(self, batch: StepBatch, memory: Memory) -> tuple[torch.Tensor, Memory]:
         """The loss of one window [B, K, ...] and the memory [B, ...] after it, still in the graph."""
-        features, memory, memory_loss = self.memory.window(self.backbone, batch, memory)
+        features, memory, memory_loss = self.memory.window(self.backbone, self.head.taught(batch), memory)
         weight = batch.action_valid & batch.valid[..., None]
         weight = weight.flatten(0, 1)[..., None] & self.action_varies
         features = features.map(lambda x: x.flatten(0, 1))

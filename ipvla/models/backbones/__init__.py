@@ -2,6 +2,7 @@
 
 from ipvla.models.backbones.paligemma import PaliGemmaConfig
 from ipvla.models.backbones.pi0 import PaliGemmaSizes, Pi0BackboneConfig
+from ipvla.models.backbones.prismatic import PrismaticConfig
 from ipvla.models.backbones.protocol import Backbone, BackboneConfig, BackboneOutput, Context, Embedded, KeysValues
 from ipvla.models.backbones.tiny import TinyConfig
 
@@ -15,5 +16,6 @@ __all__ = [
     "PaliGemmaConfig",
     "PaliGemmaSizes",
     "Pi0BackboneConfig",
+    "PrismaticConfig",
     "TinyConfig",
 ]

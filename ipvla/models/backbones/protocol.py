@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import draccus
@@ -182,6 +183,10 @@ class Backbone(nn.Module):
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of token ids; NO_TOKEN and special tokens are left out."""
         raise NotImplementedError
+
+    def save_description(self, directory: Path) -> None:
+        """Writes what, beside settings and weights, is needed to build it again (a tokenizer) into a policy's
+        directory; nothing where settings and weights are all. `BackboneConfig.beside` finds it there."""
 
     def calibrate(self, mean_image: torch.Tensor) -> None:
         """Told the training data's mean image, float32 [3, H, W] in pixel values, before training begins."""
@@ -402,5 +407,10 @@ class BackboneConfig(draccus.ChoiceRegistry):
             ValueError: a prompt has more tokens than the model takes, or the weights are not what they should be.
         """
 
+    def beside(self, policy: Path) -> Self:
+        """The same, of the files that `Backbone.save_description` has written into a policy's directory."""
+        return self
+
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> Backbone:
+        """Weights that are not there yet are on the device `meta`: those of a saved policy take their places."""
         raise NotImplementedError

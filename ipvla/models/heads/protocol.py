@@ -12,6 +12,7 @@ from torch import nn
 
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features, Reads
+from ipvla.types import StepBatch
 
 
 class Head(nn.Module):
@@ -27,6 +28,10 @@ class Head(nn.Module):
 
     noise_shape: tuple[int, ...] | None = None
     loss_noise_shape: tuple[int, ...] | None = None
+
+    def taught(self, batch: StepBatch) -> StepBatch:
+        """What the backbone reads in training: a head that writes actions as words puts these behind the prompts."""
+        return batch
 
     def loss(
         self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
