@@ -112,7 +112,7 @@ class Pi0Head(Head):
         nn.init.zeros_(self.cognition_proj.weight)
 
     def velocity(self, features: Features, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        """v float32 [B, C, dims] at x [B, C, dims] and times float64 [B] in [0, 1]."""
+        """v float32 [B, C, dims] at x [B, C, dims] and times float32 [B] in [0, 1]."""
         assert features.layers is not None
         x = x.to(self.action_in_proj.weight.dtype)
         embedded = time_embedding(time, self.config).to(x.dtype)
@@ -134,7 +134,7 @@ class Pi0Head(Head):
     ) -> torch.Tensor:
         """Squared error of the velocity, float32 [B, C, dims], at given noise [B, C, dims] and times [B]."""
         target = self._padded(actions.float())
-        t = time.to(target.dtype)[:, None, None]
+        t = time[:, None, None]
         velocity = self.velocity(features, t * noise + (1 - t) * target, time)
         return (velocity - (noise - target)).square()
 
@@ -142,9 +142,8 @@ class Pi0Head(Head):
         self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         assert noise is not None
-        config, noise, drawn = self.config, noise[:, :-1], noise[:, -1, 0].double()
-        uniform = torch.special.ndtr(drawn)
-        time = config.time_offset + config.time_scale * uniform ** (1 / config.time_power)
+        config, noise, drawn = self.config, noise[:, :-1], noise[:, -1, 0]
+        time = config.time_offset + config.time_scale * torch.special.ndtr(drawn) ** (1 / config.time_power)
         return masked_mean(self.losses(features, actions, noise, time)[..., : self.action_dim], weight)
 
     def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
@@ -155,7 +154,7 @@ class Pi0Head(Head):
         """From noise to a chunk, float32 [B, C, dims]."""
         x, steps = noise.float(), self.config.steps
         for step in range(steps):
-            time = torch.full((len(x),), 1 - step / steps, dtype=torch.float64, device=x.device)
+            time = torch.full((len(x),), 1 - step / steps, device=x.device)
             x = x - self.velocity(features, x, time) / steps
         return x
 
@@ -164,7 +163,7 @@ class Pi0Head(Head):
 
 
 def time_embedding(time: torch.Tensor, config: Pi0HeadConfig) -> torch.Tensor:
-    """Sines, then cosines, of a time float64 [B] at geometric periods: float64 [B, width].
+    """Sines, then cosines, of a time float32 [B] at geometric periods: float64 [B, width].
 
     In float32 the fastest one, of 250 turns, would be off by 1e-4.
     """

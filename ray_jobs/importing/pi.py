@@ -1,0 +1,249 @@
+"""pi0 and pi0.5 from LeRobot's layout, and from openpi's PyTorch layout, as policies of this project."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from ipvla.contract import Contract, Pictures
+from ipvla.data.conventions import Conventions
+from ipvla.data.normalisation import FeatureStatistics
+from ipvla.data.statistics import Statistics
+from ipvla.models.backbones import PaliGemmaSizes, Pi0BackboneConfig
+from ipvla.models.backbones.openvla_files import mapped
+from ipvla.models.heads import Pi0HeadConfig
+from ipvla.models.memory import MemoryConfig, NoMemoryConfig
+from ipvla.models.vla import IPVLAConfig
+from ipvla.policy import Policy
+from ray_jobs.importing.lerobot import LeRobotFiles, json_table
+
+#: The prompt of each model; the state is in pi0.5's.
+_PROMPTS: Final = {"pi0": "{instruction}\n", "pi05": "Task: {instruction}, State: {state};\nAction: "}
+_OPENPI_CAMERAS: Final = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+#: What openpi adds to a standard deviation, and to the distance of two quantiles.
+_OPENPI_EPSILON: Final = 1e-6
+_PALIGEMMA, _EXPERT = "paligemma_with_expert.paligemma.", "paligemma_with_expert.gemma_expert."
+
+
+@dataclass(frozen=True)
+class PiImport:
+    """What no file tells.
+
+    Attributes:
+        tokenizer: PaliGemma's, a directory or a hub name: pi0's checkpoints have none.
+        dtype: of the backbone, "float32" or "bfloat16"; the expert runs in float32.
+        cameras: the checkpoint's cameras that there are, each with its name in the world; {} for all of them, under
+            their own names. The model was trained to do without some.
+        terms: how pictures, states and actions are expressed, as far as it is known: fields of
+            `ipvla.contract.Contract`.
+        execute: actions of a chunk that are played before the next policy step; None for what the checkpoint says,
+            or half a chunk.
+        state_in_prompt: pi0.5's only: False for openpi's pi05_libero, which was trained without the state.
+        vision_heads: of the vision tower, which weights do not tell.
+        memory: with what the policy is to remember.
+    """
+
+    tokenizer: str = "google/paligemma-3b-pt-224"
+    dtype: str = "bfloat16"
+    cameras: Mapping[str, str] = field(default_factory=dict)
+    terms: Mapping[str, Any] = field(default_factory=dict)
+    execute: int | None = None
+    state_in_prompt: bool = True
+    vision_heads: int = 16
+    memory: MemoryConfig = field(default_factory=NoMemoryConfig)
+
+
+def from_lerobot(directory: Path, settings: PiImport) -> Policy:
+    """A policy of type pi0 or pi05.
+
+    Raises:
+        ValueError: in one line, for another policy, or files or weights that are missing.
+    """
+    files = LeRobotFiles.read(directory, ("pi0", "pi05"))
+    variant, config = files.config["type"], files.config
+    files.refuse(time_sampling_beta_beta=1.0, use_relative_actions=False)
+    return _policy(
+        directory, settings, variant, files.statistics,
+        normalisation=files.normalisation,
+        cameras=files.cameras,
+        chunk=config["chunk_size"],
+        execute=config["n_action_steps"],
+        cleaned=variant == "pi05",
+        steps=config["num_inference_steps"],
+        prompt_tokens=config["tokenizer_max_length"],
+    )  # fmt: skip
+
+
+def from_openpi(directory: Path, settings: PiImport, statistics: Path | None = None) -> Policy:
+    """A checkpoint of openpi's PyTorch trainer, or of its converter.
+
+    Args:
+        statistics: `norm_stats.json`; None for the only one below `assets/`.
+
+    Raises:
+        ValueError: in one line, for another checkpoint, or files or weights that are missing.
+    """
+    config = json_table(directory / "config.json")
+    if "action_horizon" not in config:
+        raise ValueError(f"{directory / 'config.json'} has no action_horizon; give a directory in openpi's layout")
+    found = [statistics] if statistics else sorted(directory.glob("assets/**/norm_stats.json"))
+    if len(found) != 1:
+        raise ValueError(
+            f"{directory} has {len(found)} norm_stats.json below assets/; name the one of the robot "
+            "(openpi's converter leaves them in the directory above)"
+        )
+    timed = "time_mlp_in.weight" in _weights(directory)
+    return _policy(
+        directory, settings, "pi05" if timed else "pi0", _with_openpi_epsilon(Statistics.load(found[0])),
+        normalisation="quantiles" if timed else "normal",
+        cameras=_OPENPI_CAMERAS,
+        chunk=config["action_horizon"],
+        execute=None,
+        cleaned=True,
+        steps=10,
+        prompt_tokens=200 if timed else 48,
+    )  # fmt: skip
+
+
+def _policy(
+    directory: Path,
+    settings: PiImport,
+    variant: Any,
+    statistics: Statistics,
+    *,
+    normalisation: Any,
+    cameras: tuple[str, ...],
+    chunk: int,
+    execute: int | None,
+    cleaned: bool,
+    steps: int,
+    prompt_tokens: int,
+) -> Policy:
+    if unknown := settings.cameras.keys() - set(cameras):
+        raise ValueError(f"cameras names {sorted(unknown)}, and the checkpoint has {', '.join(cameras)}")
+    chosen = [camera for camera in cameras if camera in settings.cameras or not settings.cameras]
+    names = tuple(settings.cameras.get(camera, camera) for camera in chosen)
+    contract = Contract(
+        names, Pictures("unknown"), gripper="none", action="unknown", action_size=statistics.action.dim,
+        clipped=False, state="unknown", state_size=statistics.proprio.dim, control_hz=None,
+    ).changed(settings.terms)  # fmt: skip
+    conventions = Conventions(
+        statistics=statistics,
+        cameras=names,
+        image_size=0,
+        chunk=chunk,
+        normalisation=normalisation,
+        gripper=contract.gripper,
+        recorded=contract,
+    )
+    weights = _weights(directory)
+    sizes = _paligemma_sizes(weights, settings.vision_heads, directory)
+    in_words = variant == "pi05" and settings.state_in_prompt
+    backbone = Pi0BackboneConfig(
+        sizes=sizes,
+        tokenizer=settings.tokenizer,
+        dtype=settings.dtype,
+        prompt=_PROMPTS["pi05" if in_words else "pi0"],
+        cleaned=cleaned,
+        max_prompt_tokens=(sizes.image_size // sizes.patch) ** 2 * len(names) + prompt_tokens,
+    )
+    gate = _shape(weights, f"{_EXPERT}model.layers.0.mlp.gate_proj.weight", directory)
+    head = Pi0HeadConfig(
+        variant=variant, width=gate[1], layers=sizes.layers, mlp=gate[0], heads=sizes.heads,
+        key_heads=sizes.key_heads, head_size=sizes.head_size, steps=steps,
+        dims=_shape(weights, "action_out_proj.weight", directory)[0],
+    )  # fmt: skip
+    config = IPVLAConfig(backbone, settings.memory, head, chunk=chunk)
+    played = settings.execute or execute or max(1, chunk // 2)
+    policy = Policy.build(config, conventions, played)
+    take_weights(policy, weights, str(directory / "model.safetensors"))
+    return replace(policy, model=policy.model.eval())
+
+
+def take_weights(policy: Policy, weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Gives backbone and head of a policy the published weights. ValueError names one that is missing or unknown."""
+    backbone, head = policy.model.backbone.vlm, policy.model.head
+    own = {_PALIGEMMA + _published(name): (backbone, name) for name in backbone.state_dict()}
+    own |= {_published_head(name): (head, name) for name in head.state_dict() if name != "cognition_proj.weight"}
+    given = {name: x for name, x in weights.items() if name != f"{_EXPERT}lm_head.weight"}  # never used
+    tied = f"{_PALIGEMMA}model.language_model.embed_tokens.weight"
+    given.setdefault(tied, given.get(f"{_PALIGEMMA}lm_head.weight", torch.empty(0)))
+    for what, names in (("lacks", own.keys() - given.keys()), ("has the unknown", given.keys() - own.keys())):
+        if names:
+            raise ValueError(f"{where} {what} weight {min(names)} ({len(names)} in all); it is of another model")
+    for module in (backbone, head):
+        state = {name: given[there] for there, (part, name) in own.items() if part is module}
+        expected = module.state_dict()
+        if wrong := sorted(name for name, x in state.items() if x.shape != expected[name].shape):
+            raise ValueError(
+                f"{where}: {wrong[0]} has shape {tuple(state[wrong[0]].shape)}, the model's is "
+                f"{tuple(expected[wrong[0]].shape)} ({len(wrong)} differ); it is of another model"
+            )
+        module.load_state_dict(state, strict=module is backbone)
+
+
+def _published(name: str) -> str:
+    return name.replace("model.vision_tower.", "model.vision_tower.vision_model.")
+
+
+def _published_head(name: str) -> str:
+    inside = name.removeprefix("expert.")
+    return f"{_EXPERT}model.{inside}" if inside != name else name
+
+
+def _weights(directory: Path) -> dict[str, torch.Tensor]:
+    """Mapped, and without the prefix that LeRobot's `save_pretrained` puts before the names."""
+    return {name.removeprefix("model."): x for name, x in mapped(directory / "model.safetensors").items()}
+
+
+def _shape(weights: Mapping[str, torch.Tensor], name: str, directory: Path) -> tuple[int, ...]:
+    if name not in weights:
+        raise ValueError(f"{directory / 'model.safetensors'} lacks weight {name}; it is of another model")
+    return tuple(weights[name].shape)
+
+
+def _paligemma_sizes(weights: Mapping[str, torch.Tensor], vision_heads: int, directory: Path) -> PaliGemmaSizes:
+    """From the shapes; every published model has one key head."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        return _shape(weights, _PALIGEMMA + name, directory)
+
+    def layers(prefix: str) -> int:
+        numbers = {name.removeprefix(prefix).partition(".")[0] for name in weights if name.startswith(prefix)}
+        return len(numbers)
+
+    text, vision = "model.language_model.layers", "model.vision_tower.vision_model"
+    (vocabulary, width), head_size = shape("lm_head.weight"), shape(f"{text}.0.self_attn.k_proj.weight")[0]
+    patches, patch = shape(f"{vision}.embeddings.patch_embedding.weight"), 0
+    patch = patches[-1]
+    return PaliGemmaSizes(
+        width=width,
+        layers=layers(f"{_PALIGEMMA}{text}."),
+        mlp=shape(f"{text}.0.mlp.gate_proj.weight")[0],
+        heads=shape(f"{text}.0.self_attn.q_proj.weight")[0] // head_size,
+        key_heads=1,
+        head_size=head_size,
+        vocabulary=vocabulary,
+        vision_width=patches[0],
+        vision_layers=layers(f"{_PALIGEMMA}{vision}.encoder.layers."),
+        vision_mlp=shape(f"{vision}.encoder.layers.0.mlp.fc1.weight")[0],
+        vision_heads=vision_heads,
+        patch=patch,
+        image_size=math.isqrt(shape(f"{vision}.embeddings.position_embedding.weight")[0]) * patch,
+    )
+
+
+def _with_openpi_epsilon(statistics: Statistics) -> Statistics:
+    """With openpi's small number in the rows, so that the plain formulas give its values."""
+
+    def wider(feature: FeatureStatistics) -> FeatureStatistics:
+        epsilon = np.float32(_OPENPI_EPSILON)
+        return replace(feature, std=feature.std + epsilon, q99=feature.q99 + epsilon)
+
+    return replace(statistics, action=wider(statistics.action), proprio=wider(statistics.proprio))
