@@ -310,6 +310,11 @@ class ExperimentConfig(StorageRoots):
             _require_same_terms(start.transforms.contract, dataset.contract, str(self.start_from), dataset.name)
         conventions = self._conventions(dataset, start)
         policy = Policy.build(self.model, conventions, self.lanes.stride, start.model if start else None)
+        if any(parameter.is_meta for parameter in policy.model.parameters()):
+            raise ValueError(
+                "model.backbone.pretrained describes a model without its weights, as an imported policy does; set "
+                "start_from to that policy"
+            )
         if start is None:
             policy.model.backbone.calibrate(_mean_image(dataset, conventions))
         model = policy.model.to(world.device)

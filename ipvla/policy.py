@@ -23,7 +23,7 @@ from ipvla.data.transforms import PromptEncoder, Transforms
 from ipvla.files import appearing
 from ipvla.models.adapters import merge_adapters
 from ipvla.models.backbones.protocol import require_prompts
-from ipvla.models.vla import IPVLA, IPVLAConfig
+from ipvla.models.vla import IPVLA, IPVLAConfig, adopt
 from ipvla.types import Memory, Observation
 
 FORMAT = 1
@@ -130,6 +130,7 @@ class Policy:
         with appearing(directory) as building:
             (building / "policy.json").write_text(json.dumps(described, indent=1))
             save_file(state(self.model) if weights is None else weights, building / "model.safetensors")
+            self.model.backbone.save_description(building)
 
     @classmethod
     def load(cls, directory: Path | str, device: str = "cpu", unnorm_key: str | None = None) -> Self:
@@ -153,6 +154,7 @@ class Policy:
             ) from None
         try:
             config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
+            config = replace(config, backbone=config.backbone.beside(directory))
             conventions = Conventions.from_dict(described["transforms"])
             execute = int(described["execute"])
             if not 1 <= execute <= config.chunk:
@@ -252,7 +254,7 @@ def _named(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     seen: set[int] = set()
     named = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        key = id(value) if is_sharded(value) else value.data_ptr()
+        key = id(value) if is_sharded(value) or value.is_meta else value.data_ptr()
         if key not in seen or value.numel() == 0:
             seen.add(key)
             named[name] = value
@@ -276,7 +278,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
             f"{path} belongs to another model: {wrong[0]} ({len(wrong)} tensors differ); "
             "use the configuration it was trained with, or another checkpoint"
         )
-    model.load_state_dict({n: sharded_like(value, wanted[n]) for n, value in saved.items()}, strict=False)
+    adopt(model, {name: sharded_like(value, wanted[name]) for name, value in saved.items()})
 
 
 def shape_of(tensors: Mapping[str, torch.Tensor], name: str) -> str:

@@ -253,7 +253,18 @@ class IPVLA(nn.Module):
         for name in ("backbone", "head", "memory", "plan_readout"):
             part, other = getattr(self, name), getattr(start, name)
             if part is not None and other is not None and _shapes(part) == _shapes(other):
-                part.load_state_dict(other.state_dict())
+                adopt(part, other.state_dict())
+
+
+def adopt(part: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copies these weights into the part; where its own are not there yet (device `meta`), they become its own."""
+    trained = {name: parameter.requires_grad for name, parameter in part.named_parameters()}
+    absent = {name: value.dtype for name, value in part.state_dict().items() if value.is_meta}
+    given = {name: weights[name].to(dtype) for name, dtype in absent.items() if name in weights}
+    part.load_state_dict({name: x for name, x in weights.items() if name not in absent}, strict=False)
+    part.load_state_dict(given, strict=False, assign=True)
+    for name, parameter in part.named_parameters():
+        parameter.requires_grad_(trained[name])
 
 
 def _shapes(part: nn.Module) -> dict[str, tuple[int, ...]]:

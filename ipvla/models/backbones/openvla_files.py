@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -50,7 +50,7 @@ class OpenVLAFiles:
     @classmethod
     def read(cls, directory: Path) -> Self:
         """ValueError, in one line, for a directory of another family, or one of which this program knows too little."""
-        config = _json(directory / "config.json")
+        config = read_json(directory / "config.json")
         family = config.get("model_type")
         if family != "openvla":
             raise ValueError(
@@ -66,7 +66,7 @@ class OpenVLAFiles:
         names = config["timm_model_ids"]
         known = dict(TOWERS)
         if (own := directory / "towers.json").is_file():
-            known |= {name: TowerConfig.from_timm(values) for name, values in _json(own).items()}
+            known |= {name: TowerConfig.from_timm(values) for name, values in read_json(own).items()}
         if len(names) != _VISION[vision] or (missing := [name for name in names if name not in known]):
             raise ValueError(
                 f"{directory}: the vision towers {names} are not those of {vision!r} ({', '.join(TOWERS)}); describe "
@@ -74,7 +74,7 @@ class OpenVLAFiles:
             )
         sizes = set(config["image_sizes"])
         processor = directory / "preprocessor_config.json"
-        given = _json(processor) if processor.is_file() else {}
+        given = read_json(processor) if processor.is_file() else {}
         shown = {side for shape in given.get("input_sizes", []) for side in shape[1:]} or sizes
         if len(sizes) != 1 or shown != sizes:
             raise ValueError(
@@ -108,6 +108,11 @@ class OpenVLAFiles:
             )
         return tokenizer
 
+    def description(self) -> dict[str, bytes]:
+        """The files beside the weights, by name."""
+        paths = [self.directory / name for name in DESCRIPTION]
+        return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
     @property
     def has_weights(self) -> bool:
         """Are there safetensors beside the description?"""
@@ -117,7 +122,7 @@ class OpenVLAFiles:
         """All tensors by name, mapped. ValueError names a shard that is missing or damaged."""
         index, single = self.directory / _INDEX, self.directory / _SINGLE
         if index.is_file():
-            shards = sorted({self.directory / name for name in _json(index)["weight_map"].values()})
+            shards = sorted({self.directory / name for name in read_json(index)["weight_map"].values()})
         elif single.is_file():
             shards = [single]
         else:
@@ -171,7 +176,7 @@ def merge_adapter(weights: dict[str, torch.Tensor], directory: Path) -> int:
     Raises:
         ValueError: it is of another base, or of another kind.
     """
-    config = _json(directory / "adapter_config.json")
+    config = read_json(directory / "adapter_config.json")
     plain = config.get("peft_type") == "LORA" and not config.get("use_dora") and not config.get("rank_pattern")
     if not plain or config.get("use_rslora") or config.get("bias", "none") != "none":
         raise ValueError(f"{directory} is no plain LoRA adapter of PEFT; merge it with PEFT, and import the result")
@@ -224,15 +229,8 @@ def film_vision(path: Path, lora_alpha: float | None) -> dict[str, torch.Tensor]
     return {f"vision_backbone.{name}": tensor for name, tensor in plain.items()}
 
 
-def copy_description(source: Path, target: Path, names: Sequence[str] = DESCRIPTION) -> None:
-    """Copies the files beside the weights to a new directory."""
-    target.mkdir(parents=True)
-    for name in names:
-        if (source / name).is_file():
-            (target / name).write_bytes((source / name).read_bytes())
-
-
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's table. ValueError if there is none."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:

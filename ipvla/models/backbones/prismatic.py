@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ipvla.models.backbones.openvla_files import SPACE, OpenVLAFiles, copy_description, require_same
+from ipvla.models.backbones.openvla_files import SPACE, OpenVLAFiles, require_same
 from ipvla.models.backbones.prismatic_vision import PrismaticVision, Projector
 from ipvla.models.backbones.protocol import (
     Backbone,
@@ -170,6 +170,7 @@ class PrismaticBackbone(Backbone):
         self.vlm = vlm
         self.config = config
         self.files = files
+        self.description = files.description()  # read now: the directory may be gone when it is saved again
         self.tokenizer = files.tokenizer()
         text = vlm.text_config
         self.width = text.hidden_size
@@ -183,7 +184,10 @@ class PrismaticBackbone(Backbone):
         self.num_views = num_views
 
     def save_description(self, directory: Path) -> None:
-        copy_description(self.files.directory, directory / "backbone")
+        own = directory / "backbone"
+        own.mkdir()
+        for name, content in self.description.items():
+            (own / name).write_bytes(content)
 
     def tokenize(self, instruction: str) -> list[int]:
         return self.config.prompt_ids(self.tokenizer, instruction)
