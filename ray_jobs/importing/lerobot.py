@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 
 from ipvla.data.normalisation import FeatureStatistics, Normalisation
 from ipvla.data.statistics import Statistics
-from ipvla.models.backbones.openvla_files import mapped
+from ipvla.models.backbones.openvla_files import mapped, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +49,8 @@ class LeRobotFiles:
 
     @classmethod
     def read(cls, directory: Path, kinds: tuple[str, ...]) -> Self:
-        """Of a policy of one of these types. ValueError, in one line, for another one, or files that are missing."""
-        config = json_table(directory / "config.json")
+        """Of a policy of one of these types. ValueError, in one line, for another one, or missing files."""
+        config = read_json(directory / "config.json")
         if config.get("type") not in kinds:
             raise ValueError(
                 f"{directory} holds a policy of type {config.get('type')!r}; LeRobot's that can be imported are "
@@ -64,8 +63,8 @@ class LeRobotFiles:
         known = {kind for kind in (state_kind, action_kind) if kind is not None}
         if len(known) > 1:
             raise ValueError(
-                f"{directory} normalises states by {state_kind} and actions by {action_kind}; a policy here has one "
-                "normalisation: train it with one, or make one of them IDENTITY"
+                f"{directory} normalises states by {state_kind} and actions by {action_kind}; a policy here has "
+                "one normalisation: train it with one, or make one of them IDENTITY"
             )
         return cls(directory, config, Statistics(action, state, 0, 0), known.pop() if known else "normal")
 
@@ -88,17 +87,6 @@ class LeRobotFiles:
                 )
 
 
-def json_table(path: Path) -> dict[str, Any]:
-    """A JSON file's table. ValueError in one line if there is none."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); give a directory that holds it") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no table of settings; copy it again")
-    return content
-
-
 def _steps(directory: Path, processor: str) -> list[tuple[str, Mapping[str, Any], str | None]]:
     """(name, settings, file of its tensors) of each step."""
     path = directory / f"{processor}.json"
@@ -107,7 +95,7 @@ def _steps(directory: Path, processor: str) -> list[tuple[str, Mapping[str, Any]
             f"{path} is missing: LeRobot's policies of before its 0.4 have their statistics among the weights; "
             "convert it with lerobot/processor/migrate_policy_normalization.py"
         )
-    steps = json_table(path).get("steps", [])
+    steps = read_json(path).get("steps", [])
     return [(step["registry_name"], step.get("config", {}), step.get("state_file")) for step in steps]
 
 

@@ -16,12 +16,12 @@ from ipvla.data.conventions import Conventions
 from ipvla.data.normalisation import FeatureStatistics
 from ipvla.data.statistics import Statistics
 from ipvla.models.backbones import PaliGemmaSizes, Pi0BackboneConfig
-from ipvla.models.backbones.openvla_files import mapped
+from ipvla.models.backbones.openvla_files import mapped, read_json, require_same
 from ipvla.models.heads import Pi0HeadConfig
 from ipvla.models.memory import MemoryConfig, NoMemoryConfig
-from ipvla.models.vla import IPVLAConfig
+from ipvla.models.vla import IPVLAConfig, adopt
 from ipvla.policy import Policy
-from ray_jobs.importing.lerobot import LeRobotFiles, json_table
+from ray_jobs.importing.lerobot import LeRobotFiles
 
 #: The prompt of each model; the state is in pi0.5's.
 _PROMPTS: Final = {"pi0": "{instruction}\n", "pi05": "Task: {instruction}, State: {state};\nAction: "}
@@ -38,8 +38,8 @@ class PiImport:
     Attributes:
         tokenizer: PaliGemma's, a directory or a hub name: pi0's checkpoints have none.
         dtype: of the backbone, "float32" or "bfloat16"; the expert runs in float32.
-        cameras: the checkpoint's cameras that there are, each with its name in the world; {} for all of them, under
-            their own names. The model was trained to do without some.
+        cameras: what the checkpoint's are called in the world, in its order; "" for one that is missing, as those
+            at the end are that have no name here: the model was trained to do without some. () for its own names.
         terms: how pictures, states and actions are expressed, as far as it is known: fields of
             `ipvla.contract.Contract`.
         execute: actions of a chunk that are played before the next policy step; None for what the checkpoint says,
@@ -51,7 +51,7 @@ class PiImport:
 
     tokenizer: str = "google/paligemma-3b-pt-224"
     dtype: str = "bfloat16"
-    cameras: Mapping[str, str] = field(default_factory=dict)
+    cameras: tuple[str, ...] = ()
     terms: Mapping[str, Any] = field(default_factory=dict)
     execute: int | None = None
     state_in_prompt: bool = True
@@ -89,7 +89,7 @@ def from_openpi(directory: Path, settings: PiImport, statistics: Path | None = N
     Raises:
         ValueError: in one line, for another checkpoint, or files or weights that are missing.
     """
-    config = json_table(directory / "config.json")
+    config = read_json(directory / "config.json")
     if "action_horizon" not in config:
         raise ValueError(f"{directory / 'config.json'} has no action_horizon; give a directory in openpi's layout")
     found = [statistics] if statistics else sorted(directory.glob("assets/**/norm_stats.json"))
@@ -125,10 +125,9 @@ def _policy(
     steps: int,
     prompt_tokens: int,
 ) -> Policy:
-    if unknown := settings.cameras.keys() - set(cameras):
-        raise ValueError(f"cameras names {sorted(unknown)}, and the checkpoint has {', '.join(cameras)}")
-    chosen = [camera for camera in cameras if camera in settings.cameras or not settings.cameras]
-    names = tuple(settings.cameras.get(camera, camera) for camera in chosen)
+    names = tuple(name for name in settings.cameras or cameras if name)
+    if len(settings.cameras) > len(cameras) or not names:
+        raise ValueError(f"cameras are {settings.cameras}; name one to {len(cameras)}, for {', '.join(cameras)}")
     contract = Contract(
         names, Pictures("unknown"), gripper="none", action="unknown", action_size=statistics.action.dim,
         clipped=False, state="unknown", state_size=statistics.proprio.dim, control_hz=None,
@@ -167,34 +166,29 @@ def _policy(
 
 
 def take_weights(policy: Policy, weights: Mapping[str, torch.Tensor], where: str) -> None:
-    """Gives backbone and head of a policy the published weights. ValueError names one that is missing or unknown."""
-    backbone, head = policy.model.backbone.vlm, policy.model.head
-    own = {_PALIGEMMA + _published(name): (backbone, name) for name in backbone.state_dict()}
-    own |= {_published_head(name): (head, name) for name in head.state_dict() if name != "cognition_proj.weight"}
+    """Gives backbone and head of a policy the published weights.
+
+    Raises:
+        ValueError: one is missing, unknown, or of another shape.
+    """
+    own = {published(name): (name, value) for name, value in policy.model.state_dict().items()}
+    own = {name: pair for name, pair in own.items() if name is not None}
     given = {name: x for name, x in weights.items() if name != f"{_EXPERT}lm_head.weight"}  # never used
-    tied = f"{_PALIGEMMA}model.language_model.embed_tokens.weight"
-    given.setdefault(tied, given.get(f"{_PALIGEMMA}lm_head.weight", torch.empty(0)))
-    for what, names in (("lacks", own.keys() - given.keys()), ("has the unknown", given.keys() - own.keys())):
-        if names:
-            raise ValueError(f"{where} {what} weight {min(names)} ({len(names)} in all); it is of another model")
-    for module in (backbone, head):
-        state = {name: given[there] for there, (part, name) in own.items() if part is module}
-        expected = module.state_dict()
-        if wrong := sorted(name for name, x in state.items() if x.shape != expected[name].shape):
-            raise ValueError(
-                f"{where}: {wrong[0]} has shape {tuple(state[wrong[0]].shape)}, the model's is "
-                f"{tuple(expected[wrong[0]].shape)} ({len(wrong)} differ); it is of another model"
-            )
-        module.load_state_dict(state, strict=module is backbone)
+    if (words := f"{_PALIGEMMA}lm_head.weight") in given:
+        given.setdefault(f"{_PALIGEMMA}model.language_model.embed_tokens.weight", given[words])
+    require_same({name: value for name, (_, value) in own.items()}, given, where)
+    adopt(policy.model, {name: given[there] for there, (name, _) in own.items()})
 
 
-def _published(name: str) -> str:
-    return name.replace("model.vision_tower.", "model.vision_tower.vision_model.")
-
-
-def _published_head(name: str) -> str:
-    inside = name.removeprefix("expert.")
-    return f"{_EXPERT}model.{inside}" if inside != name else name
+def published(name: str) -> str | None:
+    """What a weight of this project's model is called there; None for one that is not there."""
+    part, _, inside = name.partition(".")
+    if part == "backbone":
+        inside = inside.removeprefix("vlm.")
+        return _PALIGEMMA + inside.replace("model.vision_tower.", "model.vision_tower.vision_model.")
+    if part != "head" or inside == "cognition_proj.weight":
+        return None
+    return inside.replace("expert.", f"{_EXPERT}model.", 1) if inside.startswith("expert.") else inside
 
 
 def _weights(directory: Path) -> dict[str, torch.Tensor]:

@@ -1,16 +1,16 @@
 """The `pi0` backbone: the PaliGemma of pi0 and pi0.5 (arXiv 2410.24164, 2504.16054), whose expert is a head.
 
-It differs from PaliGemma's own use in four things: positions count from 0, pictures keep their aspect, the prompt is
-the bare instruction or, in pi0.5, has the state in words, and a camera that is missing takes no tokens at all (in the
-published programs its tokens are hidden from all others and take no position, which is the same).
+It differs from PaliGemma's own use in four things: positions count from 0, pictures keep their aspect, the prompt
+is the bare instruction or, in pi0.5, has the state in words, and a camera that is missing takes no tokens at all:
+in the published programs its tokens are hidden from all others and take no position, which is the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -73,11 +73,11 @@ class PaliGemmaSizes:
 @BackboneConfig.register_subclass("pi0")
 @dataclass(frozen=True)
 class Pi0BackboneConfig(BackboneConfig):
-    """Sizes and prompt; the weights come with the policy, from `ray_jobs.import_policy`.
+    """Sizes and prompt; the weights are a saved policy's, which `ray_jobs.import_policy` writes.
 
     Attributes:
         sizes: see `PaliGemmaSizes`.
-        tokenizer: a hub name, or a directory with PaliGemma's tokenizer: pi0's checkpoints have none.
+        tokenizer: a hub name, or a directory with PaliGemma's tokenizer, which a saved policy has.
         cache_dir: directory of downloads; None follows HF_HOME.
         dtype: "float32" or "bfloat16".
         prompt: with `{instruction}` in it; `{state}` is replaced by the normalised state, each number of it in one
@@ -107,6 +107,10 @@ class Pi0BackboneConfig(BackboneConfig):
         """Of one picture."""
         return (self.sizes.image_size // self.sizes.patch) ** 2
 
+    def beside(self, policy: Path) -> Self:
+        own = policy / "backbone"
+        return replace(self, tokenizer=str(own)) if own.is_dir() else self
+
     def check(self, instructions: Sequence[str], num_views: int) -> None:
         if not instructions or not Path(self.tokenizer).is_dir():
             return
@@ -126,10 +130,15 @@ class Pi0BackboneConfig(BackboneConfig):
         return self.prompt.format(instruction=instruction.removesuffix("\n"), state=" ".join(words))
 
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> Pi0Backbone:
+        from accelerate import init_empty_weights
         from transformers import PaliGemmaForConditionalGeneration
 
         tokenizer = loaded_tokenizer(self.tokenizer, self.cache_dir, "backbone.tokenizer")
-        vlm = PaliGemmaForConditionalGeneration(self.sizes.hugging_face()).to(DTYPES[self.dtype])
+        with init_empty_weights(include_buffers=False):
+            vlm = PaliGemmaForConditionalGeneration(self.sizes.hugging_face())
+        vlm.tie_weights()
+        for parameter in vlm.parameters():  # buffers, such as the rotation's frequencies, stay in float32
+            parameter.data = parameter.data.to(DTYPES[self.dtype])
         return Pi0Backbone(vlm, tokenizer, self, num_views, proprio_dim)
 
 
@@ -145,6 +154,11 @@ class Pi0Backbone(PaliGemmaBackbone):
         self.config = config
         self.proprio_dim = proprio_dim
         self.state_in_prompt = "{state}" in config.prompt
+        # weights that are taken over as they are no longer share the words' embedding with the last layer
+        self.register_load_state_dict_post_hook(lambda *_: self.network.tie_weights())
+
+    def save_description(self, directory: Path) -> None:
+        self.tokenizer.save_pretrained(directory / "backbone")
 
     def tokenize(self, instruction: str) -> list[int]:
         """With a state that takes the most tokens, where the prompt has one."""

@@ -1,7 +1,7 @@
 """The `pi0` head: the action expert of pi0 and pi0.5 (arXiv 2410.24164, 2504.16054).
 
 A Gemma of its own width, whose tokens read their own keys and values and, layer by layer, those of the backbone's
-tokens, which do not read the expert's. So the backbone runs once per chunk, and the expert at each step of the flow:
+tokens, which do not read the expert's. So the backbone runs once per chunk, the expert at each step of the flow:
 
     x_t = t noise + (1 - t) actions,   v = noise - actions,   x <- x - v / steps from t = 1 (noise) down to 0
 
@@ -78,8 +78,8 @@ class Pi0HeadConfig(HeadConfig):
             )
         if max(action_dim, proprio if self.variant == "pi0" else 0) > self.dims:
             raise ValueError(
-                f"head.dims is {self.dims}, and there are {action_dim} numbers per action and {proprio} per state; "
-                "leave some out by data.proprio_index, or set head.dims higher and train the head anew"
+                f"head.dims is {self.dims}, and there are {action_dim} numbers per action and {proprio} per "
+                "state; leave some out by data.proprio_index, or set head.dims higher and train the head anew"
             )
         return Pi0Head(self, backbone, chunk, action_dim)
 
