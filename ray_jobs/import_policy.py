@@ -1,13 +1,18 @@
-"""`python -m ray_jobs.import_policy`: a published OpenVLA checkpoint as a policy, with a memory if one is wanted.
+"""`python -m ray_jobs.import_policy`: a published checkpoint as a policy, with a memory if one is wanted.
 
     ipvla import --source ~/openvla-7b --unnorm_key bridge_orig --policy ~/policies/openvla
     ipvla import --source ~/openvla-7b --unnorm_key bridge_orig --policy ~/policies/bank --model.memory.type bank
     ipvla import --source ~/openvla-7b --adapter ~/adapter --unnorm_key libero_spatial --policy ~/policies/spatial
     ipvla import --source ~/openvla-7b-oft-finetuned-libero-spatial --policy ~/policies/oft
+    ipvla import --source ~/pi05_libero --policy ~/policies/pi05 --pi.tokenizer ~/paligemma-3b-pt-224 \
+        --cameras "[agentview, robot0_eye_in_hand]" --pi.terms "{gripper: environment, state: hand}"
 
 Takes OpenVLA's Hugging Face layout (two vision towers, or SigLIP alone as openvla-v01 and ECoT), LoRA adapters of
 PEFT, which are merged, and OpenVLA-OFT's action head, proprioception and FiLM, which lie beside the model. Weights
 are mapped, not copied; nothing is unpickled but tensors, and no code of the checkpoint runs.
+
+Takes pi0 and pi0.5 in LeRobot's layout, with its processors' statistics, and in openpi's PyTorch layout, with
+`assets/.../norm_stats.json`.
 """
 
 from __future__ import annotations
@@ -44,6 +49,7 @@ from ipvla.models.memory import MemoryConfig, NoMemoryConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
 from ray_jobs.command_line.cli import run
+from ray_jobs.importing.pi import Added, PiConfig, from_lerobot, from_openpi
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +84,7 @@ class ImportConfig:
     """What is imported, and how it is to act.
 
     Attributes:
-        source: a directory in OpenVLA's Hugging Face layout.
+        source: a directory in OpenVLA's Hugging Face layout, LeRobot's, or openpi's PyTorch layout.
         policy: directory of the new policy, which must not exist yet.
         unnorm_key: the dataset whose statistics turn what the model says into actions; the only one by default.
         statistics: a file of other statistics, such as those of the dataset that it is to be fine-tuned on.
@@ -93,6 +99,7 @@ class ImportConfig:
         cameras: names of the views; by default those of the dataset that `unnorm_key` names, if it is known.
         parallel: OFT's words, all at once, where there is no action head; by default where there are OFT's files.
         chunk: actions per answer of OFT, which its files do not tell: 8 for LIBERO.
+        pi: of pi0 and pi0.5 alone, which read of the others `statistics`, `dtype`, `cameras`, `model` and `seed`.
         model: what is added.
         seed: of the weights of a memory.
     """
@@ -111,6 +118,7 @@ class ImportConfig:
     cameras: tuple[str, ...] = ()
     parallel: bool | None = None
     chunk: int = 8
+    pi: PiConfig = field(default_factory=PiConfig)
     model: ImportedModelConfig = field(default_factory=ImportedModelConfig)
     seed: int = 0
 
@@ -126,6 +134,23 @@ def imported(config: ImportConfig) -> Policy:
         ValueError: see the module's docstring; one line says what is wrong with which file.
     """
     assert config.source is not None
+    torch.manual_seed(config.seed)
+    content = read_json(config.source / "config.json")
+    added = Added(config.dtype or "bfloat16", config.cameras, config.model.memory)
+    if "type" in content:
+        policy = from_lerobot(config.source, config.pi, added)
+    elif "action_horizon" in content:
+        policy = from_openpi(config.source, config.pi, added, config.statistics)
+    else:
+        policy = _openvla(config)
+    if not policy.model.memory.close():
+        logger.warning("this memory cannot begin closed: until it is trained, the policy acts otherwise than before")
+    policy.model.eval()
+    return policy
+
+
+def _openvla(config: ImportConfig) -> Policy:
+    assert config.source is not None
     assert config.policy is not None
     files = OpenVLAFiles.read(config.source)
     extra = oft_files(config.source)
@@ -137,7 +162,6 @@ def imported(config: ImportConfig) -> Policy:
         head, parallel = OFTConfig(), True
     chunk, proprio = config.chunk if parallel else 1, "proprio" in extra
     backbone = _backbone(config, files, chunk * chosen.action.dim if parallel else 0, proprio, "film" in extra)
-    torch.manual_seed(config.seed)
     conventions = _conventions(config, files, key, statistics, chunk, proprio)
     model = IPVLAConfig(backbone, config.model.memory, head, chunk=chunk)
     with tempfile.TemporaryDirectory() as described:  # without weights, so that they are read once, below
@@ -146,9 +170,6 @@ def imported(config: ImportConfig) -> Policy:
         bare = replace(model, backbone=replace(backbone, pretrained=Path(described)))
         policy = Policy.build(bare, conventions, chunk)
     _load(policy, config, files, extra)
-    if not policy.model.memory.close():
-        logger.warning("this memory cannot begin closed: until it is trained, the policy acts otherwise than before")
-    policy.model.eval()
     return replace(policy, config=model)
 
 
@@ -336,6 +357,7 @@ def main(config: ImportConfig) -> None:
         raise ValueError(f"policy: {directory} is there already; give another directory")
     policy = imported(config)
     policy.save(directory)
+    policy = replace(policy, config=replace(policy.config, backbone=policy.config.backbone.beside(directory)))
     train = directory.with_name(f"{directory.name}.train.yaml")
     train.write_text(yaml.safe_dump(fine_tuning(policy, directory), sort_keys=False))
     described = policy.describe()

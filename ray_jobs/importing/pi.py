@@ -32,34 +32,43 @@ _PALIGEMMA, _EXPERT = "paligemma_with_expert.paligemma.", "paligemma_with_expert
 
 
 @dataclass(frozen=True)
-class PiImport:
-    """What no file tells.
+class PiConfig:
+    """What the files of pi0 and pi0.5 do not tell.
 
     Attributes:
-        tokenizer: PaliGemma's, a directory or a hub name: pi0's checkpoints have none.
-        dtype: of the backbone, "float32" or "bfloat16"; the expert runs in float32.
-        cameras: what the checkpoint's are called in the world, in its order; "" for one that is missing, as those
-            at the end are that have no name here: the model was trained to do without some. () for its own names.
+        tokenizer: PaliGemma's, a directory or a hub name: their checkpoints have none.
         terms: how pictures, states and actions are expressed, as far as it is known: fields of
             `ipvla.contract.Contract`.
         execute: actions of a chunk that are played before the next policy step; None for what the checkpoint says,
             or half a chunk.
         state_in_prompt: pi0.5's only: False for openpi's pi05_libero, which was trained without the state.
-        vision_heads: of the vision tower, which weights do not tell.
-        memory: with what the policy is to remember.
+        vision_heads: of the vision tower.
     """
 
     tokenizer: str = "google/paligemma-3b-pt-224"
-    dtype: str = "bfloat16"
-    cameras: tuple[str, ...] = ()
     terms: Mapping[str, Any] = field(default_factory=dict)
     execute: int | None = None
     state_in_prompt: bool = True
     vision_heads: int = 16
+
+
+@dataclass(frozen=True)
+class Added:
+    """What a policy gets besides its checkpoint.
+
+    Attributes:
+        dtype: of the backbone, "float32" or "bfloat16"; the expert runs in float32.
+        cameras: what the checkpoint's are called in the world, in its order; "" for one that is missing, as those
+            at the end are that have no name here: the model was trained to do without some. () for its own names.
+        memory: with what it is to remember.
+    """
+
+    dtype: str = "bfloat16"
+    cameras: tuple[str, ...] = ()
     memory: MemoryConfig = field(default_factory=NoMemoryConfig)
 
 
-def from_lerobot(directory: Path, settings: PiImport) -> Policy:
+def from_lerobot(directory: Path, settings: PiConfig, added: Added) -> Policy:
     """A policy of type pi0 or pi05.
 
     Raises:
@@ -69,7 +78,7 @@ def from_lerobot(directory: Path, settings: PiImport) -> Policy:
     variant, config = files.config["type"], files.config
     files.refuse(time_sampling_beta_beta=1.0, use_relative_actions=False)
     return _policy(
-        directory, settings, variant, files.statistics,
+        directory, settings, added, variant, files.statistics,
         normalisation=files.normalisation,
         cameras=files.cameras,
         chunk=config["chunk_size"],
@@ -80,7 +89,7 @@ def from_lerobot(directory: Path, settings: PiImport) -> Policy:
     )  # fmt: skip
 
 
-def from_openpi(directory: Path, settings: PiImport, statistics: Path | None = None) -> Policy:
+def from_openpi(directory: Path, settings: PiConfig, added: Added, statistics: Path | None = None) -> Policy:
     """A checkpoint of openpi's PyTorch trainer, or of its converter.
 
     Args:
@@ -100,7 +109,7 @@ def from_openpi(directory: Path, settings: PiImport, statistics: Path | None = N
         )
     timed = "time_mlp_in.weight" in _weights(directory)
     return _policy(
-        directory, settings, "pi05" if timed else "pi0", _with_openpi_epsilon(Statistics.load(found[0])),
+        directory, settings, added, "pi05" if timed else "pi0", _with_openpi_epsilon(Statistics.load(found[0])),
         normalisation="quantiles" if timed else "normal",
         cameras=_OPENPI_CAMERAS,
         chunk=config["action_horizon"],
@@ -113,7 +122,8 @@ def from_openpi(directory: Path, settings: PiImport, statistics: Path | None = N
 
 def _policy(
     directory: Path,
-    settings: PiImport,
+    settings: PiConfig,
+    added: Added,
     variant: Any,
     statistics: Statistics,
     *,
@@ -125,9 +135,9 @@ def _policy(
     steps: int,
     prompt_tokens: int,
 ) -> Policy:
-    names = tuple(name for name in settings.cameras or cameras if name)
-    if len(settings.cameras) > len(cameras) or not names:
-        raise ValueError(f"cameras are {settings.cameras}; name one to {len(cameras)}, for {', '.join(cameras)}")
+    names = tuple(name for name in added.cameras or cameras if name)
+    if len(added.cameras) > len(cameras) or not names:
+        raise ValueError(f"cameras are {added.cameras}; name one to {len(cameras)}, for {', '.join(cameras)}")
     contract = Contract(
         names, Pictures("unknown"), gripper="none", action="unknown", action_size=statistics.action.dim,
         clipped=False, state="unknown", state_size=statistics.proprio.dim, control_hz=None,
@@ -147,7 +157,7 @@ def _policy(
     backbone = Pi0BackboneConfig(
         sizes=sizes,
         tokenizer=settings.tokenizer,
-        dtype=settings.dtype,
+        dtype=added.dtype,
         prompt=_PROMPTS["pi05" if in_words else "pi0"],
         cleaned=cleaned,
         max_prompt_tokens=(sizes.image_size // sizes.patch) ** 2 * len(names) + prompt_tokens,
@@ -158,7 +168,7 @@ def _policy(
         key_heads=sizes.key_heads, head_size=sizes.head_size, steps=steps,
         dims=_shape(weights, "action_out_proj.weight", directory)[0],
     )  # fmt: skip
-    config = IPVLAConfig(backbone, settings.memory, head, chunk=chunk)
+    config = IPVLAConfig(backbone, added.memory, head, chunk=chunk)
     played = settings.execute or execute or max(1, chunk // 2)
     policy = Policy.build(config, conventions, played)
     take_weights(policy, weights, str(directory / "model.safetensors"))

@@ -23,15 +23,11 @@ from ipvla.models.heads.pi0 import Pi0Head, time_embedding
 from ipvla.models.memory import BankMemoryConfig, GRUMemoryConfig, MemoryConfig
 from ipvla.policy import Policy
 from ipvla.types import ModelInputs, Observation
-from ray_jobs.importing.pi import PiImport, from_lerobot, from_openpi
+from ray_jobs.importing.pi import Added, PiConfig, from_lerobot, from_openpi
 
 HERE = Path(__file__).parent / "pi"
-SETTINGS = PiImport(
-    tokenizer=str(HERE / "tokenizer"),
-    dtype="float32",
-    vision_heads=3,
-    cameras=("base", "wrist"),  # the third one is missing
-)
+SETTINGS = PiConfig(tokenizer=str(HERE / "tokenizer"), vision_heads=3)
+ADDED = Added("float32", ("base", "wrist"))  # the third camera is missing
 
 
 @pytest.fixture(scope="module", params=["pi0", "pi05"])
@@ -46,7 +42,7 @@ def golden(variant: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def policy(variant: str) -> Policy:
-    return from_lerobot(HERE / variant, SETTINGS)
+    return from_lerobot(HERE / variant, SETTINGS, ADDED)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +202,7 @@ def openpi_layout(directory: Path, variant: str) -> Path:
 def test_openpis_layout_gives_the_same_velocity_and_its_own_normalisation(
     tmp_path: Path, variant: str, golden: dict[str, torch.Tensor], features: Features
 ) -> None:
-    policy = from_openpi(openpi_layout(tmp_path / "openpi", variant), SETTINGS)
+    policy = from_openpi(openpi_layout(tmp_path / "openpi", variant), SETTINGS, ADDED)
     head = policy.model.head
     assert isinstance(head, Pi0Head)
     assert head.config.variant == variant
@@ -220,7 +216,7 @@ def test_openpis_layout_gives_the_same_velocity_and_its_own_normalisation(
 
 
 def test_openpis_prompts(tmp_path: Path, variant: str) -> None:
-    policy = from_openpi(openpi_layout(tmp_path / "openpi", variant), SETTINGS)
+    policy = from_openpi(openpi_layout(tmp_path / "openpi", variant), SETTINGS, ADDED)
     given = load_file(HERE / "openpi_prompts.safetensors")
     prompts = json.loads((HERE / "openpi_prompts.json").read_text())["prompts"]
     for i, (text, state) in enumerate(zip(prompts, given["states"], strict=True)):
@@ -243,7 +239,7 @@ def test_an_imported_policy_acts_and_comes_back_from_disk(
 def test_a_memory_changes_nothing_before_it_is_trained(
     memory: MemoryConfig, variant: str, policy: Policy, observations: list[Observation]
 ) -> None:
-    remembers = from_lerobot(HERE / variant, replace(SETTINGS, memory=memory))
+    remembers = from_lerobot(HERE / variant, SETTINGS, replace(ADDED, memory=memory))
     state = remembers.initial_memory(2)
     for t in range(2):
         seen = [replace(o, t=t) for o in observations]
@@ -260,7 +256,7 @@ def test_a_row_does_not_depend_on_its_neighbours(policy: Policy, observations: l
 
 
 def test_the_loss_trains_expert_memory_and_adapters(variant: str, observations: list[Observation]) -> None:
-    policy = from_lerobot(HERE / variant, replace(SETTINGS, memory=GRUMemoryConfig()))
+    policy = from_lerobot(HERE / variant, SETTINGS, replace(ADDED, memory=GRUMemoryConfig()))
     LoRAConfig(rank=4).apply(policy.model.backbone)
     inputs = policy.transforms.inputs(observations)
     actions, weight = torch.zeros(2, 10, 7), torch.ones(2, 10, 7, dtype=torch.bool)
@@ -290,13 +286,13 @@ def test_a_weight_that_is_missing_or_unknown_is_named(tmp_path: Path, variant: s
     removed = next(name for name in weights if name.endswith("gemma_expert.model.layers.1.mlp.up_proj.weight"))
     save_file({name: x for name, x in weights.items() if name != removed}, directory / "model.safetensors")
     with pytest.raises(ValueError, match=r"lacks weight .*layers\.1\.mlp\.up_proj\.weight \(1 in all\)"):
-        from_lerobot(directory, SETTINGS)
+        from_lerobot(directory, SETTINGS, ADDED)
     save_file(weights | {"model.gripper_head.weight": torch.zeros(2)}, directory / "model.safetensors")
     with pytest.raises(ValueError, match="has the unknown weight gripper_head"):
-        from_lerobot(directory, SETTINGS)
+        from_lerobot(directory, SETTINGS, ADDED)
     (directory / "model.safetensors").write_bytes((HERE / variant / "model.safetensors").read_bytes()[:-100])
     with pytest.raises(ValueError, match="missing or damaged"):
-        from_lerobot(directory, SETTINGS)
+        from_lerobot(directory, SETTINGS, ADDED)
 
 
 def test_another_familys_files_are_refused_in_one_line(tmp_path: Path, variant: str) -> None:
@@ -305,13 +301,13 @@ def test_another_familys_files_are_refused_in_one_line(tmp_path: Path, variant: 
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"type": "act"}))
     with pytest.raises(ValueError, match="policy of type 'act'"):
-        from_lerobot(directory, SETTINGS)
+        from_lerobot(directory, SETTINGS, ADDED)
     (directory / "config.json").write_text(json.dumps(config | {"use_relative_actions": True}))
     with pytest.raises(ValueError, match="use_relative_actions is True"):
-        from_lerobot(directory, SETTINGS)
+        from_lerobot(directory, SETTINGS, ADDED)
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "policy_preprocessor.json").unlink()
     with pytest.raises(ValueError, match=r"policy_preprocessor\.json is missing"):
-        from_lerobot(directory, SETTINGS)
+        from_lerobot(directory, SETTINGS, ADDED)
     with pytest.raises(ValueError, match=r"'d'\).*one to 3, for base_0_rgb"):
-        from_lerobot(HERE / variant, replace(SETTINGS, cameras=("a", "b", "c", "d")))
+        from_lerobot(HERE / variant, SETTINGS, replace(ADDED, cameras=("a", "b", "c", "d")))
