@@ -4,6 +4,7 @@ from ipvla.models.backbones.paligemma import PaliGemmaConfig
 from ipvla.models.backbones.pi0 import PaliGemmaSizes, Pi0BackboneConfig
 from ipvla.models.backbones.prismatic import PrismaticConfig
 from ipvla.models.backbones.protocol import Backbone, BackboneConfig, BackboneOutput, Context, Embedded, KeysValues
+from ipvla.models.backbones.smolvla import SmolVLABackboneConfig, SmolVLMSizes
 from ipvla.models.backbones.tiny import TinyConfig
 
 __all__ = [
@@ -17,5 +18,7 @@ __all__ = [
     "PaliGemmaSizes",
     "Pi0BackboneConfig",
     "PrismaticConfig",
+    "SmolVLABackboneConfig",
+    "SmolVLMSizes",
     "TinyConfig",
 ]

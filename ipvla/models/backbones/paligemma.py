@@ -158,7 +158,12 @@ class PaliGemmaBackbone(Backbone):
         return self._prompt(self.template.format(instruction=instruction.lower()))
 
     def language_layers(self) -> list[nn.Module]:
-        return list(self.network.model.language_model.layers)
+        return list(self.language_model.layers)
+
+    @property
+    def language_model(self) -> Any:
+        """The layers and the last norm, without the words of the vocabulary."""
+        return self.network.model.language_model
 
     def tokenize_text(self, text: str) -> list[int]:
         return cast(list[int], self.tokenizer.encode(text, add_special_tokens=False))
@@ -205,9 +210,9 @@ class PaliGemmaBackbone(Backbone):
             for layer in range(self.num_layers):
                 pair = (self._split(c[:, layer], x.dtype) for c in (context.past.keys, context.past.values))
                 cache.update(*pair, layer)
-        output = self.network.model.language_model(
+        output = self.language_model(
             inputs_embeds=x,
-            attention_mask=bias[:, :, None].expand(-1, -1, x.shape[1], -1).to(x.dtype),
+            attention_mask=self._between(bias[:, :, None].expand(-1, -1, x.shape[1], -1).to(x.dtype), embedded),
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
@@ -267,6 +272,10 @@ class PaliGemmaBackbone(Backbone):
             reply = reply[: int((reply != self.tokenizer.eos_token_id).cumprod(0).sum())]
             written[row, : len(reply)] = reply
         return written
+
+    def _between(self, bias: torch.Tensor, embedded: Embedded) -> torch.Tensor:
+        """[B, heads, queries, keys]: changes what one token reads of another, where not all read the same."""
+        return bias
 
     def _split(self, flat: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """[B, S, Dk] -> [B, key heads, S, size of a head]."""

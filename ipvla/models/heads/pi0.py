@@ -1,4 +1,4 @@
-"""The `pi0` head: the action expert of pi0 and pi0.5 (arXiv 2410.24164, 2504.16054).
+"""The `pi0` head: the action expert of pi0, pi0.5 and SmolVLA (arXiv 2410.24164, 2504.16054, 2506.01844).
 
 A Gemma of its own width, whose tokens read their own keys and values and, layer by layer, those of the backbone's
 tokens, which do not read the expert's. So the backbone runs once per chunk, the expert at each step of the flow:
@@ -21,8 +21,9 @@ from torch import nn
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features, LayerStates, Reads
 from ipvla.models.heads.protocol import Head, HeadConfig, masked_mean
+from ipvla.models.heads.smolvla_expert import Prefix, SmolVLAExpert, by_head
 
-Variant = Literal["pi0", "pi05"]
+Variant = Literal["pi0", "pi05", "smolvla"]
 
 
 @HeadConfig.register_subclass("pi0")
@@ -33,9 +34,11 @@ class Pi0HeadConfig(HeadConfig):
     Attributes:
         variant: "pi0": the state is a token in front of the actions', the time joins every action's token.
             "pi05": the time scales, shifts and gates every layer, and the state is the prompt's affair.
+            "smolvla": as pi0, with SmolVLA's expert, and the state is the backbone's affair.
         width, layers, mlp, heads, key_heads, head_size: of the expert; the last three are the backbone's too.
         dims: numbers per action and per state inside the model, of which the real ones come first and the others
             are 0.
+        self_attention_every: of SmolVLA's layers, those that read the actions' own keys.
         steps: of the flow, per chunk.
         min_period, max_period: of the time's sines and cosines.
         time_power, time_scale, time_offset: in training t = offset + scale u^(1 / power), u uniform: a beta
@@ -50,6 +53,7 @@ class Pi0HeadConfig(HeadConfig):
     key_heads: int = 1
     head_size: int = 256
     dims: int = 32
+    self_attention_every: int = 2
     steps: int = 10
     min_period: float = 4e-3
     max_period: float = 4.0
@@ -60,7 +64,7 @@ class Pi0HeadConfig(HeadConfig):
     def __post_init__(self) -> None:
         if self.variant not in get_args(Variant):
             raise ValueError(f"head.variant is {self.variant!r}; choose one of {', '.join(get_args(Variant))}")
-        for name in ("layers", "steps", "dims"):
+        for name in ("layers", "steps", "dims", "self_attention_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"head.{name} is {getattr(self, name)}; it must be at least 1")
         if self.width < 4 or self.width % 2:
@@ -97,12 +101,13 @@ class Pi0Head(Head):
         self.action_dim = action_dim
         self.noise_shape = (chunk, config.dims)
         self.loss_noise_shape = (chunk + 1, config.dims)
-        self.expert = Expert(config)
+        self.expert = SmolVLAExpert(config) if config.variant == "smolvla" else Expert(config)
         width = config.width
         self.action_in_proj = nn.Linear(config.dims, width)
         self.action_out_proj = nn.Linear(width, config.dims)
         if config.variant == "pi0":
             self.state_proj = nn.Linear(config.dims, width)
+        if config.variant != "pi05":
             self.action_time_mlp_in = nn.Linear(2 * width, width)
             self.action_time_mlp_out = nn.Linear(width, width)
         else:
@@ -117,7 +122,7 @@ class Pi0Head(Head):
         x = x.to(self.action_in_proj.weight.dtype)
         embedded = time_embedding(time, self.config).to(x.dtype)
         tokens, condition = self.action_in_proj(x), None
-        if self.config.variant == "pi0":
+        if self.config.variant != "pi05":
             joined = torch.cat([tokens, embedded[:, None].expand_as(tokens)], -1)
             tokens = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(joined)))
         else:
@@ -215,26 +220,11 @@ class Expert(nn.Module):
         bias = bias.masked_fill(~visible, torch.finfo(tokens.dtype).min)[:, None]
         positions = prefix.valid.sum(-1, keepdim=True) + torch.arange(count, device=tokens.device)
         rotation = self.rotary(tokens, positions)
-        earlier = _Prefix(*(self._heads(x, tokens.dtype) for x in (prefix.keys, prefix.values)))
+        earlier = Prefix(*(by_head(x, self.head_size).to(tokens.dtype) for x in (prefix.keys, prefix.values)))
         for layer in self.layers:
             tokens = layer(tokens, condition, attention_mask=bias, position_embeddings=rotation, past=earlier)
         states: torch.Tensor = self.norm(tokens) if condition is None else self.norm(tokens, condition)[0]
         return states
-
-    def _heads(self, flat: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """[B, layers, N, Dk] -> [B, layers, key heads, N, size of a head]."""
-        return flat.unflatten(-1, (-1, self.head_size)).transpose(2, 3).to(dtype)
-
-
-@dataclass(frozen=True)
-class _Prefix:
-    """What transformers' attention asks a cache for; it stores nothing. Both [B, layers, key heads, N, size]."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.cat([self.keys[:, layer], keys], 2), torch.cat([self.values[:, layer], values], 2)
 
 
 class ExpertLayer(nn.Module):
@@ -250,7 +240,7 @@ class ExpertLayer(nn.Module):
         self.input_layernorm = norm(gemma.hidden_size)
         self.post_attention_layernorm = norm(gemma.hidden_size)
 
-    def forward(self, x: torch.Tensor, condition: torch.Tensor | None, past: _Prefix, **how: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, condition: torch.Tensor | None, past: Prefix, **how: Any) -> torch.Tensor:
         if condition is None:
             x = x + self.self_attn(self.input_layernorm(x), past_key_values=past, **how)[0]
             added: torch.Tensor = self.mlp(self.post_attention_layernorm(x))
