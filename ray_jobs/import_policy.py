@@ -11,8 +11,8 @@ Takes OpenVLA's Hugging Face layout (two vision towers, or SigLIP alone as openv
 PEFT, which are merged, and OpenVLA-OFT's action head, proprioception and FiLM, which lie beside the model. Weights
 are mapped, not copied; nothing is unpickled but tensors, and no code of the checkpoint runs.
 
-Takes pi0 and pi0.5 in LeRobot's layout, with its processors' statistics, and in openpi's PyTorch layout, with
-`assets/.../norm_stats.json`.
+Takes pi0, pi0.5 and SmolVLA in LeRobot's layout, with its processors' statistics, and pi0 and pi0.5 in openpi's
+PyTorch layout, with `assets/.../norm_stats.json`.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
 from ray_jobs.command_line.cli import run
 from ray_jobs.importing.pi import Added, PiConfig, from_lerobot, from_openpi
+from ray_jobs.importing.smolvla import from_lerobot_smolvla
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class ImportConfig:
         cameras: names of the views; by default those of the dataset that `unnorm_key` names, if it is known.
         parallel: OFT's words, all at once, where there is no action head; by default where there are OFT's files.
         chunk: actions per answer of OFT, which its files do not tell: 8 for LIBERO.
-        pi: of pi0 and pi0.5 alone, which read of the others `statistics`, `dtype`, `cameras`, `model` and `seed`.
+        pi: of pi0, pi0.5 and SmolVLA alone, which read of the others `statistics`, `dtype`, `cameras`, `model` and `seed`.
         model: what is added.
         seed: of the weights of a memory.
     """
@@ -137,7 +138,9 @@ def imported(config: ImportConfig) -> Policy:
     torch.manual_seed(config.seed)
     content = read_json(config.source / "config.json")
     added = Added(config.dtype or "bfloat16", config.cameras, config.model.memory)
-    if "type" in content:
+    if content.get("type") == "smolvla":
+        policy = from_lerobot_smolvla(config.source, config.pi, added)
+    elif "type" in content:
         policy = from_lerobot(config.source, config.pi, added)
     elif "action_horizon" in content:
         policy = from_openpi(config.source, config.pi, added, config.statistics)

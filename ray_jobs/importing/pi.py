@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
 
 from ipvla.contract import Contract, Pictures
 from ipvla.data.conventions import Conventions
-from ipvla.data.normalisation import FeatureStatistics
+from ipvla.data.normalisation import FeatureStatistics, Normalisation
 from ipvla.data.statistics import Statistics
 from ipvla.models.backbones import PaliGemmaSizes, Pi0BackboneConfig
 from ipvla.models.backbones.openvla_files import mapped, read_json, require_same
@@ -33,23 +33,26 @@ _PALIGEMMA, _EXPERT = "paligemma_with_expert.paligemma.", "paligemma_with_expert
 
 @dataclass(frozen=True)
 class PiConfig:
-    """What the files of pi0 and pi0.5 do not tell.
+    """What the files of pi0, pi0.5 and SmolVLA do not tell.
 
     Attributes:
-        tokenizer: PaliGemma's, a directory or a hub name: their checkpoints have none.
+        tokenizer: of PaliGemma or SmolVLM2, a directory or a hub name, by default that of the published models:
+            their checkpoints have none.
         terms: how pictures, states and actions are expressed, as far as it is known: fields of
             `ipvla.contract.Contract`.
         execute: actions of a chunk that are played before the next policy step; None for what the checkpoint says,
             or half a chunk.
         state_in_prompt: pi0.5's only: False for openpi's pi05_libero, which was trained without the state.
-        vision_heads: of the vision tower.
+        vision_heads: of the vision tower; by default those of the published models.
+        head_size: of SmolVLA's attention.
     """
 
-    tokenizer: str = "google/paligemma-3b-pt-224"
+    tokenizer: str | None = None
     terms: Mapping[str, Any] = field(default_factory=dict)
     execute: int | None = None
     state_in_prompt: bool = True
-    vision_heads: int = 16
+    vision_heads: int | None = None
+    head_size: int = 64
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def from_openpi(directory: Path, settings: PiConfig, added: Added, statistics: P
             f"{directory} has {len(found)} norm_stats.json below assets/; name the one of the robot "
             "(openpi's converter leaves them in the directory above)"
         )
-    timed = "time_mlp_in.weight" in _weights(directory)
+    timed = "time_mlp_in.weight" in PublishedWeights.read(directory).tensors
     return _policy(
         directory, settings, added, "pi05" if timed else "pi0", _with_openpi_epsilon(Statistics.load(found[0])),
         normalisation="quantiles" if timed else "normal",
@@ -127,7 +130,7 @@ def _policy(
     variant: Any,
     statistics: Statistics,
     *,
-    normalisation: Any,
+    normalisation: Normalisation,
     cameras: tuple[str, ...],
     chunk: int,
     execute: int | None,
@@ -135,63 +138,117 @@ def _policy(
     steps: int,
     prompt_tokens: int,
 ) -> Policy:
+    names = camera_names(added, cameras)
+    weights = PublishedWeights.read(directory)
+    sizes = _paligemma_sizes(weights, settings.vision_heads or 16)
+    in_words = variant == "pi05" and settings.state_in_prompt
+    backbone = Pi0BackboneConfig(
+        sizes=sizes,
+        tokenizer=settings.tokenizer or Pi0BackboneConfig.tokenizer,
+        dtype=added.dtype,
+        prompt=_PROMPTS["pi05" if in_words else "pi0"],
+        cleaned=cleaned,
+        max_prompt_tokens=(sizes.image_size // sizes.patch) ** 2 * len(names) + prompt_tokens,
+    )
+    gate = weights.shape(f"{_EXPERT}model.layers.0.mlp.gate_proj.weight")
+    head = Pi0HeadConfig(
+        variant=variant, width=gate[1], layers=sizes.layers, mlp=gate[0], heads=sizes.heads,
+        key_heads=sizes.key_heads, head_size=sizes.head_size, steps=steps,
+        dims=weights.shape("action_out_proj.weight")[0],
+    )  # fmt: skip
+    tensors = {name: x for name, x in weights.tensors.items() if name != f"{_EXPERT}lm_head.weight"}  # never used
+    if (words := f"{_PALIGEMMA}lm_head.weight") in tensors:
+        tensors.setdefault(f"{_PALIGEMMA}model.language_model.embed_tokens.weight", tensors[words])
+    return assembled(
+        IPVLAConfig(backbone, added.memory, head, chunk=chunk),
+        imported_conventions(statistics, normalisation, names, chunk, settings.terms),
+        settings.execute or execute or max(1, chunk // 2),
+        replace(weights, tensors=tensors),
+        published,
+    )
+
+
+def camera_names(added: Added, cameras: tuple[str, ...]) -> tuple[str, ...]:
+    """What the views are called. ValueError if there are none, or more than the checkpoint has."""
     names = tuple(name for name in added.cameras or cameras if name)
     if len(added.cameras) > len(cameras) or not names:
         raise ValueError(f"cameras are {added.cameras}; name one to {len(cameras)}, for {', '.join(cameras)}")
+    return names
+
+
+def imported_conventions(
+    statistics: Statistics,
+    normalisation: Normalisation,
+    cameras: tuple[str, ...],
+    chunk: int,
+    terms: Mapping[str, Any],
+) -> Conventions:
+    """Of data of which nothing is known but sizes and `terms`; pictures go to the backbone as they come."""
     contract = Contract(
-        names, Pictures("unknown"), gripper="none", action="unknown", action_size=statistics.action.dim,
+        cameras, Pictures("unknown"), gripper="none", action="unknown", action_size=statistics.action.dim,
         clipped=False, state="unknown", state_size=statistics.proprio.dim, control_hz=None,
-    ).changed(settings.terms)  # fmt: skip
-    conventions = Conventions(
+    ).changed(terms)  # fmt: skip
+    return Conventions(
         statistics=statistics,
-        cameras=names,
+        cameras=cameras,
         image_size=0,
         chunk=chunk,
         normalisation=normalisation,
         gripper=contract.gripper,
         recorded=contract,
     )
-    weights = _weights(directory)
-    sizes = _paligemma_sizes(weights, settings.vision_heads, directory)
-    in_words = variant == "pi05" and settings.state_in_prompt
-    backbone = Pi0BackboneConfig(
-        sizes=sizes,
-        tokenizer=settings.tokenizer,
-        dtype=added.dtype,
-        prompt=_PROMPTS["pi05" if in_words else "pi0"],
-        cleaned=cleaned,
-        max_prompt_tokens=(sizes.image_size // sizes.patch) ** 2 * len(names) + prompt_tokens,
-    )
-    gate = _shape(weights, f"{_EXPERT}model.layers.0.mlp.gate_proj.weight", directory)
-    head = Pi0HeadConfig(
-        variant=variant, width=gate[1], layers=sizes.layers, mlp=gate[0], heads=sizes.heads,
-        key_heads=sizes.key_heads, head_size=sizes.head_size, steps=steps,
-        dims=_shape(weights, "action_out_proj.weight", directory)[0],
-    )  # fmt: skip
-    config = IPVLAConfig(backbone, added.memory, head, chunk=chunk)
-    played = settings.execute or execute or max(1, chunk // 2)
-    policy = Policy.build(config, conventions, played)
-    take_weights(policy, weights, str(directory / "model.safetensors"))
-    return replace(policy, model=policy.model.eval())
 
 
-def take_weights(policy: Policy, weights: Mapping[str, torch.Tensor], where: str) -> None:
-    """Gives backbone and head of a policy the published weights.
+@dataclass(frozen=True)
+class PublishedWeights:
+    """Mapped, and without the prefix that LeRobot's `save_pretrained` puts before the names."""
+
+    tensors: Mapping[str, torch.Tensor]
+    where: str
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """ValueError if there are none, or they are damaged."""
+        path = directory / "model.safetensors"
+        return cls({name.removeprefix("model."): x for name, x in mapped(path).items()}, str(path))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """ValueError if there is no such weight."""
+        if name not in self.tensors:
+            raise ValueError(f"{self.where} lacks weight {name}; it is of another model")
+        return tuple(self.tensors[name].shape)
+
+    def layers(self, prefix: str) -> int:
+        """How many numbers stand behind `prefix` in the names."""
+        return len({n.removeprefix(prefix).partition(".")[0] for n in self.tensors if n.startswith(prefix)})
+
+
+def assembled(
+    config: IPVLAConfig,
+    conventions: Conventions,
+    execute: int,
+    weights: PublishedWeights,
+    published: Callable[[str], str | None],
+) -> Policy:
+    """The policy with the published weights.
+
+    Args:
+        published: what a weight of this project's model is called there; None for one that is not there.
 
     Raises:
         ValueError: one is missing, unknown, or of another shape.
     """
-    own = {published(name): (name, value) for name, value in policy.model.state_dict().items()}
-    own = {name: pair for name, pair in own.items() if name is not None}
-    given = {name: x for name, x in weights.items() if name != f"{_EXPERT}lm_head.weight"}  # never used
-    if (words := f"{_PALIGEMMA}lm_head.weight") in given:
-        given.setdefault(f"{_PALIGEMMA}model.language_model.embed_tokens.weight", given[words])
-    require_same({name: value for name, (_, value) in own.items()}, given, where)
-    adopt(policy.model, {name: given[there] for there, (name, _) in own.items()})
+    policy = Policy.build(config, conventions, execute)
+    state = policy.model.state_dict()
+    names = {there: name for name in state if (there := published(name)) is not None}
+    require_same({there: state[name] for there, name in names.items()}, weights.tensors, weights.where)
+    adopt(policy.model, {name: weights.tensors[there] for there, name in names.items()})
+    policy.model.eval()
+    return policy
 
 
 def published(name: str) -> str | None:
-    """What a weight of this project's model is called there; None for one that is not there."""
+    """See `assembled`."""
     part, _, inside = name.partition(".")
     if part == "backbone":
         inside = inside.removeprefix("vlm.")
@@ -201,45 +258,26 @@ def published(name: str) -> str | None:
     return inside.replace("expert.", f"{_EXPERT}model.", 1) if inside.startswith("expert.") else inside
 
 
-def _weights(directory: Path) -> dict[str, torch.Tensor]:
-    """Mapped, and without the prefix that LeRobot's `save_pretrained` puts before the names."""
-    return {name.removeprefix("model."): x for name, x in mapped(directory / "model.safetensors").items()}
-
-
-def _shape(weights: Mapping[str, torch.Tensor], name: str, directory: Path) -> tuple[int, ...]:
-    if name not in weights:
-        raise ValueError(f"{directory / 'model.safetensors'} lacks weight {name}; it is of another model")
-    return tuple(weights[name].shape)
-
-
-def _paligemma_sizes(weights: Mapping[str, torch.Tensor], vision_heads: int, directory: Path) -> PaliGemmaSizes:
+def _paligemma_sizes(weights: PublishedWeights, vision_heads: int) -> PaliGemmaSizes:
     """From the shapes; every published model has one key head."""
-
-    def shape(name: str) -> tuple[int, ...]:
-        return _shape(weights, _PALIGEMMA + name, directory)
-
-    def layers(prefix: str) -> int:
-        numbers = {name.removeprefix(prefix).partition(".")[0] for name in weights if name.startswith(prefix)}
-        return len(numbers)
-
-    text, vision = "model.language_model.layers", "model.vision_tower.vision_model"
-    (vocabulary, width), head_size = shape("lm_head.weight"), shape(f"{text}.0.self_attn.k_proj.weight")[0]
-    patches, patch = shape(f"{vision}.embeddings.patch_embedding.weight"), 0
-    patch = patches[-1]
+    text, vision = f"{_PALIGEMMA}model.language_model.layers", f"{_PALIGEMMA}model.vision_tower.vision_model"
+    vocabulary, width = weights.shape(f"{_PALIGEMMA}lm_head.weight")
+    head_size = weights.shape(f"{text}.0.self_attn.k_proj.weight")[0]
+    patches = weights.shape(f"{vision}.embeddings.patch_embedding.weight")
     return PaliGemmaSizes(
         width=width,
-        layers=layers(f"{_PALIGEMMA}{text}."),
-        mlp=shape(f"{text}.0.mlp.gate_proj.weight")[0],
-        heads=shape(f"{text}.0.self_attn.q_proj.weight")[0] // head_size,
+        layers=weights.layers(f"{text}."),
+        mlp=weights.shape(f"{text}.0.mlp.gate_proj.weight")[0],
+        heads=weights.shape(f"{text}.0.self_attn.q_proj.weight")[0] // head_size,
         key_heads=1,
         head_size=head_size,
         vocabulary=vocabulary,
         vision_width=patches[0],
-        vision_layers=layers(f"{_PALIGEMMA}{vision}.encoder.layers."),
-        vision_mlp=shape(f"{vision}.encoder.layers.0.mlp.fc1.weight")[0],
+        vision_layers=weights.layers(f"{vision}.encoder.layers."),
+        vision_mlp=weights.shape(f"{vision}.encoder.layers.0.mlp.fc1.weight")[0],
         vision_heads=vision_heads,
-        patch=patch,
-        image_size=math.isqrt(shape(f"{vision}.embeddings.position_embedding.weight")[0]) * patch,
+        patch=patches[-1],
+        image_size=math.isqrt(weights.shape(f"{vision}.embeddings.position_embedding.weight")[0]) * patches[-1],
     )
 
 

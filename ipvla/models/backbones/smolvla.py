@@ -155,7 +155,9 @@ class SmolVLABackbone(PaliGemmaBackbone):
         self.tokenizer.save_pretrained(directory / "backbone")
 
     def tokenize(self, instruction: str) -> list[int]:
-        return [self.image_token] * (self.image_tokens * self.num_views) + self.tokenizer.encode(_line(instruction))
+        return [self.image_token] * (self.image_tokens * self.num_views) + self.tokenizer.encode(
+            _line(instruction)
+        )
 
     def embed(self, inputs: ModelInputs) -> Embedded:
         model, ids, mask = self.network.model, inputs.input_ids, inputs.attention_mask

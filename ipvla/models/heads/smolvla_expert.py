@@ -1,8 +1,8 @@
-"""SmolVLA's action expert (arXiv 2506.01844): layers that read their own keys, and layers that read the prefix alone.
+"""SmolVLA's action expert (arXiv 2506.01844): layers that read their own keys too, and layers that do not.
 
-Of every `self_attention_every` layers the first attends, causally, to the prefix's keys and values and the actions'
-own. The others project the prefix's keys and values, already rotated, once more, and attend to these alone; their
-queries are rotated as if the actions stood at the beginning.
+Of every `self_attention_every` layers the first attends, causally, to the prefix's keys and values and to the
+actions' own. The others project the prefix's keys and values, already rotated, once more, and attend to these
+alone; their queries are rotated as if the actions stood at the beginning.
 """
 
 from __future__ import annotations
