@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ipvla.data.fitting import Fitting
-from ipvla.models.heads.openvla_tokens import OpenVLATokensHead
+from ipvla.models.heads.openvla_tokens import OpenVLATokensHead, states_of
 from ipvla.models.memory import BankMemoryConfig, GRUMemoryConfig, MemoryConfig
 from ipvla.policy import Policy
 from ipvla.types import Observation, StepBatch
@@ -146,13 +146,17 @@ def test_a_memory_that_begins_closed_changes_nothing(
         remembering.model.zero_grad()
         loss, _ = remembering.model.loss(taught_batch(remembering, 1), remembering.initial_memory(1))
         loss.backward()
-        assert any(p.grad is not None and p.grad.any() for p in remembering.model.memory.parameters()), "it can open"
+        assert any(p.grad is not None and p.grad.any() for p in remembering.model.memory.parameters()), (
+            "it can open"
+        )
 
 
 def test_a_lora_adapter_is_merged(openvla: Path, tmp_path: Path) -> None:
     expected = golden("lora")
     merged = imported(ImportConfig(openvla, tmp_path / "p", "toy_bridge", adapter=HERE / "lora_adapter"))
-    inputs = merged.transforms.inputs([observation("Pick up the black bowl and place it on the plate", "picture_0")])
+    inputs = merged.transforms.inputs(
+        [observation("Pick up the black bowl and place it on the plate", "picture_0")]
+    )
     output = merged.model.backbone(inputs)
     assert inputs.input_ids[0, : len(expected["input_ids"][0])].tolist() == expected["input_ids"][0].tolist()
     close(output.features.perception, expected["patch_features"])
@@ -178,6 +182,35 @@ def test_one_vision_tower(single_tower: Path, tmp_path: Path) -> None:
     written = backbone.write(inputs, len(expected["generated_ids"]))
     assert written[0].tolist() == expected["generated_ids"].tolist()
     assert np.isfinite(act(ecot, [observation("close the drawer", "picture_0")])).all()
+
+
+def test_the_vicuna_prompt(single_tower: Path, tmp_path: Path) -> None:
+    known = golden_json("tokenization")["training_example_v01_prompt"]
+    backbone = imported(ImportConfig(single_tower, tmp_path / "p")).model.backbone
+    assert backbone.tokenize(known["task"]) == known["input_ids"][:-8]
+
+
+@pytest.mark.parametrize("name", ["none", "gru", "bank", "kv", "latent"])
+def test_words_are_written_as_they_are_taught(openvla: Path, tmp_path: Path, name: str) -> None:
+    """What is decoded step by step, the memory carried along, is the likeliest in one teacher-forced pass too."""
+    memory = MemoryConfig.get_choice_class(name)()
+    config = ImportConfig(openvla, tmp_path / "p", "toy_libero_no_noops", model=ImportedModelConfig(memory))
+    model = imported(config).model
+    torch.manual_seed(1)
+    for parameter in model.memory.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    batch = taught_batch(imported(config), 1)
+    state, actions = model.initial_memory(1), []
+    for k in range(2):
+        action, state = model.act(batch.inputs.map(lambda x, k=k: x[:, k]), state, batch.t[:, k])
+        actions.append(action)
+    batch = replace(batch, actions=torch.stack(actions, 1))
+    with torch.no_grad():
+        features, _, _ = model.memory.window(model.backbone, model.head.taught(batch), model.initial_memory(1))
+        states, recalled = states_of(features.map(lambda x: x.flatten(0, 1)), 7, 7)
+    words = model.head.words(batch.actions.flatten(0, 1))
+    assert model.backbone.logits(states + recalled).argmax(-1).tolist() == words.tolist()
 
 
 def test_the_policy_stands_by_itself(openvla: Path, tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ _EOS = 2
 
 
 def states_of(features: Features, behind: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Last hidden states float32 [B, count, D] from the prompt's last token on; and float32 [B, 1, D], what a memory
-    has added to the first of them.
+    """Last hidden states float32 [B, count, D] from the prompt's last token on; and float32 [B, 1, D], what a
+    memory has added to the first of them.
 
     `behind`: tokens of the observation behind the prompt.
     """
@@ -80,8 +80,8 @@ class OpenVLATokensHead(Head):
         self._speaker = (backbone,)  # in a tuple, so that its weights are not the head's
         if backbone.config.action_places not in (0, self.numbers):
             raise ValueError(
-                f"model.backbone.action_places is {backbone.config.action_places}, and a chunk has {shape[0]} actions "
-                f"of {shape[1]} numbers; set it to {self.numbers}"
+                f"model.backbone.action_places is {backbone.config.action_places}, and a chunk has {shape[0]} "
+                f"actions of {shape[1]} numbers; set it to {self.numbers}"
             )
 
     @property

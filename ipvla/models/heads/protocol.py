@@ -30,7 +30,7 @@ class Head(nn.Module):
     loss_noise_shape: tuple[int, ...] | None = None
 
     def taught(self, batch: StepBatch) -> StepBatch:
-        """What the backbone reads in training: a head that writes actions as words puts these behind the prompts."""
+        """What the backbone reads in training; a head that writes actions as words puts them behind prompts."""
         return batch
 
     def loss(
