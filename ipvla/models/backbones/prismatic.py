@@ -240,7 +240,7 @@ class PrismaticBackbone(Backbone):
         )
 
     def encode(self, embedded: Embedded, context: Context | None = None) -> BackboneOutput:
-        writes = self.reads.continuation and not self.training
+        writes = self.reads.continuation and not torch.is_grad_enabled()  # in training nothing is written
         return self._pass(embedded, context or Context(), writes)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
