@@ -13,13 +13,16 @@ from ipvla.data.lanes import LaneConfig
 from ipvla.data.standards import StandardConfig
 from ipvla.experiment import ExperimentConfig
 from ipvla.models.adapters import LoRAConfig, save_adapters
+from ipvla.models.backbones.openvla_files import OpenVLAFiles
 from ipvla.models.memory import BankMemoryConfig, MemoryConfig, NoMemoryConfig
 from ipvla.policy import Policy
 from ipvla.training.loop import TrainingConfig
 from ipvla.training.parallel import World
 from ipvla.training.step import OptimizerConfig
 from ray_jobs.command_line.settings import parse
-from ray_jobs.import_policy import ImportConfig, ImportedModelConfig, imported, main
+from ray_jobs.export_policy import ExportConfig, export
+from ray_jobs.export_policy import main as export_job
+from ray_jobs.import_policy import ImportConfig, ImportedModelConfig, imported, main, oft_files
 from tests.checkpoints.test_oft import CAMERAS
 from tests.checkpoints.test_openvla_policy import act, observation
 from tests.training.test_loop import loss_of, run
@@ -67,7 +70,10 @@ def test_adapters_are_trained_and_go_back(
     learned = act(Policy.load(tmp_path / "tuned"), SEEN)
     assert not np.array_equal(learned, act(start, SEEN))
     save_adapters(tuned.model.backbone, tmp_path / "adapter")
+    export(tuned.merged(), tmp_path / "exported", "mine")
     if memory == NoMemoryConfig():
+        exported = imported(ImportConfig(tmp_path / "exported", tmp_path / "p", "mine"))
+        np.testing.assert_allclose(act(exported, SEEN), learned, rtol=0, atol=1e-6)
         again = imported(
             ImportConfig(openvla, tmp_path / "p", "toy_libero_no_noops", adapter=tmp_path / "adapter")
         )
@@ -86,6 +92,31 @@ def test_oft_learns_by_its_own_loss(oft: Path, storage_root: Path, tmp_path: Pat
     built.state.model.train()
     run(config, built)
     assert loss_of(config, built) < before
+
+
+def test_what_was_imported_is_exported_as_it_was(openvla: Path, oft: Path, tmp_path: Path) -> None:
+    for source, cameras in ((openvla, CAMERAS[:1]), (oft, CAMERAS)):
+        policy, back = tmp_path / f"{source.parent.name}", tmp_path / f"{source.parent.name}-exported"
+        main(ImportConfig(source, policy, "toy_libero", cameras=cameras))
+        export_job(ExportConfig(policy, back))
+        theirs, ours = OpenVLAFiles.read(source), OpenVLAFiles.read(back)
+        weights, again = theirs.weights(), ours.weights()
+        assert weights.keys() == again.keys()
+        assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
+        assert (ours.text, ours.towers, ours.processor) == (theirs.text, theirs.towers, theirs.processor)
+        assert oft_files(back).keys() == oft_files(source).keys()
+        for kind, path in oft_files(source).items():
+            a, b = torch.load(path, weights_only=True), torch.load(oft_files(back)[kind], weights_only=True)
+            assert a.keys() == b.keys()
+            assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+def test_a_memory_has_no_place_in_the_published_layout(openvla: Path, tmp_path: Path) -> None:
+    main(ImportConfig(openvla, tmp_path / "p", "toy_bridge", model=ImportedModelConfig(BankMemoryConfig())))
+    with pytest.raises(ValueError, match="set without_memory to export the rest"):
+        export_job(ExportConfig(tmp_path / "p", tmp_path / "out"))
+    export_job(ExportConfig(tmp_path / "p", tmp_path / "out", without_memory=True))
+    assert imported(ImportConfig(tmp_path / "out", tmp_path / "q", "toy_bridge")).describe()["memory"] == "none"
 
 
 def test_an_imported_description_alone_cannot_be_trained(

@@ -126,6 +126,22 @@ def test_statistics_and_terms_come_from_the_files(policy: Policy) -> None:
     assert set(policy.transforms.conventions.mixed) == {"toy_bridge", "toy_libero_no_noops"}
 
 
+@pytest.mark.parametrize(("key", "cameras"), [("libero_spatial", ("agentview",)), ("bridge_orig", ("image_0",))])
+def test_a_known_dataset_tells_cameras_and_pictures(
+    openvla: Path, tmp_path: Path, key: str, cameras: tuple[str, ...]
+) -> None:
+    content = json.loads((HERE / "model" / "dataset_statistics.json").read_text())
+    (tmp_path / "statistics.json").write_text(json.dumps({f"{key}_no_noops" if "libero" in key else key:
+                                                          content["toy_libero_no_noops"]}))  # fmt: skip
+    made = imported(ImportConfig(openvla, tmp_path / "p", key, statistics=tmp_path / "statistics.json"))
+    assert made.transforms.cameras == cameras
+    assert made.contract.pictures.orientation == (
+        "mirrored" if "libero" in key else made.contract.pictures.orientation
+    )
+    assert made.transforms.contract.gripper == "open_is_one"
+    assert made.contract.control_hz == (20 if "libero" in key else 5)
+
+
 @pytest.mark.parametrize("name", ["bank", "gru", "lstm", "window", "skill", "chain", "kv", "latent"])
 def test_a_memory_that_begins_closed_changes_nothing(
     policy: Policy, openvla: Path, tmp_path: Path, name: str

@@ -29,6 +29,9 @@ DESCRIPTION: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
     "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
     "towers.json",
 )
 _VISION: Final = {"dinosiglip-vit-so-224px": 2, "siglip-vit-so400m": 1}
