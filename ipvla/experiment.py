@@ -351,7 +351,9 @@ class ExperimentConfig(StorageRoots):
             "recorded": dataset.contract,
         }
         if start is not None:
-            return replace(start.transforms.conventions, **chosen)
+            began = start.transforms.conventions
+            named = set(dataset.mixed() or (dataset.name,))
+            return replace(began, **chosen, mixed=began.mixed if named <= began.mixed.keys() else {})
         return Conventions(
             statistics=dataset.statistics(),
             normalisation=self.data.normalisation,

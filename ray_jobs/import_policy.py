@@ -55,8 +55,9 @@ from ray_jobs.importing.smolvla import from_lerobot_smolvla
 logger = logging.getLogger(__name__)
 
 _VICUNA: Final = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-    "and polite answers to the user's questions. USER: What action should the robot take to {instruction}? ASSISTANT:"
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user's questions. USER: What action should the robot take to "
+    "{instruction}? ASSISTANT:"
 )
 _SHAPES: Final = {"resize-naive": "stretch", "resize-crop": "crop", "letterbox": "pad"}
 #: Of OpenVLA-OFT's files of tensors: what a name begins with -> what is in it.
@@ -90,7 +91,7 @@ class ImportConfig:
         unnorm_key: the dataset whose statistics turn what the model says into actions; the only one by default.
         statistics: a file of other statistics, such as those of the dataset that it is to be fine-tuned on.
         adapter: directory of a LoRA adapter of PEFT, which is merged.
-        lora_alpha: of the LoRA inside OFT's FiLM file, which does not tell it; by default OFT's own, min(rank, 16).
+        lora_alpha: of the LoRA inside OFT's FiLM file, which does not tell it; by default OFT's, min(rank, 16).
         dtype: "float32" or "bfloat16"; by default the checkpoint's.
         prompt: with `{instruction}` in it; by default that of the checkpoint's language model.
         ends_in_space: whether the prompt ends in the token of a space; by default yes, but not for ECoT's
@@ -147,7 +148,9 @@ def imported(config: ImportConfig) -> Policy:
     else:
         policy = _openvla(config)
     if not policy.model.memory.close():
-        logger.warning("this memory cannot begin closed: until it is trained, the policy acts otherwise than before")
+        logger.warning(
+            "this memory cannot begin closed: until it is trained, the policy acts otherwise than before"
+        )
     policy.model.eval()
     return policy
 
@@ -188,7 +191,9 @@ def oft_files(directory: Path) -> dict[str, Path]:
         if paths:
             found[kind] = paths[-1]
     if "diffusion" in found:
-        raise ValueError(f"{found['diffusion']} belongs to OFT's diffusion head, which is not known here; use an L1 head")
+        raise ValueError(
+            f"{found['diffusion']} belongs to OFT's diffusion head, which is not known here; use an L1 head"
+        )
     return found
 
 
@@ -208,14 +213,20 @@ def _statistics(files: OpenVLAFiles, given: Path | None, key: str | None) -> tup
     if path.is_file() or given is not None:
         content, where = read_json(path), str(path)
     if not content:
-        raise ValueError(f"{files.directory} has no statistics of actions; put dataset_statistics.json beside config.json")
+        raise ValueError(
+            f"{files.directory} has no statistics of actions; put dataset_statistics.json beside config.json"
+        )
     if key is None and len(content) > 1:
-        raise ValueError(f"{where} has statistics of {len(content)} datasets; set unnorm_key to one of {', '.join(content)}")
+        raise ValueError(
+            f"{where} has statistics of {len(content)} datasets; set unnorm_key to one of {', '.join(content)}"
+        )
     key = key or next(iter(content))
     if key not in content and f"{key}_no_noops" in content:  # as OpenVLA's own evaluation of LIBERO looks for it
         key = f"{key}_no_noops"
     if key not in content:
-        raise ValueError(f"unnorm_key is {key!r}, and {where} has no statistics of it; {did_you_mean(key, content)}")
+        raise ValueError(
+            f"unnorm_key is {key!r}, and {where} has no statistics of it; {did_you_mean(key, content)}"
+        )
     try:
         every = {name: Statistics.from_dict(_complete(values)) for name, values in content.items()}
     except (KeyError, TypeError, ValueError) as error:
@@ -263,7 +274,9 @@ def _conventions(
     cameras = config.cameras or terms.cameras
     if unknown := not config.cameras and _standard(key) is None:
         logger.warning(
-            "dataset %s is not known here: cameras are taken to be %s; set --cameras for others", key, ", ".join(cameras)
+            "dataset %s is not known here: cameras are taken to be %s; set --cameras for others",
+            key,
+            ", ".join(cameras),
         )
     count = len(cameras) if config.cameras or unknown else (2 if proprio else 1)
     strategy = files.processor.get("image_resize_strategy", files.config.get("image_resize_strategy"))
@@ -293,7 +306,7 @@ def _standard(key: str) -> Standard | None:
 
 
 def _contract(key: str, statistics: Statistics) -> Contract:
-    """What the files tell of the terms; OpenVLA's datasets have 1 for an open gripper, where it is not normalised."""
+    """What the files tell of the terms; in OpenVLA's datasets 1 is an open gripper, where it is not normalised."""
     size, state = statistics.action.dim, statistics.proprio.dim
     standard = _standard(key)
     if standard is not None:
@@ -365,8 +378,9 @@ def main(config: ImportConfig) -> None:
     train.write_text(yaml.safe_dump(fine_tuning(policy, directory), sort_keys=False))
     described = policy.describe()
     print(
-        f"{int(described['parameters']):,} parameters, head {described['head']}, memory {described['memory']}: written "
-        f"to {directory}\n{policy.contract}\nto fine-tune it: ipvla train --config_path {train} --data.dataset ..."
+        f"{int(described['parameters']):,} parameters, head {described['head']}, memory {described['memory']}: "
+        f"written to {directory}\n{policy.contract}\n"
+        f"to fine-tune it: ipvla train --config_path {train} --data.dataset ..."
     )
 
 

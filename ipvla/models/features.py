@@ -17,7 +17,7 @@ class Reads:
     Attributes:
         hidden: 0 for what enters the first layer, l for the output of the l-th, up to `num_layers`.
         keys_values: 0 for the first layer, up to `num_layers - 1`.
-        continuation: in evaluation, what the token behind the prompt reads, for a head that writes words.
+        continuation: what the token behind the prompt reads, but in training; for a head that writes words.
     """
 
     hidden: tuple[int, ...] = ()
@@ -123,7 +123,7 @@ class Features:
         perception: [B, N, Dp], visual tokens before the language layers.
         proprio: [B, P], the normalised proprioception, for heads that need it exactly.
         layers: what the head reads of the language layers (`HeadConfig.reads`); None for a head that reads none.
-        continuation: for a head that writes words, in evaluation; else None.
+        continuation: for a head that writes words, but in training; else None.
     """
 
     cognition: torch.Tensor

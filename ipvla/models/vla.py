@@ -232,6 +232,10 @@ class IPVLA(nn.Module):
         seeds = [0] * len(features.cognition) if noise_seeds is None else noise_seeds
         return self.head.sample(features, self._noise(seeds, self.head.noise_shape))
 
+    def expected(self, features: Features) -> torch.Tensor:
+        """As `sample`, differentiable (`Head.expected`)."""
+        return self.head.expected(features, self._noise([0] * len(features.cognition), self.head.noise_shape))
+
     def _noise(self, seeds: Sequence[int], shape: tuple[int, ...] | None) -> torch.Tensor | None:
         return None if shape is None else draw_noise(seeds, shape).to(self.action_varies.device)
 

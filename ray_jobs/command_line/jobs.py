@@ -31,6 +31,7 @@ JOBS: Final[Mapping[str, str]] = {
     "import": "ImportConfig",
     "train": "ExperimentConfig",
     "subspaces": "SubspacesConfig",
+    "export": "ExportConfig",
     "interpolate": "InterpolateConfig",
     "evaluate": "EvaluateConfig",
     "robustness": "RobustnessConfig",
@@ -45,7 +46,7 @@ JOBS: Final[Mapping[str, str]] = {
     "submit": "SubmitConfig",
 }
 #: Jobs whose names are no names of modules.
-_MODULES: Final[Mapping[str, str]] = {"import": "import_policy"}
+_MODULES: Final[Mapping[str, str]] = {"import": "import_policy", "export": "export_policy"}
 
 
 def named(words: Sequence[str]) -> tuple[str, list[str]]:

@@ -1,7 +1,7 @@
 """Tiny checkpoints in OpenVLA's published layouts, as the public code wrote them, and what it computed from them.
 
-Made by github.com/openvla/openvla at c8f03f48, github.com/moojink/openvla-oft at 213c5ff8 and its transformers fork
-at bc339d9a, with random weights, in float32.
+Made by github.com/openvla/openvla at c8f03f48, github.com/moojink/openvla-oft at 213c5ff8 and its transformers
+fork at bc339d9a, with random weights, in float32.
 """
 
 from __future__ import annotations

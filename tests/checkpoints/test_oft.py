@@ -46,7 +46,9 @@ def same_actions(ours: np.ndarray, theirs: np.ndarray, atol: float) -> None:
 
 @pytest.mark.parametrize("case", [0, 1])
 def test_a_chunk_from_two_pictures_and_the_state(policy: Policy, case: int) -> None:
-    expected = {name.partition(":")[2]: x for name, x in golden("oft_predict").items() if name.startswith(f"l1_{case}:")}
+    expected = {
+        name.partition(":")[2]: x for name, x in golden("oft_predict").items() if name.startswith(f"l1_{case}:")
+    }
     actions, seen = answered(policy, case)
     same_actions(actions, expected["actions"], 1e-5)
     inputs = policy.transforms.inputs([seen])
@@ -110,7 +112,11 @@ def test_one_picture_without_the_state(oft: Path, tmp_path: Path) -> None:
 
 def test_film(oft_film: Path, tmp_path: Path) -> None:
     expected = golden("oft_film")
-    main(ImportConfig(oft_film, tmp_path / "film", cameras=CAMERAS, lora_alpha=golden_json("oft")["film_lora_alpha"]))
+    main(
+        ImportConfig(
+            oft_film, tmp_path / "film", cameras=CAMERAS, lora_alpha=golden_json("oft")["film_lora_alpha"]
+        )
+    )
     policy = Policy.load(tmp_path / "film")
     actions, seen = answered(policy, 0)
     close(policy.model.backbone(policy.transforms.inputs([seen])).features.perception, expected["patch_features"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ipvla.data.fitting import Fitting
-from ipvla.models.heads.openvla_tokens import OpenVLATokensHead
+from ipvla.models.heads.openvla_tokens import OpenVLATokensHead, states_of
 from ipvla.models.memory import BankMemoryConfig, GRUMemoryConfig, MemoryConfig
 from ipvla.policy import Policy
 from ipvla.types import Observation, StepBatch
@@ -126,6 +126,22 @@ def test_statistics_and_terms_come_from_the_files(policy: Policy) -> None:
     assert set(policy.transforms.conventions.mixed) == {"toy_bridge", "toy_libero_no_noops"}
 
 
+@pytest.mark.parametrize(("key", "cameras"), [("libero_spatial", ("agentview",)), ("bridge_orig", ("primary",))])
+def test_a_known_dataset_tells_cameras_and_pictures(
+    openvla: Path, tmp_path: Path, key: str, cameras: tuple[str, ...]
+) -> None:
+    content = json.loads((HERE / "model" / "dataset_statistics.json").read_text())
+    (tmp_path / "statistics.json").write_text(json.dumps({f"{key}_no_noops" if "libero" in key else key:
+                                                          content["toy_libero_no_noops"]}))  # fmt: skip
+    made = imported(ImportConfig(openvla, tmp_path / "p", key, statistics=tmp_path / "statistics.json"))
+    assert made.transforms.cameras == cameras
+    assert made.contract.pictures.orientation == (
+        "mirrored" if "libero" in key else made.contract.pictures.orientation
+    )
+    assert made.transforms.contract.gripper == "open_is_one"
+    assert made.contract.control_hz == (20 if "libero" in key else made.contract.control_hz)
+
+
 @pytest.mark.parametrize("name", ["bank", "gru", "lstm", "window", "skill", "chain", "kv", "latent"])
 def test_a_memory_that_begins_closed_changes_nothing(
     policy: Policy, openvla: Path, tmp_path: Path, name: str
@@ -146,13 +162,17 @@ def test_a_memory_that_begins_closed_changes_nothing(
         remembering.model.zero_grad()
         loss, _ = remembering.model.loss(taught_batch(remembering, 1), remembering.initial_memory(1))
         loss.backward()
-        assert any(p.grad is not None and p.grad.any() for p in remembering.model.memory.parameters()), "it can open"
+        assert any(p.grad is not None and p.grad.any() for p in remembering.model.memory.parameters()), (
+            "it can open"
+        )
 
 
 def test_a_lora_adapter_is_merged(openvla: Path, tmp_path: Path) -> None:
     expected = golden("lora")
     merged = imported(ImportConfig(openvla, tmp_path / "p", "toy_bridge", adapter=HERE / "lora_adapter"))
-    inputs = merged.transforms.inputs([observation("Pick up the black bowl and place it on the plate", "picture_0")])
+    inputs = merged.transforms.inputs(
+        [observation("Pick up the black bowl and place it on the plate", "picture_0")]
+    )
     output = merged.model.backbone(inputs)
     assert inputs.input_ids[0, : len(expected["input_ids"][0])].tolist() == expected["input_ids"][0].tolist()
     close(output.features.perception, expected["patch_features"])
@@ -180,6 +200,35 @@ def test_one_vision_tower(single_tower: Path, tmp_path: Path) -> None:
     assert np.isfinite(act(ecot, [observation("close the drawer", "picture_0")])).all()
 
 
+def test_the_vicuna_prompt(single_tower: Path, tmp_path: Path) -> None:
+    known = golden_json("tokenization")["training_example_v01_prompt"]
+    backbone = imported(ImportConfig(single_tower, tmp_path / "p")).model.backbone
+    assert backbone.tokenize(known["task"]) == known["input_ids"][:-8]
+
+
+@pytest.mark.parametrize("name", ["none", "gru", "bank", "kv", "latent"])
+def test_words_are_written_as_they_are_taught(openvla: Path, tmp_path: Path, name: str) -> None:
+    """What is decoded step by step, the memory carried along, is the likeliest in one teacher-forced pass too."""
+    memory = MemoryConfig.get_choice_class(name)()
+    config = ImportConfig(openvla, tmp_path / "p", "toy_libero_no_noops", model=ImportedModelConfig(memory))
+    model = imported(config).model
+    torch.manual_seed(1)
+    for parameter in model.memory.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    batch = taught_batch(imported(config), 1)
+    state, actions = model.initial_memory(1), []
+    for k in range(2):
+        action, state = model.act(batch.inputs.map(lambda x, k=k: x[:, k]), state, batch.t[:, k])
+        actions.append(action)
+    batch = replace(batch, actions=torch.stack(actions, 1))
+    with torch.no_grad():
+        features, _, _ = model.memory.window(model.backbone, model.head.taught(batch), model.initial_memory(1))
+        states, recalled = states_of(features.map(lambda x: x.flatten(0, 1)), 7, 7)
+    words = model.head.words(batch.actions.flatten(0, 1))
+    assert model.backbone.logits(states + recalled).argmax(-1).tolist() == words.tolist()
+
+
 def test_the_policy_stands_by_itself(openvla: Path, tmp_path: Path) -> None:
     """Neither the checkpoint nor the place that it was written to is needed again."""
     main(ImportConfig(openvla, tmp_path / "here", "toy_bridge"))
@@ -190,3 +239,20 @@ def test_the_policy_stands_by_itself(openvla: Path, tmp_path: Path) -> None:
     again.save(tmp_path / "third")
     np.testing.assert_array_equal(act(Policy.load(tmp_path / "third"), [observation("open", "picture_0")]), before)
     assert json.loads((tmp_path / "third" / "policy.json").read_text())["model"]["backbone"]["type"] == "prismatic"
+
+
+def test_what_a_probe_reads_is_differentiable(policy: Policy) -> None:
+    model = policy.model
+    inputs = policy.transforms.inputs([observation(case["task"], case["picture"]) for case in TASKS])
+    with torch.no_grad():
+        said = model.sample(model.backbone(inputs).features)
+    features = model.backbone(inputs).features
+    expected = model.expected(features)
+    assert expected.shape == said.shape
+    heard = model.backbone.hear(model.head.words(said), features.continuation)
+    words = model.backbone.logits(heard[:, :-1]).argmax(-1)
+    assert words.tolist() == model.head.words(said)[:, 1:].tolist(), "heard at once as said one by one"
+    model.zero_grad()
+    expected.square().sum().backward()
+    assert model.backbone.network.language_model.model.layers[0].self_attn.v_proj.weight.grad.any()
+    model.zero_grad()

@@ -10,13 +10,8 @@ import pytest
 import torch
 
 from ipvla.models.backbones.prismatic import PrismaticBackbone, PrismaticConfig
-from ipvla.types import NO_TOKEN, ModelInputs
+from ipvla.types import ModelInputs
 from tests.checkpoints.conftest import close, golden, golden_json, pictures
-
-VICUNA = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-    "and polite answers to the user's questions. USER: What action should the robot take to {instruction}? ASSISTANT:"
-)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Small real models: TinyVLM, and a PaliGemma with random weights."""
+"""Small real models: TinyVLM, and a PaliGemma and an OpenVLA with random weights."""
 
 from pathlib import Path
 
@@ -7,15 +7,17 @@ import pytest
 import torch
 
 from ipvla.data.transforms import PromptEncoder
-from ipvla.models.backbones import Backbone, PaliGemmaConfig, TinyConfig
+from ipvla.models.backbones import Backbone, PaliGemmaConfig, PrismaticConfig, TinyConfig
 from ipvla.types import NO_TOKEN, ModelInputs
 
 
-@pytest.fixture(params=["tiny", "paligemma"])
-def backbone(request: pytest.FixtureRequest, paligemma_directory: Path) -> Backbone:
+@pytest.fixture(params=["tiny", "paligemma", "prismatic"])
+def backbone(request: pytest.FixtureRequest, paligemma_directory: Path, prismatic_directory: Path) -> Backbone:
     torch.manual_seed(0)
     if request.param == "tiny":
         return TinyConfig(width=32, heads=2, mlp=48, trunk_channels=8).build(5, 1, 28).eval()
+    if request.param == "prismatic":
+        return PrismaticConfig(prismatic_directory, dtype="float32").build(5, 1, 28).eval()
     config = PaliGemmaConfig(str(paligemma_directory), dtype="float32", max_prompt_tokens=24)
     return config.build(5, 1, 28).eval()
 

@@ -1,7 +1,7 @@
 """A directory in OpenVLA's published layout, read without remote code and without pickle.
 
-`config.json`, `tokenizer.json`, `preprocessor_config.json` and safetensors (arXiv 2406.09246, Hugging Face layout);
-OpenVLA-OFT adds `.pt` files of tensors (arXiv 2502.19645). Shards are mapped, not copied.
+`config.json`, `tokenizer.json`, `preprocessor_config.json` and safetensors (arXiv 2406.09246, in the layout of
+Hugging Face); OpenVLA-OFT adds `.pt` files of tensors (arXiv 2502.19645). Shards are mapped, not copied.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ from ipvla.models.backbones.prismatic_vision import TOWERS, TowerConfig
 ACTION_TOKENS: Final = 256
 SPACE: Final = 29871
 #: The files beside the weights: with them a backbone of this family can be built.
-DESCRIPTION: Final = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "towers.json")
+DESCRIPTION: Final = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "towers.json",
+)
 _VISION: Final = {"dinosiglip-vit-so-224px": 2, "siglip-vit-so400m": 1}
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -49,7 +58,7 @@ class OpenVLAFiles:
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """ValueError, in one line, for a directory of another family, or one of which this program knows too little."""
+        """ValueError, in one line, for another family's directory, or one of which too little is known here."""
         config = read_json(directory / "config.json")
         family = config.get("model_type")
         if family != "openvla":
@@ -67,10 +76,10 @@ class OpenVLAFiles:
         known = dict(TOWERS)
         if (own := directory / "towers.json").is_file():
             known |= {name: TowerConfig.from_timm(values) for name, values in read_json(own).items()}
-        if len(names) != _VISION[vision] or (missing := [name for name in names if name not in known]):
+        if len(names) != _VISION[vision] or not known.keys() >= set(names):
             raise ValueError(
-                f"{directory}: the vision towers {names} are not those of {vision!r} ({', '.join(TOWERS)}); describe "
-                "others in towers.json beside config.json"
+                f"{directory}: the vision towers {names} are not those of {vision!r} ({', '.join(TOWERS)}); "
+                "describe others in towers.json beside config.json"
             )
         sizes = set(config["image_sizes"])
         processor = directory / "preprocessor_config.json"
@@ -98,13 +107,15 @@ class OpenVLAFiles:
         """ValueError if there is none, or one without the tokens that stand for actions."""
         path = self.directory / "tokenizer.json"
         if not path.is_file():
-            raise ValueError(f"{path} is missing; save the tokenizer as a fast one (tokenizer.json) beside the model")
+            raise ValueError(
+                f"{path} is missing; save the tokenizer as a fast one (tokenizer.json) beside the model"
+            )
         tokenizer = Tokenizer.from_file(str(path))
         actions = range(self.end_of_words - ACTION_TOKENS, self.end_of_words)
         if any(tokenizer.id_to_token(i) is None for i in actions) or tokenizer.id_to_token(SPACE) != "\u2581":
             raise ValueError(
-                f"{path} has no tokens {actions[0]} to {actions[-1]}, which stand for actions, or its {SPACE} is no "
-                "space; use the tokenizer that was saved with the model"
+                f"{path} has no tokens {actions[0]} to {actions[-1]}, which stand for actions, or its {SPACE} is "
+                "no space; use the tokenizer that was saved with the model"
             )
         return tokenizer
 
@@ -128,7 +139,9 @@ class OpenVLAFiles:
         else:
             others = sorted(path.name for path in self.directory.glob("*.bin"))
             hint = f" ({others[0]} is a pickle, which is not opened)" if others else ""
-            raise ValueError(f"{self.directory} holds neither {_INDEX} nor {_SINGLE}{hint}; save it as safetensors")
+            raise ValueError(
+                f"{self.directory} holds neither {_INDEX} nor {_SINGLE}{hint}; save it as safetensors"
+            )
         return {name: tensor for shard in shards for name, tensor in mapped(shard).items()}
 
 
@@ -150,7 +163,8 @@ def pickled_tensors(path: Path) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"{path} cannot be read as a file of tensors ({str(error).splitlines()[0]:.100}); nothing else is unpickled"
+            f"{path} cannot be read as a file of tensors ({str(error).splitlines()[0]:.100}); nothing else is "
+            "unpickled"
         ) from None
     if not isinstance(content, Mapping) or not all(isinstance(x, torch.Tensor) for x in content.values()):
         raise ValueError(f"{path} holds more than tensors by name; give the state dict alone")
@@ -179,7 +193,9 @@ def merge_adapter(weights: dict[str, torch.Tensor], directory: Path) -> int:
     config = read_json(directory / "adapter_config.json")
     plain = config.get("peft_type") == "LORA" and not config.get("use_dora") and not config.get("rank_pattern")
     if not plain or config.get("use_rslora") or config.get("bias", "none") != "none":
-        raise ValueError(f"{directory} is no plain LoRA adapter of PEFT; merge it with PEFT, and import the result")
+        raise ValueError(
+            f"{directory} is no plain LoRA adapter of PEFT; merge it with PEFT, and import the result"
+        )
     given = mapped(directory / "adapter_model.safetensors")
     named = {name.removeprefix("base_model.model."): tensor for name, tensor in given.items()}
     return merge_factors(weights, named, config["lora_alpha"] / config["r"], str(directory))
@@ -205,8 +221,8 @@ def merge_factors(
         if own is None or a is None or b is None or (b.shape[0], *a.shape[1:]) != tuple(own.shape):
             shape = "absent" if own is None else tuple(own.shape)
             raise ValueError(
-                f"{where} adapts {module}, whose weight is {shape} here; it is an adapter of another base: import it "
-                "together with the one that it was trained on"
+                f"{where} adapts {module}, whose weight is {shape} here; it is an adapter of another base: import "
+                "it together with the one that it was trained on"
             )
         change = (b.float().flatten(1) @ a.float().flatten(1)).view_as(own) * scale
         weights[f"{module}.weight"] = (own.float() + change).to(own.dtype)

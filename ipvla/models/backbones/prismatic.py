@@ -93,7 +93,9 @@ class PrismaticConfig(BackboneConfig):
 
     def prompt_ids(self, tokenizer: Any, instruction: str) -> list[int]:
         """The prompt of an instruction."""
-        return self.ending(cast(list[int], tokenizer.encode(self.prompt.format(instruction=instruction.lower())).ids))
+        return self.ending(
+            cast(list[int], tokenizer.encode(self.prompt.format(instruction=instruction.lower())).ids)
+        )
 
     def ending(self, ids: list[int]) -> list[int]:
         """The ids with `▁` at their end, where this checkpoint has it."""
@@ -103,16 +105,16 @@ class PrismaticConfig(BackboneConfig):
         files = self.files
         if image_size != files.image_size:
             raise ValueError(
-                f"data.image_size is {image_size}, and {files.directory} takes pictures of {files.image_size} pixels; "
-                f"set it to {files.image_size}"
+                f"data.image_size is {image_size}, and {files.directory} takes pictures of {files.image_size} "
+                f"pixels; set it to {files.image_size}"
             )
         with torch.device("meta"):
             vlm = PrismaticVLM(files, proprio_dim if self.proprio else 0, self.film).to(_DTYPES[self.dtype])
         if files.has_weights:
             if self.proprio or self.film:
                 raise ValueError(
-                    f"backbone.proprio and backbone.film are OpenVLA-OFT's, whose weights lie beside the model; run "
-                    f"`ipvla import --source {files.directory}`, and give --start_from its policy"
+                    f"backbone.proprio and backbone.film are OpenVLA-OFT's, whose weights lie beside the model; "
+                    f"run `ipvla import --source {files.directory}`, and give --start_from its policy"
                 )
             vlm.take(files.weights(), str(files.directory))
         vlm.settle()
@@ -199,7 +201,9 @@ class PrismaticBackbone(Backbone):
         return cast(list[int], self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        return cast(str, self.tokenizer.decode([i for i in ids if i != NO_TOKEN], skip_special_tokens=True)).strip()
+        return cast(
+            str, self.tokenizer.decode([i for i in ids if i != NO_TOKEN], skip_special_tokens=True)
+        ).strip()
 
     def question(self, text: str) -> list[int]:
         return [_BOS, *self.tokenize_text(text), _NEWLINE]
@@ -236,7 +240,7 @@ class PrismaticBackbone(Backbone):
         )
 
     def encode(self, embedded: Embedded, context: Context | None = None) -> BackboneOutput:
-        writes = self.reads.continuation and not self.training
+        writes = self.reads.continuation and not (self.training and torch.is_grad_enabled())
         return self._pass(embedded, context or Context(), writes)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -257,23 +261,20 @@ class PrismaticBackbone(Backbone):
             state: [B, D], the last hidden state of the prompt's last token.
             recalled: float32 [B, D], added to every state before it becomes a word: what a memory knows.
         """
-        cache, bias, position, ids = self._cache(going_on), going_on.bias, going_on.position, list[torch.Tensor]()
+        cache, ids = self._cache(going_on), list[torch.Tensor]()
         going = torch.ones(len(state), dtype=torch.bool, device=state.device)
         for i in range(tokens):
             ids.append(self.logits(state if recalled is None else state.float() + recalled).argmax(-1))
             going = going & (ids[-1] != _EOS)
             if i + 1 == tokens or not going.any():
                 break
-            bias = F.pad(bias, (0, 1))
-            state = self.network.language_model.model(
-                inputs_embeds=self.network.language_model.get_input_embeddings()(ids[-1])[:, None],
-                attention_mask=bias[:, :, None],
-                position_ids=(position + i)[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, 0]
+            state = self._go_on(ids[-1][:, None], cache, going_on)[:, 0]
         ids += [torch.full_like(ids[-1], _EOS)] * (tokens - len(ids))
         return torch.stack(ids, 1)
+
+    def hear(self, words: torch.Tensor, going_on: Continuation) -> torch.Tensor:
+        """Last hidden states [B, n, D] of words int64 [B, n] behind the prompts; gradients go back to these."""
+        return self._go_on(words, self._cache(going_on), going_on)
 
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
         ends = F.pad(replies, (0, 1), value=NO_TOKEN)
@@ -319,14 +320,15 @@ class PrismaticBackbone(Backbone):
         """`encode`; with `writes`, what goes on behind the prompts too."""
         from transformers import DynamicCache
 
-        place, n, least = placed(embedded, context, self.attention), embedded.tokens.shape[1], 0.0
+        place, n = placed(embedded, context, self.attention), embedded.tokens.shape[1]
         x, front = place.tokens, place.observation.start
         least = torch.finfo(x.dtype).min
         rows = torch.arange(len(x), device=x.device)
         positions = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
         if context.tokens is not None:
             m = context.tokens.shape[1]
-            behind = front + embedded.valid.sum(-1, keepdim=True) + torch.arange(m, device=x.device)
+            end = embedded.last + 1 if self.attention == "causal" else embedded.valid.sum(-1)
+            behind = front + end[:, None] + torch.arange(m, device=x.device)
             positions = torch.cat([positions[:, : front + n], behind], 1)
         # for each key one number, the same for all queries; then what lies ahead of a query is hidden from it
         own = torch.zeros(place.valid.shape, dtype=x.dtype, device=x.device).masked_fill(~place.valid, least)
@@ -339,6 +341,11 @@ class PrismaticBackbone(Backbone):
         if self.attention == "causal":
             ahead = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
             bias = bias.masked_fill(F.pad(ahead, (earlier, 0)), least)
+            if place.written is not None:  # what is remembered has not seen the reply, which is taught in training
+                reply = torch.arange(n, device=x.device) > embedded.last[:, None]
+                reply = F.pad(reply, (earlier + front, x.shape[1] - front - n))[:, None, None]
+                written = F.pad(ahead.new_ones(place.written.stop - place.written.start), (place.written.start, 0))
+                bias = bias.masked_fill(reply & written[:, None], least)
         caches = context.past is not None or context.keep or self.reads.keys_values or writes
         cache = DynamicCache() if caches else None
         if context.past is not None and cache is not None:
@@ -388,6 +395,22 @@ class PrismaticBackbone(Backbone):
             cast("tuple[torch.Tensor, torch.Tensor] | None", last_keys_values),
         )
 
+    def _go_on(self, words: torch.Tensor, cache: Any, going_on: Continuation) -> torch.Tensor:
+        """`hear`, behind what the cache holds beyond `going_on`, which it adds to."""
+        model, n = self.network.language_model.model, words.shape[1]
+        said = cache.get_seq_length() - going_on.bias.shape[-1]
+        ahead = torch.ones(n, n, dtype=torch.bool, device=words.device).triu(1)
+        bias = F.pad(going_on.bias, (0, said + n))[:, :, None].expand(-1, -1, n, -1)
+        bias = bias.masked_fill(F.pad(ahead, (bias.shape[-1] - n, 0)), torch.finfo(bias.dtype).min)
+        output = model(
+            inputs_embeds=model.embed_tokens(words),
+            attention_mask=bias,
+            position_ids=going_on.position[:, None] + said + torch.arange(n, device=words.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return cast(torch.Tensor, output.last_hidden_state)
+
     def _cache(self, going_on: Continuation) -> Any:
         from transformers import DynamicCache
 
@@ -415,8 +438,10 @@ class ParallelPrismatic(PrismaticBackbone):
         return behind & F.pad(behind[:, 1:], (0, 1))  # all but the last of each row, its `</s>`
 
 
-def _with_reply(ids: torch.Tensor, lengths: torch.Tensor, reply: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts int64 [B, L] of these lengths with replies [B, La] behind them: ids, and bool, where they are some."""
+def _with_reply(
+    ids: torch.Tensor, lengths: torch.Tensor, reply: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts int64 [B, L] of these lengths with replies [B, La] behind: ids, and bool, where there are some."""
     length, more = ids.shape[1], reply.shape[1]
     place = torch.arange(length + more, device=ids.device).expand(len(ids), -1)
     end = lengths[:, None]

@@ -1,7 +1,7 @@
 """OpenVLA's eyes: DINOv2 and SigLIP, or SigLIP alone, and the projector behind them (arXiv 2406.09246).
 
-transformers' classes of both are exact, but they split `qkv`, so that published adapters do not fit; these have the
-published names (timm's; LayerScale's weight is `scale_factor`). A tower gives the residual stream behind its
+transformers' classes of both are exact, but they split `qkv`, so that published adapters do not fit; these have
+the published names (timm's; LayerScale's weight is `scale_factor`). A tower gives the residual stream behind its
 second-to-last block, without the final norm: what comes later is in the files, never runs and is never trained.
 """
 
@@ -42,8 +42,8 @@ class TowerConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads or self.depth < 2:
             raise ValueError(
-                f"a vision tower has width {self.width}, {self.heads} heads and depth {self.depth}; give a multiple "
-                "of the heads, and at least 2 blocks"
+                f"a vision tower has width {self.width}, {self.heads} heads and depth {self.depth}; give a "
+                "multiple of the heads, and at least 2 blocks"
             )
 
     @property
@@ -177,8 +177,8 @@ class Tower(nn.Module):
 class PrismaticVision(nn.Module):
     """Pictures uint8 [B, V, S, S, 3] -> patches [B, V * patches, width], the towers side by side on the last axis.
 
-    `featurizer` and `fused_featurizer` are the published names; a single tower is `featurizer`. With `film` > 0, the
-    size of a word, `words` [B, film] modulate every block.
+    `featurizer` and `fused_featurizer` are the published names; a single tower is `featurizer`. With `film` > 0,
+    the size of a word, `words` [B, film] modulate every block.
     """
 
     def __init__(self, towers: Sequence[TowerConfig], image_size: int, film: int = 0) -> None:
@@ -205,7 +205,9 @@ class PrismaticVision(nn.Module):
         x = images.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
         normalised = []
         for tower in self.towers:
-            mean, deviation = (torch.tensor(row, device=x.device)[:, None, None] for row in tower.config.normalisation)
+            mean, deviation = (
+                torch.tensor(row, device=x.device)[:, None, None] for row in tower.config.normalisation
+            )
             normalised.append(((x - mean) / deviation).to(tower.pos_embed.dtype))
         return normalised
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from ipvla.models.backbones import Backbone
 from ipvla.models.backbones.prismatic import PrismaticBackbone
 from ipvla.models.features import Features, Reads
-from ipvla.models.heads.bins import action_bins, bin_centres
+from ipvla.models.heads.bins import NUM_BINS, action_bins, bin_centres
 from ipvla.models.heads.protocol import Head, HeadConfig, masked_mean
 from ipvla.types import StepBatch
 
@@ -27,8 +27,8 @@ _EOS = 2
 
 
 def states_of(features: Features, behind: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Last hidden states float32 [B, count, D] from the prompt's last token on; and float32 [B, 1, D], what a memory
-    has added to the first of them.
+    """Last hidden states float32 [B, count, D] from the prompt's last token on; and float32 [B, 1, D], what a
+    memory has added to the first of them.
 
     `behind`: tokens of the observation behind the prompt.
     """
@@ -80,8 +80,8 @@ class OpenVLATokensHead(Head):
         self._speaker = (backbone,)  # in a tuple, so that its weights are not the head's
         if backbone.config.action_places not in (0, self.numbers):
             raise ValueError(
-                f"model.backbone.action_places is {backbone.config.action_places}, and a chunk has {shape[0]} actions "
-                f"of {shape[1]} numbers; set it to {self.numbers}"
+                f"model.backbone.action_places is {backbone.config.action_places}, and a chunk has {shape[0]} "
+                f"actions of {shape[1]} numbers; set it to {self.numbers}"
             )
 
     @property
@@ -116,16 +116,37 @@ class OpenVLATokensHead(Head):
         return masked_mean(loss.view_as(words), counted)
 
     def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
+        if self.parallel:
+            states, recalled = states_of(features, self.numbers + 1, self.numbers)
+            return self.actions(self._speaker[0].logits(states + recalled).argmax(-1))
+        words = self._said(features)
+        return self.actions(words.gather(1, self._places(words)))
+
+    def expected(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """The mean over the words of actions, at each place of what `sample` says."""
         backbone = self._speaker[0]
         if self.parallel:
             states, recalled = states_of(features, self.numbers + 1, self.numbers)
-            return self.actions(backbone.logits(states + recalled).argmax(-1))
-        states, recalled = states_of(features, 0, 1)
+        else:
+            words = self._said(features)
+            states, recalled = states_of(features, 0, 1)
+            assert features.continuation is not None
+            heard = backbone.hear(words[:, :-1], features.continuation).float()
+            places = self._places(words)[..., None].expand(-1, -1, heard.shape[-1])
+            states = torch.cat([states, heard], 1).gather(1, places)
+        logits = backbone.logits(states + recalled)[..., self.end_of_words - NUM_BINS : self.end_of_words]
+        numbers = bin_centres(torch.arange(NUM_BINS, device=logits.device)).flip(0)
+        return (logits.softmax(-1) @ numbers).unflatten(-1, self.shape)
+
+    def _said(self, features: Features) -> torch.Tensor:
+        """int64 [B, n], the words behind the prompts; with reasoning, what stands before and behind too."""
         assert features.continuation is not None
+        states, recalled = states_of(features, 0, 1)
         longest = self.numbers + (self.reasoning_tokens + 1 if self.reasoning_tokens else 0)
-        words = backbone.speak(states[:, 0], features.continuation, longest, recalled[:, 0])
-        if self.reasoning_tokens:
-            end = (words == _EOS).float().cumsum(1).eq(0).sum(1)  # where the first `</s>` stands
-            places = (end[:, None] - self.numbers).clamp(min=0) + torch.arange(self.numbers, device=end.device)
-            words = words.gather(1, places)
-        return self.actions(words)
+        return self._speaker[0].speak(states[:, 0], features.continuation, longest, recalled[:, 0])
+
+    def _places(self, words: torch.Tensor) -> torch.Tensor:
+        """int64 [B, C * A], where the numbers stand among them: at the end, or before the first `</s>`."""
+        ended = (words == _EOS).cumsum(1) > 0
+        end = (~ended).sum(1) if self.reasoning_tokens else torch.full_like(words[:, 0], self.numbers)
+        return (end[:, None] - self.numbers).clamp(min=0) + torch.arange(self.numbers, device=end.device)

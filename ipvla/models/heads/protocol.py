@@ -30,7 +30,7 @@ class Head(nn.Module):
     loss_noise_shape: tuple[int, ...] | None = None
 
     def taught(self, batch: StepBatch) -> StepBatch:
-        """What the backbone reads in training: a head that writes actions as words puts these behind the prompts."""
+        """What the backbone reads in training; a head that writes actions as words puts them behind prompts."""
         return batch
 
     def loss(
@@ -42,6 +42,10 @@ class Head(nn.Module):
     def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Normalised actions float32 [B, C, A]."""
         raise NotImplementedError
+
+    def expected(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """What a probe compares, float32 [B, C, A], differentiable: `sample`, or a mean where that chooses."""
+        return self.sample(features, noise)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class ChainMemory(MemoryModule):
         return self._join([part.initial(batch) for part in self._parts()])
 
     def close(self) -> bool:
-        return all([part.close() for part in self._parts()])
+        return min(part.close() for part in self._parts())  # every one, also behind one that cannot
 
     def step(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
         states = self._split(memory)
