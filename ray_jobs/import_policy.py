@@ -101,7 +101,8 @@ class ImportConfig:
         cameras: names of the views; by default those of the dataset that `unnorm_key` names, if it is known.
         parallel: OFT's words, all at once, where there is no action head; by default where there are OFT's files.
         chunk: actions per answer of OFT, which its files do not tell: 8 for LIBERO.
-        pi: of pi0, pi0.5 and SmolVLA alone, which read of the others `statistics`, `dtype`, `cameras`, `model` and `seed`.
+        pi: of pi0, pi0.5 and SmolVLA alone, which of the others read `statistics`, `dtype`, `cameras`, `model` and
+            `seed`.
         model: what is added.
         seed: of the weights of a memory.
     """

@@ -80,7 +80,7 @@ class FeatureStatistics:
             )
 
     def normalise(self, x: npt.NDArray[Any], kind: Normalisation = "bounds_q99") -> npt.NDArray[Any]:
-        """[..., D] in units -> [..., D] as `kind` says; constant dimensions become 0 where it clips, or is normal."""
+        """[..., D] in units -> [..., D] as `kind` says; constant dimensions become 0, unless it is unclipped."""
         a, b = self._rows(kind)
         if kind in _UNCLIPPED:
             return np.where(self.mask, 2 * (x - a) / np.where(a == b, _EPSILON, b - a) - 1, x)
