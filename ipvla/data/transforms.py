@@ -27,8 +27,8 @@ class PromptEncoder:
     Attributes:
         tokenize: an instruction to the prompt's token ids, without padding.
         max_prompt_tokens: L, tokens of the longest prompt.
-        tokenize_with_state: an instruction and the normalised state [P] to the prompt's token ids, for prompts with
-            the state in words; None for others.
+        tokenize_with_state: an instruction and the normalised state [P] to the prompt's token ids, for prompts
+            with the state in words; None for others.
         tokenize_text: a plan or an answer to its token ids, without padding; None for `tokenize`.
         tokenize_plan: a plan to its token ids, without padding; None for `tokenize_text`.
         plan_tokens: Lp, tokens of the longest plan. With 0 no plans are read.

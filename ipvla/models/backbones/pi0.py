@@ -8,16 +8,16 @@ in the published programs its tokens are hidden from all others and take no posi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from ipvla.models.backbones.imported import ImportedBackbone, ImportedConfig
 from ipvla.models.backbones.letterbox import letterboxed
-from ipvla.models.backbones.paligemma import DTYPES, PaliGemmaBackbone, loaded_tokenizer
 from ipvla.models.backbones.protocol import BackboneConfig, require_prompts
 
 #: A state in [-1, 1] is written as one of so many whole numbers.
@@ -72,33 +72,23 @@ class PaliGemmaSizes:
 
 @BackboneConfig.register_subclass("pi0")
 @dataclass(frozen=True)
-class Pi0BackboneConfig(BackboneConfig):
-    """Sizes and prompt; the weights are a saved policy's, which `ray_jobs.import_policy` writes.
+class Pi0BackboneConfig(ImportedConfig):
+    """Sizes and prompt; see `ImportedConfig`.
 
     Attributes:
         sizes: see `PaliGemmaSizes`.
-        tokenizer: a hub name, or a directory with PaliGemma's tokenizer, which a saved policy has.
-        cache_dir: directory of downloads; None follows HF_HOME.
-        dtype: "float32" or "bfloat16".
         prompt: with `{instruction}` in it; `{state}` is replaced by the normalised state, each number of it in one
             of 256 bins over [-1, 1] (a number below writes -1, one above 255).
         cleaned: spaces around an instruction are cut off, and underscores and line breaks in it become spaces.
-        max_prompt_tokens: longest prompt in tokens, image tokens included.
     """
-
-    layers_write_cache: ClassVar[bool] = True
 
     sizes: PaliGemmaSizes = field(default_factory=PaliGemmaSizes)
     tokenizer: str = "google/paligemma-3b-pt-224"
-    cache_dir: Path | None = None
-    dtype: str = "bfloat16"
     prompt: str = "{instruction}\n"
     cleaned: bool = False
-    max_prompt_tokens: int = 816
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"backbone.dtype is {self.dtype!r}; choose one of {sorted(DTYPES)}")
+        super().__post_init__()
         if "{instruction}" not in self.prompt:
             raise ValueError(f"backbone.prompt {self.prompt!r} does not contain {{instruction}}")
 
@@ -107,14 +97,10 @@ class Pi0BackboneConfig(BackboneConfig):
         """Of one picture."""
         return (self.sizes.image_size // self.sizes.patch) ** 2
 
-    def beside(self, policy: Path) -> Self:
-        own = policy / "backbone"
-        return replace(self, tokenizer=str(own)) if own.is_dir() else self
-
     def check(self, instructions: Sequence[str], num_views: int) -> None:
         if not instructions or not Path(self.tokenizer).is_dir():
             return
-        tokenizer = loaded_tokenizer(self.tokenizer, self.cache_dir, "backbone.tokenizer")
+        tokenizer = self.loaded_tokenizer()
         lengths = {
             text: self.image_tokens * num_views + len(tokenizer.encode(self.text(text)))  # BOS among them
             for text in instructions
@@ -130,35 +116,20 @@ class Pi0BackboneConfig(BackboneConfig):
         return self.prompt.format(instruction=instruction.removesuffix("\n"), state=" ".join(words))
 
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> Pi0Backbone:
-        from accelerate import init_empty_weights
         from transformers import PaliGemmaForConditionalGeneration
 
-        tokenizer = loaded_tokenizer(self.tokenizer, self.cache_dir, "backbone.tokenizer")
-        with init_empty_weights(include_buffers=False):
-            vlm = PaliGemmaForConditionalGeneration(self.sizes.hugging_face())
-        vlm.tie_weights()
-        for parameter in vlm.parameters():  # buffers, such as the rotation's frequencies, stay in float32
-            parameter.data = parameter.data.to(DTYPES[self.dtype])
-        return Pi0Backbone(vlm, tokenizer, self, num_views, proprio_dim)
+        vlm = self.without_weights(PaliGemmaForConditionalGeneration, self.sizes.hugging_face())
+        return Pi0Backbone(vlm, self, num_views, proprio_dim)
 
 
-class Pi0Backbone(PaliGemmaBackbone):
+class Pi0Backbone(ImportedBackbone):
     """Prompt: image tokens, BOS, the text; cognition is the last hidden state of its last token."""
 
-    first_position = 0
-
-    def __init__(
-        self, vlm: Any, tokenizer: Any, config: Pi0BackboneConfig, num_views: int, proprio_dim: int
-    ) -> None:
-        super().__init__(vlm, tokenizer, config.prompt, config.max_prompt_tokens, num_views)
+    def __init__(self, vlm: Any, config: Pi0BackboneConfig, num_views: int, proprio_dim: int) -> None:
+        super().__init__(vlm, config, config.prompt, num_views)
         self.config = config
         self.proprio_dim = proprio_dim
         self.state_in_prompt = "{state}" in config.prompt
-        # weights that are taken over as they are no longer share the words' embedding with the last layer
-        self.register_load_state_dict_post_hook(lambda *_: self.network.tie_weights())
-
-    def save_description(self, directory: Path) -> None:
-        self.tokenizer.save_pretrained(directory / "backbone")
 
     def tokenize(self, instruction: str) -> list[int]:
         """With a state that takes the most tokens, where the prompt has one."""

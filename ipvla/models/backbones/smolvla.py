@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ipvla.models.backbones.imported import ImportedBackbone, ImportedConfig
 from ipvla.models.backbones.letterbox import letterboxed
-from ipvla.models.backbones.paligemma import DTYPES, PaliGemmaBackbone, loaded_tokenizer
 from ipvla.models.backbones.protocol import BackboneConfig, Embedded, require_prompts
 from ipvla.types import ModelInputs
 
@@ -81,44 +81,27 @@ class SmolVLMSizes:
 
 @BackboneConfig.register_subclass("smolvla")
 @dataclass(frozen=True)
-class SmolVLABackboneConfig(BackboneConfig):
-    """Sizes; the weights are a saved policy's, which `ray_jobs.import_policy` writes.
+class SmolVLABackboneConfig(ImportedConfig):
+    """Sizes; see `ImportedConfig`.
 
     Attributes:
         sizes: see `SmolVLMSizes`.
         state_size: numbers of the state inside the model, of which the real ones come first and the others are 0.
-        tokenizer: a hub name, or a directory with SmolVLM2's tokenizer, which a saved policy has.
-        cache_dir: directory of downloads; None follows HF_HOME.
-        dtype: "float32" or "bfloat16".
-        max_prompt_tokens: longest prompt in tokens, image tokens included.
     """
-
-    layers_write_cache: ClassVar[bool] = True
 
     sizes: SmolVLMSizes = field(default_factory=SmolVLMSizes)
     state_size: int = 32
     tokenizer: str = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
-    cache_dir: Path | None = None
-    dtype: str = "bfloat16"
     max_prompt_tokens: int = 240
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"backbone.dtype is {self.dtype!r}; choose one of {sorted(DTYPES)}")
-
-    def beside(self, policy: Path) -> Self:
-        own = policy / "backbone"
-        return replace(self, tokenizer=str(own)) if own.is_dir() else self
 
     def check(self, instructions: Sequence[str], num_views: int) -> None:
         if not instructions or not Path(self.tokenizer).is_dir():
             return
-        tokenizer, pictures = self._tokenizer(), self.sizes.image_tokens * num_views
+        tokenizer, pictures = self.loaded_tokenizer(), self.sizes.image_tokens * num_views
         lengths = {text: pictures + len(tokenizer.encode(_line(text))) for text in instructions}
         require_prompts(lengths, self.max_prompt_tokens)
 
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> SmolVLABackbone:
-        from accelerate import init_empty_weights
         from transformers import SmolVLMForConditionalGeneration
 
         if proprio_dim > self.state_size:
@@ -126,33 +109,23 @@ class SmolVLABackboneConfig(BackboneConfig):
                 f"backbone.state_size is {self.state_size}, and there are {proprio_dim} numbers per state; leave "
                 "some out by data.proprio, or set it higher and train the projection anew"
             )
-        with init_empty_weights(include_buffers=False):
-            vlm = SmolVLMForConditionalGeneration(self.sizes.hugging_face())
-        for parameter in vlm.parameters():  # buffers, such as the rotation's frequencies, stay in float32
-            parameter.data = parameter.data.to(DTYPES[self.dtype])
-        return SmolVLABackbone(vlm, self._tokenizer(), self, num_views)
-
-    def _tokenizer(self) -> Any:
-        return loaded_tokenizer(self.tokenizer, self.cache_dir, "backbone.tokenizer")
+        vlm = self.without_weights(SmolVLMForConditionalGeneration, self.sizes.hugging_face())
+        return SmolVLABackbone(vlm, self, num_views)
 
 
-class SmolVLABackbone(PaliGemmaBackbone):
+class SmolVLABackbone(ImportedBackbone):
     """See the module's docstring."""
 
     layer_pattern = r"text_model\.layers\.({layers})\."
-    first_position = 0
 
-    def __init__(self, vlm: Any, tokenizer: Any, config: SmolVLABackboneConfig, num_views: int) -> None:
-        super().__init__(vlm, tokenizer, "{instruction}", config.max_prompt_tokens, num_views)
+    def __init__(self, vlm: Any, config: SmolVLABackboneConfig, num_views: int) -> None:
+        super().__init__(vlm, config, "{instruction}\n", num_views)
         self.image_tokens = config.sizes.image_tokens
         self.state_proj = nn.Linear(config.state_size, self.width)
 
     @property
     def language_model(self) -> Any:
         return self.network.model.text_model
-
-    def save_description(self, directory: Path) -> None:
-        self.tokenizer.save_pretrained(directory / "backbone")
 
     def tokenize(self, instruction: str) -> list[int]:
         return [self.image_token] * (self.image_tokens * self.num_views) + self.tokenizer.encode(
