@@ -5,6 +5,7 @@
 OpenVLA: safetensors of at most 5 GB with their index, `config.json`, tokenizer, processor and statistics; adapters
 are merged. OFT's action head and proprioception become `.pt` files beside them. OpenVLA's own code wants its
 `*_prismatic.py` files there too: copy them from the checkpoint that was imported.
+pi0, pi0.5 and SmolVLA: LeRobot's, with the settings and statistics that were imported.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import torch
 from huggingface_hub import save_torch_state_dict
 
 from ipvla.files import appearing
+from ipvla.models.backbones.imported import ImportedBackbone
 from ipvla.models.backbones.prismatic import PrismaticBackbone
 from ipvla.models.heads.oft import OFTHead
 from ipvla.models.memory import NoMemoryConfig
 from ipvla.policy import Policy
 from ray_jobs.command_line.cli import run
+from ray_jobs.importing.to_lerobot import to_lerobot
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,12 @@ def export(policy: Policy, into: Path, unnorm_key: str) -> None:
         ValueError: no published layout is known for this policy.
     """
     backbone = policy.model.backbone
+    if isinstance(backbone, ImportedBackbone):
+        return to_lerobot(policy, into)
     if not isinstance(backbone, PrismaticBackbone):
         raise ValueError(
-            f"model.backbone.type is {policy.describe()['backbone']}; only prismatic has a published layout that "
-            "is known here"
+            f"model.backbone.type is {policy.describe()['backbone']}; only prismatic, pi0 and smolvla have a "
+            "published layout that is known here"
         )
     if backbone.config.film:
         raise ValueError(
@@ -108,7 +113,9 @@ def main(config: ExportConfig) -> None:
             "without_memory to export the rest, which acts otherwise"
         )
     export(policy, config.into, config.unnorm_key)
-    print(f"written to {config.into}; OpenVLA's own code wants its *_prismatic.py there too")
+    openvla = isinstance(policy.model.backbone, PrismaticBackbone)
+    more = "; OpenVLA's own code wants its *_prismatic.py there too" if openvla else ""
+    print(f"written to {config.into}{more}")
 
 
 if __name__ == "__main__":

@@ -78,6 +78,11 @@ class LeRobotFiles:
         """The settings of a processor's step, None where it has no such step."""
         return next((config for step, config, _ in _steps(self.directory, processor) if step == name), None)
 
+    def beside_weights(self) -> dict[str, bytes]:
+        """`config.json`, the processors and their tensors, by name."""
+        processors = [path for path in self.directory.glob("policy_*processor*") if path.is_file()]
+        return {path.name: path.read_bytes() for path in (self.directory / "config.json", *processors)}
+
     def refuse(self, **unsupported: object) -> None:
         """ValueError if one of these settings of `config.json` has another value than the one given."""
         for name, value in unsupported.items():

@@ -16,6 +16,7 @@ from ipvla.data.conventions import Conventions
 from ipvla.data.normalisation import FeatureStatistics, Normalisation
 from ipvla.data.statistics import Statistics
 from ipvla.models.backbones import PaliGemmaSizes, Pi0BackboneConfig
+from ipvla.models.backbones.imported import ImportedBackbone
 from ipvla.models.backbones.openvla_files import mapped, read_json, require_same
 from ipvla.models.heads import Pi0HeadConfig
 from ipvla.models.memory import MemoryConfig, NoMemoryConfig
@@ -28,7 +29,10 @@ _PROMPTS: Final = {"pi0": "{instruction}\n", "pi05": "Task: {instruction}, State
 _OPENPI_CAMERAS: Final = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 #: What openpi adds to a standard deviation, and to the distance of two quantiles.
 _OPENPI_EPSILON: Final = 1e-6
-_PALIGEMMA, _EXPERT = "paligemma_with_expert.paligemma.", "paligemma_with_expert.gemma_expert."
+PALIGEMMA: Final = "paligemma_with_expert.paligemma."
+EXPERT: Final = "paligemma_with_expert.gemma_expert."
+#: The words' embedding, which published files have as `lm_head` alone.
+WORDS: Final = f"{PALIGEMMA}model.language_model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def from_lerobot(directory: Path, settings: PiConfig, added: Added) -> Policy:
         cleaned=variant == "pi05",
         steps=config["num_inference_steps"],
         prompt_tokens=config["tokenizer_max_length"],
+        files=files.beside_weights(),
     )  # fmt: skip
 
 
@@ -120,6 +125,7 @@ def from_openpi(directory: Path, settings: PiConfig, added: Added, statistics: P
         cleaned=True,
         steps=10,
         prompt_tokens=200 if timed else 48,
+        files={},
     )  # fmt: skip
 
 
@@ -137,6 +143,7 @@ def _policy(
     cleaned: bool,
     steps: int,
     prompt_tokens: int,
+    files: Mapping[str, bytes],
 ) -> Policy:
     names = camera_names(added, cameras)
     weights = PublishedWeights.read(directory)
@@ -150,21 +157,22 @@ def _policy(
         cleaned=cleaned,
         max_prompt_tokens=(sizes.image_size // sizes.patch) ** 2 * len(names) + prompt_tokens,
     )
-    gate = weights.shape(f"{_EXPERT}model.layers.0.mlp.gate_proj.weight")
+    gate = weights.shape(f"{EXPERT}model.layers.0.mlp.gate_proj.weight")
     head = Pi0HeadConfig(
         variant=variant, width=gate[1], layers=sizes.layers, mlp=gate[0], heads=sizes.heads,
         key_heads=sizes.key_heads, head_size=sizes.head_size, steps=steps,
         dims=weights.shape("action_out_proj.weight")[0],
     )  # fmt: skip
-    tensors = {name: x for name, x in weights.tensors.items() if name != f"{_EXPERT}lm_head.weight"}  # never used
-    if (words := f"{_PALIGEMMA}lm_head.weight") in tensors:
-        tensors.setdefault(f"{_PALIGEMMA}model.language_model.embed_tokens.weight", tensors[words])
+    tensors = {name: x for name, x in weights.tensors.items() if name != f"{EXPERT}lm_head.weight"}  # never used
+    if (words := f"{PALIGEMMA}lm_head.weight") in tensors:
+        tensors.setdefault(WORDS, tensors[words])
     return assembled(
         IPVLAConfig(backbone, added.memory, head, chunk=chunk),
         imported_conventions(statistics, normalisation, names, chunk, settings.terms),
         settings.execute or execute or max(1, chunk // 2),
         replace(weights, tensors=tensors),
         published,
+        files,
     )
 
 
@@ -229,16 +237,21 @@ def assembled(
     execute: int,
     weights: PublishedWeights,
     published: Callable[[str], str | None],
+    published_files: Mapping[str, bytes],
 ) -> Policy:
     """The policy with the published weights.
 
     Args:
         published: what a weight of this project's model is called there; None for one that is not there.
+        published_files: what lies beside the weights, for an export.
 
     Raises:
         ValueError: one is missing, unknown, or of another shape.
     """
     policy = Policy.build(config, conventions, execute)
+    backbone = policy.model.backbone
+    assert isinstance(backbone, ImportedBackbone)
+    backbone.published = published_files
     state = policy.model.state_dict()
     names = {there: name for name in state if (there := published(name)) is not None}
     require_same({there: state[name] for there, name in names.items()}, weights.tensors, weights.where)
@@ -252,16 +265,16 @@ def published(name: str) -> str | None:
     part, _, inside = name.partition(".")
     if part == "backbone":
         inside = inside.removeprefix("vlm.")
-        return _PALIGEMMA + inside.replace("model.vision_tower.", "model.vision_tower.vision_model.")
+        return PALIGEMMA + inside.replace("model.vision_tower.", "model.vision_tower.vision_model.")
     if part != "head" or inside == "cognition_proj.weight":
         return None
-    return inside.replace("expert.", f"{_EXPERT}model.", 1) if inside.startswith("expert.") else inside
+    return inside.replace("expert.", f"{EXPERT}model.", 1) if inside.startswith("expert.") else inside
 
 
 def _paligemma_sizes(weights: PublishedWeights, vision_heads: int) -> PaliGemmaSizes:
     """From the shapes; every published model has one key head."""
-    text, vision = f"{_PALIGEMMA}model.language_model.layers", f"{_PALIGEMMA}model.vision_tower.vision_model"
-    vocabulary, width = weights.shape(f"{_PALIGEMMA}lm_head.weight")
+    text, vision = f"{PALIGEMMA}model.language_model.layers", f"{PALIGEMMA}model.vision_tower.vision_model"
+    vocabulary, width = weights.shape(f"{PALIGEMMA}lm_head.weight")
     head_size = weights.shape(f"{text}.0.self_attn.k_proj.weight")[0]
     patches = weights.shape(f"{vision}.embeddings.patch_embedding.weight")
     return PaliGemmaSizes(

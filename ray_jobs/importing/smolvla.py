@@ -54,6 +54,7 @@ def from_lerobot_smolvla(directory: Path, settings: PiConfig, added: Added) -> P
         settings.execute or config["n_action_steps"],
         weights,
         published,
+        files.beside_weights(),
     )
 
 

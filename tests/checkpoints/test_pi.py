@@ -20,10 +20,11 @@ from ipvla.models.adapters import LoRAConfig
 from ipvla.models.backbones.letterbox import letterboxed
 from ipvla.models.features import Features
 from ipvla.models.heads.pi0 import Pi0Head, time_embedding
-from ipvla.models.memory import BankMemoryConfig, GRUMemoryConfig, MemoryConfig
+from ipvla.models.memory import BankMemoryConfig, GRUMemoryConfig, KVMemoryConfig, LatentMemoryConfig, MemoryConfig
 from ipvla.policy import Policy
 from ipvla.types import ModelInputs, Observation
 from ray_jobs.importing.pi import Added, PiConfig, from_lerobot, from_openpi
+from ray_jobs.importing.to_lerobot import to_lerobot
 
 HERE = Path(__file__).parent / "pi"
 SETTINGS = PiConfig(tokenizer=str(HERE / "tokenizer"), vision_heads=3)
@@ -233,6 +234,52 @@ def test_an_imported_policy_acts_and_comes_back_from_disk(
     again, _ = Policy.load(tmp_path / "policy").act(observations, policy.initial_memory(2))
     np.testing.assert_array_equal(again, chunks)
     policy.require_prompts([o.instruction for o in observations])
+
+
+def test_an_export_is_what_was_imported(tmp_path: Path, variant: str, policy: Policy) -> None:
+    """Names, numbers, and the files beside the weights; but for a tensor that is never used."""
+    policy.save(tmp_path / "policy")
+    to_lerobot(Policy.load(tmp_path / "policy"), tmp_path / "exported")
+    before, after = (load_file(there / "model.safetensors") for there in (HERE / variant, tmp_path / "exported"))
+    before = {f"model.{name.removeprefix('model.')}": x for name, x in before.items()}
+    assert before.keys() == after.keys()
+    assert all(torch.equal(x, after[name]) or "gemma_expert.lm_head" in name for name, x in before.items())
+    names = {path.name for path in (HERE / variant).iterdir()} - {"golden.json", "golden.safetensors"}
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == names
+
+
+def test_an_export_has_what_adapters_learned(
+    tmp_path: Path, variant: str, observations: list[Observation]
+) -> None:
+    policy = from_lerobot(HERE / variant, SETTINGS, ADDED)
+    LoRAConfig(rank=2).apply(policy.model.backbone)
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    tuned = replace(policy, config=replace(policy.config, lora=LoRAConfig(rank=2)))
+    to_lerobot(tuned.merged(), tmp_path / "exported")
+    again = from_lerobot(tmp_path / "exported", SETTINGS, ADDED)
+    ours, _ = tuned.act(observations, tuned.initial_memory(2))
+    np.testing.assert_allclose(again.act(observations, again.initial_memory(2))[0], ours, atol=1e-4)
+
+
+def test_openpis_layout_is_not_exported_as_lerobots(tmp_path: Path, variant: str) -> None:
+    policy = from_openpi(openpi_layout(tmp_path / "openpi", variant), SETTINGS, ADDED)
+    with pytest.raises(ValueError, match="not imported from LeRobot's layout"):
+        to_lerobot(policy, tmp_path / "exported")
+
+
+@pytest.mark.parametrize("memory", [KVMemoryConfig(), LatentMemoryConfig()])
+def test_memories_that_feed_the_backbone_reach_the_expert(
+    memory: MemoryConfig, variant: str, policy: Policy, observations: list[Observation]
+) -> None:
+    remembers = from_lerobot(HERE / variant, SETTINGS, replace(ADDED, memory=memory))
+    state = remembers.initial_memory(2)
+    for t in range(2):
+        seen = [replace(o, t=t) for o in observations]
+        ours, state = remembers.act(seen, state)
+    theirs, _ = policy.act(seen, policy.initial_memory(2))
+    assert abs(ours - theirs).max() > 1e-6
 
 
 @pytest.mark.parametrize("memory", [GRUMemoryConfig(), BankMemoryConfig()])

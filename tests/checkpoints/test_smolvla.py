@@ -22,6 +22,7 @@ from ipvla.policy import Policy
 from ipvla.types import ModelInputs, Observation
 from ray_jobs.import_policy import ImportConfig, ImportedModelConfig, imported, main
 from ray_jobs.importing.pi import PiConfig
+from ray_jobs.importing.to_lerobot import to_lerobot
 
 HERE = Path(__file__).parent / "smolvla"
 SETTINGS = PiConfig(tokenizer=str(HERE / "tokenizer"), vision_heads=3, head_size=8)
@@ -166,3 +167,11 @@ def test_settings_that_are_not_rebuilt_are_refused(tmp_path: Path) -> None:
         (directory / "config.json").write_text(json.dumps(content | changes))
         with pytest.raises(ValueError, match=message):
             imported(replace(config(tmp_path / "p"), source=directory))
+
+
+def test_an_export_is_what_was_imported(tmp_path: Path, policy: Policy) -> None:
+    to_lerobot(policy, tmp_path / "exported")
+    before, after = (load_file(there / "model.safetensors") for there in (HERE / "policy", tmp_path / "exported"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(x, after[name]) for name, x in before.items())
+    assert {p.name for p in (tmp_path / "exported").iterdir()} == {p.name for p in (HERE / "policy").iterdir()}
