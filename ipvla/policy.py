@@ -25,7 +25,7 @@ from ipvla.data.transforms import PromptEncoder, Transforms
 from ipvla.files import appearing, one_line, read_record
 from ipvla.models.adapters import merge_adapters
 from ipvla.models.backbones.protocol import require_prompts
-from ipvla.models.vla import IPVLA, IPVLAConfig
+from ipvla.models.vla import IPVLA, IPVLAConfig, adopt
 from ipvla.types import Memory, Observation
 
 FORMAT = 1
@@ -152,6 +152,7 @@ class Policy:
             (building / "policy.json").write_text(json.dumps(described, indent=1))
             save_file(state(self.model) if weights is None else weights, building / "model.safetensors")
             self.model.head.save(building)
+            self.model.backbone.save_description(building)
 
     @classmethod
     def load(cls, directory: Path | str, device: str = "cpu", unnorm_key: str | None = None) -> Self:
@@ -172,6 +173,7 @@ class Policy:
         try:
             config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
             config = replace(config, head=config.head.relocated(directory))
+            config = replace(config, backbone=config.backbone.beside(directory))
             conventions = Conventions.from_dict(described["transforms"])
             execute = int(described["execute"])
             if not 1 <= execute <= config.chunk:
@@ -209,6 +211,7 @@ class Policy:
             tokenize_question=backbone.question,
             question_tokens=model.question_tokens,
             answer_tokens=model.answer_tokens,
+            tokenize_with_state=backbone.tokenize_with_state if backbone.state_in_prompt else None,
         )
         return cls(config, model, Transforms(conventions, prompts), execute)
 
@@ -332,7 +335,7 @@ def _named(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     seen: set[int] = set()
     named = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        key = id(value) if is_sharded(value) else value.data_ptr()
+        key = id(value) if is_sharded(value) or value.is_meta else value.data_ptr()
         if key not in seen or value.numel() == 0:
             seen.add(key)
             named[name] = value
@@ -357,7 +360,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     saved = read_tensors(path)
     weights = {name for name, value in wanted.items() if isinstance(value, torch.nn.Parameter)}
     require_finite_tensors(path, {name: value for name, value in saved.items() if name in weights})
-    model.load_state_dict({n: sharded_like(value, wanted[n]) for n, value in saved.items()}, strict=False)
+    adopt(model, {name: sharded_like(value, wanted[name]) for name, value in saved.items()})
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -3,6 +3,9 @@
 from ipvla.models.heads.bins import BinsConfig
 from ipvla.models.heads.flow import FlowConfig
 from ipvla.models.heads.layerwise import LayerwiseConfig
+from ipvla.models.heads.oft import OFTConfig
+from ipvla.models.heads.openvla_tokens import OpenVLATokensConfig
+from ipvla.models.heads.pi0 import Pi0HeadConfig
 from ipvla.models.heads.protocol import Head, HeadConfig
 from ipvla.models.heads.regression import RegressionConfig
 from ipvla.models.heads.tokens import TokensConfig
@@ -13,6 +16,9 @@ __all__ = [
     "Head",
     "HeadConfig",
     "LayerwiseConfig",
+    "OFTConfig",
+    "OpenVLATokensConfig",
+    "Pi0HeadConfig",
     "RegressionConfig",
     "TokensConfig",
 ]
