@@ -25,6 +25,7 @@ from ipvla.data.transforms import PromptEncoder, Transforms
 from ipvla.files import appearing, one_line, read_record
 from ipvla.models.adapters import merge_adapters
 from ipvla.models.backbones.protocol import require_prompts
+from ipvla.models.heads import Sampling
 from ipvla.models.vla import IPVLA, IPVLAConfig, adopt
 from ipvla.types import Memory, Observation
 
@@ -135,6 +136,7 @@ class Policy:
             "parameters": str(sum(p.numel() for p in self.model.parameters())),
             "chunk": str(self.config.chunk),
             "execute": str(self.execute),
+            **self.config.head.describe(),
         }
 
     def save(self, directory: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
@@ -155,22 +157,29 @@ class Policy:
             self.model.backbone.save_description(building)
 
     @classmethod
-    def load(cls, directory: Path | str, device: str = "cpu", unnorm_key: str | None = None) -> Self:
+    def load(
+        cls,
+        directory: Path | str,
+        device: str = "cpu",
+        unnorm_key: str | None = None,
+        sampling: Sampling | None = None,
+    ) -> Self:
         """The policy that `save` wrote, in evaluation mode. Nothing is downloaded for it.
 
         Args:
             unnorm_key: the dataset whose statistics are used, of a policy that was trained on a mixture; None for
                 the mixture's first.
+            sampling: how a head that integrates a velocity does so; None for what it was trained with.
 
         Raises:
             CheckpointError: it is missing or damaged.
-            ValueError: it was not trained on that dataset.
+            ValueError: it was not trained on that dataset, or its head integrates nothing.
         """
         directory = Path(directory)
         described = _described(directory)
         weights = directory / "model.safetensors"
         saved = tensor_shapes(weights)
-        try:
+        with _undamaged(directory):
             config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
             config = replace(config, head=config.head.relocated(directory))
             config = replace(config, backbone=config.backbone.beside(directory))
@@ -178,13 +187,10 @@ class Policy:
             execute = int(described["execute"])
             if not 1 <= execute <= config.chunk:
                 raise ValueError(f"execute is {execute}, and model.chunk {config.chunk}")
-            with _without_network(), _no_larger_than(saved):
-                policy = cls.build(config, conventions, execute)
-        except Exception as error:  # whatever draccus, the parts' own checks and torch raise
-            raise CheckpointError(
-                f"{directory / 'policy.json'} is damaged, or of another version of this program "
-                f"({one_line(error)}); copy the policy again, or use an earlier checkpoint"
-            ) from None
+        if sampling is not None:
+            config = replace(config, head=config.head.sampled(sampling))
+        with _undamaged(directory), _without_network(), _no_larger_than(saved):
+            policy = cls.build(config, conventions, execute)
         load_weights(policy.model, weights)
         policy.model.to(device).eval()
         return policy if unnorm_key is None else policy.unnormalised_as(unnorm_key)
@@ -253,6 +259,18 @@ def _described(directory: Path) -> dict[str, Any]:
             "the one that wrote it"
         )
     return described
+
+
+@contextmanager
+def _undamaged(directory: Path) -> Iterator[None]:
+    """CheckpointError if the block fails."""
+    try:
+        yield
+    except Exception as error:  # whatever draccus, the parts' own checks and torch raise
+        raise CheckpointError(
+            f"{directory / 'policy.json'} is damaged, or of another version of this program "
+            f"({one_line(error)}); copy the policy again, or use an earlier checkpoint"
+        ) from None
 
 
 @contextmanager

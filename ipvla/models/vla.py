@@ -54,6 +54,11 @@ class IPVLAConfig:
             raise ValueError(f"model.chunk is {self.chunk}; it must be at least 1")
         if self.lora is not None and self.osf is not None:
             raise ValueError("model.lora and model.osf are both set; set one of them to null")
+        if self.head.distils and self.adapted is not None:
+            raise ValueError(
+                "model.head.distil trains the head alone, and model.lora or model.osf adapts the backbone; set "
+                "them to null"
+            )
         if self.reasoning_loss is not None:
             others = {
                 "model.plan_readout": self.plan_readout is not None,

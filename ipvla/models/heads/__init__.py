@@ -6,7 +6,7 @@ from ipvla.models.heads.layerwise import LayerwiseConfig
 from ipvla.models.heads.oft import OFTConfig
 from ipvla.models.heads.openvla_tokens import OpenVLATokensConfig
 from ipvla.models.heads.pi0 import Pi0HeadConfig
-from ipvla.models.heads.protocol import Head, HeadConfig
+from ipvla.models.heads.protocol import Head, HeadConfig, Sampling
 from ipvla.models.heads.regression import RegressionConfig
 from ipvla.models.heads.tokens import TokensConfig
 
@@ -20,5 +20,6 @@ __all__ = [
     "OpenVLATokensConfig",
     "Pi0HeadConfig",
     "RegressionConfig",
+    "Sampling",
     "TokensConfig",
 ]

@@ -78,6 +78,10 @@ class FlowMatchingConfig(GlimpseHeadConfig):
                 f"{self.integrator}; set them to 1 and euler, or head.distil to reflow"
             )
 
+    def check(self, chunk: int) -> None:
+        if self.quality is not None:
+            self.quality.check(chunk)
+
     @property
     def distils(self) -> bool:
         return self.distil is not None

@@ -41,12 +41,12 @@ class QualityConfig:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"head.quality.{name} is {getattr(self, name)}; it must be finite and at least 0")
 
-    def check(self, chunk: int, action_dim: int) -> None:
-        """ValueError if chunks of this length and size have no such differences or dimensions."""
+    def check(self, chunk: int, action_dim: int | None = None) -> None:
+        """ValueError if chunks of this length, and size where it is known, lack such differences or dimensions."""
         for name, order in _ORDERS.items():
             if getattr(self, name) and chunk <= order:
                 raise ValueError(f"head.quality.{name} needs a chunk of {order + 1}, and model.chunk is {chunk}")
-        if wrong := [d for d in self.dimensions or () if not 0 <= d < action_dim]:
+        if action_dim is not None and (wrong := [d for d in self.dimensions or () if not 0 <= d < action_dim]):
             raise ValueError(f"head.quality.dimensions: {wrong} do not exist; choose among 0..{action_dim - 1}")
 
     def loss(

@@ -31,6 +31,10 @@ class RegressionConfig(GlimpseHeadConfig):
         if self.loss not in ("l1", "mse"):
             raise ValueError(f'head.loss is {self.loss!r}; choose "l1" or "mse"')
 
+    def check(self, chunk: int) -> None:
+        if self.quality is not None:
+            self.quality.check(chunk)
+
     def build(self, backbone: Backbone, proprio: int, chunk: int, action_dim: int) -> RegressionHead:
         return RegressionHead(self, backbone, proprio, (chunk, action_dim))
 

@@ -88,7 +88,8 @@ class Routes:
     @property
     def entropy(self) -> torch.Tensor:
         """Mean over rows and blocks, in nats: 0 for one layer each, log L for all alike."""
-        return -torch.special.xlogy(self.weights, self.weights).sum(-1).mean()
+        entropy: torch.Tensor = -torch.special.xlogy(self.weights, self.weights).sum(-1).mean()
+        return entropy
 
 
 class Routing(nn.Module):

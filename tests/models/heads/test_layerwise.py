@@ -15,7 +15,12 @@ from ipvla.models.heads.layerwise import LayerwiseConfig, LayerwiseHead
 from ipvla.models.heads.protocol import masked_mean
 from ipvla.models.heads.routing import Routes, RoutingConfig
 
-RECORDED = load_file(Path(__file__).with_name("layerwise_fm.safetensors"))
+HERE = Path(__file__).parent
+RECORDED = {
+    name: value
+    for file in ("layerwise_fm.safetensors", "layerwise_fm_ends.safetensors")
+    for name, value in load_file(HERE / file).items()
+}
 DEPTH, WIDTH = 4, 32
 WAYS = {"interleaved": "odd", "all_cross": "none"}
 
