@@ -29,6 +29,7 @@ JOBS: Final[Mapping[str, str]] = {
     "convert": "ConvertConfig",
     "data show": "ShowConfig",
     "train": "ExperimentConfig",
+    "fit_tokens": "FitTokensConfig",
     "subspaces": "SubspacesConfig",
     "interpolate": "InterpolateConfig",
     "evaluate": "EvaluateConfig",
