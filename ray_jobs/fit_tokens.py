@@ -196,7 +196,7 @@ def fit(config: FitTokensConfig) -> Fitted:
 def chunks_of(
     config: FitTokensConfig, training: ExperimentConfig, dataset: Dataset, on_episode: Callable[[], None]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Chunks float32 [N, C, A] of the dimensions that vary: to fit to, and of every tenth episode to measure on."""
+    """Chunks float32 [N, C, A] of what varies: to fit to, and those of every tenth episode, to measure on."""
     conventions = training.conventions(dataset)
     varies = ~conventions.statistics.constant
     parts: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])

@@ -13,9 +13,9 @@ Reconstruction is the mean square, or for rotations in 6-D form the geodesic ang
 part, latent after latent, depth after depth, T * (sum of depths) in all. Every row of tokens means a chunk.
 
 Of the published training three things differ. Encoder and decoder train alone first: small latents would all be
-drawn to a few codes otherwise. Then a quantiser's projections begin at the principal directions of a batch, and its
-codes at vectors of it, which stay, since the moving averages begin there too. What decides which codes are dead is
-in the checkpoint.
+drawn to a few codes otherwise. Then a quantiser's projections begin at the principal directions of a batch, and
+its codes at vectors of it, which stay, since the moving averages begin there too. What decides which codes are
+dead is in the checkpoint.
 """
 
 from __future__ import annotations
