@@ -34,7 +34,7 @@ from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
 from ipvla.models.heads.protocol import Head, HeadConfig, masked_mean
 
-_POSES = ("motions", "absolute")
+_THRESHOLDS = {"motions": 0.2, "absolute": 0.01}
 #: Dimensions that say where the hand is: x, y, z.
 _POSITION = 3
 #: Steps after a rest in which no other one begins.
@@ -53,7 +53,8 @@ class ReverseChainConfig(HeadConfig):
         poses: "motions" for actions that move the hand by so much, as LIBERO's, or "absolute".
         gripper: the last dimension is a gripper's.
         still: normalised speed in every dimension up to which the hand rests.
-        threshold: how near to the present a chain ends, in the units of poses.
+        threshold: how near to the present a chain ends, in normalised actions: of motions, a share of a full step.
+            None for 0.2 of motions and 0.01 of absolute poses.
         latent_weight: of latent consistency.
     """
 
@@ -66,7 +67,7 @@ class ReverseChainConfig(HeadConfig):
     poses: str = "motions"
     gripper: bool = True
     still: float = 0.01
-    threshold: float = 0.01
+    threshold: float | None = None
     latent_weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -75,10 +76,10 @@ class ReverseChainConfig(HeadConfig):
                 raise ValueError(f"head.{name} is {getattr(self, name)}; it must be at least 1")
         if self.hidden % self.heads:
             raise ValueError(f"head.hidden {self.hidden} is not a multiple of head.heads {self.heads}")
-        if self.poses not in _POSES:
-            raise ValueError(f"head.poses is {self.poses!r}; choose one of {', '.join(_POSES)}")
+        if self.poses not in _THRESHOLDS:
+            raise ValueError(f"head.poses is {self.poses!r}; choose one of {', '.join(_THRESHOLDS)}")
         for name in ("encoder_layers", "still", "threshold", "latent_weight"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"head.{name} is {getattr(self, name)}; give 0 or more")
 
     def build(self, backbone: Backbone, proprio: int, chunk: int, action_dim: int) -> ReverseChainHead:
@@ -252,7 +253,9 @@ class ReverseChainHead(Head):
         memory = self._memory(features)
         here = memory.new_zeros(len(memory), _POSITION) if self.motions else self.here(features.proprio)
         varies = memory.new_tensor(self.varies or (True,) * self.shape[1])
-        chain, lengths = self.chain.generate(memory, here, self.config.threshold, varies=varies)
+        threshold = self.config.threshold if self.config.threshold is not None else _THRESHOLDS[self.config.poses]
+        threshold /= self.shape[0] if self.motions else 1
+        chain, lengths = self.chain.generate(memory, here, threshold, varies=varies)
         return self._actions(chain.float(), lengths)
 
     def _memory(self, features: Features) -> torch.Tensor:
