@@ -96,11 +96,12 @@ class TestParity:
 def test_training_lowers_the_error_and_the_round_trip_is_what_it_measures() -> None:
     losses = list[float]()
     torch.manual_seed(0)
-    tokenizer, x = RVQTokens(SMALL), smooth(1)
-    tokenizer.fit(smooth(), 150, batch=64, lr=3e-3, progress=lambda step, loss: losses.append(loss))
+    quick = RVQSettings(8, one_part(7, 3), codes=32, code_dim=4, latent=16, channels=8, levels=1)
+    tokenizer, x = RVQTokens(quick), smooth(1)
+    tokenizer.fit(smooth(), 100, batch=64, lr=5e-3, progress=lambda step, loss: losses.append(loss))
     decoded = tokenizer.decode(tokenizer.encode(x), 8, 7)
-    assert losses[-1] < losses[0] / 2
-    assert (decoded - x).square().mean() < x.var() / 2
+    assert losses[-1] < losses[0] / 4
+    assert (decoded - x).square().mean() < x.var() / 5
     (network,) = tokenizer.networks()
     torch.testing.assert_close(
         network.reconstruction(network.decode(network.encode(x)), x), (decoded - x).square().mean()
