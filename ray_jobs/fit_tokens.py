@@ -186,6 +186,7 @@ def fit(config: FitTokensConfig) -> Fitted:
     with EpisodeProgress() as progress:
         bar = progress.add_task("reading", total=len(dataset))
         shown, held_out = chunks_of(config, training, dataset, lambda: progress.advance(bar))
+    with EpisodeProgress(unit="steps") as progress:
         bar = progress.add_task("fitting", total=config.tokenizer.steps)
         device = "cuda" if config.use_gpu else "cpu"
         tokenizer = config.tokenizer.fit(shown, device, lambda step, loss: progress.update(bar, completed=step))
