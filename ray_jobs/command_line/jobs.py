@@ -30,6 +30,7 @@ JOBS: Final[Mapping[str, str]] = {
     "data show": "ShowConfig",
     "import": "ImportConfig",
     "train": "ExperimentConfig",
+    "fit_tokens": "FitTokensConfig",
     "subspaces": "SubspacesConfig",
     "export": "ExportConfig",
     "interpolate": "InterpolateConfig",

@@ -8,6 +8,7 @@ from ipvla.models.heads.openvla_tokens import OpenVLATokensConfig
 from ipvla.models.heads.pi0 import Pi0HeadConfig
 from ipvla.models.heads.protocol import Head, HeadConfig, Sampling
 from ipvla.models.heads.regression import RegressionConfig
+from ipvla.models.heads.reverse_chain import ReverseChainConfig
 from ipvla.models.heads.tokens import TokensConfig
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "OpenVLATokensConfig",
     "Pi0HeadConfig",
     "RegressionConfig",
+    "ReverseChainConfig",
     "Sampling",
     "TokensConfig",
 ]
