@@ -223,17 +223,17 @@ def _backbone(
     stored = str(files.config.get("torch_dtype", "bfloat16"))
     vicuna = "vicuna" in str(files.config.get("llm_backbone_id"))
     space = config.reasoning_tokens == 0 if config.ends_in_space is None else config.ends_in_space
-    given = {} if config.prompt is None else {"prompt": config.prompt}
+    prompt = config.prompt or (_VICUNA if vicuna else PrismaticConfig.prompt)
     assert config.policy is not None
     return PrismaticConfig(
         config.policy / "backbone",
         config.dtype or (stored if stored in ("float32", "bfloat16") else "bfloat16"),
+        prompt=prompt,
         ends_in_space=space,
         max_prompt_tokens=config.max_prompt_tokens,
         action_places=places,
         proprio=proprio,
         film=film,
-        **(given or ({"prompt": _VICUNA} if vicuna else {})),
     )
 
 

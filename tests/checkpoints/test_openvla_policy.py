@@ -223,7 +223,7 @@ def test_words_are_written_as_they_are_taught(openvla: Path, tmp_path: Path, nam
         actions.append(action)
     batch = replace(batch, actions=torch.stack(actions, 1))
     with torch.no_grad():
-        features, _, _ = model.memory.window(model.backbone, model.head.taught(batch), model.initial_memory(1))
+        features, _, _ = model.memory.window(model.backbone, model.taught(batch), model.initial_memory(1))
         states, recalled = states_of(features.map(lambda x: x.flatten(0, 1)), 7, 7)
     words = model.head.words(batch.actions.flatten(0, 1))
     assert model.backbone.logits(states + recalled).argmax(-1).tolist() == words.tolist()
@@ -246,12 +246,10 @@ def test_what_a_probe_reads_is_differentiable(policy: Policy) -> None:
     inputs = policy.transforms.inputs([observation(case["task"], case["picture"]) for case in TASKS])
     with torch.no_grad():
         said = model.sample(model.backbone(inputs).features)
-    features = model.backbone(inputs).features
+    features = model.backbone(replace(inputs, reply=model.head.reply(said))).features
     expected = model.expected(features)
     assert expected.shape == said.shape
-    heard = model.backbone.hear(model.head.words(said), features.continuation)
-    words = model.backbone.logits(heard[:, :-1]).argmax(-1)
-    assert words.tolist() == model.head.words(said)[:, 1:].tolist(), "heard at once as said one by one"
+    assert (expected.abs() < 1).all()
     model.zero_grad()
     expected.square().sum().backward()
     assert model.backbone.network.language_model.model.layers[0].self_attn.v_proj.weight.grad.any()

@@ -198,12 +198,12 @@ class PrismaticBackbone(Backbone):
         return list(self.network.language_model.model.layers)
 
     def tokenize_text(self, text: str) -> list[int]:
-        return cast(list[int], self.tokenizer.encode(text, add_special_tokens=False).ids)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        return cast(
-            str, self.tokenizer.decode([i for i in ids if i != NO_TOKEN], skip_special_tokens=True)
-        ).strip()
+        text: str = self.tokenizer.decode([i for i in ids if i != NO_TOKEN], skip_special_tokens=True)
+        return text.strip()
 
     def question(self, text: str) -> list[int]:
         return [_BOS, *self.tokenize_text(text), _NEWLINE]
@@ -261,20 +261,24 @@ class PrismaticBackbone(Backbone):
             state: [B, D], the last hidden state of the prompt's last token.
             recalled: float32 [B, D], added to every state before it becomes a word: what a memory knows.
         """
-        cache, ids = self._cache(going_on), list[torch.Tensor]()
+        model, cache = self.network.language_model.model, self._cache(going_on)
+        bias, ids = going_on.bias, list[torch.Tensor]()
         going = torch.ones(len(state), dtype=torch.bool, device=state.device)
         for i in range(tokens):
             ids.append(self.logits(state if recalled is None else state.float() + recalled).argmax(-1))
             going = going & (ids[-1] != _EOS)
             if i + 1 == tokens or not going.any():
                 break
-            state = self._go_on(ids[-1][:, None], cache, going_on)[:, 0]
+            bias = F.pad(bias, (0, 1))
+            state = model(
+                inputs_embeds=model.embed_tokens(ids[-1])[:, None],
+                attention_mask=bias[:, :, None],
+                position_ids=(going_on.position + i)[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, 0]
         ids += [torch.full_like(ids[-1], _EOS)] * (tokens - len(ids))
         return torch.stack(ids, 1)
-
-    def hear(self, words: torch.Tensor, going_on: Continuation) -> torch.Tensor:
-        """Last hidden states [B, n, D] of words int64 [B, n] behind the prompts; gradients go back to these."""
-        return self._go_on(words, self._cache(going_on), going_on)
 
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
         ends = F.pad(replies, (0, 1), value=NO_TOKEN)
@@ -394,22 +398,6 @@ class PrismaticBackbone(Backbone):
             None if place.written is None else output.hidden_states[-1][:, place.written],
             cast("tuple[torch.Tensor, torch.Tensor] | None", last_keys_values),
         )
-
-    def _go_on(self, words: torch.Tensor, cache: Any, going_on: Continuation) -> torch.Tensor:
-        """`hear`, behind what the cache holds beyond `going_on`, which it adds to."""
-        model, n = self.network.language_model.model, words.shape[1]
-        said = cache.get_seq_length() - going_on.bias.shape[-1]
-        ahead = torch.ones(n, n, dtype=torch.bool, device=words.device).triu(1)
-        bias = F.pad(going_on.bias, (0, said + n))[:, :, None].expand(-1, -1, n, -1)
-        bias = bias.masked_fill(F.pad(ahead, (bias.shape[-1] - n, 0)), torch.finfo(bias.dtype).min)
-        output = model(
-            inputs_embeds=model.embed_tokens(words),
-            attention_mask=bias,
-            position_ids=going_on.position[:, None] + said + torch.arange(n, device=words.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return cast(torch.Tensor, output.last_hidden_state)
 
     def _cache(self, going_on: Continuation) -> Any:
         from transformers import DynamicCache
