@@ -254,3 +254,28 @@ def test_what_a_probe_reads_is_differentiable(policy: Policy) -> None:
     expected.square().sum().backward()
     assert model.backbone.network.language_model.model.layers[0].self_attn.v_proj.weight.grad.any()
     model.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["none", "bank", "kv", "latent", "prompt"])
+def test_half_precision(openvla: Path, tmp_path: Path, name: str) -> None:
+    """bfloat16 weights, and float32 weights in bfloat16 arithmetic: it acts and is trained."""
+    memory = MemoryConfig.get_choice_class(name)()
+    for dtype in ("bfloat16", "float32"):
+        config = ImportConfig(
+            openvla, tmp_path / "p", "toy_libero", dtype=dtype, model=ImportedModelConfig(memory)
+        )
+        policy = imported(config)
+        assert {p.dtype for p in policy.model.backbone.parameters()} == {getattr(torch, dtype)}
+        batch = taught_batch(policy, 1)
+        if name == "prompt":
+            words = policy.model.backbone.tokenize_text("PLAN: open")
+            plan = torch.full((1, 2, policy.model.plan_tokens), -1)
+            plan[..., : len(words)] = torch.tensor(words)
+            batch = replace(batch, plan=plan, last_plan=torch.full_like(plan, -1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "float32"):
+            state = policy.initial_memory(2)
+            for t in range(2):
+                _, state = policy.act([observation("close", name, t) for name in pictures()], state)
+            loss, _ = policy.model.loss(batch, policy.model.initial_memory(1))
+        loss.backward()
+        assert loss.isfinite()
