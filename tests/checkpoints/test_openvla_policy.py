@@ -200,6 +200,23 @@ def test_one_vision_tower(single_tower: Path, tmp_path: Path) -> None:
     assert np.isfinite(act(ecot, [observation("close the drawer", "picture_0")])).all()
 
 
+def test_the_action_stands_at_the_end_of_the_reasoning(single_tower: Path, tmp_path: Path) -> None:
+    """ECoT's answer ends in `</s>`, here made likeliest behind the ninth word; the action stands before it."""
+    model = imported(ImportConfig(single_tower, tmp_path / "p", reasoning_tokens=20)).model
+    backbone, policy = model.backbone, imported(ImportConfig(single_tower, tmp_path / "p"))
+    inputs = policy.transforms.inputs([observation("close the drawer", "picture_0")])
+    ids = torch.tensor([backbone.tokenize("close the drawer")])
+    inputs = replace(inputs, input_ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool))
+    with torch.no_grad():
+        words = backbone.write(inputs, 9)
+        state = backbone(replace(inputs, reply=words)).hidden_states[-1][0, -1]
+        row = state / state.square().sum() * (backbone.logits(state).max() + 1)
+        backbone.network.language_model.lm_head.weight[2] = row
+        assert backbone.write(inputs, 20)[0].tolist() == [*words[0].tolist(), *[-1] * 11]
+        said = model.sample(backbone(inputs).features)
+    assert model.head.words(said).tolist() == words[:, 2:].tolist()
+
+
 def test_the_vicuna_prompt(single_tower: Path, tmp_path: Path) -> None:
     known = golden_json("tokenization")["training_example_v01_prompt"]
     backbone = imported(ImportConfig(single_tower, tmp_path / "p")).model.backbone
