@@ -136,6 +136,8 @@ def imported(config: ImportConfig) -> Policy:
     parallel = bool(extra) if config.parallel is None else config.parallel
     if "head" in extra:
         head, parallel = OFTConfig(), True
+    if parallel and config.model.memory.longest_plan:
+        raise ValueError("model.memory writes plans, and OpenVLA-OFT writes no words; choose another memory")
     chunk, proprio = config.chunk if parallel else 1, "proprio" in extra
     backbone = _backbone(config, files, chunk * chosen.action.dim if parallel else 0, proprio, "film" in extra)
     torch.manual_seed(config.seed)

@@ -34,6 +34,10 @@ from ipvla.types import NO_TOKEN, ModelInputs
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _BOS, _EOS, _NEWLINE = 1, 2, 13
+_NO_WORDS = (
+    "model.backbone.action_places is set: such a model (OpenVLA-OFT) answers in actions and writes no words; "
+    "choose another memory, and no loss on words"
+)
 
 
 @BackboneConfig.register_subclass("prismatic")
@@ -283,14 +287,14 @@ class PrismaticBackbone(Backbone):
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
         ends = F.pad(replies, (0, 1), value=NO_TOKEN)
         ends = ends.scatter(1, (replies != NO_TOKEN).sum(-1, keepdim=True), _EOS)
-        output = self._pass(self._words(replace(inputs, reply=ends)), Context(), False)
+        output = self._pass(self.embed(replace(inputs, reply=ends)), Context(), False)
         places = self._places(inputs, output.hidden_states[-1], ends.shape[1])
         logits = self.logits(output.hidden_states[-1].gather(1, places[..., None].expand(-1, -1, self.width)))
         return F.cross_entropy(logits.flatten(0, 1), ends.flatten(), ignore_index=NO_TOKEN)
 
     @torch.no_grad()
     def write(self, inputs: ModelInputs, max_new_tokens: int) -> torch.Tensor:
-        embedded = self._words(replace(inputs, reply=None))
+        embedded = self.embed(replace(inputs, reply=None))
         output = self._pass(embedded, Context(), True)
         assert output.features.continuation is not None
         rows = torch.arange(len(embedded.last), device=embedded.last.device)
@@ -305,10 +309,6 @@ class PrismaticBackbone(Backbone):
     def _reply(self, taught: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
         """int64 [B, La], what stands behind the prompts."""
         return ids.new_zeros(len(ids), 0) if taught is None else taught
-
-    def _words(self, inputs: ModelInputs) -> Embedded:
-        """The prompt with its reply alone, where words are written rather than actions."""
-        return self.embed(inputs)
 
     def _blank(self, valid: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         """bool [B, L], True where the embedding is 0."""
@@ -420,6 +420,12 @@ class ParallelPrismatic(PrismaticBackbone):
     def _reply(self, taught: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
         places = torch.full((len(ids), self.config.action_places), _BOS, device=ids.device)
         return F.pad(places, (0, 1), value=_EOS)
+
+    def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
+        raise ValueError(_NO_WORDS)
+
+    def write(self, inputs: ModelInputs, max_new_tokens: int) -> torch.Tensor:
+        raise ValueError(_NO_WORDS)
 
     def _blank(self, valid: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         behind = valid & ~prompt
