@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,7 @@ from ipvla.data.conventions import Conventions
 from ipvla.data.transforms import PromptEncoder, Transforms
 from ipvla.files import appearing
 from ipvla.models.adapters import merge_adapters
+from ipvla.models.backbones.protocol import require_prompts
 from ipvla.models.vla import IPVLA, IPVLAConfig, adopt
 from ipvla.types import Memory, Observation
 
@@ -68,6 +69,12 @@ class Policy:
                 "dataset's statistics are used"
             )
         return replace(self, transforms=self.transforms.of(dataset))
+
+    def require_prompts(self, instructions: Collection[str]) -> None:
+        """ValueError that names the longest one if prompts of these instructions are too long."""
+        backbone = self.model.backbone
+        lengths = {text: len(backbone.tokenize(text)) for text in instructions}
+        require_prompts(lengths, backbone.max_prompt_tokens, backbone.max_text_tokens)
 
     def initial_memory(self, batch: int) -> Memory:
         """Memory of episodes that have not begun, [batch, ...]."""

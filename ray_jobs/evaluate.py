@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
@@ -127,6 +127,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     Raises:
         CheckpointError: a policy does not exist or cannot be loaded.
         ContractError: a policy does not fit the suite.
+        ValueError: an instruction is longer than a policy's prompts.
         JournalError: results of another policy or protocol lie where these should go.
         ClusterError: this machine lacks what the policy's actors ask for.
         OpenpiError: a server does not answer.
@@ -135,7 +136,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     load, success = placed(config.success, config.use_gpu)
     directories = {name: config.directory / name for name in config.policies}
     built = success.build(config.cache)
-    sources = checked_sources(config, built, load, console)
+    sources = checked_sources(config, built, load, console, built.instructions)
     tables: list[SuccessTable] = []
     videos: list[Video] = []
     run_ids: dict[str, str | None] = {}
@@ -168,18 +169,23 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
 
 
 def checked_sources(
-    config: EvaluateConfig, evaluation: SuccessEvaluation, load: Callable[..., Policy], console: Console
+    config: EvaluateConfig,
+    evaluation: SuccessEvaluation,
+    load: Callable[..., Policy],
+    console: Console,
+    instructions: Collection[str],
 ) -> dict[str, PolicyEndpoint]:
     """The policies by name, before any process starts; says what is converted for them.
 
     Raises:
         CheckpointError: a policy does not exist or cannot be loaded.
         ContractError: a policy does not fit the suite.
+        ValueError: one of the instructions is longer than a policy's prompts.
     """
     sources = {name: config.source(name, load) for name in config.policies}
     for name, source in sources.items():
         if isinstance(source, PolicySource):
-            Policy.load(source.directory, unnorm_key=config.unnorm_key)
+            Policy.load(source.directory, unnorm_key=config.unnorm_key).require_prompts(instructions)
         if conversions := evaluation.conversions(source):
             console.print(f"{name}: {conversions}")
     return sources

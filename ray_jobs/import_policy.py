@@ -85,7 +85,7 @@ class ImportConfig:
         statistics: a file of other statistics, such as those of the dataset that it is to be fine-tuned on.
         adapter: directory of a LoRA adapter of PEFT, which is merged.
         lora_alpha: of the LoRA inside OFT's FiLM file, which does not tell it; by default OFT's, min(rank, 16).
-        dtype: "float32" or "bfloat16"; by default the checkpoint's.
+        dtype: "float32", "bfloat16" or "float16"; by default the checkpoint's.
         prompt: with `{instruction}` in it; by default that of the checkpoint's language model.
         ends_in_space: whether the prompt ends in the token of a space; by default yes, but not for ECoT's
             (`reasoning_tokens`).
@@ -229,7 +229,7 @@ def _backbone(
     assert config.policy is not None
     return PrismaticConfig(
         config.policy / "backbone",
-        config.dtype or (stored if stored in ("float32", "bfloat16") else "bfloat16"),
+        config.dtype or (stored if stored in ("float32", "bfloat16", "float16") else "bfloat16"),
         prompt=prompt,
         ends_in_space=space,
         max_prompt_tokens=config.max_prompt_tokens,

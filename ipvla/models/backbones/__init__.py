@@ -3,6 +3,8 @@
 from ipvla.models.backbones.paligemma import PaliGemmaConfig
 from ipvla.models.backbones.prismatic import PrismaticConfig
 from ipvla.models.backbones.protocol import Backbone, BackboneConfig, BackboneOutput, Context, Embedded, KeysValues
+from ipvla.models.backbones.qwen_vl import QwenVLConfig
+from ipvla.models.backbones.smolvlm import SmolVLMConfig
 from ipvla.models.backbones.tiny import TinyConfig
 
 __all__ = [
@@ -14,5 +16,7 @@ __all__ = [
     "KeysValues",
     "PaliGemmaConfig",
     "PrismaticConfig",
+    "QwenVLConfig",
+    "SmolVLMConfig",
     "TinyConfig",
 ]

@@ -32,7 +32,7 @@ from ipvla.models.backbones.protocol import (
 from ipvla.models.features import Continuation, Features
 from ipvla.types import NO_TOKEN, ModelInputs
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BOS, _EOS, _NEWLINE = 1, 2, 13
 _NO_WORDS = (
     "model.backbone.action_places is set: such a model (OpenVLA-OFT) answers in actions and writes no words; "
@@ -47,7 +47,7 @@ class PrismaticConfig(BackboneConfig):
 
     Attributes:
         pretrained: a directory in OpenVLA's Hugging Face layout, or what `ipvla import` has made of one.
-        dtype: "float32" or "bfloat16".
+        dtype: of the weights, "float32", "bfloat16" or "float16".
         prompt: with `{instruction}` in it.
         ends_in_space: puts `▁` behind the prompt, which OpenVLA reads before an action; ECoT's do without.
         max_prompt_tokens: longest prompt in tokens, without pictures.
