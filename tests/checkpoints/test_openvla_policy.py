@@ -275,9 +275,9 @@ def test_what_a_probe_reads_is_differentiable(policy: Policy) -> None:
 
 @pytest.mark.parametrize("name", ["none", "bank", "kv", "latent", "prompt"])
 def test_half_precision(openvla: Path, tmp_path: Path, name: str) -> None:
-    """bfloat16 weights, and float32 weights in bfloat16 arithmetic: it acts and is trained."""
+    """bfloat16 and float16 weights, and float32 weights in bfloat16 arithmetic: it acts and is trained."""
     memory = MemoryConfig.get_choice_class(name)()
-    for dtype in ("bfloat16", "float32"):
+    for dtype in ("bfloat16", "float16", "float32"):
         config = ImportConfig(
             openvla, tmp_path / "p", "toy_libero", dtype=dtype, model=ImportedModelConfig(memory)
         )
