@@ -61,11 +61,7 @@ class FeatureReader:
     def _read(self, batch: ModelInputs) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         model, inputs = self.model, batch.to(self.model.action_varies.device)
         with _evaluating(model):
-            if model.head.writes:
-                with torch.no_grad():
-                    said = model.sample(self._features(model.backbone(inputs).features))
-                inputs = replace(inputs, reply=model.head.reply(said))
-            with outputs(dict(enumerate(self.layers))) as hidden:  # of this pass, the last one
+            with outputs(dict(enumerate(self.layers))) as hidden:
                 output = model.backbone(inputs)
             actions = model.expected(self._features(output.features))[..., model.action_varies]
         return tuple(hidden.values()), output.instruction_mask, actions.flatten(1)
