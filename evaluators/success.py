@@ -250,6 +250,20 @@ class SuccessEvaluation:
         sink.log(_metrics(table, f"success/{self._suite.name}"), step)
         return table
 
+    @property
+    def instructions(self) -> set[str]:
+        """All that a policy may be given. AssetsError if the perturbation lacks its files."""
+        wanted = self._config.perturbation
+        perturbation = None if wanted is None else wanted.build(self._config.suite)
+        given: set[str] = set()
+        for spec in self.specs:
+            phrasings = self._suite.task(spec.task).phrasings
+            if perturbation is not None:
+                change = perturbation.change(spec.task, spec.seed)
+                phrasings = tuple(change.instruction(phrasing) for phrasing in phrasings)
+            given.update(phrasings)
+        return given
+
     def view(self, source: PolicyEndpoint) -> Contract | None:
         """On which terms it plays, None if the suite states none.
 

@@ -6,6 +6,7 @@ and a served policy state theirs. `fitted` compares two of them and says what is
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal, Self, TypeAlias, get_args
@@ -78,6 +79,52 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Bounds that actions for a robot are clipped to, a number per dimension; an empty one bounds nothing.
+
+    Attributes:
+        low, high: of every action, [A], in its units.
+        change: from one control step to the next, [A]; an episode's first action has none before it.
+    """
+
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    change: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "change"):
+            if any(np.isnan(value) for value in getattr(self, name)):
+                raise ValueError(f"limits.{name} is {list(getattr(self, name))}; give numbers")
+        if self.low and self.high and any(a > b for a, b in zip(self.low, self.high, strict=False)):
+            raise ValueError(
+                f"limits.low is {list(self.low)} and limits.high {list(self.high)}; low must be below"
+            )
+        if any(value < 0 for value in self.change):
+            raise ValueError(f"limits.change is {list(self.change)}; give numbers of at least 0")
+
+    def require(self, action_size: int) -> None:
+        """ValueError if they are not those of actions of A numbers."""
+        for name in ("low", "high", "change"):
+            if (values := getattr(self, name)) and len(values) != action_size:
+                raise ValueError(
+                    f"limits.{name} has {len(values)} numbers; actions have {action_size}: give one for each"
+                )
+
+    def kept(
+        self, actions: npt.NDArray[np.float32], before: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Finite actions [C, A] within the limits; `before`, [A], was played last, None for an episode's start."""
+        within = actions.clip(self.low or -np.inf, self.high or np.inf).astype(np.float32)
+        if self.change:
+            change = np.array(self.change, np.float32)
+            for action in within:
+                if before is not None:
+                    action[:] = action.clip(before - change, before + change)
+                before = action
+        return within
+
+
+@dataclass(frozen=True)
 class Contract:
     """The terms on which observations and actions are exchanged.
 
@@ -91,6 +138,7 @@ class Contract:
         state: layout of the proprioception.
         state_size: P.
         control_hz: control steps per second; None if nothing tells.
+        limits: that a server holds actions to; None for no others than `clipped`.
     """
 
     cameras: tuple[str, ...]
@@ -102,6 +150,7 @@ class Contract:
     state: State = "hand"
     state_size: int = 8
     control_hz: float | None = 20.0
+    limits: Limits | None = None
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -112,19 +161,25 @@ class Contract:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.control_hz is not None and self.control_hz <= 0:
             raise ValueError(f"control_hz is {self.control_hz}; it must be above 0")
+        if self.limits is not None:
+            self.limits.require(self.action_size)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {**asdict(self), "cameras": list(self.cameras)}
+        """JSON values; without limits where there are none."""
+        values = {**asdict(self), "cameras": list(self.cameras)}
+        limits = values.pop("limits")
+        return values if limits is None else {**values, "limits": {n: list(v) for n, v in limits.items()}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`. ValueError for values that no contract has."""
         try:
             given = {**values, "cameras": tuple(values["cameras"]), "pictures": Pictures(**values["pictures"])}
+            if (limits := values.get("limits")) is not None:
+                given["limits"] = Limits(**{name: tuple(map(float, one)) for name, one in limits.items()})
             return cls(**given)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{dict(values)!r:.200} is no contract ({error})") from None
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{reprlib.repr(values)} is no contract ({error})") from None
 
     @property
     def in_environment_units(self) -> Self:
@@ -133,7 +188,7 @@ class Contract:
 
     def changes(self, base: Contract) -> dict[str, Any]:
         """The fields in which this one differs from `base`, as JSON values; `changed` applies them."""
-        mine, theirs = self.to_dict(), base.to_dict()
+        mine, theirs = ({"limits": None, **one.to_dict()} for one in (self, base))
         return {name: value for name, value in mine.items() if value != theirs[name]}
 
     def changed(self, changes: Mapping[str, Any]) -> Self:

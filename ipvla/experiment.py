@@ -24,12 +24,13 @@ from ipvla.data.source import BrokenEpisodeError, DatasetError
 from ipvla.data.sources import RLDS_BACKENDS, RldsBackend, absolute_location, dataset_location
 from ipvla.data.standards import StandardConfig
 from ipvla.data.standards.standard import EncodedEpisode
-from ipvla.models.vla import IPVLAConfig
+from ipvla.models.vla import IPVLA, IPVLAConfig
 from ipvla.policy import CheckpointError, Policy, policy_sha256
 from ipvla.storage import StorageRoots, paths_of_fields_absolute
 from ipvla.tracking import TrackingConfig
 from ipvla.training.loop import TrainingConfig
 from ipvla.training.parallel import World
+from ipvla.training.precision import loss_scaler
 from ipvla.training.protection import ForgettingConfig
 from ipvla.training.step import OptimizerConfig, TrainingState
 
@@ -169,6 +170,11 @@ class ExperimentConfig(StorageRoots):
             raise ValueError(
                 "data.normalisation normal leaves actions without bounds, and model.head covers [-1, 1] alone; "
                 "choose bounds_q99 or bounds, or another head"
+            )
+        if self.model.head.distils and self.start_from is None:
+            raise ValueError(
+                "model.head.distil learns from the policy in start_from, which is not set; give the directory of "
+                "a trained policy with the same head"
             )
         if self.data.reasoning is not None and "reasoning" not in self.model.requires():
             raise ValueError(
@@ -310,6 +316,11 @@ class ExperimentConfig(StorageRoots):
             _require_same_terms(start.transforms.contract, dataset.contract, str(self.start_from), dataset.name)
         conventions = self.conventions(dataset, start)
         policy = Policy.build(self.model, conventions, self.lanes.stride, start.model if start else None)
+        if any(parameter.is_meta for parameter in policy.model.parameters()):
+            raise ValueError(
+                "model.backbone.pretrained describes a model without its weights, as an imported policy does; set "
+                "start_from to that policy"
+            )
         if start is None:
             policy.model.backbone.calibrate(_mean_image(dataset, conventions))
         model = policy.model.to(world.device)
@@ -331,7 +342,10 @@ class ExperimentConfig(StorageRoots):
                 self.seed,
                 policy_sha256(self.start_from) if self.start_from else None,
             )
-        state = TrainingState(model, wrapped, optimizer, memory, protection=protection)
+        scaler = loss_scaler(self.training.precision, world.device)
+        if scaler.is_enabled():
+            _require_scalable(model)
+        state = TrainingState(model, wrapped, optimizer, memory, protection=protection, scaler=scaler)
         lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size, self.data.augmentation)
         return Experiment(policy, state, lanes)
 
@@ -346,7 +360,9 @@ class ExperimentConfig(StorageRoots):
             "recorded": dataset.contract,
         }
         if start is not None:
-            return replace(start.transforms.conventions, **chosen)
+            began = start.transforms.conventions
+            named = set(dataset.mixed() or (dataset.name,))
+            return replace(began, **chosen, mixed=began.mixed if named <= began.mixed.keys() else {})
         return Conventions(
             statistics=dataset.statistics(),
             normalisation=self.data.normalisation,
@@ -364,6 +380,15 @@ class Experiment:
     policy: Policy
     state: TrainingState
     lanes: LaneReader
+
+
+def _require_scalable(model: IPVLA) -> None:
+    """ValueError if weights in float16 are trained: their updates would be lost, however the loss is scaled."""
+    if any(p.dtype == torch.float16 for p in model.parameters() if p.requires_grad):
+        raise ValueError(
+            "training.precision is fp16, and weights in float16 are trained; set model.backbone.dtype to float32, "
+            "or train adapters alone (model.lora)"
+        )
 
 
 def _require_same_terms(policy: Contract, data: Contract, directory: str, dataset: str) -> None:

@@ -1,9 +1,10 @@
-"""Files and directories that appear whole, by one rename, or not at all; locks between processes."""
+"""Files and directories that appear whole, by one rename, or not at all; records of bounded size; locks."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import uuid
@@ -11,6 +12,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+#: Bytes of the largest JSON record that is read: some thousand times what we write.
+_LARGEST_RECORD = 16 * 2**20
+
+
+def read_text(path: Path, most: int) -> str:
+    """The UTF-8 text of a regular file; another kind, a pipe say, is not waited for.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+        ValueError: it is no file, has more than `most` bytes, or is no UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"it has {size} bytes; at most {most} are read")
+    return path.read_bytes().decode()
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of at most 16 MiB.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is no JSON object.
+    """
+    try:
+        record = json.loads(read_text(path, _LARGEST_RECORD))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"it is a {type(record).__name__}, not an object with named values")
+    return record
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """An error of whatever origin as part of a message: its text, or its class where it has none."""
+    text = f"{type(error).__name__}: {error}" if isinstance(error, LookupError | MemoryError) else str(error)
+    return " ".join(text.split())[:most] or type(error).__name__
 
 
 @contextmanager

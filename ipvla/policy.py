@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,18 +16,24 @@ import draccus
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ipvla.contract import Contract
 from ipvla.data.conventions import Conventions
 from ipvla.data.transforms import PromptEncoder, Transforms
-from ipvla.files import appearing
+from ipvla.files import appearing, one_line, read_record
 from ipvla.models.adapters import merge_adapters
-from ipvla.models.vla import IPVLA, IPVLAConfig
+from ipvla.models.backbones.protocol import require_prompts
+from ipvla.models.heads import Sampling
+from ipvla.models.vla import IPVLA, IPVLAConfig, adopt
 from ipvla.types import Memory, Observation
 
 FORMAT = 1
+#: A model under construction may have so many times the weights of its file, which has shared ones once ...
+_BUILT_PER_SAVED = 4
+#: ... and so many more tensors and numbers, which no file has.
+_BUILT_BESIDE = (1_000, 2**24)
 
 
 class CheckpointError(ValueError):
@@ -69,6 +77,12 @@ class Policy:
             )
         return replace(self, transforms=self.transforms.of(dataset))
 
+    def require_prompts(self, instructions: Collection[str]) -> None:
+        """ValueError that names the longest one if prompts of these instructions are too long."""
+        backbone = self.model.backbone
+        lengths = {text: len(backbone.tokenize(text)) for text in instructions}
+        require_prompts(lengths, backbone.max_prompt_tokens, backbone.max_text_tokens)
+
     def initial_memory(self, batch: int) -> Memory:
         """Memory of episodes that have not begun, [batch, ...]."""
         return self.model.initial_memory(batch)
@@ -85,6 +99,21 @@ class Policy:
         seeds = [_noise_seed(o) for o in observations] if self.model.head.noise_shape is not None else None
         actions, memory = self.model.act(inputs, memory, t, seeds)
         return self.transforms.denormalise(actions), memory
+
+    def require_finite(self) -> Self:
+        """Answers a blank observation, and returns itself. CheckpointError if the actions are not finite."""
+        size = self.transforms.conventions.image_size
+        blank = Observation(
+            images={camera: np.zeros((size, size, 3), np.uint8) for camera in self.transforms.cameras},
+            proprio=np.zeros(self.transforms.statistics.proprio.dim, np.float32),
+            instruction="",
+            t=0,
+        )
+        with torch.inference_mode():
+            actions, _ = self.act([blank], self.initial_memory(1))
+        if not np.isfinite(actions).all():
+            raise CheckpointError("the policy's first actions are not finite; use an earlier checkpoint")
+        return self
 
     def merged(self) -> Policy:
         """The same policy without adapters, what they have learned being in the weights.
@@ -107,6 +136,7 @@ class Policy:
             "parameters": str(sum(p.numel() for p in self.model.parameters())),
             "chunk": str(self.config.chunk),
             "execute": str(self.execute),
+            **self.config.head.describe(),
         }
 
     def save(self, directory: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
@@ -124,41 +154,44 @@ class Policy:
             (building / "policy.json").write_text(json.dumps(described, indent=1))
             save_file(state(self.model) if weights is None else weights, building / "model.safetensors")
             self.model.head.save(building)
+            self.model.backbone.save_description(building)
 
     @classmethod
-    def load(cls, directory: Path | str, device: str = "cpu", unnorm_key: str | None = None) -> Self:
-        """The policy that `save` wrote, in evaluation mode.
+    def load(
+        cls,
+        directory: Path | str,
+        device: str = "cpu",
+        unnorm_key: str | None = None,
+        sampling: Sampling | None = None,
+    ) -> Self:
+        """The policy that `save` wrote, in evaluation mode. Nothing is downloaded for it.
 
         Args:
             unnorm_key: the dataset whose statistics are used, of a policy that was trained on a mixture; None for
                 the mixture's first.
+            sampling: how a head that integrates a velocity does so; None for what it was trained with.
 
         Raises:
             CheckpointError: it is missing or damaged.
-            ValueError: it was not trained on that dataset.
+            ValueError: it was not trained on that dataset, or its head integrates nothing.
         """
         directory = Path(directory)
-        try:
-            described: dict[str, Any] = json.loads((directory / "policy.json").read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise CheckpointError(
-                f"no policy in {directory} ({error}); give a directory that ray_jobs.train wrote, "
-                "e.g. runs/STUDY/NAME/policy"
-            ) from None
-        try:
+        described = _described(directory)
+        weights = directory / "model.safetensors"
+        saved = tensor_shapes(weights)
+        with _undamaged(directory):
             config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
             config = replace(config, head=config.head.relocated(directory))
+            config = replace(config, backbone=config.backbone.beside(directory))
             conventions = Conventions.from_dict(described["transforms"])
             execute = int(described["execute"])
             if not 1 <= execute <= config.chunk:
                 raise ValueError(f"execute is {execute}, and model.chunk {config.chunk}")
-        except Exception as error:  # whatever draccus and the parts' own checks raise
-            raise CheckpointError(
-                f"{directory / 'policy.json'} is damaged, or of another version of this program "
-                f"({type(error).__name__}: {error}); copy the policy again, or use an earlier checkpoint"
-            ) from None
-        policy = cls.build(config, conventions, execute)
-        load_weights(policy.model, directory / "model.safetensors")
+        if sampling is not None:
+            config = replace(config, head=config.head.sampled(sampling))
+        with _undamaged(directory), _without_network(), _no_larger_than(saved):
+            policy = cls.build(config, conventions, execute)
+        load_weights(policy.model, weights)
         policy.model.to(device).eval()
         return policy if unnorm_key is None else policy.unnormalised_as(unnorm_key)
 
@@ -184,6 +217,7 @@ class Policy:
             tokenize_question=backbone.question,
             question_tokens=model.question_tokens,
             answer_tokens=model.answer_tokens,
+            tokenize_with_state=backbone.tokenize_with_state if backbone.state_in_prompt else None,
         )
         return cls(config, model, Transforms(conventions, prompts), execute)
 
@@ -203,11 +237,84 @@ def policy_contract(directory: Path) -> Contract | None:
     path = directory / "policy.json"
     if not path.is_file():
         return None
+    described = _described(directory)
     try:
-        described = json.loads(path.read_text())["transforms"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error!r}); use another checkpoint") from None
-    return Conventions.from_dict(described).contract.in_environment_units
+        return Conventions.from_dict(described["transforms"]).contract.in_environment_units
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged ({one_line(error)}); use another checkpoint") from None
+
+
+def _described(directory: Path) -> dict[str, Any]:
+    path = directory / "policy.json"
+    try:
+        described = read_record(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"no policy in {directory} ({one_line(error)}); give a directory that ray_jobs.train wrote, "
+            "e.g. runs/STUDY/NAME/policy"
+        ) from None
+    if described.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {described.get('format')!r:.20}; this version of the program reads {FORMAT}: use "
+            "the one that wrote it"
+        )
+    return described
+
+
+@contextmanager
+def _undamaged(directory: Path) -> Iterator[None]:
+    """CheckpointError if the block fails."""
+    try:
+        yield
+    except Exception as error:  # whatever draccus, the parts' own checks and torch raise
+        raise CheckpointError(
+            f"{directory / 'policy.json'} is damaged, or of another version of this program "
+            f"({one_line(error)}); copy the policy again, or use an earlier checkpoint"
+        ) from None
+
+
+@contextmanager
+def _without_network() -> Iterator[None]:
+    """Hugging Face's libraries look at files of this machine alone."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def _no_larger_than(saved: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Ends the building of a model that grows far beyond its saved weights, before they are filled.
+
+    Raises:
+        ValueError: it does.
+    """
+    most = [_BUILT_PER_SAVED * len(saved), _BUILT_PER_SAVED * sum(tensor.numel() for tensor in saved.values())]
+    left = [own + beside for own, beside in zip(most, _BUILT_BESIDE, strict=True)]
+    thread = threading.get_ident()
+
+    def count(module: torch.nn.Module, name: str, tensor: torch.Tensor | None) -> None:
+        if tensor is None or threading.get_ident() != thread:
+            return
+        left[0], left[1] = left[0] - 1, left[1] - tensor.numel()
+        if min(left) < 0:
+            raise ValueError("it describes a model far larger than its weights")
+
+    from torch.nn.modules import module
+
+    hooks = [
+        module.register_module_parameter_registration_hook(count),
+        module.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
@@ -246,7 +353,7 @@ def _named(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     seen: set[int] = set()
     named = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        key = id(value) if is_sharded(value) else value.data_ptr()
+        key = id(value) if is_sharded(value) or value.is_meta else value.data_ptr()
         if key not in seen or value.numel() == 0:
             seen.add(key)
             named[name] = value
@@ -254,23 +361,48 @@ def _named(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Loads what `state` saved. CheckpointError names the first tensor that is missing or of another shape."""
-    try:
-        saved = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); use an earlier checkpoint") from None
-    wanted = _named(model)
+    """Loads what `state` saved. CheckpointError names the first tensor that is missing, of another shape, or not
+    finite.
+    """
+    shapes, wanted = tensor_shapes(path), _named(model)
     wrong = [
-        f"{name} is {shape_of(saved, name)} in the checkpoint and {shape_of(wanted, name)} in the model"
-        for name in sorted(wanted.keys() | saved.keys())
-        if shape_of(saved, name) != shape_of(wanted, name)
+        f"{name} is {shape_of(shapes, name)} in the checkpoint and {shape_of(wanted, name)} in the model"
+        for name in sorted(wanted.keys() | shapes.keys())
+        if shape_of(shapes, name) != shape_of(wanted, name)
     ]
     if wrong:
         raise CheckpointError(
             f"{path} belongs to another model: {wrong[0]} ({len(wrong)} tensors differ); "
             "use the configuration it was trained with, or another checkpoint"
         )
-    model.load_state_dict({n: sharded_like(value, wanted[n]) for n, value in saved.items()}, strict=False)
+    saved = read_tensors(path)
+    weights = {name for name, value in wanted.items() if isinstance(value, torch.nn.Parameter)}
+    require_finite_tensors(path, {name: value for name, value in saved.items() if name in weights})
+    adopt(model, {name: sharded_like(value, wanted[name]) for name, value in saved.items()})
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file. CheckpointError if it is missing or damaged."""
+    tensor_shapes(path)
+    return load_file(path)
+
+
+def require_finite_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """CheckpointError names the first of the file's tensors that is not finite."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path} is damaged: {name} is not finite; use an earlier checkpoint")
+
+
+def tensor_shapes(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors without numbers in them, by name. CheckpointError if the file is missing, or cut anywhere."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
+        with safe_open(path, "pt") as file:
+            return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)}); use an earlier checkpoint") from None
 
 
 def shape_of(tensors: Mapping[str, torch.Tensor], name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
@@ -19,6 +19,7 @@ from evaluators.plots import success_bars
 from evaluators.report import Report
 from evaluators.success import SuccessConfig, SuccessEvaluation
 from evaluators.success_table import SuccessTable
+from ipvla.models.heads import Sampling
 from ipvla.policy import Policy
 from ipvla.rollout.endpoint import PolicyEndpoint
 from ipvla.rollout.expert_policy import ExpertSource
@@ -31,7 +32,7 @@ from ipvla.tracking import MLflowSink
 from ray_jobs.command_line.cli import run
 from ray_jobs.running.cluster import connect, supplied
 from ray_jobs.running.display import EvaluationDisplay
-from ray_jobs.running.policy_run import placed, policy_demand, policy_run, warn_of_waiting
+from ray_jobs.running.policy_run import placed, policy_demand, policy_run, variant, warn_of_waiting
 
 #: Shares of layouts on which only one of two policies succeeds: of similar ones, and of unlike ones.
 _DISCORDANT = (0.1, 0.5)
@@ -85,15 +86,20 @@ class EvaluateConfig(PlayedPolicies):
         videos: of which episodes: "all", "failures", or so many successes and failures of every task; 0 for none.
         unnorm_key: the dataset whose statistics turn what policies say into actions, for policies that were
             trained on a mixture; by default its first.
+        sampling: integration steps and integrator of flow heads; by default those of their training. Results of
+            others lie in a journal of their own, and say so.
     """
 
     servers: dict[str, str] = field(default_factory=dict)
     videos: VideoChoice = 1
     unnorm_key: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
         if isinstance(self.videos, int) and self.videos < 0:
             raise ValueError(f"videos is {self.videos}; give all, failures, or how many of each kind per task")
+        if str(self.sampling) and (others := [n for n in self.policies if n == EXPERT or n in self.servers]):
+            raise ValueError(f"sampling: {self.sampling} has no effect on {', '.join(others)}; leave them out")
         if EXPERT in self.policies:
             require_expert(self.success.suite, "policies")
         unasked = [name for name in self.servers if name not in self.policies]
@@ -107,8 +113,19 @@ class EvaluateConfig(PlayedPolicies):
             return ExpertSource(self.cache, self.success.entry)
         if name in self.servers:
             return OpenpiSource(self.servers[name], os.environ.get(TOKEN_VARIABLE))
-        load = load if self.unnorm_key is None else partial(load, unnorm_key=self.unnorm_key)
-        return PolicySource(load, self.directory / name / "policy", variant=self.unnorm_key)
+        chosen = variant(self.unnorm_key, self.sampling)
+        if chosen is not None:
+            load = partial(load, unnorm_key=self.unnorm_key, sampling=self.sampling)
+        return PolicySource(load, self.directory / name / "policy", variant=chosen)
+
+    def journal(self, name: str) -> Path:
+        """Where the episodes of the policy of this name are recorded."""
+        return self.directory / name / f"episodes{'-'.join(['', *str(self.sampling).split()])}.sqlite"
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """What results say of the settings that are none of the policy's."""
+        return {"sampling": str(self.sampling)} if str(self.sampling) else {}
 
 
 @dataclass(frozen=True)
@@ -127,6 +144,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     Raises:
         CheckpointError: a policy does not exist or cannot be loaded.
         ContractError: a policy does not fit the suite.
+        ValueError: an instruction is longer than a policy's prompts.
         JournalError: results of another policy or protocol lie where these should go.
         ClusterError: this machine lacks what the policy's actors ask for.
         OpenpiError: a server does not answer.
@@ -135,7 +153,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     load, success = placed(config.success, config.use_gpu)
     directories = {name: config.directory / name for name in config.policies}
     built = success.build(config.cache)
-    sources = checked_sources(config, built, load, console)
+    sources = checked_sources(config, built, load, console, built.instructions)
     tables: list[SuccessTable] = []
     videos: list[Video] = []
     run_ids: dict[str, str | None] = {}
@@ -147,10 +165,10 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     ):
         console.print(what_it_can_show(len(evaluation.specs)))
         for name, directory in directories.items():
-            journal = directory / "episodes.sqlite"
+            journal, show = config.journal(name), partial(display.update, name)
             sink = config.mlflow_run(name)
             table = evaluation.run(
-                name, sources[name], journal, sink=sink, on_status=partial(display.update, name)
+                name, sources[name], journal, conditions=config.conditions, sink=sink, on_status=show
             )
             if config.videos:
                 display.tell(name, "recording")
@@ -168,18 +186,25 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
 
 
 def checked_sources(
-    config: EvaluateConfig, evaluation: SuccessEvaluation, load: Callable[..., Policy], console: Console
+    config: EvaluateConfig,
+    evaluation: SuccessEvaluation,
+    load: Callable[..., Policy],
+    console: Console,
+    instructions: Collection[str],
 ) -> dict[str, PolicyEndpoint]:
     """The policies by name, before any process starts; says what is converted for them.
 
     Raises:
         CheckpointError: a policy does not exist or cannot be loaded.
         ContractError: a policy does not fit the suite.
+        ValueError: a policy has no such dataset or sampling, or an instruction is longer than its prompts.
     """
     sources = {name: config.source(name, load) for name in config.policies}
     for name, source in sources.items():
         if isinstance(source, PolicySource):
-            Policy.load(source.directory, unnorm_key=config.unnorm_key)
+            policy = Policy.load(source.directory, unnorm_key=config.unnorm_key, sampling=config.sampling)
+            policy.require_finite()
+            policy.require_prompts(instructions)
         if conversions := evaluation.conversions(source):
             console.print(f"{name}: {conversions}")
     return sources

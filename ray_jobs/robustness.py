@@ -87,7 +87,8 @@ def measure(config: RobustnessConfig, console: Console) -> list[Robustness]:
         perturbation: replace(success, perturbation=perturbation).build(config.cache)
         for perturbation in (None, *config.perturbations)
     }
-    sources = checked_sources(config, evaluations[None], load, console)
+    instructions = set().union(*(evaluation.instructions for evaluation in evaluations.values()))
+    sources = checked_sources(config, evaluations[None], load, console, instructions)
     tables: dict[str, dict[PerturbationConfig | None, SuccessTable]] = {name: {} for name in config.policies}
     with connect(config), supplied(policy_demand(success)), EvaluationDisplay(console) as display:
         for perturbation, evaluation in evaluations.items():

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 
+from ipvla.contract import Contract, Limits
+from ipvla.models.heads import Sampling
 from ipvla.policy import Policy
 from ipvla.rollout.openpi.client import OURS
 from ipvla.rollout.openpi.messages import (
@@ -33,6 +36,7 @@ from ipvla.storage import StorageRoots
 from ipvla.types import Observation
 from ray_jobs.command_line.cli import run
 from ray_jobs.running.cluster import no_gpu
+from ray_jobs.running.policy_run import variant
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class ServeConfig(StorageRoots):
         use_gpu: the policy acts on the GPU.
         unnorm_key: the dataset whose statistics turn what the policy says into actions, if it was trained on a
             mixture; by default its first.
+        sampling: integration steps and integrator of a flow head; by default those of its training.
+        limits: what every action is clipped to, beside the policy's own units: for robots.
     """
 
     policy: Path | None = None
@@ -59,6 +65,8 @@ class ServeConfig(StorageRoots):
     max_batch: int | None = None
     use_gpu: bool = False
     unnorm_key: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if (self.policy is None) == (not self.name):
@@ -75,30 +83,35 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
     """The policy, loaded, and its server, not started yet.
 
     Raises:
-        CheckpointError: the policy does not exist or cannot be loaded.
+        CheckpointError: the policy does not exist, cannot be loaded, or answers with what is not finite.
         ClusterError: there is no GPU to use.
-        ValueError: others than this machine could connect without a token.
+        ValueError: others than this machine could connect without a token, or settings do not fit the policy.
     """
     if config.use_gpu and not torch.cuda.is_available():
         raise no_gpu()
-    policy = Policy.load(config.directory, "cuda" if config.use_gpu else "cpu", config.unnorm_key)
-    source = PolicySource(lambda _: policy, config.directory, variant=config.unnorm_key)
-    actor = PolicyActor(source, config.threads, max_batch=config.max_batch)
+    device = "cuda" if config.use_gpu else "cpu"
+    policy = Policy.load(config.directory, device, config.unnorm_key, config.sampling)
+    contract = policy.require_finite().contract
+    if config.limits != Limits():
+        contract = replace(contract, limits=config.limits)
+    source = PolicySource(lambda _: policy, config.directory, variant=variant(config.unnorm_key, config.sampling))
+    # The websocket's server says how long a memory lives.
+    actor = PolicyActor(source, config.threads, lease_s=math.inf, max_batch=config.max_batch)
     transforms = policy.transforms
     proprio_dim = transforms.statistics.proprio.dim
 
     def observe(message: Any, t: int) -> Observation:
         observation = from_message(message, transforms.cameras, proprio_dim, t)
         transforms.prompts.prompt(observation.instruction)  # ValueError if it is too long
-        return observation
+        return transforms.conventions.resized(observation)
 
-    return PolicyWebsocketServer(config.server, actor, observe, metadata(policy, source.sha256()), token)
+    told = metadata(policy, contract, source.sha256())
+    return PolicyWebsocketServer(config.server, actor, observe, told, token, contract.limits)
 
 
-def metadata(policy: Policy, sha256: str) -> dict[str, Any]:
+def metadata(policy: Policy, contract: Contract, sha256: str) -> dict[str, Any]:
     """What a client receives when it connects: the contract of observations and actions."""
     transforms = policy.transforms
-    contract = policy.contract
     image = {"dtype": "uint8", "shape": ["H", "W", 3], "about": f"RGB, {_ABOUT[contract.pictures.orientation]}"}
     return {
         "server": OURS,

@@ -22,7 +22,9 @@ from typing import Any
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from ipvla import plain_yaml
 from ipvla.choices import did_you_mean
+from ipvla.plain_yaml import YamlError
 from ipvla.sim.fingerprint import COMMIT_VARIABLE, commit
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.command_line.cli import first_line, run
@@ -84,8 +86,8 @@ class SubmitConfig:
         read: Any = {}
         if self.runtime_env is not None:
             try:
-                read = yaml.safe_load(self.runtime_env.read_text()) or {}
-            except (OSError, yaml.YAMLError) as error:
+                read = plain_yaml.load_file(self.runtime_env) or {}
+            except (OSError, YamlError) as error:
                 raise SettingError(
                     f"runtime_env: {self.runtime_env} cannot be read ({error}); give a YAML file"
                 ) from None

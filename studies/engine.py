@@ -17,13 +17,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
-import draccus
 import ray
 from rich.console import Console
 
 from evaluators.rollout_status import RolloutStatus
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
+from ipvla import plain_yaml
 from ipvla.choices import did_you_mean
 from ipvla.experiment import ExperimentConfig
 from ipvla.policy import Policy
@@ -50,9 +50,7 @@ Result = TypeVar("Result")
 @cache
 def entries(name: str) -> Mapping[str, Any]:
     """What the study compares, in the tables' order: name -> settings."""
-    path = Path(__file__).with_name(f"{name}.yaml")
-    with path.open() as file:
-        named: Mapping[str, Any] = draccus.cfgparsing.load_config(file, file=str(path))
+    named: Mapping[str, Any] = plain_yaml.load_file(Path(__file__).with_name(f"{name}.yaml"))
     return named
 
 

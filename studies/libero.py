@@ -35,11 +35,12 @@ from ray_jobs.evaluate import EvaluateConfig, evaluate
 from ray_jobs.robustness import RobustnessConfig
 from ray_jobs.robustness import measure as measure_robustness
 from ray_jobs.running.cluster import connect
+from ray_jobs.train import TrainSummary
 from studies.engine import Runner, entries, placed
 from studies.expert import suite_figures
 from studies.libero_forgetting import ForgettingOnLibero
 from studies.libero_forgetting import measure as measure_forgetting
-from studies.record import Figures, PartStudy, Target, measure_parts
+from studies.record import Figures, PartStudy, Target, measure_parts, read_record
 
 _PRESETS: Final = SOURCE_TREE / "ray_jobs" / "experiments" / "libero"
 _LEVELS: Final = (1, 3, 5)
@@ -63,15 +64,18 @@ class LiberoStudy(PartStudy):
     Attributes:
         seeds: of the trainings.
         states: published initial states per task, of pro and plus.
+        correction_rounds: of suites with a preset for them; in each the expert corrects the policy before it.
     """
 
     all_parts: ClassVar[tuple[str, ...]] = ("assets", "object", "spatial", "forgetting", "pro", "plus")
     seeds: tuple[int, ...] = (0, 1, 2)
     states: int = 2
+    correction_rounds: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_at_least(1, "states")
+        self.require_at_least(0, "correction_rounds")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds is {list(self.seeds)}; give at least one, all different")
 
@@ -84,30 +88,41 @@ class LiberoStudy(PartStudy):
         path = _PRESETS / suite / ("quick" if self.quick else "")
         return ["--config_path", str(path / f"{job}.yaml"), *arguments(self.directories)]
 
-    def training(self, suite: str, seed: int, corrected: bool = False) -> list[str]:
-        """`ray_jobs.train` for one seed's first policy, or on from there with corrections."""
-        values: dict[str, Any] = {"seed": seed, "lanes.seed": seed}
-        if not corrected:
-            return [*self.preset(suite, "train"), *arguments({"name": f"seed{seed}", **values})]
-        values |= {"name": self.name(suite, seed), "start_from": self.first(suite, seed)}
+    def training(self, suite: str, seed: int, corrections: int = 0) -> list[str]:
+        """`ray_jobs.train` for one seed's first policy, or on from there after so many rounds of corrections."""
+        values: dict[str, Any] = {"name": self.name(seed, corrections), "seed": seed, "lanes.seed": seed}
+        if not corrections:
+            return [*self.preset(suite, "train"), *arguments(values)]
+        again = parse(ExperimentConfig, self.preset(suite, "train_corrections"))
+        (first, one), (corrected, share) = again.data.mixture.items()
+        rounds = {f"{corrected}_{r}": share / corrections for r in range(1, corrections + 1)}
+        values["data.mixture"] = {first: one, **rounds}
+        values["start_from"] = self.trained(suite, seed, corrections - 1)
         return [*self.preset(suite, "train_corrections"), *arguments(values)]
 
-    def corrections(self, suite: str) -> CollectConfig:
-        """Of the first seed's first policy."""
-        learner = {"learner.policy": self.first(suite, self.training_seeds[0])}
-        return parse(CollectConfig, [*self.preset(suite, "collect_corrections"), *arguments(learner)])
+    def corrections(self, suite: str, number: int) -> CollectConfig:
+        """The round of this number, from 1: of the first seed's policy before it, on layouts of its own."""
+        config = parse(CollectConfig, self.preset(suite, "collect_corrections"))
+        values: dict[str, Any] = {"dataset": f"{config.dataset}_{number}", "seed": config.seed + number - 1}
+        values["learner.policy"] = self.trained(suite, self.training_seeds[0], number - 1)
+        return parse(CollectConfig, [*self.preset(suite, "collect_corrections"), *arguments(values)])
 
-    def corrects(self, suite: str) -> bool:
-        """Are there corrections of this suite's first policies?"""
-        return (_PRESETS / suite / "collect_corrections.yaml").exists()
+    def rounds(self, suite: str) -> int:
+        """Of corrections of this suite's policies."""
+        if not (_PRESETS / suite / "collect_corrections.yaml").exists():
+            return 0
+        return 1 if self.quick else self.correction_rounds
 
-    def name(self, suite: str, seed: int) -> str:
-        """Of the run whose policy is played."""
-        return f"seed{seed}-corrected" if self.corrects(suite) else f"seed{seed}"
+    def name(self, seed: int, corrections: int) -> str:
+        """Of a run."""
+        return f"seed{seed}-corrected{corrections}" if corrections else f"seed{seed}"
 
-    def first(self, suite: str, seed: int) -> Path:
-        """Where the policy without corrections lies."""
-        return parse(ExperimentConfig, self.training(suite, seed)).run_directory / "policy"
+    def trained(self, suite: str, seed: int, corrections: int) -> Path:
+        """Where the policy after so many rounds lies."""
+        run = parse(
+            ExperimentConfig, [*self.preset(suite, "train"), *arguments({"name": self.name(seed, corrections)})]
+        )
+        return run.run_directory / "policy"
 
     def policy(self, suite: str, seed: int) -> Path:
         """Where the policy lies that is played.
@@ -115,14 +130,14 @@ class LiberoStudy(PartStudy):
         Raises:
             ValueError: it was not trained yet.
         """
-        directory = self.first(suite, seed).parent.with_name(self.name(suite, seed)) / "policy"
+        directory = self.trained(suite, seed, self.rounds(suite))
         if not (directory / "policy.json").exists():
             raise ValueError(f'parts: there is no policy in {directory}; run --parts "[{suite}]" first')
         return directory
 
     def played(self, suite: str, **changes: Any) -> EvaluateConfig:
         """The evaluation of all seeds' policies."""
-        names = {"policies": [self.name(suite, seed) for seed in self.training_seeds]}
+        names = {"policies": [self.name(seed, self.rounds(suite)) for seed in self.training_seeds]}
         return parse(EvaluateConfig, [*self.preset(suite, "evaluate"), *arguments({**names, **changes})])
 
 
@@ -151,12 +166,12 @@ class Parts:
         played = study.played(suite)
         runner = Runner(study.runs / played.study, self._console)
         runner.collect([parse(CollectConfig, study.preset(suite, "collect"))])
-        runs = {f"seed{seed}": study.training(suite, seed) for seed in study.training_seeds}
-        trained = runner.train(f"trainings on {suite}", runs)
-        if study.corrects(suite):
-            runner.collect([study.corrections(suite)])
-            again = {study.name(suite, s): study.training(suite, s, corrected=True) for s in study.training_seeds}
-            trained |= runner.train(f"trainings on {suite}, with corrections", again)
+        trained: dict[str, TrainSummary] = {}
+        for number in range(study.rounds(suite) + 1):
+            if number:
+                runner.collect([study.corrections(suite, number)])
+            runs = {study.name(seed, number): study.training(suite, seed, number) for seed in study.training_seeds}
+            trained |= runner.train(f"trainings on {suite}, {number} rounds of corrections", runs)
         with runner.stage("published initial states"):
             tables = evaluate(played, self._console).tables
         rows = [row for table in tables for row in table.families]
@@ -179,7 +194,7 @@ class Parts:
 
     def _pro(self) -> Figures:
         study, seed = self._study, self._study.training_seeds[0]
-        policy, own = {study.name("object", seed): study.policy("object", seed)}, study.played("object").success
+        policy, own = {f"seed{seed}": study.policy("object", seed)}, study.played("object").success
         runner = Runner(study.runs / "libero_pro", self._console)
         figures: Figures = {}
         for suite in PRO_SUITES[:1] if study.quick else PRO_SUITES:
@@ -192,7 +207,7 @@ class Parts:
     def _plus(self) -> Figures:
         study, seed = self._study, self._study.training_seeds[0]
         study.policy("object", seed)
-        own = study.played("object", policies=[study.name("object", seed)])
+        own = study.played("object", policies=[study.name(seed, study.rounds("object"))])
         few = dict.fromkeys(own.success.episodes, 1 if study.quick else study.states)
         levels = {"levels": list(_LEVELS[:1] if study.quick else _LEVELS), "success.episodes": few}
         flags = arguments({"policies": list(own.policies), **levels})
@@ -236,6 +251,9 @@ def targets(figures: Figures) -> list[Target]:
     dimensions = {row["dimension"] for row in figures.get("plus", {}).get("rows", [])} - {"total"}
     aims.append(Target("pro_suites", len(figures.get("pro", {}).get("suites", [])), len(PRO_SUITES), True))
     aims.append(Target("plus_dimensions", len(dimensions), 5, True))
+    beside = read_record("lerobot") or {"targets": ()}  # benchmarks.lerobot
+    speedups = [one["value"] for one in beside["targets"] if one["name"] == "speedup_over_lerobot"]
+    aims.append(Target("speedup_over_lerobot", speedups[0] if speedups else None, 3.0, True))
     return aims
 
 

@@ -110,8 +110,8 @@ class MemoryStudy(Study):
             "suite_version": load_suite(self.collection.suite, self.cache).version,
             "demonstrations": self.collection.demonstrations,
             "mechanisms": mechanisms(),
-            "start": _training_recipe(start),
-            "training": _training_recipe(self.training("none", 0)),
+            "start": training_recipe(start),
+            "training": training_recipe(self.training("none", 0)),
             "episodes_per_seed": evaluation.episodes,
             "plan_episodes_per_seed": plan.episodes,
             "first_layout": evaluation.first_layout,
@@ -124,7 +124,8 @@ def mechanisms() -> Mapping[str, Mapping[str, Any]]:
     return entries("memory")
 
 
-def _training_recipe(experiment: ExperimentConfig) -> dict[str, Any]:
+def training_recipe(experiment: ExperimentConfig) -> dict[str, Any]:
+    """Of a run, what its seeds must share to be counted together."""
     lanes, training = experiment.lanes, experiment.training
     frames = experiment.num_workers * lanes.lanes * lanes.window * training.accumulate
     settings = {name: draccus.encode(getattr(experiment, name)) for name in ("lanes", "model", "optimizer")}
@@ -237,6 +238,20 @@ def _row(row: SuccessRow, seeds: Mapping[int, Sequence[SuccessRow]]) -> dict[str
     return {**row.to_dict(), "seeds": counts}
 
 
+def join_rows(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows of `success_figures` over the seeds of both; one that both have counts as the later one has it."""
+
+    def join(name: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
+        seeds = dict(sorted((one["seeds"] | two["seeds"]).items(), key=lambda item: int(item[0])))
+        k, n = (sum(counts[of] for counts in seeds.values()) for of in "kn")
+        return {**SuccessRow(name, k, n, two["chance"]).to_dict(), "seeds": seeds}
+
+    return {
+        mechanism: {name: join(name, earlier[mechanism][name], row) for name, row in rows.items()}
+        for mechanism, rows in later.items()
+    }
+
+
 def joined(earlier: Figures, later: Figures) -> Figures:
     """Figures of two runs of one recipe: success over the seeds of both, costs and the rest of the later run.
 
@@ -244,17 +259,7 @@ def joined(earlier: Figures, later: Figures) -> Figures:
     that played more layouts.
     """
 
-    def join(name: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
-        seeds = dict(sorted((one["seeds"] | two["seeds"]).items(), key=lambda item: int(item[0])))
-        k, n = (sum(counts[of] for counts in seeds.values()) for of in "kn")
-        return {**SuccessRow(name, k, n, two["chance"]).to_dict(), "seeds": seeds}
-
-    figures = dict(later)
-    for kind in ("success", "delays"):
-        figures[kind] = {
-            mechanism: {name: join(name, earlier[kind][mechanism][name], row) for name, row in rows.items()}
-            for mechanism, rows in later[kind].items()
-        }
+    figures = {**later, **{kind: join_rows(earlier[kind], later[kind]) for kind in ("success", "delays")}}
     figures["plan"] = max(later["plan"], earlier["plan"], key=lambda plan: plan["paired"]["pairs"])
     return figures
 

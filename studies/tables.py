@@ -174,7 +174,7 @@ def _expert(figures: Figures) -> str:
     return table(("suite", "task", "success", "Wilson 95 %", "control steps, median"), rows)
 
 
-def _rates(rates: Mapping[str, Mapping[str, Any]], heading: str) -> str:
+def _rates(rates: Mapping[str, Mapping[str, Any]], heading: str, compared: str = "mechanism") -> str:
     first = next(iter(rates.values()))
     rows = [(name, *map(rate, row.values())) for name, row in rates.items()]
     rows.append(("chance", *(f"{cell['chance']:.2f}" for cell in first.values())))
@@ -182,7 +182,7 @@ def _rates(rates: Mapping[str, Mapping[str, Any]], heading: str) -> str:
     seeds = len(next(iter(first.values()))["seeds"])
     over = f"{seeds} training seeds" if seeds > 1 else "one training seed"
     below = f"Wilson 95 % intervals; n = {n} episodes per cell, over {over}."
-    return table(("mechanism", *map(heading.format, first)), rows, below)
+    return table((compared, *map(heading.format, first)), rows, below)
 
 
 def _costs(figures: Figures) -> str:
@@ -202,6 +202,47 @@ def _costs(figures: Figures) -> str:
         for name, cost in figures["costs"].items()
     ]
     return table(("mechanism", *columns.values()), rows, rule="--:")
+
+
+def _head_costs(figures: Figures) -> str:
+    rows = [
+        (
+            head,
+            *(f"{cost['parameters']:,}", str(cost["evaluations"])),
+            *(f"{cost[f'act_ms_batch{batch}']:.1f}" for batch in (1, 8)),
+        )
+        for head, cost in figures["costs"].items()
+    ]
+    return table(("head", "parameters", "evaluations", "act, batch 1, ms", "act, batch 8, ms"), rows, rule="--:")
+
+
+def _head_use(figures: Figures) -> str:
+    """Recall with the memory intact, reset and swapped, over all seeds."""
+    rows = []
+    for head, memories in figures["use"].items():
+        for memory, kinds in memories.items():
+            sums = {kind: Counter[str]() for kind in kinds}
+            for kind, seeds in kinds.items():
+                for counts in seeds.values():
+                    sums[kind].update(counts)
+            first = next(iter(sums.values()))
+            n = sum(first[name] for name in ("both", "only_undisturbed", "only_changed", "neither"))
+            changed = [f"{of['both'] + of['only_changed']}/{n}" for of in sums.values()]
+            rows.append((head, memory, f"{first['both'] + first['only_undisturbed']}/{n}", *changed))
+    kinds = next(iter(next(iter(figures["use"].values())).values()))
+    return table(("head", "memory", "intact", *kinds), rows)
+
+
+def _errors(figures: Figures) -> str:
+    """RMS distance to the exact solution on trained fields, by integrator and evaluations."""
+    errors = figures["errors"]
+    columns = list(dict.fromkeys(n for of in errors.values() for one in of.values() for n in one))
+    rows = [
+        (head, name, *(f"{one[n]:.4f}" if n in one else "" for n in columns))
+        for head, of in errors.items()
+        for name, one in of.items()
+    ]
+    return table(("head", "integrator", *(f"{n} evaluations" for n in columns)), rows, rule="--:")
 
 
 def _plan(figures: Figures) -> str:
@@ -407,6 +448,11 @@ _KINDS: Mapping[str, tuple[str | None, Callable[[Figures], str]]] = {
     "delays": ("delays", lambda figures: _rates(figures["delays"], "delay {}")),
     "plan": ("plan", _plan),
     "costs": ("costs", _costs),
+    "heads": ("success", lambda figures: _rates(figures["success"], "{}", "head")),
+    "samplings": ("samplings", lambda figures: _rates(figures["samplings"], "{}", "sampling")),
+    "head_use": ("use", _head_use),
+    "head_costs": ("costs", _head_costs),
+    "errors": ("errors", _errors),
     "bases": ("played", _bases),
     "methods": ("methods", _methods),
     "fronts": ("methods", _fronts),
@@ -417,6 +463,7 @@ _KINDS: Mapping[str, tuple[str | None, Callable[[Figures], str]]] = {
     "step_costs": ("costs", _step_costs),
 }
 MEMORY: Final = ("families", "delays", "plan", "costs")
+HEADS: Final = ("heads", "samplings", "head_use", "head_costs", "errors")
 FORGETTING: Final = ("bases", "methods", "fronts", "sequence", "loop", "response", "step_costs")
 KINDS: Final = frozenset(_KINDS)
 

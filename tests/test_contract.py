@@ -6,12 +6,17 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from ipvla.contract import (
     HAND,
     Contract,
     ContractError,
+    Limits,
     Pictures,
     common,
     fitted,
@@ -137,3 +142,43 @@ def test_a_mixture_knows_what_its_parts_agree_in() -> None:
     mirrored = replace(HAND, pictures=Pictures("mirrored"), control_hz=5.0)
     assert common([HAND, HAND]) == HAND
     assert common([HAND, mirrored]) == replace(HAND, pictures=Pictures("unknown"), control_hz=None)
+
+
+@given(
+    arrays(np.float32, (5, 2), elements=st.floats(-4, 4, width=32)),
+    arrays(np.float32, 2, elements=st.floats(-1, 1, width=32)),
+)
+def test_limits_hold_and_change_nothing_within_them(
+    actions: npt.NDArray[np.float32], before: npt.NDArray[np.float32]
+) -> None:
+    limits = Limits(low=(-1.0, -1.0), high=(1.0, 1.0), change=(0.5, 10.0))
+    kept = limits.kept(actions, before)
+    assert kept.dtype == np.float32
+    assert (np.abs(kept) <= 1).all()
+    assert (np.abs(np.diff([before, *kept], axis=0))[:, 0] <= 0.5 + 1e-6).all()
+    assert np.array_equal(limits.kept(kept, before), kept)
+    assert np.array_equal(kept[:, 1], actions[:, 1].clip(-1, 1)), "its change is wide enough"
+    assert np.array_equal(Limits().kept(actions, before), actions)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"low": (1.0,), "high": (0.0,)}, "low must be below"),
+        ({"change": (-1.0,)}, "at least 0"),
+        ({"high": (float("nan"),)}, "give numbers"),
+    ],
+)
+def test_limits_that_cannot_be(values: dict[str, tuple[float, ...]], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Limits(**values)
+
+
+def test_limits_are_of_the_contracts_actions() -> None:
+    with pytest.raises(ValueError, match=r"limits.high has 2 numbers; actions have 7"):
+        replace(HAND, limits=Limits(high=(1.0, 1.0)))
+    limited = replace(HAND, limits=Limits(high=(1.0,) * 7))
+    assert Contract.from_dict(json.loads(json.dumps(limited.to_dict()))) == limited
+    assert "limits" not in HAND.to_dict(), "policies that have none stay as they were saved"
+    assert HAND.changed(limited.changes(HAND)) == limited
+    assert limited.changed(HAND.changes(limited)) == HAND

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.data.normalisation import FeatureStatistics
-from ipvla.files import write_text
+from ipvla.files import one_line, read_record, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -98,16 +98,16 @@ class Statistics:
                 the expected one.
         """
         try:
-            values = dataset_values(json.loads(path.read_text()), name)
+            values = dataset_values(read_record(path), name)
             statistics = cls.from_dict(values)
         except FileNotFoundError:
             raise ValueError(f"statistics file {path} does not exist; collect the dataset again") from None
         except UnknownDatasetError as error:
             raise ValueError(f"{path} {error}") from None
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (OSError, AttributeError, ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} does not hold one dataset's statistics in OpenVLA's schema or openpi's ({error!r}); "
-                "delete it or collect the dataset again"
+                f"{path} does not hold one dataset's statistics in OpenVLA's schema or openpi's "
+                f"({one_line(error)}); delete it or collect the dataset again"
             ) from None
         if expected_action_dim is not None and statistics.action.dim != expected_action_dim:
             raise ValueError(
@@ -123,6 +123,10 @@ def _feature(values: Mapping[str, Any]) -> FeatureStatistics:
     mask = np.asarray(values.get("mask", np.ones(len(rows["q01"]))), np.bool_)
     if {row.shape for row in rows.values()} != {mask.shape}:
         raise ValueError("rows of different lengths")
+    if mask.ndim != 1:
+        raise ValueError(f"rows of shape {mask.shape}, not lists of numbers")
+    if any(np.isinf(row).any() for row in rows.values()):
+        raise ValueError("a number that is not finite")
     return FeatureStatistics(**rows, mask=mask)
 
 

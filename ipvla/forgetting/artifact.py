@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ipvla.files import replacing, write_text
+from ipvla.files import one_line, read_record, replacing, write_text
 from ipvla.forgetting.probed import ProbedModel
 
 _AGAIN = "make it again from the teacher and the probe"
@@ -78,8 +78,10 @@ class Measured(ABC):
         tensors, meta = read_artifact(directory, cls.name, expected)
         try:
             return cls.of(tensors, meta)
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{directory / cls.name}.json lacks {error}; {_AGAIN}") from None
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+            raise ArtifactError(
+                f"{directory / cls.name}.json does not fit its tensors ({one_line(error)}); {_AGAIN}"
+            ) from None
 
 
 def identity_of(model: ProbedModel, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,11 +114,11 @@ def read_artifact(
     """
     tensors_path, meta_path = _paths(directory, name)
     try:
-        meta = json.loads(meta_path.read_text())
+        meta = read_record(meta_path)
         whole = _sha256(tensors_path) == meta["tensors_sha256"]
         tensors = load_file(tensors_path) if whole else {}
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise ArtifactError(f"{meta_path} cannot be read ({type(error).__name__}: {error}); {_AGAIN}") from None
+        raise ArtifactError(f"{meta_path} cannot be read ({one_line(error)}); {_AGAIN}") from None
     if not whole:
         raise ArtifactError(f"{tensors_path} is damaged or does not belong to {meta_path.name}; {_AGAIN}")
     for key, value in expected.items():
@@ -134,5 +136,7 @@ def _paths(directory: Path, name: str) -> tuple[Path, Path]:
 
 
 def _sha256(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path.name} is no regular file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,36 +15,37 @@ class Reads:
     """Which language layers a head reads beside the cognition; negative numbers count from the last one.
 
     Attributes:
-        hidden: 0 for what enters the first layer, l for the output of the l-th, up to `num_layers`.
-        keys_values: 0 for the first layer, up to `num_layers - 1`.
+        hidden: 0 for what enters the first layer, l for the output of the l-th, up to `num_layers`; None for
+            the outputs of all layers.
+        keys_values: 0 for the first layer, up to `num_layers - 1`; None for all layers.
         language: the language model itself, as `Features.language`, with the keys and values of every layer.
     """
 
-    hidden: tuple[int, ...] = ()
-    keys_values: tuple[int, ...] = ()
+    hidden: tuple[int, ...] | None = ()
+    keys_values: tuple[int, ...] | None = ()
     language: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.hidden or self.caches)
+        return self.hidden != () or self.caches
 
     @property
     def caches(self) -> bool:
-        """Does the backbone store keys and values for it?"""
-        return bool(self.keys_values or self.language)
+        """Are there any keys and values?"""
+        return self.keys_values != () or self.language
 
     def of(self, num_layers: int) -> Reads:
-        """The same with no negative numbers. ValueError for a layer that a backbone of `num_layers` lacks."""
-        counts = {"hidden": num_layers + 1, "keys_values": num_layers}
-        for name, count in counts.items():
-            if missing := [layer for layer in getattr(self, name) if not -count <= layer < count]:
+        """The same in numbers from 0 on. ValueError for a layer that a backbone of `num_layers` lacks."""
+        read = {}
+        for name, count in {"hidden": num_layers + 1, "keys_values": num_layers}.items():
+            asked = None if name == "keys_values" and self.language else getattr(self, name)
+            layers = tuple(range(count - num_layers, count)) if asked is None else asked
+            if missing := [layer for layer in layers if not -count <= layer < count]:
                 raise ValueError(
                     f"model.head reads {name} {missing}, and the backbone has {num_layers} language layers; "
                     f"choose among 0..{count - 1}"
                 )
-        found = {name: tuple(i % count for i in getattr(self, name)) for name, count in counts.items()}
-        if self.language:
-            found["keys_values"] = tuple(range(num_layers))
-        return Reads(**found, language=self.language)
+            read[name] = tuple(layer % count for layer in layers)
+        return Reads(**read, language=self.language)
 
 
 @dataclass

@@ -54,6 +54,11 @@ class IPVLAConfig:
             raise ValueError(f"model.chunk is {self.chunk}; it must be at least 1")
         if self.lora is not None and self.osf is not None:
             raise ValueError("model.lora and model.osf are both set; set one of them to null")
+        if self.head.distils and self.adapted is not None:
+            raise ValueError(
+                "model.head.distil trains the head alone, and model.lora or model.osf adapts the backbone; set "
+                "them to null"
+            )
         if self.reasoning_loss is not None:
             others = {
                 "model.plan_readout": self.plan_readout is not None,
@@ -122,6 +127,9 @@ class IPVLAConfig:
         model = IPVLA(self, backbone, proprio_dim, action_varies)
         if start is not None:
             model.start_from(start)
+            if self.head.distils:
+                model.requires_grad_(False)
+                model.head.requires_grad_(True)
         if self.adapted is not None:
             self.adapted.apply(backbone)
             if self.adapted.freeze_rest:
@@ -146,9 +154,15 @@ class IPVLA(nn.Module):
         super().__init__()
         self.backbone = backbone
         backbone.reads = config.head.reads.of(backbone.num_layers)
+        backbone.insulated = config.head.insulates
         self.memory = config.memory.build(backbone)
+        if backbone.insulated and self.memory.feeds_backbone:
+            raise ValueError(
+                "model.head.detach lets no gradient through the backbone, and model.memory.type "
+                f"{config.memory.get_choice_name(type(config.memory))} learns through it; choose one of them"
+            )
         self.head = config.head.build(backbone, proprio_dim, config.chunk, len(action_varies))
-        self.head.set_varies(tuple(action_varies.tolist()))
+        self.head.set_varies(action_varies)
         readout, questions, words = config.plan_readout, config.questions, config.reasoning_loss
         self.plan_readout = None if readout is None else readout.build(backbone.width, backbone.vocabulary)
         self.questions = None if questions is None else questions.build()
@@ -210,7 +224,7 @@ class IPVLA(nn.Module):
             loss = loss + self.plan_readout.loss(features.cognition, batch.plan.flatten(0, 1))
         if self.questions is not None:
             loss = loss + self.questions.loss(self.backbone, batch)
-        self.terms = {}
+        self.terms = dict(self.head.terms)
         words = None if self.reasoning_loss is None else self.reasoning_loss.loss(self.backbone, batch)
         if self.reasoning_loss is not None and words is not None:
             self.terms["reasoning_loss"] = words.detach()
@@ -237,6 +251,12 @@ class IPVLA(nn.Module):
     def _for_head(self, features: Features) -> Features:
         return replace(features, language=self.backbone) if self.backbone.reads.language else features
 
+    def expected(self, features: Features) -> torch.Tensor:
+        """As `sample`, differentiable (`Head.expected`)."""
+        return self.head.expected(
+            self._for_head(features), self._noise([0] * len(features.cognition), self.head.noise_shape)
+        )
+
     def _noise(self, seeds: Sequence[int], shape: tuple[int, ...] | None) -> torch.Tensor | None:
         return None if shape is None else draw_noise(seeds, shape).to(self.action_varies.device)
 
@@ -258,7 +278,19 @@ class IPVLA(nn.Module):
         for name in ("backbone", "head", "memory", "plan_readout"):
             part, other = getattr(self, name), getattr(start, name)
             if part is not None and other is not None and _shapes(part) == _shapes(other):
-                part.load_state_dict(other.state_dict())
+                adopt(part, other.state_dict())
+        self.head.learn_from(start.head)
+
+
+def adopt(part: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copies these weights into the part; where its own are not there yet (device `meta`), they become its own."""
+    trained = {name: parameter.requires_grad for name, parameter in part.named_parameters()}
+    absent = {name: value.dtype for name, value in part.state_dict().items() if value.is_meta}
+    given = {name: weights[name].to(dtype) for name, dtype in absent.items() if name in weights}
+    part.load_state_dict({name: x for name, x in weights.items() if name not in absent}, strict=False)
+    part.load_state_dict(given, strict=False, assign=True)
+    for name, parameter in part.named_parameters():
+        parameter.requires_grad_(trained[name])
 
 
 def _shapes(part: nn.Module) -> dict[str, tuple[int, ...]]:

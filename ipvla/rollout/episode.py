@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,10 @@ class EpisodeObserver(Protocol):
 
 class InvalidActionError(ValueError):
     """The policy's chunk cannot be played."""
+
+    @classmethod
+    def not_finite(cls, episode: str) -> Self:
+        return cls(f"{episode}: the policy returned actions that are not finite; check its weights")
 
 
 class ReplayError(ValueError):
@@ -93,8 +97,11 @@ def replay_episode(
     """Plays `actions`, [T, A], from the episode's seed, with observers.
 
     Raises:
-        ReplayError: the episode does not end as `recorded` (another version of the physics, another processor).
+        ReplayError: the episode does not end as `recorded` (another version of the physics, another processor), or
+            its actions are not finite.
     """
+    if not np.isfinite(actions).all():
+        raise ReplayError(f"the recorded actions of {recorded.spec.key} are not finite; its journal is damaged")
     outcome, steps = StepOutcome(success=False, failure=False), 0
     simulator.reset(recorded.spec.seed)
     for observer in observers:
@@ -123,5 +130,5 @@ def _checked(chunk: Chunk, spec: EpisodeSpec, execute: int | None) -> Chunk:
             "evaluate a policy that executes as many, or by another protocol"
         )
     if not np.isfinite(chunk).all():
-        raise InvalidActionError(f"{spec.key}: the policy returned actions that are not finite; check its weights")
+        raise InvalidActionError.not_finite(spec.key)
     return chunk

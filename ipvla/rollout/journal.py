@@ -5,17 +5,35 @@ from __future__ import annotations
 import io
 import json
 import sqlite3
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
+from ipvla.files import one_line
 from ipvla.types import EpisodeResult, EpisodeSpec, EpisodeTrace
 
+Record = TypeVar("Record", EpisodeSpec, EpisodeResult)
 _BUSY_TIMEOUT_S = 30.0
+#: Bytes of an episode's arrays; hours of control steps have fewer.
+_LARGEST_TRACE = 2**28
+#: What reading a damaged record raises.
+_DAMAGE = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+    OSError,
+    BadZipFile,
+    zlib.error,
+)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS study (id INTEGER PRIMARY KEY CHECK (id = 1), fingerprint TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS episodes (
@@ -62,7 +80,7 @@ class Journal:
         self._connection.execute("INSERT OR IGNORE INTO study VALUES (1, ?)", (given,))
         (stored,) = self._connection.execute("SELECT fingerprint FROM study").fetchone()
         if stored != given:
-            recorded_for = json.loads(stored)
+            recorded_for = self._fingerprint()
             changed = "; ".join(
                 f"{name}: journal has {recorded_for.get(name)!r}, this study {fingerprint.get(name)!r}"
                 for name in sorted({*recorded_for, *fingerprint})
@@ -106,32 +124,69 @@ class Journal:
             raise
 
     def missing(self, specs: Iterable[EpisodeSpec]) -> list[EpisodeSpec]:
-        """Those of `specs` that have no record, in their order."""
-        recorded = {key for (key,) in self._connection.execute("SELECT key FROM episodes")}
+        """Those of `specs` that have no record, in their order. JournalError if it is damaged."""
+        with self._reading():
+            recorded = {key for (key,) in self._connection.execute("SELECT key FROM episodes")}
         return [spec for spec in specs if spec.key not in recorded]
 
     def results(self, specs: Iterable[EpisodeSpec] | None = None) -> list[EpisodeResult]:
-        """Every record, or those of `specs` alone, by task and trial."""
+        """Every record, or those of `specs` alone, by task and trial. JournalError if it is damaged."""
         condition, keys = "", tuple[str, ...]()
         if specs is not None:
             condition = "WHERE key IN (SELECT value FROM json_each(?))"
             keys = (json.dumps([spec.key for spec in specs]),)
-        rows = self._connection.execute(f"SELECT result FROM episodes {condition} ORDER BY task, trial, key", keys)
-        return [_result(json.loads(text)) for (text,) in rows]
+        query = f"SELECT result FROM episodes {condition} ORDER BY task, trial, key"
+        with self._reading():
+            return [_result(json.loads(text)) for (text,) in self._connection.execute(query, keys)]
 
     def trace(self, spec: EpisodeSpec) -> EpisodeTrace | None:
-        """The trace of a recorded episode; None where there is none."""
-        row = self._connection.execute("SELECT trace FROM traces WHERE key = ?", (spec.key,)).fetchone()
-        return row and _unpacked(row[0])
+        """The trace of a recorded episode; None where there is none. JournalError if it is damaged."""
+        with self._reading():
+            row = self._connection.execute("SELECT trace FROM traces WHERE key = ?", (spec.key,)).fetchone()
+            return row and _unpacked(row[0])
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Within: what damage looks like to SQLite, JSON and NumPy becomes JournalError."""
+        try:
+            yield
+        except JournalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise _unusable(self.path, error) from error
+        except _DAMAGE as error:
+            raise _damaged(self.path, error) from error
 
     @classmethod
     def existing(cls, path: Path) -> Self:
-        """The journal at `path`, of any study.
+        """The journal at `path`, of any study, to read alone: nothing is written beside it.
 
         Raises:
             JournalError: there is none, or it is damaged.
         """
-        return cls(path, _fingerprint_of(path))
+        if not path.exists():
+            raise JournalError(f"there is no journal {path}; give what `ray_jobs.evaluate` wrote, episodes.sqlite")
+        journal = cls.__new__(cls)
+        journal.path = path
+        with ExitStack() as stack:
+            try:
+                journal._connection = _to_read(path)
+                stack.callback(journal.close)
+                journal.fingerprint = journal._fingerprint()
+            except sqlite3.DatabaseError as error:
+                raise _unusable(path, error) from error
+            stack.pop_all()
+        return journal
+
+    def _fingerprint(self) -> dict[str, str]:
+        with self._reading():
+            row = self._connection.execute("SELECT fingerprint FROM study").fetchone()
+            if row is None:
+                raise JournalError(f"{self.path} is of no study yet: nothing was recorded in it")
+            fingerprint: dict[str, str] = json.loads(row[0])
+            if not isinstance(fingerprint, dict):
+                raise TypeError(f"a fingerprint that is a {type(fingerprint).__name__}")
+            return fingerprint
 
     @classmethod
     def merged(cls, sources: Sequence[Path], path: Path) -> Self:
@@ -168,18 +223,26 @@ class Journal:
         self.close()
 
 
-def _fingerprint_of(path: Path) -> dict[str, str]:
-    if not path.exists():
-        raise JournalError(f"there is no journal {path}; give what `ray_jobs.evaluate` wrote, episodes.sqlite")
+def _to_read(path: Path) -> sqlite3.Connection:
+    """Where this user may write neither the file nor its directory, it is read as one that nobody changes."""
+    address = path.resolve().as_uri()
+    connection = sqlite3.connect(f"{address}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT_S)
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-            (stored,) = connection.execute("SELECT fingerprint FROM study").fetchone()
-    except sqlite3.DatabaseError as error:
-        raise _unusable(path, error) from error
-    except TypeError:
-        raise JournalError(f"{path} is of no study yet: nothing was recorded in it") from None
-    fingerprint: dict[str, str] = json.loads(stored)
-    return fingerprint
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+        return connection
+    except sqlite3.OperationalError as error:
+        connection.close()
+        log = path.with_name(f"{path.name}-wal")
+        unwritable = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+        if not unwritable or (log.exists() and log.stat().st_size):
+            raise
+        return sqlite3.connect(f"{address}?immutable=1", uri=True)
+
+
+def _damaged(path: Path, error: BaseException) -> JournalError:
+    return JournalError(
+        f"{path} has a record that cannot be read ({one_line(error)}); move it away to start afresh"
+    )
 
 
 def _unusable(path: Path, error: sqlite3.DatabaseError) -> JournalError:
@@ -194,9 +257,22 @@ def _unusable(path: Path, error: sqlite3.DatabaseError) -> JournalError:
 
 
 def _result(record: dict[str, Any]) -> EpisodeResult:
-    spec = EpisodeSpec(**record.pop("spec"))
+    spec = _fitting(EpisodeSpec, record.pop("spec"))
     known = {field.name for field in fields(EpisodeResult)}  # older journals have names that are gone
-    return EpisodeResult(spec=spec, **{name: value for name, value in record.items() if name in known})
+    return _fitting(EpisodeResult, {"spec": spec, **{n: v for n, v in record.items() if n in known}})
+
+
+#: Of the records' fields, by their annotation.
+_TYPES: Mapping[Any, type | tuple[type, ...]] = {"int": int, "float": (int, float), "str": str}
+
+
+def _fitting(kind: type[Record], values: dict[str, Any]) -> Record:
+    """TypeError if a number or text is something else, or a field is missing."""
+    for field in fields(kind):  # type: ignore[arg-type]
+        expected = _TYPES.get(field.type, object)
+        if field.name in values and not isinstance(values[field.name], expected):
+            raise TypeError(f"{field.name} is {values[field.name]!r:.60}")
+    return kind(**values)
 
 
 def _packed(trace: EpisodeTrace) -> bytes:
@@ -206,5 +282,12 @@ def _packed(trace: EpisodeTrace) -> bytes:
 
 
 def _unpacked(packed: bytes) -> EpisodeTrace:
+    if (size := sum(member.file_size for member in ZipFile(io.BytesIO(packed)).infolist())) > _LARGEST_TRACE:
+        raise ValueError(f"a trace of {size} bytes")
     with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
-        return EpisodeTrace(**arrays)
+        trace = EpisodeTrace(**arrays)
+    if trace.actions.ndim != 2 or any(
+        getattr(trace, field.name).dtype.kind not in "fi" for field in fields(trace)
+    ):
+        raise ValueError("a trace whose arrays are not numbers")
+    return trace

@@ -20,7 +20,7 @@ import ray
 
 from ipvla.contract import Contract, fitted
 from ipvla.rollout.endpoint import Service, Serving
-from ipvla.rollout.episode import Chunk, EpisodeId
+from ipvla.rollout.episode import Chunk, EpisodeId, InvalidActionError
 from ipvla.types import Observation
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ class PolicyActor:
 
         Raises:
             StaleEpisodeError: the step does not follow the episode's last one.
+            InvalidActionError: the policy's actions are not finite; the memory is as before.
         """
         while policy_step == 0 and episode_id not in self._server and not await self._has_room():
             pass
@@ -171,7 +172,11 @@ class PolicyActor:
                 self._busy_s += time.perf_counter() - started
                 self._forwards, self._requests = self._forwards + 1, self._requests + len(batch)
             for (_, answer), chunk in zip(batch, chunks, strict=True):
-                if not answer.done():  # cancelled, if its caller went away
+                if answer.done():  # cancelled: its caller went away
+                    continue
+                if isinstance(chunk, InvalidActionError):
+                    answer.set_exception(chunk)
+                else:
                     answer.set_result(chunk)
 
     async def end(self, episode_id: EpisodeId) -> None:

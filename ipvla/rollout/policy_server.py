@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ipvla.rollout.episode import Chunk, EpisodeId
+from ipvla.rollout.episode import Chunk, EpisodeId, InvalidActionError
 from ipvla.types import Memory, Observation
 
 
@@ -141,20 +141,29 @@ class PolicyServer:
         return Request(episode, observation)
 
     @torch.inference_mode()
-    def forward(self, requests: Sequence[Request]) -> list[Chunk]:
-        """One batched pass; float32 [execute, A] per request. If the policy raises, no memory has changed."""
+    def forward(self, requests: Sequence[Request]) -> list[Chunk | InvalidActionError]:
+        """One batched pass; float32 [execute, A] per request, or what is wrong with its actions.
+
+        The memory of such an episode is as before, and every one's if the policy raises.
+        """
         episodes = [request.episode for request in requests]
         try:
             memory = _gather([episode.memory for episode in episodes])
             with self._acting.measure():
                 actions, memory = self._policy.act([request.observation for request in requests], memory)
             rows = _scatter(memory, len(episodes))
-            for episode, row in zip(episodes, rows, strict=True):
-                episode.memory, episode.next_step = row, episode.next_step + 1
+            chunks = [chunk[: self._policy.execute] for chunk in actions]
+            finite = [bool(np.isfinite(chunk).all()) for chunk in chunks]
+            for episode, row, good in zip(episodes, rows, finite, strict=True):
+                if good:
+                    episode.memory, episode.next_step = row, episode.next_step + 1
         finally:
             for episode in episodes:
                 episode.waiting = False
-        return [chunk[: self._policy.execute] for chunk in actions]
+        return [
+            chunk if good else InvalidActionError.not_finite(request.observation.episode)
+            for chunk, good, request in zip(chunks, finite, requests, strict=True)
+        ]
 
     def end(self, episode_id: EpisodeId) -> None:
         """Frees the episode's memory; an unknown episode has none to free."""

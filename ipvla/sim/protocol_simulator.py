@@ -57,7 +57,11 @@ class ProtocolSimulator:
             self._simulator.step(np.array(self._protocol.settle_action))
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> StepOutcome:
-        """Plays one control step of the client's action, [A] on its terms."""
+        """Plays one control step of the client's action, [A] on its terms. ValueError if it is not finite."""
+        if not np.isfinite(action).all():
+            raise ValueError(
+                f"an action of {np.asarray(action).tolist()} is not finite; check the policy's weights"
+            )
         return self._simulator.step(to_environment(np.array(action, dtype=np.float64), self.view.gripper))
 
     @property

@@ -1,6 +1,6 @@
 """Training checkpoints: safetensors and JSON, no pickle, complete or not there.
 
-training.json          step, plan position, world size, lanes, Thermostat, what the run was configured as
+training.json          step, plan position, world size, lanes, Thermostat, loss scale, the run's settings
 policy/                the policy, ready for rollout
 optimizer.safetensors  one tensor per parameter and moment
 lanes-RANK.safetensors each worker's memory and random state
@@ -18,17 +18,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ipvla.data.plan import PlanPosition
-from ipvla.policy import CheckpointError, Policy, load_weights, sharded_like, whole
+from ipvla.files import one_line, read_record
+from ipvla.policy import (
+    CheckpointError,
+    Policy,
+    load_weights,
+    policy_contract,
+    read_tensors,
+    require_finite_tensors,
+    sharded_like,
+    tensor_shapes,
+    whole,
+)
 from ipvla.policy import state as weights_of
 from ipvla.training.parallel import World
 from ipvla.training.step import TrainingState
 from ipvla.types import Memory
 
 _MOST_DIFFERENCES = 5
+#: Of any run, and of workers.
+_MOST_STEPS, _MOST_WORKERS = 2**40, 2**16
 
 
 def save_checkpoint(
@@ -53,6 +65,7 @@ def save_checkpoint(
             "world": world.size,
             "identity": identity,
             **({"thermostat": state.protection.thermostat.to_dict()} if state.protection else {}),
+            **({"loss_scale": state.scaler.state_dict()} if state.scaler.is_enabled() else {}),
         }
         (directory / "training.json").write_text(json.dumps(written, indent=1))
 
@@ -73,33 +86,70 @@ def load_checkpoint(
     Raises:
         CheckpointError: it is damaged, or of a run with another model, dataset or lanes.
     """
-    try:
-        written = json.loads((directory / "training.json").read_text())
-        optimizer = load_file(directory / "optimizer.safetensors")
-        lanes = [load_file(directory / f"lanes-{rank}.safetensors") for rank in range(written["world"])]
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the checkpoint {directory} cannot be read ({error}); delete it to go on from the one before"
-        ) from None
+    written = _written(directory)
     if changes := differences(shared(complete(written["identity"])), shared(identity)):
         raise CheckpointError(
             f"the checkpoint {directory} has model or data settings of another run ({changes}); give the run "
             "another name, or the settings it began with"
         )
+    optimizer = read_tensors(directory / "optimizer.safetensors")
+    lanes = [read_tensors(directory / f"lanes-{rank}.safetensors") for rank in range(written["world"])]
     load_weights(state.model, directory / "policy" / "model.safetensors")
-    _load_optimizer(state.optimizer, optimizer)
-    state.memory = _own_memory(lanes, state.memory, world)
-    state.step = written["step"]
-    state.position = PlanPosition.from_dict(written["position"])
-    before, now = (lanes_total(i, w) for i, w in ((written["identity"], written["world"]), (identity, world.size)))
-    if before != now:
-        state.position = state.position.on_other_lanes(before)
-    if state.protection:
-        state.protection.resume(written["thermostat"])
-    random = lanes[world.rank % len(lanes)]
-    torch.set_rng_state(random["random.cpu"])
-    if "random.cuda" in random and world.device.type == "cuda":
-        torch.cuda.set_rng_state(random["random.cuda"], world.device)
+    require_finite_tensors(directory / "optimizer.safetensors", optimizer)
+    try:
+        _load_optimizer(state.optimizer, optimizer)
+        state.memory = _own_memory(lanes, state.memory, world)
+        state.step = written["step"]
+        state.position = PlanPosition.from_dict(written["position"])
+        before = lanes_total(written["identity"], written["world"])
+        if before != lanes_total(identity, world.size):
+            state.position = state.position.on_other_lanes(before)
+        if state.protection:
+            state.protection.resume(written["thermostat"])
+        if state.scaler.is_enabled() and "loss_scale" in written:
+            state.scaler.load_state_dict(written["loss_scale"])
+        random = lanes[world.rank % len(lanes)]
+        torch.set_rng_state(random["random.cpu"])
+        if "random.cuda" in random and world.device.type == "cuda":
+            torch.cuda.set_rng_state(random["random.cuda"], world.device)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise _damaged(directory, error) from None
+
+
+def require_whole(directory: Path) -> None:
+    """Looks at everything in a checkpoint but the numbers in its tensors.
+
+    Raises:
+        CheckpointError: a file is missing, cut or no record; it says which.
+    """
+    written = _written(directory)
+    policy_contract(directory / "policy")
+    files = ("policy/model", "optimizer", *(f"lanes-{rank}" for rank in range(written["world"])))
+    for name in files:
+        tensor_shapes(directory / f"{name}.safetensors")
+
+
+def _written(directory: Path) -> dict[str, Any]:
+    """`training.json`, whose values are what `save_checkpoint` writes. CheckpointError if they are not."""
+    try:
+        written = read_record(directory / "training.json")
+        position, identity = written["position"], written["identity"]
+        counts = (written["step"], position["epoch"], position["window"])
+        if any(type(count) is not int or not 0 <= count <= _MOST_STEPS for count in counts):
+            raise ValueError(f"step, epoch and window are {counts}")
+        if type(written["world"]) is not int or not 1 <= written["world"] <= _MOST_WORKERS:
+            raise ValueError(f"world is {written['world']!r:.60}")
+        lanes_total(identity, written["world"])
+        PlanPosition.from_dict(position)
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(directory, error) from None
+    return written
+
+
+def _damaged(directory: Path, error: BaseException) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {directory} cannot be read ({one_line(error)}); delete it to go on from the one before"
+    )
 
 
 def shared(identity: dict[str, Any]) -> dict[str, Any]:
@@ -166,6 +216,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.T
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        of = parameters[int(index)] if value.ndim else value  # the count of steps is not sharded
-        moments.setdefault(int(index), {})[name] = sharded_like(value, of)
+        of = parameters[int(index)]
+        if value.ndim and value.shape != of.shape:
+            raise ValueError(f"{key} of the optimizer is {tuple(value.shape)}, its parameter {tuple(of.shape)}")
+        # The count of steps is not sharded.
+        moments.setdefault(int(index), {})[name] = sharded_like(value, of) if value.ndim else value
+    if len(names := {frozenset(one) for one in moments.values()}) > 1:
+        raise ValueError(f"moments of the optimizer are missing: {sorted(map(sorted, names))}")
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})

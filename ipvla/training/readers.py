@@ -66,7 +66,7 @@ class FeatureReader:
             if not model.memory.feeds_backbone:
                 t = torch.zeros(len(inputs.images), dtype=torch.long, device=inputs.images.device)
                 features, _ = model.memory.step(features, model.initial_memory(len(t)), t)
-            actions = model.sample(features)[..., model.action_varies]
+            actions = model.expected(features)[..., model.action_varies]
         return tuple(hidden.values()), output.instruction_mask, actions.flatten(1)
 
     def divergence(self, output: Tensor, reference: Tensor) -> Tensor:

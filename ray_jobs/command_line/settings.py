@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 import draccus
 from draccus.utils import DecodingError, ParsingError
 
+from ipvla import plain_yaml
 from ipvla.choices import did_you_mean, nearest
+from ipvla.plain_yaml import YamlError
 
 Config = TypeVar("Config")
 CONFIG_PATH = "config_path"
@@ -184,14 +186,15 @@ def _load(path: str) -> dict[str, Any]:
     if path == _BARE:
         raise SettingError(f"{CONFIG_PATH}: no file was given; write --{CONFIG_PATH} FILE")
     try:
-        with Path(path).open() as file:
-            tree = draccus.cfgparsing.load_config(file, file=path)
+        tree = plain_yaml.load_file(Path(path))
     except OSError as error:
         raise SettingError(f"{CONFIG_PATH}: {path} cannot be read ({error.strerror}); give a YAML file") from None
-    except (ParsingError, UnicodeDecodeError) as error:
-        raise SettingError(f"{CONFIG_PATH}: {path} is not valid YAML: {error.__cause__ or error}") from error
+    except YamlError as error:
+        raise SettingError(f"{CONFIG_PATH}: {path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict | None):
         raise SettingError(f"{CONFIG_PATH}: {path} holds {tree!r:.60}; it must hold `name: value` lines")
+    if strange := [name for name in tree or {} if not isinstance(name, str)]:
+        raise SettingError(f"{CONFIG_PATH}: {path} names a setting {strange[0]!r:.60}; names are texts")
     return tree or {}
 
 
@@ -268,8 +271,8 @@ def _read(kind: Any, value: Any, path: str) -> Any:
     if kind is str or kind is Path:
         return str(value)
     try:
-        return draccus.cfgparsing.parse_string(str(value))
-    except Exception as error:
+        return plain_yaml.load(str(value)) if value else ""
+    except YamlError as error:
         raise SettingError(f"{path}: {str(value)!r} is not valid YAML; quote it, or correct it") from error
 
 

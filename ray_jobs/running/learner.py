@@ -53,7 +53,7 @@ class LearnerConfig:
 
     def build(self, offered: Contract, suite: str) -> Learner:
         """The policy, loaded."""
-        return Learner(Policy.load(self.policy), self.steps, offered, suite)
+        return Learner(Policy.load(self.policy).require_finite(), self.steps, offered, suite)
 
 
 class Learner:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ipvla.experiment import ExperimentConfig
+from ipvla.models.heads import Sampling
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.fingerprint import fingerprint
@@ -96,6 +97,11 @@ def _sha256(policy: Path) -> str:
 
 def _mib(directory: Path) -> float:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) / 2**20
+
+
+def variant(unnorm_key: str | None, sampling: Sampling) -> str | None:
+    """What decides a policy's actions besides its files, for its hash; None for nothing."""
+    return " ".join(filter(None, (unnorm_key, str(sampling)))) or None
 
 
 def policy_demand(success: SuccessConfig) -> Demand:

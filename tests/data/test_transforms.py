@@ -358,3 +358,26 @@ def test_statistics_that_lack_what_the_normalisation_needs_are_refused(make_tran
 def test_senseless_settings_are_refused(make_transforms: Make, change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_transforms(**change)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_no_clipping_hides_what_is_not_finite(make_transforms: Make, broken: float) -> None:
+    transforms = make_transforms()
+    for dimension in range(transforms.action_dim):
+        output = np.zeros((2, 1, transforms.action_dim), np.float32)
+        output[1, 0, dimension] = broken
+        actions = transforms.denormalise(output)
+        assert np.isfinite(actions[0]).all()
+        assert np.isnan(actions[1, 0, dimension])
+
+
+def test_a_resized_observation_is_the_same_to_the_model(make_transforms: Make) -> None:
+    transforms = make_transforms(cameras=("wrist",))
+    observation = _observation(3 * SIZE)
+    resized = transforms.conventions.resized(observation)
+    assert resized.images.keys() == {"wrist"}
+    assert resized.images["wrist"].shape == (SIZE, SIZE, 3)
+    for name in ("images", "proprio", "input_ids"):
+        assert torch.equal(
+            getattr(transforms.inputs([resized]), name), getattr(transforms.inputs([observation]), name)
+        )

@@ -156,9 +156,9 @@ def test_constant_dimensions_are_not_written(config: TokensConfig, backbone: Bac
     head, target = build(config, backbone), chunks()
     if isinstance(config.tokenizer, RVQTokensConfig):
         with pytest.raises(ValueError, match=r"4 actions with 3 dimensions, and model\.chunk has .* 2 dimensions"):
-            head.set_varies((True, False, True))
+            head.set_varies(torch.tensor([True, False, True]))
         return
-    head.set_varies((True, False, True))
+    head.set_varies(torch.tensor([True, False, True]))
     weight = torch.ones_like(target, dtype=torch.bool)
     weight[..., 1] = False
     other = target.clone()

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
 from evaluators.success import SuccessConfig
+from ipvla.data.conventions import Conventions
+from ipvla.data.statistics import Statistics
+from ipvla.models.backbones import TinyConfig
+from ipvla.models.vla import IPVLAConfig
+from ipvla.policy import Policy
 from ipvla.rollout.journal import Journal
 from ipvla.sim.perturbations import language
 from ray_jobs import robustness as job
@@ -148,3 +155,27 @@ def test_language_without_its_package_is_refused_before_any_process_starts(
     )
     with pytest.raises(ValueError, match="run make assets"):
         job.measure(config, Console(quiet=True))
+
+
+def test_an_instruction_longer_than_the_policys_prompts_is_refused_before_any_process_starts(
+    standard_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LIBERO-Plus says the same task at greater length; words that the tokenizer lacks are spelled."""
+    actions = np.random.default_rng(0).uniform(-1, 1, (50, 7)).astype(np.float32)
+    statistics = Statistics.compute([actions], [np.zeros((50, 8), np.float32)], (True,) * 7)
+    conventions = Conventions(statistics, cameras=("agentview",), image_size=32, chunk=4)
+    model = IPVLAConfig(backbone=TinyConfig(width=32, heads=2, mlp=32, trunk_channels=8), chunk=4)
+    Policy.build(model, conventions, 4).save(tmp_path / "runs" / "plus" / "short" / "policy")
+    config = RobustnessConfig(
+        storage_root=tmp_path,
+        cache_dir=standard_cache,
+        study="plus",
+        policies=("short",),
+        success=SuccessConfig(suite="libero_object", protocol="ipvla", episodes={TASK: 10}),
+    )
+    monkeypatch.setattr(job, "connect", lambda *_: pytest.fail("a cluster was asked for"))
+    with pytest.raises(ValueError, match=r"instructions have more tokens than .*max_prompt_tokens 32, up to \d+"):
+        job.measure(config, Console(quiet=True))
+    assert not [*tmp_path.rglob("episodes.sqlite")]
+    with pytest.raises(pytest.fail.Exception, match="a cluster was asked for"):
+        job.measure(replace(config, dimensions=("camera",)), Console(quiet=True))

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.rollout_speed import save_untrained_policy
-from ipvla.contract import Contract, Pictures
+from ipvla.contract import Contract, Limits, Pictures
 from ipvla.data.conventions import Conventions
 from ipvla.data.statistics import Statistics
 from ipvla.models.backbones import TinyConfig
 from ipvla.models.vla import IPVLAConfig
-from ipvla.policy import CheckpointError, Policy
+from ipvla.policy import CheckpointError, Policy, state
 from ipvla.rollout.openpi.messages import pack, unpack
 from ipvla.rollout.openpi.server import ServerConfig
 from ipvla.storage import SOURCE_TREE
@@ -93,6 +94,8 @@ def test_who_connects_is_told_what_to_send(url: str) -> None:
         ({"observation/image": np.zeros((64, 64, 3), np.float32)}, r"send uint8 \[H, W, 3\] in 0..255"),
         ({"observation/state": np.zeros(7, np.float32)}, r"send float32 \[8\]"),
         ({"prompt": "put " * 100}, "shorten the instruction"),
+        ({"prompt": "put " * 1_000_000}, "4000000 exceeds max_str_len"),
+        ({"observation/image": np.zeros((1, 5_500_000, 3), np.uint8)}, "at most 4096 pixels a side"),
     ],
 )
 def test_what_the_policy_cannot_use_is_told(url: str, wrong: dict[str, object], reason: str) -> None:
@@ -104,7 +107,7 @@ def test_what_the_policy_cannot_use_is_told(url: str, wrong: dict[str, object], 
 
 def test_a_client_is_told_the_terms_of_the_policy(root: Path) -> None:
     policy = Policy.load(root / "runs" / "recall" / "gru" / "policy")
-    told = metadata(policy, "abc")
+    told = metadata(policy, policy.contract, "abc")
     assert Contract.from_dict(unpack(pack(told))["contract"]) == policy.contract
     assert told["observation"]["observation/image"]["about"] == "RGB, upright"
     mirrored = replace(policy.transforms.contract, pictures=Pictures("mirrored"))
@@ -114,7 +117,10 @@ def test_a_client_is_told_the_terms_of_the_policy(root: Path) -> None:
             policy.transforms, conventions=replace(policy.transforms.conventions, recorded=mirrored)
         ),
     )
-    assert "left and right exchanged" in metadata(turned, "abc")["observation"]["observation/image"]["about"]
+    assert (
+        "left and right exchanged"
+        in metadata(turned, turned.contract, "abc")["observation"]["observation/image"]["about"]
+    )
 
 
 def test_the_range_of_joints_is_that_of_their_data(tmp_path: Path) -> None:
@@ -127,7 +133,7 @@ def test_the_range_of_joints_is_that_of_their_data(tmp_path: Path) -> None:
         gripper="none",
     )
     policy = Policy.build(IPVLAConfig(backbone=TinyConfig(), chunk=4), conventions, 4)
-    actions = metadata(policy, "abc")["actions"]
+    actions = metadata(policy, policy.contract, "abc")["actions"]
     assert "range" not in actions
     assert actions["shape"] == [4, 14]
     np.testing.assert_allclose(actions["max"], joints.max(0))
@@ -137,6 +143,23 @@ def test_the_range_of_joints_is_that_of_their_data(tmp_path: Path) -> None:
 def test_a_policy_that_is_not_there(root: Path) -> None:
     with pytest.raises(CheckpointError, match="no policy in"):
         serving(ServeConfig(storage_root=root, name="lstm"), None)
+
+
+def test_a_policy_that_is_not_finite_is_not_served(root: Path, tmp_path: Path) -> None:
+    policy = Policy.load(root / "runs" / "recall" / "gru" / "policy")
+    weights = state(policy.model)
+    name = next(name for name in weights if name.startswith("head."))
+    policy.save(tmp_path / "policy", {**weights, name: torch.full_like(weights[name], torch.nan)})
+    with pytest.raises(CheckpointError, match=f"not finite .*{name} of its weights"):
+        serving(ServeConfig(storage_root=root, policy=tmp_path / "policy"), None)
+
+
+def test_a_robots_limits_are_part_of_the_contract(root: Path) -> None:
+    limits = Limits(high=(0.5,) * 7)
+    server = serving(ServeConfig(storage_root=root, name="gru", limits=limits), None)
+    assert Contract.from_dict(unpack(server.greeting)["contract"]).limits == limits
+    with pytest.raises(ValueError, match=r"limits.high has 2 numbers; actions have 7"):
+        serving(ServeConfig(storage_root=root, name="gru", limits=Limits(high=(1.0, 1.0))), None)
 
 
 def test_nobody_else_is_let_in_without_a_token(root: Path) -> None:

@@ -31,14 +31,16 @@ def test_presets_fit_one_another(suite: str, tmp_path: Path) -> None:
     assert played.success.suite == collected.suite
     assert set(played.success.episodes) == set(collected.demonstrations)
     assert collected.initial_states == "drawn", "the published ones are for the evaluation alone"
-    if study.corrects(suite):
-        corrections = study.corrections(suite)
-        again = parse(ExperimentConfig, study.training(suite, 0, corrected=True))
-        assert corrections.seed != collected.seed, "layouts of their own"
-        assert set(again.data.mixture) == {collected.dataset, corrections.dataset}
+    rounds = [study.corrections(suite, number) for number in range(1, study.rounds(suite) + 1)]
+    assert len({collected.seed, *(one.seed for one in rounds)}) == 1 + len(rounds), "layouts of their own"
+    for number, corrections in enumerate(rounds, 1):
+        assert set(corrections.demonstrations) == set(collected.demonstrations)
+        again = parse(ExperimentConfig, study.training(suite, 0, number))
+        assert set(again.data.mixture) == {collected.dataset, *(one.dataset for one in rounds[:number])}
         assert (again.model, again.data.cameras) == (trained.model, trained.data.cameras)
+        before = parse(ExperimentConfig, study.training(suite, 0, number - 1)).run_directory / "policy"
         assert corrections.learner is not None
-        assert again.start_from == corrections.learner.policy == study.first(suite, 0)
+        assert again.start_from == corrections.learner.policy == before
 
 
 def test_what_is_unknown_is_refused(tmp_path: Path) -> None:
@@ -47,7 +49,7 @@ def test_what_is_unknown_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"seeds is \[1, 1\]"):
         LiberoStudy(seeds=(1, 1))
     with pytest.raises(
-        ValueError, match=r'there is no policy in .*seed0-corrected/policy; run --parts "\[object\]" first'
+        ValueError, match=r'there is no policy in .*seed0-corrected2/policy; run --parts "\[object\]" first'
     ):
         LiberoStudy(storage_root=tmp_path).policy("object", 0)
 
@@ -91,7 +93,8 @@ def test_success_is_that_of_all_seeds_and_what_was_not_played_meets_nothing() ->
     by_name = {target.name: target for target in targets(figures)}
     assert by_name["libero_object_success"].value == 0.9
     assert by_name["libero_object_success"].met
-    assert not any(target.met for target in targets({}))
+    elsewhere = {"speedup_over_lerobot"}  # of benchmarks.lerobot's own record
+    assert {target.name for target in targets({}) if target.met} <= elsewhere
 
 
 @pytest.mark.long

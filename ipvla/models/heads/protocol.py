@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import draccus
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features, Reads
+from ipvla.models.heads.integrators import require_integrator
 
 
 class Head(nn.Module):
@@ -23,17 +25,23 @@ class Head(nn.Module):
     Attributes:
         noise_shape: of one row of what `sample` takes; None for a head that takes none.
         loss_noise_shape: of one row of what `loss` takes. In training another row is drawn in every epoch.
-        varies: A times, whether an action dimension varies in the dataset; None for a head alone, whose dimensions
-            all vary. What `sample` gives in the others is not used.
+        action_varies: bool [A], False where the dataset is constant; None for a head alone, whose dimensions all
+            vary. What `sample` gives in the others is not used.
+        terms: parts of the latest `loss` for the log, detached.
     """
 
     noise_shape: tuple[int, ...] | None = None
     loss_noise_shape: tuple[int, ...] | None = None
-    varies: tuple[bool, ...] | None = None
+    action_varies: torch.Tensor | None
 
-    def set_varies(self, varies: tuple[bool, ...]) -> None:
-        """Sets `varies`, where the model is built. ValueError if the head cannot take so many dimensions."""
-        self.varies = varies
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("action_varies", None, persistent=False)
+        self.terms: dict[str, torch.Tensor] = {}
+
+    def set_varies(self, action_varies: torch.Tensor) -> None:
+        """Sets `action_varies`, where the model is built. ValueError for more of them than the head takes."""
+        self.action_varies = action_varies.clone()
 
     def save(self, directory: Path) -> None:
         """Writes files that a policy needs beside its weights into its directory; most heads have none."""
@@ -47,6 +55,30 @@ class Head(nn.Module):
     def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Normalised actions float32 [B, C, A]."""
         raise NotImplementedError
+
+    def learn_from(self, teacher: Head) -> None:
+        """Where training starts from a policy: that policy's head, whose weights this one has taken over."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a policy that integrates a velocity field does so in rollout; what is None stays as it was trained.
+
+    Attributes:
+        steps: integration steps, at least 1.
+        integrator: one of `ipvla.models.heads.integrators`.
+    """
+
+    steps: int | None = None
+    integrator: str | None = None
+
+    def __post_init__(self) -> None:
+        steps = 1 if self.steps is None else self.steps
+        require_integrator(steps, self.integrator or "euler", "sampling")
+
+    def __str__(self) -> str:
+        """What a result says of it; empty if nothing is set."""
+        return " ".join(f"{name}={value}" for name, value in vars(self).items() if value is not None)
 
 
 @dataclass(frozen=True)
@@ -69,6 +101,29 @@ class HeadConfig(draccus.ChoiceRegistry):
     def relocated(self, directory: Path) -> HeadConfig:
         """The same with the files that `Head.save` wrote into a policy's directory."""
         return self
+
+    @property
+    def distils(self) -> bool:
+        """Does it learn from another policy's head alone? Then nothing else of the model is trained."""
+        return False
+
+    @property
+    def insulates(self) -> bool:
+        """Does its loss send no gradient into the backbone?"""
+        return False
+
+    def sampled(self, sampling: Sampling) -> Self:
+        """The same, with these settings of rollout. ValueError for a head that integrates nothing."""
+        if not str(sampling):
+            return self
+        raise ValueError(
+            f"sampling: {sampling}, and a head of type {self.get_choice_name(type(self))} takes no such steps; "
+            "leave it out, or choose a policy with a flow head"
+        )
+
+    def describe(self) -> dict[str, str]:
+        """What a result says of how actions are made, beside the type."""
+        return {}
 
     def build(self, backbone: Backbone, proprio: int, chunk: int, action_dim: int) -> Head:
         """A head for features of this backbone's sizes and `proprio` dimensions; it keeps no backbone."""

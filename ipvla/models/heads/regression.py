@@ -15,19 +15,25 @@ from torch import nn
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
 from ipvla.models.heads.protocol import Glimpse, GlimpseHeadConfig, Head, HeadConfig, masked_mean
+from ipvla.models.heads.quality import QualityConfig
 
 
 @HeadConfig.register_subclass("regression")
 @dataclass(frozen=True)
 class RegressionConfig(GlimpseHeadConfig):
-    """loss: "mse" or "l1"; the rest as in `GlimpseHeadConfig`."""
+    """loss: "mse" or "l1"; quality: further terms of it, or null; the rest as in `GlimpseHeadConfig`."""
 
     loss: str = "mse"
+    quality: QualityConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.loss not in ("l1", "mse"):
             raise ValueError(f'head.loss is {self.loss!r}; choose "l1" or "mse"')
+
+    def check(self, chunk: int) -> None:
+        if self.quality is not None:
+            self.quality.check(chunk)
 
     def build(self, backbone: Backbone, proprio: int, chunk: int, action_dim: int) -> RegressionHead:
         return RegressionHead(self, backbone, proprio, (chunk, action_dim))
@@ -38,7 +44,9 @@ class RegressionHead(Head):
 
     def __init__(self, config: RegressionConfig, backbone: Backbone, proprio: int, shape: tuple[int, int]) -> None:
         super().__init__()
-        self.kind = config.loss
+        self.config = config
+        if config.quality is not None:
+            config.quality.check(*shape)
         self.shape = shape
         self.glimpse = Glimpse(config, backbone, proprio)
         self.action = nn.Linear(config.hidden, math.prod(shape))
@@ -50,5 +58,11 @@ class RegressionHead(Head):
     def loss(
         self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
-        error = self.sample(features) - actions
-        return masked_mean(error.abs() if self.kind == "l1" else error.square(), weight)
+        predicted = self.sample(features)
+        error = predicted - actions
+        loss = masked_mean(error.abs() if self.config.loss == "l1" else error.square(), weight)
+        if self.config.quality is None:
+            return loss
+        quality = self.config.quality.loss(predicted, actions, weight)
+        self.terms = {"quality": quality.detach()}
+        return loss + quality

@@ -129,7 +129,7 @@ class TokensHead(Head):
         self._scale_as(backbone)
         self.register_buffer("fingerprint", torch.tensor(_fingerprint(self.tokenizer)))
         self.register_load_state_dict_pre_hook(_refuse_other_tokenizer)
-        self.set_varies((True,) * shape[1])
+        self.set_varies(torch.ones(shape[1], dtype=torch.bool))
 
     @torch.no_grad()
     def _scale_as(self, backbone: Backbone) -> None:
@@ -141,9 +141,10 @@ class TokensHead(Head):
         if hasattr(self, "embedding"):
             self.embedding.weight.mul_(scale)
 
-    def set_varies(self, varies: tuple[bool, ...]) -> None:
-        super().set_varies(varies)
-        self.written = [i for i, varied in enumerate(varies) if varied]
+    def set_varies(self, action_varies: torch.Tensor) -> None:
+        super().set_varies(action_varies)
+        self.action_dim = len(action_varies)
+        self.written: list[int] = action_varies.nonzero()[:, 0].tolist()
         self.tokenizer.check(self.chunk, len(self.written))
         self.longest = self.tokenizer.longest(self.chunk, len(self.written))
         self.noise_shape = (self.longest,) if self.config.temperature else None
@@ -174,7 +175,7 @@ class TokensHead(Head):
     def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
         """As `Head.sample`. ActionTokenError if the tokens mean no chunk, or the logits are not finite."""
         tokens = self.write(features, noise)
-        actions = torch.zeros(len(tokens), self.chunk, len(self.varies or ()), device=tokens.device)
+        actions = torch.zeros(len(tokens), self.chunk, self.action_dim, device=tokens.device)
         actions[..., self.written] = self.tokenizer.decode(tokens, self.chunk, len(self.written)).float()
         return actions
 

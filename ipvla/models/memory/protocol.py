@@ -19,6 +19,13 @@ from ipvla.models.features import Features, stacked
 from ipvla.types import Memory, ModelInputs, StepBatch
 
 
+def silence(*layers: nn.Linear) -> None:
+    """From now on these give 0, and learn from there."""
+    for layer in layers:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+
+
 def select(condition: torch.Tensor, yes: Memory, no: Memory) -> Memory:
     """Row by row: `yes` where `condition` bool [B] is True, else `no`."""
     return {
@@ -74,6 +81,13 @@ class MemoryModule(nn.Module):
         """The memory of an episode that has not begun: named tensors [batch, ...] of a fixed size."""
         raise NotImplementedError
 
+    def close(self) -> bool:
+        """Makes it add nothing to the features until it is trained, so that a policy that acts well goes on so.
+
+        False if the mechanism cannot: its weights are as they were drawn.
+        """
+        return False
+
     def step(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
         """One policy step of features [B, ...] at control step t int64 [B]: (enriched features, next memory)."""
         raise NotImplementedError
@@ -95,6 +109,8 @@ class MemoryModule(nn.Module):
     ) -> tuple[Features, Memory, torch.Tensor | None]:
         """One training window: features [B, K, ...], the memory after it, and the mechanism's own loss, if any."""
         features = backbone(batch.inputs.flatten()).features
+        if backbone.insulated:
+            features = features.map(torch.Tensor.detach)
         features = features.map(lambda x: x.reshape(*batch.is_first.shape, *x.shape[1:]))
         features, memory = self.scan(features, memory, batch.t, batch.is_first, batch.valid)
         return features, memory, None
@@ -134,6 +150,9 @@ class NoMemory(MemoryModule):
 
     def initial(self, batch: int) -> Memory:
         return {}
+
+    def close(self) -> bool:
+        return True
 
     def step(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
         return features, memory

@@ -2,12 +2,15 @@
 
 In msgpack an array is a map of its bytes, dtype and shape. This packs what `openpi_client.msgpack_numpy` unpacks,
 and the other way round. Unlike it, an array's claims are checked before its bytes are looked at as numbers: an
-object array from the network would be read as pointers.
+object array from the network would be read as pointers. A message is refused as soon as it is seen to hold more
+than any observation does, so that reading it takes no longer than copying its bytes.
 """
 
 from __future__ import annotations
 
 import math
+import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -26,10 +29,24 @@ TOKEN_VARIABLE: Final = "IPVLA_SERVE_TOKEN"
 STEP: Final = "t"
 RESET: Final = "reset"
 SESSION: Final = "session_id"
+#: The largest `STEP`.
+LAST_STEP: Final = 2**31 - 1
 #: Of our server's metadata: the terms of its policy, as `ipvla.contract.Contract.to_dict` gives them.
 CONTRACT: Final = "contract"
 #: Kinds of dtype that may travel: booleans, integers, floats.
 _KINDS: Final = "biuf"
+#: `<f4`, `|u1`, `float32`. NumPy parses anything longer, records of thousands of fields among them.
+_DTYPE: Final = re.compile(r"[<>=|]?[a-zA-Z?]{1,8}\d{0,3}")
+#: Axes of an array, the most that every NumPy has.
+_MOST_AXES: Final = 32
+#: Entries of one list or map, and of all of them together: an observation has some tens.
+_MOST_ENTRIES, _MOST_ENTRIES_IN_ALL = 256, 4096
+#: Bytes of one text.
+_LONGEST_TEXT: Final = 2**16
+#: Characters of a prompt; a token has at least one, and no backbone takes as many tokens.
+_LONGEST_PROMPT: Final = 2000
+#: Pixels. A resampling filter costs what a picture's side is long, whatever its area.
+_LONGEST_SIDE: Final = 4096
 
 
 class MessageError(ValueError):
@@ -59,14 +76,34 @@ def unpack(message: bytes) -> Any:
     """What was packed; arrays are read-only views of the message.
 
     Raises:
-        MessageError: it is cut short, no msgpack, or an array's bytes do not fit what they are said to be.
+        MessageError: it is cut short, no msgpack, holds more than any observation, or an array's bytes do not fit
+            what they are said to be.
     """
+    entries = 0
+
+    def counted(value: Any) -> Any:
+        nonlocal entries
+        entries += 1 + len(value)
+        if entries > _MOST_ENTRIES_IN_ALL:
+            raise MessageError(f"a message of more than {_MOST_ENTRIES_IN_ALL} values; send arrays as arrays")
+        return _decoded(value) if isinstance(value, dict) else value
+
     try:
-        return msgpack.unpackb(message, object_hook=_decoded)
+        return msgpack.unpackb(
+            message,
+            object_hook=counted,
+            list_hook=counted,
+            max_array_len=_MOST_ENTRIES,
+            max_map_len=_MOST_ENTRIES,
+            max_str_len=_LONGEST_TEXT,
+            max_ext_len=0,
+        )
     except MessageError:
         raise
     except (ValueError, msgpack.UnpackException) as error:
-        raise MessageError(f"{len(message)} bytes that are no msgpack message ({error})") from None
+        raise MessageError(
+            f"{len(message)} bytes that are no msgpack message of observations ({error!s:.100})"
+        ) from None
 
 
 def image_key(camera: str) -> str:
@@ -100,7 +137,7 @@ def from_message(message: Any, cameras: Sequence[str], proprio_dim: int, t: int)
     needed = [*map(image_key, cameras), STATE, PROMPT]
     missing = [key for key in needed if key not in message]
     if missing:
-        raise ObservationError(f"the observation lacks {', '.join(missing)}; it has {sorted(map(str, message))}")
+        raise ObservationError(f"the observation lacks {', '.join(missing)}; it has {_keys(message)}")
     return Observation(
         images={camera: _image(image_key(camera), message[image_key(camera)]) for camera in cameras},
         proprio=_state(message[STATE], proprio_dim),
@@ -125,29 +162,56 @@ def _decoded(value: dict[Any, Any]) -> Any:
     if b"__ndarray__" in value:
         return _array(value)
     if b"__npgeneric__" in value:
-        return _dtype(value).type(value.get(b"data"))
+        return _number(value)
     return value
 
 
 def _array(value: dict[Any, Any]) -> Any:
     dtype, data, shape = _dtype(value), value.get(b"data"), value.get(b"shape")
-    if not isinstance(shape, list | tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise MessageError(f"an array of shape {shape!r:.60}; it must be a list of lengths")
+    if (
+        not isinstance(shape, list | tuple)
+        or len(shape) > _MOST_AXES
+        or not all(type(n) is int and n >= 0 for n in shape)
+    ):
+        raise MessageError(f"an array of shape {cut(shape)}; it must be a list of at most {_MOST_AXES} lengths")
     if not isinstance(data, bytes) or len(data) != math.prod(shape) * dtype.itemsize:
         held = f"{len(data)} bytes" if isinstance(data, bytes) else type(data).__name__
-        raise MessageError(f"an array of {dtype} {list(shape)} cannot be made of {held}")
-    return np.frombuffer(data, dtype).reshape(shape)
+        raise MessageError(f"an array of {dtype} {cut(shape)} cannot be made of {held}")
+    try:
+        return np.frombuffer(data, dtype).reshape(shape)
+    except (ValueError, OverflowError):  # without a number in it, and longer than memory along the other axes
+        raise MessageError(f"an array of {dtype} {cut(shape)}; NumPy has none of this shape") from None
+
+
+def _number(value: dict[Any, Any]) -> Any:
+    dtype, number = _dtype(value), value.get(b"data")
+    try:
+        if type(number) in (bool, int, float):
+            return dtype.type(number)
+    except (ValueError, OverflowError):
+        pass
+    raise MessageError(f"a number of {dtype} cannot be made of {cut(number)}")
 
 
 def _dtype(value: dict[Any, Any]) -> np.dtype[Any]:
-    dtype_name = value.get(b"dtype")
+    name = value.get(b"dtype")
     try:
-        dtype = np.dtype(dtype_name)
+        dtype = np.dtype(name) if isinstance(name, str) and _DTYPE.fullmatch(name) else None
     except TypeError:
-        raise MessageError(f"an array of dtype {dtype_name!r:.60}; send numbers") from None
-    if dtype.kind not in _KINDS:
-        raise MessageError(f"an array of dtype {dtype}; send numbers")
+        dtype = None
+    if dtype is None or dtype.kind not in _KINDS:
+        raise MessageError(f"an array of dtype {cut(name)}; send numbers")
     return dtype
+
+
+def cut(value: Any) -> str:
+    """What was sent, for a refusal: no longer than a line, and made in no time however much it is."""
+    return f"{reprlib.repr(value[:60] if isinstance(value, bytes) else value):.60}"
+
+
+def _keys(message: Mapping[Any, Any]) -> str:
+    shown = sorted(f"{key!s:.40}" for key in message)
+    return f"{shown[:20]}" + (f" and {len(shown) - 20} more" if len(shown) > 20 else "")
 
 
 def _image(key: str, image: Any) -> Any:
@@ -155,26 +219,34 @@ def _image(key: str, image: Any) -> Any:
         raise ObservationError(f"{key} is {_kind(image)}; send uint8 [H, W, 3], RGB")
     if image.dtype != np.uint8:
         raise ObservationError(f"{key} is {_kind(image)}; send uint8 [H, W, 3] in 0..255")
+    if max(image.shape) > _LONGEST_SIDE:
+        raise ObservationError(f"{key} is {_kind(image)}; send at most {_LONGEST_SIDE} pixels a side")
     return image
 
 
 def _state(state: Any, dim: int) -> Any:
     if not isinstance(state, np.ndarray) or state.shape != (dim,):
         raise ObservationError(f"{STATE} is {_kind(state)}; send float32 [{dim}]")
-    if not np.isfinite(state).all():
-        raise ObservationError(f"{STATE} is {state.tolist()}; send finite numbers")
-    return state.astype(np.float32)
+    with np.errstate(over="ignore"):
+        single = state.astype(np.float32)
+    if not np.isfinite(single).all():
+        raise ObservationError(f"{STATE} is {cut(state.tolist())}; send numbers that are finite as float32")
+    return single
 
 
 def _prompt(prompt: Any) -> str:
     if not isinstance(prompt, str):
         raise ObservationError(f"{PROMPT} is {_kind(prompt)}; send the task in words")
+    if len(prompt) > _LONGEST_PROMPT:
+        raise ObservationError(
+            f"{PROMPT} has {len(prompt)} characters; send the task in at most {_LONGEST_PROMPT}"
+        )
     return prompt
 
 
 def _step(t: Any) -> int:
-    if not isinstance(t, int | np.integer) or isinstance(t, bool) or not 0 <= int(t) < 2**31:
-        raise ObservationError(f"{STEP} is {t!r:.60}; send control steps since the reset, or leave it out")
+    if not isinstance(t, int | np.integer) or isinstance(t, bool) or not 0 <= int(t) <= LAST_STEP:
+        raise ObservationError(f"{STEP} is {cut(t)}; send control steps since the reset, or leave it out")
     return int(t)
 
 

@@ -6,6 +6,9 @@ message, and the connection stays. Whose episode an observation belongs to:
 - a connection has an episode of its own, from its first observation on;
 - `session_id` in every message names one that another connection may take up within the lease, after this one;
 - `reset: true` ends the episode and begins the next with this observation.
+
+Sessions live as long as their connection, and their lease after it. Where there are too many, the one that was
+heard from longest ago makes room, unless it is the one that an open connection used last.
 """
 
 from __future__ import annotations
@@ -18,20 +21,25 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+import numpy as np
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from ipvla.rollout.episode import EpisodeId
+from ipvla.contract import Limits
+from ipvla.rollout.episode import Chunk, EpisodeId, InvalidActionError
 from ipvla.rollout.openpi.messages import (
+    LAST_STEP,
     RESET,
     SESSION,
     TOKEN_VARIABLE,
     MessageError,
     ObservationError,
+    cut,
     pack,
     unpack,
 )
@@ -39,12 +47,18 @@ from ipvla.types import Observation
 
 _logger = logging.getLogger(__name__)
 
-_HEALTH = "/healthz"
-_LONGEST_NAME = 200
+_HEALTH: Final = "/healthz"
+_LONGEST_NAME: Final = 200
+#: Of an answer that refuses a message.
+_LONGEST_REFUSAL: Final = 1000
+#: Threads that read messages beside the event loop, which answers all others meanwhile.
+_READERS: Final = 2
+#: Sessions that one open connection may hold: the arms of a robot, say.
+_SESSIONS_PER_CONNECTION: Final = 8
 
 
 class SessionError(ValueError):
-    """A message's session is taken, or there is no room for another one."""
+    """A message's session is another connection's."""
 
 
 class AnswersEpisodes(Protocol):
@@ -62,7 +76,8 @@ class ServerConfig:
         host: address to listen on; beyond this machine only with a token.
         port: 0 for any that is free.
         max_message_mib: a larger message ends its connection.
-        max_sessions: connections, and episodes, at a time.
+        max_sessions: connections, and episodes, at a time. Of more episodes the one that was heard from longest
+            ago is forgotten; that of an open connection's last message never is.
         lease_s: seconds that a named session lives without a connection.
     """
 
@@ -89,18 +104,33 @@ class ServerConfig:
 
 @dataclass
 class _Session:
-    """Attributes: policy_step, t: of the next observation; left_s: when its connection went."""
+    """What is known of an episode.
+
+    Attributes:
+        connection: None once that has closed.
+        heard_s: of its last message, or when its connection closed.
+        policy_step, t: of the next observation.
+        sent: the last chunk, of which the client plays what it likes.
+    """
 
     name: str
     connection: ServerConnection | None
+    heard_s: float
     episode: int = 0
     policy_step: int = 0
     t: int = 0
-    left_s: float = 0.0
+    sent: Chunk | None = None
 
     @property
     def episode_id(self) -> EpisodeId:
         return EpisodeId(self.name, self.episode)
+
+    def last_action(self, t: int) -> Chunk | None:
+        """The action that the client has played before control step `t`, [A]; None at an episode's start."""
+        if self.sent is None:
+            return None
+        played = t - (self.t - len(self.sent))
+        return self.sent[min(max(played, 1), len(self.sent)) - 1]  # type: ignore[no-any-return]
 
 
 class PolicyWebsocketServer:
@@ -108,9 +138,11 @@ class PolicyWebsocketServer:
 
     Args:
         policy: where the memories are.
-        observe: (message, t) -> what the policy can use; ValueError says what was wrong with the message.
+        observe: (message, t) -> what the policy can use; ValueError says what was wrong with the message. It runs
+            in threads beside the event loop.
         metadata: sent to every client that connects.
         token: clients must send it as `Authorization: Api-Key TOKEN`; None to accept every client.
+        limits: that every action keeps to; None for those that the policy's units have.
 
     Raises:
         ValueError: others than this machine could connect without a token.
@@ -123,14 +155,18 @@ class PolicyWebsocketServer:
         observe: Callable[[Any, int], Observation],
         metadata: Mapping[str, Any],
         token: str | None = None,
+        limits: Limits | None = None,
     ) -> None:
         if not token and not config.is_loopback:
             raise ValueError(
                 f"host {config.host} lets others than this machine in; set {TOKEN_VARIABLE}, or serve at 127.0.0.1"
             )
         self._config, self._policy, self._observe = config, policy, observe
-        self._metadata, self._token = pack(dict(metadata)), token
+        self._token, self._limits = token, limits
+        #: The message that every client gets first.
+        self.greeting = pack(dict(metadata))
         self._sessions: dict[str, _Session] = {}
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
         self._requests, self._refused = 0, 0
         self._connections = 0
         self._server: Server | None = None
@@ -158,6 +194,7 @@ class PolicyWebsocketServer:
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
+        self._readers.shutdown(wait=False, cancel_futures=True)
 
     def status(self) -> dict[str, Any]:
         """The content of `/healthz`."""
@@ -185,7 +222,7 @@ class PolicyWebsocketServer:
     async def _converse(self, connection: ServerConnection) -> None:
         self._connections += 1
         try:
-            await connection.send(self._metadata)
+            await connection.send(self.greeting)
             async for message in connection:
                 await connection.send(await self._answer(connection, message))
         except ConnectionClosed as closed:
@@ -201,63 +238,96 @@ class PolicyWebsocketServer:
         try:
             if isinstance(message, str):
                 raise MessageError("a text message; send observations as msgpack bytes")
-            answer = await self._act(connection, unpack(message))
+            answer = await self._act(connection, await self._read(unpack, message))
+        except InvalidActionError as error:
+            self._refused += 1
+            _logger.error("%s", error)
+            return str(error)
         except ValueError as error:  # the client's
             self._refused += 1
-            return str(error)
+            return f"{error!s:.{_LONGEST_REFUSAL}}"
         except Exception as error:  # the policy's; other episodes go on
             self._refused += 1
             _logger.exception("the policy failed")
-            return f"the policy failed ({type(error).__name__}: {error}); see its server's log"
+            return (
+                f"the policy failed ({type(error).__name__}: {error!s:.{_LONGEST_REFUSAL}}); see its server's log"
+            )
         answer["server_timing"] = {"infer_ms": 1e3 * (time.perf_counter() - began)}
         return pack(answer)
+
+    async def _read(self, read: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, read, *arguments)
 
     async def _act(self, connection: ServerConnection, message: Any) -> dict[str, Any]:
         fields: Mapping[str, Any] = message if isinstance(message, Mapping) else {}
         session = await self._session(connection, fields)
         begins = _flag(fields)
-        observation = self._observe(message, 0 if begins else session.t)
-        if begins and session.policy_step:  # only now: a bad observation ends no episode
+        observation = await self._read(self._observe, message, 0 if begins else session.t)
+        # What fails ends no episode: the next one begins beside it.
+        again = begins and session.policy_step > 0
+        step = 0 if begins else session.policy_step
+        episode_id = EpisodeId(session.name, session.episode + again)
+        try:
+            chunk = await self._policy.act(episode_id, step, observation)
+        except BaseException:
+            if again:
+                await self._policy.end(episode_id)
+            raise
+        if again:
             await self._policy.end(session.episode_id)
-            session.episode, session.policy_step = session.episode + 1, 0
-        chunk = await self._policy.act(session.episode_id, session.policy_step, observation)
-        step = session.policy_step
-        session.policy_step, session.t = step + 1, observation.t + len(chunk)
+        if self._limits is not None:
+            chunk = self._limits.kept(chunk, None if begins else session.last_action(observation.t))
+        session.episode, session.policy_step, session.sent = episode_id.attempt, step + 1, chunk
+        session.t = min(observation.t + len(chunk), LAST_STEP)
         return {"actions": chunk, "policy_step": step}
 
     async def _session(self, connection: ServerConnection, message: Mapping[str, Any]) -> _Session:
         """The session that a message belongs to, which is this connection's from now on."""
         name = message.get(SESSION)
         if name is not None and not (isinstance(name, str) and 0 < len(name) <= _LONGEST_NAME):
-            raise SessionError(f"{SESSION} is {name!r:.60}; send a name of at most {_LONGEST_NAME} characters")
+            raise SessionError(f"{SESSION} is {cut(name)}; send a name of at most {_LONGEST_NAME} characters")
         key = f"connection {connection.id}" if name is None else f"session {name}"
-        if key not in self._sessions:
-            await self._make_room()
-        # Another connection may have begun it meanwhile.
-        session = self._sessions.setdefault(key, _Session(key, connection))
-        if session.connection is not connection:
-            if session.connection is not None:
-                raise SessionError(
-                    f"{SESSION} {name!r} is in use by another connection; close that one, or choose another name"
-                )
-            session.connection = connection
+        now_s = time.monotonic()
+        await self._forget_silent(now_s)
+        session = self._sessions.pop(key, None) or _Session(key, connection, now_s)
+        if session.connection not in (connection, None):
+            self._sessions[key] = session
+            raise SessionError(
+                f"{SESSION} {name!r} is in use by another connection; close that one, or choose another name"
+            )
+        session.connection, session.heard_s = connection, now_s
+        self._sessions[key] = session  # last, as the one that was heard from last
+        await self._make_room(connection)
         return session
 
-    async def _make_room(self) -> None:
-        """Forgets sessions whose lease has run out. SessionError if there is no room even so."""
-        expired = time.monotonic() - self._config.lease_s
+    async def _forget_silent(self, now_s: float) -> None:
+        """Forgets sessions whose lease has run out."""
         for session in list(self._sessions.values()):
-            if session.connection is None and session.left_s < expired:
+            if session.connection is None and now_s - session.heard_s > self._config.lease_s:
                 await self._forget(session)
-        if len(self._sessions) >= self._config.max_sessions:
-            raise SessionError(f"{len(self._sessions)} sessions are open, and no more are taken; try again later")
+
+    async def _make_room(self, connection: ServerConnection) -> None:
+        """Forgets those heard from longest ago: of too many, or of too many of this connection.
+
+        The last one of every open connection stays. There is room for those: no more connections are let in.
+        """
+        last = {session.connection: session for session in self._sessions.values()}  # in the order of hearing
+        spare = [s for s in self._sessions.values() if s.connection is None or s is not last[s.connection]]
+        own = [session for session in spare if session.connection is connection]
+        surplus = own[: max(0, len(own) + 1 - _SESSIONS_PER_CONNECTION)]
+        too_many = len(self._sessions) - len(surplus) - self._config.max_sessions
+        rest = [session for session in spare if session not in surplus]
+        for session in surplus + rest[: max(0, too_many)]:
+            await self._forget(session)
 
     async def _left(self, connection: ServerConnection) -> None:
         """Named sessions wait for another connection, that of the connection itself has ended."""
         for session in [one for one in self._sessions.values() if one.connection is connection]:
-            session.connection, session.left_s = None, time.monotonic()
             if session.name.startswith("connection "):
                 await self._forget(session)
+            else:
+                session.connection, session.heard_s = None, time.monotonic()
+                self._sessions[session.name] = self._sessions.pop(session.name)
 
     async def _forget(self, session: _Session) -> None:
         self._sessions.pop(session.name, None)
@@ -266,8 +336,8 @@ class PolicyWebsocketServer:
 
 def _flag(message: Mapping[str, Any]) -> bool:
     value = message.get(RESET, False)
-    if value not in (True, False):
-        raise ObservationError(f"{RESET} is {value!r:.60}; send true or false")
+    if not isinstance(value, bool | int | np.bool_) or value not in (0, 1):
+        raise ObservationError(f"{RESET} is {cut(value)}; send true or false")
     return bool(value)
 
 

@@ -179,15 +179,15 @@ class GymSettings:
     @classmethod
     def load(cls, path: Path) -> GymSettings:
         """From a YAML file. GymError if there is none, or it holds no such settings."""
-        import yaml  # an environment of its own may lack it
+        from ipvla import plain_yaml  # an environment of its own may lack YAML
 
         try:
-            return cls.from_dict(yaml.safe_load(path.expanduser().read_text()))
+            return cls.from_dict(plain_yaml.load_file(path.expanduser()))
         except OSError as error:
             raise GymError(
                 f"{path}: {error.strerror}; give the file of an environment, {PREFIX}PATH.yaml"
             ) from None
-        except (GymError, ValueError, yaml.YAMLError) as error:
+        except ValueError as error:
             raise GymError(f"{path}: {' '.join(str(error).split())}") from None
 
 

@@ -12,7 +12,7 @@ from tests.rollout.point import load_point
 
 
 @contextlib.contextmanager
-def serving(config: ServerConfig | None = None, token: str | None = None, load=load_point):
+def serving(config: ServerConfig | None = None, token: str | None = None, load=load_point, limits=None):
     """Yields (server, url) of the point policy: no camera, a state of two numbers."""
     started, port = threading.Event(), []
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
@@ -25,6 +25,7 @@ def serving(config: ServerConfig | None = None, token: str | None = None, load=l
             lambda message, t: from_message(message, (), 2, t),
             {"server": "ipvla", "policy_sha256": "abc"},
             token,
+            limits,
         )
         servers.append(server)
 

@@ -8,10 +8,12 @@ import time
 import urllib.error
 import urllib.request
 
+import msgpack
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
+from ipvla.contract import Limits
 from ipvla.rollout.openpi.server import ServerConfig
 from tests.rollout.openpi.served import serving
 from tests.rollout.point import PointPolicy
@@ -132,6 +134,72 @@ def test_a_policy_that_fails_is_told_and_answers_others(served, monkeypatch):
     assert robot.infer(observed(0.0))["actions"][0, 0] == 1.0, "no memory has changed"
 
 
+def _nan_once(act):
+    """The policy whose rows with a state below -1 are not finite, memory included."""
+
+    def broken(self, observations, memory):
+        actions, memory = act(self, observations, memory)
+        bad = np.array([o.proprio[0] < -1 for o in observations])
+        actions = actions.copy()
+        actions[bad] = np.nan
+        memory["cue"][bad] = np.nan
+        return actions, memory
+
+    return broken
+
+
+def test_actions_that_are_not_finite_stay_in_the_house(served, monkeypatch):
+    robot, other = client(served[1]), client(served[1])
+    robot.infer(observed(0.0, 1.0))
+    monkeypatch.setattr(PointPolicy, "act", _nan_once(PointPolicy.act))
+    for more in ({}, {"reset": True}):
+        with pytest.raises(RuntimeError, match="not finite"):
+            robot.infer(observed(-2.0, **more))
+    assert other.infer(observed(0.0, 0.5))["actions"][0, 0] == 0.5
+    answer = robot.infer(observed(0.0))
+    assert (answer["actions"][0, 0], answer["policy_step"]) == (1.0, 1), "its memory is as before"
+
+
+def test_limits_hold_in_every_answer():
+    limits = Limits(low=(-0.5,), high=(0.6,), change=(0.25,))
+    with serving(limits=limits) as (_, url):
+        robot = client(url)
+        assert robot.infer(observed(0.0, 1.0))["actions"].ravel().tolist() == pytest.approx([0.6, 0.6])
+        sent = [robot.infer(observed(0.0, -3.0 if step == 0 else 0.0))["actions"].ravel() for step in range(3)]
+        assert np.concatenate(sent).tolist() == pytest.approx([0.35, 0.1, -0.15, -0.4, -0.5, -0.5])
+        assert robot.infer(observed(0.0, 0.6, reset=True))["actions"][0, 0] == pytest.approx(0.6)
+
+
+def test_limits_begin_at_the_action_that_was_played():
+    with serving(limits=Limits(change=(0.25,))) as (_, url):
+        robot = client(url)
+        robot.infer(observed(0.0, 0.0))
+        assert robot.infer(observed(0.0, 1.0))["actions"].ravel().tolist() == [0.25, 0.5]
+        assert robot.infer(observed(0.0, 0.0, t=3))["actions"].ravel().tolist() == [0.5, 0.75], "one of two played"
+
+
+def test_a_heavy_message_delays_nobody_else(served):
+    robot, hostile = client(served[1]), client(served[1])
+    robot.infer(observed(0.0, 1.0))
+    ended = threading.Event()
+
+    def attack():
+        for value in ([["ab"] * 200] * 20_000, {"prompt": "red " * 3_900_000}, {"x": [2**31] * 2_000_000}):
+            hostile._ws.send(msgpack.packb(value))
+            assert isinstance(hostile._ws.recv(), str)
+        ended.set()
+
+    thread = threading.Thread(target=attack)
+    thread.start()
+    slowest = 0.0
+    while not ended.is_set():
+        began = time.perf_counter()
+        robot.infer(observed(0.0))
+        slowest = max(slowest, time.perf_counter() - began)
+    thread.join()
+    assert slowest < 1.0, "on a machine that others use too; benchmarks.reliability has the measured figures"
+
+
 def test_text_and_nonsense_are_refused(served):
     robot = client(served[1])
     for nonsense in ("hello", b"\xc1\xc1"):
@@ -163,18 +231,70 @@ def test_the_log_says_who_ended_a_connection(served, caplog):
 
 
 def test_only_so_many_are_let_in():
-    with serving(ServerConfig(port=0, max_sessions=2, lease_s=0.2)) as (server, url):
+    with serving(ServerConfig(port=0, max_sessions=2)) as (_, url):
         first, second = client(url), client(url)
-        first.infer(observed(0.0, session_id="a"))
-        second.infer(observed(0.0, session_id="b"))
         with pytest.raises(InvalidStatus, match="503"):
             client(url)
-        with pytest.raises(RuntimeError, match="2 sessions are open"):
-            first.infer(observed(0.0, session_id="c"))
-        second._ws.close()
+        for robot in (first, second):
+            assert robot.infer(observed(0.0, 1.0))["actions"][0, 0] == 1.0
+
+
+def named(robot, name, cue=0.0):
+    return robot.infer(observed(0.0, cue, session_id=name))
+
+
+def test_a_new_name_per_episode_is_served_for_ever_and_harms_nobody():
+    with serving(ServerConfig(port=0, max_sessions=16)) as (server, url):
+        honest, arm, busy = client(url), client(url), client(url)
+        honest.infer(observed(0.0, 0.5))
+        named(arm, "arm", -0.5)
+        arm._ws.close()
+        _until(lambda: server.status()["connections"] == 2)
+        for episode in range(100):
+            assert named(busy, f"episode {episode}", 1.0)["actions"][0, 0] == 1.0
+        assert server.status()["sessions"] <= 2 + 8
+        assert honest.infer(observed(0.0))["actions"][0, 0] == 0.5
+        assert named(client(url), "arm")["actions"][0, 0] == -0.5, "one connection has taken its own room only"
+
+
+def test_where_many_were_left_the_oldest_makes_room():
+    with serving(ServerConfig(port=0, max_sessions=4)) as (server, url):
+        for index in range(6):
+            robot = client(url)
+            named(robot, f"left {index}", 1.0)
+            robot._ws.close()
+            _until(lambda: server.status()["connections"] == 0)
+        assert server.status()["sessions"] == 4
+        robot = client(url)
+        assert named(robot, "left 5")["policy_step"] == 1
+        assert named(client(url), "left 0")["policy_step"] == 0, "forgotten"
+
+
+def test_a_silent_connection_keeps_its_memory_and_a_lease_ends_with_its_time():
+    with serving(ServerConfig(port=0, lease_s=0.2)) as (server, url):
+        silent, left = client(url), client(url)
+        silent.infer(observed(0.0, 1.0))
+        named(left, "left", 1.0)
+        left._ws.close()
         _until(lambda: server.status()["connections"] == 1)
         time.sleep(0.3)
-        assert first.infer(observed(0.0, 1.0, session_id="c"))["actions"][0, 0] == 1.0, "its lease had run out"
+        other = client(url)
+        assert named(other, "left")["policy_step"] == 0
+        assert silent.infer(observed(0.0))["actions"][0, 0] == 1.0
+
+
+def test_arms_that_share_a_connection_have_a_memory_each(served):
+    robot = client(served[1])
+    for cue in (-1.0, 1.0):
+        named(robot, f"arm {cue}", cue)
+    for cue in (-1.0, 1.0, -1.0):
+        assert named(robot, f"arm {cue}")["actions"][0, 0] == cue
+
+
+def test_the_last_control_step_that_can_be_sent(served):
+    robot = client(served[1])
+    robot.infer(observed(0.0, 1.0, t=2**31 - 1))
+    assert robot.infer(observed(0.0))["actions"][0, 0] == 1.0
 
 
 def test_who_has_no_token_stays_outside():

@@ -1,0 +1,141 @@
+"""Files as crashes, bad disks and foreign programs leave them: the same damage for the same random numbers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+#: In the place of a value of a record.
+_ABSURD: Final[tuple[Any, ...]] = (
+    None,
+    True,
+    -1,
+    0,
+    2,
+    10**6,
+    10**9,
+    10**18,
+    -(2**70),
+    0.5,
+    float("nan"),
+    float("inf"),
+    1e300,
+    "",
+    "x",
+    "\ud7ff\u2603",
+    "/dev/null",
+    "evil/model",
+    [],
+    [[]],
+    [1, "a"],
+    {},
+    {"type": "x"},
+    {"a": {"b": {}}},
+)
+
+
+def damaged(content: bytes, rng: np.random.Generator) -> bytes:
+    """The file cut, with other bytes, or, if it is a JSON record, with other values; seldom what it was."""
+    ways: list[Callable[[bytes, np.random.Generator], bytes]] = [_cut, _flipped, _zeroed, _foreign]
+    try:
+        tree = json.loads(content)
+    except ValueError:
+        pass
+    else:
+        ways += [lambda _, rng: _with_other_values(tree, rng)] * 8
+    return ways[int(rng.integers(len(ways)))](content, rng)
+
+
+@dataclass
+class Trials:
+    """What a loader made of damaged files.
+
+    Attributes:
+        count: of loads.
+        refused: by the promised class, in one line.
+        broken: other errors, or longer texts: what was raised.
+        slowest_s: CPU time of the slowest load.
+    """
+
+    promised: type[Exception]
+    count: int = 0
+    refused: int = 0
+    broken: list[str] = field(default_factory=list)
+    slowest_s: float = 0.0
+
+    def load(self, load: Callable[[], object]) -> None:
+        """One more."""
+        began = time.process_time()
+        try:
+            load()
+        except self.promised as error:
+            self.refused += 1
+            if "\n" in str(error) or len(str(error)) > 1000:
+                self.broken.append(f"{str(error)!r:.300}")
+        except Exception as error:
+            self.broken.append(f"{error!r:.300}")
+        self.count, self.slowest_s = self.count + 1, max(self.slowest_s, time.process_time() - began)
+
+
+def _cut(content: bytes, rng: np.random.Generator) -> bytes:
+    return content[: int(rng.integers(len(content)))]
+
+
+def _flipped(content: bytes, rng: np.random.Generator) -> bytes:
+    """Some bytes, half the time all of them near the file's head."""
+    changed = bytearray(content)
+    end = len(content) if rng.random() < 0.5 else min(len(content), 512)
+    for place in rng.integers(end, size=int(rng.integers(1, 9))):
+        changed[place] = int(rng.integers(256))
+    return bytes(changed)
+
+
+def _zeroed(content: bytes, rng: np.random.Generator) -> bytes:
+    """Pages that never reached the disk."""
+    begin = int(rng.integers(len(content))) // 512 * 512
+    length = min(512 * int(rng.integers(1, 64)), len(content) - begin)
+    return content[:begin] + bytes(length) + content[begin + length :]
+
+
+def _foreign(content: bytes, rng: np.random.Generator) -> bytes:
+    others = (
+        b"",
+        b"\x1f\x8b\x08\x00" + content[:100],
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        b"[" * 200_000,
+        b"[]",
+        b"null",
+        b"\xff\xfe" + content,
+        rng.bytes(200),
+        (2**62).to_bytes(8, "little") + content[8:],
+    )
+    return others[int(rng.integers(len(others)))]
+
+
+def _with_other_values(tree: Any, rng: np.random.Generator) -> bytes:
+    copy = json.loads(json.dumps(tree))
+    for _ in range(int(rng.integers(1, 3))):
+        places = list(_places(copy))
+        if not places:
+            return b"{}"
+        holder, key = places[int(rng.integers(len(places)))]
+        if rng.random() < 0.3:
+            del holder[key]
+        elif isinstance(holder, dict) and rng.random() < 0.1:
+            holder[f"{key}x"] = holder.pop(key)
+        else:
+            holder[key] = _ABSURD[int(rng.integers(len(_ABSURD)))]
+    return json.dumps(copy).encode()
+
+
+def _places(tree: Any) -> list[tuple[Any, Any]]:
+    """(holder, key) of every value below; of long lists the first few."""
+    if not isinstance(tree, dict | list):
+        return []
+    keys = list(tree) if isinstance(tree, dict) else list(range(min(len(tree), 4)))
+    return [(tree, key) for key in keys] + [place for key in keys for place in _places(tree[key])]
