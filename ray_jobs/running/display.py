@@ -65,7 +65,7 @@ def time_left(seconds: float | None) -> str:
 
 
 class EpisodeProgress(Progress):
-    """Bars over episodes that are played or read, or another unit; without a terminal, a log line now and then."""
+    """Bars over episodes that are played or read, or another `unit`; without a terminal, a line now and then."""
 
     def __init__(self, console: Console | None = None, unit: str = "episodes") -> None:
         self._clock, self._unit = _LogClock(_LOG_EVERY_S), unit

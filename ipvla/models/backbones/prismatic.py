@@ -19,13 +19,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from ipvla.models.backbones.decoder import DecoderBackbone
+from ipvla.models.backbones.hugging_face import DTYPES
 from ipvla.models.backbones.openvla_files import SPACE, OpenVLAFiles, require_same
 from ipvla.models.backbones.prismatic_vision import PrismaticVision, Projector
 from ipvla.models.backbones.protocol import BackboneConfig, Embedded, require_prompts
 from ipvla.types import NO_TOKEN, ModelInputs
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _BOS, _EOS, _NEWLINE = 1, 2, 13
+_NO_WORDS = (
+    "model.backbone.action_places is set: such a model (OpenVLA-OFT) answers in actions and writes no words; "
+    "choose another memory, and no loss on words"
+)
 
 
 @BackboneConfig.register_subclass("prismatic")
@@ -35,7 +39,7 @@ class PrismaticConfig(BackboneConfig):
 
     Attributes:
         pretrained: a directory in OpenVLA's Hugging Face layout, or what `ipvla import` has made of one.
-        dtype: "float32" or "bfloat16".
+        dtype: of the weights, "float32", "bfloat16" or "float16".
         prompt: with `{instruction}` in it.
         ends_in_space: puts `▁` behind the prompt, which OpenVLA reads before an action; ECoT's do without.
         max_prompt_tokens: longest prompt in tokens, without pictures.
@@ -56,8 +60,8 @@ class PrismaticConfig(BackboneConfig):
     film: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"backbone.dtype is {self.dtype!r}; choose one of {sorted(_DTYPES)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"backbone.dtype is {self.dtype!r}; choose one of {sorted(DTYPES)}")
         if "{instruction}" not in self.prompt:
             raise ValueError(f"backbone.prompt {self.prompt!r} does not contain {{instruction}}")
         for name, least in (("max_prompt_tokens", 2), ("action_places", 0)):
@@ -101,7 +105,7 @@ class PrismaticConfig(BackboneConfig):
                 f"pixels; set it to {files.image_size}"
             )
         with torch.device("meta"):
-            vlm = PrismaticVLM(files, proprio_dim if self.proprio else 0, self.film).to(_DTYPES[self.dtype])
+            vlm = PrismaticVLM(files, proprio_dim if self.proprio else 0, self.film).to(DTYPES[self.dtype])
         if files.has_weights:
             if self.proprio or self.film:
                 raise ValueError(
@@ -246,7 +250,7 @@ class ParallelPrismatic(PrismaticBackbone):
         return ids, valid | behind
 
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError("OpenVLA-OFT reads in both directions and does not answer in words")
+        raise ValueError(_NO_WORDS)
 
     def write(self, inputs: ModelInputs, max_new_tokens: int) -> torch.Tensor:
-        raise NotImplementedError("OpenVLA-OFT reads in both directions and does not answer in words")
+        raise ValueError(_NO_WORDS)
