@@ -43,7 +43,7 @@ class FitConfig(draccus.ChoiceRegistry):
     """A choice by `type`: fast or rvq."""
 
     @property
-    def steps(self) -> int:
+    def total(self) -> int:
         """How often `fit` reports progress."""
         return 1
 
@@ -91,7 +91,7 @@ class RVQFitConfig(FitConfig):
     latent: int = 64
     channels: int = 32
     levels: int = 3
-    steps: int = 5000  # type: ignore[assignment]
+    steps: int = 5000
     batch: int = 256
     lr: float = 1e-3
     seed: int = 0
@@ -101,6 +101,10 @@ class RVQFitConfig(FitConfig):
             raise ValueError(
                 f"tokenizer.steps {self.steps} and batch {self.batch} must be at least 1, and lr {self.lr} above 0"
             )
+
+    @property
+    def total(self) -> int:
+        return self.steps
 
     def check(self, chunk: int) -> None:
         self._settings(chunk, sum(map(len, self.parts)) or 1)
@@ -187,7 +191,7 @@ def fit(config: FitTokensConfig) -> Fitted:
         bar = progress.add_task("reading", total=len(dataset))
         shown, held_out = chunks_of(config, training, dataset, lambda: progress.advance(bar))
     with EpisodeProgress(unit="steps") as progress:
-        bar = progress.add_task("fitting", total=config.tokenizer.steps)
+        bar = progress.add_task("fitting", total=config.tokenizer.total)
         device = "cuda" if config.use_gpu else "cpu"
         tokenizer = config.tokenizer.fit(shown, device, lambda step, loss: progress.update(bar, completed=step))
     tokenizer.cpu().save(config.directory)

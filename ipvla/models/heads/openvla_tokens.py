@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ipvla.models.action_tokens.bins import NUM_BINS, action_bins, bin_centres
 from ipvla.models.backbones import Backbone
 from ipvla.models.backbones.prismatic import PrismaticBackbone
 from ipvla.models.features import Features, LanguageModel, Reads
-from ipvla.models.heads.bins import NUM_BINS, action_bins, bin_centres
 from ipvla.models.heads.protocol import Head, HeadConfig, masked_mean
 
 _EOS = 2

@@ -252,7 +252,7 @@ class ReverseChainHead(Head):
     def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
         memory = self._memory(features)
         here = memory.new_zeros(len(memory), _POSITION) if self.motions else self.here(features.proprio)
-        varies = memory.new_tensor(self.varies or (True,) * self.shape[1])
+        varies = 1.0 if self.action_varies is None else self.action_varies.to(memory.dtype)
         threshold = self.config.threshold if self.config.threshold is not None else _THRESHOLDS[self.config.poses]
         threshold /= self.shape[0] if self.motions else 1
         chain, lengths = self.chain.generate(memory, here, threshold, varies=varies)
