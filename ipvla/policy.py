@@ -226,6 +226,13 @@ def policy_contract(directory: Path) -> Contract | None:
         raise CheckpointError(f"{path} is damaged ({one_line(error)}); use another checkpoint") from None
 
 
+def require_whole_policy(directory: Path) -> None:
+    """Looks at all of a saved policy but the numbers in its tensors. CheckpointError if something is wrong."""
+    _described(directory)
+    policy_contract(directory)
+    tensor_shapes(directory / "model.safetensors")
+
+
 def _described(directory: Path) -> dict[str, Any]:
     path = directory / "policy.json"
     try:

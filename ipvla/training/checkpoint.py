@@ -1,4 +1,4 @@
-"""Training checkpoints: safetensors and JSON, no pickle, complete or not there.
+"""Training checkpoints: safetensors and JSON, no pickle. One that a crash or a full disk cut is passed over.
 
 training.json          step, plan position, world size, lanes, Thermostat, what the run was configured as
 policy/                the policy, ready for rollout
@@ -26,9 +26,9 @@ from ipvla.policy import (
     CheckpointError,
     Policy,
     load_weights,
-    policy_contract,
     read_tensors,
     require_finite_tensors,
+    require_whole_policy,
     sharded_like,
     tensor_shapes,
     whole,
@@ -46,7 +46,7 @@ _MOST_STEPS, _MOST_WORKERS = 2**40, 2**16
 def save_checkpoint(
     directory: Path, state: TrainingState, policy: Policy, world: World, identity: dict[str, Any]
 ) -> None:
-    """Writes this worker's part into `directory`; `training.json` comes last, so that what has it is whole.
+    """Writes this worker's part into `directory`; `training.json` comes last.
 
     `identity` is what another run must share to resume from here: model, data and lane settings as JSON values.
     """
@@ -120,10 +120,21 @@ def require_whole(directory: Path) -> None:
         CheckpointError: a file is missing, cut or no record; it says which.
     """
     written = _written(directory)
-    policy_contract(directory / "policy")
-    files = ("policy/model", "optimizer", *(f"lanes-{rank}" for rank in range(written["world"])))
-    for name in files:
+    require_whole_policy(directory / "policy")
+    for name in ("optimizer", *(f"lanes-{rank}" for rank in range(written["world"]))):
         tensor_shapes(directory / f"{name}.safetensors")
+
+
+def newest_whole(directory: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The whole checkpoints in a run's `trainer`, the newest first, and why others are none."""
+    whole, damaged = [], {}
+    for path in sorted(directory.glob("step_*"), key=lambda path: (len(path.name), path.name), reverse=True):
+        try:
+            require_whole(path)
+            whole.append(path)
+        except CheckpointError as error:
+            damaged[path] = str(error)
+    return whole, damaged
 
 
 def _written(directory: Path) -> dict[str, Any]:
