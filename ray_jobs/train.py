@@ -184,13 +184,13 @@ def pass_over_damaged(config: ExperimentConfig) -> None:
         try:
             require_whole_policy(policy)
         except CheckpointError as error:
-            damaged[policy] = str(error)
+            damaged[policy] = str(error).partition("; ")[0]
     for path, reason in damaged.items():
         aside = path.with_name(f"damaged_{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
         rest = f"going on from {whole[0].name}" if whole else "no checkpoint is left: beginning anew"
-        _logger.warning("passing over %s, which is now %s (%s); %s", path, aside.name, reason, rest)
+        _logger.warning("passing over %s (%s); it is %s now, %s", path, reason, aside.name, rest)
     (trainer / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
     for path in whole[config.training.checkpoints_kept :]:
         shutil.rmtree(path)

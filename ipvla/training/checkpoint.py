@@ -133,7 +133,7 @@ def newest_whole(directory: Path) -> tuple[list[Path], dict[Path, str]]:
             require_whole(path)
             whole.append(path)
         except CheckpointError as error:
-            damaged[path] = str(error)
+            damaged[path] = str(error).partition("; ")[0]  # without the advice
     return whole, damaged
 
 
@@ -150,13 +150,14 @@ def _written(directory: Path) -> dict[str, Any]:
         lanes_total(identity, written["world"])
         PlanPosition.from_dict(position)
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(directory, error) from None
+        raise _damaged(directory, error, "training.json: ") from None
     return written
 
 
-def _damaged(directory: Path, error: BaseException) -> CheckpointError:
+def _damaged(directory: Path, error: BaseException, file: str = "") -> CheckpointError:
+    reason = f"{file}{one_line(error)}"
     return CheckpointError(
-        f"the checkpoint {directory} cannot be read ({one_line(error)}); delete it to go on from the one before"
+        f"the checkpoint {directory} cannot be read ({reason}); delete it to go on from the one before"
     )
 
 
