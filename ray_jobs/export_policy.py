@@ -60,7 +60,8 @@ def export(policy: Policy, into: Path, unnorm_key: str) -> None:
     """
     backbone = policy.model.backbone
     if isinstance(backbone, ImportedBackbone):
-        return to_lerobot(policy, into)
+        to_lerobot(policy, into)
+        return
     if not isinstance(backbone, PrismaticBackbone):
         raise ValueError(
             f"model.backbone.type is {policy.describe()['backbone']}; only prismatic, pi0 and smolvla have a "
