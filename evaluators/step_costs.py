@@ -28,7 +28,8 @@ from ipvla.data.plan import PlanPosition
 from ipvla.experiment import ExperimentConfig
 from ipvla.forgetting import Gains
 from ipvla.forgetting.thermostat import ThermostatConfig
-from ipvla.training.parallel import World, autocasts
+from ipvla.training.parallel import World
+from ipvla.training.precision import autocast_format
 from ipvla.training.step import training_step
 from ipvla.types import StepBatch
 
@@ -117,7 +118,7 @@ class Trainer:
         self.config, self.world = config, world
         self.experiment = config.build(world)
         self.experiment.state.trained.train()
-        self._autocast = autocasts(config.training.precision, world.device)
+        self._autocast = autocast_format(config.training.precision, world.device)
         self._readings = 0
 
     @property

@@ -24,12 +24,13 @@ from ipvla.data.source import BrokenEpisodeError, DatasetError
 from ipvla.data.sources import RLDS_BACKENDS, RldsBackend, absolute_location, dataset_location
 from ipvla.data.standards import StandardConfig
 from ipvla.data.standards.standard import EncodedEpisode
-from ipvla.models.vla import IPVLAConfig
+from ipvla.models.vla import IPVLA, IPVLAConfig
 from ipvla.policy import CheckpointError, Policy, policy_sha256
 from ipvla.storage import StorageRoots, paths_of_fields_absolute
 from ipvla.tracking import TrackingConfig
 from ipvla.training.loop import TrainingConfig
 from ipvla.training.parallel import World
+from ipvla.training.precision import loss_scaler
 from ipvla.training.protection import ForgettingConfig
 from ipvla.training.step import OptimizerConfig, TrainingState
 
@@ -336,7 +337,10 @@ class ExperimentConfig(StorageRoots):
                 self.seed,
                 policy_sha256(self.start_from) if self.start_from else None,
             )
-        state = TrainingState(model, wrapped, optimizer, memory, protection=protection)
+        scaler = loss_scaler(self.training.precision, world.device)
+        if scaler.is_enabled():
+            _require_scalable(model)
+        state = TrainingState(model, wrapped, optimizer, memory, protection=protection, scaler=scaler)
         lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size, self.data.augmentation)
         return Experiment(policy, state, lanes)
 
@@ -371,6 +375,15 @@ class Experiment:
     policy: Policy
     state: TrainingState
     lanes: LaneReader
+
+
+def _require_scalable(model: IPVLA) -> None:
+    """ValueError if weights in float16 are trained: their updates would be lost, however the loss is scaled."""
+    if any(p.dtype == torch.float16 for p in model.parameters() if p.requires_grad):
+        raise ValueError(
+            "training.precision is fp16, and weights in float16 are trained; set model.backbone.dtype to float32, "
+            "or train adapters alone (model.lora)"
+        )
 
 
 def _require_same_terms(policy: Contract, data: Contract, directory: str, dataset: str) -> None:

@@ -92,7 +92,7 @@ class ImportConfig:
         statistics: a file of other statistics, such as those of the dataset that it is to be fine-tuned on.
         adapter: directory of a LoRA adapter of PEFT, which is merged.
         lora_alpha: of the LoRA inside OFT's FiLM file, which does not tell it; by default OFT's, min(rank, 16).
-        dtype: "float32" or "bfloat16"; by default the checkpoint's.
+        dtype: "float32", "bfloat16" or "float16"; by default the checkpoint's.
         prompt: with `{instruction}` in it; by default that of the checkpoint's language model.
         ends_in_space: whether the prompt ends in the token of a space; by default yes, but not for ECoT's
             (`reasoning_tokens`).
@@ -167,6 +167,8 @@ def _openvla(config: ImportConfig) -> Policy:
     parallel = bool(extra) if config.parallel is None else config.parallel
     if "head" in extra:
         head, parallel = OFTConfig(), True
+    if parallel and config.model.memory.longest_plan:
+        raise ValueError("model.memory writes plans, and OpenVLA-OFT writes no words; choose another memory")
     chunk, proprio = config.chunk if parallel else 1, "proprio" in extra
     backbone = _backbone(config, files, chunk * chosen.action.dim if parallel else 0, proprio, "film" in extra)
     conventions = _conventions(config, files, key, statistics, chunk, proprio)
@@ -248,17 +250,17 @@ def _backbone(
     stored = str(files.config.get("torch_dtype", "bfloat16"))
     vicuna = "vicuna" in str(files.config.get("llm_backbone_id"))
     space = config.reasoning_tokens == 0 if config.ends_in_space is None else config.ends_in_space
-    given = {} if config.prompt is None else {"prompt": config.prompt}
+    prompt = config.prompt or (_VICUNA if vicuna else PrismaticConfig.prompt)
     assert config.policy is not None
     return PrismaticConfig(
         config.policy / "backbone",
-        config.dtype or (stored if stored in ("float32", "bfloat16") else "bfloat16"),
+        config.dtype or (stored if stored in ("float32", "bfloat16", "float16") else "bfloat16"),
+        prompt=prompt,
         ends_in_space=space,
         max_prompt_tokens=config.max_prompt_tokens,
         action_places=places,
         proprio=proprio,
         film=film,
-        **(given or ({"prompt": _VICUNA} if vicuna else {})),
     )
 
 

@@ -40,7 +40,7 @@ from studies.engine import Runner, entries, placed
 from studies.expert import suite_figures
 from studies.libero_forgetting import ForgettingOnLibero
 from studies.libero_forgetting import measure as measure_forgetting
-from studies.record import Figures, PartStudy, Target, measure_parts
+from studies.record import Figures, PartStudy, Target, measure_parts, read_record
 
 _PRESETS: Final = SOURCE_TREE / "ray_jobs" / "experiments" / "libero"
 _LEVELS: Final = (1, 3, 5)
@@ -251,6 +251,9 @@ def targets(figures: Figures) -> list[Target]:
     dimensions = {row["dimension"] for row in figures.get("plus", {}).get("rows", [])} - {"total"}
     aims.append(Target("pro_suites", len(figures.get("pro", {}).get("suites", [])), len(PRO_SUITES), True))
     aims.append(Target("plus_dimensions", len(dimensions), 5, True))
+    beside = read_record("lerobot") or {"targets": ()}  # benchmarks.lerobot
+    speedups = [one["value"] for one in beside["targets"] if one["name"] == "speedup_over_lerobot"]
+    aims.append(Target("speedup_over_lerobot", speedups[0] if speedups else None, 3.0, True))
     return aims
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -194,7 +194,7 @@ class IPVLA(nn.Module):
 
     def loss(self, batch: StepBatch, memory: Memory) -> tuple[torch.Tensor, Memory]:
         """The loss of one window [B, K, ...] and the memory [B, ...] after it, still in the graph."""
-        features, memory, memory_loss = self.memory.window(self.backbone, self.head.taught(batch), memory)
+        features, memory, memory_loss = self.memory.window(self.backbone, self.taught(batch), memory)
         weight = batch.action_valid & batch.valid[..., None]
         weight = weight.flatten(0, 1)[..., None] & self.action_varies
         features = features.map(lambda x: x.flatten(0, 1))
@@ -214,6 +214,11 @@ class IPVLA(nn.Module):
             self.terms["reasoning_loss"] = words.detach()
             loss = loss + self.reasoning_loss.config.weight * words
         return loss, memory
+
+    def taught(self, batch: StepBatch) -> StepBatch:
+        """The window as the backbone reads it in training: its actions as words too, for a head that writes."""
+        reply = self.head.reply(batch.actions)
+        return batch if reply is None else replace(batch, inputs=replace(batch.inputs, reply=reply))
 
     @torch.no_grad()
     def act(

@@ -1,6 +1,6 @@
 """Training checkpoints: safetensors and JSON, no pickle, complete or not there.
 
-training.json          step, plan position, world size, lanes, Thermostat, what the run was configured as
+training.json          step, plan position, world size, lanes, Thermostat, loss scale, the run's settings
 policy/                the policy, ready for rollout
 optimizer.safetensors  one tensor per parameter and moment
 lanes-RANK.safetensors each worker's memory and random state
@@ -53,6 +53,7 @@ def save_checkpoint(
             "world": world.size,
             "identity": identity,
             **({"thermostat": state.protection.thermostat.to_dict()} if state.protection else {}),
+            **({"loss_scale": state.scaler.state_dict()} if state.scaler.is_enabled() else {}),
         }
         (directory / "training.json").write_text(json.dumps(written, indent=1))
 
@@ -96,6 +97,8 @@ def load_checkpoint(
         state.position = state.position.on_other_lanes(before)
     if state.protection:
         state.protection.resume(written["thermostat"])
+    if state.scaler.is_enabled() and "loss_scale" in written:
+        state.scaler.load_state_dict(written["loss_scale"])
     random = lanes[world.rank % len(lanes)]
     torch.set_rng_state(random["random.cpu"])
     if "random.cuda" in random and world.device.type == "cuda":

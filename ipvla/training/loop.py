@@ -11,7 +11,8 @@ from itertools import islice
 
 from ipvla.data.lanes import LaneReader
 from ipvla.tracking import MetricSink
-from ipvla.training.parallel import PRECISIONS, SHARDINGS, World, autocasts
+from ipvla.training.parallel import SHARDINGS, World
+from ipvla.training.precision import PRECISIONS, autocast_format
 from ipvla.training.step import OptimizerConfig, TrainingState, training_step
 
 
@@ -23,7 +24,7 @@ class TrainingConfig:
         steps: optimizer steps in all.
         until: the step to stop at for now, with a checkpoint to go on from; the learning rate's course stays that
             of `steps`. None for all of them.
-        precision: "bf16" (autocast), "fp32", or "auto": bf16 where that is faster, see `autocasts`.
+        precision: "bf16" or "fp16" (autocast), "fp32", or "auto": bf16 where that is faster, else fp32.
         log_every, checkpoint_every: in steps.
         checkpoints_kept: the newest ones, each with its policy.
         threads: CPU threads of a worker's arithmetic.
@@ -50,6 +51,8 @@ class TrainingConfig:
             raise ValueError(f"training.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
         if self.sharding not in SHARDINGS:
             raise ValueError(f"training.sharding is {self.sharding!r}; choose one of {', '.join(SHARDINGS)}")
+        if self.precision == "fp16" and self.sharding == "fsdp":
+            raise ValueError("training.precision fp16 needs training.sharding ddp; or take fp32 or bf16")
         for name in ("steps", "log_every", "checkpoint_every", "checkpoints_kept", "threads", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
@@ -81,7 +84,7 @@ def train(
         stop: asked after every step; once it says so to one worker, all end with a checkpoint.
     """
     state.trained.train()
-    meter, autocast = Meter(), autocasts(config.precision, world.device)
+    meter, autocast = Meter(), autocast_format(config.precision, world.device)
     with closing(lanes.batches(state.position)) as batches:
         while state.step < config.end:
             positions, windows = zip(*islice(batches, config.accumulate), strict=True)

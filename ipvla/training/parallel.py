@@ -1,4 +1,4 @@
-"""Where this worker stands among the workers, on what device it computes, and in what number format."""
+"""Where this worker stands among the workers, and on what device it computes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from ipvla.models.vla import IPVLA
 
 #: "ddp": every worker has all weights. "fsdp": each has a part of every weight, of its gradient and its moments.
 SHARDINGS: Final = ("ddp", "fsdp")
-PRECISIONS: Final = ("auto", "bf16", "fp32")
 _CPU = torch.device("cpu")
 
 
@@ -88,16 +87,3 @@ class World:
 def unsynchronised(model: nn.Module) -> AbstractContextManager[None]:
     """While it lasts, gradients stay with their worker; a later backward pass averages them too."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
-
-
-def autocasts(precision: str, device: torch.device) -> bool:
-    """Is bfloat16 autocast on? "auto" takes it on GPUs that multiply bfloat16, and on CPUs with AMX.
-
-    Elsewhere it is emulated (GPUs before Ampere such as the V100, most CPUs), or gains nothing: with AVX512-BF16
-    alone a training step of the tiny backbone took 1.3 times as long as in float32.
-    """
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_amx_tile_supported())

@@ -75,6 +75,7 @@ class TrainingState:
         step: optimizer steps taken.
         position: the window that comes next.
         protection: against forgetting, or None: then there is nothing of it anywhere.
+        scaler: of the loss; one that is not enabled changes nothing.
     """
 
     model: IPVLA
@@ -84,17 +85,24 @@ class TrainingState:
     step: int = 0
     position: PlanPosition = field(default_factory=PlanPosition)
     protection: Protection | None = None
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
 
 
 def training_step(
-    state: TrainingState, windows: Sequence[StepBatch], lr: float, max_grad_norm: float, autocast: bool
+    state: TrainingState,
+    windows: Sequence[StepBatch],
+    lr: float,
+    max_grad_norm: float,
+    autocast: torch.dtype | None,
 ) -> dict[str, float]:
     """Trains on the mean loss of consecutive windows, one after another, the memory carried between them.
 
-    Returns that mean, parts of it that the model names, the gradient's norm before clipping and any penalty.
+    Returns that mean, parts of it that the model names, the gradient's norm before clipping and any penalty; where
+    the loss is scaled also `loss_scale`, and `skipped`: 1 if gradients overflowed and the weights stayed.
 
     Raises:
-        FloatingPointError: loss, penalty or gradient are not finite; the weights are as they were before the step.
+        FloatingPointError: loss or penalty are not finite, or the gradient of a loss that is not scaled up; the
+            weights are as they were before the step.
     """
     for group in state.optimizer.param_groups:
         group["lr"] = lr
@@ -110,32 +118,37 @@ def training_step(
         for name, term in state.model.terms.items():
             terms.setdefault(name, []).append(float(term))
     trainable = [p for p in state.model.parameters() if p.requires_grad]
+    state.scaler.unscale_(state.optimizer)
     norm = float(whole(torch.nn.utils.clip_grad_norm_(trainable, max_grad_norm)))
-    if not math.isfinite(norm):
+    finite = math.isfinite(norm)
+    if not finite and state.scaler.get_scale() <= 1:  # 1 of a scaler that is not enabled
         raise FloatingPointError(
             f"the gradient's norm is {norm} at step {state.step}; "
             "lower optimizer.lr or set training.precision to fp32"
         )
-    with state.protection.around() if state.protection else nullcontext():
-        state.optimizer.step()
+    with state.protection.around() if state.protection and finite else nullcontext():
+        state.scaler.step(state.optimizer)
+    state.scaler.update()
     state.memory = memory
     means = {name: sum(values) / len(values) for name, values in terms.items()}
-    return {"loss": value, "grad_norm": norm, **penalty, **means}
+    if state.scaler.is_enabled():
+        means |= {"loss_scale": state.scaler.get_scale(), "skipped": float(not finite)}
+    return {"loss": value, **({"grad_norm": norm} if finite else {}), **penalty, **means}
 
 
 def _accumulate(
-    state: TrainingState, window: StepBatch, memory: Memory, windows: int, autocast: bool
+    state: TrainingState, window: StepBatch, memory: Memory, windows: int, autocast: torch.dtype | None
 ) -> tuple[float, Memory]:
     """Leaves the gradient of this window's share of the mean; its loss, and the memory after it, detached."""
     window = window.to(state.model.action_varies.device)
-    with torch.autocast(window.t.device.type, dtype=torch.bfloat16, enabled=autocast):
+    with torch.autocast(window.t.device.type, dtype=autocast, enabled=autocast is not None):
         loss, memory = state.trained(window, memory)
     value = float(loss.detach())
     if not math.isfinite(value):
         raise FloatingPointError(
             f"the loss is {value} at step {state.step}; lower optimizer.lr or set training.precision to fp32"
         )
-    (loss / windows).backward()
+    torch.autograd.backward(state.scaler.scale(loss / windows))
     return value, {name: tensor.detach() for name, tensor in memory.items()}
 
 
@@ -149,5 +162,5 @@ def _penalise(state: TrainingState) -> dict[str, float]:
         raise FloatingPointError(
             f"the penalty of forgetting.method is {value} at step {state.step}; lower its strength or optimizer.lr"
         )
-    torch.autograd.backward(penalty)
+    torch.autograd.backward(state.scaler.scale(penalty))
     return {"penalty": value}

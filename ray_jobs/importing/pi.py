@@ -151,7 +151,7 @@ def _policy(
     in_words = variant == "pi05" and settings.state_in_prompt
     backbone = Pi0BackboneConfig(
         sizes=sizes,
-        tokenizer=settings.tokenizer or Pi0BackboneConfig.tokenizer,
+        pretrained=settings.tokenizer or Pi0BackboneConfig.pretrained,
         dtype=added.dtype,
         prompt=_PROMPTS["pi05" if in_words else "pi0"],
         cleaned=cleaned,

@@ -36,7 +36,7 @@ def from_lerobot_smolvla(directory: Path, settings: PiConfig, added: Added) -> P
     backbone = SmolVLABackboneConfig(
         sizes=sizes,
         state_size=config["max_state_dim"],
-        tokenizer=settings.tokenizer or SmolVLABackboneConfig.tokenizer,
+        pretrained=settings.tokenizer or SmolVLABackboneConfig.pretrained,
         dtype=added.dtype,
         max_prompt_tokens=sizes.image_tokens * len(names) + config["tokenizer_max_length"],
     )

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.standards import StandardConfig
 from ipvla.experiment import ExperimentConfig
-from ipvla.models.adapters import LoRAConfig, save_adapters
+from ipvla.models.adapters import LoRAConfig, adapters, save_adapters
 from ipvla.models.backbones.openvla_files import OpenVLAFiles
 from ipvla.models.memory import BankMemoryConfig, MemoryConfig, NoMemoryConfig
 from ipvla.policy import Policy
@@ -23,6 +24,7 @@ from ray_jobs.command_line.settings import parse
 from ray_jobs.export_policy import ExportConfig, export
 from ray_jobs.export_policy import main as export_job
 from ray_jobs.import_policy import ImportConfig, ImportedModelConfig, imported, main, oft_files
+from tests.checkpoints.conftest import golden_json
 from tests.checkpoints.test_oft import CAMERAS
 from tests.checkpoints.test_openvla_policy import act, observation
 from tests.training.test_loop import loss_of, run
@@ -78,6 +80,41 @@ def test_adapters_are_trained_and_go_back(
             ImportConfig(openvla, tmp_path / "p", "toy_libero_no_noops", adapter=tmp_path / "adapter")
         )
         np.testing.assert_allclose(act(again, SEEN), learned, rtol=0, atol=1e-6)
+
+
+#: As OpenVLA's own fine-tuning names them, "all-linear"; the first seven are inside the language layers.
+ALL_LINEAR = LoRAConfig(
+    rank=4,
+    alpha=2,
+    modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    extra=(
+        *("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "patch_embed.proj"),
+        *("attn_pool.q", "attn_pool.kv", "attn_pool.proj"),
+        *("projector.fc1", "projector.fc2", "projector.fc3", "language_model.lm_head"),
+    ),
+)
+
+
+def test_the_published_adapters_modules(openvla: Path, tmp_path: Path) -> None:
+    """The same modules get adapters as in OpenVLA's own fine-tuning, and PEFT's file of them is read again."""
+    policy = imported(ImportConfig(openvla, tmp_path / "p", "toy_libero"))
+    backbone = policy.model.backbone
+    ALL_LINEAR.apply(backbone)
+    assert sorted(adapters(backbone)) == sorted(golden_json("lora")["adapted_modules"])
+    torch.manual_seed(0)
+    for name, parameter in backbone.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    save_adapters(backbone, tmp_path / "adapter")
+    again = imported(ImportConfig(openvla, tmp_path / "q", "toy_libero", adapter=tmp_path / "adapter"))
+    inputs = policy.transforms.inputs(SEEN)
+    plain = imported(ImportConfig(openvla, tmp_path / "r", "toy_libero")).model.backbone
+    ours = backbone(inputs).hidden_states
+    assert not torch.allclose(ours[-1], plain(inputs).hidden_states[-1], atol=1e-2)
+    plain.vlm = peft.PeftModel.from_pretrained(plain.vlm, tmp_path / "adapter")
+    for other in (again.model.backbone, plain):
+        for a, b in zip(ours, other(inputs).hidden_states, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 def test_oft_learns_by_its_own_loss(oft: Path, storage_root: Path, tmp_path: Path) -> None:

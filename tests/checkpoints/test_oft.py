@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from ipvla.models.heads import OpenVLATokensConfig
+from ipvla.models.memory import MemoryConfig, PromptMemoryConfig
 from ipvla.policy import Policy
 from ipvla.types import Observation, StepBatch
-from ray_jobs.import_policy import ImportConfig, imported, main
+from ray_jobs.import_policy import ImportConfig, ImportedModelConfig, imported, main
 from tests.checkpoints.conftest import HERE, close, golden, golden_json, pictures
 
 CASES = golden_json("oft")["cases"]
@@ -108,6 +109,27 @@ def test_one_picture_without_the_state(oft: Path, tmp_path: Path) -> None:
     for case in (0, 1):
         expected = golden("oft_predict")[f"l1_one_image_no_proprio_{case}:actions"]
         same_actions(answered(policy, case)[0], expected, 1e-5)
+
+
+def test_it_writes_no_words(policy: Policy, oft: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="writes no words"):
+        policy.model.backbone.write(policy.transforms.inputs([observation(0)]), 3)
+    with pytest.raises(ValueError, match="OpenVLA-OFT writes no words"):
+        imported(ImportConfig(oft, tmp_path / "p", model=ImportedModelConfig(PromptMemoryConfig())))
+
+
+@pytest.mark.parametrize("name", ["bank", "gru", "kv", "latent"])
+def test_with_a_memory(oft: Path, tmp_path: Path, name: str) -> None:
+    """Those that begin closed answer bit for bit as without; the others do not."""
+    memory = MemoryConfig.get_choice_class(name)()
+    plain = imported(ImportConfig(oft, tmp_path / "p", cameras=CAMERAS))
+    made = imported(ImportConfig(oft, tmp_path / "p", cameras=CAMERAS, model=ImportedModelConfig(memory)))
+    state, same = made.initial_memory(1), []
+    for t in range(3):
+        seen = replace(observation(t % 2), t=8 * t)
+        answer, state = made.act([seen], state)
+        same.append(np.array_equal(answer[0], plain.act([seen], {})[0][0]))
+    assert all(same) == (name in ("bank", "gru"))
 
 
 def test_film(oft_film: Path, tmp_path: Path) -> None:

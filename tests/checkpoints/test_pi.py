@@ -86,7 +86,8 @@ def rows(
 ) -> Iterator[tuple[Any, Any]]:
     """Ours and theirs of each observation's real tokens: they leave room for the missing camera."""
     for i in range(len(ours)):
-        yield ours[i, inputs.attention_mask[i]], theirs[i, pad[i]]
+        real = inputs.attention_mask[i, : ours.shape[1]]
+        yield ours[i, real], theirs[i, pad[i]]
 
 
 def test_states_and_prompts_are_theirs(inputs: ModelInputs, golden: dict[str, torch.Tensor]) -> None:

@@ -1,5 +1,6 @@
-"""Small real models: TinyVLM, and a PaliGemma and an OpenVLA with random weights."""
+"""Small real models: TinyVLM, and vision-language models with random weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,19 +8,45 @@ import pytest
 import torch
 
 from ipvla.data.transforms import PromptEncoder
-from ipvla.models.backbones import Backbone, PaliGemmaConfig, PrismaticConfig, TinyConfig
+from ipvla.models.backbones import (
+    Backbone,
+    BackboneConfig,
+    PaliGemmaConfig,
+    PrismaticConfig,
+    QwenVLConfig,
+    SmolVLMConfig,
+    TinyConfig,
+)
 from ipvla.types import NO_TOKEN, ModelInputs
+from tests.models.random_vlms import save_random_qwen, save_random_smolvlm
+
+BACKBONES = ("tiny", "paligemma", "qwen2_5_vl", "qwen3_vl", "smolvlm", "prismatic")
 
 
-@pytest.fixture(params=["tiny", "paligemma", "prismatic"])
-def backbone(request: pytest.FixtureRequest, paligemma_directory: Path, prismatic_directory: Path) -> Backbone:
+@pytest.fixture(scope="session")
+def backbone_configs(
+    paligemma_directory: Path, prismatic_directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, BackboneConfig]:
+    """Of `BACKBONES`: six layers each."""
+    directories = {name: str(tmp_path_factory.mktemp(name)) for name in BACKBONES[2:5]}
+    save_random_qwen(Path(directories["qwen2_5_vl"]), 2)
+    save_random_qwen(Path(directories["qwen3_vl"]), 3)
+    save_random_smolvlm(Path(directories["smolvlm"]))
+    small = {"dtype": "float32", "max_prompt_tokens": 36}
+    return {
+        "tiny": TinyConfig(width=32, heads=2, mlp=48, trunk_channels=8),
+        "paligemma": PaliGemmaConfig(str(paligemma_directory), dtype="float32", max_prompt_tokens=24),
+        "qwen2_5_vl": QwenVLConfig(directories["qwen2_5_vl"], picture_px=56, **small),
+        "qwen3_vl": QwenVLConfig(directories["qwen3_vl"], picture_px=64, **small),
+        "smolvlm": SmolVLMConfig(directories["smolvlm"], **small),
+        "prismatic": PrismaticConfig(prismatic_directory, dtype="float32"),
+    }
+
+
+@pytest.fixture(params=BACKBONES)
+def backbone(request: pytest.FixtureRequest, backbone_configs: Mapping[str, BackboneConfig]) -> Backbone:
     torch.manual_seed(0)
-    if request.param == "tiny":
-        return TinyConfig(width=32, heads=2, mlp=48, trunk_channels=8).build(5, 1, 28).eval()
-    if request.param == "prismatic":
-        return PrismaticConfig(prismatic_directory, dtype="float32").build(5, 1, 28).eval()
-    config = PaliGemmaConfig(str(paligemma_directory), dtype="float32", max_prompt_tokens=24)
-    return config.build(5, 1, 28).eval()
+    return backbone_configs[request.param].build(5, 1, 28).eval()
 
 
 def inputs_for(backbone: Backbone, instructions: list[str], seed: int = 0) -> ModelInputs:

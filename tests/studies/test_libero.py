@@ -93,7 +93,8 @@ def test_success_is_that_of_all_seeds_and_what_was_not_played_meets_nothing() ->
     by_name = {target.name: target for target in targets(figures)}
     assert by_name["libero_object_success"].value == 0.9
     assert by_name["libero_object_success"].met
-    assert not any(target.met for target in targets({}))
+    elsewhere = {"speedup_over_lerobot"}  # of benchmarks.lerobot's own record
+    assert {target.name for target in targets({}) if target.met} <= elsewhere
 
 
 @pytest.mark.long

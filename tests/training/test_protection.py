@@ -153,7 +153,7 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(
         while state.step < 3:
             position, batch = next(batches)
             lr = config.optimizer.learning_rate(state.step, config.training.steps)
-            training_step(state, [batch], lr, config.optimizer.max_grad_norm, autocast=False)
+            training_step(state, [batch], lr, config.optimizer.max_grad_norm, autocast=None)
             state.step += 1
             state.position = first.lanes.after(position)
             assert state.protection is not None
@@ -176,7 +176,7 @@ def test_a_gradient_that_is_not_finite_is_refused_before_it_does_harm(tuned: Exp
     before = {name: value.clone() for name, value in weights(experiment).items()}
     next(p for p in state.model.parameters() if p.requires_grad).register_hook(lambda g: g * float("nan"))
     with pytest.raises(FloatingPointError, match=r"the gradient's norm is nan at step 0; lower optimizer\.lr"):
-        training_step(state, [experiment.lanes.batch(state.position)], 1e-3, 1.0, autocast=False)
+        training_step(state, [experiment.lanes.batch(state.position)], 1e-3, 1.0, autocast=None)
     assert all(torch.equal(value, before[name]) for name, value in weights(experiment).items())
 
 

@@ -60,7 +60,7 @@ def steps(experiment: Experiment, config: ExperimentConfig, count: int) -> dict[
         for _ in range(count):
             position, batch = next(batches)
             lr = config.optimizer.learning_rate(state.step, config.training.steps)
-            told = training_step(state, [batch], lr, config.optimizer.max_grad_norm, autocast=False)
+            told = training_step(state, [batch], lr, config.optimizer.max_grad_norm, autocast=None)
             state.step += 1
             state.position = experiment.lanes.after(position)
     return told

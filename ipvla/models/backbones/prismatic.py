@@ -32,8 +32,12 @@ from ipvla.models.backbones.protocol import (
 from ipvla.models.features import Continuation, Features
 from ipvla.types import NO_TOKEN, ModelInputs
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BOS, _EOS, _NEWLINE = 1, 2, 13
+_NO_WORDS = (
+    "model.backbone.action_places is set: such a model (OpenVLA-OFT) answers in actions and writes no words; "
+    "choose another memory, and no loss on words"
+)
 
 
 @BackboneConfig.register_subclass("prismatic")
@@ -43,7 +47,7 @@ class PrismaticConfig(BackboneConfig):
 
     Attributes:
         pretrained: a directory in OpenVLA's Hugging Face layout, or what `ipvla import` has made of one.
-        dtype: "float32" or "bfloat16".
+        dtype: of the weights, "float32", "bfloat16" or "float16".
         prompt: with `{instruction}` in it.
         ends_in_space: puts `▁` behind the prompt, which OpenVLA reads before an action; ECoT's do without.
         max_prompt_tokens: longest prompt in tokens, without pictures.
@@ -198,12 +202,12 @@ class PrismaticBackbone(Backbone):
         return list(self.network.language_model.model.layers)
 
     def tokenize_text(self, text: str) -> list[int]:
-        return cast(list[int], self.tokenizer.encode(text, add_special_tokens=False).ids)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        return cast(
-            str, self.tokenizer.decode([i for i in ids if i != NO_TOKEN], skip_special_tokens=True)
-        ).strip()
+        text: str = self.tokenizer.decode([i for i in ids if i != NO_TOKEN], skip_special_tokens=True)
+        return text.strip()
 
     def question(self, text: str) -> list[int]:
         return [_BOS, *self.tokenize_text(text), _NEWLINE]
@@ -261,32 +265,36 @@ class PrismaticBackbone(Backbone):
             state: [B, D], the last hidden state of the prompt's last token.
             recalled: float32 [B, D], added to every state before it becomes a word: what a memory knows.
         """
-        cache, ids = self._cache(going_on), list[torch.Tensor]()
+        model, cache = self.network.language_model.model, self._cache(going_on)
+        bias, ids = going_on.bias, list[torch.Tensor]()
         going = torch.ones(len(state), dtype=torch.bool, device=state.device)
         for i in range(tokens):
             ids.append(self.logits(state if recalled is None else state.float() + recalled).argmax(-1))
             going = going & (ids[-1] != _EOS)
             if i + 1 == tokens or not going.any():
                 break
-            state = self._go_on(ids[-1][:, None], cache, going_on)[:, 0]
+            bias = F.pad(bias, (0, 1))
+            state = model(
+                inputs_embeds=model.embed_tokens(ids[-1])[:, None],
+                attention_mask=bias[:, :, None],
+                position_ids=(going_on.position + i)[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, 0]
         ids += [torch.full_like(ids[-1], _EOS)] * (tokens - len(ids))
         return torch.stack(ids, 1)
-
-    def hear(self, words: torch.Tensor, going_on: Continuation) -> torch.Tensor:
-        """Last hidden states [B, n, D] of words int64 [B, n] behind the prompts; gradients go back to these."""
-        return self._go_on(words, self._cache(going_on), going_on)
 
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
         ends = F.pad(replies, (0, 1), value=NO_TOKEN)
         ends = ends.scatter(1, (replies != NO_TOKEN).sum(-1, keepdim=True), _EOS)
-        output = self._pass(self._words(replace(inputs, reply=ends)), Context(), False)
+        output = self._pass(self.embed(replace(inputs, reply=ends)), Context(), False)
         places = self._places(inputs, output.hidden_states[-1], ends.shape[1])
         logits = self.logits(output.hidden_states[-1].gather(1, places[..., None].expand(-1, -1, self.width)))
         return F.cross_entropy(logits.flatten(0, 1), ends.flatten(), ignore_index=NO_TOKEN)
 
     @torch.no_grad()
     def write(self, inputs: ModelInputs, max_new_tokens: int) -> torch.Tensor:
-        embedded = self._words(replace(inputs, reply=None))
+        embedded = self.embed(replace(inputs, reply=None))
         output = self._pass(embedded, Context(), True)
         assert output.features.continuation is not None
         rows = torch.arange(len(embedded.last), device=embedded.last.device)
@@ -301,10 +309,6 @@ class PrismaticBackbone(Backbone):
     def _reply(self, taught: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
         """int64 [B, La], what stands behind the prompts."""
         return ids.new_zeros(len(ids), 0) if taught is None else taught
-
-    def _words(self, inputs: ModelInputs) -> Embedded:
-        """The prompt with its reply alone, where words are written rather than actions."""
-        return self.embed(inputs)
 
     def _blank(self, valid: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         """bool [B, L], True where the embedding is 0."""
@@ -395,22 +399,6 @@ class PrismaticBackbone(Backbone):
             cast("tuple[torch.Tensor, torch.Tensor] | None", last_keys_values),
         )
 
-    def _go_on(self, words: torch.Tensor, cache: Any, going_on: Continuation) -> torch.Tensor:
-        """`hear`, behind what the cache holds beyond `going_on`, which it adds to."""
-        model, n = self.network.language_model.model, words.shape[1]
-        said = cache.get_seq_length() - going_on.bias.shape[-1]
-        ahead = torch.ones(n, n, dtype=torch.bool, device=words.device).triu(1)
-        bias = F.pad(going_on.bias, (0, said + n))[:, :, None].expand(-1, -1, n, -1)
-        bias = bias.masked_fill(F.pad(ahead, (bias.shape[-1] - n, 0)), torch.finfo(bias.dtype).min)
-        output = model(
-            inputs_embeds=model.embed_tokens(words),
-            attention_mask=bias,
-            position_ids=going_on.position[:, None] + said + torch.arange(n, device=words.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return cast(torch.Tensor, output.last_hidden_state)
-
     def _cache(self, going_on: Continuation) -> Any:
         from transformers import DynamicCache
 
@@ -432,6 +420,12 @@ class ParallelPrismatic(PrismaticBackbone):
     def _reply(self, taught: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
         places = torch.full((len(ids), self.config.action_places), _BOS, device=ids.device)
         return F.pad(places, (0, 1), value=_EOS)
+
+    def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
+        raise ValueError(_NO_WORDS)
+
+    def write(self, inputs: ModelInputs, max_new_tokens: int) -> torch.Tensor:
+        raise ValueError(_NO_WORDS)
 
     def _blank(self, valid: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         behind = valid & ~prompt

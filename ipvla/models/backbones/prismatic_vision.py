@@ -59,13 +59,9 @@ class TowerConfig:
     @classmethod
     def from_timm(cls, values: dict[str, object]) -> Self:
         """From timm's terms: `embed_dim`, `depth`, `num_heads`, `mlp_hidden`, `reg_tokens`, `class_token`."""
-        sizes = {name: int(str(values[name])) for name in ("embed_dim", "depth", "num_heads", "mlp_hidden")}
-        return cls(
-            bool(values["class_token"]),
-            *sizes.values(),
-            patch=int(str(values["patch_size"])),
-            registers=int(str(values["reg_tokens"])),
-        )
+        names = ("embed_dim", "depth", "num_heads", "mlp_hidden", "patch_size", "reg_tokens")
+        width, depth, heads, mlp, patch, registers = (int(str(values[name])) for name in names)
+        return cls(bool(values["class_token"]), width, depth, heads, mlp, patch, registers)
 
 
 #: The towers of the published checkpoints by timm's names; heads cannot be told from the weights.
@@ -171,7 +167,8 @@ class Tower(nn.Module):
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), self.reg_token.expand(len(x), -1, -1), x], 1)
         for block in list(self.blocks)[:-1]:
             x = block(x, words)
-        return x[:, self.config.prefix :]
+        patches: torch.Tensor = x[:, self.config.prefix :]
+        return patches
 
 
 class PrismaticVision(nn.Module):
@@ -217,13 +214,12 @@ class Projector(nn.Module):
 
     def __init__(self, vision: int, width: int, fused: bool) -> None:
         super().__init__()
-        if fused:
-            self.fc1, self.fc2, self.fc3 = (
-                nn.Linear(vision, 4 * vision), nn.Linear(4 * vision, width), nn.Linear(width, width)
-            )  # fmt: skip
-        else:
-            self.fc1, self.fc2, self.fc3 = nn.Linear(vision, width), nn.Linear(width, width), None
+        inside = 4 * vision if fused else width
+        self.fc1, self.fc2 = nn.Linear(vision, inside), nn.Linear(inside, width)
+        self.fc3 = nn.Linear(width, width) if fused else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.fc2(F.gelu(self.fc1(x)))
-        return x if self.fc3 is None else self.fc3(F.gelu(x))
+        out: torch.Tensor = self.fc2(F.gelu(self.fc1(x)))
+        if self.fc3 is not None:
+            out = self.fc3(F.gelu(out))
+        return out

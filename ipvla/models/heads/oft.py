@@ -53,7 +53,7 @@ class OFTHead(Head):
     def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
         chunk, size = self.shape
         states, recalled = states_of(features, chunk * size + 1, chunk * size)
-        actions: torch.Tensor = self.model((states + recalled).unflatten(1, self.shape).flatten(2)).float()
+        actions: torch.Tensor = self.model((states + recalled).reshape(len(states), chunk, -1)).float()
         return actions
 
     def loss(

@@ -10,7 +10,7 @@ What a memory has added to the cognition is added to the state of every word: no
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -21,7 +21,6 @@ from ipvla.models.backbones.prismatic import PrismaticBackbone
 from ipvla.models.features import Features, Reads
 from ipvla.models.heads.bins import NUM_BINS, action_bins, bin_centres
 from ipvla.models.heads.protocol import Head, HeadConfig, masked_mean
-from ipvla.types import StepBatch
 
 _EOS = 2
 
@@ -77,6 +76,7 @@ class OpenVLATokensHead(Head):
         self.shape = shape
         self.numbers = math.prod(shape)
         self.end_of_words = backbone.files.end_of_words
+        self.writes = not backbone.config.action_places
         self._speaker = (backbone,)  # in a tuple, so that its weights are not the head's
         if backbone.config.action_places not in (0, self.numbers):
             raise ValueError(
@@ -84,23 +84,16 @@ class OpenVLATokensHead(Head):
                 f"actions of {shape[1]} numbers; set it to {self.numbers}"
             )
 
-    @property
-    def parallel(self) -> bool:
-        """Are all words said at once?"""
-        return self._speaker[0].config.action_places > 0
-
     def words(self, actions: torch.Tensor) -> torch.Tensor:
         """Normalised actions [..., C, A] -> int64 [..., C * A]."""
         return self.end_of_words - 1 - action_bins(actions).flatten(-2)
 
     def actions(self, words: torch.Tensor) -> torch.Tensor:
         """The inverse, up to half a bin: int64 [..., C * A] -> float32 [..., C, A]."""
-        return bin_centres((self.end_of_words - 1 - words).clamp(min=0)).unflatten(-1, self.shape)
+        return bin_centres((self.end_of_words - 1 - words).clamp(min=0)).reshape(*words.shape[:-1], *self.shape)
 
-    def taught(self, batch: StepBatch) -> StepBatch:
-        if self.parallel:
-            return batch
-        return replace(batch, inputs=replace(batch.inputs, reply=self.words(batch.actions)))
+    def reply(self, actions: torch.Tensor) -> torch.Tensor | None:
+        return self.words(actions) if self.writes else None
 
     def loss(
         self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
@@ -108,7 +101,7 @@ class OpenVLATokensHead(Head):
         """Cross-entropy of the words, and of the `</s>` behind them."""
         backbone, words = self._speaker[0], self.words(actions)
         # OFT has a place behind the last number too: its `</s>`
-        states, recalled = states_of(features, self.numbers + self.parallel, self.numbers + 1)
+        states, recalled = states_of(features, self.numbers + (not self.writes), self.numbers + 1)
         words = F.pad(words, (0, 1), value=_EOS)
         loss = F.cross_entropy(backbone.logits(states + recalled).flatten(0, 1), words.flatten(), reduction="none")
         counted = weight.flatten(1)
@@ -116,37 +109,25 @@ class OpenVLATokensHead(Head):
         return masked_mean(loss.view_as(words), counted)
 
     def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
-        if self.parallel:
-            states, recalled = states_of(features, self.numbers + 1, self.numbers)
-            return self.actions(self._speaker[0].logits(states + recalled).argmax(-1))
-        words = self._said(features)
-        return self.actions(words.gather(1, self._places(words)))
-
-    def expected(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """The mean over the words of actions, at each place of what `sample` says."""
         backbone = self._speaker[0]
-        if self.parallel:
+        if not self.writes:
             states, recalled = states_of(features, self.numbers + 1, self.numbers)
-        else:
-            words = self._said(features)
-            states, recalled = states_of(features, 0, 1)
-            assert features.continuation is not None
-            heard = backbone.hear(words[:, :-1], features.continuation).float()
-            places = self._places(words)[..., None].expand(-1, -1, heard.shape[-1])
-            states = torch.cat([states, heard], 1).gather(1, places)
-        logits = backbone.logits(states + recalled)[..., self.end_of_words - NUM_BINS : self.end_of_words]
-        numbers = bin_centres(torch.arange(NUM_BINS, device=logits.device)).flip(0)
-        return (logits.softmax(-1) @ numbers).unflatten(-1, self.shape)
-
-    def _said(self, features: Features) -> torch.Tensor:
-        """int64 [B, n], the words behind the prompts; with reasoning, what stands before and behind too."""
+            return self.actions(backbone.logits(states + recalled).argmax(-1))
         assert features.continuation is not None
         states, recalled = states_of(features, 0, 1)
         longest = self.numbers + (self.reasoning_tokens + 1 if self.reasoning_tokens else 0)
-        return self._speaker[0].speak(states[:, 0], features.continuation, longest, recalled[:, 0])
+        words = backbone.speak(states[:, 0], features.continuation, longest, recalled[:, 0])
+        if self.reasoning_tokens:  # the numbers stand before the first `</s>`
+            end = ((words == _EOS).cumsum(1) == 0).sum(1, keepdim=True)
+            places = (end - self.numbers).clamp(min=0) + torch.arange(self.numbers, device=end.device)
+            words = words.gather(1, places)
+        return self.actions(words)
 
-    def _places(self, words: torch.Tensor) -> torch.Tensor:
-        """int64 [B, C * A], where the numbers stand among them: at the end, or before the first `</s>`."""
-        ended = (words == _EOS).cumsum(1) > 0
-        end = (~ended).sum(1) if self.reasoning_tokens else torch.full_like(words[:, 0], self.numbers)
-        return (end[:, None] - self.numbers).clamp(min=0) + torch.arange(self.numbers, device=end.device)
+    def expected(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """The mean over the words of actions, at the place of each number, behind those before it."""
+        states, recalled = states_of(features, self.numbers + (not self.writes), self.numbers)
+        logits = self._speaker[0].logits(states + recalled)
+        logits = logits[..., self.end_of_words - NUM_BINS : self.end_of_words]
+        numbers = bin_centres(torch.arange(NUM_BINS, device=logits.device)).flip(0)
+        means: torch.Tensor = logits.softmax(-1) @ numbers
+        return means.reshape(len(means), *self.shape)

@@ -12,7 +12,6 @@ from torch import nn
 
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features, Reads
-from ipvla.types import StepBatch
 
 
 class Head(nn.Module):
@@ -24,14 +23,17 @@ class Head(nn.Module):
     Attributes:
         noise_shape: of one row of what `sample` takes; None for a head that takes none.
         loss_noise_shape: of one row of what `loss` takes. In training another row is drawn in every epoch.
+        writes: its actions are words behind the prompt, which the backbone reads one after another (`reply`).
     """
 
     noise_shape: tuple[int, ...] | None = None
     loss_noise_shape: tuple[int, ...] | None = None
+    writes: bool = False
 
-    def taught(self, batch: StepBatch) -> StepBatch:
-        """What the backbone reads in training; a head that writes actions as words puts them behind prompts."""
-        return batch
+    def reply(self, actions: torch.Tensor) -> torch.Tensor | None:
+        """Normalised actions [..., C, A] as words behind the prompt, int64 [..., La], which the backbone reads in
+        training; None for a head that writes none."""
+        return None
 
     def loss(
         self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
@@ -44,7 +46,10 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def expected(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """What a probe compares, float32 [B, C, A], differentiable: `sample`, or a mean where that chooses."""
+        """What a probe compares, float32 [B, C, A], differentiable: `sample`, or a mean where that chooses.
+
+        Behind the features' prompts stands the `reply` of what `sample` gives.
+        """
         return self.sample(features, noise)
 
 
