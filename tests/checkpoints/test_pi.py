@@ -353,6 +353,11 @@ def test_another_familys_files_are_refused_in_one_line(tmp_path: Path, variant: 
     (directory / "config.json").write_text(json.dumps(config | {"use_relative_actions": True}))
     with pytest.raises(ValueError, match="use_relative_actions is True"):
         from_lerobot(directory, SETTINGS, ADDED)
+    slower = config | {"max_period": 8.0, "time_sampling_offset": 0.01}
+    (directory / "config.json").write_text(json.dumps(slower))
+    head = from_lerobot(directory, SETTINGS, ADDED).model.head
+    assert isinstance(head, Pi0Head)
+    assert (head.config.max_period, head.config.time_offset) == (8.0, 0.01), "its own settings are read"
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "policy_preprocessor.json").unlink()
     with pytest.raises(ValueError, match=r"policy_preprocessor\.json is missing"):
