@@ -27,6 +27,7 @@ from ipvla.choices import did_you_mean
 from ipvla.contract import STATE_SIZES, Contract, Pictures
 from ipvla.data.conventions import Conventions
 from ipvla.data.fitting import Fitting
+from ipvla.data.normalisation import NORMALISATIONS, Normalisation
 from ipvla.data.standards.registry import STANDARDS
 from ipvla.data.standards.standard import Standard
 from ipvla.data.statistics import Statistics
@@ -94,6 +95,7 @@ class ImportConfig:
         cameras: names of the views; by default those of the dataset that `unnorm_key` names, if it is known.
         parallel: OFT's words, all at once, where there is no action head; by default where there are OFT's files.
         chunk: actions per answer of OFT, which its files do not tell: 8 for LIBERO.
+        normalisation: of actions and state: OFT's ALOHA policies have "bounds".
         model: what is added.
         seed: of the weights of a memory.
     """
@@ -112,12 +114,17 @@ class ImportConfig:
     cameras: tuple[str, ...] = ()
     parallel: bool | None = None
     chunk: int = 8
+    normalisation: Normalisation = "bounds_q99"
     model: ImportedModelConfig = field(default_factory=ImportedModelConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.source is None or self.policy is None:
             raise ValueError("say what to import and where to: --source ~/openvla-7b --policy ~/policies/openvla")
+        if self.normalisation not in NORMALISATIONS:
+            raise ValueError(f"normalisation is {self.normalisation!r}; choose one of {', '.join(NORMALISATIONS)}")
+        if self.chunk < 1:
+            raise ValueError(f"chunk is {self.chunk}; it must be at least 1")
 
 
 def imported(config: ImportConfig) -> Policy:
@@ -268,6 +275,7 @@ def _conventions(
         cameras=tuple(cameras)[:count],
         image_size=files.image_size,
         chunk=chunk,
+        normalisation=config.normalisation,
         proprio_index=None if proprio else (),
         gripper=terms.gripper,
         recorded=terms,
