@@ -314,8 +314,13 @@ class ExperimentConfig(StorageRoots):
         torch.manual_seed(self.seed)
         if start is not None:
             _require_same_terms(start.transforms.contract, dataset.contract, str(self.start_from), dataset.name)
-        conventions = self._conventions(dataset, start)
+        conventions = self.conventions(dataset, start)
         policy = Policy.build(self.model, conventions, self.lanes.stride, start.model if start else None)
+        if any(parameter.is_meta for parameter in policy.model.parameters()):
+            raise ValueError(
+                "model.backbone.pretrained describes a model without its weights, as an imported policy does; set "
+                "start_from to that policy"
+            )
         if start is None:
             policy.model.backbone.calibrate(_mean_image(dataset, conventions))
         model = policy.model.to(world.device)
@@ -344,7 +349,7 @@ class ExperimentConfig(StorageRoots):
         lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size, self.data.augmentation)
         return Experiment(policy, state, lanes)
 
-    def _conventions(self, dataset: Dataset, start: Policy | None) -> Conventions:
+    def conventions(self, dataset: Dataset, start: Policy | None = None) -> Conventions:
         """The dataset's units, or those that `start` was trained in; the rest as the settings have it."""
         chosen: dict[str, Any] = {
             "cameras": self.data.cameras,
@@ -355,7 +360,9 @@ class ExperimentConfig(StorageRoots):
             "recorded": dataset.contract,
         }
         if start is not None:
-            return replace(start.transforms.conventions, **chosen)
+            began = start.transforms.conventions
+            named = set(dataset.mixed() or (dataset.name,))
+            return replace(began, **chosen, mixed=began.mixed if named <= began.mixed.keys() else {})
         return Conventions(
             statistics=dataset.statistics(),
             normalisation=self.data.normalisation,

@@ -26,7 +26,7 @@ from ipvla.files import appearing, one_line, read_record
 from ipvla.models.adapters import merge_adapters
 from ipvla.models.backbones.protocol import require_prompts
 from ipvla.models.heads import Sampling
-from ipvla.models.vla import IPVLA, IPVLAConfig
+from ipvla.models.vla import IPVLA, IPVLAConfig, adopt
 from ipvla.types import Memory, Observation
 
 FORMAT = 1
@@ -154,6 +154,7 @@ class Policy:
             (building / "policy.json").write_text(json.dumps(described, indent=1))
             save_file(state(self.model) if weights is None else weights, building / "model.safetensors")
             self.model.head.save(building)
+            self.model.backbone.save_description(building)
 
     @classmethod
     def load(
@@ -181,6 +182,7 @@ class Policy:
         with _undamaged(directory):
             config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
             config = replace(config, head=config.head.relocated(directory))
+            config = replace(config, backbone=config.backbone.beside(directory))
             conventions = Conventions.from_dict(described["transforms"])
             execute = int(described["execute"])
             if not 1 <= execute <= config.chunk:
@@ -215,6 +217,7 @@ class Policy:
             tokenize_question=backbone.question,
             question_tokens=model.question_tokens,
             answer_tokens=model.answer_tokens,
+            tokenize_with_state=backbone.tokenize_with_state if backbone.state_in_prompt else None,
         )
         return cls(config, model, Transforms(conventions, prompts), execute)
 
@@ -241,14 +244,21 @@ def policy_contract(directory: Path) -> Contract | None:
         raise CheckpointError(f"{path} is damaged ({one_line(error)}); use another checkpoint") from None
 
 
+def require_whole_policy(directory: Path) -> None:
+    """Looks at all of a saved policy but the numbers in its tensors. CheckpointError if something is wrong."""
+    _described(directory)
+    policy_contract(directory)
+    tensor_shapes(directory / "model.safetensors")
+
+
 def _described(directory: Path) -> dict[str, Any]:
     path = directory / "policy.json"
     try:
         described = read_record(path)
     except (OSError, ValueError) as error:
+        what = f"no policy in {directory}" if isinstance(error, OSError) else f"no policy in {path}"
         raise CheckpointError(
-            f"no policy in {directory} ({one_line(error)}); give a directory that ray_jobs.train wrote, "
-            "e.g. runs/STUDY/NAME/policy"
+            f"{what} ({one_line(error)}); give a directory that ray_jobs.train wrote, e.g. runs/STUDY/NAME/policy"
         ) from None
     if described.get("format") != FORMAT:
         raise CheckpointError(
@@ -350,7 +360,7 @@ def _named(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     seen: set[int] = set()
     named = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        key = id(value) if is_sharded(value) else value.data_ptr()
+        key = id(value) if is_sharded(value) or value.is_meta else value.data_ptr()
         if key not in seen or value.numel() == 0:
             seen.add(key)
             named[name] = value
@@ -375,7 +385,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     saved = read_tensors(path)
     weights = {name for name, value in wanted.items() if isinstance(value, torch.nn.Parameter)}
     require_finite_tensors(path, {name: value for name, value in saved.items() if name in weights})
-    model.load_state_dict({n: sharded_like(value, wanted[n]) for n, value in saved.items()}, strict=False)
+    adopt(model, {name: sharded_like(value, wanted[name]) for name, value in saved.items()})
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

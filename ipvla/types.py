@@ -63,10 +63,11 @@ class ModelInputs:
 
     def map(self, function: Any) -> Self:
         """The same record with `function` applied to each tensor."""
-        return type(self)(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{name: None if x is None else function(x) for name, x in tensors.items()})
 
     def with_prompt(self, ids: torch.Tensor) -> Self:
-        """The same observations with other prompts, int64 [..., L], NO_TOKEN past their ends."""
+        """The same observations with other prompts, int64 [..., L], NO_TOKEN past their ends, and no replies."""
         return replace(self, input_ids=ids.clamp(min=0), attention_mask=ids != NO_TOKEN)
 
     def flatten(self) -> Self:

@@ -1,4 +1,4 @@
-"""Fixtures for every room: a small experiment on synthetic demonstrations, and a small PaliGemma on disk."""
+"""Fixtures for every room: a small experiment on synthetic demonstrations, a small PaliGemma, a small OpenVLA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from ipvla.data.lanes import LaneConfig
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import DataConfig, ExperimentConfig
-from ipvla.models.backbones import TinyConfig
+from ipvla.models.backbones import TinyConfig, random_prismatic
 from ipvla.models.backbones.random_paligemma import SMALLEST, save_random_paligemma
 from ipvla.models.heads import RegressionConfig
 from ipvla.models.memory import GRUMemoryConfig
@@ -86,4 +86,13 @@ def paligemma_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("paligemma")
     words = "what action should the robot take to press red blue button ? which is lit"
     save_random_paligemma(directory, SMALLEST, words.split())
+    return directory
+
+
+@pytest.fixture(scope="session")
+def prismatic_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest OpenVLA: 6 layers, two towers of 2 blocks, 4 patches per 28-pixel view."""
+    directory = tmp_path_factory.mktemp("prismatic")
+    words = "what action should the robot take to press red blue button ? which is lit in : out plan subtask 1"
+    random_prismatic.save_random_prismatic(directory, random_prismatic.SMALLEST, words.split())
     return directory

@@ -9,9 +9,9 @@ from typing import Any, Final, Literal, Self, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
 from ipvla.contract import GRIPPERS, HAND, STATE_SIZES, Contract, Gripper, Pictures, environment_gripper
+from ipvla.data.fitting import Fitting
 from ipvla.data.normalisation import NORMALISATIONS, Normalisation
 from ipvla.data.statistics import Statistics
 from ipvla.types import Observation
@@ -33,8 +33,8 @@ class Conventions:
     Attributes:
         statistics: of the training data; all P proprioception and A action dimensions.
         cameras: names, in the order of the view axis V.
-        image_size: height and width that the backbone is built for, pixels; other frames are resized (Lanczos,
-            antialiased).
+        image_size: height and width that the backbone is built for, pixels; other frames are made so by `fitting`.
+            0 leaves frames as they come, all of one size, to a backbone that takes any.
         chunk: C, actions per target.
         proprio_index: the proprioception columns the model sees, None for all.
         normalisation: of actions and proprioception.
@@ -44,6 +44,7 @@ class Conventions:
         gripper: how the statistics' dataset encodes the gripper.
         recorded: on which terms the training data were recorded; None for those that `assumed_contract` takes.
         mixed: statistics of every dataset of a mixture, by its name; `of` gives the conventions with one of them.
+        fitting: how frames of another size get this one.
     """
 
     statistics: Statistics
@@ -57,11 +58,12 @@ class Conventions:
     gripper: Gripper = "environment"
     recorded: Contract | None = None
     mixed: Mapping[str, Statistics] = field(default_factory=dict)
+    fitting: Fitting = field(default_factory=Fitting)
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; set it to at least 1")
+        for name, least in (("image_size", 0), ("chunk", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; set it to at least {least}")
         if not self.cameras:
             raise ValueError("cameras is empty; name at least one, e.g. ('agentview',)")
         known = self.statistics.proprio.dim
@@ -113,6 +115,8 @@ class Conventions:
 
     def proprio(self, observations: Sequence[Observation]) -> torch.Tensor:
         """What the model sees of their proprioception, normalised: float32 [B, P]."""
+        if self.proprio_index == ():
+            return torch.zeros(len(observations), 0)
         states = np.stack([o.proprio for o in observations]).astype(np.float32)
         proprio = self.statistics.proprio.normalise(states, self.normalisation)
         if self.proprio_index is not None:
@@ -120,9 +124,11 @@ class Conventions:
         return torch.from_numpy(proprio)
 
     def images(self, observations: Sequence[Observation]) -> torch.Tensor:
-        """Their pictures, uint8 [B, V, H, W, 3]. ValueError for a missing camera."""
-        views = [np.stack([self._image(o, camera) for camera in self.cameras]) for o in observations]
-        return torch.from_numpy(np.stack(views))
+        """Their pictures, uint8 [B, V, H, W, 3]. ValueError for a missing camera, or sizes that differ."""
+        views = [[self._image(o, camera) for camera in self.cameras] for o in observations]
+        if len(sizes := {view.shape[:2] for row in views for view in row}) > 1:
+            raise ValueError(f"pictures have the sizes {sorted(sizes)}; set data.image_size, so that they get one")
+        return torch.from_numpy(np.stack([np.stack(row) for row in views]))
 
     def resized(self, observation: Observation) -> Observation:
         """The same with the model's pictures alone, at its size. ValueError for a missing camera."""
@@ -176,6 +182,7 @@ class Conventions:
             "gripper": self.gripper,
             "contract": self.contract.to_dict(),
             **({"mixed": {name: one.to_dict() for name, one in self.mixed.items()}} if self.mixed else {}),
+            **({"fitting": self.fitting.to_dict()} if self.fitting != Fitting() else {}),
         }
 
     @classmethod
@@ -194,16 +201,14 @@ class Conventions:
             gripper=values.get("gripper", "environment"),
             recorded=Contract.from_dict(values["contract"]) if "contract" in values else None,
             mixed={name: Statistics.from_dict(one) for name, one in values.get("mixed", {}).items()},
+            fitting=Fitting.from_dict(values["fitting"]) if "fitting" in values else Fitting(),
         )
 
     def _image(self, observation: Observation, camera: str) -> npt.NDArray[np.uint8]:
         if camera not in observation.images:
             raise ValueError(f"no camera {camera!r} in the observation; it has {sorted(observation.images)}")
-        image = observation.images[camera]
-        size = (self.image_size, self.image_size)
-        if image.shape[:2] == size:
-            return image
-        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+        picture = observation.images[camera]
+        return self.fitting(picture, self.image_size) if self.image_size else picture
 
 
 def assumed_contract(gripper: Gripper, action_size: int, state_size: int) -> Contract:

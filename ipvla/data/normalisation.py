@@ -10,14 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 #: OpenVLA's three (prismatic/vla/datasets/rlds/utils/data_utils.py): the 1 % and 99 % quantiles onto [-1, 1] and
-#: clipped; the minimum and maximum onto [-1, 1]; mean 0 and standard deviation 1, not clipped.
-Normalisation: TypeAlias = Literal["bounds_q99", "bounds", "normal"]
+#: clipped; the minimum and maximum onto [-1, 1]; mean 0 and standard deviation 1, not clipped. And two of LeRobot
+#: and openpi: the same quantiles, or minimum and maximum, not clipped.
+Normalisation: TypeAlias = Literal["bounds_q99", "bounds", "normal", "quantiles", "min_max"]
 NORMALISATIONS: Final[tuple[str, ...]] = get_args(Normalisation)
 
 #: Keeps a division by a span of 0 finite.
 _EPSILON = 1e-8
 #: The rows that a normalisation needs.
-_ROWS: Final = {"bounds_q99": ("q01", "q99"), "bounds": ("min", "max"), "normal": ("mean", "std")}
+_ROWS: Final = {
+    "bounds_q99": ("q01", "q99"),
+    "bounds": ("min", "max"),
+    "normal": ("mean", "std"),
+    "quantiles": ("q01", "q99"),
+    "min_max": ("min", "max"),
+}
+#: They neither clip nor have dimensions that become 0.
+_UNCLIPPED: Final = ("quantiles", "min_max")
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,10 @@ class FeatureStatistics:
             )
 
     def normalise(self, x: npt.NDArray[Any], kind: Normalisation = "bounds_q99") -> npt.NDArray[Any]:
-        """[..., D] in units -> [..., D] as `kind` says; constant dimensions become 0."""
+        """[..., D] in units -> [..., D] as `kind` says; constant dimensions become 0, unless it is unclipped."""
         a, b = self._rows(kind)
+        if kind in _UNCLIPPED:
+            return np.where(self.mask, 2 * (x - a) / np.where(a == b, _EPSILON, b - a) - 1, x)
         y = (x - a) / (b + _EPSILON) if kind == "normal" else (2 * (x - a) / (b - a + _EPSILON) - 1).clip(-1, 1)
         return np.where(self._fixed(kind), 0.0, np.where(self.mask, y, x))
 

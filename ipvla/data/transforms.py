@@ -29,6 +29,8 @@ class PromptEncoder:
     Attributes:
         tokenize: an instruction to the prompt's token ids, without padding.
         max_prompt_tokens: L, tokens of the longest prompt.
+        tokenize_with_state: an instruction and the normalised state [P] to the prompt's token ids, for prompts
+            with the state in words; None for others.
         tokenize_text: a plan or an answer to its token ids, without padding; None for `tokenize`.
         tokenize_plan: a plan to its token ids, without padding; None for `tokenize_text`.
         plan_tokens: Lp, tokens of the longest plan. With 0 no plans are read.
@@ -44,6 +46,7 @@ class PromptEncoder:
     question_tokens: int = 0
     answer_tokens: int = 0
     tokenize_plan: Tokenize | None = None
+    tokenize_with_state: Callable[[str, FloatArray], Sequence[int]] | None = None
     _rows: dict[str, dict[str, IntArray]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -61,9 +64,16 @@ class PromptEncoder:
                 "set both to 0 for no questions, or to the longest ones'"
             )
 
-    def prompt(self, instruction: str) -> IntArray:
-        """An instruction's prompt, int64 [L]. ValueError if it has more than L tokens."""
+    def prompt(self, instruction: str, state: FloatArray | None = None) -> IntArray:
+        """An instruction's prompt, int64 [L]. ValueError if it has more than L tokens.
+
+        Args:
+            state: normalised, [P], for prompts that have it in words.
+        """
         remedy = "raise it or shorten the instruction"
+        if self.tokenize_with_state is not None and state is not None:
+            ids = self.tokenize_with_state(instruction, state)
+            return _filled(ids, self.max_prompt_tokens, "prompt for", instruction, "max_prompt_tokens", remedy)
         return self._row("prompt for", instruction, self.tokenize, "max_prompt_tokens", remedy)
 
     def plan(self, text: str) -> IntArray:
@@ -92,19 +102,25 @@ class PromptEncoder:
         if row is None:
             empty = not text and kind != "prompt for"  # an instruction without words is a prompt all the same
             ids, longest = () if empty else (tokenize or self.tokenize)(text), getattr(self, limit)
-            if len(ids) > longest:
-                more = f"{len(ids) - longest} more" if kind == "plan" else "more"
-                raise ValueError(
-                    f"the {kind} {text[:_SHOWN]!r} has {len(ids)} tokens, {more} than {limit} {longest}; "
-                    + remedy.format(len(ids))
-                )
-            row = np.full(longest, NO_TOKEN, np.int64)
-            row[: len(ids)] = ids
+            row = _filled(ids, longest, kind, text, limit, remedy)
             row.flags.writeable = False
             if len(rows) >= _CACHED:
                 rows.clear()
             rows[text] = row
         return row
+
+
+def _filled(ids: Sequence[int], longest: int, kind: str, text: str, limit: str, remedy: str) -> IntArray:
+    """int64 [longest], NO_TOKEN past the ids' end. ValueError if there are too many."""
+    if len(ids) > longest:
+        more = f"{len(ids) - longest} more" if kind == "plan" else "more"
+        raise ValueError(
+            f"the {kind} {text[:_SHOWN]!r} has {len(ids)} tokens, {more} than {limit} {longest}; "
+            + remedy.format(len(ids))
+        )
+    row = np.full(longest, NO_TOKEN, np.int64)
+    row[: len(ids)] = ids
+    return row
 
 
 @dataclass(frozen=True)
@@ -146,10 +162,12 @@ class Transforms:
 
     def inputs(self, observations: Sequence[Observation]) -> ModelInputs:
         """One row per observation: leading axis [B]. ValueError for a missing camera or too long a prompt."""
-        ids = np.stack([self.prompts.prompt(o.instruction) for o in observations])
+        proprio = self.conventions.proprio(observations)
+        states = proprio.numpy()
+        ids = np.stack([self.prompts.prompt(o.instruction, s) for o, s in zip(observations, states, strict=True)])
         return ModelInputs(
             images=self.conventions.images(observations),
-            proprio=self.conventions.proprio(observations),
+            proprio=proprio,
             input_ids=torch.from_numpy(ids.clip(min=0)),
             attention_mask=torch.from_numpy(ids != NO_TOKEN),
         )

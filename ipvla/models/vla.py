@@ -251,6 +251,12 @@ class IPVLA(nn.Module):
     def _for_head(self, features: Features) -> Features:
         return replace(features, language=self.backbone) if self.backbone.reads.language else features
 
+    def expected(self, features: Features) -> torch.Tensor:
+        """As `sample`, differentiable (`Head.expected`)."""
+        return self.head.expected(
+            self._for_head(features), self._noise([0] * len(features.cognition), self.head.noise_shape)
+        )
+
     def _noise(self, seeds: Sequence[int], shape: tuple[int, ...] | None) -> torch.Tensor | None:
         return None if shape is None else draw_noise(seeds, shape).to(self.action_varies.device)
 
@@ -272,8 +278,19 @@ class IPVLA(nn.Module):
         for name in ("backbone", "head", "memory", "plan_readout"):
             part, other = getattr(self, name), getattr(start, name)
             if part is not None and other is not None and _shapes(part) == _shapes(other):
-                part.load_state_dict(other.state_dict())
+                adopt(part, other.state_dict())
         self.head.learn_from(start.head)
+
+
+def adopt(part: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copies these weights into the part; where its own are not there yet (device `meta`), they become its own."""
+    trained = {name: parameter.requires_grad for name, parameter in part.named_parameters()}
+    absent = {name: value.dtype for name, value in part.state_dict().items() if value.is_meta}
+    given = {name: weights[name].to(dtype) for name, dtype in absent.items() if name in weights}
+    part.load_state_dict({name: x for name, x in weights.items() if name not in absent}, strict=False)
+    part.load_state_dict(given, strict=False, assign=True)
+    for name, parameter in part.named_parameters():
+        parameter.requires_grad_(trained[name])
 
 
 def _shapes(part: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -13,6 +13,7 @@ from ipvla.data.probe import ProbeSet
 from ipvla.data.transforms import Transforms
 from ipvla.forgetting.probed import Reading, instruction_mean, outputs
 from ipvla.models.backbones.protocol import Embedded
+from ipvla.models.features import Features
 from ipvla.models.vla import IPVLA
 from ipvla.types import ModelInputs
 
@@ -62,12 +63,15 @@ class FeatureReader:
         with _evaluating(model):
             with outputs(dict(enumerate(self.layers))) as hidden:
                 output = model.backbone(inputs)
-            features = output.features
-            if not model.memory.feeds_backbone:
-                t = torch.zeros(len(inputs.images), dtype=torch.long, device=inputs.images.device)
-                features, _ = model.memory.step(features, model.initial_memory(len(t)), t)
-            actions = model.sample(features)[..., model.action_varies]
+            actions = model.expected(self._features(output.features))[..., model.action_varies]
         return tuple(hidden.values()), output.instruction_mask, actions.flatten(1)
+
+    def _features(self, features: Features) -> Features:
+        """As the memory enriches them at an episode's first step."""
+        if self.model.memory.feeds_backbone:
+            return features
+        t = torch.zeros(len(features.cognition), dtype=torch.long, device=features.cognition.device)
+        return self.model.memory.step(features, self.model.initial_memory(len(t)), t)[0]
 
     def divergence(self, output: Tensor, reference: Tensor) -> Tensor:
         return 0.5 * (output.double() - reference.double()).square().sum(-1)

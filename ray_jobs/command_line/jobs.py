@@ -28,8 +28,11 @@ JOBS: Final[Mapping[str, str]] = {
     "statistics": "StatisticsConfig",
     "convert": "ConvertConfig",
     "data show": "ShowConfig",
+    "import": "ImportConfig",
     "train": "ExperimentConfig",
+    "fit_tokens": "FitTokensConfig",
     "subspaces": "SubspacesConfig",
+    "export": "ExportConfig",
     "interpolate": "InterpolateConfig",
     "evaluate": "EvaluateConfig",
     "robustness": "RobustnessConfig",
@@ -43,6 +46,8 @@ JOBS: Final[Mapping[str, str]] = {
     "mlflow_sync": "SyncConfig",
     "submit": "SubmitConfig",
 }
+#: Jobs whose names are no names of modules.
+_MODULES: Final[Mapping[str, str]] = {"import": "import_policy", "export": "export_policy"}
 
 
 def named(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -55,7 +60,7 @@ def named(words: Sequence[str]) -> tuple[str, list[str]]:
 
 def module(job: str) -> str:
     """The name of a job's module."""
-    return f"ray_jobs.{job.replace(' ', '.')}"
+    return f"ray_jobs.{_MODULES.get(job, job).replace(' ', '.')}"
 
 
 def config_class(job: str) -> type[Any]:
@@ -66,7 +71,7 @@ def config_class(job: str) -> type[Any]:
 
 def summary(job: str) -> str:
     """What a job does: the first line of its module, which is read, not imported."""
-    path = Path(__file__).parents[1].joinpath(*job.split()).with_suffix(".py")
+    path = Path(__file__).parents[1].joinpath(*_MODULES.get(job, job).split()).with_suffix(".py")
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     return text.splitlines()[0].removeprefix(f"`python -m {module(job)}`: ").rstrip(".")
 

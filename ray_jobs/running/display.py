@@ -65,10 +65,10 @@ def time_left(seconds: float | None) -> str:
 
 
 class EpisodeProgress(Progress):
-    """Bars over episodes that are played or read; where there is no terminal, a log line now and then."""
+    """Bars over episodes that are played or read, or another `unit`; without a terminal, a line now and then."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._clock = _LogClock(_LOG_EVERY_S)
+    def __init__(self, console: Console | None = None, unit: str = "episodes") -> None:
+        self._clock, self._unit = _LogClock(_LOG_EVERY_S), unit
         super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -95,7 +95,7 @@ class EpisodeProgress(Progress):
         task = next(task for task in self.tasks if task.id == task_id)
         of = "" if task.total is None else f" of {task.total:.0f}"
         left = "" if task.time_remaining is None else f", {time_left(task.time_remaining)}"
-        _logger.info("%s: %.0f%s episodes%s", task.description, task.completed, of, left)
+        _logger.info("%s: %.0f%s %s%s", task.description, task.completed, of, self._unit, left)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ipvla.models.backbones import (
     Backbone,
     BackboneConfig,
     PaliGemmaConfig,
+    PrismaticConfig,
     QwenVLConfig,
     SmolVLMConfig,
     TinyConfig,
@@ -19,15 +20,15 @@ from ipvla.models.backbones import (
 from ipvla.types import NO_TOKEN, ModelInputs
 from tests.models.random_vlms import save_random_qwen, save_random_smolvlm
 
-BACKBONES = ("tiny", "paligemma", "qwen2_5_vl", "qwen3_vl", "smolvlm")
+BACKBONES = ("tiny", "paligemma", "qwen2_5_vl", "qwen3_vl", "smolvlm", "prismatic")
 
 
 @pytest.fixture(scope="session")
 def backbone_configs(
-    paligemma_directory: Path, tmp_path_factory: pytest.TempPathFactory
+    paligemma_directory: Path, prismatic_directory: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, BackboneConfig]:
     """Of `BACKBONES`: six layers each."""
-    directories = {name: str(tmp_path_factory.mktemp(name)) for name in BACKBONES[2:]}
+    directories = {name: str(tmp_path_factory.mktemp(name)) for name in BACKBONES[2:5]}
     save_random_qwen(Path(directories["qwen2_5_vl"]), 2)
     save_random_qwen(Path(directories["qwen3_vl"]), 3)
     save_random_smolvlm(Path(directories["smolvlm"]))
@@ -38,6 +39,7 @@ def backbone_configs(
         "qwen2_5_vl": QwenVLConfig(directories["qwen2_5_vl"], picture_px=56, **small),
         "qwen3_vl": QwenVLConfig(directories["qwen3_vl"], picture_px=64, **small),
         "smolvlm": SmolVLMConfig(directories["smolvlm"], **small),
+        "prismatic": PrismaticConfig(prismatic_directory, dtype="float32"),
     }
 
 

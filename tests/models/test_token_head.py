@@ -17,6 +17,7 @@ from ipvla.models.heads.protocol import draw_noise
 from ipvla.models.heads.tokens import TokensHead, held
 from ipvla.types import NO_TOKEN
 from tests.models.conftest import inputs_for
+from tests.models.outside import WordsConfig
 
 CHUNK, ACTIONS = 4, 3
 FAST = FastTokensConfig(Path(__file__).with_name("action_tokens") / "golden" / "fast_published")
@@ -224,3 +225,9 @@ def test_too_few_ids_are_refused() -> None:
     backbone = TinyConfig(width=16, heads=2, mlp=16, trunk_channels=4).build(5, 1, 28)
     with pytest.raises(ValueError, match=r"256 action tokens and head\.skip 300 exceed the backbone's 512 ids"):
         TokensConfig(ids="last", skip=300).build(backbone, 5, CHUNK, ACTIONS)
+
+
+def test_a_backbone_that_cannot_write_on_is_refused() -> None:
+    backbone = WordsConfig().build(5, 1, 28)
+    with pytest.raises(ValueError, match=r"head\.type tokens needs a backbone .* WordsBackbone has no `extend`"):
+        TokensConfig().build(backbone, 5, CHUNK, ACTIONS)

@@ -1,4 +1,4 @@
-"""A policy whose language model writes actions: trained, saved, moved, played; it learns what memory must say."""
+"""Policies that write tokens or chains: trained, saved, moved, played; they learn what memory must say."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from ipvla.experiment import Experiment, ExperimentConfig
-from ipvla.models.action_tokens import BinTokensConfig, FastTokensConfig
+from ipvla.models.action_tokens import FastTokensConfig
 from ipvla.models.action_tokens.fast import FastTokens
 from ipvla.models.backbones import TinyConfig
-from ipvla.models.heads import RegressionConfig, TokensConfig
+from ipvla.models.heads import HeadConfig, RegressionConfig, ReverseChainConfig, TokensConfig
 from ipvla.models.memory import (
     GRUMemoryConfig,
     KVMemoryConfig,
@@ -38,7 +38,7 @@ MEMORIES = [NoMemoryConfig(), GRUMemoryConfig(8), LatentMemoryConfig(2), KVMemor
 
 @pytest.fixture
 def make(make_experiment: Make) -> Callable[..., ExperimentConfig]:
-    def configured(head: TokensConfig, memory: MemoryConfig, steps: int = 2) -> ExperimentConfig:
+    def configured(head: HeadConfig, memory: MemoryConfig, steps: int = 2) -> ExperimentConfig:
         return make_experiment(
             model=IPVLAConfig(backbone=TINY, memory=memory, head=head, chunk=2),
             training=TrainingConfig(steps=steps, precision="fp32"),
@@ -69,11 +69,13 @@ def observations(experiment: Experiment, t: int, episodes: range = range(3)) -> 
         TokensConfig(),
         TokensConfig(decoding="parallel"),
         TokensConfig(FastTokensConfig(GOLDEN / "fast_published"), temperature=0.5),
+        ReverseChainConfig(hidden=16, heads=2, ffn=16),
+        ReverseChainConfig(hidden=16, heads=2, ffn=16, poses="absolute"),
     ],
-    ids=lambda head: f"{type(head.tokenizer).__name__}-{head.decoding}",
+    ids=["bins", "bins in parallel", "fast", "chain of motions", "chain of poses"],
 )
 def test_it_trains_is_moved_and_acts_as_before(
-    head: TokensConfig, memory: MemoryConfig, make: Make, tmp_path: Path
+    head: HeadConfig, memory: MemoryConfig, make: Make, tmp_path: Path
 ) -> None:
     policy = trained(config := make(head, memory)).policy
     experiment = config.build(World())
@@ -114,10 +116,14 @@ def test_other_heads_find_no_language_model_and_compute_as_before(make: Make) ->
     assert [(f.layers, f.language) for f in seen] == [(None, None)]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("decoding", ["autoregressive", "parallel"])
-def test_the_language_model_writes_what_only_the_memory_knows(decoding: str, make: Make) -> None:
+@pytest.mark.parametrize(
+    "head",
+    [TokensConfig(), TokensConfig(decoding="parallel"), ReverseChainConfig(hidden=32, ffn=32, layers=1)],
+    ids=["bins", "bins in parallel", "chain of motions"],
+)
+def test_it_does_what_only_the_memory_knows(head: HeadConfig, make: Make) -> None:
     """Bright or dark was shown in the first two frames alone; every action of the episode says which."""
-    experiment = trained(make(TokensConfig(BinTokensConfig(), decoding), GRUMemoryConfig(16), steps=120))
+    experiment = trained(make(head, GRUMemoryConfig(16), steps=120))
     policy, episodes = experiment.policy, range(24)
     memory = policy.initial_memory(24)
     for t in (0, 2, 4, 6, 8):

@@ -92,6 +92,7 @@ class FastTokens(ActionTokenizer):
     starts: torch.Tensor
     leads: torch.Tensor
     opens: torch.Tensor
+    usable: torch.Tensor
 
     def __init__(self, bpe: Tokenizer, settings: FastSettings) -> None:
         super().__init__()
@@ -108,7 +109,8 @@ class FastTokens(ActionTokenizer):
             values = torch.tensor([shape[i] if shape else -1 for shape in shapes])
             self.register_buffer(name, values, persistent=False)
         closes = bool(((self.leads == 1) & (self.starts == 0)).any())
-        self.usable = (self.starts >= 0) & (self.leads >= 0) & (closes | (self.opens == 0))
+        usable = (self.starts >= 0) & (closes | (self.opens == 0))
+        self.register_buffer("usable", usable, persistent=False)
         self.bytes_per_value = 2 if (self.usable & (self.opens == 1)).any() else 1
         if not (self.usable & (self.starts == 1) & (self.leads == 0)).any():
             raise ValueError("the FAST file has no token of a single coefficient; give a byte-level BPE's files")
@@ -168,12 +170,10 @@ class FastTokens(ActionTokenizer):
         return [ord(character) + self.settings.min_token for character in text]
 
     def legal(self, tokens: torch.Tensor, chunk: int, action_dim: int) -> torch.Tensor:
-        device = tokens.device
-        starts, leads, opens, usable = (x.to(device) for x in (self.starts, self.leads, self.opens, self.usable))
         known = tokens.clamp(min=0)
-        left = chunk * action_dim - (starts[known] * (tokens != NO_TOKEN)).sum(1)
-        pending = opens[known[:, -1]] if tokens.shape[1] else torch.zeros_like(left)
-        fits = usable & (leads == pending[:, None]) & (starts <= left[:, None])
+        left = chunk * action_dim - (self.starts[known] * (tokens != NO_TOKEN)).sum(1)
+        pending = self.opens[known[:, -1]] if tokens.shape[1] else torch.zeros_like(left)
+        fits = self.usable & (self.leads == pending[:, None]) & (self.starts <= left[:, None])
         ends = (left == 0) & (pending == 0)
         return torch.cat([fits, ends[:, None]], 1)
 

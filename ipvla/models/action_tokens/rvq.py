@@ -12,8 +12,10 @@ The action's dimensions form parts (position, rotation, gripper), each with a ne
 Reconstruction is the mean square, or for rotations in 6-D form the geodesic angle over pi. Tokens: part after
 part, latent after latent, depth after depth, T * (sum of depths) in all. Every row of tokens means a chunk.
 
-Of the published training two things differ: the first batch's codes stay, since the moving averages begin at them,
-and what decides which codes are dead is in the checkpoint.
+Of the published training three things differ. Encoder and decoder train alone first: small latents would all be
+drawn to a few codes otherwise. Then a quantiser's projections begin at the principal directions of a batch, and
+its codes at vectors of it, which stay, since the moving averages begin there too. What decides which codes are
+dead is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -107,6 +109,8 @@ class RVQSettings:
         for name in ("codes", "code_dim", "latent", "channels", "levels", "dead_after"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rvq.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.code_dim > self.latent:
+            raise ValueError(f"rvq.code_dim {self.code_dim} exceeds rvq.latent {self.latent}; lower it")
         if self.chunk < 1 or self.chunk % 2**self.levels:
             raise ValueError(
                 f"model.chunk is {self.chunk}, and RVQ with {self.levels} levels takes multiples of "
@@ -256,11 +260,18 @@ class Quantiser(nn.Module):
             self._begin(dead, e, generator)
 
     @torch.no_grad()
-    def start(self, e: torch.Tensor, generator: torch.Generator) -> None:
-        """All codes begin at vectors of the first batch."""
-        if not self.started:
-            self._begin(torch.ones_like(self.idle, dtype=torch.bool), e, generator)
-            self.started.fill_(True)
+    def start(self, r: torch.Tensor, generator: torch.Generator) -> None:
+        """Once, from r [N, latent]: projections onto its principal directions and back, codes at vectors of it."""
+        if self.started:
+            return
+        mean = r.mean(0)
+        directions = torch.linalg.svd(r - mean, full_matrices=True)[2][: self.codebook.shape[1]]
+        self.in_proj.weight.copy_(directions)
+        self.in_proj.bias.copy_(-directions @ mean)
+        self.out_proj.weight.copy_(directions.T)
+        self.out_proj.bias.copy_(mean)
+        self._begin(torch.ones_like(self.idle, dtype=torch.bool), self.in_proj(r), generator)
+        self.started.fill_(True)
 
     def _begin(self, which: torch.Tensor, e: torch.Tensor, generator: torch.Generator) -> None:
         drawn = torch.randint(len(e), (int(which.sum()),), generator=generator).to(e.device)
@@ -303,12 +314,16 @@ class RVQNetwork(nn.Module):
         z, commitment = torch.zeros_like(left), left.new_zeros(())
         for quantiser in self._quantisers():
             if generator is not None:
-                quantiser.start(quantiser.in_proj(left).detach().flatten(0, -2), generator)
+                quantiser.start(left.detach().flatten(0, -2), generator)
             q, codes, committed, e = quantiser(left)
             if generator is not None:
                 quantiser.update(e.flatten(0, -2), codes.flatten(), self.settings.dead_after, generator)
             left, z, commitment = left - q, z + q, commitment + committed
         return self.reconstruction(self._decoded(z), x) + _COMMITMENT * commitment
+
+    def continuous_loss(self, x: torch.Tensor) -> torch.Tensor:
+        """Scalar loss of encoder and decoder without codes."""
+        return self.reconstruction(self._decoded(self.latent(x)), x)
 
     def reconstruction(self, decoded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Scalar distance of chunks [B, C, dims]."""
@@ -382,15 +397,22 @@ class RVQTokens(ActionTokenizer):
         seed: int = 0,
         progress: Callable[[int, float], None] = lambda step, loss: None,
     ) -> None:
-        """Trains on chunks float32 [N, C, A] with Adam; `progress` gets the step and its loss."""
+        """Trains on chunks float32 [N, C, A] with Adam; `progress` gets the step and its loss.
+
+        The first fifth of the steps trains without codes, unless they have started.
+        """
         generator = torch.Generator().manual_seed(seed)
+        started = all(bool(quantiser.started) for net in self.networks() for quantiser in net._quantisers())
         optimizer = torch.optim.Adam(self.parameters(), lr)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for step in range(steps):
             rows = torch.randint(len(chunks), (batch,), generator=generator)
             x = chunks[rows].to(next(self.parameters()).device)
-            losses = [net.loss(x[..., list(net.part.dims)], generator) for net in self.networks()]
-            loss = torch.stack(losses).sum()
+            loss = torch.zeros((), device=x.device)
+            for net in self.networks():
+                own = x[..., list(net.part.dims)]
+                coded = started or step >= steps // 5
+                loss = loss + (net.loss(own, generator) if coded else net.continuous_loss(own))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -1,242 +1,90 @@
-"""What transformers' vision-language models share: pictures' features among the tokens of a decoder.
+"""A decoder of transformers behind an observation's tokens: what all backbones on its language models share.
 
-A file for each family says how its prompt is framed, how it sees, and where its tokens stand (`paligemma`,
-`qwen_vl`, `smolvlm`).
+A family says how its prompt is framed, how it sees, and where its tokens stand: `hugging_face` for models whose
+prompts have tokens for pictures (`paligemma`, `qwen_vl`, `smolvlm`, `pi0`, `smolvla`), `prismatic` for OpenVLA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, Self, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ipvla.models.backbones.protocol import (
-    Backbone,
-    BackboneConfig,
-    BackboneOutput,
-    Context,
-    Embedded,
-    Placed,
-    answered,
-    placed,
-    require_prompts,
-)
+from ipvla.models.backbones.protocol import Backbone, BackboneOutput, Context, Embedded, Placed, answered, placed
 from ipvla.models.features import Features, LayerStates
-from ipvla.storage import absolute, paths_of_fields_absolute
 from ipvla.types import NO_TOKEN, ModelInputs
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Token ids before and behind the words of a prompt; the image tokens are among those before."""
-
-    before: tuple[int, ...]
-    behind: tuple[int, ...]
-
-    def around(self, words: Sequence[int]) -> list[int]:
-        return [*self.before, *words, *self.behind]
-
-
-@dataclass(frozen=True)
-class DecoderConfig(BackboneConfig):
-    """Which weights, and how they are asked.
-
-    Attributes:
-        model_types: of the configs in `config.json` that the backbone runs.
-        pretrained: a hub name, or a directory written by `save_pretrained` (model, tokenizer, image processor).
-        cache_dir: directory of downloads; None follows HF_HOME.
-        dtype: of the weights, "float32", "bfloat16" or "float16".
-        prompt: with `{instruction}` in it.
-        max_prompt_tokens: longest prompt in tokens, image tokens included.
-    """
-
-    layers_write_cache: ClassVar[bool] = True
-    model_types: ClassVar[tuple[str, ...]]
-
-    pretrained: str = ""
-    cache_dir: Path | None = None
-    dtype: str = "bfloat16"
-    prompt: str = "What action should the robot take to {instruction}?"
-    max_prompt_tokens: int = 320
-
-    def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"backbone.dtype is {self.dtype!r}; choose one of {sorted(_DTYPES)}")
-        if "{instruction}" not in self.prompt:
-            raise ValueError(f"backbone.prompt {self.prompt!r} does not contain {{instruction}}")
-        if not self.pretrained:
-            raise ValueError("backbone.pretrained is empty; give a hub name or a directory")
-
-    def absolute(self) -> Self:
-        """With absolute paths; `pretrained` too, where it is a directory and no hub name."""
-        config = paths_of_fields_absolute(self)
-        directory = absolute(self.pretrained)
-        return replace(config, pretrained=str(directory)) if directory.is_dir() else config
-
-    def check(self, instructions: Sequence[str], num_views: int) -> None:
-        if (Path(self.pretrained) / "adapter_config.json").is_file():
-            raise ValueError(
-                f"backbone.pretrained {self.pretrained} holds an adapter of PEFT, and all weights below would "
-                "stay frozen; merge it first: "
-                "peft.AutoPeftModel.from_pretrained(DIR).merge_and_unload().save_pretrained(MERGED), "
-                "copy the tokenizer there, and give MERGED. Adapters for training are model.lora"
-            )
-        if not instructions or not Path(self.pretrained).is_dir():
-            return
-        tokenizer = self.tokenizer()
-        frame = self.frame(tokenizer, self.architecture(), num_views)
-        lengths = {text: len(frame.around(words_of(tokenizer, self.worded(text)))) for text in instructions}
-        require_prompts(lengths, self.max_prompt_tokens)
-
-    def worded(self, instruction: str) -> str:
-        """What the model is asked."""
-        return self.prompt.format(instruction=instruction.lower())
-
-    def frame(self, tokenizer: Any, architecture: Any, num_views: int) -> Frame:
-        """Around the words of a prompt with so many pictures, by the config of `config.json`."""
-        raise NotImplementedError
-
-    def architecture(self) -> Any:
-        """The config of `config.json`. ValueError if it is none, or of a model that this backbone does not run."""
-        from transformers import AutoConfig  # takes seconds
-
-        try:
-            found = AutoConfig.from_pretrained(self.pretrained, cache_dir=self.cache_dir)
-        except (OSError, ValueError, AttributeError) as error:
-            raise self.unusable(error) from None
-        if found.model_type not in self.model_types:
-            kind = self.get_choice_name(type(self))
-            raise ValueError(
-                f"backbone.pretrained {self.pretrained!r} holds a {found.model_type} model, and backbone.type "
-                f"{kind} runs {', '.join(self.model_types)}; choose another type, or other weights"
-            )
-        return found
-
-    def tokenizer(self) -> Any:
-        """ValueError if there is none."""
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(self.pretrained, cache_dir=self.cache_dir)
-        except (OSError, ValueError) as error:
-            raise self.unusable(error) from None
-
-    def weights(self) -> Any:
-        """The model, every weight of which was found. ValueError otherwise."""
-        from transformers import AutoModelForImageTextToText
-
-        try:
-            vlm, report = AutoModelForImageTextToText.from_pretrained(
-                self.pretrained, dtype=_DTYPES[self.dtype], output_loading_info=True, cache_dir=self.cache_dir
-            )
-        except (OSError, ValueError) as error:
-            raise self.unusable(error) from None
-        if report["missing_keys"]:
-            raise ValueError(
-                f"{self.pretrained} lacks weights for {sorted(report['missing_keys'])[:3]}...; "
-                "was it saved after PEFT wrapped it? Save the base model first"
-            )
-        return vlm
-
-    def unusable(self, error: Exception) -> ValueError:
-        return ValueError(
-            f"backbone.pretrained {self.pretrained!r} cannot be loaded ({str(error).splitlines()[0]}); "
-            "give a directory written by save_pretrained, of model and tokenizer, or allow the download"
-        )
-
-
-def words_of(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of plain text, nothing added."""
-    return cast(list[int], tokenizer.encode(text, add_special_tokens=False))
 
 
 class DecoderBackbone(Backbone):
-    """Prompt: `frame.before`, the words, `frame.behind`; cognition is the last token's last hidden state.
+    """The cognition is the last hidden state of the prompt's last token.
 
     Attributes:
+        decoder: the language layers as one module, called with `inputs_embeds`.
+        words, speaker: the embedding of token ids, and the last layer, from states to logits.
+        end: the token that ends a reply.
         first_position: of an observation's first token.
     """
 
-    layer_pattern = r"language_model\.layers\.({layers})\."
     first_position: ClassVar[int] = 0
+    end: int
 
-    def __init__(self, vlm: Any, tokenizer: Any, frame: Frame, config: DecoderConfig) -> None:
+    def __init__(self, vlm: Any, text: Any, max_prompt_tokens: int) -> None:
+        """`text`: transformers' config of the language model."""
         super().__init__()
-        self.vlm, self.tokenizer, self.frame, self.config = vlm, tokenizer, frame, config
-        self.max_prompt_tokens = config.max_prompt_tokens
-        text = vlm.config.get_text_config()
-        self.width = self.perception_size = text.hidden_size
+        self.vlm = vlm
+        self.max_prompt_tokens = max_prompt_tokens
+        self.width = text.hidden_size
         self.num_layers = text.num_hidden_layers
         self.vocabulary = text.vocab_size
         self.heads = text.num_attention_heads
-        self.head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.key_heads = text.num_key_value_heads
+        self.head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.cache_size = self.key_heads * self.head_size
-        self.image_token = vlm.config.image_token_id
 
     @property
     def decoder(self) -> Any:
-        """The language layers as one module, called with `inputs_embeds`."""
-        return self.network.model.language_model
+        raise NotImplementedError
 
-    def see(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """uint8 [B, V, H, W, 3] -> the image tokens [B, Np, D], and what goes into `Embedded.extra`."""
+    @property
+    def words(self) -> nn.Module:
+        raise NotImplementedError
+
+    @property
+    def speaker(self) -> nn.Module:
         raise NotImplementedError
 
     def positions(self, tokens: int) -> torch.Tensor:
-        """Of the first so many tokens of any prompt, int64 [N], or [axes, N] if a position has several."""
+        """Of the first so many tokens of any observation, int64 [N], or [axes, N] if a position has several."""
         return torch.arange(tokens, device=self.device) + self.first_position
 
     def beside(self, embedded: Embedded, place: Placed) -> dict[str, Any]:
         """Further arguments of the decoder."""
         return {}
 
+    def visible(self, embedded: Embedded, place: Placed) -> torch.Tensor:
+        """bool [B, N' or 1, N']: which of the placed tokens (columns) each of them (rows) reads."""
+        return place.valid[:, None] if self.attention == "prefix" else place.valid[:, None] & _earlier(place.valid)
+
     @property
     def device(self) -> torch.device:
-        return cast(torch.device, self.network.device)
+        return next(self.decoder.parameters()).device
 
-    def tokenize(self, instruction: str) -> list[int]:
-        return self.frame.around(self.tokenize_text(self.config.worded(instruction)))
-
-    def tokenize_text(self, text: str) -> list[int]:
-        return words_of(self.tokenizer, text)
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        tokens = [i for i in ids if i != NO_TOKEN]
-        return cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-
-    def question(self, text: str) -> list[int]:
-        return self.frame.around(self.tokenize_text(text))
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the language model's weights."""
+        return next(self.decoder.parameters()).dtype
 
     def language_layers(self) -> list[nn.Module]:
         return list(self.decoder.layers)
 
-    def embed(self, inputs: ModelInputs) -> Embedded:
-        lengths = inputs.attention_mask.sum(-1)
-        longest = int(lengths.max())  # columns of padding alone cost time and say nothing
-        ids, valid = inputs.input_ids[:, :longest], inputs.attention_mask[:, :longest]
-        is_image = (ids == self.image_token) & valid
-        perception, extra = self.see(inputs.images)
-        # the image token may lie outside the vocabulary
-        tokens = self.embed_ids(ids.masked_fill(is_image, 0))
-        tokens = tokens.masked_scatter(is_image[..., None], perception.to(tokens.dtype))
-        place = torch.arange(longest, device=ids.device)
-        inside = (place >= len(self.frame.before)) & (place < (lengths - len(self.frame.behind))[:, None])
-        return Embedded(tokens, valid, lengths - 1, perception.float(), inputs.proprio, inside, extra)
-
     def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self.network.get_input_embeddings()(ids))
+        return cast(torch.Tensor, self.words(ids))
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self.network.lm_head(states))
+        return cast(torch.Tensor, self.speaker(states.to(self.dtype))).float()
 
     def encode(self, embedded: Embedded, context: Context | None = None) -> BackboneOutput:
         from transformers import DynamicCache
@@ -249,18 +97,19 @@ class DecoderBackbone(Backbone):
         positions = [own[..., None, :].expand(*own.shape[:-1], len(x), n) + front]
         if context.tokens is not None:
             m = torch.arange(context.tokens.shape[1], device=x.device)
-            written = (own[..., embedded.last] + front + 1)[..., None] + m
+            last = own[..., embedded.valid.sum(-1) - 1]
+            written = (last + front + 1)[..., None] + m
             positions.append(written)
             if front:
                 positions.insert(0, (m + self.first_position).expand_as(written))
-        bias = self._bias(self._visible(place.valid), x.dtype)
+        bias = _bias(self.visible(embedded, place), x.dtype)
         cache = DynamicCache() if context.past is not None or context.keep or self.reads.caches else None
         if context.past is not None and cache is not None:
             past = context.past.bias.clamp(min=torch.finfo(x.dtype).min).to(x.dtype)[:, :, None]
             bias = bias.expand(-1, self.heads, x.shape[1], -1)
             bias = torch.cat([past.expand(-1, -1, x.shape[1], -1), bias], -1)
             for layer in range(self.num_layers):
-                pair = (self._split(c[:, layer], x.dtype) for c in (context.past.keys, context.past.values))
+                pair = (self._split(c[:, layer]) for c in (context.past.keys, context.past.values))
                 cache.update(*pair, layer)
         output = self.decoder(
             inputs_embeds=x,
@@ -302,129 +151,94 @@ class DecoderBackbone(Backbone):
     ) -> tuple[torch.Tensor, LayerStates]:
         from transformers import DynamicCache
 
-        x, cache = tokens.to(self.network.dtype), DynamicCache()
+        x, cache = tokens.to(self.dtype), DynamicCache()
         b, m = x.shape[:2]
         for layer, pair in enumerate(zip(past.keys.unbind(1), past.values.unbind(1), strict=True)):
-            cache.update(*(self._split(each, x.dtype) for each in pair), layer)
+            cache.update(*(self._split(each) for each in pair), layer)
         visible = torch.cat([past.valid[:, None].expand(-1, m, -1), reads.expand(b, m, m)], -1)
         before = past.valid.sum(-1)
         last = self.positions(int(before.max()))[..., before - 1]
         output = self.decoder(
             inputs_embeds=x,
-            attention_mask=self._bias(visible, x.dtype),
+            attention_mask=_bias(visible, x.dtype),
             position_ids=last[..., None] + 1 + torch.arange(m, device=x.device),
             past_key_values=cache,
             use_cache=True,
         )
         if keep:
-            new = (
-                torch.stack([t[:, :, -m:].transpose(1, 2).flatten(2) for t in of_layers], 1)
-                for of_layers in ([c.keys for c in cache.layers], [c.values for c in cache.layers])
-            )
-            past = past.followed(*new)
+            keys, values = ([getattr(c, name)[:, :, -m:] for c in cache.layers] for name in ("keys", "values"))
+            past = past.followed(joined_heads(keys), joined_heads(values))
         return output.last_hidden_state, past
 
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
-        rows, suffix = answered(inputs, replies, self.tokenizer.eos_token_id)
+        rows, suffix = answered(inputs, replies, self.end)
         embedded = self.embed(inputs.with_prompt(rows))
-        states = self._read(embedded, self._visible(embedded.valid, suffix)).last_hidden_state
-        asked = suffix[:, 1:]
-        return F.cross_entropy(self.logits(states[:, :-1][asked]).float(), rows[:, 1:][asked])
+        column = torch.arange(rows.shape[1], device=rows.device)
+        pictures = embedded.tokens.shape[1] - rows.shape[1]  # that stand behind a prompt's first token
+        column = torch.where(column > 0, column + pictures, column)
+        written = torch.zeros_like(embedded.valid)
+        written[:, column] = suffix
+        states = self._read(embedded, written).last_hidden_state
+        said, asked = states[:, column[:-1]], suffix[:, 1:]
+        return F.cross_entropy(self.logits(said[asked]), rows[:, 1:][asked])
 
     @torch.no_grad()
     def write(self, inputs: ModelInputs, max_new_tokens: int) -> torch.Tensor:
         from transformers import DynamicCache
 
         embedded, cache = self.embed(inputs), DynamicCache()
-        rows, visible = torch.arange(len(embedded.last), device=embedded.last.device), embedded.valid
-        states = self._read(embedded, self._visible(visible), past_key_values=cache).last_hidden_state
-        state, next_one = states[rows, embedded.last], self.positions(visible.shape[1])[..., embedded.last] + 1
+        rows, valid = torch.arange(len(embedded.last), device=embedded.last.device), embedded.valid
+        states = self._read(embedded, torch.zeros_like(valid), past_key_values=cache).last_hidden_state
+        state, behind = states[rows, embedded.last], self.positions(valid.shape[1])[..., embedded.last] + 1
         going = torch.ones_like(rows, dtype=torch.bool)
         written = torch.full((len(rows), max_new_tokens), NO_TOKEN, device=rows.device)
         for i in range(max_new_tokens):
             token = self.logits(state).argmax(-1)
-            going = going & (token != self.tokenizer.eos_token_id)
+            going = going & (token != self.end)
             if not going.any():
                 break
             written[:, i] = token.masked_fill(~going, NO_TOKEN)
-            visible = F.pad(visible, (0, 1), value=True)
-            x = self.embed_ids(token)[:, None]
+            valid = F.pad(valid, (0, 1), value=True)
             output = self.decoder(
-                inputs_embeds=x,
-                attention_mask=self._bias(visible[:, None], x.dtype),
-                position_ids=(next_one + i)[..., None],
+                inputs_embeds=self.embed_ids(token)[:, None],
+                attention_mask=_bias(valid[:, None], self.dtype),
+                position_ids=(behind + i)[..., None],
                 past_key_values=cache,
                 use_cache=True,
             )
             state = output.last_hidden_state[:, 0]
         return written
 
-    def _read(self, embedded: Embedded, visible: torch.Tensor, **cached: Any) -> Any:
-        """The decoder's output for an observation without any context."""
+    def _read(self, embedded: Embedded, written: torch.Tensor, **cached: Any) -> Any:
+        """The decoder's output without any context; tokens `written` bool [B, N] are read by later ones alone."""
         x, n = embedded.tokens, embedded.tokens.shape[1]
-        own = self.positions(n)
+        place, own = Placed(x, embedded.valid, slice(0, n), None), self.positions(n)
+        visible = self.visible(embedded, place) & (_earlier(embedded.valid) | ~written[:, None])
         return self.decoder(
             inputs_embeds=x,
-            attention_mask=self._bias(visible, x.dtype),
+            attention_mask=_bias(visible, x.dtype),
             position_ids=own[..., None, :].expand(*own.shape[:-1], len(x), n),
             use_cache=bool(cached),
             **cached,
-            **self.beside(embedded, Placed(x, embedded.valid, slice(0, n), None)),
+            **self.beside(embedded, place),
         )
 
-    def _visible(self, valid: torch.Tensor, suffix: torch.Tensor | None = None) -> torch.Tensor:
-        """bool [B, N or 1, N]: which tokens (columns) each one reads.
-
-        Those of `suffix`, bool [B, N], are read by later ones alone.
-        """
-        n = valid.shape[1]
-        if self.attention == "prefix" and suffix is None:
-            return valid[:, None]
-        earlier = torch.ones(n, n, dtype=torch.bool, device=valid.device).tril()
-        if self.attention == "causal" or suffix is None:
-            return valid[:, None] & earlier
-        return valid[:, None] & (earlier | ~suffix[:, None])
-
-    @staticmethod
-    def _bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """What is added to the attention's scores, [B, 1, N or 1, N]."""
-        zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        return zeros.masked_fill(~visible, torch.finfo(dtype).min)[:, None]
-
-    def _split(self, flat: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _split(self, flat: torch.Tensor) -> torch.Tensor:
         """[B, S, Dk] -> [B, key heads, S, size of a head]."""
-        return flat.reshape(*flat.shape[:2], -1, self.head_size).transpose(1, 2).to(dtype)
+        return flat.reshape(*flat.shape[:2], -1, self.head_size).transpose(1, 2).to(self.dtype)
 
 
-def chat_frame(tokenizer: Any, num_views: int, pictures: Mapping[str, str] = MappingProxyType({})) -> Frame:
-    """The tokenizer's chat template around a user's pictures and words, and the beginning of the reply.
-
-    Args:
-        pictures: text that stands for a picture in the template -> what stands for it in a prompt.
-    """
-    said = "instruction"
-    content = [*({"type": "image"} for _ in range(num_views)), {"type": "text", "text": said}]
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    before, _, behind = text.rpartition(said)
-    for short, long in pictures.items():
-        before = before.replace(short, long)
-    return Frame(tuple(words_of(tokenizer, before)), tuple(words_of(tokenizer, behind)))
+def joined_heads(layers: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of each layer [B, key heads, S, size of a head] -> [B, layers, S, Dk]."""
+    return torch.stack([layer.transpose(1, 2).flatten(2) for layer in layers], 1)
 
 
-def resized(images: torch.Tensor, size: int, mode: str = "bilinear") -> torch.Tensor:
-    """uint8 [B, V, H, W, 3] -> float32 [B * V, 3, S, S] of whole numbers in [0, 255].
-
-    As PIL resizes: along the rows, then along the columns, each rounded to whole numbers.
-    """
-    x = images.flatten(0, 1).permute(0, 3, 1, 2).float()
-    for shape in ((x.shape[-2], size), (size, size)):
-        if x.shape[-2:] != shape:
-            x = F.interpolate(x, shape, mode=mode, antialias=True).round().clamp(0, 255)
-    return x
+def _earlier(valid: torch.Tensor) -> torch.Tensor:
+    n = valid.shape[1]
+    return torch.ones(n, n, dtype=torch.bool, device=valid.device).tril()
 
 
-def flattened(extra: Mapping[str, torch.Tensor], name: str) -> list[torch.Tensor]:
-    """`extra[name]` [B, L, N, D] as L tensors [B * N, D]."""
-    return [layer.flatten(0, 1) for layer in extra[name].unbind(1)]
+def _bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to the attention's scores, [B, 1, rows, columns]."""
+    zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return zeros.masked_fill(~visible, torch.finfo(dtype).min)[:, None]

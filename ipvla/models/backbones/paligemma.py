@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from ipvla.models.backbones.decoder import DecoderBackbone, DecoderConfig, Frame, words_of
+from ipvla.models.backbones.hugging_face import Frame, HuggingFaceBackbone, HuggingFaceConfig, words_of
 from ipvla.models.backbones.protocol import BackboneConfig
 
 
 @BackboneConfig.register_subclass("paligemma")
 @dataclass(frozen=True)
-class PaliGemmaConfig(DecoderConfig):
+class PaliGemmaConfig(HuggingFaceConfig):
     """Which weights, such as `google/paligemma-3b-pt-224`, and how they are asked."""
 
     model_types: ClassVar[tuple[str, ...]] = ("paligemma",)
@@ -30,24 +30,27 @@ class PaliGemmaConfig(DecoderConfig):
 
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> PaliGemmaBackbone:
         tokenizer = self.tokenizer()
-        return PaliGemmaBackbone(
-            self.weights(), tokenizer, self.frame(tokenizer, self.architecture(), num_views), self
-        )
+        frame = self.frame(tokenizer, self.architecture(), num_views)
+        return PaliGemmaBackbone(self.weights(), tokenizer, frame, self.prompt, self.max_prompt_tokens)
 
 
-class PaliGemmaBackbone(DecoderBackbone):
+class PaliGemmaBackbone(HuggingFaceBackbone):
     """Every token of a prompt reads every other; positions are counted from 1."""
 
     first_position = 1
 
+    @property
+    def picture_px(self) -> int:
+        """Side of the pictures that the vision tower sees."""
+        return int(self.network.config.vision_config.image_size)
+
     def see(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        features = self.network.model.get_image_features(self._pixels(images)).pooler_output
+        features = self.network.model.get_image_features(self.pixels(images)).pooler_output
         return features.reshape(len(images), -1, self.perception_size), {}
 
-    def _pixels(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, V, H, W, 3] -> [B * V, 3, S, S] in [-1, 1], S the vision tower's size."""
+    def pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, V, H, W, 3] -> [B * V, 3, S, S] in [-1, 1], S = `picture_px`."""
         x = images.flatten(0, 1).permute(0, 3, 1, 2).to(self.network.dtype) / 127.5 - 1
-        size = self.network.config.vision_config.image_size
-        if x.shape[-1] == size:
+        if x.shape[-1] == self.picture_px:
             return x
-        return F.interpolate(x.float(), (size, size), mode="bilinear", antialias=True).to(x.dtype)
+        return F.interpolate(x.float(), (self.picture_px,) * 2, mode="bilinear", antialias=True).to(x.dtype)

@@ -11,9 +11,12 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import draccus
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -144,11 +147,13 @@ class Backbone(nn.Module):
             the observation, which reads them, and once more behind it, where they read it (`placed`).
         reads: the layers of which `encode` puts states into the features; set where the model is built.
         insulated: in training, features are detached before a memory behind the backbone reads them.
+        state_in_prompt: the prompt has the normalised state in words: `tokenize_with_state` makes it.
     """
 
     attention: ClassVar[Literal["prefix", "causal"]] = "prefix"
     reads: Reads = Reads()
     insulated: bool = False
+    state_in_prompt: bool = False
 
     vlm: Any  # a transformers.PreTrainedModel, whose classes are untyped
     width: int
@@ -171,6 +176,10 @@ class Backbone(nn.Module):
         """The prompt of an instruction as token ids, special and image tokens included."""
         raise NotImplementedError
 
+    def tokenize_with_state(self, instruction: str, state: npt.NDArray[np.float32]) -> list[int]:
+        """The prompt of an instruction with the normalised state [P] in words."""
+        raise NotImplementedError
+
     def tokenize_text(self, text: str) -> list[int]:
         """Plain text as token ids, nothing added: a plan, say, to stand in a prompt before its last token."""
         raise NotImplementedError
@@ -178,6 +187,10 @@ class Backbone(nn.Module):
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of token ids; NO_TOKEN and special tokens are left out."""
         raise NotImplementedError
+
+    def save_description(self, directory: Path) -> None:
+        """Writes what, beside settings and weights, is needed to build it again (a tokenizer) into a policy's
+        directory; nothing where settings and weights are all. `BackboneConfig.beside` finds it there."""
 
     def calibrate(self, mean_image: torch.Tensor) -> None:
         """Told the training data's mean image, float32 [3, H, W] in pixel values, before training begins."""
@@ -423,5 +436,10 @@ class BackboneConfig(draccus.ChoiceRegistry):
             ValueError: a prompt has more tokens than the model takes, or the weights are not what they should be.
         """
 
+    def beside(self, policy: Path) -> Self:
+        """The same, of the files that `Backbone.save_description` has written into a policy's directory."""
+        return self
+
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> Backbone:
+        """Weights that are not there yet are on the device `meta`: those of a saved policy take their places."""
         raise NotImplementedError

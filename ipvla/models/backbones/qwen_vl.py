@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Final
 
 import torch
 
-from ipvla.models.backbones.decoder import (
-    DecoderBackbone,
-    DecoderConfig,
+from ipvla.models.backbones.hugging_face import (
     Frame,
+    HuggingFaceBackbone,
+    HuggingFaceConfig,
     chat_frame,
     flattened,
     resized,
@@ -27,7 +27,7 @@ _DEEP: Final = "deepstack"
 
 @BackboneConfig.register_subclass("qwen_vl")
 @dataclass(frozen=True)
-class QwenVLConfig(DecoderConfig):
+class QwenVLConfig(HuggingFaceConfig):
     """Which weights, such as `Qwen/Qwen3-VL-2B-Instruct`, and how they are asked, in their own chat template.
 
     Attributes:
@@ -63,19 +63,19 @@ class QwenVLConfig(DecoderConfig):
         return QwenVLBackbone(self.weights(), tokenizer, frame, self, processor)
 
 
-class QwenVLBackbone(DecoderBackbone):
+class QwenVLBackbone(HuggingFaceBackbone):
     """A token reads those before it only."""
 
     attention = "causal"
 
-    config: QwenVLConfig
     _mean: torch.Tensor
     _std: torch.Tensor
     _places: torch.Tensor  # int64 [Np], of the image tokens in every prompt
     _positions: torch.Tensor  # int64 [3, N], of the tokens up to the first word, which is one further
 
     def __init__(self, vlm: Any, tokenizer: Any, frame: Frame, config: QwenVLConfig, processor: Any) -> None:
-        super().__init__(vlm, tokenizer, frame, config)
+        super().__init__(vlm, tokenizer, frame, config.prompt, config.max_prompt_tokens)
+        self.picture_px = config.picture_px
         ids = torch.tensor([frame.before])
         seen = ids == self.image_token
         views = int(seen.sum()) // self._grid**2
@@ -92,7 +92,7 @@ class QwenVLBackbone(DecoderBackbone):
     def _grid(self) -> int:
         """Image tokens along a picture's side."""
         vision = self.network.config.vision_config
-        return self.config.picture_px // int(vision.patch_size * vision.spatial_merge_size)
+        return self.picture_px // int(vision.patch_size * vision.spatial_merge_size)
 
     def _grids(self, pictures: int) -> torch.Tensor:
         """Patches of each picture along time, height and width, int64 [M, 3]."""
@@ -107,7 +107,7 @@ class QwenVLBackbone(DecoderBackbone):
     def see(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         vision, g = self.network.config.vision_config, self._grid
         p, m, t = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
-        x = (resized(images, self.config.picture_px, "bicubic") / 255 - self._mean) / self._std
+        x = (resized(images, self.picture_px, "bicubic") / 255 - self._mean) / self._std
         # patches that become one token stand together; each holds the picture once per frame of a video's patch
         x = x.reshape(len(x), 3, g, m, p, g, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)[..., None, :, :]
         x = x.expand(*x.shape[:6], t, p, p).reshape(-1, 3 * t * p * p)

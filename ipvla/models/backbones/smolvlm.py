@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from ipvla.models.backbones.decoder import DecoderBackbone, DecoderConfig, Frame, chat_frame, resized
+from ipvla.models.backbones.hugging_face import Frame, HuggingFaceBackbone, HuggingFaceConfig, chat_frame, resized
 from ipvla.models.backbones.protocol import BackboneConfig
 
 
 @BackboneConfig.register_subclass("smolvlm")
 @dataclass(frozen=True)
-class SmolVLMConfig(DecoderConfig):
+class SmolVLMConfig(HuggingFaceConfig):
     """Which weights, and how they are asked, in the model's own chat template.
 
     Every picture is seen once, whole, at the vision tower's size, as SmolVLA does (no crops of it beside).
@@ -32,12 +32,11 @@ class SmolVLMConfig(DecoderConfig):
 
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> SmolVLMBackbone:
         tokenizer = self.tokenizer()
-        return SmolVLMBackbone(
-            self.weights(), tokenizer, self.frame(tokenizer, self.architecture(), num_views), self
-        )
+        frame = self.frame(tokenizer, self.architecture(), num_views)
+        return SmolVLMBackbone(self.weights(), tokenizer, frame, self.prompt, self.max_prompt_tokens)
 
 
-class SmolVLMBackbone(DecoderBackbone):
+class SmolVLMBackbone(HuggingFaceBackbone):
     """A token reads those before it only."""
 
     attention = "causal"

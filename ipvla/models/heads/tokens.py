@@ -103,6 +103,11 @@ class TokensHead(Head):
 
     def __init__(self, config: TokensConfig, backbone: Backbone, proprio: int, shape: tuple[int, int]) -> None:
         super().__init__()
+        if type(backbone).extend is Backbone.extend:
+            raise ValueError(
+                f"head.type tokens needs a backbone that writes on behind an observation, and "
+                f"{type(backbone).__name__} has no `extend`; choose another backbone or head"
+            )
         self.config, self.chunk = config, shape[0]
         self.tokenizer: ActionTokenizer = config.tokenizer.build()
         self.size = self.tokenizer.vocabulary + (not self.tokenizer.fixed)

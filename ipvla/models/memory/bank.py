@@ -33,7 +33,7 @@ from torch import nn
 
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
-from ipvla.models.memory.protocol import MemoryConfig
+from ipvla.models.memory.protocol import MemoryConfig, silence
 from ipvla.models.memory.squeeze import SqueezingMemory, TimestepEncoding
 from ipvla.types import Memory
 
@@ -172,6 +172,11 @@ class BankMemory(SqueezingMemory):
             "perception_t": times.clone(),
             "count": torch.zeros(batch, dtype=torch.long, device=like.device),
         }
+
+    def close(self) -> bool:
+        for layer in (*self.cognition.layers, *self.perception.layers):
+            silence(layer.out, layer.feed[-1])  # what is retrieved is then what was asked with
+        return True
 
     def remember(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
         count = memory["count"]

@@ -74,6 +74,9 @@ class ChainMemory(MemoryModule):
     def initial(self, batch: int) -> Memory:
         return self._join([part.initial(batch) for part in self._parts()])
 
+    def close(self) -> bool:
+        return min(part.close() for part in self._parts())  # every one, also behind one that cannot
+
     def step(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
         states = self._split(memory)
         for i, part in enumerate(self._parts()):

@@ -19,6 +19,13 @@ from ipvla.models.features import Features, stacked
 from ipvla.types import Memory, ModelInputs, StepBatch
 
 
+def silence(*layers: nn.Linear) -> None:
+    """From now on these give 0, and learn from there."""
+    for layer in layers:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+
+
 def select(condition: torch.Tensor, yes: Memory, no: Memory) -> Memory:
     """Row by row: `yes` where `condition` bool [B] is True, else `no`."""
     return {
@@ -73,6 +80,13 @@ class MemoryModule(nn.Module):
     def initial(self, batch: int) -> Memory:
         """The memory of an episode that has not begun: named tensors [batch, ...] of a fixed size."""
         raise NotImplementedError
+
+    def close(self) -> bool:
+        """Makes it add nothing to the features until it is trained, so that a policy that acts well goes on so.
+
+        False if the mechanism cannot: its weights are as they were drawn.
+        """
+        return False
 
     def step(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
         """One policy step of features [B, ...] at control step t int64 [B]: (enriched features, next memory)."""
@@ -136,6 +150,9 @@ class NoMemory(MemoryModule):
 
     def initial(self, batch: int) -> Memory:
         return {}
+
+    def close(self) -> bool:
+        return True
 
     def step(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
         return features, memory

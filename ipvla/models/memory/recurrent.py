@@ -16,7 +16,7 @@ from torch import nn
 
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
-from ipvla.models.memory.protocol import MemoryConfig
+from ipvla.models.memory.protocol import MemoryConfig, silence
 from ipvla.models.memory.squeeze import SqueezingMemory
 from ipvla.types import Memory
 
@@ -87,6 +87,10 @@ class RecurrentMemory(SqueezingMemory):
     def initial(self, batch: int) -> Memory:
         size, like = (batch, self.cell.hidden_size), self.cell.bias_hh
         return {name: like.new_zeros(size, dtype=torch.float32) for name in self.state}
+
+    def close(self) -> bool:
+        silence(self.out)
+        return True
 
     def remember(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
         with torch.autocast(t.device.type, enabled=False):  # what is remembered stays float32

@@ -26,7 +26,7 @@ from torch import nn
 
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
-from ipvla.models.memory.protocol import MemoryConfig, MemoryModule, Segments
+from ipvla.models.memory.protocol import MemoryConfig, MemoryModule, Segments, silence
 from ipvla.types import Memory
 
 
@@ -77,6 +77,10 @@ class SkillMemory(MemoryModule):
             "skill": self.values.new_zeros(batch, self.values.shape[1], dtype=torch.float32),
             "count": torch.zeros(batch, dtype=torch.long, device=self.values.device),
         }
+
+    def close(self) -> bool:
+        silence(self.out)
+        return True
 
     def step(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
         count = memory["count"]

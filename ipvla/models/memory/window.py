@@ -25,7 +25,7 @@ from torch import nn
 
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
-from ipvla.models.memory.protocol import MemoryConfig, MemoryModule, Segments
+from ipvla.models.memory.protocol import MemoryConfig, MemoryModule, Segments, silence
 from ipvla.models.memory.squeeze import Squeeze, TimestepEncoding
 from ipvla.types import Memory
 
@@ -84,6 +84,10 @@ class WindowMemory(MemoryModule):
             "entries_t": torch.zeros(batch, length, dtype=torch.long, device=device),
             "count": torch.zeros(batch, dtype=torch.long, device=device),
         }
+
+    def close(self) -> bool:
+        silence(self.out)
+        return True
 
     def step(self, features: Features, memory: Memory, t: torch.Tensor) -> tuple[Features, Memory]:
         entry = self._entry(features)

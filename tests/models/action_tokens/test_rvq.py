@@ -22,7 +22,7 @@ PARTS = {
     "grip": RVQPart((9, 19), 1),
 }
 _OURS = {"ema_cluster_size": "sizes", "ema_w": "sums", "codebook.weight": "codebook", "weight": "codebook"}
-SMALL = RVQSettings(8, one_part(7, 3), codes=32, code_dim=4, latent=16, channels=8)
+SMALL = RVQSettings(8, one_part(7, 3), codes=32, code_dim=4, latent=16, channels=4)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,10 @@ def published() -> RVQTokens:
 
 
 def smooth(seed: int = 0, batch: int = 512) -> Tensor:
+    """Chunks [batch, 8, 7] of two factors."""
     random = torch.Generator().manual_seed(seed)
-    offset, slope = torch.rand(2, batch, 1, 7, generator=random) - 0.5
-    return offset + slope * torch.linspace(-1, 1, 8)[:, None]
+    offset, slope = torch.rand(2, batch, 1, 1, generator=random) - 0.5
+    return offset * torch.linspace(-1, 1, 7) + slope * torch.linspace(-1, 1, 8)[:, None]
 
 
 def trained(steps: int, seed: int = 0) -> RVQTokens:
@@ -95,25 +96,16 @@ class TestParity:
 def test_training_lowers_the_error_and_the_round_trip_is_what_it_measures() -> None:
     losses = list[float]()
     torch.manual_seed(0)
-    tokenizer, x = RVQTokens(SMALL), smooth(1)
-    tokenizer.fit(smooth(), 150, batch=64, lr=3e-3, progress=lambda step, loss: losses.append(loss))
+    quick = RVQSettings(8, one_part(7, 3), codes=32, code_dim=4, latent=16, channels=8, levels=1)
+    tokenizer, x = RVQTokens(quick), smooth(1)
+    tokenizer.fit(smooth(), 100, batch=64, lr=5e-3, progress=lambda step, loss: losses.append(loss))
     decoded = tokenizer.decode(tokenizer.encode(x), 8, 7)
     assert losses[-1] < losses[0] / 4
-    assert (decoded - x).square().mean() < x.var() / 3
+    assert (decoded - x).square().mean() < x.var() / 5
     (network,) = tokenizer.networks()
     torch.testing.assert_close(
         network.reconstruction(network.decode(network.encode(x)), x), (decoded - x).square().mean()
     )
-
-
-def test_each_depth_explains_something_of_what_is_left() -> None:
-    (network,) = trained(150).networks()
-    left = network.latent(smooth(1))
-    norms = [float(left.detach().square().mean())]
-    for quantiser in network.quantizers:
-        left = left - quantiser.values(quantiser.nearest(quantiser.in_proj(left)))  # type: ignore[operator, union-attr]
-        norms.append(float(left.detach().square().mean()))
-    assert norms == sorted(norms, reverse=True)
 
 
 def test_dead_codes_begin_again_at_vectors_of_the_batch() -> None:
@@ -135,12 +127,17 @@ def test_dead_codes_begin_again_at_vectors_of_the_batch() -> None:
 def test_the_first_batch_places_the_codes_and_the_next_step_does_not_lose_them() -> None:
     torch.manual_seed(0)
     quantiser, random = Quantiser(4, 8, 2), torch.Generator().manual_seed(0)
-    e = torch.randn(50, 2)
-    quantiser.start(e, random)
+    r = torch.randn(50, 2) @ torch.randn(2, 4) + 3
+    quantiser.start(r, random)
+    with torch.no_grad():
+        e = quantiser.in_proj(r)
+        torch.testing.assert_close(quantiser.out_proj(e), r, atol=1e-4, rtol=1e-4)
     placed = quantiser.codebook.clone()
+    for code in placed:
+        assert torch.isclose(code, e).all(1).any()
     quantiser.update(e, quantiser.nearest(e), 64, random)
     assert torch.nn.functional.cosine_similarity(quantiser.codebook, placed).min() > 0.9
-    quantiser.start(-e, random)
+    quantiser.start(-r, random)
     assert torch.nn.functional.cosine_similarity(quantiser.codebook, placed).min() > 0.9, "it starts once"
 
 

@@ -19,6 +19,7 @@ from ipvla.models.heads import (
     HeadConfig,
     LayerwiseConfig,
     RegressionConfig,
+    ReverseChainConfig,
     TokensConfig,
 )
 from ipvla.models.heads.integrators import INTEGRATORS
@@ -57,6 +58,8 @@ HEADS: dict[str, HeadConfig] = {
     "bins": BinsConfig(16),
     "tokens": TokensConfig(),
     "tokens in parallel": TokensConfig(decoding="parallel"),
+    "keyframe first, motions": ReverseChainConfig(16, heads=2, ffn=16, gripper=False),
+    "keyframe first, poses": ReverseChainConfig(16, 2, 16, encoder_layers=1, poses="absolute", gripper=False),
     "flow": FlowConfig(16),
     "flow shared": FlowConfig(16, attention="shared", heads=4, layers=(0, -1), time="beta"),
     "flow with draws and quality": FlowConfig(16, draws=3, quality=MOVING, time="logit_normal", integrator="heun"),

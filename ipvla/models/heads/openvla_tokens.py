@@ -1,0 +1,165 @@
+"""OpenVLA's action tokens (arXiv 2406.09246): the words behind the prompt are the action, one number each.
+
+A number's word is `end_of_words - 1 - bin` (`bins.action_bins`); any other word reads as an outermost bin, as in
+OpenVLA's own code. Written greedily, one after another, with cached keys and values; or, where the backbone has
+places for a whole chunk, all at once (OpenVLA-OFT without a head of its own).
+
+What a memory has added to the cognition is added to the state of every word: nothing while its gate is closed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ipvla.models.action_tokens.bins import NUM_BINS, action_bins, bin_centres
+from ipvla.models.backbones import Backbone
+from ipvla.models.backbones.prismatic import PrismaticBackbone
+from ipvla.models.features import Features, LanguageModel, Reads
+from ipvla.models.heads.protocol import Head, HeadConfig, masked_mean
+
+_EOS = 2
+
+
+def states_of(features: Features, behind: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Last hidden states float32 [B, count, D] from the prompt's last token on; and float32 [B, 1, D], what a
+    memory has added to the first of them.
+
+    `behind`: tokens of the observation behind the prompt.
+    """
+    assert features.layers is not None
+    hidden, valid = features.layers.hidden[:, -1], features.layers.valid
+    places = (valid.sum(-1, keepdim=True) - 1 - behind) + torch.arange(count, device=valid.device)
+    states = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1])).float()
+    return states, features.cognition[:, None] - states[:, :1]
+
+
+def _language(features: Features) -> LanguageModel:
+    assert features.language is not None
+    return features.language
+
+
+@HeadConfig.register_subclass("openvla")
+@dataclass(frozen=True)
+class OpenVLATokensConfig(HeadConfig):
+    """Needs `model.backbone.type prismatic`.
+
+    Attributes:
+        reasoning_tokens: words that may stand before the action (ECoT); 0 if the action comes at once.
+    """
+
+    reasoning_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.reasoning_tokens < 0:
+            raise ValueError(f"head.reasoning_tokens is {self.reasoning_tokens}; give 0 or more")
+
+    @property
+    def bounded(self) -> bool:
+        return True
+
+    @property
+    def reads(self) -> Reads:
+        return Reads(hidden=(-1,), language=True)
+
+    def build(self, backbone: Backbone, proprio: int, chunk: int, action_dim: int) -> OpenVLATokensHead:
+        if not isinstance(backbone, PrismaticBackbone):
+            raise ValueError(
+                "model.head.type openvla writes the words of model.backbone.type prismatic; choose both or neither"
+            )
+        return OpenVLATokensHead(self, backbone, (chunk, action_dim))
+
+
+class OpenVLATokensHead(Head):
+    """See the module's docstring. It has no weights: it speaks with the backbone's."""
+
+    def __init__(self, config: OpenVLATokensConfig, backbone: PrismaticBackbone, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.reasoning_tokens = config.reasoning_tokens
+        self.shape = shape
+        self.numbers = math.prod(shape)
+        self.end_of_words = backbone.files.end_of_words
+        self.parallel = backbone.config.action_places > 0  # all words are said at once
+        if backbone.config.action_places not in (0, self.numbers):
+            raise ValueError(
+                f"model.backbone.action_places is {backbone.config.action_places}, and a chunk has {shape[0]} "
+                f"actions of {shape[1]} numbers; set it to {self.numbers}"
+            )
+
+    def words(self, actions: torch.Tensor) -> torch.Tensor:
+        """Normalised actions [..., C, A] -> int64 [..., C * A]."""
+        return self.end_of_words - 1 - action_bins(actions).flatten(-2)
+
+    def actions(self, words: torch.Tensor) -> torch.Tensor:
+        """The inverse, up to half a bin: int64 [..., C * A] -> float32 [..., C, A]."""
+        return bin_centres((self.end_of_words - 1 - words).clamp(min=0)).unflatten(-1, self.shape)
+
+    def loss(
+        self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Cross-entropy of the words, and of the `</s>` behind them."""
+        words = self.words(actions)
+        if self.parallel:  # there is a place behind the last number too, of its `</s>`
+            states, recalled = states_of(features, self.numbers + 1, self.numbers + 1)
+        else:
+            states, recalled = self.heard(features, words)
+        words = F.pad(words, (0, 1), value=_EOS)
+        logits = _language(features).logits(states + recalled)
+        loss = F.cross_entropy(logits.flatten(0, 1), words.flatten(), reduction="none")
+        counted = weight.flatten(1)
+        counted = torch.cat([counted, counted.any(1, keepdim=True)], 1)
+        return masked_mean(loss.view_as(words), counted)
+
+    def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
+        if self.parallel:
+            states, recalled = states_of(features, self.numbers + 1, self.numbers)
+            return self.actions(_language(features).logits(states + recalled).argmax(-1))
+        words = self.write(features)
+        return self.actions(words.gather(1, self._places(words)))
+
+    def expected(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """The mean over the words of actions, at each place of what `sample` says."""
+        if self.parallel:
+            states, recalled = states_of(features, self.numbers + 1, self.numbers)
+        else:
+            words = self.write(features)
+            states, recalled = self.heard(features, words[:, :-1])
+            states = states.gather(1, self._places(words)[..., None].expand(-1, -1, states.shape[-1]))
+        logits = _language(features).logits(states + recalled)
+        logits = logits[..., self.end_of_words - NUM_BINS : self.end_of_words]
+        numbers = bin_centres(torch.arange(NUM_BINS, device=logits.device)).flip(0)
+        return (logits.softmax(-1) @ numbers).unflatten(-1, self.shape)
+
+    @torch.no_grad()
+    def write(self, features: Features) -> torch.Tensor:
+        """int64 [B, n], the likeliest words behind the prompts, one by one; `</s>` where every row has ended."""
+        language, past = _language(features), features.layers
+        assert past is not None
+        longest = self.numbers + (self.reasoning_tokens + 1 if self.reasoning_tokens else 0)
+        states, recalled = states_of(features, 0, 1)
+        words = torch.full((len(states), longest), _EOS, device=states.device)
+        alone = torch.ones(1, 1, dtype=torch.bool, device=states.device)
+        for i in range(longest):
+            words[:, i] = language.logits(states + recalled)[:, 0].argmax(-1)
+            if i + 1 == longest or (words[:, : i + 1] == _EOS).any(1).all():
+                break
+            states, past = language.extend(language.embed_ids(words[:, i : i + 1]), past, alone, keep=True)
+        return words
+
+    def heard(self, features: Features, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `states_of`, of the prompt's last token and these words int64 [B, n] behind it."""
+        language = _language(features)
+        assert features.layers is not None
+        causal = torch.ones(words.shape[1], words.shape[1], dtype=torch.bool, device=words.device).tril()
+        states, recalled = states_of(features, 0, 1)
+        heard, _ = language.extend(language.embed_ids(words), features.layers, causal)
+        return torch.cat([states, heard.float()], 1), recalled
+
+    def _places(self, words: torch.Tensor) -> torch.Tensor:
+        """int64 [B, C * A], where the numbers stand among them: at the end, or before the first `</s>`."""
+        ended = (words == _EOS).cumsum(1) > 0
+        end = (~ended).sum(1) if self.reasoning_tokens else torch.full_like(words[:, 0], self.numbers)
+        return (end[:, None] - self.numbers).clamp(min=0) + torch.arange(self.numbers, device=end.device)

@@ -1,0 +1,399 @@
+"""`python -m ray_jobs.import_policy`: a published checkpoint as a policy, with a memory if one is wanted.
+
+    ipvla import --source ~/openvla-7b --unnorm_key bridge_orig --policy ~/policies/openvla
+    ipvla import --source ~/openvla-7b --unnorm_key bridge_orig --policy ~/policies/bank --model.memory.type bank
+    ipvla import --source ~/openvla-7b --adapter ~/adapter --unnorm_key libero_spatial --policy ~/policies/spatial
+    ipvla import --source ~/openvla-7b-oft-finetuned-libero-spatial --policy ~/policies/oft
+    ipvla import --source ~/pi05_libero --policy ~/policies/pi05 --pi.tokenizer ~/paligemma-3b-pt-224 \
+        --cameras "[agentview, robot0_eye_in_hand]" --pi.terms "{gripper: environment, state: hand}"
+
+Takes OpenVLA's Hugging Face layout (two vision towers, or SigLIP alone as openvla-v01 and ECoT), LoRA adapters of
+PEFT, which are merged, and OpenVLA-OFT's action head, proprioception and FiLM, which lie beside the model. Weights
+are mapped, not copied; nothing is unpickled but tensors, and no code of the checkpoint runs.
+
+Takes pi0, pi0.5 and SmolVLA in LeRobot's layout, with its processors' statistics, and pi0 and pi0.5 in openpi's
+PyTorch layout, with `assets/.../norm_stats.json`.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import draccus
+import torch
+import yaml
+
+from ipvla.choices import did_you_mean
+from ipvla.contract import STATE_SIZES, Contract, Pictures
+from ipvla.data.conventions import Conventions
+from ipvla.data.fitting import Fitting
+from ipvla.data.normalisation import NORMALISATIONS, Normalisation
+from ipvla.data.standards.registry import STANDARDS
+from ipvla.data.standards.standard import Standard
+from ipvla.data.statistics import Statistics
+from ipvla.models.backbones.openvla_files import (
+    OpenVLAFiles,
+    film_vision,
+    merge_adapter,
+    pickled_tensors,
+    read_json,
+    require_same,
+)
+from ipvla.models.backbones.prismatic import PrismaticBackbone, PrismaticConfig
+from ipvla.models.heads import HeadConfig, OFTConfig, OpenVLATokensConfig
+from ipvla.models.memory import MemoryConfig, NoMemoryConfig
+from ipvla.models.vla import IPVLAConfig
+from ipvla.policy import Policy
+from ray_jobs.command_line.cli import run
+from ray_jobs.importing.pi import Added, PiConfig, from_lerobot, from_openpi
+from ray_jobs.importing.smolvla import from_lerobot_smolvla
+
+logger = logging.getLogger(__name__)
+
+_VICUNA: Final = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user's questions. USER: What action should the robot take to "
+    "{instruction}? ASSISTANT:"
+)
+_SHAPES: Final = {"resize-naive": "stretch", "resize-crop": "crop", "letterbox": "pad"}
+#: Of OpenVLA-OFT's files of tensors: what a name begins with -> what is in it.
+_OFT: Final = {
+    "action_head--": "head",
+    "proprio_projector--": "proprio",
+    "vision_backbone--": "film",
+    "noisy_action_projector--": "diffusion",
+}
+_CAMERAS: Final = ("agentview", "robot0_eye_in_hand", "third")
+
+
+@dataclass(frozen=True)
+class ImportedModelConfig:
+    """What is added to the checkpoint; its own parts follow from its files.
+
+    Attributes:
+        memory: a choice by its `type`; its weights begin as they are drawn from `seed`.
+    """
+
+    memory: MemoryConfig = field(default_factory=NoMemoryConfig)
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """What is imported, and how it is to act.
+
+    Attributes:
+        source: a directory in OpenVLA's Hugging Face layout, LeRobot's, or openpi's PyTorch layout.
+        policy: directory of the new policy, which must not exist yet.
+        unnorm_key: the dataset whose statistics turn what the model says into actions; the only one by default.
+        statistics: a file of other statistics, such as those of the dataset that it is to be fine-tuned on.
+        adapter: directory of a LoRA adapter of PEFT, which is merged.
+        lora_alpha: of the LoRA inside OFT's FiLM file, which does not tell it; by default OFT's, min(rank, 16).
+        dtype: "float32", "bfloat16" or "float16"; by default the checkpoint's.
+        prompt: with `{instruction}` in it; by default that of the checkpoint's language model.
+        ends_in_space: whether the prompt ends in the token of a space; by default yes, but not for ECoT's
+            (`reasoning_tokens`).
+        reasoning_tokens: words that may come before the action, for ECoT's checkpoints.
+        max_prompt_tokens: longest prompt in tokens.
+        cameras: names of the views; by default those of the dataset that `unnorm_key` names, if it is known.
+        parallel: OFT's words, all at once, where there is no action head; by default where there are OFT's files.
+        chunk: actions per answer of OFT, which its files do not tell: 8 for LIBERO.
+        normalisation: of actions and state: OFT's ALOHA policies have "bounds".
+        pi: of pi0, pi0.5 and SmolVLA alone, which of the others read `statistics`, `dtype`, `cameras`, `model` and
+            `seed`.
+        model: what is added.
+        seed: of the weights of a memory.
+    """
+
+    source: Path | None = None
+    policy: Path | None = None
+    unnorm_key: str | None = None
+    statistics: Path | None = None
+    adapter: Path | None = None
+    lora_alpha: float | None = None
+    dtype: str | None = None
+    prompt: str | None = None
+    ends_in_space: bool | None = None
+    reasoning_tokens: int = 0
+    max_prompt_tokens: int = 96
+    cameras: tuple[str, ...] = ()
+    parallel: bool | None = None
+    chunk: int = 8
+    normalisation: Normalisation = "bounds_q99"
+    pi: PiConfig = field(default_factory=PiConfig)
+    model: ImportedModelConfig = field(default_factory=ImportedModelConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.source is None or self.policy is None:
+            raise ValueError("say what to import and where to: --source ~/openvla-7b --policy ~/policies/openvla")
+        if self.normalisation not in NORMALISATIONS:
+            raise ValueError(f"normalisation is {self.normalisation!r}; choose one of {', '.join(NORMALISATIONS)}")
+        if self.chunk < 1:
+            raise ValueError(f"chunk is {self.chunk}; it must be at least 1")
+
+
+def imported(config: ImportConfig) -> Policy:
+    """The policy, whose backbone's weights are mapped from the checkpoint where their dtype is the same.
+
+    Raises:
+        ValueError: see the module's docstring; one line says what is wrong with which file.
+    """
+    assert config.source is not None
+    torch.manual_seed(config.seed)
+    content = read_json(config.source / "config.json")
+    added = Added(config.dtype or "bfloat16", config.cameras, config.model.memory)
+    if content.get("type") == "smolvla":
+        policy = from_lerobot_smolvla(config.source, config.pi, added)
+    elif "type" in content:
+        policy = from_lerobot(config.source, config.pi, added)
+    elif "action_horizon" in content:
+        policy = from_openpi(config.source, config.pi, added, config.statistics)
+    else:
+        policy = _openvla(config)
+    if not policy.model.memory.close():
+        logger.warning(
+            "this memory cannot begin closed: until it is trained, the policy acts otherwise than before"
+        )
+    policy.model.eval()
+    return policy
+
+
+def _openvla(config: ImportConfig) -> Policy:
+    assert config.source is not None
+    assert config.policy is not None
+    files = OpenVLAFiles.read(config.source)
+    extra = oft_files(config.source)
+    key, statistics = _statistics(files, config.statistics, config.unnorm_key)
+    chosen = statistics[key]
+    head: HeadConfig = OpenVLATokensConfig(config.reasoning_tokens)
+    parallel = bool(extra) if config.parallel is None else config.parallel
+    if "head" in extra:
+        head, parallel = OFTConfig(), True
+    if parallel and config.model.memory.longest_plan:
+        raise ValueError("model.memory writes plans, and OpenVLA-OFT writes no words; choose another memory")
+    chunk, proprio = config.chunk if parallel else 1, "proprio" in extra
+    backbone = _backbone(config, files, chunk * chosen.action.dim if parallel else 0, proprio, "film" in extra)
+    conventions = _conventions(config, files, key, statistics, chunk, proprio)
+    model = IPVLAConfig(backbone, config.model.memory, head, chunk=chunk)
+    with tempfile.TemporaryDirectory() as described:  # without weights, so that they are read once, below
+        for name, content in files.description().items():
+            (Path(described) / name).write_bytes(content)
+        bare = replace(model, backbone=replace(backbone, pretrained=Path(described)))
+        policy = Policy.build(bare, conventions, chunk)
+    _load(policy, config, files, extra)
+    return replace(policy, config=model)
+
+
+def oft_files(directory: Path) -> dict[str, Path]:
+    """OpenVLA-OFT's files of tensors by what is in them, the newest of each kind; none for OpenVLA's own.
+
+    Raises:
+        ValueError: there is a head of a kind that is not known here.
+    """
+    found: dict[str, Path] = {}
+    for beginning, kind in _OFT.items():
+        paths = sorted(directory.glob(f"{beginning}*.pt"), key=_step)
+        if paths:
+            found[kind] = paths[-1]
+    if "diffusion" in found:
+        raise ValueError(
+            f"{found['diffusion']} belongs to OFT's diffusion head, which is not known here; use an L1 head"
+        )
+    return found
+
+
+def _step(path: Path) -> tuple[int, str]:
+    digits = "".join(filter(str.isdigit, path.stem.partition("--")[2]))
+    return int(digits or -1), path.name
+
+
+def _statistics(files: OpenVLAFiles, given: Path | None, key: str | None) -> tuple[str, dict[str, Statistics]]:
+    """The chosen dataset, and the statistics of all with actions as large.
+
+    A file beside `config.json` is the fine-tuning's own, and wins over what the base's config says.
+    """
+    path = given or files.directory / "dataset_statistics.json"
+    content: Mapping[str, Any] = files.config.get("norm_stats") or {}
+    where = f"{files.directory / 'config.json'} (norm_stats)"
+    if path.is_file() or given is not None:
+        content, where = read_json(path), str(path)
+    if not content:
+        raise ValueError(
+            f"{files.directory} has no statistics of actions; put dataset_statistics.json beside config.json"
+        )
+    if key is None and len(content) > 1:
+        raise ValueError(
+            f"{where} has statistics of {len(content)} datasets; set unnorm_key to one of {', '.join(content)}"
+        )
+    key = key or next(iter(content))
+    if key not in content and f"{key}_no_noops" in content:  # as OpenVLA's own evaluation of LIBERO looks for it
+        key = f"{key}_no_noops"
+    if key not in content:
+        raise ValueError(
+            f"unnorm_key is {key!r}, and {where} has no statistics of it; {did_you_mean(key, content)}"
+        )
+    try:
+        every = {name: Statistics.from_dict(_complete(values)) for name, values in content.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not in OpenVLA's schema ({error!r}); copy it again") from None
+    size = every[key].action.dim
+    return key, {name: one for name, one in every.items() if one.action.dim == size}
+
+
+def _complete(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Some files leave out the proprioception and the counts."""
+    empty: dict[str, list[float]] = {name: [] for name in ("mean", "std", "min", "max", "q01", "q99", "mask")}
+    return {"proprio": empty, "num_transitions": 0, "num_trajectories": 0, **values}
+
+
+def _backbone(
+    config: ImportConfig, files: OpenVLAFiles, places: int, proprio: bool, film: bool
+) -> PrismaticConfig:
+    stored = str(files.config.get("torch_dtype", "bfloat16"))
+    vicuna = "vicuna" in str(files.config.get("llm_backbone_id"))
+    space = config.reasoning_tokens == 0 if config.ends_in_space is None else config.ends_in_space
+    prompt = config.prompt or (_VICUNA if vicuna else PrismaticConfig.prompt)
+    assert config.policy is not None
+    return PrismaticConfig(
+        config.policy / "backbone",
+        config.dtype or (stored if stored in ("float32", "bfloat16", "float16") else "bfloat16"),
+        prompt=prompt,
+        ends_in_space=space,
+        max_prompt_tokens=config.max_prompt_tokens,
+        action_places=places,
+        proprio=proprio,
+        film=film,
+    )
+
+
+def _conventions(
+    config: ImportConfig,
+    files: OpenVLAFiles,
+    key: str,
+    statistics: Mapping[str, Statistics],
+    chunk: int,
+    proprio: bool,
+) -> Conventions:
+    chosen = statistics[key]
+    terms = _contract(key, chosen)
+    cameras = config.cameras or terms.cameras
+    if unknown := not config.cameras and _standard(key) is None:
+        logger.warning(
+            "dataset %s is not known here: cameras are taken to be %s; set --cameras for others",
+            key,
+            ", ".join(cameras),
+        )
+    count = len(cameras) if config.cameras or unknown else (2 if proprio else 1)
+    strategy = files.processor.get("image_resize_strategy", files.config.get("image_resize_strategy"))
+    if strategy not in _SHAPES:
+        raise ValueError(
+            f"{files.directory} has image_resize_strategy {strategy!r}; known are {', '.join(_SHAPES)}"
+        )
+    fill = files.processor.get("tvf_letterbox_fill") or (127, 127, 127)
+    return Conventions(
+        statistics=chosen,
+        cameras=tuple(cameras)[:count],
+        image_size=files.image_size,
+        chunk=chunk,
+        normalisation=config.normalisation,
+        proprio_index=None if proprio else (),
+        gripper=terms.gripper,
+        recorded=terms,
+        mixed=statistics if len(statistics) > 1 else {},
+        fitting=Fitting(_SHAPES[strategy], "bicubic", tuple(fill)),  # type: ignore[arg-type]
+    )
+
+
+def _standard(key: str) -> Standard | None:
+    for name in (key, f"{key}_no_noops"):
+        if name in STANDARDS:
+            return STANDARDS[name](name)
+    return None
+
+
+def _contract(key: str, statistics: Statistics) -> Contract:
+    """What the files tell of the terms; in OpenVLA's datasets 1 is an open gripper, where it is not normalised."""
+    size, state = statistics.action.dim, statistics.proprio.dim
+    standard = _standard(key)
+    if standard is not None:
+        known = standard.contract(state)
+        layout = known.state if STATE_SIZES.get(known.state, state) == state else "unknown"
+        cameras = tuple(standard.cameras)
+        return replace(known, cameras=cameras, action_size=size, state=layout, state_size=state, clipped=False)
+    hand = size == 7 and not statistics.action.mask[-1]
+    return Contract(
+        _CAMERAS[:1],
+        Pictures("unknown"),
+        gripper="open_is_one" if hand else "none",
+        action="hand" if hand else "unknown",
+        action_size=size,
+        clipped=False,
+        state="unknown",
+        state_size=state,
+        control_hz=None,
+    )
+
+
+def _load(policy: Policy, config: ImportConfig, files: OpenVLAFiles, extra: Mapping[str, Path]) -> None:
+    """The checkpoint's weights into the policy: base, adapter, OFT's own."""
+    backbone = policy.model.backbone
+    assert isinstance(backbone, PrismaticBackbone)
+    weights = files.weights()
+    if config.adapter is not None:
+        count = merge_adapter(weights, config.adapter)
+        logger.info("%d modules of the adapter in %s are merged", count, config.adapter)
+    if "film" in extra:
+        weights = {name: x for name, x in weights.items() if not name.startswith("vision_backbone.")}
+        weights |= film_vision(extra["film"], config.lora_alpha)
+    if "proprio" in extra:
+        given = pickled_tensors(extra["proprio"])
+        weights |= {f"proprio_projector.{name}": tensor for name, tensor in given.items()}
+    backbone.vlm.take(weights, str(files.directory))
+    if "head" in extra:
+        head = {name: tensor.float() for name, tensor in pickled_tensors(extra["head"]).items()}
+        require_same(policy.model.head.state_dict(), head, str(extra["head"]))
+        policy.model.head.load_state_dict(head)
+
+
+def fine_tuning(policy: Policy, directory: Path) -> dict[str, Any]:
+    """Settings of `ipvla train` that go on from this policy; the dataset is for the user to name."""
+    conventions = policy.transforms.conventions
+    encoded = draccus.encode(policy.config)
+    return {
+        "start_from": str(directory),
+        "model": {name: encoded[name] for name in ("backbone", "memory", "head", "chunk")},
+        "lanes": {"stride": policy.execute},
+        "data": {
+            "cameras": list(conventions.cameras),
+            "image_size": conventions.image_size,
+            "proprio": None if conventions.proprio_index is None else list(conventions.proprio_index),
+        },
+    }
+
+
+def main(config: ImportConfig) -> None:
+    """Imports, and says what there is now."""
+    assert config.policy is not None
+    directory = config.policy
+    if directory.exists():
+        raise ValueError(f"policy: {directory} is there already; give another directory")
+    policy = imported(config)
+    policy.save(directory)
+    policy = replace(policy, config=replace(policy.config, backbone=policy.config.backbone.beside(directory)))
+    train = directory.with_name(f"{directory.name}.train.yaml")
+    train.write_text(yaml.safe_dump(fine_tuning(policy, directory), sort_keys=False))
+    described = policy.describe()
+    print(
+        f"{int(described['parameters']):,} parameters, head {described['head']}, memory {described['memory']}: "
+        f"written to {directory}\n{policy.contract}\n"
+        f"to fine-tune it: ipvla train --config_path {train} --data.dataset ..."
+    )
+
+
+if __name__ == "__main__":
+    run(ImportConfig, main, __doc__)

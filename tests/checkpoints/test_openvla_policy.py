@@ -1,0 +1,299 @@
+"""An imported OpenVLA answers what its public code answered, and is a policy as any other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ipvla.data.fitting import Fitting
+from ipvla.models.heads.openvla_tokens import OpenVLATokensHead
+from ipvla.models.memory import BankMemoryConfig, GRUMemoryConfig, MemoryConfig
+from ipvla.policy import Policy
+from ipvla.types import Observation, StepBatch
+from ray_jobs.import_policy import ImportConfig, ImportedModelConfig, imported, main
+from tests.checkpoints.conftest import HERE, close, golden, golden_json, pictures
+
+TASKS = golden_json("predict_action")
+
+
+def observation(task: str, picture: str, t: int = 0) -> Observation:
+    return Observation({"agentview": pictures()[picture]}, np.zeros(8, np.float32), task, t)
+
+
+def act(policy: Policy, observations: list[Observation]) -> np.ndarray:
+    return policy.act(observations, policy.initial_memory(len(observations)))[0]
+
+
+@pytest.fixture(scope="module")
+def policy(openvla: Path, tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    """As it comes out of its directory again."""
+    directory = tmp_path_factory.mktemp("policies") / "openvla"
+    main(ImportConfig(openvla, directory, unnorm_key="toy_libero_no_noops"))
+    return Policy.load(directory)
+
+
+@pytest.mark.parametrize("case", TASKS, ids=range(len(TASKS)))
+def test_actions_are_the_published_ones(policy: Policy, case: dict[str, Any]) -> None:
+    answer = act(policy.unnormalised_as(case["unnorm_key"]), [observation(case["task"], case["picture"])])[0, 0]
+    np.testing.assert_allclose(answer[:6], case["action"][:6], rtol=0, atol=1e-6)
+    assert answer[6] == (1 if case["action"][6] < 0.5 else -1), "the simulator's gripper: +1 closes"
+    ids = case["prompt_ids"]
+    assert policy.model.backbone.tokenize(case["task"]) == ids
+
+
+def test_a_batch_answers_as_its_rows_alone(policy: Policy) -> None:
+    several = [observation(case["task"], case["picture"]) for case in TASKS]
+    together = act(policy, several)
+    alone = np.concatenate([act(policy, [one]) for one in several])
+    np.testing.assert_array_equal(together, alone)
+    assert len(np.unique(together.round(6), axis=0)) > 2, "pictures and tasks matter"
+
+
+@pytest.mark.parametrize("how", ["resize-naive", "resize-crop", "letterbox"])
+def test_pictures_are_made_square_as_published(how: str) -> None:
+    import hashlib
+
+    expected, described = golden("preprocess_224"), golden_json("preprocess_224")[how]
+    shape = {"resize-naive": "stretch", "resize-crop": "crop", "letterbox": "pad"}[how]
+    made = Fitting(shape, "bicubic", tuple(described["letterbox_fill"] or (0, 0, 0)))(expected["picture"], 224)  # type: ignore[arg-type]
+    assert np.array_equal(made[::4, ::4], expected[f"{how}:uint8_every_4th"])
+    assert hashlib.sha256(made.tobytes()).hexdigest() == described["sha256_uint8_hwc"]
+
+
+def test_numbers_and_words() -> None:
+    known = golden_json("tokenization")
+    head = OpenVLATokensHead.__new__(OpenVLATokensHead)
+    torch.nn.Module.__init__(head)
+    head.end_of_words, head.shape = 32000, (1, 7)
+    for case in known["action_to_text_to_ids"]:
+        assert head.words(torch.tensor([case["action"]])).tolist() == case["ids"][1:]
+    ids = list(map(int, known["ids_to_action"]))
+    head.shape = (1, len(ids))
+    close(head.actions(torch.tensor(ids))[0], np.array(list(known["ids_to_action"].values())), 1e-6)
+
+
+def taught_batch(policy: Policy, episodes: int = 2) -> StepBatch:
+    """OpenVLA's two training examples in one lane: two episodes of a step each, or one of two."""
+    examples = golden_json("tokenization")["training_examples"]
+    inputs = policy.transforms.inputs([observation(case["task"], case["picture"]) for case in examples])
+    count = len(examples)
+    nothing = torch.zeros(1, count, 0, dtype=torch.long)
+    return StepBatch(
+        inputs=inputs.map(lambda x: x[None]),
+        actions=torch.tensor([case["action"] for case in examples])[None, :, None],
+        action_valid=torch.ones(1, count, 1, dtype=torch.bool),
+        is_first=torch.tensor([[True, episodes == 2]]),
+        valid=torch.ones(1, count, dtype=torch.bool),
+        t=torch.zeros(1, count, dtype=torch.long),
+        episode_key=torch.zeros(1, count, dtype=torch.long),
+        noise_seed=torch.zeros(1, count, dtype=torch.long),
+        plan=nothing, last_plan=nothing, question=nothing, answer=nothing,
+    )  # fmt: skip
+
+
+def test_the_loss_and_its_gradients_are_the_published_ones(policy: Policy) -> None:
+    expected = golden("train_step")
+    model = policy.model
+    model.zero_grad()
+    loss, _ = model.loss(taught_batch(policy), model.initial_memory(1))
+    close(loss, expected["loss"])
+    loss.backward()
+    named = dict(model.backbone.vlm.named_parameters())
+    for name, norm in golden_json("grad_norms").items():
+        gradient = named[name].grad
+        if norm is None:
+            assert gradient is None, name
+        else:
+            assert gradient is not None, name
+            assert float(gradient.norm()) == pytest.approx(norm, rel=1e-3, abs=1e-5), name
+    for name, gradient in expected.items():
+        if name.startswith("grad:"):
+            close(named[name[5:]].grad, gradient, 1e-4 * float(np.abs(gradient).max()))
+
+
+def test_statistics_and_terms_come_from_the_files(policy: Policy) -> None:
+    contract = policy.contract
+    assert contract.gripper == "environment"
+    assert policy.transforms.contract.gripper == "open_is_one"
+    assert contract.state == "none"
+    assert not contract.clipped
+    assert set(policy.transforms.conventions.mixed) == {"toy_bridge", "toy_libero_no_noops"}
+
+
+@pytest.mark.parametrize(("key", "cameras"), [("libero_spatial", ("agentview",)), ("bridge_orig", ("primary",))])
+def test_a_known_dataset_tells_cameras_and_pictures(
+    openvla: Path, tmp_path: Path, key: str, cameras: tuple[str, ...]
+) -> None:
+    content = json.loads((HERE / "model" / "dataset_statistics.json").read_text())
+    (tmp_path / "statistics.json").write_text(json.dumps({f"{key}_no_noops" if "libero" in key else key:
+                                                          content["toy_libero_no_noops"]}))  # fmt: skip
+    made = imported(ImportConfig(openvla, tmp_path / "p", key, statistics=tmp_path / "statistics.json"))
+    assert made.transforms.cameras == cameras
+    assert made.contract.pictures.orientation == (
+        "mirrored" if "libero" in key else made.contract.pictures.orientation
+    )
+    assert made.transforms.contract.gripper == "open_is_one"
+    assert made.contract.control_hz == (20 if "libero" in key else made.contract.control_hz)
+
+
+@pytest.mark.parametrize("name", ["bank", "gru", "lstm", "window", "skill", "chain", "kv", "latent"])
+def test_a_memory_that_begins_closed_changes_nothing(
+    policy: Policy, openvla: Path, tmp_path: Path, name: str
+) -> None:
+    """Bit for bit, at every step of an episode; those that feed the backbone cannot begin closed."""
+    kind = MemoryConfig.get_choice_class(name)
+    memory = kind([GRUMemoryConfig(), BankMemoryConfig()]) if name == "chain" else kind()
+    config = ImportConfig(openvla, tmp_path / "p", "toy_libero_no_noops", model=ImportedModelConfig(memory))
+    remembering = imported(config)
+    state, plain, same = remembering.initial_memory(3), policy.initial_memory(3), []
+    for t in range(5):
+        cases = TASKS[t % 3 : t % 3 + 3]
+        several = [observation(case["task"], case["picture"], t) for case in cases]
+        answers, state = remembering.act(several, state)
+        same.append(np.array_equal(answers, policy.act(several, plain)[0]))
+    assert all(same) or name in ("kv", "latent")
+    if name not in ("kv", "latent"):
+        remembering.model.zero_grad()
+        loss, _ = remembering.model.loss(taught_batch(remembering, 1), remembering.initial_memory(1))
+        loss.backward()
+        assert any(p.grad is not None and p.grad.any() for p in remembering.model.memory.parameters()), (
+            "it can open"
+        )
+
+
+def test_a_lora_adapter_is_merged(openvla: Path, tmp_path: Path) -> None:
+    expected = golden("lora")
+    merged = imported(ImportConfig(openvla, tmp_path / "p", "toy_bridge", adapter=HERE / "lora_adapter"))
+    inputs = merged.transforms.inputs(
+        [observation("Pick up the black bowl and place it on the plate", "picture_0")]
+    )
+    output = merged.model.backbone(inputs)
+    assert inputs.input_ids[0, : len(expected["input_ids"][0])].tolist() == expected["input_ids"][0].tolist()
+    close(output.features.perception, expected["patch_features"])
+    for i, hidden in enumerate(output.hidden_states):
+        close(hidden, expected[f"hidden_{i}"])
+    for case in golden_json("lora")["generated"]:
+        answer = act(merged, [observation(case["task"], case["picture"])])[0, 0]
+        np.testing.assert_allclose(answer[:6], case["action"][:6], rtol=0, atol=1e-6)
+
+
+def test_one_vision_tower(single_tower: Path, tmp_path: Path) -> None:
+    expected = golden("single_tower")
+    config = ImportConfig(single_tower, tmp_path / "p", reasoning_tokens=20)
+    ecot = imported(config)
+    backbone = ecot.model.backbone
+    inputs = ecot.transforms.inputs([observation("close the Drawer", "picture_0")])
+    ids = torch.from_numpy(expected["input_ids"])
+    inputs = replace(inputs, input_ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool))
+    output = backbone(inputs)
+    close(torch.cat(backbone.vlm.vision_backbone.pixels(inputs.images), 1), expected["pixel_values"], 1e-6)
+    close(output.features.perception, expected["patch_features"])
+    close(output.hidden_states[-1], expected["hidden_4"])
+    written = backbone.write(inputs, len(expected["generated_ids"]))
+    assert written[0].tolist() == expected["generated_ids"].tolist()
+    assert np.isfinite(act(ecot, [observation("close the drawer", "picture_0")])).all()
+
+
+def test_the_action_stands_at_the_end_of_the_reasoning(single_tower: Path, tmp_path: Path) -> None:
+    """ECoT's answer ends in `</s>`, here made likeliest behind the ninth word; the action stands before it."""
+    model = imported(ImportConfig(single_tower, tmp_path / "p", reasoning_tokens=20)).model
+    backbone, policy = model.backbone, imported(ImportConfig(single_tower, tmp_path / "p"))
+    inputs = policy.transforms.inputs([observation("close the drawer", "picture_0")])
+    ids = torch.tensor([backbone.tokenize("close the drawer")])
+    inputs = replace(inputs, input_ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool))
+    with torch.no_grad():
+        words = backbone.write(inputs, 9)
+        state = backbone(inputs.with_prompt(torch.cat([ids, words], 1))).hidden_states[-1][0, -1]
+        row = state / state.square().sum() * (backbone.logits(state).max() + 1)
+        backbone.network.language_model.lm_head.weight[2] = row
+        assert backbone.write(inputs, 20)[0].tolist() == [*words[0].tolist(), *[-1] * 11]
+        said = model.sample(backbone(inputs).features)
+    assert model.head.words(said).tolist() == words[:, 2:].tolist()
+
+
+def test_the_vicuna_prompt(single_tower: Path, tmp_path: Path) -> None:
+    known = golden_json("tokenization")["training_example_v01_prompt"]
+    backbone = imported(ImportConfig(single_tower, tmp_path / "p")).model.backbone
+    assert backbone.tokenize(known["task"]) == known["input_ids"][:-8]
+
+
+@pytest.mark.parametrize("name", ["none", "gru", "bank", "kv", "latent"])
+def test_words_are_written_as_they_are_taught(openvla: Path, tmp_path: Path, name: str) -> None:
+    """What is decoded step by step, the memory carried along, is the likeliest in one teacher-forced pass too."""
+    memory = MemoryConfig.get_choice_class(name)()
+    config = ImportConfig(openvla, tmp_path / "p", "toy_libero_no_noops", model=ImportedModelConfig(memory))
+    model = imported(config).model
+    torch.manual_seed(1)
+    for parameter in model.memory.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    batch = taught_batch(imported(config), 1)
+    state, actions = model.initial_memory(1), []
+    for k in range(2):
+        action, state = model.act(batch.inputs.map(lambda x, k=k: x[:, k]), state, batch.t[:, k])
+        actions.append(action)
+    batch = replace(batch, actions=torch.stack(actions, 1))
+    with torch.no_grad():
+        features, _, _ = model.memory.window(model.backbone, batch, model.initial_memory(1))
+        words = model.head.words(batch.actions.flatten(0, 1))
+        features = replace(features.map(lambda x: x.flatten(0, 1)), language=model.backbone)
+        states, recalled = model.head.heard(features, words[:, :-1])
+    assert model.backbone.logits(states + recalled).argmax(-1).tolist() == words.tolist()
+
+
+def test_the_policy_stands_by_itself(openvla: Path, tmp_path: Path) -> None:
+    """Neither the checkpoint nor the place that it was written to is needed again."""
+    main(ImportConfig(openvla, tmp_path / "here", "toy_bridge"))
+    before = act(Policy.load(tmp_path / "here"), [observation("open", "picture_0")])
+    (tmp_path / "here").rename(tmp_path / "there")
+    again = Policy.load(tmp_path / "there")
+    np.testing.assert_array_equal(act(again, [observation("open", "picture_0")]), before)
+    again.save(tmp_path / "third")
+    np.testing.assert_array_equal(act(Policy.load(tmp_path / "third"), [observation("open", "picture_0")]), before)
+    assert json.loads((tmp_path / "third" / "policy.json").read_text())["model"]["backbone"]["type"] == "prismatic"
+
+
+def test_what_a_probe_reads_is_differentiable(policy: Policy) -> None:
+    model = policy.model
+    inputs = policy.transforms.inputs([observation(case["task"], case["picture"]) for case in TASKS])
+    with torch.no_grad():
+        said = model.sample(model.backbone(inputs).features)
+    features = model.backbone(inputs).features
+    expected = model.expected(features)
+    assert expected.shape == said.shape
+    assert (expected.abs() < 1).all()
+    model.zero_grad()
+    expected.square().sum().backward()
+    assert model.backbone.network.language_model.model.layers[0].self_attn.v_proj.weight.grad.any()
+    model.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["none", "bank", "kv", "latent", "prompt"])
+def test_half_precision(openvla: Path, tmp_path: Path, name: str) -> None:
+    """bfloat16 and float16 weights, and float32 weights in bfloat16 arithmetic: it acts and is trained."""
+    memory = MemoryConfig.get_choice_class(name)()
+    for dtype in ("bfloat16", "float16", "float32"):
+        config = ImportConfig(
+            openvla, tmp_path / "p", "toy_libero", dtype=dtype, model=ImportedModelConfig(memory)
+        )
+        policy = imported(config)
+        assert {p.dtype for p in policy.model.backbone.parameters()} == {getattr(torch, dtype)}
+        batch = taught_batch(policy, 1)
+        if name == "prompt":
+            words = policy.model.backbone.tokenize_text("PLAN: open")
+            plan = torch.full((1, 2, policy.model.plan_tokens), -1)
+            plan[..., : len(words)] = torch.tensor(words)
+            batch = replace(batch, plan=plan, last_plan=torch.full_like(plan, -1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "float32"):
+            state = policy.initial_memory(2)
+            for t in range(2):
+                _, state = policy.act([observation("close", name, t) for name in pictures()], state)
+            loss, _ = policy.model.loss(batch, policy.model.initial_memory(1))
+        loss.backward()
+        assert loss.isfinite()
