@@ -205,7 +205,7 @@ def test_the_action_stands_at_the_end_of_the_reasoning(single_tower: Path, tmp_p
     model = imported(ImportConfig(single_tower, tmp_path / "p", reasoning_tokens=20)).model
     backbone, policy = model.backbone, imported(ImportConfig(single_tower, tmp_path / "p"))
     inputs = policy.transforms.inputs([observation("close the drawer", "picture_0")])
-    ids = torch.tensor([backbone.tokenize("close the drawer")])
+    ids = torch.tensor([policy.model.backbone.tokenize("close the drawer")[:-1]])
     inputs = replace(inputs, input_ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool))
     with torch.no_grad():
         words = backbone.write(inputs, 9)
