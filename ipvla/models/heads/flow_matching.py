@@ -175,7 +175,7 @@ class FlowMatchingHead(Head):
         assert noise is not None
         draws, noise = self.flow.draws, noise.flatten(0, 1)
         start, t = (
-            self._varying(noise[:, :-1].unflatten(1, actions.shape[1:])),
+            self._varying(noise[:, :-1].reshape(-1, *actions.shape[1:])),
             TIMES[self.flow.time](noise[:, -1]),
         )
         conditions = self.conditions(features)

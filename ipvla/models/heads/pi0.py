@@ -149,6 +149,7 @@ class Pi0Head(Head):
         assert noise is not None
         config, noise, drawn = self.config, noise[:, :-1], noise[:, -1, 0]
         time = config.time_offset + config.time_scale * torch.special.ndtr(drawn) ** (1 / config.time_power)
+        actions = actions.where(weight, 0.0)  # other actions of the chunk read those that do not exist
         return masked_mean(self.losses(features, actions, noise, time)[..., : self.action_dim], weight)
 
     def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
