@@ -1,14 +1,17 @@
-"""Files as crashes, bad disks and foreign programs leave them: the same damage for the same random numbers."""
+"""Files as crashes and bad disks leave them, messages as hostile clients send them: drawn by a generator."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgpack
 import numpy as np
+
+from ipvla.rollout.openpi.messages import pack
 
 #: In the place of a value of a record.
 _ABSURD: Final[tuple[Any, ...]] = (
@@ -139,3 +142,67 @@ def _places(tree: Any) -> list[tuple[Any, Any]]:
         return []
     keys = list(tree) if isinstance(tree, dict) else list(range(min(len(tree), 4)))
     return [(tree, key) for key in keys] + [place for key in keys for place in _places(tree[key])]
+
+
+def hostile_message(good: Mapping[str, Any], rng: np.random.Generator) -> bytes:
+    """A message for a policy server that is damaged, claims what is not so, or is as heavy as 16 MiB can be."""
+    if rng.random() < 0.01:
+        return _heavy(rng)
+    way = int(rng.integers(4))
+    if way == 0:
+        return _flipped(pack(dict(good)), rng)
+    if way == 1:
+        return _cut(pack(dict(good)), rng)
+    message: dict[Any, Any] = {name: _plain(value) for name, value in good.items()}
+    names = [*good, "t", "reset", "session_id"]
+    for _ in range(int(rng.integers(1, 4))):
+        message[names[int(rng.integers(len(names)))]] = _claim(rng) if way == 2 else _value(rng, 4)
+    packed: bytes = msgpack.packb(message)
+    return packed
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+
+
+def _heavy(rng: np.random.Generator) -> bytes:
+    """Some MiB, up to 16."""
+    n = int(rng.integers(1, 16)) * 2**20
+    texts: list[Callable[[], Any]] = [
+        lambda: {"prompt": "red " * (n // 4)},
+        lambda: {"prompt": "\U0010ffff" * (n // 4)},
+        lambda: {"prompt": bytes(n)},
+        lambda: {b"__ndarray__": True, b"data": b"1", b"dtype": "|u1", b"shape": [2**31] * (n // 5)},
+        lambda: [["ab"] * 200] * (n // 600),
+        lambda: [[{}] * 200] * (n // 200),
+        lambda: [0.5] * (n // 9),
+        lambda: {"k" * n: 1},
+        lambda: {"observation/image": _plain(np.zeros((1, n // 3, 3), np.uint8))},
+    ]
+    packed: bytes = msgpack.packb(texts[int(rng.integers(len(texts)))]())
+    return packed
+
+
+def _claim(rng: np.random.Generator) -> dict[bytes, Any]:
+    """An array that is none."""
+    dtypes = ("<f4", "|u1", "|O", "V8", "f4,f4", "(2,2)f4", "<M8[s]", "", "float32", None, 3, "f4," * 1000)
+    shape: Any = [int(n) for n in rng.choice([0, 1, 2, 8, -1, 2**31, 2**62], size=int(rng.integers(0, 40)))]
+    kind = b"__ndarray__" if rng.random() < 0.8 else b"__npgeneric__"
+    return {
+        kind: True,
+        b"dtype": dtypes[int(rng.integers(len(dtypes)))],
+        b"data": rng.bytes(int(rng.integers(0, 64))) if rng.random() < 0.8 else _value(rng, 1),
+        b"shape": shape if rng.random() < 0.9 else _value(rng, 1),
+    }
+
+
+def _value(rng: np.random.Generator, depth: int) -> Any:
+    """Anything that msgpack can say."""
+    if depth and rng.random() < 0.4:
+        inner = [_value(rng, depth - 1) for _ in range(int(rng.integers(0, 5)))]
+        return inner if rng.random() < 0.5 else {str(index): value for index, value in enumerate(inner)}
+    text = "go" * int(rng.integers(2000))
+    values = (None, True, -1, 2**63, 0.5, float("nan"), float("inf"), 1e300, "", text, b"x")
+    return values[int(rng.integers(len(values)))]

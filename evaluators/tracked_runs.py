@@ -12,6 +12,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, Final
 
+from ipvla.tracking import without_password
+
 FINGERPRINT: Final = "fingerprint."
 #: Of the fingerprint, what makes success another quantity; what else differs is told.
 PLAYED_BY: Final = ("protocol", "suite", "suite_version", "perturbation")
@@ -68,7 +70,8 @@ class RunStore:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         from mlflow import MlflowClient
 
-        self.uri = uri
+        #: The address, without a password.
+        self.uri = without_password(uri)
         with self._answering():
             self._client = MlflowClient(uri)
 
@@ -112,7 +115,7 @@ class RunStore:
             refused = error.error_code == "INVALID_PARAMETER_VALUE"
             trouble = f"does not understand {question}" if refused else "does not answer"
             reason = shorten(str(error), 240, placeholder=" ...")
-            raise TrackingError(f"MLflow at {self.uri} {trouble}: {reason}") from error
+            raise TrackingError(without_password(f"MLflow at {self.uri} {trouble}: {reason}")) from error
 
 
 def _require_database(path: Path) -> None:

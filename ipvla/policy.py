@@ -244,14 +244,21 @@ def policy_contract(directory: Path) -> Contract | None:
         raise CheckpointError(f"{path} is damaged ({one_line(error)}); use another checkpoint") from None
 
 
+def require_whole_policy(directory: Path) -> None:
+    """Looks at all of a saved policy but the numbers in its tensors. CheckpointError if something is wrong."""
+    _described(directory)
+    policy_contract(directory)
+    tensor_shapes(directory / "model.safetensors")
+
+
 def _described(directory: Path) -> dict[str, Any]:
     path = directory / "policy.json"
     try:
         described = read_record(path)
     except (OSError, ValueError) as error:
+        what = f"no policy in {directory}" if isinstance(error, OSError) else f"no policy in {path}"
         raise CheckpointError(
-            f"no policy in {directory} ({one_line(error)}); give a directory that ray_jobs.train wrote, "
-            "e.g. runs/STUDY/NAME/policy"
+            f"{what} ({one_line(error)}); give a directory that ray_jobs.train wrote, e.g. runs/STUDY/NAME/policy"
         ) from None
     if described.get("format") != FORMAT:
         raise CheckpointError(

@@ -32,6 +32,7 @@ from ipvla.choices import did_you_mean
 from ipvla.contract import STATE_SIZES, Contract, Pictures
 from ipvla.data.conventions import Conventions
 from ipvla.data.fitting import Fitting
+from ipvla.data.normalisation import NORMALISATIONS, Normalisation
 from ipvla.data.standards.registry import STANDARDS
 from ipvla.data.standards.standard import Standard
 from ipvla.data.statistics import Statistics
@@ -93,7 +94,7 @@ class ImportConfig:
         adapter: directory of a LoRA adapter of PEFT, which is merged.
         lora_alpha: of the LoRA inside OFT's FiLM file, which does not tell it; by default OFT's, min(rank, 16).
         dtype: "float32", "bfloat16" or "float16"; by default the checkpoint's.
-        prompt: with `{instruction}` in it; by default that of the checkpoint's language model.
+        prompt: with `{instruction}` in it; by default that of the checkpoint's language model, and of ECoT.
         ends_in_space: whether the prompt ends in the token of a space; by default yes, but not for ECoT's
             (`reasoning_tokens`).
         reasoning_tokens: words that may come before the action, for ECoT's checkpoints.
@@ -101,6 +102,7 @@ class ImportConfig:
         cameras: names of the views; by default those of the dataset that `unnorm_key` names, if it is known.
         parallel: OFT's words, all at once, where there is no action head; by default where there are OFT's files.
         chunk: actions per answer of OFT, which its files do not tell: 8 for LIBERO.
+        normalisation: of actions and state: OFT's ALOHA policies have "bounds".
         pi: of pi0, pi0.5 and SmolVLA alone, which of the others read `statistics`, `dtype`, `cameras`, `model` and
             `seed`.
         model: what is added.
@@ -121,6 +123,7 @@ class ImportConfig:
     cameras: tuple[str, ...] = ()
     parallel: bool | None = None
     chunk: int = 8
+    normalisation: Normalisation = "bounds_q99"
     pi: PiConfig = field(default_factory=PiConfig)
     model: ImportedModelConfig = field(default_factory=ImportedModelConfig)
     seed: int = 0
@@ -128,6 +131,10 @@ class ImportConfig:
     def __post_init__(self) -> None:
         if self.source is None or self.policy is None:
             raise ValueError("say what to import and where to: --source ~/openvla-7b --policy ~/policies/openvla")
+        if self.normalisation not in NORMALISATIONS:
+            raise ValueError(f"normalisation is {self.normalisation!r}; choose one of {', '.join(NORMALISATIONS)}")
+        if self.chunk < 1:
+            raise ValueError(f"chunk is {self.chunk}; it must be at least 1")
 
 
 def imported(config: ImportConfig) -> Policy:
@@ -250,12 +257,12 @@ def _backbone(
     stored = str(files.config.get("torch_dtype", "bfloat16"))
     vicuna = "vicuna" in str(files.config.get("llm_backbone_id"))
     space = config.reasoning_tokens == 0 if config.ends_in_space is None else config.ends_in_space
-    prompt = config.prompt or (_VICUNA if vicuna else PrismaticConfig.prompt)
+    usual = _VICUNA + (" TASK:" if config.reasoning_tokens else "") if vicuna else PrismaticConfig.prompt
     assert config.policy is not None
     return PrismaticConfig(
         config.policy / "backbone",
         config.dtype or (stored if stored in ("float32", "bfloat16", "float16") else "bfloat16"),
-        prompt=prompt,
+        prompt=config.prompt or usual,
         ends_in_space=space,
         max_prompt_tokens=config.max_prompt_tokens,
         action_places=places,
@@ -293,6 +300,7 @@ def _conventions(
         cameras=tuple(cameras)[:count],
         image_size=files.image_size,
         chunk=chunk,
+        normalisation=config.normalisation,
         proprio_index=None if proprio else (),
         gripper=terms.gripper,
         recorded=terms,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ipvla.storage import StorageRoots
-from ipvla.tracking import Synced, require_usable, sync
+from ipvla.tracking import Synced, require_usable, sync, without_password
 from ray_jobs.command_line.cli import run
 
 
@@ -31,7 +31,7 @@ def main(config: SyncConfig) -> int:
     """Says of each run what has arrived; 1 if something is left."""
     errors = []
     for synced in sync(config.mlflow_spool, config.tracking_uri):
-        print(_arrival(synced))
+        print(without_password(_arrival(synced)))
         errors.append(synced.error)
     if not errors:
         print(f"nothing waits in {config.mlflow_spool}")

@@ -18,7 +18,7 @@ from evaluators.console import comparison_table, success_table
 from ipvla.experiment import ExperimentConfig
 from ipvla.files import write_text
 from ipvla.storage import SOURCE_TREE, StorageRoots
-from ipvla.tracking import MLflowSink, RunIdentity
+from ipvla.tracking import MLflowSink, RunIdentity, without_password
 from ray_jobs.collect import CollectConfig, CollectSummary, collect
 from ray_jobs.command_line.cli import run
 from ray_jobs.command_line.settings import parse
@@ -159,8 +159,9 @@ def main(config: QuickstartConfig) -> None:
         console.print(
             f"{config.study} is complete; delete {directory} (and its dataset) to run it anew.", markup=False
         )
-    uri = config.mlflow_uri
-    mlflow = MLflowSink(RunIdentity(uri, config.study, config.study, str(directory)), config.mlflow_spool)
+    identity = RunIdentity(config.mlflow_uri, config.study, config.study, str(directory))
+    shown = without_password(config.mlflow_uri)
+    mlflow = MLflowSink(identity, config.mlflow_spool)
     note = _SMOKE if config.tier == "smoke" else ""
     if note:
         console.print(f"[bold yellow]{note}")
@@ -177,7 +178,7 @@ def main(config: QuickstartConfig) -> None:
         evaluation = evaluate(settings, console)
     mlflow.flush()  # so that it has an id
     if not finished.exists():
-        summary = _summary(stopwatch.read(), collected, trained, evaluation, mlflow, uri)
+        summary = _summary(stopwatch.read(), collected, trained, evaluation, mlflow, shown)
         write_text(finished, json.dumps(summary, indent=1))
     page = report(settings, evaluation, "Does memory matter? The Recall suite", note)
     log_comparison(settings, evaluation, mlflow)
@@ -185,7 +186,7 @@ def main(config: QuickstartConfig) -> None:
         mlflow.log_artifact(path)
     mlflow.close()
     warn_of_waiting(config)
-    _tell(console, evaluation, finished, page, uri, note)
+    _tell(console, evaluation, finished, page, shown, note)
 
 
 def _tell(console: Console, evaluation: Evaluation, summary: Path, page: Path, uri: str, note: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -23,12 +24,12 @@ import torch
 from draccus.utils import ParsingError
 
 from ipvla.experiment import ExperimentConfig
-from ipvla.files import write_text
+from ipvla.files import locked, write_text
 from ipvla.models.adapters import save_adapters
-from ipvla.policy import CheckpointError
+from ipvla.policy import CheckpointError, require_whole_policy
 from ipvla.policy import state as weights_of
 from ipvla.tracking import ConsoleSink, JsonlSink, MLflowSink, Sinks, read_jsonl, require_usable
-from ipvla.training.checkpoint import differences, flat, load_checkpoint, save_checkpoint, shared
+from ipvla.training.checkpoint import differences, flat, load_checkpoint, newest_whole, save_checkpoint, shared
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
 from ipvla.training.target import VLM
@@ -41,6 +42,8 @@ from ray_jobs.running.policy_run import publish, training_run, warn_of_waiting
 _STOP = "stop"
 #: In a run's directory: its workers have begun, and would look for `_STOP`.
 _BEGUN = "begun"
+#: In a run's directory: where Ray Train has the checkpoints.
+_TRAINER = "trainer"
 _STOP_POLL_S = 1.0
 _SIGNAL_POLL_S = 0.2
 _logger = logging.getLogger(__name__)
@@ -86,10 +89,10 @@ def work(
     torch.set_num_threads(config.training.threads)
     world = World.current(ray.train.torch.get_device())
     experiment = config.build(world)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as directory:
-            load_checkpoint(Path(directory), experiment.state, world, config.identity, config.completed)
+    # Not Ray Train's record of them, which may name one that is damaged or gone.
+    checkpoints, _ = newest_whole(config.run_directory / _TRAINER)
+    if checkpoints:
+        load_checkpoint(checkpoints[0], experiment.state, world, config.identity, config.completed)
     sink = open_sinks(config, experiment.state.step) if world.rank == 0 else Sinks()
 
     def save() -> None:
@@ -133,7 +136,7 @@ def train_policy(config: ExperimentConfig) -> TrainSummary:
 
     Raises:
         DatasetError: the dataset is missing or damaged.
-        CheckpointError: a run of this name was configured otherwise.
+        CheckpointError: a run of this name was configured otherwise, or another process trains it.
         TrainingError: it would fail again: the loss is not a number, or settings and data do not fit.
         RuntimeError: the workers failed more often than Ray Train retries.
         ClusterError: this machine lacks what the workers ask for.
@@ -144,17 +147,53 @@ def train_policy(config: ExperimentConfig) -> TrainSummary:
     require_usable(config.mlflow_uri)
     config.check(config.open_dataset())  # a worker would say it after a minute
     directory = config.run_directory
+    try:
+        with locked(directory / "lock", wait=False):
+            return _train(config)
+    except BlockingIOError:
+        raise CheckpointError(
+            f"another process trains {directory}; wait until it has ended, or give --name another value"
+        ) from None
+
+
+def _train(config: ExperimentConfig) -> TrainSummary:
+    """`train_policy` of a run that no other process trains."""
+    directory = config.run_directory
     _claim(directory, config)
     policies = [directory / "policy"]
     if config.training.end < config.training.steps:
         policies.append(checkpointed_policy(config, config.training.end))
+    pass_over_damaged(config)
     stop = directory / _STOP
     if not any(map(Path.exists, policies)):
         forget_earlier_starts(config)
         _fit(config)
         if stop.exists() and not any(map(Path.exists, policies)):
             raise Terminated
-    return summarise(config)
+    return replace(summarise(config), policy=next(filter(Path.exists, policies)))
+
+
+def pass_over_damaged(config: ExperimentConfig) -> None:
+    """Puts what is not whole of a run's policy and checkpoints aside, and says so: it goes on from the rest.
+
+    Ray Train's own record of the checkpoints, which is not written at once, goes: the run finds them without it.
+    """
+    policy, trainer = config.run_directory / "policy", config.run_directory / _TRAINER
+    whole, damaged = newest_whole(trainer)
+    if policy.exists():
+        try:
+            require_whole_policy(policy)
+        except CheckpointError as error:
+            damaged[policy] = str(error).partition("; ")[0]
+    for path, reason in damaged.items():
+        aside = path.with_name(f"damaged_{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        rest = f"going on from {whole[0].name}" if whole else "no checkpoint is left: beginning anew"
+        _logger.warning("passing over %s (%s); it is %s now, %s", path, reason, aside.name, rest)
+    (trainer / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+    for path in whole[config.training.checkpoints_kept :]:
+        shutil.rmtree(path)
 
 
 def ask_to_stop(config: ExperimentConfig) -> None:
@@ -174,7 +213,7 @@ def forget_earlier_starts(config: ExperimentConfig) -> None:
 
 def checkpointed_policy(config: ExperimentConfig, step: int) -> Path:
     """Directory of the policy as it was after this step, if its checkpoint still exists."""
-    return config.run_directory / "trainer" / f"step_{step:06d}" / "policy"
+    return config.run_directory / _TRAINER / f"step_{step:06d}" / "policy"
 
 
 def demand(config: ExperimentConfig) -> Demand:
@@ -201,8 +240,7 @@ def _fit(config: ExperimentConfig) -> None:
                 raise TrainingError(f"training {config.run_directory} failed: {lasting}") from error
             raise RuntimeError(
                 f"training {config.run_directory} failed: {error}\n"
-                "Start it again to go on from its last checkpoint; if it cannot read its state, delete "
-                f"{config.run_directory / 'trainer' / 'checkpoint_manager_snapshot.json'} to begin anew."
+                "Start it again to go on from its last whole checkpoint."
             ) from error
 
 
@@ -251,7 +289,7 @@ def trainer(config: ExperimentConfig, worker: Callable[[dict[str, Any]], None]) 
             num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=_worker_resources(config)
         ),
         run_config=RunConfig(
-            name="trainer",
+            name=_TRAINER,
             storage_path=str(config.run_directory),
             failure_config=FailureConfig(max_failures=3),
             checkpoint_config=CheckpointConfig(num_to_keep=config.training.checkpoints_kept),
@@ -314,13 +352,13 @@ def _claim(directory: Path, config: ExperimentConfig) -> None:
             )
         return
     if not _has_steps(config):
-        shutil.rmtree(directory / "trainer", ignore_errors=True)  # what Ray Train wrote of other settings
+        shutil.rmtree(directory / _TRAINER, ignore_errors=True)  # what Ray Train wrote of other settings
     write_text(record, json.dumps(draccus.encode(config), indent=1))
 
 
 def _has_steps(config: ExperimentConfig) -> bool:
     """Has the run a policy, a checkpoint, or steps in its log?"""
-    traces = (config.run_directory / "policy", *config.run_directory.glob("trainer/step_*"))
+    traces = (config.run_directory / "policy", *config.run_directory.glob(f"{_TRAINER}/step_*"))
     return any(path.exists() for path in traces) or bool(training_lines(config))
 
 
@@ -366,15 +404,16 @@ def training_lines(config: ExperimentConfig) -> list[dict[str, Any]]:
 
 
 def summarise(config: ExperimentConfig) -> TrainSummary:
-    """Speed and final loss of a finished run, from its metrics."""
+    """Speed and final loss of a finished run, from its metrics; NaN where these are gone."""
     lines = training_lines(config)
     wall_s = sum(line["train/seconds"] for line in lines)
+    frames = sum(line["train/frames_per_s"] * line["train/seconds"] for line in lines)
     return TrainSummary(
         policy=config.run_directory / "policy",
-        steps=lines[-1]["step"],
-        frames_per_s=sum(line["train/frames_per_s"] * line["train/seconds"] for line in lines) / wall_s,
+        steps=lines[-1]["step"] if lines else config.training.end,
+        frames_per_s=frames / wall_s if wall_s else math.nan,
         wall_s=wall_s,
-        final_loss=lines[-1]["train/loss"],
+        final_loss=lines[-1]["train/loss"] if lines else math.nan,
     )
 
 

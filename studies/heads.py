@@ -79,7 +79,7 @@ class HeadsStudy(Study):
 
     title: ClassVar[str] = "heads"
     grid: ClassVar[str] = "heads"
-    in_small: ClassVar[tuple[str, ...]] = (_REFERENCE, _TEACHER, "layerwise_static", _STUDENT)
+    in_small: ClassVar[tuple[str, ...]] = (_REFERENCE, _TEACHER, _STUDENT)
     heads: tuple[str, ...] = ()
     memories: tuple[str, ...] = MEMORIES
 
@@ -97,7 +97,7 @@ class HeadsStudy(Study):
     @property
     def remembering(self) -> tuple[str, ...]:
         """The memories with which cells are trained."""
-        return self.memories[:2] if self.quick else self.memories
+        return self.memories[:1] if self.quick else self.memories
 
     @property
     def collection(self) -> CollectConfig:

@@ -82,7 +82,7 @@ def collect(
     }
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
-        with inputs(linear) as rows_of:
+        with inputs(linear, first=True) as rows_of:  # a head may run the model again, to write on
             _, sampled = sampled_gradients(model, batch, linear, labels, generator)
         for gradients in sampled:
             for name, gradient in gradients.items():

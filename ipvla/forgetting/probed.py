@@ -114,12 +114,16 @@ def outputs(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
 
 
 @contextmanager
-def inputs(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
-    """In the block, a forward pass leaves here each module's first argument, detached."""
+def inputs(modules: Mapping[Key, nn.Module], first: bool = False) -> Iterator[dict[Key, Tensor]]:
+    """In the block, a forward pass leaves here each module's first argument, detached.
+
+    Of a module that runs again it is that of the last run; of the first one with `first`.
+    """
     collected: dict[Key, Tensor] = {}
 
     def collect(key: Key, _module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        collected[key] = arguments[0].detach()
+        if not (first and key in collected):
+            collected[key] = arguments[0].detach()
 
     with ExitStack() as stack:
         for key, module in modules.items():
@@ -131,11 +135,14 @@ def inputs(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
 def tapped(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
     """In the block, a forward pass adds to each module's output a leaf of zeros, given here under its key.
 
-    The leaf's gradient is the output's, also where all weights are frozen. The next pass replaces the leaves.
+    The leaf's gradient is the output's, also where all weights are frozen. A module that runs again, as a head
+    writes on behind the observation, is left alone.
     """
     leaves: dict[Key, Tensor] = {}
 
     def tap(key: Key, output: Tensor) -> Tensor:
+        if key in leaves:
+            return output
         leaves[key] = output.new_zeros(output.shape, requires_grad=True)
         return output + leaves[key]
 

@@ -1,6 +1,6 @@
 """Where metrics go: the console, a JSONL file, MLflow. A run logs to several through `Sinks`."""
 
-from ipvla.tracking.mlflow_run import require_usable
+from ipvla.tracking.mlflow_run import require_usable, without_password
 from ipvla.tracking.mlflow_sink import MLflowSink, TrackingConfig
 from ipvla.tracking.mlflow_spool import RunIdentity
 from ipvla.tracking.mlflow_sync import Synced, sync, waiting
@@ -19,4 +19,5 @@ __all__ = [
     "require_usable",
     "sync",
     "waiting",
+    "without_password",
 ]

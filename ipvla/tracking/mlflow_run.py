@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -25,20 +26,27 @@ KEY: Final = "ipvla.run_key"
 PARENT_KEY: Final = "ipvla.parent_key"
 _PARENT: Final = "mlflow.parentRunId"
 NOTE: Final = "mlflow.note.content"
+_CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s'\"]*@")
+
+
+def without_password(text: str) -> str:
+    """The text with `***` for what stands before the @ of an address, as people may see it."""
+    return _CREDENTIALS.sub("***@", text)
 
 
 def require_usable(tracking_uri: str) -> None:
     """ValueError for a URI that can never be reached, or means another place in each working directory."""
     scheme = tracking_uri.partition(":")[0].partition("+")[0]
+    shown = without_password(tracking_uri)
     if scheme not in _SCHEMES:
         raise ValueError(
-            f"tracking URI {tracking_uri!r} is of no kind that MLflow takes; use http://HOST:PORT or "
+            f"tracking URI {shown!r} is of no kind that MLflow takes; use http://HOST:PORT or "
             "sqlite:////absolute/path/mlflow.db"
         )
     if scheme in ("http", "https") and not tracking_uri.partition("://")[2]:
-        raise ValueError(f"tracking URI {tracking_uri!r} names no host; use http://HOST:PORT")
+        raise ValueError(f"tracking URI {shown!r} names no host; use http://HOST:PORT")
     if scheme == "sqlite" and not tracking_uri.partition(":")[2].startswith("////"):
-        raise ValueError(f"tracking URI {tracking_uri} is relative; use sqlite:////absolute/path/mlflow.db")
+        raise ValueError(f"tracking URI {shown} is relative; use sqlite:////absolute/path/mlflow.db")
 
 
 class MLflowRun:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipvla.tracking.mlflow_run import NOTE, MLflowRun, require_usable
+from ipvla.tracking.mlflow_run import NOTE, MLflowRun, require_usable, without_password
 from ipvla.tracking.mlflow_spool import Record, RunIdentity, Spool
 from ipvla.tracking.mlflow_sync import deliver, take_over
 from ipvla.tracking.sinks import MetricSink
@@ -156,9 +156,8 @@ class MLflowSink(MetricSink):
             except Exception as error:  # tracking must not end a training run
                 self._retry_at = time.monotonic() + _RETRY_S
                 if not self._warned:
-                    _logger.warning(
-                        "MLflow at %s failed (%s); the run goes on without it", self._identity.tracking_uri, error
-                    )
+                    failed = f"MLflow at {self._identity.tracking_uri} failed ({error})"
+                    _logger.warning("%s; the run goes on without it", without_password(failed))
                 self._warned = True
 
 

@@ -107,6 +107,12 @@ class JsonlSink(MetricSink):
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a `JsonlSink`'s file; the last may have been cut by a kill."""
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    """The whole lines of a `JsonlSink`'s file: a kill may have cut the last one, a crash of the machine any."""
+    text = path.read_text(errors="replace")
+    lines = []
+    for line in text[: text.rfind("\n") + 1].split("\n"):
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return [line for line in lines if isinstance(line, dict) and "step" in line]

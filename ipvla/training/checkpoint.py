@@ -1,4 +1,4 @@
-"""Training checkpoints: safetensors and JSON, no pickle, complete or not there.
+"""Training checkpoints: safetensors and JSON, no pickle. One that a crash or a full disk cut is passed over.
 
 training.json          step, plan position, world size, lanes, Thermostat, loss scale, the run's settings
 policy/                the policy, ready for rollout
@@ -26,9 +26,9 @@ from ipvla.policy import (
     CheckpointError,
     Policy,
     load_weights,
-    policy_contract,
     read_tensors,
     require_finite_tensors,
+    require_whole_policy,
     sharded_like,
     tensor_shapes,
     whole,
@@ -46,7 +46,7 @@ _MOST_STEPS, _MOST_WORKERS = 2**40, 2**16
 def save_checkpoint(
     directory: Path, state: TrainingState, policy: Policy, world: World, identity: dict[str, Any]
 ) -> None:
-    """Writes this worker's part into `directory`; `training.json` comes last, so that what has it is whole.
+    """Writes this worker's part into `directory`; `training.json` comes last.
 
     `identity` is what another run must share to resume from here: model, data and lane settings as JSON values.
     """
@@ -123,10 +123,21 @@ def require_whole(directory: Path) -> None:
         CheckpointError: a file is missing, cut or no record; it says which.
     """
     written = _written(directory)
-    policy_contract(directory / "policy")
-    files = ("policy/model", "optimizer", *(f"lanes-{rank}" for rank in range(written["world"])))
-    for name in files:
+    require_whole_policy(directory / "policy")
+    for name in ("optimizer", *(f"lanes-{rank}" for rank in range(written["world"]))):
         tensor_shapes(directory / f"{name}.safetensors")
+
+
+def newest_whole(directory: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The whole checkpoints in a run's `trainer`, the newest first, and why others are none."""
+    whole, damaged = [], {}
+    for path in sorted(directory.glob("step_*"), key=lambda path: (len(path.name), path.name), reverse=True):
+        try:
+            require_whole(path)
+            whole.append(path)
+        except CheckpointError as error:
+            damaged[path] = str(error).partition("; ")[0]  # without the advice
+    return whole, damaged
 
 
 def _written(directory: Path) -> dict[str, Any]:
@@ -142,13 +153,14 @@ def _written(directory: Path) -> dict[str, Any]:
         lanes_total(identity, written["world"])
         PlanPosition.from_dict(position)
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(directory, error) from None
+        raise _damaged(directory, error, "training.json: ") from None
     return written
 
 
-def _damaged(directory: Path, error: BaseException) -> CheckpointError:
+def _damaged(directory: Path, error: BaseException, file: str = "") -> CheckpointError:
+    reason = f"{file}{one_line(error)}"
     return CheckpointError(
-        f"the checkpoint {directory} cannot be read ({one_line(error)}); delete it to go on from the one before"
+        f"the checkpoint {directory} cannot be read ({reason}); delete it to go on from the one before"
     )
 
 

@@ -46,7 +46,12 @@ def ending_at_sigterm() -> Iterator[None]:
 
 
 _OURS = ("ipvla", "evaluators", "ray_jobs")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: Why nothing can be written that could before, and what to do about it.
+_NO_ROOM = {
+    errno.ENOSPC: ("no space is left on the disk", "free some"),
+    errno.EDQUOT: ("this user's share of the disk is used up", "free some"),
+    errno.EROFS: ("the file system has become read-only", "have it repaired"),
+}
 
 
 def run(config_class: type[Config], main: Callable[[Config], int | None], description: str | None) -> NoReturn:
@@ -105,21 +110,21 @@ def first_line(error: BaseException) -> str:
 def disk_full(error: BaseException) -> StorageError | None:
     """What to tell the user, if that is why: libraries say it as OSError, or only in the text of another error."""
     reason, path = str(error), getattr(error, "filename", None)
-    if getattr(error, "errno", None) not in _FULL and not any(os.strerror(number) in reason for number in _FULL):
-        return None
-    where = f" for {path}" if path else ""
-    return StorageError(
-        f"no space is left on the disk{where}; free some, or give another --storage_root, and run the same "
-        "command again"
-    )
+    for number, (what, remedy) in _NO_ROOM.items():
+        if getattr(error, "errno", None) == number or os.strerror(number) in reason:
+            where = f" for {path}" if path else ""
+            return StorageError(
+                f"{what}{where}; {remedy}, or give another --storage_root, and run the same command again"
+            )
+    return None
 
 
 @contextmanager
 def lasting_failures() -> Iterator[None]:
     """Within a worker: what a retry cannot mend becomes TrainingError.
 
-    That is a loss or gradient that is not a number, a full disk, and what this project says of settings and
-    data; a lost process or a defect stays what it is.
+    That is a loss or gradient that is not a number, a full or read-only disk, and what this project says of
+    settings and data; a lost process or a defect stays what it is.
     """
     try:
         yield

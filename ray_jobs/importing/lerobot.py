@@ -83,6 +83,18 @@ class LeRobotFiles:
         processors = [path for path in self.directory.glob("policy_*processor*") if path.is_file()]
         return {path.name: path.read_bytes() for path in (self.directory / "config.json", *processors)}
 
+    def times(self) -> dict[str, float]:
+        """Of `Pi0HeadConfig`: how the time is written for the model, and how training draws it."""
+        self.refuse(time_sampling_beta_beta=1.0)
+        ours = {
+            "min_period": "min_period",
+            "max_period": "max_period",
+            "time_sampling_beta_alpha": "time_power",
+            "time_sampling_scale": "time_scale",
+            "time_sampling_offset": "time_offset",
+        }
+        return {name: float(self.config[theirs]) for theirs, name in ours.items() if theirs in self.config}
+
     def refuse(self, **unsupported: object) -> None:
         """ValueError if one of these settings of `config.json` has another value than the one given."""
         for name, value in unsupported.items():

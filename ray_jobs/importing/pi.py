@@ -83,7 +83,7 @@ def from_lerobot(directory: Path, settings: PiConfig, added: Added) -> Policy:
     """
     files = LeRobotFiles.read(directory, ("pi0", "pi05"))
     variant, config = files.config["type"], files.config
-    files.refuse(time_sampling_beta_beta=1.0, use_relative_actions=False)
+    files.refuse(use_relative_actions=False)
     return _policy(
         directory, settings, added, variant, files.statistics,
         normalisation=files.normalisation,
@@ -93,6 +93,7 @@ def from_lerobot(directory: Path, settings: PiConfig, added: Added) -> Policy:
         cleaned=variant == "pi05",
         steps=config["num_inference_steps"],
         prompt_tokens=config["tokenizer_max_length"],
+        times=files.times(),
         files=files.beside_weights(),
     )  # fmt: skip
 
@@ -125,6 +126,7 @@ def from_openpi(directory: Path, settings: PiConfig, added: Added, statistics: P
         cleaned=True,
         steps=10,
         prompt_tokens=200 if timed else 48,
+        times={},
         files={},
     )  # fmt: skip
 
@@ -143,6 +145,7 @@ def _policy(
     cleaned: bool,
     steps: int,
     prompt_tokens: int,
+    times: Mapping[str, float],
     files: Mapping[str, bytes],
 ) -> Policy:
     names = camera_names(added, cameras)
@@ -151,7 +154,7 @@ def _policy(
     in_words = variant == "pi05" and settings.state_in_prompt
     backbone = Pi0BackboneConfig(
         sizes=sizes,
-        tokenizer=settings.tokenizer or Pi0BackboneConfig.tokenizer,
+        pretrained=settings.tokenizer or Pi0BackboneConfig.pretrained,
         dtype=added.dtype,
         prompt=_PROMPTS["pi05" if in_words else "pi0"],
         cleaned=cleaned,
@@ -161,7 +164,7 @@ def _policy(
     head = Pi0HeadConfig(
         variant=variant, width=gate[1], layers=sizes.layers, mlp=gate[0], heads=sizes.heads,
         key_heads=sizes.key_heads, head_size=sizes.head_size, steps=steps,
-        dims=weights.shape("action_out_proj.weight")[0],
+        dims=weights.shape("action_out_proj.weight")[0], **times,
     )  # fmt: skip
     tensors = {name: x for name, x in weights.tensors.items() if name != f"{EXPERT}lm_head.weight"}  # never used
     if (words := f"{PALIGEMMA}lm_head.weight") in tensors:

@@ -36,7 +36,7 @@ def from_lerobot_smolvla(directory: Path, settings: PiConfig, added: Added) -> P
     backbone = SmolVLABackboneConfig(
         sizes=sizes,
         state_size=config["max_state_dim"],
-        tokenizer=settings.tokenizer or SmolVLABackboneConfig.tokenizer,
+        pretrained=settings.tokenizer or SmolVLABackboneConfig.pretrained,
         dtype=added.dtype,
         max_prompt_tokens=sizes.image_tokens * len(names) + config["tokenizer_max_length"],
     )
@@ -44,8 +44,7 @@ def from_lerobot_smolvla(directory: Path, settings: PiConfig, added: Added) -> P
     head = Pi0HeadConfig(
         variant="smolvla", width=gate[1], layers=sizes.layers, mlp=gate[0], heads=sizes.heads,
         key_heads=sizes.key_heads, head_size=sizes.head_size, dims=config["max_action_dim"],
-        self_attention_every=config["self_attn_every_n_layers"], steps=config["num_steps"],
-        min_period=config["min_period"], max_period=config["max_period"],
+        self_attention_every=config["self_attn_every_n_layers"], steps=config["num_steps"], **files.times(),
     )  # fmt: skip
     chunk = config["chunk_size"]
     return assembled(

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -221,12 +222,21 @@ def _usable_directory(preferred: Path) -> Path:
     for directory in (preferred, Path(tempfile.gettempdir()) / f"ipvla-{os.getuid()}"):
         if len(os.fsencode(directory)) <= _LONGEST and str(directory).isascii():
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if directory != preferred:
-                _logger.debug("Ray cannot use %s; its session files go to %s", preferred, directory)
-            return directory
+            if directory == preferred:
+                return directory
+            ours = _is_ours_alone(directory)  # another user may have made it first
+            place = directory if ours else Path(tempfile.mkdtemp(prefix="ipvla-"))
+            _logger.debug("Ray cannot use %s; its session files go to %s", preferred, place)
+            return place
     raise ClusterError(
         f"tmp_dir: Ray cannot use {preferred}; give one of at most {_LONGEST} characters, all of them ASCII"
     )
+
+
+def _is_ours_alone(directory: Path) -> bool:
+    """Is it a directory of this user's, and no link, that others can neither read nor write?"""
+    found = directory.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
 def _join(address: str, options: dict[str, Any]) -> None:

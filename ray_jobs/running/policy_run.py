@@ -15,7 +15,7 @@ from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.fingerprint import fingerprint
 from ipvla.storage import StorageRoots
-from ipvla.tracking import MLflowSink, RunIdentity, waiting
+from ipvla.tracking import MLflowSink, RunIdentity, waiting, without_password
 from ray_jobs.running.cluster import Demand
 
 _logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def warn_of_waiting(roots: StorageRoots) -> None:
     if records := waiting(roots.mlflow_spool):
         _logger.warning(
             "MLflow: %d records wait for %s; once it answers: ipvla mlflow_sync --run_root_dir %s",
-            *(records, roots.mlflow_uri, roots.runs),
+            *(records, without_password(roots.mlflow_uri), roots.runs),
         )
 
 

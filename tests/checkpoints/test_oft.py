@@ -111,6 +111,21 @@ def test_one_picture_without_the_state(oft: Path, tmp_path: Path) -> None:
         same_actions(answered(policy, case)[0], expected, 1e-5)
 
 
+def test_terms_that_the_files_do_not_tell(oft: Path, tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    shutil.copytree(oft, source, ignore=shutil.ignore_patterns("proprio*.pt"))
+    config = ImportConfig(source, tmp_path / "p", cameras=CAMERAS[:1])
+    by_quantiles, by_bounds = (imported(c) for c in (config, replace(config, normalisation="bounds")))
+    action = by_quantiles.transforms.statistics.action
+    a, b = (answered(policy, 0)[0] for policy in (by_quantiles, by_bounds))
+    said = (a - action.q01) / (action.q99 - action.q01)
+    np.testing.assert_allclose(b[:, :6], (said * (action.max - action.min) + action.min)[:, :6], atol=1e-5)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        replace(config, chunk=0)
+    with pytest.raises(ValueError, match="choose one of bounds_q99"):
+        replace(config, normalisation="none")  # type: ignore[arg-type]
+
+
 def test_it_writes_no_words(policy: Policy, oft: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="writes no words"):
         policy.model.backbone.write(policy.transforms.inputs([observation(0)]), 3)

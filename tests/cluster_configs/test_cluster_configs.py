@@ -7,6 +7,8 @@ import json
 import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from ipvla.storage import SOURCE_TREE
+from tests.ray_jobs.head import ray_head
 
 CONFIGS = SOURCE_TREE / "cluster_configs"
 RAY_UP = ("local", "workstation_8gpu", "on_premises", "aws", "gcp")
@@ -147,6 +150,46 @@ def test_a_job_on_kubernetes_is_one_of_ours() -> None:
     assert words[:2] == ["python", "-m"]
     job = (words[2].removeprefix("ray_jobs."), *words[3:])
     assert SubmitConfig(job=job).entrypoint == " ".join(words), "with settings that it takes"
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_nobody_commands_it_without_its_token(name: str) -> None:
+    config = load(name)
+    commands = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+    starts = [command for command in commands if "ray start" in command]
+    assert starts
+    assert all("RAY_AUTH_MODE=token ray start" in command for command in starts)
+    assert not any("--dashboard-host=0.0.0.0" in command for command in starts) or name == "on_premises"
+    if config["worker_start_ray_commands"]:
+        assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
+
+
+def test_nobody_commands_a_cluster_on_kubernetes_or_slurm_without_its_token() -> None:
+    assert load("kuberay_cluster")["spec"]["authOptions"] == {"mode": "token"}
+    assert load("kuberay_job")["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    script = (CONFIGS / "slurm.sbatch").read_text()
+    assert script.index("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN") < script.index("--head --node-ip-address")
+    assert "0.0.0.0" not in script
+
+
+def _posted(address: str, token: str | None) -> int:
+    """Status of the answer to a job."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    body = json.dumps({"entrypoint": "true"}).encode()
+    request = urllib.request.Request(f"{address}/api/jobs/", body, headers, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.slow
+def test_a_job_without_the_token_is_refused() -> None:
+    with ray_head(token="secret" * 8) as address:
+        assert _posted(address, None) == 401
+        assert _posted(address, "guess" * 8) in (401, 403)
+        assert _posted(address, "secret" * 8) == 200
 
 
 def test_the_image_has_what_the_jobs_need() -> None:

@@ -16,8 +16,11 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def ray_head(num_cpus: int = 2) -> Iterator[str]:
-    """Yields the dashboard's address. Everything that the cluster has started ends with it."""
+def ray_head(num_cpus: int = 2, token: str | None = None) -> Iterator[str]:
+    """Yields the dashboard's address. Everything that the cluster has started ends with it.
+
+    With `token` it is in Ray's token mode.
+    """
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as directory:
         ports = [_free_port() for _ in range(6)]
         names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port",
@@ -31,12 +34,14 @@ def ray_head(num_cpus: int = 2) -> Iterator[str]:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # jobs say `python`
         environment = {**os.environ, "PATH": path, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
         environment.pop("RAY_ADDRESS", None)
+        if token is not None:
+            environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         head = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         try:
             address = f"http://127.0.0.1:{ports[1]}"
-            _wait_for(f"{address}/api/version", head)
+            _wait_for(f"{address}/api/version", head, token)
             yield address
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -48,10 +53,11 @@ def ray_head(num_cpus: int = 2) -> Iterator[str]:
             head.wait()
 
 
-def _wait_for(url: str, head: subprocess.Popen[bytes]) -> None:
+def _wait_for(url: str, head: subprocess.Popen[bytes], token: str | None) -> None:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     end = time.monotonic() + 120
     while True:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5):
             return
         assert head.poll() is None, "the cluster ended while it began"
         assert time.monotonic() < end, f"nothing answers at {url}"

@@ -142,3 +142,21 @@ def test_what_ray_cannot_use_gets_a_place_that_it_can(tmp_path, name):
     short = Path(tempfile.mkdtemp())
     assert cluster._usable_directory(short / "ray") == short / "ray"
     shutil.rmtree(short)
+
+
+@pytest.mark.parametrize("foreign", ["open to all", "open to a group", "a link"])
+def test_a_shared_directory_is_ours_alone_or_is_not_used(foreign, tmp_path, monkeypatch):
+    shared = Path(tempfile.mkdtemp())  # shorter than tmp_path
+    monkeypatch.setattr(tempfile, "tempdir", str(shared))
+    place = shared / f"ipvla-{os.getuid()}"
+    if foreign == "a link":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        place.symlink_to(tmp_path / "theirs")
+    else:
+        place.mkdir()
+        place.chmod(0o777 if foreign == "open to all" else 0o750)
+    found = cluster._usable_directory(tmp_path / ("long" * 30))
+    assert found != place
+    assert found.parent == shared
+    assert found.stat().st_mode & 0o077 == 0
+    shutil.rmtree(shared)

@@ -1,0 +1,379 @@
+"""What breaks it: hostile messages, damaged files, policies that are not finite. Nothing should.
+
+    python -m benchmarks.reliability [--parts "[messages]"] [--quick true]
+
+`messages` reads messages as the server does and takes the CPU time of each; `server` plays against a server in a
+process of its own while another client sends it what is heavy; `loaders` loads damaged files; `actions` lets a
+policy answer with what is not finite. A full run writes `benchmarks/results/reliability.json`; `--quick` writes
+nothing. Episodes under kills: `python -m tests.endurance`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from websockets.sync.client import connect
+
+from benchmarks.damage import Trials, damaged, hostile_message
+from benchmarks.rollout_speed import save_untrained_policy
+from ipvla.data.statistics import Statistics
+from ipvla.forgetting.artifact import ArtifactError
+from ipvla.forgetting.fisher import DiagonalFisher
+from ipvla.policy import CheckpointError, Policy
+from ipvla.rollout.episode import EpisodeId
+from ipvla.rollout.journal import Journal, JournalError
+from ipvla.rollout.openpi.messages import MessageError, ObservationError, from_message, pack, unpack
+from ipvla.rollout.policy_server import PolicyServer
+from ipvla.sim.gym.settings import GymError, GymSettings
+from ipvla.storage import SOURCE_TREE
+from ipvla.types import EpisodeResult, EpisodeSpec, Memory, Observation
+from ray_jobs.collect import CollectConfig
+from ray_jobs.command_line.cli import run
+from ray_jobs.command_line.settings import SettingError, parse
+from studies.engine import placed
+from studies.record import Figures, PartStudy, Target, measure_parts
+
+#: CPU seconds that refusing a message may take.
+_SLOW_S: Final = 0.05
+#: CPU seconds that refusing a file may take.
+_SLOW_LOAD_S: Final = 1.0
+_PRESETS: Final = SOURCE_TREE / "ray_jobs" / "experiments"
+
+
+@dataclass(frozen=True)
+class ReliabilityStudy(PartStudy):
+    """How much is tried.
+
+    Attributes:
+        seed: of all damage.
+        messages: that are read.
+        seconds: of playing against the server, quiet and under attack each.
+        mutations: of each kind of file.
+        answers: of the policy that is not finite at times.
+    """
+
+    all_parts: ClassVar[tuple[str, ...]] = ("messages", "server", "loaders", "actions")
+    seed: int = 0
+    messages: int = 20_000
+    seconds: float = 60.0
+    mutations: int = 350
+    answers: int = 2_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least(1, "messages", "seconds", "mutations", "answers")
+
+
+def _observation(rng: np.random.Generator) -> dict[str, Any]:
+    images = {
+        f"observation/{name}": rng.integers(0, 255, (96, 96, 3), np.uint8) for name in ("image", "wrist_image")
+    }
+    return {**images, "observation/state": rng.normal(size=8).astype(np.float32), "prompt": "press the red button"}
+
+
+def measure_messages(study: ReliabilityStudy) -> Figures:
+    """Hostile messages, read as the server does."""
+    rng = np.random.default_rng(study.seed)
+    good = _observation(rng)
+    cameras = ("agentview", "robot0_eye_in_hand")
+    seconds, refused, crashes, longest = np.zeros(study.messages), 0, [], 0
+    for index in range(study.messages):
+        message = hostile_message(good, rng)
+        began = time.thread_time()
+        try:
+            from_message(unpack(message), cameras, 8, 0)
+        except (MessageError, ObservationError) as error:
+            refused, longest = refused + 1, max(longest, len(str(error)))
+        except Exception as error:
+            crashes.append(f"{error!r:.200}")
+        seconds[index] = time.thread_time() - began
+    return {
+        "fuzz_messages": study.messages,
+        "fuzz_refused": refused,
+        "fuzz_slow": int((seconds > _SLOW_S).sum()),
+        "fuzz_crashes": len(crashes),
+        "crashes": crashes[:5],
+        "ms_p999": 1e3 * float(np.quantile(seconds, 0.999)),
+        "ms_most": 1e3 * float(seconds.max()),
+        "longest_refusal": longest,
+    }
+
+
+def measure_server(study: ReliabilityStudy) -> Figures:
+    """An honest client's answers, alone and beside one that sends hostile messages as fast as they are refused."""
+    with _served() as url:
+        quiet = _latencies(url, study.seconds)
+        spawn = multiprocessing.get_context("spawn")
+        ready, end = spawn.Event(), spawn.Event()
+        attacker = spawn.Process(target=attack, args=(url, study.seed, ready, end))
+        attacker.start()
+        try:
+            ready.wait(60)
+            attacked = _latencies(url, study.seconds)
+        finally:
+            end.set()
+            attacker.join(60)
+    median_s = float(np.median(quiet))
+    return {
+        "answer_ms_median": 1e3 * median_s,
+        "canary_answers": len(attacked),
+        "quiet_delay_ms_p999": 1e3 * (float(np.quantile(quiet, 0.999)) - median_s),
+        "canary_delay_ms_p999": 1e3 * (float(np.quantile(attacked, 0.999)) - median_s),
+        "canary_delay_ms_most": 1e3 * (float(attacked.max()) - median_s),
+    }
+
+
+def attack(url: str, seed: int, ready: Event, end: Event) -> None:
+    """Sends hostile messages until `end`, in a process of its own."""
+    rng = np.random.default_rng(seed)
+    messages = [hostile_message(_observation(rng), rng) for _ in range(400)]
+    with connect(url, compression=None, max_size=None, open_timeout=30) as connection:
+        connection.recv()
+        ready.set()
+        while not end.is_set():
+            connection.send(messages[int(rng.integers(len(messages)))])
+            connection.recv(timeout=60)
+
+
+@contextmanager
+def _served() -> Iterator[str]:
+    """The address of a server of an untrained policy."""
+    with TemporaryDirectory() as place:
+        save_untrained_policy(Path(place) / "policy")
+        command = ("ray_jobs.serve", "--policy", f"{place}/policy", "--storage_root", place, "--server.port", "0")
+        with subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=SOURCE_TREE, stdout=subprocess.PIPE, text=True, env=os.environ
+        ) as process:
+            assert process.stdout is not None
+            found = re.search(r"ws://127\.0\.0\.1:\d+", process.stdout.readline())
+            assert found, "the server says where it is"
+            try:
+                yield found[0]
+            finally:
+                process.terminate()
+
+
+def _latencies(url: str, seconds: float) -> npt.NDArray[np.float64]:
+    """Seconds of each answer."""
+    message = pack(_observation(np.random.default_rng(0)))
+    taken, end = [], time.monotonic() + seconds
+    with connect(url, compression=None, max_size=None) as connection:
+        connection.recv()
+        for _ in range(5):  # a model's first ones are slow
+            connection.send(message)
+            connection.recv()
+        while time.monotonic() < end:
+            began = time.perf_counter()
+            connection.send(message)
+            assert isinstance(connection.recv(timeout=60), bytes), "an honest client is never refused"
+            taken.append(time.perf_counter() - began)
+    return np.array(taken)
+
+
+@dataclass(frozen=True)
+class Loader:
+    """A kind of file.
+
+    Attributes:
+        make: writes a good one in an empty directory, and returns the file that is to be damaged.
+        load: reads it.
+        promised: what it raises if it cannot.
+    """
+
+    make: Callable[[Path], Path]
+    load: Callable[[Path], object]
+    promised: type[Exception]
+
+
+def _policy(file: str) -> Callable[[Path], Path]:
+    def make(place: Path) -> Path:
+        save_untrained_policy(place / "policy")
+        return place / "policy" / file
+
+    return make
+
+
+def _journal(place: Path) -> Path:
+    with Journal(place / "episodes.sqlite", {"policy": "abc"}) as records:
+        for trial in range(12):
+            records.record(
+                EpisodeResult(EpisodeSpec("recall", "ground_red", trial, trial), "success", 9, 2, 0.5, 0.1)
+            )
+    return place / "episodes.sqlite"
+
+
+def _read_journal(path: Path) -> None:
+    with Journal.existing(path) as records:
+        records.results()
+
+
+def _statistics(place: Path) -> Path:
+    values = [np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)]
+    Statistics.compute(values, values).save(place / "dataset_statistics.json", "cue")
+    return place / "dataset_statistics.json"
+
+
+def _artifact(file: str) -> Callable[[Path], Path]:
+    def make(place: Path) -> Path:
+        DiagonalFisher({"backbone": "tiny", "width": 3}, {"a": torch.ones(300)}).save(place)
+        return place / file
+
+    return make
+
+
+def _copied(source: Path) -> Callable[[Path], Path]:
+    return lambda place: Path(shutil.copy(source, place))
+
+
+def _load_policy(path: Path) -> object:
+    return Policy.load(path.parent)
+
+
+def _load_artifact(path: Path) -> object:
+    return DiagonalFisher.load(path.parent, {"width": 3})
+
+
+LOADERS: Final = {
+    "policy.json": Loader(_policy("policy.json"), lambda path: Policy.load(path.parent), CheckpointError),
+    "model.safetensors": Loader(
+        _policy("model.safetensors"), lambda path: Policy.load(path.parent), CheckpointError
+    ),
+    "journal": Loader(_journal, _read_journal, JournalError),
+    "statistics": Loader(_statistics, lambda path: Statistics.load(path, 7), ValueError),
+    "artifact's record": Loader(_artifact("fisher.json"), _load_artifact, ArtifactError),
+    "artifact's tensors": Loader(_artifact("fisher.safetensors"), _load_artifact, ArtifactError),
+    "settings": Loader(
+        _copied(_PRESETS / "quickstart" / "full" / "collect.yaml"),
+        lambda path: parse(CollectConfig, ["--config_path", str(path)]),
+        SettingError,
+    ),
+    "gymnasium": Loader(_copied(_PRESETS / "gym_aloha" / "aloha.yaml"), GymSettings.load, GymError),
+}
+
+
+def measure_loaders(study: ReliabilityStudy) -> Figures:
+    """Damaged files of every kind; checkpoints: tests/training/test_damaged_checkpoint.py."""
+    outcomes = {}
+    for name, loader in LOADERS.items():
+        rng = np.random.default_rng(study.seed)
+        with TemporaryDirectory() as place:
+            path = loader.make(Path(place))
+            content, trials = path.read_bytes(), Trials(loader.promised)
+            for _ in range(study.mutations):
+                path.write_bytes(damaged(content, rng))
+                trials.load(lambda path=path, loader=loader: loader.load(path))  # type: ignore[misc]
+        outcomes[name] = trials
+    return {
+        "loader_mutations": sum(trials.count for trials in outcomes.values()),
+        "loader_untold": sum(len(trials.broken) for trials in outcomes.values()),
+        "untold": [text for trials in outcomes.values() for text in trials.broken][:5],
+        "slowest_s": {name: trials.slowest_s for name, trials in outcomes.items()},
+        "refused": {name: trials.refused for name, trials in outcomes.items()},
+    }
+
+
+class SometimesNotFinite:
+    """A policy whose answers and memory are NaN or infinite for some observations of a batch."""
+
+    execute = 2
+
+    def initial_memory(self, batch: int) -> Memory:
+        return {"sum": torch.zeros(batch, 1)}
+
+    def act(self, observations: Any, memory: Memory) -> tuple[npt.NDArray[np.float32], Memory]:
+        seen = torch.tensor(np.stack([one.proprio for one in observations]))
+        total = memory["sum"] + seen
+        return total[:, :, None].expand(-1, 2, 7).numpy(), {"sum": total}
+
+
+def measure_actions(study: ReliabilityStudy) -> Figures:
+    """What leaves the house, of evaluation and server alike, and whether memory stays as it should."""
+    rng, server = np.random.default_rng(study.seed), PolicyServer(SometimesNotFinite())
+    names = [EpisodeId(f"{index}") for index in range(8)]
+    steps, sums = dict.fromkeys(names, 0), dict.fromkeys(names, np.float32(0))
+    out, wrong, answers = 0, 0, 0
+    while answers < study.answers:
+        asked = {name: np.float32(rng.choice([1, 0.5, np.nan, np.inf], p=[0.5, 0.3, 0.1, 0.1])) for name in names}
+        requests = [
+            server.admit(name, steps[name], Observation({}, np.array([value], np.float32), "go", 0))
+            for name, value in asked.items()
+        ]
+        for (name, value), chunk in zip(asked.items(), server.forward(requests), strict=True):
+            answers += 1
+            if isinstance(chunk, Exception):
+                wrong += bool(np.isfinite(value))
+                continue
+            steps[name], sums[name] = steps[name] + 1, sums[name] + value
+            out += not np.isfinite(chunk).all()
+            wrong += bool(chunk[0, 0] != sums[name])
+    return {"answers": answers, "nan_actions_out": out, "wrong_memory": wrong}
+
+
+_PARTS: Final[Mapping[str, Callable[[ReliabilityStudy], Figures]]] = {
+    "messages": measure_messages,
+    "server": measure_server,
+    "loaders": measure_loaders,
+    "actions": measure_actions,
+}
+
+
+def targets(figures: Mapping[str, Any]) -> list[Target]:
+    """What was promised, of the parts that there are figures of."""
+    found = []
+    if messages := figures.get("messages"):
+        slow = f"above {1e3 * _SLOW_S:.0f} ms of CPU; the slowest took {messages['ms_most']:.0f} ms"
+        found += [
+            Target("fuzz_messages", messages["fuzz_messages"], 20_000, True),
+            Target("fuzz_slow", messages["fuzz_slow"], messages["fuzz_messages"] / 1000, False, note=slow),
+            Target("fuzz_crashes", messages["fuzz_crashes"], 0, False),
+        ]
+    if server := figures.get("server"):
+        note = (
+            f"beyond a median answer of {server['answer_ms_median']:.0f} ms, {server['canary_answers']} answers; "
+            f"without an attack {server['quiet_delay_ms_p999']:.0f} ms"
+        )
+        found.append(Target("canary_delay_ms_p999", server["canary_delay_ms_p999"], 100, False, note=note))
+    if loaders := figures.get("loaders"):
+        slowest = max(loaders["slowest_s"].values())
+        found += [
+            Target("loader_mutations", loaders["loader_mutations"], 2_000, True),
+            Target("loader_untold", loaders["loader_untold"], 0, False),
+            Target("loader_slowest_s", slowest, _SLOW_LOAD_S, False, note="CPU time"),
+        ]
+    if actions := figures.get("actions"):
+        found += [
+            Target(
+                "nan_actions_out", actions["nan_actions_out"], 0, False, note=f"of {actions['answers']} answers"
+            ),
+            Target("nan_memory_wrong", actions["wrong_memory"], 0, False),
+        ]
+    return found
+
+
+def main(study: ReliabilityStudy) -> None:
+    """Measures, prints, and on a full run records."""
+    if study.quick:
+        study = replace(study, messages=1_000, seconds=5.0, mutations=30, answers=200)
+    with placed(study, study.quick) as here:
+        measure_parts("reliability", here, lambda part: _PARTS[part](here), targets, Console(), [here.seed])
+
+
+if __name__ == "__main__":
+    run(ReliabilityStudy, main, __doc__)
