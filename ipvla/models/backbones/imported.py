@@ -69,7 +69,9 @@ class ImportedBackbone(DecoderBackbone):
         files = Path(config.pretrained) / _PUBLISHED
         self.published = {path.name: path.read_bytes() for path in files.glob("*")}
         # weights that are taken over as they are no longer share the words' embedding with the last layer
-        self.register_load_state_dict_post_hook(lambda *_: self.network.tie_weights())
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            lambda *_: self.network.tie_weights()
+        )
 
     def save_description(self, directory: Path) -> None:
         own = directory / _OWN
