@@ -169,8 +169,8 @@ class ExperimentConfig(StorageRoots):
             )
         if self.model.head.bounded and self.data.normalisation in ("normal", "quantiles"):
             raise ValueError(
-                f"data.normalisation {self.data.normalisation} leaves actions without bounds, and model.head covers "
-                "[-1, 1] alone; choose bounds_q99 or bounds, or another head"
+                f"data.normalisation {self.data.normalisation} leaves actions without bounds, and model.head "
+                "covers [-1, 1] alone; choose bounds_q99 or bounds, or another head"
             )
         if self.model.head.distils and self.start_from is None:
             raise ValueError(
