@@ -94,7 +94,7 @@ class ImportConfig:
         adapter: directory of a LoRA adapter of PEFT, which is merged.
         lora_alpha: of the LoRA inside OFT's FiLM file, which does not tell it; by default OFT's, min(rank, 16).
         dtype: "float32", "bfloat16" or "float16"; by default the checkpoint's.
-        prompt: with `{instruction}` in it; by default that of the checkpoint's language model.
+        prompt: with `{instruction}` in it; by default that of the checkpoint's language model, and of ECoT.
         ends_in_space: whether the prompt ends in the token of a space; by default yes, but not for ECoT's
             (`reasoning_tokens`).
         reasoning_tokens: words that may come before the action, for ECoT's checkpoints.
@@ -257,12 +257,12 @@ def _backbone(
     stored = str(files.config.get("torch_dtype", "bfloat16"))
     vicuna = "vicuna" in str(files.config.get("llm_backbone_id"))
     space = config.reasoning_tokens == 0 if config.ends_in_space is None else config.ends_in_space
-    prompt = config.prompt or (_VICUNA if vicuna else PrismaticConfig.prompt)
+    usual = _VICUNA + (" TASK:" if config.reasoning_tokens else "") if vicuna else PrismaticConfig.prompt
     assert config.policy is not None
     return PrismaticConfig(
         config.policy / "backbone",
         config.dtype or (stored if stored in ("float32", "bfloat16", "float16") else "bfloat16"),
-        prompt=prompt,
+        prompt=config.prompt or usual,
         ends_in_space=space,
         max_prompt_tokens=config.max_prompt_tokens,
         action_places=places,

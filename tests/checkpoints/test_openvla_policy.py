@@ -205,7 +205,7 @@ def test_the_action_stands_at_the_end_of_the_reasoning(single_tower: Path, tmp_p
     model = imported(ImportConfig(single_tower, tmp_path / "p", reasoning_tokens=20)).model
     backbone, policy = model.backbone, imported(ImportConfig(single_tower, tmp_path / "p"))
     inputs = policy.transforms.inputs([observation("close the drawer", "picture_0")])
-    ids = torch.tensor([backbone.tokenize("close the drawer")])
+    ids = torch.tensor([policy.model.backbone.tokenize("close the drawer")[:-1]])
     inputs = replace(inputs, input_ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool))
     with torch.no_grad():
         words = backbone.write(inputs, 9)
@@ -221,6 +221,10 @@ def test_the_vicuna_prompt(single_tower: Path, tmp_path: Path) -> None:
     known = golden_json("tokenization")["training_example_v01_prompt"]
     backbone = imported(ImportConfig(single_tower, tmp_path / "p")).model.backbone
     assert backbone.tokenize(known["task"]) == known["input_ids"][:-8]
+    reasons = imported(ImportConfig(single_tower, tmp_path / "q", reasoning_tokens=20)).model.backbone
+    asked = next(case for case in golden_json("tokenization")["encode"] if case["text"].endswith("TASK:"))
+    ids = reasons.tokenize("close the drawer")
+    assert ids[-3:] == asked["ids"][-3:], "no space behind it"
 
 
 @pytest.mark.parametrize("name", ["none", "gru", "bank", "kv", "latent"])

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from ipvla.models.backbones import BackboneConfig, PaliGemmaConfig, QwenVLConfig
-from ipvla.models.backbones.hugging_face import HuggingFaceBackbone, HuggingFaceConfig, resized, worded
+from ipvla.models.backbones.hugging_face import HuggingFaceBackbone, resized
 from ipvla.types import NO_TOKEN
 from tests.models.conftest import inputs_for
 
@@ -28,17 +28,10 @@ def built(configs: Mapping[str, BackboneConfig], name: str, num_views: int) -> H
     return backbone
 
 
-def directory_of(configs: Mapping[str, BackboneConfig], name: str) -> str:
-    config = configs[name]
-    assert isinstance(config, HuggingFaceConfig)
-    return config.pretrained
-
-
-def published(
-    backbone: HuggingFaceBackbone, directory: str, pictures: np.ndarray, words: str
-) -> dict[str, torch.Tensor]:
+def published(backbone: HuggingFaceBackbone, pictures: np.ndarray, words: str) -> dict[str, torch.Tensor]:
     """What a model's own tokenizer and image processor make of pictures uint8 [V, S, S, 3] and an instruction."""
-    said = {"type": "text", "text": worded(backbone.prompt, words)}
+    directory = backbone.config.pretrained
+    said = {"type": "text", "text": backbone.config.worded(words)}
     messages = [{"role": "user", "content": [*({"type": "image"} for _ in pictures), said]}]
     tokenizer = AutoTokenizer.from_pretrained(directory)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -73,7 +66,7 @@ def test_every_layer_is_the_published_models(
     with torch.no_grad():
         output = backbone(inputs)
     for row, said in enumerate(words):
-        given = published(backbone, directory_of(backbone_configs, name), pictures[row], said)
+        given = published(backbone, pictures[row], said)
         n = given["input_ids"].shape[1]
         assert backbone.tokenize(said) == given["input_ids"][0].tolist()
         with torch.no_grad():
@@ -93,7 +86,7 @@ def test_replies_are_those_that_the_published_model_generates(
     side = SIDE[name]
     pictures = np.random.default_rng(1).integers(0, 256, (1, 1, side, side, 3), dtype=np.uint8)
     inputs = replace(inputs_for(backbone, ["press the red button"]), images=torch.from_numpy(pictures))
-    given = published(backbone, directory_of(backbone_configs, name), pictures[0], "press the red button")
+    given = published(backbone, pictures[0], "press the red button")
     theirs = backbone.network.generate(**given, max_new_tokens=6, do_sample=False)[
         0, given["input_ids"].shape[1] :
     ]

@@ -169,6 +169,25 @@ def test_constant_dimensions_are_not_written(config: TokensConfig, backbone: Bac
     assert not head.sample(features)[..., 1].any()
 
 
+def test_the_mean_chunk_is_differentiable_where_tokens_have_a_mean(
+    config: TokensConfig, backbone: Backbone, features: Features
+) -> None:
+    """What probes and Fisher information read; a head that is certain means what it writes."""
+    head = build(config, backbone)
+    if config.tokenizer == FAST:
+        with pytest.raises(ValueError, match="the mean of its tokens is no chunk"):
+            head.expected(features)
+        return
+    (head.expected(features).square().sum()).backward()
+    assert head.first.weight.grad is not None
+    assert head.first.weight.grad.any()
+    if config.ids == "own":
+        with torch.no_grad():
+            head.out.weight.mul_(1e8)
+            head.out.bias.mul_(1e8)
+        torch.testing.assert_close(head.expected(features), head.sample(features), atol=1e-3, rtol=1e-3)
+
+
 def test_held_repeats_the_last_action_that_exists() -> None:
     chunk = torch.arange(1.0, 9).view(2, 4, 1)
     valid = torch.tensor([[True, True, False, False], [False, True, False, True]])

@@ -66,6 +66,10 @@ class BinTokens(ActionTokenizer):
         refuse_outside(tokens, NUM_BINS)
         return bin_centres(tokens).unflatten(1, (chunk, action_dim))
 
+    def expected(self, shares: torch.Tensor, chunk: int, action_dim: int) -> torch.Tensor:
+        centres = bin_centres(torch.arange(NUM_BINS, device=shares.device))
+        return (shares @ centres).unflatten(1, (chunk, action_dim))
+
     def weight(self, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Those of actions that exist."""
         return valid.repeat_interleave(tokens.shape[1] // valid.shape[1], 1)

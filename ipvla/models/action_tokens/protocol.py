@@ -47,6 +47,13 @@ class ActionTokenizer(nn.Module):
         """The chunks that tokens mean. ActionTokenError for tokens that mean none: no action is made up."""
         raise NotImplementedError
 
+    def expected(self, shares: torch.Tensor, chunk: int, action_dim: int) -> torch.Tensor:
+        """Chunks of shares float32 [B, L, V] of the tokens at each place; differentiable. ValueError for none."""
+        raise ValueError(
+            f"{self.identity[:60]}: the mean of its tokens is no chunk, and a probe or Fisher information needs "
+            "one; choose tokenizer bins or rvq, or a method without"
+        )
+
     def weight(self, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """bool [B, L], the tokens that a loss counts, from valid bool [B, C]; by default a chunk's all or none."""
         return valid.any(1, keepdim=True).expand_as(tokens)

@@ -235,8 +235,12 @@ class Quantiser(nn.Module):
 
     def values(self, codes: torch.Tensor) -> torch.Tensor:
         """q [..., latent] of codes int64 [...]."""
-        values: torch.Tensor = self.out_proj(self.codebook[codes])
-        return values
+        return self.mean(F.one_hot(codes, len(self.codebook)).to(self.codebook.dtype))
+
+    def mean(self, shares: torch.Tensor) -> torch.Tensor:
+        """q [..., latent] of codes with these shares [..., codes]."""
+        mean: torch.Tensor = self.out_proj(shares @ self.codebook)
+        return mean
 
     def forward(self, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of r [..., latent]: q, differentiable by passing straight through; the codes; the commitment; e."""
@@ -304,9 +308,12 @@ class RVQNetwork(nn.Module):
         return torch.stack(codes, -1)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        pairs = zip(self._quantisers(), codes.unbind(-1), strict=True)
-        z = torch.stack([quantiser.values(code) for quantiser, code in pairs]).sum(0)
-        return self._decoded(z)
+        return self.expected(F.one_hot(codes, self.settings.codes).float())
+
+    def expected(self, shares: torch.Tensor) -> torch.Tensor:
+        """x of codes with these shares, float32 [B, T, depth, codes]."""
+        pairs = zip(self._quantisers(), shares.unbind(-2), strict=True)
+        return self._decoded(torch.stack([quantiser.mean(share) for quantiser, share in pairs]).sum(0))
 
     def loss(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Scalar; with a generator it is a training step, which moves the codes as well."""
@@ -380,12 +387,15 @@ class RVQTokens(ActionTokenizer):
         if tokens.shape[1] != latents * sum(depths):
             raise ActionTokenError(f"{tokens.shape[1]} tokens, and an RVQ chunk has {latents * sum(depths)}")
         refuse_outside(tokens, self.vocabulary)
-        actions = torch.zeros(len(tokens), chunk, action_dim, device=tokens.device)
-        split = tokens.split([latents * depth for depth in depths], 1)
-        with torch.autocast(tokens.device.type, enabled=False):
-            for network, codes in zip(self.networks(), split, strict=True):
-                decoded = network.decode(codes.unflatten(1, (latents, -1)))
-                actions[..., list(network.part.dims)] = decoded
+        return self.expected(F.one_hot(tokens, self.vocabulary).float(), chunk, action_dim)
+
+    def expected(self, shares: torch.Tensor, chunk: int, action_dim: int) -> torch.Tensor:
+        latents, depths = self.settings.latents, [part.depth for part in self.settings.parts]
+        actions = torch.zeros(len(shares), chunk, action_dim, device=shares.device)
+        split = shares.split([latents * depth for depth in depths], 1)
+        with torch.autocast(shares.device.type, enabled=False):
+            for network, own in zip(self.networks(), split, strict=True):
+                actions[..., list(network.part.dims)] = network.expected(own.unflatten(1, (latents, -1)))
         return actions
 
     def fit(

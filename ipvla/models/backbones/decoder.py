@@ -66,16 +66,18 @@ class DecoderBackbone(Backbone):
 
     def visible(self, embedded: Embedded, place: Placed) -> torch.Tensor:
         """bool [B, N' or 1, N']: which of the placed tokens (columns) each of them (rows) reads."""
-        return place.valid[:, None] if self.attention == "prefix" else place.valid[:, None] & _earlier(place.valid)
+        return place.valid[:, None] if self.attention == "prefix" else place.valid[:, None] & earlier(place.valid)
 
     @property
     def device(self) -> torch.device:
-        return next(self.decoder.parameters()).device
+        device: torch.device = next(self.decoder.parameters()).device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the language model's weights."""
-        return next(self.decoder.parameters()).dtype
+        dtype: torch.dtype = next(self.decoder.parameters()).dtype
+        return dtype
 
     def language_layers(self) -> list[nn.Module]:
         return list(self.decoder.layers)
@@ -213,7 +215,7 @@ class DecoderBackbone(Backbone):
         """The decoder's output without any context; tokens `written` bool [B, N] are read by later ones alone."""
         x, n = embedded.tokens, embedded.tokens.shape[1]
         place, own = Placed(x, embedded.valid, slice(0, n), None), self.positions(n)
-        visible = self.visible(embedded, place) & (_earlier(embedded.valid) | ~written[:, None])
+        visible = self.visible(embedded, place) & (earlier(embedded.valid) | ~written[:, None])
         return self.decoder(
             inputs_embeds=x,
             attention_mask=_bias(visible, x.dtype),
@@ -233,7 +235,8 @@ def joined_heads(layers: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([layer.transpose(1, 2).flatten(2) for layer in layers], 1)
 
 
-def _earlier(valid: torch.Tensor) -> torch.Tensor:
+def earlier(valid: torch.Tensor) -> torch.Tensor:
+    """bool [N, N], for valid bool [B, N]: each token (row), and those before it."""
     n = valid.shape[1]
     return torch.ones(n, n, dtype=torch.bool, device=valid.device).tril()
 

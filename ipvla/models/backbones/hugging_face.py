@@ -80,10 +80,12 @@ class HuggingFaceConfig(BackboneConfig):
             return
         tokenizer = self.tokenizer()
         frame = self.frame(tokenizer, self.architecture(), num_views)
-        lengths = {
-            text: len(frame.around(words_of(tokenizer, worded(self.prompt, text)))) for text in instructions
-        }
+        lengths = {text: len(frame.around(words_of(tokenizer, self.worded(text)))) for text in instructions}
         require_prompts(lengths, self.max_prompt_tokens)
+
+    def worded(self, instruction: str) -> str:
+        """What the model is asked."""
+        return self.prompt.format(instruction=instruction.lower())
 
     def frame(self, tokenizer: Any, architecture: Any, num_views: int) -> Frame:
         """Around the words of a prompt with so many pictures, by the config of `config.json`."""
@@ -107,7 +109,12 @@ class HuggingFaceConfig(BackboneConfig):
 
     def tokenizer(self) -> Any:
         """ValueError if there is none."""
-        return loaded_tokenizer(self.pretrained, self.cache_dir, "backbone.pretrained")
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.pretrained, cache_dir=self.cache_dir)
+        except (OSError, ValueError) as error:
+            raise self.unusable(error) from None
 
     def weights(self) -> Any:
         """The model, every weight of which was found. ValueError otherwise."""
@@ -127,21 +134,20 @@ class HuggingFaceConfig(BackboneConfig):
         return vlm
 
     def unusable(self, error: Exception) -> ValueError:
-        return _unusable("backbone.pretrained", self.pretrained, error)
+        return ValueError(
+            f"backbone.pretrained {self.pretrained!r} cannot be loaded ({str(error).splitlines()[0]}); "
+            "give a directory written by save_pretrained, of model and tokenizer, or allow the download"
+        )
 
 
 class HuggingFaceBackbone(DecoderBackbone):
-    """Prompt: `frame.before`, the words, `frame.behind`.
-
-    Args:
-        prompt: with `{instruction}` in it.
-    """
+    """Prompt: `frame.before`, the words, `frame.behind`."""
 
     layer_pattern = r"language_model\.layers\.({layers})\."
 
-    def __init__(self, vlm: Any, tokenizer: Any, frame: Frame, prompt: str, max_prompt_tokens: int) -> None:
-        super().__init__(vlm, vlm.config.get_text_config(), max_prompt_tokens)
-        self.tokenizer, self.frame, self.prompt = tokenizer, frame, prompt
+    def __init__(self, vlm: Any, tokenizer: Any, frame: Frame, config: HuggingFaceConfig) -> None:
+        super().__init__(vlm, vlm.config.get_text_config(), config.max_prompt_tokens)
+        self.tokenizer, self.frame, self.config = tokenizer, frame, config
         self.perception_size = self.width
         self.end = tokenizer.eos_token_id
         self.image_token = vlm.config.image_token_id
@@ -163,7 +169,7 @@ class HuggingFaceBackbone(DecoderBackbone):
         raise NotImplementedError
 
     def tokenize(self, instruction: str) -> list[int]:
-        return self.question(worded(self.prompt, instruction))
+        return self.question(self.config.worded(instruction))
 
     def tokenize_text(self, text: str) -> list[int]:
         return words_of(self.tokenizer, text)
@@ -189,31 +195,9 @@ class HuggingFaceBackbone(DecoderBackbone):
         return Embedded(tokens, valid, lengths - 1, perception.float(), inputs.proprio, inside, extra)
 
 
-def worded(prompt: str, instruction: str) -> str:
-    """What a model is asked."""
-    return prompt.format(instruction=instruction.lower())
-
-
 def words_of(tokenizer: Any, text: str) -> list[int]:
     """Token ids of plain text, nothing added."""
     return cast(list[int], tokenizer.encode(text, add_special_tokens=False))
-
-
-def loaded_tokenizer(directory: str, cache_dir: Path | None, setting: str) -> Any:
-    """A directory's or hub name's tokenizer. ValueError that names the setting if there is none."""
-    from transformers import AutoTokenizer  # takes seconds
-
-    try:
-        return AutoTokenizer.from_pretrained(directory, cache_dir=cache_dir)
-    except (OSError, ValueError) as error:
-        raise _unusable(setting, directory, error) from None
-
-
-def _unusable(setting: str, value: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"{setting} {value!r} cannot be loaded ({str(error).splitlines()[0]}); "
-        "give a directory written by save_pretrained, of model and tokenizer, or allow the download"
-    )
 
 
 def chat_frame(tokenizer: Any, num_views: int, pictures: Mapping[str, str] = MappingProxyType({})) -> Frame:

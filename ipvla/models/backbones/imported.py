@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
-from ipvla.models.backbones.hugging_face import DTYPES, Frame, HuggingFaceBackbone, loaded_tokenizer
-from ipvla.models.backbones.protocol import BackboneConfig
+from ipvla.models.backbones.hugging_face import DTYPES, Frame, HuggingFaceBackbone, HuggingFaceConfig
+from ipvla.models.backbones.protocol import require_prompts
 
 #: Inside a policy: the tokenizer, and the files that lay beside the published weights.
 _OWN, _PUBLISHED = "backbone", "published"
 
 
 @dataclass(frozen=True)
-class ImportedConfig(BackboneConfig):
+class ImportedConfig(HuggingFaceConfig):
     """The weights are a saved policy's, which `ray_jobs.import_policy` writes.
 
     Attributes:
-        tokenizer: a hub name, or a directory with the tokenizer, which a saved policy has.
-        cache_dir: directory of downloads; None follows HF_HOME.
-        dtype: "float32" or "bfloat16".
-        max_prompt_tokens: longest prompt in tokens, image tokens included.
+        pretrained: of the tokenizer alone: a hub name, or a directory, as a saved policy has one.
     """
 
-    layers_write_cache: ClassVar[bool] = True
-
-    tokenizer: str = ""
-    cache_dir: Path | None = None
-    dtype: str = "bfloat16"
-    max_prompt_tokens: int = 816
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"backbone.dtype is {self.dtype!r}; choose one of {sorted(DTYPES)}")
+    prompt: str = "{instruction}\n"
 
     def beside(self, policy: Path) -> Self:
         own = policy / _OWN
-        return replace(self, tokenizer=str(own)) if own.is_dir() else self
+        return replace(self, pretrained=str(own)) if own.is_dir() else self
 
-    def loaded_tokenizer(self) -> Any:
-        """ValueError if there is none."""
-        return loaded_tokenizer(self.tokenizer, self.cache_dir, "backbone.tokenizer")
+    def check(self, instructions: Sequence[str], num_views: int) -> None:
+        if not instructions or not Path(self.pretrained).is_dir():
+            return
+        tokenizer, pictures = self.tokenizer(), self.image_tokens * num_views
+        lengths = {text: pictures + len(tokenizer.encode(self.worded(text))) for text in instructions}
+        require_prompts(lengths, self.max_prompt_tokens)
+
+    @property
+    def image_tokens(self) -> int:
+        """Of one picture."""
+        raise NotImplementedError
+
+    def worded(self, instruction: str) -> str:
+        return self.prompt.format(instruction=instruction.removesuffix("\n"))
 
     def without_weights(self, model: type[Any], sizes: Any) -> Any:
         """A model of transformers whose parameters are on the device `meta`, in this dtype."""
@@ -65,12 +64,14 @@ class ImportedBackbone(HuggingFaceBackbone):
 
     published: Mapping[str, bytes]
 
-    def __init__(self, vlm: Any, tokenizer: Any, frame: Frame, config: ImportedConfig, prompt: str) -> None:
-        super().__init__(vlm, tokenizer, frame, prompt, config.max_prompt_tokens)
-        files = Path(config.tokenizer) / _PUBLISHED
+    def __init__(self, vlm: Any, config: ImportedConfig, frame: Frame, tokenizer: Any) -> None:
+        super().__init__(vlm, tokenizer, frame, config)
+        files = Path(config.pretrained) / _PUBLISHED
         self.published = {path.name: path.read_bytes() for path in files.glob("*")}
         # weights that are taken over as they are no longer share the words' embedding with the last layer
-        self.register_load_state_dict_post_hook(lambda *_: self.network.tie_weights())
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            lambda *_: self.network.tie_weights()
+        )
 
     def save_description(self, directory: Path) -> None:
         own = directory / _OWN

@@ -31,7 +31,7 @@ class PaliGemmaConfig(HuggingFaceConfig):
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> PaliGemmaBackbone:
         tokenizer = self.tokenizer()
         frame = self.frame(tokenizer, self.architecture(), num_views)
-        return PaliGemmaBackbone(self.weights(), tokenizer, frame, self.prompt, self.max_prompt_tokens)
+        return PaliGemmaBackbone(self.weights(), tokenizer, frame, self)
 
 
 class PaliGemmaBackbone(HuggingFaceBackbone):

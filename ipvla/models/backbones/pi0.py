@@ -7,19 +7,17 @@ in the published programs its tokens are hidden from all others and take no posi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ipvla.models.backbones.hugging_face import Frame
+from ipvla.models.backbones.hugging_face import Frame, words_of
 from ipvla.models.backbones.imported import ImportedBackbone, ImportedConfig
 from ipvla.models.backbones.letterbox import letterboxed
-from ipvla.models.backbones.protocol import BackboneConfig, require_prompts
+from ipvla.models.backbones.protocol import BackboneConfig
 
 #: A state in [-1, 1] is written as one of so many whole numbers.
 _STATE_BINS = 256
@@ -84,29 +82,17 @@ class Pi0BackboneConfig(ImportedConfig):
     """
 
     sizes: PaliGemmaSizes = field(default_factory=PaliGemmaSizes)
-    tokenizer: str = "google/paligemma-3b-pt-224"
-    prompt: str = "{instruction}\n"
+    pretrained: str = "google/paligemma-3b-pt-224"
+    max_prompt_tokens: int = 816
     cleaned: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if "{instruction}" not in self.prompt:
-            raise ValueError(f"backbone.prompt {self.prompt!r} does not contain {{instruction}}")
 
     @property
     def image_tokens(self) -> int:
         """Of one picture."""
         return (self.sizes.image_size // self.sizes.patch) ** 2
 
-    def check(self, instructions: Sequence[str], num_views: int) -> None:
-        if not instructions or not Path(self.tokenizer).is_dir():
-            return
-        tokenizer = self.loaded_tokenizer()
-        lengths = {
-            text: self.image_tokens * num_views + len(tokenizer.encode(self.text(text)))  # BOS among them
-            for text in instructions
-        }
-        require_prompts(lengths, self.max_prompt_tokens)
+    def worded(self, instruction: str) -> str:
+        return self.text(instruction)
 
     def text(self, instruction: str, state: npt.NDArray[np.floating[Any]] | None = None) -> str:
         """The prompt in words, of a normalised state float [P]."""
@@ -119,35 +105,41 @@ class Pi0BackboneConfig(ImportedConfig):
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> Pi0Backbone:
         from transformers import PaliGemmaForConditionalGeneration
 
-        tokenizer = self.loaded_tokenizer()
-        images = [self.sizes.hugging_face().image_token_id] * (self.image_tokens * num_views)
-        frame = Frame((*images, tokenizer.bos_token_id), ())
+        tokenizer = self.tokenizer()
         vlm = self.without_weights(PaliGemmaForConditionalGeneration, self.sizes.hugging_face())
-        return Pi0Backbone(vlm, tokenizer, frame, self, proprio_dim)
+        images = [self.sizes.vocabulary] * (self.image_tokens * num_views)
+        behind = () if self.states else words_of(tokenizer, self.prompt.rpartition("{instruction}")[2])
+        frame = Frame((*images, tokenizer.bos_token_id), tuple(behind))
+        return Pi0Backbone(vlm, self, frame, tokenizer, proprio_dim)
+
+    @property
+    def states(self) -> bool:
+        """Is the state in the prompt?"""
+        return "{state}" in self.prompt
 
 
 class Pi0Backbone(ImportedBackbone):
     """Prompt: image tokens, BOS, the text; cognition is the last hidden state of its last token."""
 
+    config: Pi0BackboneConfig
+
     def __init__(
-        self, vlm: Any, tokenizer: Any, frame: Frame, config: Pi0BackboneConfig, proprio_dim: int
+        self, vlm: Any, config: Pi0BackboneConfig, frame: Frame, tokenizer: Any, proprio_dim: int
     ) -> None:
-        super().__init__(vlm, tokenizer, frame, config, config.prompt)
-        self.config = config
+        super().__init__(vlm, config, frame, tokenizer)
         self.proprio_dim = proprio_dim
-        self.state_in_prompt = "{state}" in config.prompt
+        self.state_in_prompt = config.states
 
     def tokenize(self, instruction: str) -> list[int]:
         """With a state that takes the most tokens, where the prompt has one."""
         return self.tokenize_with_state(instruction, np.ones(self.proprio_dim, np.float32))
 
     def tokenize_with_state(self, instruction: str, state: npt.NDArray[np.float32]) -> list[int]:
-        return self.frame.around(self.tokenize_text(self.config.text(instruction, state)))
-
-    def question(self, text: str) -> list[int]:
-        return super().question(text + "\n")
+        return [*self.frame.before, *self.tokenize_text(self.config.text(instruction, state))]
 
     def see(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        x = letterboxed(images.flatten(0, 1), self.config.sizes.image_size).to(self.network.dtype)
-        features = self.network.model.get_image_features(x).pooler_output
+        features = self.network.model.get_image_features(self._pixels(images)).pooler_output
         return features.reshape(len(images), -1, self.perception_size), {}
+
+    def _pixels(self, images: torch.Tensor) -> torch.Tensor:
+        return letterboxed(images.flatten(0, 1), self.config.sizes.image_size).to(self.network.dtype)

@@ -74,7 +74,7 @@ class QwenVLBackbone(HuggingFaceBackbone):
     _positions: torch.Tensor  # int64 [3, N], of the tokens up to the first word, which is one further
 
     def __init__(self, vlm: Any, tokenizer: Any, frame: Frame, config: QwenVLConfig, processor: Any) -> None:
-        super().__init__(vlm, tokenizer, frame, config.prompt, config.max_prompt_tokens)
+        super().__init__(vlm, tokenizer, frame, config)
         self.picture_px = config.picture_px
         ids = torch.tensor([frame.before])
         seen = ids == self.image_token

@@ -9,19 +9,18 @@ from 0, rotated with base 10000 whatever SmolVLM2's own is, and embeddings are m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ipvla.models.backbones.hugging_face import Frame
+from ipvla.models.backbones.decoder import earlier
+from ipvla.models.backbones.hugging_face import Frame, words_of
 from ipvla.models.backbones.imported import ImportedBackbone, ImportedConfig
 from ipvla.models.backbones.letterbox import letterboxed
-from ipvla.models.backbones.protocol import BackboneConfig, Embedded, Placed, require_prompts
+from ipvla.models.backbones.protocol import BackboneConfig, Embedded, Placed
 from ipvla.types import ModelInputs
 
 
@@ -92,15 +91,12 @@ class SmolVLABackboneConfig(ImportedConfig):
 
     sizes: SmolVLMSizes = field(default_factory=SmolVLMSizes)
     state_size: int = 32
-    tokenizer: str = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+    pretrained: str = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
     max_prompt_tokens: int = 240
 
-    def check(self, instructions: Sequence[str], num_views: int) -> None:
-        if not instructions or not Path(self.tokenizer).is_dir():
-            return
-        tokenizer, pictures = self.loaded_tokenizer(), self.sizes.image_tokens * num_views
-        lengths = {text: pictures + len(tokenizer.encode(_line(text))) for text in instructions}
-        require_prompts(lengths, self.max_prompt_tokens)
+    @property
+    def image_tokens(self) -> int:
+        return self.sizes.image_tokens
 
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> SmolVLABackbone:
         from transformers import SmolVLMForConditionalGeneration
@@ -110,20 +106,20 @@ class SmolVLABackboneConfig(ImportedConfig):
                 f"backbone.state_size is {self.state_size}, and there are {proprio_dim} numbers per state; leave "
                 "some out by data.proprio, or set it higher and train the projection anew"
             )
-        tokenizer, sizes = self.loaded_tokenizer(), self.sizes.hugging_face()
-        frame = Frame((sizes.image_token_id,) * (self.sizes.image_tokens * num_views), ())
-        vlm = self.without_weights(SmolVLMForConditionalGeneration, sizes)
-        return SmolVLABackbone(vlm, tokenizer, frame, self)
+        tokenizer = self.tokenizer()
+        vlm = self.without_weights(SmolVLMForConditionalGeneration, self.sizes.hugging_face())
+        images = [self.sizes.vocabulary] * (self.image_tokens * num_views)
+        return SmolVLABackbone(vlm, self, Frame(tuple(images), tuple(words_of(tokenizer, "\n"))), tokenizer)
 
 
 class SmolVLABackbone(ImportedBackbone):
     """See the module's docstring."""
 
     layer_pattern = r"text_model\.layers\.({layers})\."
+    config: SmolVLABackboneConfig
 
-    def __init__(self, vlm: Any, tokenizer: Any, frame: Frame, config: SmolVLABackboneConfig) -> None:
-        super().__init__(vlm, tokenizer, frame, config, "{instruction}\n")
-        self.picture_px = config.sizes.image_size
+    def __init__(self, vlm: Any, config: SmolVLABackboneConfig, frame: Frame, tokenizer: Any) -> None:
+        super().__init__(vlm, config, frame, tokenizer)
         self.state_proj = nn.Linear(config.state_size, self.width)
 
     @property
@@ -131,27 +127,33 @@ class SmolVLABackbone(ImportedBackbone):
         return self.network.model.text_model
 
     def tokenize(self, instruction: str) -> list[int]:
-        return self.frame.around(self.tokenizer.encode(_line(instruction)))
+        return [*self.frame.before, *self.tokenizer.encode(self.config.worded(instruction))]
+
+    def see(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model = self.network.model
+        perception = model.connector(model.vision_model(self._pixels(images)).last_hidden_state)
+        return perception.unflatten(0, (len(images), -1)).flatten(1, 2), {}
 
     def embed(self, inputs: ModelInputs) -> Embedded:
-        model, ids, mask = self.network.model, inputs.input_ids, inputs.attention_mask
-        is_image = (ids == self.image_token) & mask
-        pictures = model.vision_model(self._pixels(inputs.images)).last_hidden_state
-        perception = model.connector(pictures)
-        words = model.get_input_embeddings()(ids.masked_fill(is_image, 0))
-        tokens = words.masked_scatter(is_image[..., None], perception.to(words.dtype)) * math.sqrt(self.width)
+        """The state stands behind the prompt, before its padding."""
+        prompt = super().embed(inputs)
         state = F.pad(inputs.proprio, (0, self.state_proj.in_features - inputs.proprio.shape[-1]))
-        state = self.state_proj(state.to(self.state_proj.weight.dtype)).to(tokens.dtype)
-        last = mask.sum(-1)  # behind the prompt, before its padding
+        state = self.state_proj(state.to(self.state_proj.weight.dtype)).to(prompt.tokens.dtype)
+        last = prompt.last + 1
         place = last[:, None, None].expand(-1, -1, self.width)
-        return Embedded(
-            F.pad(tokens, (0, 0, 0, 1)).scatter(1, place, state[:, None]),
-            F.pad(mask, (0, 1)).scatter(1, last[:, None], True),
-            last,
-            perception.unflatten(0, (len(ids), -1)).flatten(1, 2).float(),
-            inputs.proprio,
-            F.pad(mask & ~is_image, (0, 1)),
+        return replace(
+            prompt,
+            tokens=F.pad(prompt.tokens * math.sqrt(self.width), (0, 0, 0, 1)).scatter(1, place, state[:, None]),
+            valid=F.pad(prompt.valid, (0, 1)).scatter(1, last[:, None], True),
+            last=last,
+            instruction=F.pad(prompt.instruction, (0, 1)),
         )
+
+    def visible(self, embedded: Embedded, place: Placed) -> torch.Tensor:
+        """Pictures and words do not read the state; a memory's tokens, which stand behind it, do."""
+        count = embedded.tokens.shape[1]
+        state = F.pad(F.one_hot(embedded.last, count).bool(), (0, place.valid.shape[1] - count))
+        return super().visible(embedded, place) & (earlier(place.valid) | ~state[:, None])
 
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError("SmolVLA has half of its language model's layers, which do not answer in words")
@@ -159,16 +161,5 @@ class SmolVLABackbone(ImportedBackbone):
     def write(self, inputs: ModelInputs, max_new_tokens: int) -> torch.Tensor:
         raise NotImplementedError("SmolVLA has half of its language model's layers, which do not answer in words")
 
-    def visible(self, embedded: Embedded, place: Placed) -> torch.Tensor:
-        """Pictures and words do not read the state; a memory's tokens do."""
-        column = torch.arange(place.valid.shape[1], device=place.valid.device)
-        state = column == embedded.last[:, None]
-        others = (column < embedded.tokens.shape[1]) & ~state
-        return super().visible(embedded, place) & ~(others[:, :, None] & state[:, None])
-
     def _pixels(self, images: torch.Tensor) -> torch.Tensor:
-        return letterboxed(images.flatten(0, 1), self.picture_px, "corner").to(self.network.dtype)
-
-
-def _line(instruction: str) -> str:
-    return instruction.removesuffix("\n") + "\n"
+        return letterboxed(images.flatten(0, 1), self.config.sizes.image_size, "corner").to(self.network.dtype)

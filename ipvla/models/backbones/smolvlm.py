@@ -33,7 +33,7 @@ class SmolVLMConfig(HuggingFaceConfig):
     def build(self, proprio_dim: int, num_views: int, image_size: int) -> SmolVLMBackbone:
         tokenizer = self.tokenizer()
         frame = self.frame(tokenizer, self.architecture(), num_views)
-        return SmolVLMBackbone(self.weights(), tokenizer, frame, self.prompt, self.max_prompt_tokens)
+        return SmolVLMBackbone(self.weights(), tokenizer, frame, self)
 
 
 class SmolVLMBackbone(HuggingFaceBackbone):

@@ -48,6 +48,11 @@ class BinsHead(Head):
     def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
         return bin_centres(self(features).argmax(-1))
 
+    def expected(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
+        logits = self(features)
+        means: torch.Tensor = logits.softmax(-1) @ bin_centres(torch.arange(NUM_BINS, device=logits.device))
+        return means
+
     def loss(
         self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
     ) -> torch.Tensor:

@@ -246,14 +246,16 @@ class ExpertLayer(nn.Module):
         self.post_attention_layernorm = norm(gemma.hidden_size)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor | None, past: Prefix, **how: Any) -> torch.Tensor:
+        added: torch.Tensor
         if condition is None:
             x = x + self.self_attn(self.input_layernorm(x), past_key_values=past, **how)[0]
-            added: torch.Tensor = self.mlp(self.post_attention_layernorm(x))
+            added = self.mlp(self.post_attention_layernorm(x))
             return x + added
         y, gate = self.input_layernorm(x, condition)
         x = x + gate * self.self_attn(y, past_key_values=past, **how)[0]
         y, gate = self.post_attention_layernorm(x, condition)
-        return x + gate * self.mlp(y)
+        added = gate * self.mlp(y)
+        return x + added
 
 
 class TimedNorm(nn.Module):

@@ -56,6 +56,10 @@ class Head(nn.Module):
         """Normalised actions float32 [B, C, A]."""
         raise NotImplementedError
 
+    def expected(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """What a probe compares, float32 [B, C, A], differentiable: `sample`, or a mean where that chooses."""
+        return self.sample(features, noise)
+
     def learn_from(self, teacher: Head) -> None:
         """Where training starts from a policy: that policy's head, whose weights this one has taken over."""
 

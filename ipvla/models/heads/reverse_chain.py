@@ -165,7 +165,6 @@ class ReverseChain(nn.Module):
         before = self.action2embed(chain[:, :-1])
         return self._decode(torch.cat([self.start.expand(len(chain), -1, -1), before], 1), memory, places)
 
-    @torch.no_grad()
     def generate(
         self,
         memory: torch.Tensor,

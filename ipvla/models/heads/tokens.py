@@ -161,14 +161,7 @@ class TokensHead(Head):
         counted = self.tokenizer.weight(tokens, valid) & (tokens != NO_TOKEN)
         if not self.tokenizer.fixed:
             tokens, counted = _ended(tokens, counted, self.tokenizer.vocabulary)
-        if self.config.decoding == "parallel":
-            logits = self._at_once(features)
-        else:
-            before = self._embed(features.language, tokens[:, :-1].clamp(0, self.tokenizer.vocabulary - 1))
-            x = torch.cat([self._first(features), before], 1)
-            reads = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-            states, _ = self._extend(features, x + self.places[: x.shape[1]], reads)
-            logits = self._logits(features.language, states)
+        logits = self._logits_of(features, tokens)
         loss = F.cross_entropy(logits.flatten(0, 1), tokens.clamp(min=0).flatten(), reduction="none")
         return masked_mean(loss.view_as(tokens), counted)
 
@@ -177,6 +170,13 @@ class TokensHead(Head):
         tokens = self.write(features, noise)
         actions = torch.zeros(len(tokens), self.chunk, self.action_dim, device=tokens.device)
         actions[..., self.written] = self.tokenizer.decode(tokens, self.chunk, len(self.written)).float()
+        return actions
+
+    def expected(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """The mean over the tokens at each place of the likeliest chunk. ValueError for FAST, which has none."""
+        shares = self._logits_of(features, self.write(features)).softmax(-1)
+        actions = torch.zeros(len(shares), self.chunk, self.action_dim, device=shares.device)
+        actions[..., self.written] = self.tokenizer.expected(shares, self.chunk, len(self.written)).float()
         return actions
 
     @torch.no_grad()
@@ -204,6 +204,16 @@ class TokensHead(Head):
             tokens = torch.cat([tokens, token.masked_fill(~going, NO_TOKEN)[:, None]], 1)
             x = self._embed(features.language, token.clamp(max=end - 1))[:, None]
         return tokens
+
+    def _logits_of(self, features: Features, tokens: torch.Tensor) -> torch.Tensor:
+        """float32 [B, L, V], or V + 1 with the end: of each token, after those before it."""
+        if self.config.decoding == "parallel":
+            return self._at_once(features)
+        before = self._embed(features.language, tokens[:, :-1].clamp(0, self.tokenizer.vocabulary - 1))
+        x = torch.cat([self._first(features), before], 1)
+        reads = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        states, _ = self._extend(features, x + self.places[: x.shape[1]], reads)
+        return self._logits(features.language, states)
 
     def _at_once(self, features: Features) -> torch.Tensor:
         x = F.pad(self._first(features), (0, 0, 0, self.longest)) + self.places[: self.longest + 1]

@@ -185,6 +185,13 @@ class TestEveryHead:
         assert loss.dtype == torch.float32
         assert float(loss.detach()) == pytest.approx(exact, rel=0.05)
 
+    def test_a_probe_gets_a_gradient(self, name: str) -> None:
+        model = made(HEADS[name])
+        batch = demonstrations(model)
+        features = model.memory.window(model.backbone, batch, model.initial_memory(3))[0].at(0)
+        (gradient,) = torch.autograd.grad(model.expected(features).square().sum(), features.cognition)
+        assert gradient.any()
+
     def test_sampling_settings_have_no_part_in_training(self, name: str) -> None:
         config = HEADS[name]
         if not hasattr(config, "integrator"):
