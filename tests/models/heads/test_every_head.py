@@ -116,6 +116,8 @@ def loss_of(model: IPVLA, batch: StepBatch) -> torch.Tensor:
 def test_all_heads_are_here() -> None:
     ours = {t for n, t in HeadConfig.get_known_choices().items() if t.__module__.startswith("ipvla.")}
     assert {type(config) for config in HEADS.values()} >= ours - ELSEWHERE
+    names = {HeadConfig.get_choice_name(config) for config in ours}
+    assert all(f"`{name}`" in PAGE.read_text() for name in names)
 
 
 @every_head
