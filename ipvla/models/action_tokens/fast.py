@@ -147,7 +147,7 @@ class FastTokens(ActionTokenizer):
         return padded([one.ids for one in encoded]).to(chunks.device)
 
     def decode(self, tokens: torch.Tensor, chunk: int, action_dim: int) -> torch.Tensor:
-        from scipy.fft import idct
+        from scipy.fft import idct  # type: ignore[import-untyped]  # takes a while
 
         ends = (tokens == NO_TOKEN).cumsum(1) > 0
         refuse_outside(tokens.masked_fill(ends, 0), self.vocabulary)
@@ -232,7 +232,7 @@ class FastTokens(ActionTokenizer):
 
 def coefficients(chunks: npt.NDArray[np.floating[Any]], scale: float) -> npt.NDArray[np.int64]:
     """int64 [N, C, A] of chunks [N, C, A]: their orthonormal DCT-II over time, scaled and rounded."""
-    from scipy.fft import dct  # type: ignore[import-untyped]  # takes a while
+    from scipy.fft import dct
 
     found: npt.NDArray[np.float64] = dct(chunks.astype(np.float64), axis=1, norm="ortho")
     return np.rint(found * scale).astype(np.int64)
