@@ -64,11 +64,11 @@ class BinTokens(ActionTokenizer):
                 f"{chunk * action_dim}"
             )
         refuse_outside(tokens, NUM_BINS)
-        return bin_centres(tokens).unflatten(1, (chunk, action_dim))
+        return bin_centres(tokens).view(-1, chunk, action_dim)
 
     def expected(self, shares: torch.Tensor, chunk: int, action_dim: int) -> torch.Tensor:
         centres = bin_centres(torch.arange(NUM_BINS, device=shares.device))
-        return (shares @ centres).unflatten(1, (chunk, action_dim))
+        return (shares @ centres).view(-1, chunk, action_dim)
 
     def weight(self, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Those of actions that exist."""

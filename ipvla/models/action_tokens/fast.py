@@ -24,7 +24,6 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.fft import dct, idct
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, trainers
 
 from ipvla.models.action_tokens.protocol import (
@@ -115,8 +114,8 @@ class FastTokens(ActionTokenizer):
         if not (self.usable & (self.starts == 1) & (self.leads == 0)).any():
             raise ValueError("the FAST file has no token of a single coefficient; give a byte-level BPE's files")
         known = {piece[i : i + 1] for piece in self.pieces for i in range(len(piece))}
-        values = [v for v in range(_MOST_VALUES) if all(bytes([b]) in known for b in chr(v).encode())]
-        self.values = np.array(values) + settings.min_token
+        spelled = [v for v in range(_MOST_VALUES) if all(bytes([b]) in known for b in chr(v).encode())]
+        self.values = np.array(spelled) + settings.min_token
 
     @property
     def identity(self) -> str:
@@ -148,6 +147,8 @@ class FastTokens(ActionTokenizer):
         return padded([one.ids for one in encoded]).to(chunks.device)
 
     def decode(self, tokens: torch.Tensor, chunk: int, action_dim: int) -> torch.Tensor:
+        from scipy.fft import idct  # type: ignore[import-untyped]  # takes a while
+
         ends = (tokens == NO_TOKEN).cumsum(1) > 0
         refuse_outside(tokens.masked_fill(ends, 0), self.vocabulary)
         rows = zip(tokens.tolist(), (~ends).sum(1).tolist(), strict=True)
@@ -231,7 +232,10 @@ class FastTokens(ActionTokenizer):
 
 def coefficients(chunks: npt.NDArray[np.floating[Any]], scale: float) -> npt.NDArray[np.int64]:
     """int64 [N, C, A] of chunks [N, C, A]: their orthonormal DCT-II over time, scaled and rounded."""
-    return np.rint(dct(chunks.astype(np.float64), axis=1, norm="ortho") * scale).astype(np.int64)
+    from scipy.fft import dct
+
+    found: npt.NDArray[np.float64] = dct(chunks.astype(np.float64), axis=1, norm="ortho")
+    return np.rint(found * scale).astype(np.int64)
 
 
 def _printable() -> dict[str, int]:

@@ -129,7 +129,7 @@ class RVQSettings:
     @property
     def latents(self) -> int:
         """T."""
-        return self.chunk // 2**self.levels
+        return self.chunk >> self.levels
 
 
 class _Residual(nn.Module):
@@ -392,10 +392,11 @@ class RVQTokens(ActionTokenizer):
     def expected(self, shares: torch.Tensor, chunk: int, action_dim: int) -> torch.Tensor:
         latents, depths = self.settings.latents, [part.depth for part in self.settings.parts]
         actions = torch.zeros(len(shares), chunk, action_dim, device=shares.device)
-        split = shares.split([latents * depth for depth in depths], 1)
+        split = torch.split(shares, [latents * depth for depth in depths], 1)
         with torch.autocast(shares.device.type, enabled=False):
             for network, own in zip(self.networks(), split, strict=True):
-                actions[..., list(network.part.dims)] = network.expected(own.unflatten(1, (latents, -1)))
+                per_latent = own.reshape(len(own), latents, -1, self.vocabulary)
+                actions[..., list(network.part.dims)] = network.expected(per_latent)
         return actions
 
     def fit(
@@ -424,7 +425,7 @@ class RVQTokens(ActionTokenizer):
                 coded = started or step >= steps // 5
                 loss = loss + (net.loss(own, generator) if coded else net.continuous_loss(own))
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
             progress(step + 1, float(loss.detach()))
@@ -467,6 +468,6 @@ def _rotation(x: torch.Tensor) -> torch.Tensor:
 
 def _angle(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Mean angle between 6-D rotations [..., 6 n] over pi; clamped, where its gradient would not be finite."""
-    one, other = (_rotation(x.unflatten(-1, (-1, 6))) for x in (a, b))
+    one, other = (_rotation(x.reshape(*x.shape[:-1], -1, 6)) for x in (a, b))
     cosine = ((one * other).sum((-2, -1)) - 1) / 2
     return cosine.clamp(-1 + 1e-7, 1 - 1e-7).acos().mean() / torch.pi

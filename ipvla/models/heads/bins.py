@@ -50,8 +50,8 @@ class BinsHead(Head):
 
     def expected(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
         logits = self(features)
-        means: torch.Tensor = logits.softmax(-1) @ bin_centres(torch.arange(NUM_BINS, device=logits.device))
-        return means
+        mean: torch.Tensor = logits.softmax(-1) @ bin_centres(torch.arange(NUM_BINS, device=logits.device))
+        return mean
 
     def loss(
         self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None

@@ -335,4 +335,5 @@ def reached(key: torch.Tensor, here: torch.Tensor, current: torch.Tensor, thresh
     It has if `current` is as far from the keyframe as `here` is, up to `threshold`, and on the same side of it.
     """
     whole, gone = key - here, key - current
-    return (whole.norm(dim=-1) - gone.norm(dim=-1) < threshold) & ((whole * gone).sum(-1) >= 0)
+    near: torch.Tensor = whole.norm(dim=-1) - gone.norm(dim=-1) < threshold
+    return near & ((whole * gone).sum(-1) >= 0)

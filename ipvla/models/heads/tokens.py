@@ -128,7 +128,7 @@ class TokensHead(Head):
         self.places = nn.Parameter(torch.randn(longest + 1, width))
         self._scale_as(backbone)
         self.register_buffer("fingerprint", torch.tensor(_fingerprint(self.tokenizer)))
-        self.register_load_state_dict_pre_hook(_refuse_other_tokenizer)
+        self.register_load_state_dict_pre_hook(_refuse_other_tokenizer)  # type: ignore[no-untyped-call]
         self.set_varies(torch.ones(shape[1], dtype=torch.bool))
 
     @torch.no_grad()
