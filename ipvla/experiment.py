@@ -169,7 +169,7 @@ class ExperimentConfig(StorageRoots):
             )
         if self.model.head.bounded and self.data.normalisation in ("normal", "quantiles"):
             raise ValueError(
-                f"data.normalisation {self.data.normalisation} leaves actions without bounds, and model.head covers "
+                f"data.normalisation {self.data.normalisation} leaves actions unbounded, and model.head covers "
                 "[-1, 1] alone; choose bounds_q99 or bounds, or another head"
             )
         if self.data.reasoning is not None and "reasoning" not in self.model.requires():
