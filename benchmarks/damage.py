@@ -144,9 +144,13 @@ def _places(tree: Any) -> list[tuple[Any, Any]]:
     return [(tree, key) for key in keys] + [place for key in keys for place in _places(tree[key])]
 
 
-def hostile_message(good: Mapping[str, Any], rng: np.random.Generator) -> bytes:
-    """A message for a policy server that is damaged, claims what is not so, or is as heavy as 16 MiB can be."""
-    if rng.random() < 0.01:
+def hostile_message(good: Mapping[str, Any], rng: np.random.Generator, heavy: float = 0.01) -> bytes:
+    """A message for a policy server that is damaged, claims what is not so, or has up to 16 MiB.
+
+    Args:
+        heavy: how often it is the last, in [0, 1].
+    """
+    if rng.random() < heavy:
         return _heavy(rng)
     way = int(rng.integers(4))
     if way == 0:

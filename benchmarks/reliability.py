@@ -143,7 +143,7 @@ def measure_server(study: ReliabilityStudy) -> Figures:
 def attack(url: str, seed: int, ready: Event, end: Event) -> None:
     """Sends hostile messages until `end`, in a process of its own."""
     rng = np.random.default_rng(seed)
-    messages = [hostile_message(_observation(rng), rng) for _ in range(400)]
+    messages = [hostile_message(_observation(rng), rng, heavy=0.5) for _ in range(40)]
     with connect(url, compression=None, max_size=None, open_timeout=30) as connection:
         connection.recv()
         ready.set()

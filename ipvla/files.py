@@ -42,9 +42,29 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(read_text(path, _LARGEST_RECORD))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+    except ValueError:
+        if path.is_file() and (what := foreign(path)):
+            raise ValueError(what) from None
+        raise
     if not isinstance(record, dict):
         raise ValueError(f"it is a {type(record).__name__}, not an object with named values")
     return record
+
+
+#: How foreign files begin -> what they are, and what helps.
+_FOREIGN = {
+    b"version https://git-lfs": "it is a pointer of git LFS: run `git lfs pull` where it was copied from",
+    b"\x1f\x8b": "it is compressed: run `gunzip` on it",
+    b"PK\x03\x04": "it is a ZIP archive, as `torch.save` writes them",
+    b"\x80\x02": "it is a pickle, which is never read",
+}
+
+
+def foreign(path: Path) -> str | None:
+    """What a file is in the place of one of ours, and what helps, if its first bytes tell."""
+    with path.open("rb") as file:
+        head = file.read(32)
+    return next((what for begin, what in _FOREIGN.items() if head.startswith(begin)), None)
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

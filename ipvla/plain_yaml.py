@@ -52,7 +52,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deep"
     if isinstance(error, yaml.constructor.ConstructorError) and "constructor for the tag" in str(error):
-        return f"{error.problem.rpartition(' ')[2]} is a tag; only plain values are read"
+        return f"{str(error.problem).rpartition(' ')[2]} is a tag; only plain values are read"
     return one_line(error)
 
 

@@ -24,7 +24,7 @@ import torch
 from draccus.utils import ParsingError
 
 from ipvla.experiment import ExperimentConfig
-from ipvla.files import locked, write_text
+from ipvla.files import locked, read_record, write_text
 from ipvla.models.adapters import save_adapters
 from ipvla.policy import CheckpointError, require_whole_policy
 from ipvla.policy import state as weights_of
@@ -147,6 +147,7 @@ def train_policy(config: ExperimentConfig) -> TrainSummary:
     require_usable(config.mlflow_uri)
     config.check(config.open_dataset())  # a worker would say it after a minute
     directory = config.run_directory
+    _require_same(directory / "experiment.json", config)  # before there is a lock beside it
     try:
         with locked(directory / "lock", wait=False):
             return _train(config)
@@ -338,22 +339,29 @@ def _claim(directory: Path, config: ExperimentConfig) -> None:
     One that has not made a step yet is nothing to keep, whatever its settings.
     """
     record = directory / "experiment.json"
+    _require_same(record, config)
     if record.exists() and _has_steps(config):
-        try:
-            recorded = draccus.decode(ExperimentConfig, json.loads(record.read_text()))
-        except (ValueError, KeyError, TypeError, ParsingError) as error:
-            raise CheckpointError(
-                f"{record} is damaged ({first_line(error)}); give --name another value, or delete {directory}"
-            ) from error
-        if changes := differences(_fixed(recorded), _fixed(config)):
-            raise CheckpointError(
-                f"{directory} holds a run with other settings ({changes}); give --name another value, or delete "
-                "that directory"
-            )
         return
     if not _has_steps(config):
         shutil.rmtree(directory / _TRAINER, ignore_errors=True)  # what Ray Train wrote of other settings
     write_text(record, json.dumps(draccus.encode(config), indent=1))
+
+
+def _require_same(record: Path, config: ExperimentConfig) -> None:
+    """Raises CheckpointError if the record of a run that has made steps has other settings; writes nothing."""
+    if not record.exists() or not _has_steps(config):
+        return
+    try:
+        recorded = draccus.decode(ExperimentConfig, read_record(record))
+    except (OSError, ValueError, KeyError, TypeError, ParsingError) as error:
+        raise CheckpointError(
+            f"{record} is damaged ({first_line(error)}); give --name another value, or delete {record.parent}"
+        ) from error
+    if changes := differences(_fixed(recorded), _fixed(config)):
+        raise CheckpointError(
+            f"{record.parent} holds a run with other settings ({changes}); give --name another value, or delete "
+            "that directory"
+        )
 
 
 def _has_steps(config: ExperimentConfig) -> bool:

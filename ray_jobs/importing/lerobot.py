@@ -83,7 +83,7 @@ class LeRobotFiles:
         processors = [path for path in self.directory.glob("policy_*processor*") if path.is_file()]
         return {path.name: path.read_bytes() for path in (self.directory / "config.json", *processors)}
 
-    def times(self) -> dict[str, float]:
+    def times(self) -> dict[str, Any]:
         """Of `Pi0HeadConfig`: how the time is written for the model, and how training draws it."""
         self.refuse(time_sampling_beta_beta=1.0)
         ours = {

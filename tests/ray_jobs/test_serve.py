@@ -145,12 +145,15 @@ def test_a_policy_that_is_not_there(root: Path) -> None:
         serving(ServeConfig(storage_root=root, name="lstm"), None)
 
 
-def test_a_policy_that_is_not_finite_is_not_served(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "reason"), [(torch.nan, r"head\..* is not finite"), (1e38, "first actions are not finite")]
+)
+def test_a_policy_that_is_not_finite_is_not_served(root: Path, tmp_path: Path, value: float, reason: str) -> None:
     policy = Policy.load(root / "runs" / "recall" / "gru" / "policy")
     weights = state(policy.model)
-    name = next(name for name in weights if name.startswith("head."))
-    policy.save(tmp_path / "policy", {**weights, name: torch.full_like(weights[name], torch.nan)})
-    with pytest.raises(CheckpointError, match=f"not finite .*{name} of its weights"):
+    broken = {name: torch.full_like(weight, value) for name, weight in weights.items() if name.startswith("head.")}
+    policy.save(tmp_path / "policy", {**weights, **broken})
+    with pytest.raises(CheckpointError, match=reason):
         serving(ServeConfig(storage_root=root, policy=tmp_path / "policy"), None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -105,6 +106,21 @@ def test_a_policys_record(kept: Kept, change: Callable[[dict[str, Any]], object]
     changed(kept.directory / "policy" / "policy.json", change)
     message = refused(lambda: Policy.load(kept.directory / "policy"))
     assert any(part in message for part in reason.split("|")), message
+
+
+@pytest.mark.parametrize("file", ["policy.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (gzip.compress(b"{}"), "gunzip"),
+        (b"PK\x03\x04", "torch.save"),
+    ],
+)
+def test_a_foreign_file_is_named(kept: Kept, file: str, content: bytes, reason: str) -> None:
+    (kept.directory / "policy" / file).unlink()
+    (kept.directory / "policy" / file).write_bytes(content)
+    assert reason in refused(lambda: Policy.load(kept.directory / "policy"))
 
 
 @pytest.mark.parametrize("file", ["policy.json", "model.safetensors"])
