@@ -49,7 +49,8 @@ class DataConfig:
         standard: how the features of a dataset that is not known by name become robot episodes.
         skip_noops: leave out steps that do nothing.
         padded_state: a 0 before the gripper in the state of LIBERO and Bridge, as OpenVLA has it.
-        normalisation: of actions and proprioception: bounds_q99, bounds or normal.
+        normalisation: of actions and proprioception: bounds_q99, bounds, normal, quantiles or min_max
+            (`ipvla.data.normalisation`).
         past_end: what a chunk holds past its episode's end: `mask` (no targets there), `openvla` or `truncate`
             (`ipvla.data.conventions`).
         skip_bad_episodes: go on without episodes that cannot be read, and say how many.
@@ -166,10 +167,10 @@ class ExperimentConfig(StorageRoots):
                 f"lanes.stride {self.lanes.stride} exceeds model.chunk {self.model.chunk}: "
                 "the policy would run out of actions; lower the stride or raise the chunk"
             )
-        if self.model.head.bounded and self.data.normalisation == "normal":
+        if self.model.head.bounded and self.data.normalisation in ("normal", "quantiles"):
             raise ValueError(
-                "data.normalisation normal leaves actions without bounds, and model.head covers [-1, 1] alone; "
-                "choose bounds_q99 or bounds, or another head"
+                f"data.normalisation {self.data.normalisation} leaves actions without bounds, and model.head "
+                "covers [-1, 1] alone; choose bounds_q99 or bounds, or another head"
             )
         if self.model.head.distils and self.start_from is None:
             raise ValueError(

@@ -63,8 +63,9 @@ class ModelInputs:
 
     def map(self, function: Any) -> Self:
         """The same record with `function` applied to each tensor."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{name: None if x is None else function(x) for name, x in tensors.items()})
+        tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: None if x is None else function(x) for name, x in tensors.items()}
+        return type(self)(**changed)
 
     def with_prompt(self, ids: torch.Tensor) -> Self:
         """The same observations with other prompts, int64 [..., L], NO_TOKEN past their ends, and no replies."""

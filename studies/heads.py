@@ -383,7 +383,7 @@ def targets(figures: Figures) -> list[Target]:
 
     def gap(head: str) -> float:
         rows = success[_REFERENCE]
-        return max(rows[family]["rate"] - success[head][family]["rate"] for family in rows)
+        return max(float(rows[family]["rate"] - success[head][family]["rate"]) for family in rows)
 
     def whole(rows: Mapping[str, Mapping[str, Any]]) -> int:
         return sum(row["k"] for row in rows.values())

@@ -268,7 +268,7 @@ _TYPES: Mapping[Any, type | tuple[type, ...]] = {"int": int, "float": (int, floa
 
 def _fitting(kind: type[Record], values: dict[str, Any]) -> Record:
     """TypeError if a number or text is something else, or a field is missing."""
-    for field in fields(kind):  # type: ignore[arg-type]
+    for field in fields(kind):
         expected = _TYPES.get(field.type, object)
         if field.name in values and not isinstance(values[field.name], expected):
             raise TypeError(f"{field.name} is {values[field.name]!r:.60}")

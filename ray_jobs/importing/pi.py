@@ -164,7 +164,7 @@ def _policy(
     head = Pi0HeadConfig(
         variant=variant, width=gate[1], layers=sizes.layers, mlp=gate[0], heads=sizes.heads,
         key_heads=sizes.key_heads, head_size=sizes.head_size, steps=steps,
-        dims=weights.shape("action_out_proj.weight")[0], **times,
+        dims=weights.shape("action_out_proj.weight")[0], **times,  # type: ignore[arg-type]
     )  # fmt: skip
     tensors = {name: x for name, x in weights.tensors.items() if name != f"{EXPERT}lm_head.weight"}  # never used
     if (words := f"{PALIGEMMA}lm_head.weight") in tensors:

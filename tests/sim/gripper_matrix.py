@@ -226,6 +226,7 @@ class _Here:
 
     def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> npt.NDArray[np.float32]:
         (chunk,) = self._server.forward([self._server.admit(episode_id, policy_step, observation)])
+        assert isinstance(chunk, np.ndarray)
         return chunk
 
     def end(self, episode_id: EpisodeId) -> None:

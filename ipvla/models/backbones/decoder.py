@@ -70,12 +70,14 @@ class DecoderBackbone(Backbone):
 
     @property
     def device(self) -> torch.device:
-        return next(self.decoder.parameters()).device
+        device: torch.device = next(self.decoder.parameters()).device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the language model's weights."""
-        return next(self.decoder.parameters()).dtype
+        dtype: torch.dtype = next(self.decoder.parameters()).dtype
+        return dtype
 
     def language_layers(self) -> list[nn.Module]:
         return list(self.decoder.layers)

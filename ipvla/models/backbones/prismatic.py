@@ -195,11 +195,13 @@ class PrismaticBackbone(DecoderBackbone):
         return self.config.prompt_ids(self.tokenizer, instruction)
 
     def tokenize_text(self, text: str) -> list[int]:
-        return cast(list[int], self.tokenizer.encode(text, add_special_tokens=False).ids)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def detokenize(self, ids: Sequence[int]) -> str:
         tokens = [i for i in ids if i != NO_TOKEN]
-        return cast(str, self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text.strip()
 
     def question(self, text: str) -> list[int]:
         return [_BOS, *self.tokenize_text(text), _NEWLINE]

@@ -97,7 +97,7 @@ class FlowHead(FlowMatchingHead):
         assert states is not None
 
         def split(cached: torch.Tensor) -> list[torch.Tensor]:
-            return list(cached.unflatten(-1, (self.key_heads, -1)).transpose(2, 3).unbind(1))
+            return list(cached.reshape(*cached.shape[:3], self.key_heads, -1).transpose(2, 3).unbind(1))
 
         vector = torch.cat([self.state_in(features.proprio), self.glimpse(features)], -1)
         pairs = list(zip(split(states.keys), split(states.values), strict=True))

@@ -22,7 +22,7 @@ from ipvla.choices import did_you_mean
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
 from ipvla.models.heads.integrators import INTEGRATORS, integrate, require_integrator
-from ipvla.models.heads.protocol import Glimpse, GlimpseHeadConfig, Head, Sampling, masked_mean
+from ipvla.models.heads.protocol import Glimpse, GlimpseHeadConfig, Head, HeadConfig, Sampling, masked_mean
 from ipvla.models.heads.quality import QualityConfig
 from ipvla.models.heads.routing import Routes
 
@@ -36,8 +36,26 @@ TIMES: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
 DISTILLATIONS: Final = ("regression", "reflow")
 
 
+class IntegratingConfig(HeadConfig):
+    """Of any head that integrates a velocity, with these two among its settings."""
+
+    steps: int
+    integrator: str
+
+    @property
+    def evaluations(self) -> int:
+        """Of the velocity, per chunk."""
+        return self.steps * INTEGRATORS[self.integrator].evaluations
+
+    def sampled(self, sampling: Sampling) -> Self:
+        return replace(self, **{name: value for name, value in vars(sampling).items() if value is not None})
+
+    def describe(self) -> dict[str, str]:
+        return {name: str(getattr(self, name)) for name in ("steps", "integrator", "evaluations")}
+
+
 @dataclass(frozen=True)
-class FlowMatchingConfig(GlimpseHeadConfig):
+class FlowMatchingConfig(IntegratingConfig, GlimpseHeadConfig):
     """Of a head that integrates a velocity; `hidden` is its width.
 
     Attributes:
@@ -90,17 +108,8 @@ class FlowMatchingConfig(GlimpseHeadConfig):
     def insulates(self) -> bool:
         return self.detach
 
-    @property
-    def evaluations(self) -> int:
-        """Of the velocity, per chunk."""
-        return self.steps * INTEGRATORS[self.integrator].evaluations
-
     def sampled(self, sampling: Sampling) -> Self:
-        changes = {name: value for name, value in vars(sampling).items() if value is not None}
-        return replace(self, distil=None, **changes) if changes else self
-
-    def describe(self) -> dict[str, str]:
-        return {name: str(getattr(self, name)) for name in ("steps", "integrator", "evaluations")}
+        return replace(super().sampled(sampling), distil=None) if str(sampling) else self
 
 
 @dataclass(frozen=True)
@@ -175,7 +184,7 @@ class FlowMatchingHead(Head):
         assert noise is not None
         draws, noise = self.flow.draws, noise.flatten(0, 1)
         start, t = (
-            self._varying(noise[:, :-1].unflatten(1, actions.shape[1:])),
+            self._varying(noise[:, :-1].reshape(-1, *actions.shape[1:])),
             TIMES[self.flow.time](noise[:, -1]),
         )
         conditions = self.conditions(features)

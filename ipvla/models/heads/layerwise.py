@@ -18,6 +18,7 @@ false`).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -125,12 +126,13 @@ class LayerwiseHead(FlowMatchingHead):
         vector = [self.remembered(self.glimpse(features))]
         if self.state_in is not None:
             vector.append(self.state_in(features.proprio))
-        pairs = [block.context(c) for block, c in zip(self.blocks, context.unbind(1), strict=True)]
+        blocks = cast("list[Block]", list(self.blocks))
+        pairs = [block.context(c) for block, c in zip(blocks, context.unbind(1), strict=True)]
         return Conditions(torch.cat(vector, -1), pairs, states.valid[:, None, None], routes)
 
     def velocity(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         bucket = (t * 1000).floor()
-        remembered, *state = conditions.vector.split(self.config.hidden, -1)
+        remembered, *state = conditions.vector.chunk(1 + (self.state_in is not None), -1)
         c = F.silu(self.time_in(bucket) + remembered)
         tokens = [*(one[:, None] for one in state), self.action_in(x, bucket) + self.positions]
         if self.future is not None:
@@ -234,7 +236,7 @@ class Attention(nn.Module):
         return out
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 def two_layers(size: int, inner: int, out: int) -> nn.Sequential:

@@ -95,7 +95,7 @@ class OpenVLATokensHead(Head):
 
     def actions(self, words: torch.Tensor) -> torch.Tensor:
         """The inverse, up to half a bin: int64 [..., C * A] -> float32 [..., C, A]."""
-        return bin_centres((self.end_of_words - 1 - words).clamp(min=0)).unflatten(-1, self.shape)
+        return bin_centres((self.end_of_words - 1 - words).clamp(min=0)).reshape(*words.shape[:-1], *self.shape)
 
     def loss(
         self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
@@ -131,7 +131,8 @@ class OpenVLATokensHead(Head):
         logits = _language(features).logits(states + recalled)
         logits = logits[..., self.end_of_words - NUM_BINS : self.end_of_words]
         numbers = bin_centres(torch.arange(NUM_BINS, device=logits.device)).flip(0)
-        return (logits.softmax(-1) @ numbers).unflatten(-1, self.shape)
+        means: torch.Tensor = logits.softmax(-1) @ numbers
+        return means.reshape(len(means), *self.shape)
 
     @torch.no_grad()
     def write(self, features: Features) -> torch.Tensor:

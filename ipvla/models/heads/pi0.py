@@ -20,6 +20,8 @@ from torch import nn
 
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features, LayerStates, Reads
+from ipvla.models.heads.flow_matching import IntegratingConfig
+from ipvla.models.heads.integrators import integrate, require_integrator
 from ipvla.models.heads.protocol import Head, HeadConfig, masked_mean
 from ipvla.models.heads.smolvla_expert import Prefix, SmolVLAExpert, by_head
 
@@ -28,7 +30,7 @@ Variant = Literal["pi0", "pi05", "smolvla"]
 
 @HeadConfig.register_subclass("pi0")
 @dataclass(frozen=True)
-class Pi0HeadConfig(HeadConfig):
+class Pi0HeadConfig(IntegratingConfig):
     """Sizes are those of the published 300M expert.
 
     Attributes:
@@ -39,7 +41,7 @@ class Pi0HeadConfig(HeadConfig):
         dims: numbers per action and per state inside the model, of which the real ones come first and the others
             are 0.
         self_attention_every: of SmolVLA's layers, those that read the actions' own keys.
-        steps: of the flow, per chunk.
+        steps, integrator: of the flow, per chunk; `evaluate` and `serve` take others as well.
         min_period, max_period: of the time's sines and cosines.
         time_power, time_scale, time_offset: in training t = offset + scale u^(1 / power), u uniform: a beta
             distribution of (power, 1).
@@ -60,11 +62,13 @@ class Pi0HeadConfig(HeadConfig):
     time_power: float = 1.5
     time_scale: float = 0.999
     time_offset: float = 0.001
+    integrator: str = "euler"
 
     def __post_init__(self) -> None:
         if self.variant not in get_args(Variant):
             raise ValueError(f"head.variant is {self.variant!r}; choose one of {', '.join(get_args(Variant))}")
-        for name in ("layers", "steps", "dims", "self_attention_every"):
+        require_integrator(self.steps, self.integrator, "head")
+        for name in ("layers", "dims", "self_attention_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"head.{name} is {getattr(self, name)}; it must be at least 1")
         if self.width < 4 or self.width % 2:
@@ -149,6 +153,7 @@ class Pi0Head(Head):
         assert noise is not None
         config, noise, drawn = self.config, noise[:, :-1], noise[:, -1, 0]
         time = config.time_offset + config.time_scale * torch.special.ndtr(drawn) ** (1 / config.time_power)
+        actions = actions.where(weight, 0.0)  # other actions of the chunk read those that do not exist
         return masked_mean(self.losses(features, actions, noise, time)[..., : self.action_dim], weight)
 
     def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
@@ -157,11 +162,11 @@ class Pi0Head(Head):
 
     def flow(self, features: Features, noise: torch.Tensor) -> torch.Tensor:
         """From noise to a chunk, float32 [B, C, dims]."""
-        x, steps = noise.float(), self.config.steps
-        for step in range(steps):
-            time = torch.full((len(x),), 1 - step / steps, device=x.device)
-            x = x - self.velocity(features, x, time) / steps
-        return x
+
+        def field(x: torch.Tensor, t: float) -> torch.Tensor:
+            return -self.velocity(features, x, torch.full((len(x),), 1 - t, device=x.device))
+
+        return integrate(field, noise.float(), self.config.steps, self.config.integrator)
 
     def _padded(self, x: torch.Tensor) -> torch.Tensor:
         return F.pad(x, (0, self.config.dims - x.shape[-1]))
@@ -241,14 +246,16 @@ class ExpertLayer(nn.Module):
         self.post_attention_layernorm = norm(gemma.hidden_size)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor | None, past: Prefix, **how: Any) -> torch.Tensor:
+        added: torch.Tensor
         if condition is None:
             x = x + self.self_attn(self.input_layernorm(x), past_key_values=past, **how)[0]
-            added: torch.Tensor = self.mlp(self.post_attention_layernorm(x))
+            added = self.mlp(self.post_attention_layernorm(x))
             return x + added
         y, gate = self.input_layernorm(x, condition)
         x = x + gate * self.self_attn(y, past_key_values=past, **how)[0]
         y, gate = self.post_attention_layernorm(x, condition)
-        return x + gate * self.mlp(y)
+        added = gate * self.mlp(y)
+        return x + added
 
 
 class TimedNorm(nn.Module):

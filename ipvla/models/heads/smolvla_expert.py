@@ -43,8 +43,8 @@ class SmolVLAExpert(nn.Module):
         size = config.key_heads * config.head_size
         for i, layer in enumerate(self.layers):
             if i % self.every:
-                layer.self_attn.k_proj = nn.Linear(size, size, bias=False)
-                layer.self_attn.v_proj = nn.Linear(size, size, bias=False)
+                attention: Any = layer.self_attn
+                attention.k_proj, attention.v_proj = (nn.Linear(size, size, bias=False) for _ in range(2))
         self.norm = LlamaRMSNorm(config.width, eps=1e-5)
         self.rotary = LlamaRotaryEmbedding(llama)
 
@@ -105,4 +105,4 @@ class Prefix:
 
 def by_head(flat: torch.Tensor, size: int) -> torch.Tensor:
     """[..., N, D] -> [..., D / size, N, size]."""
-    return flat.unflatten(-1, (-1, size)).transpose(-3, -2)
+    return flat.reshape(*flat.shape[:-1], -1, size).transpose(-3, -2)

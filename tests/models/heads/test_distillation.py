@@ -12,10 +12,8 @@ import torch
 from ipvla.experiment import Experiment, ExperimentConfig
 from ipvla.models.adapters import LoRAConfig
 from ipvla.models.backbones import TinyConfig
-from ipvla.models.heads import FlowConfig, Sampling
+from ipvla.models.heads import FlowConfig, RegressionConfig, Sampling
 from ipvla.policy import Policy
-from ipvla.rollout.openpi.messages import unpack
-from ipvla.rollout.policy_actor import PolicySource
 from ipvla.tracking import Sinks
 from ipvla.training.loop import train
 from ipvla.training.parallel import World
@@ -124,7 +122,7 @@ class TestSampling:
 
         asked = [config(), config(steps=2), config(steps=2, integrator="heun")]
         sources = [replace(c.source("gru", Policy.load), directory=teacher) for c in asked]  # type: ignore[type-var]
-        assert len({source.sha256() for source in sources}) == 3  # type: ignore[attr-defined]
+        assert len({source.sha256() for source in sources}) == 3
         assert [source.open().describe()["evaluations"] for source in sources] == ["5", "2", "4"]  # type: ignore[attr-defined]
         assert [c.journal("gru").name for c in asked] == [
             "episodes.sqlite",
@@ -133,12 +131,14 @@ class TestSampling:
         ]
         assert [c.conditions for c in asked[:2]] == [{}, {"sampling": "steps=2"}]
 
-    def test_a_server_says_it(self, taught: ExperimentConfig, teacher: Path) -> None:
-        told = unpack(serving(ServeConfig(policy=teacher, sampling=Sampling(steps=2)), None)._metadata)
+    def test_a_server_takes_and_says_it(self, taught: ExperimentConfig, teacher: Path, tmp_path: Path) -> None:
+        serving(ServeConfig(policy=teacher, sampling=Sampling(steps=2)), None)
         policy = Policy.load(teacher, sampling=Sampling(steps=2))
-        sha256 = PolicySource(Policy.load, teacher, variant="steps=2").sha256()
-        assert told == metadata(policy, policy.contract, sha256)
-        assert told["steps"] == "2"
+        assert metadata(policy, policy.contract, "")["steps"] == "2"
+        plain = replace(taught, start_from=None, model=replace(taught.model, head=RegressionConfig(16)))
+        plain.build(World()).policy.save(tmp_path / "policy")
+        with pytest.raises(ValueError, match=r"sampling: steps=2, and a head of type regression takes no"):
+            serving(ServeConfig(policy=tmp_path / "policy", sampling=Sampling(steps=2)), None)
 
     def test_what_cannot_be_sampled_so_is_refused(self, make_experiment: Make, tmp_path: Path) -> None:
         make_experiment().build(World()).policy.save(tmp_path / "policy")

@@ -18,6 +18,9 @@ from ipvla.models.heads import (
     FlowConfig,
     HeadConfig,
     LayerwiseConfig,
+    OFTConfig,
+    OpenVLATokensConfig,
+    Pi0HeadConfig,
     RegressionConfig,
     ReverseChainConfig,
     TokensConfig,
@@ -50,7 +53,11 @@ def documented() -> HeadConfig:
 
 
 MOVING = QualityConfig(smoothness=0.5, jerk=0.5)
-#: Every head of this folder, in its forms, and the example of how to add one.
+#: The keys and values of `BACKBONE`.
+EXPERT: dict[str, Any] = {"layers": 3, "heads": 2, "key_heads": 2, "head_size": 16, "steps": 4}
+#: Heads that need a backbone of their own; tests/checkpoints is about them.
+ELSEWHERE = {OFTConfig, OpenVLATokensConfig}
+#: Every other head of this folder, in its forms, and the example of how to add one.
 HEADS: dict[str, HeadConfig] = {
     "example": documented(),
     "regression": RegressionConfig(16),
@@ -63,6 +70,8 @@ HEADS: dict[str, HeadConfig] = {
     "flow": FlowConfig(16),
     "flow shared": FlowConfig(16, attention="shared", heads=4, layers=(0, -1), time="beta"),
     "flow with draws and quality": FlowConfig(16, draws=3, quality=MOVING, time="logit_normal", integrator="heun"),
+    "pi0": Pi0HeadConfig(width=16, mlp=16, dims=8, **EXPERT),
+    "pi05": Pi0HeadConfig(variant="pi05", width=16, mlp=16, dims=8, **EXPERT),
     "layerwise": LayerwiseConfig(16, mlp=32),
     "layerwise as published": LayerwiseConfig(16, mlp=32, self_attention="odd", context_norm=False),
     "layerwise without self-attention": LayerwiseConfig(16, mlp=32, self_attention="none", layers=(0, -1)),
@@ -106,7 +115,9 @@ def loss_of(model: IPVLA, batch: StepBatch) -> torch.Tensor:
 
 def test_all_heads_are_here() -> None:
     ours = {t for n, t in HeadConfig.get_known_choices().items() if t.__module__.startswith("ipvla.")}
-    assert {type(config) for config in HEADS.values()} >= ours
+    assert {type(config) for config in HEADS.values()} >= ours - ELSEWHERE
+    names = {HeadConfig.get_choice_name(config) for config in ours}
+    assert all(f"`{name}`" in PAGE.read_text() for name in names)
 
 
 @every_head
