@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ipvla.data.normalisation import NORMALISATIONS, FeatureStatistics, Normalisation
+from ipvla.data.normalisation import FeatureStatistics, Normalisation
 from ipvla.data.statistics import Statistics
+
+#: LeRobot's and openpi's, which do not clip, have golden figures in tests/checkpoints.
+OPENVLAS: tuple[Normalisation, ...] = ("bounds_q99", "bounds", "normal")
 
 _values = hnp.arrays(
     np.float32,
@@ -172,7 +175,7 @@ def _spread(mask: list[bool]) -> tuple[np.ndarray, FeatureStatistics]:
     return values, FeatureStatistics.compute(values, np.array(mask))
 
 
-@pytest.mark.parametrize("kind", NORMALISATIONS)
+@pytest.mark.parametrize("kind", OPENVLAS)
 @pytest.mark.parametrize("mask", [[True] * 4, [True, True, True, False]])
 def test_every_normalisation_is_openvlas(kind: Normalisation, mask: list[bool]) -> None:
     values, s = _spread(mask)
@@ -204,7 +207,7 @@ def test_without_clipping_everything_comes_back(kind: Normalisation) -> None:
         np.testing.assert_allclose(np.asarray(back), values, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", NORMALISATIONS)
+@pytest.mark.parametrize("kind", OPENVLAS)
 def test_a_constant_dimension_is_zero_in_every_normalisation(kind: Normalisation) -> None:
     values = np.stack([np.full(50, 0.3, np.float32), np.arange(50, dtype=np.float32)], 1)
     s = FeatureStatistics.compute(values, np.array([True, True]))
