@@ -182,13 +182,6 @@ class ExperimentConfig(StorageRoots):
                 "data.reasoning is set, and nothing is trained on it; set model.reasoning_loss ({} for its "
                 "defaults), or data.reasoning to null"
             )
-        caches = self.model.memory.caches or self.model.head.reads.caches
-        cached = caches and self.model.backbone.layers_write_cache
-        if self.training.activation_checkpointing and cached:
-            raise ValueError(
-                "training.activation_checkpointing runs layers twice, and this backbone's layers add to the cache "
-                "that model.memory or model.head reads; set it to false, or choose another memory or head"
-            )
         if self.training.sharding == "fsdp":
             self._check_sharding()
 

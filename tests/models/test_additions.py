@@ -434,14 +434,6 @@ def test_layers_that_the_backbone_lacks_are_refused(make: Make) -> None:
             make(backbone=WordsConfig(), head=reads).build(World())
 
 
-def test_keys_of_layers_that_would_run_twice_are_refused(make: Make) -> None:
-    chain = ChainMemoryConfig([KVMemoryConfig(length=2), GRUMemoryConfig(8)])
-    for model in ({"head": LayersConfig()}, {"memory": chain}):
-        config = make(backbone=PaliGemmaConfig(), **model)
-        with pytest.raises(ValueError, match=r"model\.memory or model\.head reads"):
-            replace(config, training=replace(config.training, activation_checkpointing=True))
-
-
 def test_a_memory_says_for_itself_and_its_parts_that_it_does_not_shard(make: Make) -> None:
     prompt = PromptMemoryConfig(plan_tokens=8)
     for memory, name in ((prompt, "prompt"), (ChainMemoryConfig([prompt, GRUMemoryConfig(8)]), "chain")):

@@ -14,6 +14,7 @@ from ipvla.data.lanes import LaneConfig
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import DataConfig, Experiment, ExperimentConfig
 from ipvla.models.backbones import PaliGemmaConfig
+from ipvla.models.heads import FlowConfig
 from ipvla.models.memory import (
     BankMemoryConfig,
     GRUMemoryConfig,
@@ -226,11 +227,20 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(make_exper
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num())
 
 
-def test_a_cache_that_layers_write_is_not_written_twice(make_experiment: Make) -> None:
-    training = TrainingConfig(activation_checkpointing=True)
-    model = IPVLAConfig(PaliGemmaConfig(), KVMemoryConfig())
-    with pytest.raises(ValueError, match=r"activation_checkpointing runs layers twice.*choose another memory"):
-        make_experiment(training=training, model=model)
+@pytest.mark.parametrize("reader", ["memory", "head"])
+def test_a_layer_that_runs_again_for_the_backward_pass_finds_the_cache_as_it_was(
+    make_experiment: Make, paligemma_directory: Path, reader: str
+) -> None:
+    backbone = PaliGemmaConfig(str(paligemma_directory), dtype="float32", max_prompt_tokens=24)
+    parts = {"memory": KVMemoryConfig(length=3)} if reader == "memory" else {"head": FlowConfig(hidden=16)}
+    config = make_experiment(model=IPVLAConfig(backbone, chunk=2, **parts))
+    trained = []
+    for again in (False, True):
+        training = TrainingConfig(steps=2, precision="fp32", activation_checkpointing=again)
+        experiment = replace(config, training=training).build(WORLD)
+        run(replace(config, training=training), experiment)
+        trained.append(weights(experiment))
+    assert all(torch.equal(trained[1][name], value) for name, value in trained[0].items())
 
 
 def test_metrics_are_logged_by_step(make_experiment: Make, tmp_path: Path) -> None:

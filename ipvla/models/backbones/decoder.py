@@ -89,8 +89,6 @@ class DecoderBackbone(Backbone):
         return cast(torch.Tensor, self.speaker(states.to(self.dtype))).float()
 
     def encode(self, embedded: Embedded, context: Context | None = None) -> BackboneOutput:
-        from transformers import DynamicCache
-
         context = context or Context()
         place, n = placed(embedded, context, self.attention), embedded.tokens.shape[1]
         x, front = place.tokens, place.observation.start
@@ -104,15 +102,14 @@ class DecoderBackbone(Backbone):
             positions.append(written)
             if front:
                 positions.insert(0, (m + self.first_position).expand_as(written))
-        bias = _bias(self.visible(embedded, place), x.dtype)
-        cache = DynamicCache() if context.past is not None or context.keep or self.reads.caches else None
-        if context.past is not None and cache is not None:
+        bias, cache = _bias(self.visible(embedded, place), x.dtype), None
+        if context.past is not None:
             past = context.past.bias.clamp(min=torch.finfo(x.dtype).min).to(x.dtype)[:, :, None]
             bias = bias.expand(-1, self.heads, x.shape[1], -1)
             bias = torch.cat([past.expand(-1, -1, x.shape[1], -1), bias], -1)
-            for layer in range(self.num_layers):
-                pair = (self._split(c[:, layer]) for c in (context.past.keys, context.past.values))
-                cache.update(*pair, layer)
+            cache = _Cache(self._split(context.past.keys), self._split(context.past.values))
+        elif context.keep or self.reads.caches:
+            cache = _Cache()
         output = self.decoder(
             inputs_embeds=x,
             attention_mask=bias,
@@ -123,19 +120,15 @@ class DecoderBackbone(Backbone):
             **self.beside(embedded, place),
         )
         hidden = tuple(h[:, place.observation] for h in output.hidden_states)
-        start = bias.shape[-1] - x.shape[1] + front  # of the observation among the cached tokens
         last_keys_values = None
         if context.keep and cache is not None:
-            places = start + embedded.last[:, None] - torch.arange(context.keep - 1, -1, -1, device=x.device)
-            last_keys_values = tuple(
-                torch.stack([t.transpose(1, 2)[rows[:, None], places].flatten(2) for t in of_layers], 1)
-                for of_layers in ([c.keys for c in cache.layers], [c.values for c in cache.layers])
-            )
+            places = embedded.last[:, None] - torch.arange(context.keep - 1, -1, -1, device=x.device)
+            keys, values = (flat[rows[:, None], :, front + places].transpose(1, 2) for flat in cache.joined())
+            last_keys_values = keys, values
 
         def keys_values(layer: int) -> tuple[torch.Tensor, torch.Tensor]:
             assert cache is not None
-            pair = (cache.layers[layer].keys, cache.layers[layer].values)
-            keys, values = (t[:, :, start : start + n].transpose(1, 2).flatten(2) for t in pair)
+            keys, values = (t[:, :, place.observation].transpose(1, 2).flatten(2) for t in cache.own[layer])
             return keys, values
 
         cognition = hidden[-1][rows, embedded.last].float()
@@ -145,18 +138,14 @@ class DecoderBackbone(Backbone):
             hidden,
             embedded.instruction,
             None if place.written is None else output.hidden_states[-1][:, place.written],
-            cast("tuple[torch.Tensor, torch.Tensor] | None", last_keys_values),
+            last_keys_values,
         )
 
     def extend(
         self, tokens: torch.Tensor, past: LayerStates, reads: torch.Tensor, keep: bool = False
     ) -> tuple[torch.Tensor, LayerStates]:
-        from transformers import DynamicCache
-
-        x, cache = tokens.to(self.dtype), DynamicCache()
+        x, cache = tokens.to(self.dtype), _Cache(self._split(past.keys), self._split(past.values))
         b, m = x.shape[:2]
-        for layer, pair in enumerate(zip(past.keys.unbind(1), past.values.unbind(1), strict=True)):
-            cache.update(*(self._split(each) for each in pair), layer)
         visible = torch.cat([past.valid[:, None].expand(-1, m, -1), reads.expand(b, m, m)], -1)
         before = past.valid.sum(-1)
         last = self.positions(int(before.max()))[..., before - 1]
@@ -167,10 +156,7 @@ class DecoderBackbone(Backbone):
             past_key_values=cache,
             use_cache=True,
         )
-        if keep:
-            keys, values = ([getattr(c, name)[:, :, -m:] for c in cache.layers] for name in ("keys", "values"))
-            past = past.followed(joined_heads(keys), joined_heads(values))
-        return output.last_hidden_state, past
+        return output.last_hidden_state, past.followed(*cache.joined()) if keep else past
 
     def write_loss(self, inputs: ModelInputs, replies: torch.Tensor) -> torch.Tensor:
         rows, suffix = answered(inputs, replies, self.end)
@@ -226,12 +212,44 @@ class DecoderBackbone(Backbone):
         )
 
     def _split(self, flat: torch.Tensor) -> torch.Tensor:
-        """[B, S, Dk] -> [B, key heads, S, size of a head]."""
-        return flat.reshape(*flat.shape[:2], -1, self.head_size).transpose(1, 2).to(self.dtype)
+        """[B, layers, S, Dk] -> [layers, B, key heads, S, size of a head]."""
+        by_head = flat.reshape(*flat.shape[:-1], -1, self.head_size)
+        return by_head.permute(1, 0, 3, 2, 4).to(self.dtype)
 
 
-def joined_heads(layers: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Of each layer [B, key heads, S, size of a head] -> [B, layers, S, Dk]."""
+class _Cache:
+    """What transformers' attention asks a cache for: a layer's keys and values behind those of earlier tokens.
+
+    A layer that runs again, for the backward pass, finds the same ones before it.
+
+    Args:
+        keys, values: of earlier tokens, [layers, B, key heads, S, size of a head]; None for no earlier ones.
+    """
+
+    def __init__(self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None) -> None:
+        self._earlier = None if keys is None or values is None else (keys, values)
+        self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a layer attends to."""
+        self.own[layer] = keys, values
+        if self._earlier is None:
+            return keys, values
+        before, said = self._earlier
+        return torch.cat([before[layer], keys], 2), torch.cat([said[layer], values], 2)
+
+    def get_seq_length(self, _layer: int = 0) -> int:
+        return 0 if self._earlier is None else self._earlier[0].shape[3]
+
+    def joined(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layers' own keys and values, each [B, layers, N, Dk]."""
+        keys, values = zip(*(self.own[layer] for layer in sorted(self.own)), strict=True)
+        return _joined(keys), _joined(values)
+
+
+def _joined(layers: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([layer.transpose(1, 2).flatten(2) for layer in layers], 1)
 
 

@@ -45,7 +45,6 @@ class HuggingFaceConfig(BackboneConfig):
         max_prompt_tokens: longest prompt in tokens, image tokens included.
     """
 
-    layers_write_cache: ClassVar[bool] = True
     model_types: ClassVar[tuple[str, ...]]
 
     pretrained: str = ""

@@ -48,8 +48,6 @@ class PrismaticConfig(BackboneConfig):
         film: the prompt modulates the vision towers (OpenVLA-OFT+).
     """
 
-    layers_write_cache: ClassVar[bool] = True
-
     pretrained: Path | None = None
     dtype: str = "bfloat16"
     prompt: str = "In: What action should the robot take to {instruction}?\nOut:"

@@ -415,14 +415,7 @@ def _run_again_in_backward(layer: nn.Module) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class BackboneConfig(draccus.ChoiceRegistry):
-    """A choice by `type`: one of the backbones of this folder.
-
-    Attributes:
-        layers_write_cache: a language layer adds to the keys and values that it is given: to run it again for the
-            backward pass would add them twice.
-    """
-
-    layers_write_cache: ClassVar[bool] = False
+    """A choice by `type`: one of the backbones of this folder."""
 
     @property
     def text_limits(self) -> tuple[int, int] | None:

@@ -34,10 +34,6 @@ class ChainMemoryConfig(MemoryConfig):
             )
 
     @property
-    def caches(self) -> bool:
-        return any(part.caches for part in self.parts)
-
-    @property
     def feeds_backbone(self) -> bool:
         return self.parts[0].feeds_backbone
 

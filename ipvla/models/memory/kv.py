@@ -47,10 +47,6 @@ class KVMemoryConfig(MemoryConfig):
     def feeds_backbone(self) -> bool:
         return True
 
-    @property
-    def caches(self) -> bool:
-        return True
-
     def build(self, backbone: Backbone) -> KVMemory:
         return KVMemory(self, backbone.num_layers, backbone.heads, backbone.cache_size)
 

@@ -39,11 +39,6 @@ class MemoryConfig(draccus.ChoiceRegistry):
     """A choice by `type`: one of the mechanisms of this folder."""
 
     @property
-    def caches(self) -> bool:
-        """Whether it keeps keys and values of the language layers."""
-        return False
-
-    @property
     def feeds_backbone(self) -> bool:
         """Whether the backbone's pass depends on it."""
         return False
