@@ -256,7 +256,7 @@ def _described(directory: Path) -> dict[str, Any]:
     try:
         described = read_record(path)
     except (OSError, ValueError) as error:
-        what = f"no policy in {directory}" if isinstance(error, OSError) else f"no policy in {path}"
+        what = f"no policy in {directory}" if isinstance(error, OSError) else f"{path} is damaged"
         raise CheckpointError(
             f"{what} ({one_line(error)}); give a directory that ray_jobs.train wrote, e.g. runs/STUDY/NAME/policy"
         ) from None

@@ -224,7 +224,9 @@ def _usable_directory(preferred: Path) -> Path:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if directory == preferred:
                 return directory
-            ours = _is_ours_alone(directory)  # another user may have made it first
+            ours = _no_other_wrote(directory)  # another user may have made it first
+            if ours:
+                directory.chmod(0o700)  # earlier versions let others read it
             place = directory if ours else Path(tempfile.mkdtemp(prefix="ipvla-"))
             _logger.debug("Ray cannot use %s; its session files go to %s", preferred, place)
             return place
@@ -233,10 +235,10 @@ def _usable_directory(preferred: Path) -> Path:
     )
 
 
-def _is_ours_alone(directory: Path) -> bool:
-    """Is it a directory of this user's, and no link, that others can neither read nor write?"""
+def _no_other_wrote(directory: Path) -> bool:
+    """Is it a directory of this user's, and no link, that others cannot write into?"""
     found = directory.lstat()
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def _join(address: str, options: dict[str, Any]) -> None:

@@ -136,10 +136,13 @@ def test_on_another_cluster_it_is_said_again_and_again_what_is_waited_for(two_cp
 
 
 @pytest.mark.parametrize("name", ["deep" * 20, "мой диск"])
-def test_what_ray_cannot_use_gets_a_place_that_it_can(tmp_path, name):
-    found = cluster._usable_directory(tmp_path / name)
-    assert found.name == f"ipvla-{os.getuid()}"
+def test_what_ray_cannot_use_gets_a_place_that_it_can(tmp_path, monkeypatch, name):
     short = Path(tempfile.mkdtemp())
+    monkeypatch.setattr(tempfile, "tempdir", str(short))
+    place = short / f"ipvla-{os.getuid()}"
+    place.mkdir(mode=0o755)  # as earlier versions left it
+    assert cluster._usable_directory(tmp_path / name) == place
+    assert place.stat().st_mode & 0o077 == 0
     assert cluster._usable_directory(short / "ray") == short / "ray"
     shutil.rmtree(short)
 
@@ -154,7 +157,7 @@ def test_a_shared_directory_is_ours_alone_or_is_not_used(foreign, tmp_path, monk
         place.symlink_to(tmp_path / "theirs")
     else:
         place.mkdir()
-        place.chmod(0o777 if foreign == "open to all" else 0o750)
+        place.chmod(0o777 if foreign == "open to all" else 0o770)
     found = cluster._usable_directory(tmp_path / ("long" * 30))
     assert found != place
     assert found.parent == shared

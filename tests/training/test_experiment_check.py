@@ -128,15 +128,15 @@ def test_parts_that_do_not_fit_each_other(make_experiment: Make, model: dict[str
 
 
 @pytest.mark.parametrize(
-    ("memory", "caches", "shards", "plans"),
+    ("memory", "feeds", "shards", "plans"),
     [
         (GRUMemoryConfig(), False, True, 0),
         (ChainMemoryConfig([KVMemoryConfig(), GRUMemoryConfig()]), True, True, 0),
-        (ChainMemoryConfig([PromptMemoryConfig(plan_tokens=7), GRUMemoryConfig()]), False, False, 7),
+        (ChainMemoryConfig([PromptMemoryConfig(plan_tokens=7), GRUMemoryConfig()]), True, False, 7),
     ],
 )
-def test_a_chain_is_what_its_parts_are(memory: MemoryConfig, caches: bool, shards: bool, plans: int) -> None:
-    assert (memory.caches, memory.shards, memory.longest_plan) == (caches, shards, plans)
+def test_a_chain_is_what_its_parts_are(memory: MemoryConfig, feeds: bool, shards: bool, plans: int) -> None:
+    assert (memory.feeds_backbone, memory.shards, memory.longest_plan) == (feeds, shards, plans)
 
 
 def test_a_policy_to_start_from_that_is_not_there(make_experiment: Make, tmp_path: Path) -> None:

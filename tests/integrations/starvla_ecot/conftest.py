@@ -11,9 +11,9 @@ import pytest
 
 from tests.data.reasoning import bridge
 from tests.data.reasoning.conftest import bridge_root, storage
-from tests.models.conftest import backbone
+from tests.models.conftest import backbone, backbone_configs
 
-__all__ = ["backbone", "bridge_root", "storage"]
+__all__ = ["backbone", "backbone_configs", "bridge_root", "storage"]
 
 
 @pytest.fixture
