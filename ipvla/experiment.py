@@ -25,7 +25,7 @@ from ipvla.data.sources import RLDS_BACKENDS, RldsBackend, absolute_location, da
 from ipvla.data.standards import StandardConfig
 from ipvla.data.standards.standard import EncodedEpisode
 from ipvla.models.vla import IPVLA, IPVLAConfig
-from ipvla.policy import CheckpointError, Policy, policy_sha256
+from ipvla.policy import CheckpointError, Policy, policy_conventions, policy_sha256
 from ipvla.storage import StorageRoots, paths_of_fields_absolute
 from ipvla.tracking import TrackingConfig
 from ipvla.training.loop import TrainingConfig
@@ -253,6 +253,7 @@ class ExperimentConfig(StorageRoots):
             DatasetError: the dataset has broken episodes, lacks a camera, or what the model is trained on; or
                 `data.reasoning` is about none of its episodes.
             CheckpointError: there is no policy in `start_from`.
+            ContractError: the policy there was trained on data in other terms.
             ValueError: an instruction's prompt is too long, or the backbone's weights are none.
         """
         self._require(dataset)
@@ -263,11 +264,14 @@ class ExperimentConfig(StorageRoots):
                 raise
         _require_coverage(dataset)
         self.model.check(sorted(dataset.instructions()), len(self.data.cameras))
-        if self.start_from is not None and not (self.start_from / "policy.json").is_file():
-            raise CheckpointError(
-                f"start_from: no policy in {self.start_from}; give a directory that ray_jobs.train wrote, e.g. "
-                "runs/STUDY/NAME/policy"
-            )
+        if self.start_from is not None:
+            start = policy_conventions(self.start_from)
+            if start is None:
+                raise CheckpointError(
+                    f"start_from: no policy in {self.start_from}; give a directory that ray_jobs.train wrote, "
+                    "e.g. runs/STUDY/NAME/policy"
+                )
+            _require_same_terms(start.contract, dataset.contract, str(self.start_from), dataset.name)
         if dataset.reworded:
             logger.warning(
                 "%s: the task in words changes within %d of %d episodes; the first words are used throughout",

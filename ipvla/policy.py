@@ -229,7 +229,13 @@ def _noise_seed(observation: Observation) -> int:
 
 
 def policy_contract(directory: Path) -> Contract | None:
-    """`Policy.contract` of a saved policy, without its weights; None where there is no `policy.json`.
+    """`Policy.contract` of a saved policy, as `policy_conventions` finds it."""
+    conventions = policy_conventions(directory)
+    return None if conventions is None else conventions.contract.in_environment_units
+
+
+def policy_conventions(directory: Path) -> Conventions | None:
+    """Those of a saved policy's data, without its weights; None where there is no `policy.json`.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -239,7 +245,7 @@ def policy_contract(directory: Path) -> Contract | None:
         return None
     described = _described(directory)
     try:
-        return Conventions.from_dict(described["transforms"]).contract.in_environment_units
+        return Conventions.from_dict(described["transforms"])
     except Exception as error:
         raise CheckpointError(f"{path} is damaged ({one_line(error)}); use another checkpoint") from None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ipvla.contract import ContractError
 from ipvla.data.dataset import EpisodeDataset
 from ipvla.data.source import DatasetError
 from ipvla.experiment import DataConfig, ExperimentConfig
@@ -142,6 +143,16 @@ def test_a_chain_is_what_its_parts_are(memory: MemoryConfig, feeds: bool, shards
 def test_a_policy_to_start_from_that_is_not_there(make_experiment: Make, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"start_from: no policy in {tmp_path}"):
         checked(make_experiment(start_from=tmp_path))
+
+
+def test_a_policy_of_data_in_other_terms(make_experiment: Make, tmp_path: Path) -> None:
+    config = make_experiment()
+    config.build(World()).policy.save(tmp_path)
+    checked(replace(config, start_from=tmp_path))
+    path = tmp_path / "policy.json"
+    path.write_text(path.read_text().replace('"gripper": "environment"', '"gripper": "open_is_one"'))
+    with pytest.raises(ContractError, match=r"has gripper 'open_is_one', and dataset cue has 'environment'"):
+        checked(replace(config, start_from=tmp_path))
 
 
 def test_words_that_change_are_counted(
