@@ -171,7 +171,7 @@ def absolute_paths(config: Config) -> Config:
         StorageError: a directory is an address, or lies in the home directory of a user without one.
     """
     own: Callable[[], Config] | None = getattr(config, "absolute", None)
-    return paths_of_fields_absolute(config) if own is None else own()
+    return own() if callable(own) else paths_of_fields_absolute(config)  # it may be a field of that name
 
 
 def paths_of_fields_absolute(config: Config) -> Config:

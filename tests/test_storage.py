@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipvla.data.standards.generic import StandardConfig
 from ipvla.storage import SOURCE_TREE, StorageError, StorageRoots, absolute_paths, home_is_writable
 
 FLAGS = ("cache_dir", "data_root_dir", "probe_root_dir", "artifact_dir", "run_root_dir", "tmp_dir")
@@ -139,6 +140,12 @@ def test_every_path_in_a_tree_of_settings_becomes_absolute():
     found = absolute_paths(Outer())
     assert found == Outer(Inner(Path.cwd() / "a"), Path.home() / "b")
     assert absolute_paths(found) == found
+
+
+def test_a_setting_may_be_called_absolute():
+    """As in `data.standard`, where it says which numbers of an action are positions."""
+    standard = StandardConfig({"front": "observation/image"}, absolute=True)
+    assert absolute_paths(standard) == standard
 
 
 def test_a_user_without_a_home_is_asked_for_a_storage_root(tmp_path, monkeypatch):
