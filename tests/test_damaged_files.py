@@ -178,6 +178,15 @@ def test_a_trace_takes_no_more_room_than_an_episode_could(tmp_path: Path, monkey
         read_journal(path)
 
 
+def test_a_journal_whose_schema_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = journal(tmp_path / "episodes.sqlite")
+    path.write_bytes(path.read_bytes().replace(b"PRIMARY KEY", b"PRIMARY K\xe4Y"))
+    with pytest.raises(JournalError, match="cannot be read"):
+        read_journal(path)
+    with pytest.raises(JournalError, match="cannot be read"), Journal(path, FINGERPRINT):
+        pass
+
+
 @pytest.mark.parametrize("name", ["h#1", "q?x=1", "p%20y", "a b", "мой ☃"])
 def test_a_journals_path_may_have_any_letters(name: str, tmp_path: Path) -> None:
     path = journal(tmp_path / name / "episodes.sqlite")

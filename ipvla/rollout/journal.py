@@ -73,6 +73,8 @@ class Journal:
                 self._claim(self.fingerprint)
             except sqlite3.DatabaseError as error:
                 raise _unusable(path, error) from error
+            except UnicodeDecodeError as error:  # SQLite's message quotes bytes that are no text
+                raise _damaged(path, error) from error
             stack.pop_all()
 
     def _claim(self, fingerprint: dict[str, str]) -> None:
@@ -175,6 +177,8 @@ class Journal:
                 journal.fingerprint = journal._fingerprint()
             except sqlite3.DatabaseError as error:
                 raise _unusable(path, error) from error
+            except UnicodeDecodeError as error:  # SQLite's message quotes bytes that are no text
+                raise _damaged(path, error) from error
             stack.pop_all()
         return journal
 

@@ -250,6 +250,8 @@ def _variant(group: Any, value: Mapping[str, Any], path: str, default: Any) -> A
 
 def _plain(kind: Any, value: Any, path: str) -> Any:
     value = _read(kind, value, path)
+    if value is None and kind in (str, Path, int, float, bool):
+        raise SettingError(f"{path}: it has no value; give one, or leave it out")
     if typing.get_origin(kind) is dict and isinstance(value, Mapping):
         for name, inner in value.items():
             if inner is None:

@@ -164,6 +164,7 @@ HELP = "--help explains it"
         (["--camera.size=big"], f"camera.size: 'big' is not of type int; {HELP}"),
         (["--camera.size=1.5"], f"camera.size: 1.5 is not of type int; {HELP}"),
         (["--limit=many"], f"limit: 'many' is not of type int | None; {HELP}"),
+        (["--camera.size=null"], "camera.size: it has no value; give one, or leave it out"),
         (["--counts=3"], f"counts: 3 is not of type dict[str, int]; {HELP}"),
         (["--counts={a:3}"], "counts: 'a:3' has no value; YAML wants a blank after the colon, `name: value`"),
         (["--counts={walk"], "counts: '{walk' is not valid YAML; quote it, or correct it"),
