@@ -30,6 +30,8 @@ from ipvla.models.vla import IPVLA, IPVLAConfig, adopt
 from ipvla.types import Memory, Observation
 
 FORMAT = 1
+#: In pixels, of a blank picture for a policy that takes pictures as they come.
+_ANY_SIDE = 64
 #: A model under construction may have so many times the weights of its file, which has shared ones once ...
 _BUILT_PER_SAVED = 4
 #: ... and so many more tensors and numbers, which no file has.
@@ -102,7 +104,7 @@ class Policy:
 
     def require_finite(self) -> Self:
         """Answers a blank observation, and returns itself. CheckpointError if the actions are not finite."""
-        size = self.transforms.conventions.image_size
+        size = self.transforms.conventions.image_size or _ANY_SIDE
         blank = Observation(
             images={camera: np.zeros((size, size, 3), np.uint8) for camera in self.transforms.cameras},
             proprio=np.zeros(self.transforms.statistics.proprio.dim, np.float32),

@@ -98,6 +98,10 @@ def test_states_and_prompts_are_theirs(inputs: ModelInputs, golden: dict[str, to
         assert ids[pictures:].tolist() == tokens[i, mask[i]].tolist()
 
 
+def test_its_first_answer_is_finite_whatever_pictures_it_takes(policy: Policy) -> None:
+    assert policy.require_finite() is policy
+
+
 def test_pictures_and_embeddings_are_theirs(
     policy: Policy, inputs: ModelInputs, golden: dict[str, torch.Tensor]
 ) -> None:
