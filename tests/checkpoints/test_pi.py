@@ -98,6 +98,12 @@ def test_states_and_prompts_are_theirs(inputs: ModelInputs, golden: dict[str, to
         assert ids[pictures:].tolist() == tokens[i, mask[i]].tolist()
 
 
+def test_heads_that_do_not_divide_the_vision_tower_are_refused(variant: str) -> None:
+    """No file says how many there are."""
+    with pytest.raises(ValueError, match=r"vision_heads is 16, and the vision tower is 24 wide"):
+        from_lerobot(HERE / variant, replace(SETTINGS, vision_heads=None), ADDED)
+
+
 def test_its_first_answer_is_finite_whatever_pictures_it_takes(policy: Policy) -> None:
     assert policy.require_finite() is policy
 

@@ -48,6 +48,13 @@ class PaliGemmaSizes:
     patch: int = 14
     image_size: int = 224
 
+    def __post_init__(self) -> None:
+        if self.vision_heads < 1 or self.vision_width % self.vision_heads:
+            raise ValueError(
+                f"vision_heads is {self.vision_heads}, and the vision tower is {self.vision_width} wide; give a "
+                "divisor of that (ipvla import: --pi.vision_heads)"
+            )
+
     def hugging_face(self) -> Any:
         """transformers' configuration; the image token lies outside the vocabulary."""
         from transformers import PaliGemmaConfig  # takes seconds

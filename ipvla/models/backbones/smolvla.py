@@ -51,6 +51,13 @@ class SmolVLMSizes:
     image_size: int = 512
     shuffle: int = 4
 
+    def __post_init__(self) -> None:
+        if self.vision_heads < 1 or self.vision_width % self.vision_heads:
+            raise ValueError(
+                f"vision_heads is {self.vision_heads}, and the vision tower is {self.vision_width} wide; give a "
+                "divisor of that (ipvla import: --pi.vision_heads)"
+            )
+
     @property
     def image_tokens(self) -> int:
         """Of one picture."""
