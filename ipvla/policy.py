@@ -155,7 +155,7 @@ class Policy:
         with appearing(directory) as building:
             (building / "policy.json").write_text(json.dumps(described, indent=1))
             save_file(state(self.model) if weights is None else weights, building / "model.safetensors")
-            self.model.head.save(building)
+            self.model.head.save_description(building)
             self.model.backbone.save_description(building)
 
     @classmethod
@@ -183,7 +183,7 @@ class Policy:
         saved = tensor_shapes(weights)
         with _undamaged(directory):
             config: IPVLAConfig = draccus.decode(IPVLAConfig, described["model"])
-            config = replace(config, head=config.head.relocated(directory))
+            config = replace(config, head=config.head.beside(directory))
             config = replace(config, backbone=config.backbone.beside(directory))
             conventions = Conventions.from_dict(described["transforms"])
             execute = int(described["execute"])

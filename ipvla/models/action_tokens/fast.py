@@ -54,7 +54,7 @@ class FastTokensConfig(ActionTokenizerConfig):
             )
         return FastTokens.load(self.file)
 
-    def relocated(self, directory: Path) -> FastTokensConfig:
+    def beside(self, directory: Path) -> FastTokensConfig:
         return replace(self, file=directory)
 
 

@@ -79,7 +79,7 @@ class ActionTokenizerConfig(draccus.ChoiceRegistry):
         """ValueError in one line if its file is missing, damaged, or of another vocabulary."""
         raise NotImplementedError
 
-    def relocated(self, directory: Path) -> ActionTokenizerConfig:
+    def beside(self, directory: Path) -> ActionTokenizerConfig:
         """The same with its file at `directory`, where `ActionTokenizer.save` wrote."""
         return self
 

@@ -59,7 +59,7 @@ class RVQTokensConfig(ActionTokenizerConfig):
             )
         return RVQTokens.load(self.file).requires_grad_(False)
 
-    def relocated(self, directory: Path) -> RVQTokensConfig:
+    def beside(self, directory: Path) -> RVQTokensConfig:
         return replace(self, file=directory)
 
 

@@ -43,7 +43,7 @@ class Head(nn.Module):
         """Sets `action_varies`, where the model is built. ValueError for more of them than the head takes."""
         self.action_varies = action_varies.clone()
 
-    def save(self, directory: Path) -> None:
+    def save_description(self, directory: Path) -> None:
         """Writes files that a policy needs beside its weights into its directory; most heads have none."""
 
     def loss(
@@ -102,8 +102,8 @@ class HeadConfig(draccus.ChoiceRegistry):
     def check(self, chunk: int) -> None:
         """ValueError in one line for what can be known to be wrong before anything is built."""
 
-    def relocated(self, directory: Path) -> HeadConfig:
-        """The same with the files that `Head.save` wrote into a policy's directory."""
+    def beside(self, directory: Path) -> HeadConfig:
+        """The same with the files that `Head.save_description` wrote into a policy's directory."""
         return self
 
     @property

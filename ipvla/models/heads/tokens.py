@@ -88,8 +88,8 @@ class TokensConfig(HeadConfig):
                 "choose autoregressive, or another tokenizer"
             )
 
-    def relocated(self, directory: Path) -> TokensConfig:
-        return replace(self, tokenizer=self.tokenizer.relocated(directory / _DIRECTORY))
+    def beside(self, directory: Path) -> TokensConfig:
+        return replace(self, tokenizer=self.tokenizer.beside(directory / _DIRECTORY))
 
     def build(self, backbone: Backbone, proprio: int, chunk: int, action_dim: int) -> TokensHead:
         self.check(chunk)
@@ -149,7 +149,7 @@ class TokensHead(Head):
         self.longest = self.tokenizer.longest(self.chunk, len(self.written))
         self.noise_shape = (self.longest,) if self.config.temperature else None
 
-    def save(self, directory: Path) -> None:
+    def save_description(self, directory: Path) -> None:
         self.tokenizer.save(directory / _DIRECTORY)
 
     def loss(
