@@ -102,7 +102,7 @@ class DecoderBackbone(Backbone):
             positions.append(written)
             if front:
                 positions.insert(0, (m + self.first_position).expand_as(written))
-        bias, cache = _bias(self.visible(embedded, place), x.dtype), None
+        bias, cache = score_bias(self.visible(embedded, place), x.dtype), None
         if context.past is not None:
             past = context.past.bias.clamp(min=torch.finfo(x.dtype).min).to(x.dtype)[:, :, None]
             bias = bias.expand(-1, self.heads, x.shape[1], -1)
@@ -151,7 +151,7 @@ class DecoderBackbone(Backbone):
         last = self.positions(int(before.max()))[..., before - 1]
         output = self.decoder(
             inputs_embeds=x,
-            attention_mask=_bias(visible, x.dtype),
+            attention_mask=score_bias(visible, x.dtype),
             position_ids=last[..., None] + 1 + torch.arange(m, device=x.device),
             past_key_values=cache,
             use_cache=True,
@@ -189,7 +189,7 @@ class DecoderBackbone(Backbone):
             valid = F.pad(valid, (0, 1), value=True)
             output = self.decoder(
                 inputs_embeds=self.embed_ids(token)[:, None],
-                attention_mask=_bias(valid[:, None], self.dtype),
+                attention_mask=score_bias(valid[:, None], self.dtype),
                 position_ids=(behind + i)[..., None],
                 past_key_values=cache,
                 use_cache=True,
@@ -204,7 +204,7 @@ class DecoderBackbone(Backbone):
         visible = self.visible(embedded, place) & (earlier(embedded.valid) | ~written[:, None])
         return self.decoder(
             inputs_embeds=x,
-            attention_mask=_bias(visible, x.dtype),
+            attention_mask=score_bias(visible, x.dtype),
             position_ids=own[..., None, :].expand(*own.shape[:-1], len(x), n),
             use_cache=bool(cached),
             **cached,
@@ -259,7 +259,11 @@ def earlier(valid: torch.Tensor) -> torch.Tensor:
     return torch.ones(n, n, dtype=torch.bool, device=valid.device).tril()
 
 
-def _bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to the attention's scores, [B, 1, rows, columns]."""
+def score_bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to attention's scores, [B, 1, rows, columns]: each row reads the `visible` columns alone.
+
+    Args:
+        visible: bool [B, rows, columns].
+    """
     zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return zeros.masked_fill(~visible, torch.finfo(dtype).min)[:, None]

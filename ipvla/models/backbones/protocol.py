@@ -323,7 +323,10 @@ def require_prompts(lengths: Mapping[str, int], longest: int, most: int | None =
     example = textwrap.shorten(max(too_long, key=lambda instruction: too_long[instruction]), 100)
     remedy = f"set --model.backbone.max_prompt_tokens {needed}"
     if most is not None and needed > most:
-        remedy = f"this backbone takes {most} at most: shorten the instruction, or choose another backbone"
+        remedy = (
+            f"this backbone takes {most} at most: raise model.backbone.max_text_tokens as well, which makes new "
+            "weights, shorten the instruction, or choose another backbone"
+        )
     raise ValueError(
         f"the prompts of {len(too_long)} of {len(lengths)} instructions have more tokens than "
         f"model.backbone.max_prompt_tokens {longest}, up to {needed}: {example!r}; {remedy}"

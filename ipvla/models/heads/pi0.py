@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ipvla.models.backbones import Backbone
+from ipvla.models.backbones.decoder import score_bias
 from ipvla.models.features import Features, LayerStates, Reads
 from ipvla.models.heads.flow_matching import IntegratingConfig
 from ipvla.models.heads.integrators import integrate, require_integrator
@@ -221,8 +222,7 @@ class Expert(nn.Module):
         if condition is None:
             own[0, 1:] = False
         visible = torch.cat([prefix.valid[:, None].expand(-1, count, -1), own.expand(batch, -1, -1)], -1)
-        bias = torch.zeros(visible.shape, dtype=tokens.dtype, device=tokens.device)
-        bias = bias.masked_fill(~visible, torch.finfo(tokens.dtype).min)[:, None]
+        bias = score_bias(visible, tokens.dtype)
         positions = prefix.valid.sum(-1, keepdim=True) + torch.arange(count, device=tokens.device)
         rotation = self.rotary(tokens, positions)
         earlier = Prefix(*(by_head(x, self.head_size).to(tokens.dtype) for x in (prefix.keys, prefix.values)))

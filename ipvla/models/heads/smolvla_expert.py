@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ipvla.models.backbones.decoder import score_bias
 from ipvla.models.features import LayerStates
 
 if TYPE_CHECKING:
@@ -53,9 +54,7 @@ class SmolVLAExpert(nn.Module):
         batch, count = x.shape[:2]
         causal = torch.ones(count, count, dtype=torch.bool, device=x.device).tril()
         readable = prefix.valid[:, None].expand(-1, count, -1)
-        visible = torch.cat([readable, causal.expand(batch, -1, -1)], -1)[:, None]
-        bias = torch.zeros(visible.shape, dtype=x.dtype, device=x.device)
-        bias = bias.masked_fill(~visible, torch.finfo(x.dtype).min)
+        bias = score_bias(torch.cat([readable, causal.expand(batch, -1, -1)], -1), x.dtype)
         places = torch.arange(count, device=x.device).expand(batch, -1)
         behind = self.rotary(x, prefix.valid.sum(-1, keepdim=True) + places)
         afresh = self.rotary(x, places)
