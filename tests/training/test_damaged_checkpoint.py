@@ -113,7 +113,7 @@ def test_a_policys_record(kept: Kept, change: Callable[[dict[str, Any]], object]
     ("content", "reason"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
-        (gzip.compress(b"{}"), "gunzip"),
+        (gzip.compress(b"{}", mtime=0), "gunzip"),
         (b"PK\x03\x04", "torch.save"),
     ],
 )
