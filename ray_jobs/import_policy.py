@@ -51,6 +51,7 @@ from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
 from ray_jobs.command_line.cli import run
 from ray_jobs.importing.pi import Added, PiConfig, from_lerobot, from_openpi
+from ray_jobs.importing.pi0_fast import from_lerobot_fast
 from ray_jobs.importing.smolvla import from_lerobot_smolvla
 
 logger = logging.getLogger(__name__)
@@ -149,6 +150,8 @@ def imported(config: ImportConfig) -> Policy:
     added = Added(config.dtype or "bfloat16", config.cameras, config.model.memory)
     if content.get("type") == "smolvla":
         policy = from_lerobot_smolvla(config.source, config.pi, added)
+    elif content.get("type") == "pi0_fast":
+        policy = from_lerobot_fast(config.source, config.pi, added)
     elif "type" in content:
         policy = from_lerobot(config.source, config.pi, added)
     elif "action_horizon" in content:
@@ -384,7 +387,9 @@ def main(config: ImportConfig) -> None:
         raise ValueError(f"policy: {directory} is there already; give another directory")
     policy = imported(config)
     policy.save(directory)
-    policy = replace(policy, config=replace(policy.config, backbone=policy.config.backbone.beside(directory)))
+    model = policy.config
+    beside = replace(model, backbone=model.backbone.beside(directory), head=model.head.beside(directory))
+    policy = replace(policy, config=beside)
     train = directory.with_name(f"{directory.name}.train.yaml")
     train.write_text(yaml.safe_dump(fine_tuning(policy, directory), sort_keys=False))
     described = policy.describe()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import torch
@@ -49,6 +49,12 @@ class PiConfig:
         state_in_prompt: pi0.5's only: False for openpi's pi05_libero, which was trained without the state.
         vision_heads: of the vision tower; by default those of the published models.
         head_size: of SmolVLA's attention.
+        action_tokenizer: pi0-FAST's only: of its FAST tokens, a directory or a hub name; by default the one that
+            the checkpoint names, or physical-intelligence/fast.
+        bos: pi0-FAST's only: where its second `<bos>` stands: "prompt", whose tokens all read it, as LeRobot acts;
+            "behind" it, as LeRobot trains.
+        state_numbers: of the state in the prompt, filled up with zeros: 32 for pi0.5 and pi0-FAST that LeRobot 0.4
+            trained, which no file tells; 0 for the state's own.
     """
 
     tokenizer: str | None = None
@@ -57,6 +63,13 @@ class PiConfig:
     state_in_prompt: bool = True
     vision_heads: int | None = None
     head_size: int = 64
+    action_tokenizer: str | None = None
+    bos: Literal["prompt", "behind"] = "prompt"
+    state_numbers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.bos not in ("prompt", "behind"):
+            raise ValueError(f'pi.bos is {self.bos!r}; choose "prompt" or "behind"')
 
 
 @dataclass(frozen=True)
@@ -118,7 +131,7 @@ def from_openpi(directory: Path, settings: PiConfig, added: Added, statistics: P
         )
     timed = "time_mlp_in.weight" in PublishedWeights.read(directory).tensors
     return _policy(
-        directory, settings, added, "pi05" if timed else "pi0", _with_openpi_epsilon(Statistics.load(found[0])),
+        directory, settings, added, "pi05" if timed else "pi0", with_openpi_epsilon(Statistics.load(found[0])),
         normalisation="quantiles" if timed else "normal",
         cameras=_OPENPI_CAMERAS,
         chunk=config["action_horizon"],
@@ -150,7 +163,7 @@ def _policy(
 ) -> Policy:
     names = camera_names(added, cameras)
     weights = PublishedWeights.read(directory)
-    sizes = _paligemma_sizes(weights, settings.vision_heads or 16)
+    sizes = paligemma_sizes(weights, settings.vision_heads or 16)
     in_words = variant == "pi05" and settings.state_in_prompt
     backbone = Pi0BackboneConfig(
         sizes=sizes,
@@ -158,7 +171,8 @@ def _policy(
         dtype=added.dtype,
         prompt=_PROMPTS["pi05" if in_words else "pi0"],
         cleaned=cleaned,
-        max_prompt_tokens=(sizes.image_size // sizes.patch) ** 2 * len(names) + prompt_tokens,
+        state_numbers=settings.state_numbers,
+        max_prompt_tokens=sizes.image_tokens * len(names) + prompt_tokens,
     )
     gate = weights.shape(f"{EXPERT}model.layers.0.mlp.gate_proj.weight")
     head = Pi0HeadConfig(
@@ -167,13 +181,11 @@ def _policy(
         dims=weights.shape("action_out_proj.weight")[0], **times,  # type: ignore[arg-type]
     )  # fmt: skip
     tensors = {name: x for name, x in weights.tensors.items() if name != f"{EXPERT}lm_head.weight"}  # never used
-    if (words := f"{PALIGEMMA}lm_head.weight") in tensors:
-        tensors.setdefault(WORDS, tensors[words])
     return assembled(
         IPVLAConfig(backbone, added.memory, head, chunk=chunk),
         imported_conventions(statistics, normalisation, names, chunk, settings.terms),
         settings.execute or execute or max(1, chunk // 2),
-        replace(weights, tensors=tensors),
+        replace(weights, tensors=tensors).with_words(),
         published,
         files,
     )
@@ -229,6 +241,11 @@ class PublishedWeights:
             raise ValueError(f"{self.where} lacks weight {name}; it is of another model")
         return tuple(self.tensors[name].shape)
 
+    def with_words(self) -> Self:
+        """With PaliGemma's embedding under its two names; files have it once."""
+        one = f"{PALIGEMMA}lm_head.weight"
+        return replace(self, tensors={WORDS: self.tensors[one], **self.tensors}) if one in self.tensors else self
+
     def layers(self, prefix: str) -> int:
         """How many numbers stand behind `prefix` in the names."""
         return len({n.removeprefix(prefix).partition(".")[0] for n in self.tensors if n.startswith(prefix)})
@@ -269,12 +286,12 @@ def published(name: str) -> str | None:
     if part == "backbone":
         inside = inside.removeprefix("vlm.")
         return PALIGEMMA + inside.replace("model.vision_tower.", "model.vision_tower.vision_model.")
-    if part != "head" or inside == "cognition_proj.weight":
+    if part != "head" or inside in ("cognition_proj.weight", "fingerprint"):
         return None
     return inside.replace("expert.", f"{EXPERT}model.", 1) if inside.startswith("expert.") else inside
 
 
-def _paligemma_sizes(weights: PublishedWeights, vision_heads: int) -> PaliGemmaSizes:
+def paligemma_sizes(weights: PublishedWeights, vision_heads: int) -> PaliGemmaSizes:
     """From the shapes; every published model has one key head."""
     text, vision = f"{PALIGEMMA}model.language_model.layers", f"{PALIGEMMA}model.vision_tower.vision_model"
     vocabulary, width = weights.shape(f"{PALIGEMMA}lm_head.weight")
@@ -297,7 +314,7 @@ def _paligemma_sizes(weights: PublishedWeights, vision_heads: int) -> PaliGemmaS
     )
 
 
-def _with_openpi_epsilon(statistics: Statistics) -> Statistics:
+def with_openpi_epsilon(statistics: Statistics) -> Statistics:
     """With openpi's small number in the rows, so that the plain formulas give its values."""
 
     def wider(feature: FeatureStatistics) -> FeatureStatistics:
