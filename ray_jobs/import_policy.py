@@ -11,8 +11,8 @@ Takes OpenVLA's Hugging Face layout (two vision towers, or SigLIP alone as openv
 PEFT, which are merged, and OpenVLA-OFT's action head, proprioception and FiLM, which lie beside the model. Weights
 are mapped, not copied; nothing is unpickled but tensors, and no code of the checkpoint runs.
 
-Takes pi0, pi0.5 and SmolVLA in LeRobot's layout, with its processors' statistics, and pi0 and pi0.5 in openpi's
-PyTorch layout, with `assets/.../norm_stats.json`.
+Takes pi0, pi0-FAST, pi0.5 and SmolVLA in LeRobot's layout, with its processors' statistics, and pi0, pi0-FAST and
+pi0.5 in openpi's own, JAX's with `params` and (but for pi0-FAST) PyTorch's, with `assets/.../norm_stats.json`.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from ipvla.models.memory import MemoryConfig, NoMemoryConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
 from ray_jobs.command_line.cli import run
+from ray_jobs.importing.orbax import from_orbax, is_orbax
 from ray_jobs.importing.pi import Added, PiConfig, from_lerobot, from_openpi
 from ray_jobs.importing.pi0_fast import from_lerobot_fast
 from ray_jobs.importing.smolvla import from_lerobot_smolvla
@@ -88,7 +89,7 @@ class ImportConfig:
     """What is imported, and how it is to act.
 
     Attributes:
-        source: a directory in OpenVLA's Hugging Face layout, LeRobot's, or openpi's PyTorch layout.
+        source: a directory in OpenVLA's Hugging Face layout, LeRobot's, or one of openpi's.
         policy: directory of the new policy, which must not exist yet.
         unnorm_key: the dataset whose statistics turn what the model says into actions; the only one by default.
         statistics: a file of other statistics, such as those of the dataset that it is to be fine-tuned on.
@@ -104,8 +105,8 @@ class ImportConfig:
         parallel: OFT's words, all at once, where there is no action head; by default where there are OFT's files.
         chunk: actions per answer of OFT, which its files do not tell: 8 for LIBERO.
         normalisation: of actions and state: OFT's ALOHA policies have "bounds".
-        pi: of pi0, pi0.5 and SmolVLA alone, which of the others read `statistics`, `dtype`, `cameras`, `model` and
-            `seed`.
+        pi: of pi0, pi0-FAST, pi0.5 and SmolVLA alone, which of the others read `statistics`, `dtype`, `cameras`,
+            `model` and `seed`.
         model: what is added.
         seed: of the weights of a memory.
     """
@@ -146,9 +147,12 @@ def imported(config: ImportConfig) -> Policy:
     """
     assert config.source is not None
     torch.manual_seed(config.seed)
-    content = read_json(config.source / "config.json")
     added = Added(config.dtype or "bfloat16", config.cameras, config.model.memory)
-    if content.get("type") == "smolvla":
+    orbax = is_orbax(config.source)
+    content = {} if orbax else read_json(config.source / "config.json")
+    if orbax:
+        policy = from_orbax(config.source, config.pi, added, config.statistics)
+    elif content.get("type") == "smolvla":
         policy = from_lerobot_smolvla(config.source, config.pi, added)
     elif content.get("type") == "pi0_fast":
         policy = from_lerobot_fast(config.source, config.pi, added)

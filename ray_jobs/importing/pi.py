@@ -37,7 +37,7 @@ WORDS: Final = f"{PALIGEMMA}model.language_model.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class PiConfig:
-    """What the files of pi0, pi0.5 and SmolVLA do not tell.
+    """What the files of pi0, pi0-FAST, pi0.5 and SmolVLA do not tell.
 
     Attributes:
         tokenizer: of PaliGemma or SmolVLM2, a directory or a hub name, by default that of the published models:
@@ -49,6 +49,7 @@ class PiConfig:
         state_in_prompt: pi0.5's only: False for openpi's pi05_libero, which was trained without the state.
         vision_heads: of the vision tower; by default those of the published models.
         head_size: of SmolVLA's attention.
+        chunk: actions per answer of openpi's JAX layout, which no file tells: 50 for pi0_base, 10 for pi05_libero.
         action_tokenizer: pi0-FAST's only: of its FAST tokens, a directory or a hub name; by default the one that
             the checkpoint names, or physical-intelligence/fast.
         bos: pi0-FAST's only: where its second `<bos>` stands: "prompt", whose tokens all read it, as LeRobot acts;
@@ -63,6 +64,7 @@ class PiConfig:
     state_in_prompt: bool = True
     vision_heads: int | None = None
     head_size: int = 64
+    chunk: int | None = None
     action_tokenizer: str | None = None
     bos: Literal["prompt", "behind"] = "prompt"
     state_numbers: int = 0
@@ -98,7 +100,7 @@ def from_lerobot(directory: Path, settings: PiConfig, added: Added) -> Policy:
     variant, config = files.config["type"], files.config
     files.refuse(use_relative_actions=False)
     return _policy(
-        directory, settings, added, variant, files.statistics,
+        PublishedWeights.read(directory), settings, added, variant, files.statistics,
         normalisation=files.normalisation,
         cameras=files.cameras,
         chunk=config["chunk_size"],
@@ -123,18 +125,31 @@ def from_openpi(directory: Path, settings: PiConfig, added: Added, statistics: P
     config = read_json(directory / "config.json")
     if "action_horizon" not in config:
         raise ValueError(f"{directory / 'config.json'} has no action_horizon; give a directory in openpi's layout")
-    found = [statistics] if statistics else sorted(directory.glob("assets/**/norm_stats.json"))
+    weights, chunk = PublishedWeights.read(directory), config["action_horizon"]
+    return openpi_policy(weights, openpi_statistics(directory, statistics), chunk, settings, added)
+
+
+def openpi_statistics(directory: Path, given: Path | None) -> Statistics:
+    """Of `given`, or of the only `norm_stats.json` below `assets/`, with openpi's small number in them."""
+    found = [given] if given else sorted(directory.glob("assets/**/norm_stats.json"))
     if len(found) != 1:
         raise ValueError(
-            f"{directory} has {len(found)} norm_stats.json below assets/; name the one of the robot "
+            f"{directory} has {len(found)} norm_stats.json below assets/; name the robot's with --statistics "
             "(openpi's converter leaves them in the directory above)"
         )
-    timed = "time_mlp_in.weight" in PublishedWeights.read(directory).tensors
+    return _with_openpi_epsilon(Statistics.load(found[0]))
+
+
+def openpi_policy(
+    weights: PublishedWeights, statistics: Statistics, chunk: int, settings: PiConfig, added: Added
+) -> Policy:
+    """pi0 or pi0.5 as openpi serves it."""
+    timed = "time_mlp_in.weight" in weights.tensors
     return _policy(
-        directory, settings, added, "pi05" if timed else "pi0", with_openpi_epsilon(Statistics.load(found[0])),
+        weights, settings, added, "pi05" if timed else "pi0", statistics,
         normalisation="quantiles" if timed else "normal",
         cameras=_OPENPI_CAMERAS,
-        chunk=config["action_horizon"],
+        chunk=chunk,
         execute=None,
         cleaned=True,
         steps=10,
@@ -145,7 +160,7 @@ def from_openpi(directory: Path, settings: PiConfig, added: Added, statistics: P
 
 
 def _policy(
-    directory: Path,
+    weights: PublishedWeights,
     settings: PiConfig,
     added: Added,
     variant: Any,
@@ -162,7 +177,6 @@ def _policy(
     files: Mapping[str, bytes],
 ) -> Policy:
     names = camera_names(added, cameras)
-    weights = PublishedWeights.read(directory)
     sizes = paligemma_sizes(weights, settings.vision_heads or 16)
     in_words = variant == "pi05" and settings.state_in_prompt
     backbone = Pi0BackboneConfig(
@@ -314,7 +328,7 @@ def paligemma_sizes(weights: PublishedWeights, vision_heads: int) -> PaliGemmaSi
     )
 
 
-def with_openpi_epsilon(statistics: Statistics) -> Statistics:
+def _with_openpi_epsilon(statistics: Statistics) -> Statistics:
     """With openpi's small number in the rows, so that the plain formulas give its values."""
 
     def wider(feature: FeatureStatistics) -> FeatureStatistics:

@@ -1,10 +1,11 @@
-"""pi0-FAST from LeRobot's layout, as a policy of this project."""
+"""pi0-FAST from LeRobot's layout, and from openpi's weights, as a policy of this project."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Final
 
+from ipvla.data.statistics import Statistics
 from ipvla.models.action_tokens import FastTokensConfig
 from ipvla.models.backbones import Pi0BackboneConfig
 from ipvla.models.heads import Pi0FastHeadConfig
@@ -22,6 +23,8 @@ from ray_jobs.importing.pi import (
     published,
 )
 
+_OPENPI_CAMERAS: Final = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
+_PUBLISHED_FAST: Final = "physical-intelligence/fast"
 _PROMPT: Final = "Task: {instruction}, State: {state};\n"
 #: The files of a FAST tokenizer; what lies beside them is code, which is not run.
 _FAST: Final = ("tokenizer.json", "processor_config.json")
@@ -62,6 +65,34 @@ def from_lerobot_fast(directory: Path, settings: PiConfig, added: Added) -> Poli
         weights.with_words(),
         published,
         files.beside_weights(),
+    )
+
+
+def openpi_fast_policy(
+    weights: PublishedWeights, statistics: Statistics, chunk: int, settings: PiConfig, added: Added
+) -> Policy:
+    """As openpi serves it: a camera that is missing is seen as black."""
+    names, sizes = camera_names(added, _OPENPI_CAMERAS), paligemma_sizes(weights, settings.vision_heads or 16)
+    given = added.cameras or _OPENPI_CAMERAS
+    black = tuple(i for i in range(len(_OPENPI_CAMERAS)) if not "".join(given[i : i + 1]))
+    backbone = Pi0BackboneConfig(
+        sizes=sizes,
+        pretrained=settings.tokenizer or Pi0BackboneConfig.pretrained,
+        dtype=added.dtype,
+        prompt=_PROMPT,
+        lowered=True,
+        state_numbers=settings.state_numbers,
+        black_views=black,
+        max_prompt_tokens=sizes.image_tokens * len(_OPENPI_CAMERAS) + 250,
+    )
+    head = Pi0FastHeadConfig(fast_tokenizer(settings.action_tokenizer or _PUBLISHED_FAST), gap=1)
+    return assembled(
+        IPVLAConfig(backbone, added.memory, head, chunk=chunk),
+        imported_conventions(statistics, "quantiles", names, chunk, settings.terms),
+        settings.execute or max(1, chunk // 2),
+        weights.with_words(),
+        published,
+        {},
     )
 
 

@@ -4,7 +4,7 @@
 
 Token k of FAST is id `vocabulary - 1 - skip - k` of the backbone's own. A token reads the prompt and the tokens
 before it. With `constrained` only what may follow is written, so that every row means a chunk. Without, the
-likeliest of all ids is, as in the published programs. Of ids that mean no chunk these make zeros, or they fill it up
+likeliest of all ids is, as in the published programs. Of ids that mean no chunk these make zeros, or they fill up
 with zeros; here such ids are an `ActionTokenError`.
 
 What a memory has added to the cognition is added to the state of every token: nothing while its gate is closed.
