@@ -90,8 +90,8 @@ def test_lerobot_loads_an_export_and_predicts_the_same_chunk(kind: str, tmp_path
     policy.save(tmp_path / "policy")
     export(ExportConfig(tmp_path / "policy", tmp_path / "exported"))
 
-    cameras = [name for name in json.loads((tmp_path / "exported" / "config.json").read_text())["input_features"]]
-    cameras = [name for name in cameras if ".images." in name][:2]
+    features = json.loads((tmp_path / "exported" / "config.json").read_text())["input_features"]
+    cameras = [name for name in features if ".images." in name][:2]
     given = {
         name: torch.stack([torch.from_numpy(o.images[own]).permute(2, 0, 1) / 255 for o in observations])
         for name, own in zip(cameras, ("one", "two"), strict=True)
@@ -114,8 +114,8 @@ def test_lerobot_loads_an_export_and_predicts_the_same_chunk(kind: str, tmp_path
     assert ran.returncode == 0, ran.stderr[-3000:]
 
     with torch.no_grad():
-        features = replace(policy.model.backbone(inputs).features, language=policy.model.backbone)
-        ours = head.sample(features, noise)
+        seen = replace(policy.model.backbone(inputs).features, language=policy.model.backbone)
+        ours = head.sample(seen, noise)
     theirs = load_file(tmp_path / "chunk.safetensors")
     torch.testing.assert_close(ours, theirs["normalised"], rtol=0, atol=1e-4)
     np.testing.assert_allclose(policy.transforms.denormalise(ours), theirs["chunk"].numpy(), rtol=0, atol=1e-4)

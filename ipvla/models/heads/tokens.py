@@ -252,7 +252,10 @@ class TokensHead(Head):
 
 
 def chosen(
-    logits: torch.Tensor, legal: torch.Tensor | None, uniform: torch.Tensor | None, temperature: float
+    logits: torch.Tensor,
+    legal: torch.Tensor | None,
+    uniform: torch.Tensor | None = None,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """int64 [...] of logits [..., V]: the likeliest, or the one at `uniform` [...] of their distribution.
 
