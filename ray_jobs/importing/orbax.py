@@ -8,6 +8,7 @@ expert's names end in `_1`. JAX's kernels are [in, out], those of attention have
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -94,7 +95,7 @@ def _arrays(params: Path) -> Iterator[tuple[str, torch.Tensor]]:
             f"{params} is not in orbax's usual form (OCDBT with zarr 2); save it again without use_zarr3"
         )
     try:
-        import tensorstore
+        tensorstore = importlib.import_module("tensorstore")
     except ImportError:
         raise ValueError(
             f"{params} is read with tensorstore, which is not installed; run pip install -r requirements-orbax.txt"

@@ -1,7 +1,7 @@
 """OpenVLA's action tokens (arXiv 2406.09246): the words behind the prompt are the action, one number each.
 
 A number's word is `end_of_words - 1 - bin` (`bins.action_bins`). Written greedily, one after another, with cached
-keys and values; or, where the backbone has places for a whole chunk, all at once (OpenVLA-OFT without its own head).
+keys and values; or, where the backbone has places for a whole chunk, all at once (OpenVLA-OFT without own head).
 
 OpenVLA's own code reads any other word as an outermost bin. Here none is written where a number belongs: the
 likeliest of the 256 is, and a reasoning ends behind a whole action alone, or in one where its words run out.
