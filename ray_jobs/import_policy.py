@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,6 +70,11 @@ _OFT: Final = {
     "vision_backbone--": "film",
     "noisy_action_projector--": "diffusion",
 }
+#: Settings of OpenVLA's layout alone.
+_OPENVLAS: Final = (
+    "unnorm_key", "adapter", "lora_alpha", "prompt", "ends_in_space", "reasoning_tokens", "max_prompt_tokens",
+    "parallel", "chunk", "normalisation",
+)  # fmt: skip
 _CAMERAS: Final = ("agentview", "robot0_eye_in_hand", "third")
 
 
@@ -150,6 +155,8 @@ def imported(config: ImportConfig) -> Policy:
     added = Added(config.dtype or "bfloat16", config.cameras, config.model.memory)
     orbax = is_orbax(config.source)
     content = {} if orbax else read_json(config.source / "config.json")
+    if orbax or content.keys() & {"type", "action_horizon"}:
+        _refuse_openvlas(config, (*_OPENVLAS, "statistics") if "type" in content else _OPENVLAS)
     if orbax:
         policy = from_orbax(config.source, config.pi, added, config.statistics)
     elif content.get("type") == "smolvla":
@@ -168,6 +175,18 @@ def imported(config: ImportConfig) -> Policy:
         )
     policy.model.eval()
     return policy
+
+
+def _refuse_openvlas(config: ImportConfig, names: Sequence[str]) -> None:
+    """ValueError for settings that another layout does not read."""
+    usual = {field.name: field.default for field in fields(ImportConfig)}
+    for name in names:
+        if (value := getattr(config, name)) != usual[name]:
+            remedy = "merge it with PEFT, and import the result" if name == "adapter" else "leave it out"
+            raise ValueError(
+                f"{name} is {str(value)!r}, and {config.source} is not in OpenVLA's layout, which alone takes it; "
+                f"{remedy} (--pi has the settings of the others)"
+            )
 
 
 def _openvla(config: ImportConfig) -> Policy:

@@ -29,6 +29,10 @@ _PROMPTS: Final = {"pi0": "{instruction}\n", "pi05": "Task: {instruction}, State
 _OPENPI_CAMERAS: Final = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 #: What openpi adds to a standard deviation, and to the distance of two quantiles.
 _OPENPI_EPSILON: Final = 1e-6
+#: What a normalisation reads of the statistics.
+_ROWS: Final = {"normal": ("mean", "std"), "quantiles": ("q01", "q99"), "min_max": ("min", "max")}
+#: At most so many ids has an embedding or a tokenizer that the other has not: `<image>`, padding.
+_UNUSED_IDS: Final = 64
 PALIGEMMA: Final = "paligemma_with_expert.paligemma."
 EXPERT: Final = "paligemma_with_expert.gemma_expert."
 #: The words' embedding, which published files have as `lm_head` alone.
@@ -98,9 +102,11 @@ def from_lerobot(directory: Path, settings: PiConfig, added: Added) -> Policy:
     """
     files = LeRobotFiles.read(directory, ("pi0", "pi05"))
     variant, config = files.config["type"], files.config
-    files.refuse(use_relative_actions=False)
+    weights = PublishedWeights.read(directory)
+    size = paligemma_sizes(weights, settings.vision_heads or 16).image_size
+    files.refuse(use_relative_actions=False, image_resolution=[size, size])
     return _policy(
-        PublishedWeights.read(directory), settings, added, variant, files.statistics,
+        weights, settings, added, variant, files.statistics,
         normalisation=files.normalisation,
         cameras=files.cameras,
         chunk=config["chunk_size"],
@@ -220,7 +226,18 @@ def imported_conventions(
     chunk: int,
     terms: Mapping[str, Any],
 ) -> Conventions:
-    """Of data of which nothing is known but sizes and `terms`; pictures go to the backbone as they come."""
+    """Of data of which nothing is known but sizes and `terms`; pictures go to the backbone as they come.
+
+    Raises:
+        ValueError: the statistics lack a number that this normalisation needs.
+    """
+    for name, feature in (("action", statistics.action), ("state", statistics.proprio)):
+        for row in _ROWS[normalisation]:
+            if np.isnan(getattr(feature, row)[feature.mask]).any():
+                raise ValueError(
+                    f"the checkpoint's statistics have no {row} of the {name}, which is normalised by "
+                    f"{' and '.join(_ROWS[normalisation])}; copy its files again, or give the robot's own"
+                )
     contract = Contract(
         cameras, Pictures("unknown"), gripper="none", action="unknown", action_size=statistics.action.dim,
         clipped=False, state="unknown", state_size=statistics.proprio.dim, control_hz=None,
@@ -286,6 +303,11 @@ def assembled(
     backbone = policy.model.backbone
     assert isinstance(backbone, ImportedBackbone)
     backbone.published = published_files
+    if abs(len(backbone.tokenizer) - backbone.vocabulary) > _UNUSED_IDS:
+        raise ValueError(
+            f"the tokenizer {backbone.config.pretrained!r} has {len(backbone.tokenizer)} tokens, and "
+            f"{weights.where} has embeddings of {backbone.vocabulary}; set --pi.tokenizer to the one that it was trained with"
+        )
     state = policy.model.state_dict()
     names = {there: name for name in state if (there := published(name)) is not None}
     require_same({there: state[name] for there, name in names.items()}, weights.tensors, weights.where)

@@ -37,9 +37,9 @@ def from_lerobot_fast(directory: Path, settings: PiConfig, added: Added) -> Poli
         ValueError: in one line, for another policy, or files or weights that are missing.
     """
     files = LeRobotFiles.read(directory, ("pi0_fast",))
-    files.refuse(use_relative_actions=False)
     config, weights, names = files.config, PublishedWeights.read(directory), camera_names(added, files.cameras)
     sizes = paligemma_sizes(weights, settings.vision_heads or 16)
+    files.refuse(use_relative_actions=False, image_resolution=[sizes.image_size] * 2)
     backbone = Pi0BackboneConfig(
         sizes=sizes,
         pretrained=settings.tokenizer or Pi0BackboneConfig.pretrained,
