@@ -5,7 +5,7 @@
 - formats: the tests that compare each format with what its public code computed (`studies/checkpoints.yaml`).
 - families: memories x backbones whose tests pass.
 - learning: random models in OpenVLA-OFT's and pi0's layout: import, LoRA and a memory on Recall, evaluation.
-- overheads: our training and acting beside a bare loop on the same weights (`benchmarks.bare_loop`).
+- overheads: our training and acting beside a bare loop on the same weights (`studies.bare_loop`).
 - import: the largest memory of `ipvla import`, in weights.
 
 A full run writes every part to `benchmarks/results/checkpoints.json` beside what is there of the others; one that
@@ -26,7 +26,6 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from rich.console import Console
 
-from benchmarks.bare_loop import measure as measure_overheads
 from evaluators.intervals import wilson_interval
 from evaluators.success import SuccessConfig
 from ipvla.data.normalisation import FeatureStatistics
@@ -38,6 +37,7 @@ from ray_jobs.command_line.settings import arguments, parse
 from ray_jobs.import_policy import ImportConfig
 from ray_jobs.import_policy import main as import_policy
 from ray_jobs.running.cluster import connect
+from studies.bare_loop import measure as measure_overheads
 from studies.engine import Runner, entries, placed
 from studies.random_checkpoints import PI_TOKENIZER, Sizes, write_openvla_oft, write_pi0
 from studies.record import Figures, PartStudy, Target, measure_parts

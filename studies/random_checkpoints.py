@@ -102,10 +102,8 @@ def write_openvla_oft(into: Path, sizes: Sizes, statistics: Statistics, unnorm_k
 
 def write_pi0(into: Path, sizes: Sizes, statistics: Statistics, seed: int) -> None:
     """LeRobot's layout of pi0 with one camera, float32; the expert is as large as the language model."""
-    from transformers import AutoTokenizer, PaliGemmaForConditionalGeneration  # takes seconds
-
     torch.manual_seed(seed)
-    vocabulary = max(AutoTokenizer.from_pretrained(PI_TOKENIZER).get_vocab().values()) + 1
+    vocabulary = max(Pi0BackboneConfig(pretrained=str(PI_TOKENIZER)).tokenizer().get_vocab().values()) + 1
     language: dict[str, Any] = {
         "width": sizes.width, "layers": sizes.layers, "mlp": 2 * sizes.width, "heads": 4, "key_heads": 1,
         "head_size": sizes.width // 4,
@@ -124,10 +122,11 @@ def write_pi0(into: Path, sizes: Sizes, statistics: Statistics, seed: int) -> No
     policy = Policy.build(
         IPVLAConfig(backbone, NoMemoryConfig(), head, chunk=sizes.chunk), conventions, sizes.execute
     )
-    vlm = PaliGemmaForConditionalGeneration(paligemma.hugging_face())
-    adopt(policy.model, {f"backbone.vlm.{name}": x for name, x in _with_places(vlm.state_dict()).items()})
-    assert isinstance(policy.model.backbone, ImportedBackbone)
-    policy.model.backbone.published = _pi0_files(sizes, statistics)
+    own = policy.model.backbone
+    assert isinstance(own, ImportedBackbone)
+    drawn = type(own.network)(own.network.config).state_dict()
+    adopt(policy.model, {f"backbone.vlm.{name}": x for name, x in _with_places(drawn).items()})
+    own.published = _pi0_files(sizes, statistics)
     to_lerobot(policy, into)
 
 

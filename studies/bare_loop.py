@@ -146,7 +146,7 @@ def _answers(race: Race, rounds: int) -> tuple[list[float], list[float]]:
 
 def _peak_mib(arguments: Sequence[str], loop: Loop, rounds: int) -> float:
     """Largest resident memory of a process that trains by this loop alone."""
-    command = [sys.executable, "-m", "benchmarks.bare_loop", loop, str(rounds), *arguments]
+    command = [sys.executable, "-m", "studies.bare_loop", loop, str(rounds), *arguments]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     return float(lines[-1])
 
