@@ -46,8 +46,6 @@ class PiConfig:
     Attributes:
         tokenizer: of PaliGemma or SmolVLM2, a directory or a hub name, by default that of the published models:
             their checkpoints have none.
-        terms: how pictures, states and actions are expressed, as far as it is known: fields of
-            `ipvla.contract.Contract`.
         execute: actions of a chunk that are played before the next policy step; None for what the checkpoint says,
             or half a chunk.
         state_in_prompt: pi0.5's only: False for openpi's pi05_libero, which was trained without the state.
@@ -63,7 +61,6 @@ class PiConfig:
     """
 
     tokenizer: str | None = None
-    terms: Mapping[str, Any] = field(default_factory=dict)
     execute: int | None = None
     state_in_prompt: bool = True
     vision_heads: int | None = None
@@ -86,11 +83,13 @@ class Added:
         dtype: of the backbone, "float32" or "bfloat16"; the expert runs in float32.
         cameras: what the checkpoint's are called in the world, in its order; "" for one that is missing, as those
             at the end are that have no name here: the model was trained to do without some. () for its own names.
+        terms: see `ImportConfig`.
         memory: with what it is to remember.
     """
 
     dtype: str = "bfloat16"
     cameras: tuple[str, ...] = ()
+    terms: Mapping[str, Any] = field(default_factory=dict)
     memory: MemoryConfig = field(default_factory=NoMemoryConfig)
 
 
@@ -203,7 +202,7 @@ def _policy(
     tensors = {name: x for name, x in weights.tensors.items() if name != f"{EXPERT}lm_head.weight"}  # never used
     return assembled(
         IPVLAConfig(backbone, added.memory, head, chunk=chunk),
-        imported_conventions(statistics, normalisation, names, chunk, settings.terms),
+        imported_conventions(statistics, normalisation, names, chunk, added.terms),
         settings.execute or execute or max(1, chunk // 2),
         replace(weights, tensors=tensors).with_words(),
         published,
@@ -306,7 +305,7 @@ def assembled(
     if abs(len(backbone.tokenizer) - backbone.vocabulary) > _UNUSED_IDS:
         raise ValueError(
             f"the tokenizer {backbone.config.pretrained!r} has {len(backbone.tokenizer)} tokens, and "
-            f"{weights.where} has embeddings of {backbone.vocabulary}; set --pi.tokenizer to the one that it was trained with"
+            f"{weights.where} has embeddings of {backbone.vocabulary}; set --pi.tokenizer to its own"
         )
     state = policy.model.state_dict()
     names = {there: name for name in state if (there := published(name)) is not None}

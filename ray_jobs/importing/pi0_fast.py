@@ -60,7 +60,7 @@ def from_lerobot_fast(directory: Path, settings: PiConfig, added: Added) -> Poli
     chunk = config["chunk_size"]
     return assembled(
         IPVLAConfig(backbone, added.memory, head, chunk=chunk),
-        imported_conventions(files.statistics, files.normalisation, names, chunk, settings.terms),
+        imported_conventions(files.statistics, files.normalisation, names, chunk, added.terms),
         settings.execute or config["n_action_steps"],
         weights.with_words(),
         published,
@@ -88,7 +88,7 @@ def openpi_fast_policy(
     head = Pi0FastHeadConfig(fast_tokenizer(settings.action_tokenizer or _PUBLISHED_FAST), gap=1)
     return assembled(
         IPVLAConfig(backbone, added.memory, head, chunk=chunk),
-        imported_conventions(statistics, "quantiles", names, chunk, settings.terms),
+        imported_conventions(statistics, "quantiles", names, chunk, added.terms),
         settings.execute or max(1, chunk // 2),
         weights.with_words(),
         published,
