@@ -92,7 +92,7 @@ class Pi0BackboneConfig(ImportedConfig):
         prompt: with `{instruction}` in it; `{state}` is replaced by the normalised state, each number of it in one
             of 256 bins over [-1, 1] (a number below writes -1, one above 255).
         cleaned: spaces around an instruction are cut off, and underscores and line breaks in it become spaces.
-        lowered: the same, but line breaks stay, and letters become small ones: openpi's pi0-FAST.
+        lowered: as `cleaned`, but line breaks stay, and letters become small ones: openpi's pi0-FAST.
         state_numbers: of the state in the prompt, the last of which are 0; 0 for the state's own.
         closing: the prompt ends in a second `<bos>`, which all its tokens read: LeRobot's pi0-FAST when it acts.
         black_views: places among the pictures, these included, of a camera that is missing and is seen as black:
