@@ -191,6 +191,7 @@ def test_constrained_it_writes_chunks_alone_and_drawn_as_the_noise_says(
     assert written[:, :3].tolist() == [head.opening] * 2
     assert torch.isfinite(head.actions(written)).all()
     assert acts.require_finite() is acts
+    from_lerobot_fast(SOURCE, SETTINGS, replace(ADDED, dtype="bfloat16")).require_finite()
     warm = head_of(acts, temperature=2.0)
     assert warm.noise_shape is not None
     noise = draw_noise([1, 2], warm.noise_shape)
