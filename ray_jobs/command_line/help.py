@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import shutil
+import sys
 import textwrap
 import types
 import typing
@@ -32,7 +34,16 @@ def help_text(config_class: type[Any], program: str, description: str) -> str:
         "  --config_path FILE",
         f"{_INDENT}YAML with any of the settings below (dots are nesting); options override it.",
     ]
-    return "\n".join([*head, *_group(config_class, "", None)])
+    body = list(_group(config_class, "", None))
+    first = [line for name in getattr(config_class, "most_used", ()) for line in _entry(body, name)]
+    return "\n".join([*head, *(["", "Most used:", *first] if first else []), *body])
+
+
+def _entry(body: list[str], name: str) -> list[str]:
+    """The lines of one setting."""
+    start = next(i for i, line in enumerate(body) if line.startswith(f"  --{name} "))
+    below = itertools.takewhile(lambda line: line.startswith(_INDENT), body[start + 1 :])
+    return [body[start], *below]
 
 
 def _group(config_class: type[Any], path: str, default: Any) -> Iterator[str]:
@@ -64,6 +75,10 @@ def _choice(name: str, group: Any, default: Any) -> Iterator[str]:
     chosen = f" (default: {group.get_choice_name(type(default))})" if default is not None else ""
     kinds = sorted(choices)
     yield from ("", f"{name}: {_first_line(group)}", f"  --{name}.type {{{','.join(kinds)}}}{chosen}")
+    longest = max(map(len, kinds))
+    for kind in kinds:
+        text = textwrap.wrap(_subject(group, choices[kind]), _width() - len(_INDENT) - longest - 2)
+        yield from (f"{_INDENT}{kind if not i else '':<{longest}}  {line}" for i, line in enumerate(text))
     for kind, variant in ((kind, choices[kind]) for kind in kinds):
         yield from list(_group(variant, name, default)) or ("", f"{name}, type {kind}: no settings")
 
@@ -108,6 +123,17 @@ def _first_line(config_class: type[Any]) -> str:
     return inspect.cleandoc(config_class.__doc__ or config_class.__name__).splitlines()[0]
 
 
+def _subject(group: Any, variant: type[Any]) -> str:
+    """What a choice is, in a line: its module's first, where that has one subject; else the class's own."""
+    others = [kind for kind in group.get_known_choices().values() if kind.__module__ == variant.__module__]
+    own = _first_line(variant)
+    if (len(others) > 1 or group.__module__ == variant.__module__) and not own.startswith("See "):
+        return own
+    line = inspect.cleandoc(sys.modules[variant.__module__].__doc__ or own).splitlines()[0]
+    line = re.sub(r"^(The )?`\w+`( \w+)?: ", "", line)
+    return line[0].upper() + line[1:]
+
+
 def type_text(kind: Any) -> str:
     """A type as a command line shows it."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -132,5 +158,8 @@ def default_text(value: Any) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    width = min(100, shutil.get_terminal_size().columns)
-    return textwrap.wrap(text, width, initial_indent=_INDENT, subsequent_indent=_INDENT)
+    return textwrap.wrap(text, _width(), initial_indent=_INDENT, subsequent_indent=_INDENT)
+
+
+def _width() -> int:
+    return min(100, shutil.get_terminal_size().columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -152,6 +153,22 @@ def test_help_tells_a_choice_and_its_variants() -> None:
     assert "model.memory, type lstm: Sizes of a recurrent memory." in text
     assert "model.memory, type gru: Sizes of a recurrent memory." in text
     assert "  --use_gpu true|false (default: false)\n      one GPU each." in text
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate", "tune"])
+def test_help_of_a_large_job_begins_with_what_is_used_most(job: str) -> None:
+    kind = config_class(job)
+    text = help_text(kind, f"ipvla {job}", "")
+    first = text.split("Most used:")[1].split("\n\n")[0]
+    named_first = [line.split()[0].removeprefix("--") for line in first.splitlines() if line.startswith("  --")]
+    assert tuple(named_first) == kind.most_used
+
+
+def test_help_lists_choices_with_a_line_each() -> None:
+    text = help_text(config_class("train"), "ipvla train", "")
+    assert re.search(r"\n      bank +The perceptual-cognitive memory bank of MemoryVLA", text)
+    assert re.search(r"\n      none +No memory:", text)
+    assert re.search(r"\n      gpm +Adapters never act on", text)
 
 
 class TestIndex:
