@@ -10,17 +10,10 @@ nothing. Episodes under kills: `python -m tests.endurance`.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import re
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Final
@@ -29,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.console import Console
-from websockets.sync.client import connect
 
 from benchmarks.damage import Trials, damaged, hostile_message
+from benchmarks.reliability_server import measure_delay, measure_soak, observation
 from benchmarks.rollout_speed import save_untrained_policy
 from ipvla.data.statistics import Statistics
 from ipvla.forgetting.artifact import ArtifactError
@@ -39,7 +32,7 @@ from ipvla.forgetting.fisher import DiagonalFisher
 from ipvla.policy import CheckpointError, Policy
 from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.journal import Journal, JournalError
-from ipvla.rollout.openpi.messages import MessageError, ObservationError, from_message, pack, unpack
+from ipvla.rollout.openpi.messages import MessageError, ObservationError, from_message, unpack
 from ipvla.rollout.policy_server import PolicyServer
 from ipvla.sim.gym.settings import GymError, GymSettings
 from ipvla.storage import SOURCE_TREE
@@ -54,6 +47,8 @@ from studies.record import Figures, PartStudy, Target, measure_parts
 _SLOW_S: Final = 0.05
 #: CPU seconds that refusing a file may take.
 _SLOW_LOAD_S: Final = 1.0
+#: Growth that counts as none, of a process of some hundred MB.
+_FLAT_MB_PER_HOUR: Final = 10.0
 _PRESETS: Final = SOURCE_TREE / "ray_jobs" / "experiments"
 
 
@@ -67,31 +62,28 @@ class ReliabilityStudy(PartStudy):
         seconds: of playing against the server, quiet and under attack each.
         mutations: of each kind of file.
         answers: of the policy that is not finite at times.
+        soak_hours: of clients of all kinds at a server.
     """
 
-    all_parts: ClassVar[tuple[str, ...]] = ("messages", "server", "loaders", "actions")
+    all_parts: ClassVar[tuple[str, ...]] = ("messages", "server", "loaders", "actions", "soak")
     seed: int = 0
     messages: int = 20_000
     seconds: float = 60.0
     mutations: int = 350
     answers: int = 2_000
+    soak_hours: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_at_least(1, "messages", "seconds", "mutations", "answers")
-
-
-def _observation(rng: np.random.Generator) -> dict[str, Any]:
-    images = {
-        f"observation/{name}": rng.integers(0, 255, (96, 96, 3), np.uint8) for name in ("image", "wrist_image")
-    }
-    return {**images, "observation/state": rng.normal(size=8).astype(np.float32), "prompt": "press the red button"}
+        if self.soak_hours <= 0:
+            raise ValueError(f"soak_hours is {self.soak_hours}; it must be above 0")
 
 
 def measure_messages(study: ReliabilityStudy) -> Figures:
     """Hostile messages, read as the server does."""
     rng = np.random.default_rng(study.seed)
-    good = _observation(rng)
+    good = observation(rng)
     cameras = ("agentview", "robot0_eye_in_hand")
     seconds, refused, crashes, longest = np.zeros(study.messages), 0, [], 0
     for index in range(study.messages):
@@ -114,77 +106,6 @@ def measure_messages(study: ReliabilityStudy) -> Figures:
         "ms_most": 1e3 * float(seconds.max()),
         "longest_refusal": longest,
     }
-
-
-def measure_server(study: ReliabilityStudy) -> Figures:
-    """An honest client's answers, alone and beside one that sends hostile messages as fast as they are refused."""
-    with _served() as url:
-        quiet = _latencies(url, study.seconds)
-        spawn = multiprocessing.get_context("spawn")
-        ready, end = spawn.Event(), spawn.Event()
-        attacker = spawn.Process(target=attack, args=(url, study.seed, ready, end))
-        attacker.start()
-        try:
-            ready.wait(60)
-            attacked = _latencies(url, study.seconds)
-        finally:
-            end.set()
-            attacker.join(60)
-    median_s = float(np.median(quiet))
-    return {
-        "answer_ms_median": 1e3 * median_s,
-        "canary_answers": len(attacked),
-        "quiet_delay_ms_p999": 1e3 * (float(np.quantile(quiet, 0.999)) - median_s),
-        "canary_delay_ms_p999": 1e3 * (float(np.quantile(attacked, 0.999)) - median_s),
-        "canary_delay_ms_most": 1e3 * (float(attacked.max()) - median_s),
-    }
-
-
-def attack(url: str, seed: int, ready: Event, end: Event) -> None:
-    """Sends hostile messages until `end`, in a process of its own."""
-    rng = np.random.default_rng(seed)
-    messages = [hostile_message(_observation(rng), rng, heavy=0.5) for _ in range(40)]
-    with connect(url, compression=None, max_size=None, open_timeout=30) as connection:
-        connection.recv()
-        ready.set()
-        while not end.is_set():
-            connection.send(messages[int(rng.integers(len(messages)))])
-            connection.recv(timeout=60)
-
-
-@contextmanager
-def _served() -> Iterator[str]:
-    """The address of a server of an untrained policy."""
-    with TemporaryDirectory() as place:
-        save_untrained_policy(Path(place) / "policy")
-        command = ("ray_jobs.serve", "--policy", f"{place}/policy", "--storage_root", place, "--server.port", "0")
-        with subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=SOURCE_TREE, stdout=subprocess.PIPE, text=True, env=os.environ
-        ) as process:
-            assert process.stdout is not None
-            found = re.search(r"ws://127\.0\.0\.1:\d+", process.stdout.readline())
-            assert found, "the server says where it is"
-            try:
-                yield found[0]
-            finally:
-                process.terminate()
-
-
-def _latencies(url: str, seconds: float) -> npt.NDArray[np.float64]:
-    """Seconds of each answer."""
-    message = pack(_observation(np.random.default_rng(0)))
-    taken, end = [], time.monotonic() + seconds
-    with connect(url, compression=None, max_size=None) as connection:
-        connection.recv()
-        for _ in range(5):  # a model's first ones are slow
-            connection.send(message)
-            connection.recv()
-        while time.monotonic() < end:
-            began = time.perf_counter()
-            connection.send(message)
-            assert isinstance(connection.recv(timeout=60), bytes), "an honest client is never refused"
-            taken.append(time.perf_counter() - began)
-    return np.array(taken)
 
 
 @dataclass(frozen=True)
@@ -328,9 +249,10 @@ def measure_actions(study: ReliabilityStudy) -> Figures:
 
 _PARTS: Final[Mapping[str, Callable[[ReliabilityStudy], Figures]]] = {
     "messages": measure_messages,
-    "server": measure_server,
+    "server": lambda study: measure_delay(study.seconds, study.seed),
     "loaders": measure_loaders,
     "actions": measure_actions,
+    "soak": lambda study: measure_soak(study.soak_hours, study.seed),
 }
 
 
@@ -364,13 +286,20 @@ def targets(figures: Mapping[str, Any]) -> list[Target]:
             ),
             Target("nan_memory_wrong", actions["wrong_memory"], 0, False),
         ]
+    if soak := figures.get("soak"):
+        rss = soak["rss_mb"]
+        note = (
+            f"growth per hour after the first quarter of {soak['hours']:.2f} hours, at {rss['last']:.0f} MB; "
+            f"{soak['clients']['answers']} answers, {soak['clients'].get('honest_refused', 0)} of them refusals"
+        )
+        found.append(Target("soak_hours_rss_mb", soak["slope_mb_per_hour"], _FLAT_MB_PER_HOUR, False, note=note))
     return found
 
 
 def main(study: ReliabilityStudy) -> None:
     """Measures, prints, and on a full run records."""
     if study.quick:
-        study = replace(study, messages=1_000, seconds=5.0, mutations=30, answers=200)
+        study = replace(study, messages=1_000, seconds=5.0, mutations=30, answers=200, soak_hours=0.01)
     with placed(study, study.quick) as here:
         measure_parts("reliability", here, lambda part: _PARTS[part](here), targets, Console(), [here.seed])
 
