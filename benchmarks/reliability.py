@@ -10,7 +10,7 @@ nothing. Episodes under kills: `python -m tests.endurance`.
 
 from __future__ import annotations
 
-import shutil
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,22 +24,13 @@ import torch
 from rich.console import Console
 
 from benchmarks.damage import Trials, damaged, hostile_message
+from benchmarks.reliability_loaders import LOADERS
 from benchmarks.reliability_server import measure_delay, measure_soak, observation
-from benchmarks.rollout_speed import save_untrained_policy
-from ipvla.data.statistics import Statistics
-from ipvla.forgetting.artifact import ArtifactError
-from ipvla.forgetting.fisher import DiagonalFisher
-from ipvla.policy import CheckpointError, Policy
 from ipvla.rollout.episode import EpisodeId
-from ipvla.rollout.journal import Journal, JournalError
 from ipvla.rollout.openpi.messages import MessageError, ObservationError, from_message, unpack
 from ipvla.rollout.policy_server import PolicyServer
-from ipvla.sim.gym.settings import GymError, GymSettings
-from ipvla.storage import SOURCE_TREE
-from ipvla.types import EpisodeResult, EpisodeSpec, Memory, Observation
-from ray_jobs.collect import CollectConfig
+from ipvla.types import Memory, Observation
 from ray_jobs.command_line.cli import run
-from ray_jobs.command_line.settings import SettingError, parse
 from studies.engine import placed
 from studies.record import Figures, PartStudy, Target, measure_parts
 
@@ -49,7 +40,6 @@ _SLOW_S: Final = 0.05
 _SLOW_LOAD_S: Final = 1.0
 #: Growth that counts as none, of a process of some hundred MB.
 _FLAT_MB_PER_HOUR: Final = 10.0
-_PRESETS: Final = SOURCE_TREE / "ray_jobs" / "experiments"
 
 
 @dataclass(frozen=True)
@@ -108,96 +98,16 @@ def measure_messages(study: ReliabilityStudy) -> Figures:
     }
 
 
-@dataclass(frozen=True)
-class Loader:
-    """A kind of file.
-
-    Attributes:
-        make: writes a good one in an empty directory, and returns the file that is to be damaged.
-        load: reads it.
-        promised: what it raises if it cannot.
-    """
-
-    make: Callable[[Path], Path]
-    load: Callable[[Path], object]
-    promised: type[Exception]
-
-
-def _policy(file: str) -> Callable[[Path], Path]:
-    def make(place: Path) -> Path:
-        save_untrained_policy(place / "policy")
-        return place / "policy" / file
-
-    return make
-
-
-def _journal(place: Path) -> Path:
-    with Journal(place / "episodes.sqlite", {"policy": "abc"}) as records:
-        for trial in range(12):
-            records.record(
-                EpisodeResult(EpisodeSpec("recall", "ground_red", trial, trial), "success", 9, 2, 0.5, 0.1)
-            )
-    return place / "episodes.sqlite"
-
-
-def _read_journal(path: Path) -> None:
-    with Journal.existing(path) as records:
-        records.results()
-
-
-def _statistics(place: Path) -> Path:
-    values = [np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)]
-    Statistics.compute(values, values).save(place / "dataset_statistics.json", "cue")
-    return place / "dataset_statistics.json"
-
-
-def _artifact(file: str) -> Callable[[Path], Path]:
-    def make(place: Path) -> Path:
-        DiagonalFisher({"backbone": "tiny", "width": 3}, {"a": torch.ones(300)}).save(place)
-        return place / file
-
-    return make
-
-
-def _copied(source: Path) -> Callable[[Path], Path]:
-    return lambda place: Path(shutil.copy(source, place))
-
-
-def _load_policy(path: Path) -> object:
-    return Policy.load(path.parent)
-
-
-def _load_artifact(path: Path) -> object:
-    return DiagonalFisher.load(path.parent, {"width": 3})
-
-
-LOADERS: Final = {
-    "policy.json": Loader(_policy("policy.json"), lambda path: Policy.load(path.parent), CheckpointError),
-    "model.safetensors": Loader(
-        _policy("model.safetensors"), lambda path: Policy.load(path.parent), CheckpointError
-    ),
-    "journal": Loader(_journal, _read_journal, JournalError),
-    "statistics": Loader(_statistics, lambda path: Statistics.load(path, 7), ValueError),
-    "artifact's record": Loader(_artifact("fisher.json"), _load_artifact, ArtifactError),
-    "artifact's tensors": Loader(_artifact("fisher.safetensors"), _load_artifact, ArtifactError),
-    "settings": Loader(
-        _copied(_PRESETS / "quickstart" / "full" / "collect.yaml"),
-        lambda path: parse(CollectConfig, ["--config_path", str(path)]),
-        SettingError,
-    ),
-    "gymnasium": Loader(_copied(_PRESETS / "gym_aloha" / "aloha.yaml"), GymSettings.load, GymError),
-}
-
-
 def measure_loaders(study: ReliabilityStudy) -> Figures:
-    """Damaged files of every kind; checkpoints: tests/training/test_damaged_checkpoint.py."""
+    """Damaged files of every kind; a run's checkpoints: tests/training/test_damaged_checkpoint.py."""
     outcomes = {}
     for name, loader in LOADERS.items():
         rng = np.random.default_rng(study.seed)
         with TemporaryDirectory() as place:
             path = loader.make(Path(place))
             content, trials = path.read_bytes(), Trials(loader.promised)
-            for _ in range(study.mutations):
+            loader.load(path)  # what is imported at the first use is none of the damage's
+            for _ in range(math.ceil(loader.tried * study.mutations)):
                 path.write_bytes(damaged(content, rng))
                 trials.load(lambda path=path, loader=loader: loader.load(path))  # type: ignore[misc]
         outcomes[name] = trials
@@ -299,7 +209,7 @@ def targets(figures: Mapping[str, Any]) -> list[Target]:
 def main(study: ReliabilityStudy) -> None:
     """Measures, prints, and on a full run records."""
     if study.quick:
-        study = replace(study, messages=1_000, seconds=5.0, mutations=30, answers=200, soak_hours=0.01)
+        study = replace(study, messages=1_000, seconds=5.0, mutations=8, answers=200, soak_hours=0.01)
     with placed(study, study.quick) as here:
         measure_parts("reliability", here, lambda part: _PARTS[part](here), targets, Console(), [here.seed])
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from ipvla.contract import Contract
 from ipvla.data.conventions import Conventions
 from ipvla.data.transforms import PromptEncoder, Transforms
-from ipvla.files import appearing, foreign, one_line, read_record
+from ipvla.files import appearing, foreign_file, one_line, read_record
 from ipvla.models.adapters import merge_adapters
 from ipvla.models.backbones.protocol import require_prompts
 from ipvla.models.heads import Sampling
@@ -417,7 +417,7 @@ def tensor_shapes(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, "pt") as file:
             return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = (foreign(path) if path.is_file() else None) or one_line(error)
+        reason = foreign_file(path) or one_line(error)
         raise CheckpointError(f"{path} cannot be read ({reason}); use an earlier checkpoint") from None
 
 

@@ -220,7 +220,7 @@ def _statistics(files: OpenVLAFiles, given: Path | None, key: str | None) -> tup
     path = given or files.directory / "dataset_statistics.json"
     content: Mapping[str, Any] = files.config.get("norm_stats") or {}
     where = f"{files.directory / 'config.json'} (norm_stats)"
-    if path.is_file() or given is not None:
+    if path.exists() or given is not None:
         content, where = read_json(path), str(path)
     if not content:
         raise ValueError(

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ipvla.files import one_line, read_record, replacing, write_text
+from ipvla.files import foreign_file, one_line, read_record, replacing, write_text
 from ipvla.forgetting.probed import ProbedModel
 
 _AGAIN = "make it again from the teacher and the probe"
@@ -120,7 +120,8 @@ def read_artifact(
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise ArtifactError(f"{meta_path} cannot be read ({one_line(error)}); {_AGAIN}") from None
     if not whole:
-        raise ArtifactError(f"{tensors_path} is damaged or does not belong to {meta_path.name}; {_AGAIN}")
+        reason = f" ({what})" if (what := foreign_file(tensors_path)) else ""
+        raise ArtifactError(f"{tensors_path} is damaged or does not belong to {meta_path.name}{reason}; {_AGAIN}")
     for key, value in expected.items():
         if value is not None and meta.get(key) != value:
             raise ArtifactError(

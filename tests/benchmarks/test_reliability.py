@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.damage import Trials, damaged, hostile_message
-from benchmarks.reliability import LOADERS, ReliabilityStudy, measure_actions, measure_messages, targets
+from benchmarks.reliability import ReliabilityStudy, measure_actions, measure_messages, targets
+from benchmarks.reliability_loaders import LOADERS
 
 SMALL = ReliabilityStudy(quick=True, messages=200, answers=100)
 

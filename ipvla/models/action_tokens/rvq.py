@@ -24,13 +24,14 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ipvla.files import foreign_file, one_line, read_record
 from ipvla.models.action_tokens.protocol import (
     ActionTokenError,
     ActionTokenizer,
@@ -440,15 +441,15 @@ class RVQTokens(ActionTokenizer):
     def load(cls, directory: Path) -> Self:
         """What `save` wrote, moving averages and dead codes included. ValueError if it is missing or damaged."""
         try:
-            described: dict[str, Any] = json.loads((directory / "config.json").read_text())
+            described = read_record(path := directory / "config.json")
             described.pop("type")
             parts = tuple(RVQPart(**{**part, "dims": tuple(part["dims"])}) for part in described.pop("parts"))
             tokenizer = cls(RVQSettings(parts=parts, **described))
-            tokenizer.load_state_dict(load_file(directory / "model.safetensors"))
+            tokenizer.load_state_dict(load_file(path := directory / "model.safetensors"))
         except Exception as error:  # safetensors and torch raise their own
             raise ValueError(
-                f"no RVQ tokenizer in {directory} ({str(error).splitlines()[0]}); give a directory that "
-                "ray_jobs.fit_tokens wrote"
+                f"no RVQ tokenizer in {directory} ({path.name}: {foreign_file(path) or one_line(error)}); give a "
+                "directory that ray_jobs.fit_tokens wrote"
             ) from None
         return tokenizer
 
