@@ -4,8 +4,9 @@
 
 `messages` reads messages as the server does and takes the CPU time of each; `server` plays against a server in a
 process of its own while another client sends it what is heavy; `loaders` loads damaged files; `actions` lets a
-policy answer with what is not finite. A full run writes `benchmarks/results/reliability.json`; `--quick` writes
-nothing. Episodes under kills: `python -m tests.endurance`.
+policy answer with what is not finite; `chaos` and `resume` kill the processes of an evaluation and a training;
+`cluster` sends a job without the token; `soak` reads a server's memory under clients of all kinds. A full run
+writes `benchmarks/results/reliability.json`; `--quick` writes nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rich.console import Console
 
 from benchmarks.damage import Trials, damaged, hostile_message
 from benchmarks.reliability_loaders import LOADERS
+from benchmarks.reliability_runs import measure_chaos, measure_cluster, measure_resume
 from benchmarks.reliability_server import measure_delay, measure_soak, observation
 from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.openpi.messages import MessageError, ObservationError, from_message, unpack
@@ -52,20 +54,29 @@ class ReliabilityStudy(PartStudy):
         seconds: of playing against the server, quiet and under attack each.
         mutations: of each kind of file.
         answers: of the policy that is not finite at times.
+        episodes: that are played undisturbed, and under kills.
+        kills: of processes of those episodes.
+        training_kills: of processes of a training.
         soak_hours: of clients of all kinds at a server.
     """
 
-    all_parts: ClassVar[tuple[str, ...]] = ("messages", "server", "loaders", "actions", "soak")
+    all_parts: ClassVar[tuple[str, ...]] = (
+        *("messages", "server", "loaders", "actions", "chaos", "resume", "cluster", "soak"),
+    )
     seed: int = 0
     messages: int = 20_000
     seconds: float = 60.0
     mutations: int = 350
     answers: int = 2_000
+    episodes: int = 500
+    kills: int = 24
+    training_kills: int = 4
     soak_hours: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(1, "messages", "seconds", "mutations", "answers")
+        self.require_at_least(1, "messages", "seconds", "mutations", "answers", "kills", "training_kills")
+        self.require_at_least(3, "episodes")
         if self.soak_hours <= 0:
             raise ValueError(f"soak_hours is {self.soak_hours}; it must be above 0")
 
@@ -162,6 +173,9 @@ _PARTS: Final[Mapping[str, Callable[[ReliabilityStudy], Figures]]] = {
     "server": lambda study: measure_delay(study.seconds, study.seed),
     "loaders": measure_loaders,
     "actions": measure_actions,
+    "chaos": lambda study: measure_chaos(study, study.episodes, study.kills, study.seed),
+    "resume": lambda study: measure_resume(study, study.training_kills, study.seed),
+    "cluster": lambda _: measure_cluster(),
     "soak": lambda study: measure_soak(study.soak_hours, study.seed),
 }
 
@@ -196,6 +210,21 @@ def targets(figures: Mapping[str, Any]) -> list[Target]:
             ),
             Target("nan_memory_wrong", actions["wrong_memory"], 0, False),
         ]
+    if chaos := figures.get("chaos"):
+        killed = ", ".join(f"{count} {kind}s" for kind, count in chaos["kills"].items())
+        found += [
+            Target("chaos_episodes", chaos["episodes"], 500, True, note=f"killed: {killed}"),
+            Target("chaos_kills", sum(chaos["kills"].values()), 20, True),
+            *(Target(f"chaos_{name}", chaos[name], 0, False) for name in ("lost", "doubled", "different")),
+        ]
+    if resume := figures.get("resume"):
+        killed = ", ".join(f"{count} {kind}s" for kind, count in resume["kills"].items())
+        note = f"of {resume['steps']} steps; killed: {killed}"
+        found.append(Target("resume_bitwise", resume["resume_bitwise"], 1, True, note=note))
+    if cluster := figures.get("cluster"):
+        status = cluster["status"]
+        note = f"status {status['none']} without a token, {status['wrong']} with a wrong one"
+        found.append(Target("open_jobs_api", cluster["open_jobs_api"], 0, False, note=note))
     if soak := figures.get("soak"):
         rss = soak["rss_mb"]
         note = (
@@ -210,6 +239,7 @@ def main(study: ReliabilityStudy) -> None:
     """Measures, prints, and on a full run records."""
     if study.quick:
         study = replace(study, messages=1_000, seconds=5.0, mutations=8, answers=200, soak_hours=0.01)
+        study = replace(study, episodes=6, kills=1, training_kills=1)
     with placed(study, study.quick) as here:
         measure_parts("reliability", here, lambda part: _PARTS[part](here), targets, Console(), [here.seed])
 
