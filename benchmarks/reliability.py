@@ -180,6 +180,10 @@ _PARTS: Final[Mapping[str, Callable[[ReliabilityStudy], Figures]]] = {
 }
 
 
+def _killed(kills: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(kills.items()))
+
+
 def targets(figures: Mapping[str, Any]) -> list[Target]:
     """What was promised, of the parts that there are figures of."""
     found = []
@@ -211,14 +215,14 @@ def targets(figures: Mapping[str, Any]) -> list[Target]:
             Target("nan_memory_wrong", actions["wrong_memory"], 0, False),
         ]
     if chaos := figures.get("chaos"):
-        killed = ", ".join(f"{count} {kind}s" for kind, count in chaos["kills"].items())
+        killed = _killed(chaos["kills"])
         found += [
             Target("chaos_episodes", chaos["episodes"], 500, True, note=f"killed: {killed}"),
             Target("chaos_kills", sum(chaos["kills"].values()), 20, True),
             *(Target(f"chaos_{name}", chaos[name], 0, False) for name in ("lost", "doubled", "different")),
         ]
     if resume := figures.get("resume"):
-        killed = ", ".join(f"{count} {kind}s" for kind, count in resume["kills"].items())
+        killed = _killed(resume["kills"])
         note = f"of {resume['steps']} steps; killed: {killed}"
         found.append(Target("resume_bitwise", resume["resume_bitwise"], 1, True, note=note))
     if cluster := figures.get("cluster"):

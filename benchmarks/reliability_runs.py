@@ -50,8 +50,8 @@ _TASKS: Final = 4
 _HORIZON: Final = 16
 #: A kill is chance here, not a defect of the episode: no number of them is to end the run.
 _ATTEMPTS: Final = 100
-#: Share of the kills that end the driver, and with it all that it started.
-_DRIVERS: Final = 0.2
+#: Every so many kills one ends the driver, and with it all that it started.
+_DRIVERS_EVERY: Final = 4
 _POLL_S: Final = 0.2
 _PATIENCE_S: Final = 1800.0
 _TRAINING: Final = TrainingConfig(steps=60, precision="fp32", log_every=1, checkpoint_every=5, checkpoints_kept=3)
@@ -159,7 +159,7 @@ def _killed(
         RuntimeError: it fails by itself, or does not get on.
     """
     counts = Counter[str]()
-    left = [] if rng is None else [(moment, bool(rng.random() < _DRIVERS)) for moment in moments]
+    left = [(moment, number % _DRIVERS_EVERY == 1) for number, moment in enumerate(moments)]
     while True:
         job = _started(command)
         deadline = time.monotonic() + _PATIENCE_S

@@ -30,6 +30,8 @@ from ipvla.models.vla import IPVLA, IPVLAConfig, adopt
 from ipvla.types import Memory, Observation
 
 FORMAT = 1
+#: The entry of `policy.json` that holds `weights_sum`; earlier versions wrote none.
+_WEIGHTS = "weights_sum"
 #: In pixels, of a blank picture for a policy that takes pictures as they come.
 _ANY_SIDE = 64
 #: A model under construction may have so many times the weights of its file, which has shared ones once ...
@@ -146,15 +148,17 @@ class Policy:
 
         `weights`: `state(model)`, where it was taken already.
         """
+        weights = state(self.model) if weights is None else weights
         described = {
             "format": FORMAT,
             "model": draccus.encode(self.config),
             "execute": self.execute,
             "transforms": self.transforms.to_dict(),
+            _WEIGHTS: weights_sum(weights),
         }
         with appearing(directory) as building:
             (building / "policy.json").write_text(json.dumps(described, indent=1))
-            save_file(state(self.model) if weights is None else weights, building / "model.safetensors")
+            save_file(weights, building / "model.safetensors")
             self.model.head.save_description(building)
             self.model.backbone.save_description(building)
 
@@ -376,8 +380,10 @@ def _named(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Loads what `state` saved. CheckpointError names the first tensor that is missing, of another shape, or not
-    finite.
+    """Loads what `state` saved.
+
+    CheckpointError names the first tensor that is missing, of another shape, or not finite, or says that the file
+    is not the one that was saved with the `policy.json` beside it.
     """
     shapes, wanted = tensor_shapes(path), _named(model)
     wrong = [
@@ -393,7 +399,27 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     saved = read_tensors(path)
     weights = {name for name, value in wanted.items() if isinstance(value, torch.nn.Parameter)}
     require_finite_tensors(path, {name: value for name, value in saved.items() if name in weights})
+    written = _described(path.parent).get(_WEIGHTS)
+    if written is not None and written != weights_sum(saved):
+        raise CheckpointError(
+            f"{path} is damaged, or not the one that was saved with policy.json: its bytes sum up to something "
+            "else; copy the policy again, or use an earlier checkpoint"
+        )
     adopt(model, {name: sharded_like(value, wanted[name]) for name, value in saved.items()})
+
+
+def weights_sum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """16 hexadecimal digits that change with any byte: a hash of each tensor's name and sum of 64-bit words.
+
+    It takes a fiftieth of the time of loading, where a hash of all bytes takes a third.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        words = len(flat) // 8 * 8
+        total = flat[:words].view(np.uint64).sum(dtype=np.uint64)
+        digest.update(f"{name}\0{total}\0".encode() + flat[words:].tobytes())
+    return digest.hexdigest()[:16]
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
