@@ -100,6 +100,17 @@ def foreign_file(path: Path) -> str | None:
         return foreign(file.read(HEAD))
 
 
+def nearby(directory: Path, *names: str) -> str | None:
+    """The directory one level below or above that holds these files, which this one does not; None if none does.
+
+    Of several below it is none: nobody knows which was meant.
+    """
+    below = [path for path in directory.glob("*") if all((path / name).is_file() for name in names)]
+    if len(below) == 1:
+        return str(below[0])
+    return str(directory.parent) if all((directory.parent / name).is_file() for name in names) else None
+
+
 def one_line(error: BaseException, most: int = 300) -> str:
     """An error of whatever origin as part of a message: its text, or its class where it has none."""
     text = f"{type(error).__name__}: {error}" if isinstance(error, LookupError | MemoryError) else str(error)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from ipvla.contract import Contract
 from ipvla.data.conventions import Conventions
 from ipvla.data.transforms import PromptEncoder, Transforms
-from ipvla.files import appearing, foreign_file, one_line, read_record
+from ipvla.files import appearing, foreign_file, nearby, one_line, read_record
 from ipvla.models.adapters import merge_adapters
 from ipvla.models.backbones.protocol import require_prompts
 from ipvla.models.heads import Sampling
@@ -269,15 +269,28 @@ def _described(directory: Path) -> dict[str, Any]:
         described = read_record(path)
     except (OSError, ValueError) as error:
         what = f"no policy in {directory}" if isinstance(error, OSError) else f"{path} is damaged"
-        raise CheckpointError(
-            f"{what} ({one_line(error)}); give a directory that ray_jobs.train wrote, e.g. runs/STUDY/NAME/policy"
-        ) from None
+        raise CheckpointError(f"{what} ({one_line(error)}); {_instead(directory)}") from None
     if described.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format {described.get('format')!r:.20}; this version of the program reads {FORMAT}: use "
             "the one that wrote it"
         )
     return described
+
+
+def _instead(directory: Path) -> str:
+    """What to give in the place of a directory without a policy."""
+    if not (directory / "policy.json").exists():
+        if (found := nearby(directory, "policy.json")) is not None:
+            return f"did you mean {found}?"
+        if (directory / "adapter_config.json").is_file():
+            return (
+                "it holds an adapter of PEFT: make a policy of it and its base by "
+                f"`ipvla import --source BASE --adapter {directory} --policy NEW`"
+            )
+        if (directory / "config.json").is_file():
+            return f"it holds a published model: import it by `ipvla import --source {directory} --policy NEW`"
+    return "give a directory that ray_jobs.train wrote, e.g. runs/STUDY/NAME/policy"
 
 
 @contextmanager

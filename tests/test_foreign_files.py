@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.reliability_loaders import LOADERS
+from benchmarks.rollout_speed import save_untrained_policy
+from ipvla.data.dataset import open_dataset
+from ipvla.data.source import DatasetError
+from ipvla.policy import CheckpointError, Policy
+from ray_jobs.import_policy import ImportConfig, imported
 
 #: What is there instead -> how it begins, and what the refusal says.
 KINDS = {
@@ -62,3 +67,38 @@ def test_another_kind_of_file_is_named_with_what_helps(door: str, place_of: Call
         shutil.rmtree(path, ignore_errors=True)
         path.write_bytes(content)
     LOADERS[door].load(path)
+
+
+def test_a_policys_directory_one_level_up_and_down_is_found(tmp_path: Path) -> None:
+    policy = save_untrained_policy(tmp_path / "run" / "policy")
+    for wrong in (policy.parent, policy / "backbone"):
+        wrong.mkdir(exist_ok=True)
+        with pytest.raises(CheckpointError, match=f"did you mean {policy}\\?"):
+            Policy.load(wrong)
+
+
+def test_an_adapter_in_a_policys_or_a_models_place_is_named(tmp_path: Path) -> None:
+    adapter = LOADERS["import adapter's adapter_config.json"].make(tmp_path).parent
+    with pytest.raises(CheckpointError, match=r"holds an adapter of PEFT: .*ipvla import --source BASE --adapter"):
+        Policy.load(adapter)
+    with pytest.raises(CheckpointError, match=r"holds a published model: .*ipvla import --source"):
+        Policy.load(tmp_path / "model")
+    with pytest.raises(ValueError, match="there is an adapter of PEFT: give its base as --source"):
+        imported(ImportConfig(adapter, tmp_path / "new"))
+    (tmp_path / "model" / "weights").mkdir()
+    with pytest.raises(ValueError, match=f"did you mean {tmp_path / 'model'}\\?"):
+        imported(ImportConfig(tmp_path / "model" / "weights", tmp_path / "new"))
+
+
+@pytest.mark.parametrize("door", ["FAST tokenizer.json", "RVQ config.json", "artifact's record"])
+def test_token_files_and_artifacts_one_level_up_are_found(door: str, tmp_path: Path) -> None:
+    made = LOADERS[door].make(tmp_path / "some")
+    with pytest.raises(LOADERS[door].promised, match=f"did you mean {made.parent}\\?"):
+        LOADERS[door].load(tmp_path / made.name)
+
+
+def test_a_lerobot_dataset_one_level_up_and_down_is_found(tmp_path: Path) -> None:
+    LOADERS["LeRobot meta/info.json"].make(tmp_path)
+    for wrong in (tmp_path, tmp_path / "some" / "meta"):
+        with pytest.raises(DatasetError, match=f"did you mean the LeRobotDataset {tmp_path / 'some'}\\?"):
+            open_dataset(wrong)

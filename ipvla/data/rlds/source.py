@@ -277,6 +277,12 @@ def _nearby(location: str, files: Any, root: str) -> str:
     if versions:
         return f"did you mean {location}{versions[-1]}?"
     above = root.rstrip("/").rpartition("/")[0]
+    lerobot = sorted(str(path).split("/")[-3] for path in files.glob(f"{root}/*/meta/info.json"))
+    if lerobot:
+        several = f" It has {', '.join(lerobot[:9])}" if len(lerobot) > 1 else ""
+        return f"did you mean the LeRobotDataset {location}/{lerobot[0]}?{several}"
+    if files.exists(f"{above}/meta/info.json"):
+        return f"did you mean the LeRobotDataset {location.rpartition('/')[0]}?"
     if files.exists(f"{above}/dataset_info.json"):
         return f"did you mean {location.rpartition('/')[0]}?"
     if subdirectories:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 import torch
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, trainers
 
-from ipvla.files import foreign_file, one_line, read_record
+from ipvla.files import foreign_file, nearby, one_line, read_record
 from ipvla.models.action_tokens.protocol import (
     ActionTokenError,
     ActionTokenizer,
@@ -198,8 +198,11 @@ class FastTokens(ActionTokenizer):
             bpe = Tokenizer.from_file(str(path := directory / "tokenizer.json"))
             return cls(bpe, settings)
         except Exception as error:  # tokenizers raises plain Exception
+            found = nearby(directory, "tokenizer.json", "processor_config.json")
+            reason = foreign_file(path) or one_line(error)
+            meant = f"did you mean {found}? Otherwise " if found else ""
             raise ValueError(
-                f"no FAST tokenizer in {directory} ({path.name}: {foreign_file(path) or one_line(error)}); give a "
+                f"no FAST tokenizer in {directory} ({path.name}: {reason}); {meant}give a "
                 "directory with tokenizer.json and processor_config.json"
             ) from None
 

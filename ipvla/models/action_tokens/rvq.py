@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ipvla.files import foreign_file, one_line, read_record
+from ipvla.files import foreign_file, nearby, one_line, read_record
 from ipvla.models.action_tokens.protocol import (
     ActionTokenError,
     ActionTokenizer,
@@ -447,8 +447,11 @@ class RVQTokens(ActionTokenizer):
             tokenizer = cls(RVQSettings(parts=parts, **described))
             tokenizer.load_state_dict(load_file(path := directory / "model.safetensors"))
         except Exception as error:  # safetensors and torch raise their own
+            found = nearby(directory, "config.json", "model.safetensors")
+            reason = foreign_file(path) or one_line(error)
+            meant = f"did you mean {found}? Otherwise " if found else ""
             raise ValueError(
-                f"no RVQ tokenizer in {directory} ({path.name}: {foreign_file(path) or one_line(error)}); give a "
+                f"no RVQ tokenizer in {directory} ({path.name}: {reason}); {meant}give a "
                 "directory that ray_jobs.fit_tokens wrote"
             ) from None
         return tokenizer

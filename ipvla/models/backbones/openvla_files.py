@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from ipvla.files import foreign_file, one_line, read_record
+from ipvla.files import foreign_file, nearby, one_line, read_record
 from ipvla.models.backbones.prismatic_vision import TOWERS, TowerConfig
 
 #: Text that stands for an action: the last 256 ids before the padding, and the space before them.
@@ -255,4 +255,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return read_record(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({one_line(error)}); give a directory that holds it") from None
+        found = None if path.exists() else nearby(path.parent, path.name)
+        remedy = f"did you mean {found}?" if found else "give a directory that holds it"
+        if not path.exists() and (path.parent / "adapter_config.json").is_file():
+            remedy = "there is an adapter of PEFT: give its base as --source, and this directory as --adapter"
+        raise ValueError(f"{path} cannot be read ({one_line(error)}); {remedy}") from None
