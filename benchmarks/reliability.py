@@ -230,9 +230,10 @@ def targets(figures: Mapping[str, Any]) -> list[Target]:
         note = f"status {status['none']} without a token, {status['wrong']} with a wrong one"
         found.append(Target("open_jobs_api", cluster["open_jobs_api"], 0, False, note=note))
     if soak := figures.get("soak"):
-        rss = soak["rss_mb"]
+        rss, end = soak["rss_mb"], soak["course_mb"][-4:]
         note = (
-            f"growth per hour after the first quarter of {soak['hours']:.2f} hours, at {rss['last']:.0f} MB; "
+            f"growth per hour after the first quarter of {soak['hours']:.2f} hours, from {rss['settled']:.0f} to "
+            f"{rss['last']:.0f} MB, in the last sixth {end[-1] - end[0]:.1f} MB; "
             f"{soak['clients']['answers']} answers, {soak['clients'].get('honest_refused', 0)} of them refusals"
         )
         found.append(Target("soak_hours_rss_mb", soak["slope_mb_per_hour"], _FLAT_MB_PER_HOUR, False, note=note))

@@ -99,12 +99,11 @@ def measure_chaos(roots: StorageRoots, episodes: int, kills: int, seed: int) -> 
     for config in (undisturbed, disturbed):  # of an earlier measurement
         for path in place.glob(f"{_journal(config).stem}.*"):
             path.unlink()
-    began = time.monotonic()
-    _run_until_done(undisturbed, lambda: _recorded(_journal(undisturbed)), [], None)
+    rng, began = np.random.default_rng(seed), time.monotonic()
+    _run_until_done(undisturbed, [], rng)
     middle = time.monotonic()
-    rng = np.random.default_rng(seed)
     moments = sorted(rng.choice(np.arange(1, episodes - 1), min(kills, episodes - 2), replace=False).tolist())
-    counts = _run_until_done(disturbed, lambda: _recorded(_journal(disturbed)), moments, rng)
+    counts = _run_until_done(disturbed, moments, rng)
     one, other = _played(_journal(undisturbed)), _played(_journal(disturbed))
     return {
         "episodes": len(one),
@@ -124,12 +123,8 @@ def _journal(config: DriverConfig) -> Path:
 
 
 def _told(config: DriverConfig) -> list[str]:
-    return _journal(config).with_suffix(".txt").read_text().split("\n")[:-1]
-
-
-def _recorded(journal: Path) -> int:
-    path = journal.with_suffix(".txt")
-    return path.read_text().count("\n") if path.exists() else 0
+    path = _journal(config).with_suffix(".txt")
+    return path.read_text().split("\n")[:-1] if path.exists() else []
 
 
 def _played(journal: Path) -> dict[str, EpisodeResult]:
@@ -137,23 +132,27 @@ def _played(journal: Path) -> dict[str, EpisodeResult]:
         return {r.spec.key: replace(r, trace=records.trace(r.spec)) for r in records.results()}
 
 
-def _run_until_done(
-    config: DriverConfig, progress: Callable[[], int], moments: list[int], rng: np.random.Generator | None
-) -> Counter[str]:
+def _run_until_done(config: DriverConfig, moments: list[int], rng: np.random.Generator) -> Counter[str]:
     """Starts the driver again and again until it ends by itself; kills something whenever a moment has come."""
     flags = [f"--{name}={value}" for name, value in config.directories.items()]
     flags += [f"--journal={config.journal}", f"--episodes={config.episodes}"]
-    return _killed(["benchmarks.reliability_runs", *flags], progress, moments, rng, actors)
+    return killed(["benchmarks.reliability_runs", *flags], lambda: len(_told(config)), moments, rng, actors)
 
 
-def _killed(
+def killed(
     command: list[str],
     progress: Callable[[], int],
     moments: list[int],
-    rng: np.random.Generator | None,
+    rng: np.random.Generator,
     victims: Callable[[psutil.Process], Mapping[psutil.Process, str]],
 ) -> Counter[str]:
-    """How many processes of each kind were killed until the command ended well.
+    """How many processes of each kind were killed until `python -m COMMAND` ended well.
+
+    Args:
+        progress: of it.
+        moments: ascending progresses, at each of which something is killed: a victim that `rng` draws, or, every
+            few times, all of it, which is then started again.
+        victims: of a driver, by what they are.
 
     Raises:
         RuntimeError: it fails by itself, or does not get on.
@@ -167,7 +166,7 @@ def _killed(
             while (code := job.poll()) is None:
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"{command[0]} does not end")
-                if left and rng is not None and progress() >= left[0][0]:
+                if left and progress() >= left[0][0]:
                     alive = sorted(victims(psutil.Process(job.pid)).items(), key=lambda one: one[0].pid)
                     if left[0][1]:
                         counts["driver"] += 1
@@ -237,7 +236,7 @@ def measure_resume(roots: StorageRoots, kills: int, seed: int) -> Figures:
         lines = read_jsonl(path) if (path := config.run_directory / "metrics.jsonl").exists() else []
         return max((int(line["step"]) for line in lines), default=0)
 
-    counts = _killed(["ray_jobs.train", "--config_path", str(settings)], steps, moments, rng, _workers)
+    counts = killed(["ray_jobs.train", "--config_path", str(settings)], steps, moments, rng, _workers)
     experiment = config.build(World())
     threads = torch.get_num_threads()
     torch.set_num_threads(_TRAINING.threads)
