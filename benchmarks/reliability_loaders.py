@@ -23,7 +23,7 @@ from ipvla.data.probe import ProbeConfig
 from ipvla.data.reasoning.store import open_store
 from ipvla.data.rlds import write_rlds
 from ipvla.data.rlds.source import RldsSource
-from ipvla.data.source import DatasetError, Feature, Trajectory
+from ipvla.data.source import DatasetError, Feature, Steps, Trajectory
 from ipvla.data.standards import standard_of
 from ipvla.data.statistics import Statistics
 from ipvla.data.survey import load_survey, publish_survey, surveyed
@@ -138,7 +138,7 @@ def _lerobot(file: str, place: Path) -> Path:
     writer = PartWriter(place / "some", Layout(10, features), 0, 0, 0, {})
     for seed in range(3):
         picture = encode_png(rng.integers(0, 255, (_SIZE, _SIZE, 3), np.uint8))
-        steps = {
+        steps: dict[str, Steps] = {
             "observation.images.top": EncodedPictures((picture,) * 5),
             "observation.state": rng.normal(size=(5, 8)).astype(np.float32),
             "action": rng.uniform(-1, 1, (5, 7)).astype(np.float32),

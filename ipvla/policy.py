@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from ipvla.files import appearing, foreign_file, nearby, one_line, read_record
 from ipvla.models.adapters import merge_adapters
 from ipvla.models.backbones.protocol import require_prompts
 from ipvla.models.heads import Sampling
+from ipvla.models.saved_size import no_larger_than
 from ipvla.models.vla import IPVLA, IPVLAConfig, adopt
 from ipvla.types import Memory, Observation
 
@@ -34,10 +34,6 @@ FORMAT = 1
 _WEIGHTS = "weights_sum"
 #: In pixels, of a blank picture for a policy that takes pictures as they come.
 _ANY_SIDE = 64
-#: A model under construction may have so many times the weights of its file, which has shared ones once ...
-_BUILT_PER_SAVED = 4
-#: ... and so many more tensors and numbers, which no file has.
-_BUILT_BESIDE = (1_000, 2**24)
 
 
 class CheckpointError(ValueError):
@@ -195,7 +191,7 @@ class Policy:
                 raise ValueError(f"execute is {execute}, and model.chunk {config.chunk}")
         if sampling is not None:
             config = replace(config, head=config.head.sampled(sampling))
-        with _undamaged(directory), _without_network(), _no_larger_than(saved):
+        with _undamaged(directory), _without_network(), no_larger_than(saved):
             policy = cls.build(config, conventions, execute)
         load_weights(policy.model, weights)
         policy.model.to(device).eval()
@@ -316,37 +312,6 @@ def _without_network() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-@contextmanager
-def _no_larger_than(saved: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Ends the building of a model that grows far beyond its saved weights, before they are filled.
-
-    Raises:
-        ValueError: it does.
-    """
-    most = [_BUILT_PER_SAVED * len(saved), _BUILT_PER_SAVED * sum(tensor.numel() for tensor in saved.values())]
-    left = [own + beside for own, beside in zip(most, _BUILT_BESIDE, strict=True)]
-    thread = threading.get_ident()
-
-    def count(module: torch.nn.Module, name: str, tensor: torch.Tensor | None) -> None:
-        if tensor is None or threading.get_ident() != thread:
-            return
-        left[0], left[1] = left[0] - 1, left[1] - tensor.numel()
-        if min(left) < 0:
-            raise ValueError("it describes a model far larger than its weights")
-
-    from torch.nn.modules import module
-
-    hooks = [
-        module.register_module_parameter_registration_hook(count),
-        module.register_module_buffer_registration_hook(count),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:

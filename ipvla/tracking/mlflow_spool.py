@@ -115,7 +115,8 @@ class Spool:
         with self._guard:
             self._file.seek(self._delivered)
             text = self._file.read()
-        found, end = [], self._delivered
+        found: list[tuple[Record, int]] = []
+        end = self._delivered
         for line in text[: text.rfind(b"\n") + 1].splitlines(keepends=True):
             end += len(line)
             try:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.rollout_speed import EXECUTE, save_untrained_policy
+from benchmarks.rollout_speed import save_untrained_policy
+from benchmarks.rollout_stub import EXECUTE
 from ipvla.policy import Policy
 from ipvla.rollout.endpoint import Serving
 from ipvla.rollout.evaluation import SimPool

@@ -105,7 +105,7 @@ class EpisodeIndex:
         try:
             texts = record_of(path.with_suffix(".json").read_bytes())
             rows = np.load(path, mmap_mode="r")
-            if rows.dtype != _ROW or zlib.crc32(np.ascontiguousarray(rows)) != texts["crc32"]:
+            if rows.dtype != _ROW or zlib.crc32(rows.tobytes()) != texts["crc32"]:
                 return None
             labels, broken = tuple(map(str, texts["labels"])), tuple(map(str, texts["broken"]))
             numbers = rows[["task", "family"]].tolist()
