@@ -47,6 +47,7 @@ from ipvla.models.backbones.openvla_files import (
 from ipvla.models.backbones.prismatic import PrismaticBackbone, PrismaticConfig
 from ipvla.models.heads import HeadConfig, OFTConfig, OpenVLATokensConfig
 from ipvla.models.memory import MemoryConfig, NoMemoryConfig
+from ipvla.models.saved_size import no_larger_than
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
 from ray_jobs.command_line.cli import run
@@ -213,7 +214,8 @@ def _openvla(config: ImportConfig) -> Policy:
         for name, content in files.description().items():
             (Path(described) / name).write_bytes(content)
         bare = replace(model, backbone=replace(backbone, pretrained=Path(described)))
-        policy = Policy.build(bare, conventions, chunk)
+        with no_larger_than(files.weights()):
+            policy = Policy.build(bare, conventions, chunk)
     _load(policy, config, files, extra)
     return replace(policy, config=model)
 
@@ -249,7 +251,7 @@ def _statistics(files: OpenVLAFiles, given: Path | None, key: str | None) -> tup
     path = given or files.directory / "dataset_statistics.json"
     content: Mapping[str, Any] = files.config.get("norm_stats") or {}
     where = f"{files.directory / 'config.json'} (norm_stats)"
-    if path.is_file() or given is not None:
+    if path.exists() or given is not None:
         content, where = read_json(path), str(path)
     if not content:
         raise ValueError(
