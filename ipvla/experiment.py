@@ -191,8 +191,8 @@ class ExperimentConfig(StorageRoots):
         """ValueError for what would train or change weights in 4 bits."""
         if self.model.lora is None and not self.model.head.distils:
             raise ValueError(
-                "model.nf4 freezes the backbone's weights in 4 bits, and nothing adapts them; set model.lora.rank, "
-                "or model.nf4 to null"
+                "model.nf4 freezes the backbone's weights in 4 bits, and nothing adapts them; set "
+                "model.lora.rank, or model.nf4 to null"
             )
         method = self.protected_by.method if self.protected_by else None
         if method is not None and method.moves_base:

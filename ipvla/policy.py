@@ -322,7 +322,10 @@ def _no_larger_than(saved: Mapping[str, torch.Tensor], packed: int = 1) -> Itera
     Raises:
         ValueError: it does.
     """
-    most = [_BUILT_PER_SAVED * len(saved), _BUILT_PER_SAVED * packed * sum(tensor.numel() for tensor in saved.values())]
+    most = [
+        _BUILT_PER_SAVED * len(saved),
+        _BUILT_PER_SAVED * packed * sum(tensor.numel() for tensor in saved.values()),
+    ]
     left = [own + beside for own, beside in zip(most, _BUILT_BESIDE, strict=True)]
     thread = threading.get_ident()
 

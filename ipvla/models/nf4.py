@@ -27,8 +27,8 @@ class NF4Config:
     Attributes:
         double: scales are quantised too: 4.13 bits per weight instead of 4.5.
         compute: "float32", "bfloat16" or "float16"; None for the dtype of the backbone's weights.
-        towers: the linear layers of vision towers and projectors too, not of the language layers alone. Embeddings,
-            convolutions and the last layer, from states to words, keep their dtype.
+        towers: the linear layers of vision towers and projectors too, not of the language layers alone.
+            Embeddings, convolutions and the last layer, from states to words, keep their dtype.
     """
 
     double: bool = True
@@ -84,7 +84,8 @@ def is_packed(parameter: torch.Tensor) -> bool:
 
 def parameter_count(module: nn.Module) -> int:
     """Numbers in the weights, however they are stored."""
-    return sum(p.quant_state.shape.numel() if is_packed(p) else p.numel() for p in module.parameters())  # type: ignore[attr-defined]
+    shapes = (p.quant_state.shape if is_packed(p) else p.shape for p in module.parameters())  # type: ignore[attr-defined]
+    return sum(shape.numel() for shape in shapes)
 
 
 def dequantise(backbone: Backbone) -> None:

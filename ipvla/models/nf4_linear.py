@@ -25,7 +25,7 @@ BLOCK: Final = 64
 NESTED_BLOCK: Final = 256
 
 
-class NF4Linear(Linear4bit):  # type: ignore[misc]
+class NF4Linear(Linear4bit):
     """Its state dict has `weight` uint8 [numbers / 2, 1] and `bias` if there is one, and beside them
 
     - `weight.absmax`: of each block of 64 numbers, uint8 [blocks], float32 without double quantisation.
@@ -76,7 +76,7 @@ class NF4Linear(Linear4bit):  # type: ignore[misc]
             yield "weight.nested_offset", state.offset
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)
         destination |= {f"{prefix}{name}": scale for name, scale in self._scales()}
 
     def _load_from_state_dict(
@@ -127,7 +127,7 @@ class NF4Linear(Linear4bit):  # type: ignore[misc]
 def _empty(weight: torch.Tensor, double: bool, device: torch.device) -> tuple[torch.Tensor, Any]:
     """What quantising such a weight gives, with nothing in it but the tables, which are constants."""
     blocks = -(-weight.numel() // BLOCK)
-    scale = {"dtype": torch.uint8 if double else torch.float32, "device": device}
+    scales = torch.empty(blocks, dtype=torch.uint8 if double else torch.float32, device=device)
     nested = None
     if double:
         with torch.device("cpu"):
@@ -135,7 +135,7 @@ def _empty(weight: torch.Tensor, double: bool, device: torch.device) -> tuple[to
         most = torch.empty(-(-blocks // NESTED_BLOCK), device=device)
         nested = QuantState(most, code=table, blocksize=NESTED_BLOCK, dtype=torch.float32)
     state = QuantState(
-        torch.empty(blocks, **scale), shape=weight.shape, code=get_4bit_type("nf4", device=device),
+        scales, shape=weight.shape, code=get_4bit_type("nf4", device=device),
         blocksize=BLOCK, quant_type="nf4", dtype=weight.dtype,
         offset=torch.empty((), device=device) if double else None, state2=nested,
     )  # fmt: skip

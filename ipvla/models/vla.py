@@ -58,7 +58,9 @@ class IPVLAConfig:
         if self.lora is not None and self.osf is not None:
             raise ValueError("model.lora and model.osf are both set; set one of them to null")
         if self.nf4 is not None and self.osf is not None:
-            raise ValueError("model.osf trains weights, and model.nf4 freezes them in 4 bits; set one of them to null")
+            raise ValueError(
+                "model.osf trains weights, and model.nf4 freezes them in 4 bits; set one of them to null"
+            )
         if self.head.distils and self.adapted is not None:
             raise ValueError(
                 "model.head.distil trains the head alone, and model.lora or model.osf adapts the backbone; set "
