@@ -5,7 +5,7 @@
     ipvla import --source ~/openvla-7b --adapter ~/adapter --unnorm_key libero_spatial --policy ~/policies/spatial
     ipvla import --source ~/openvla-7b-oft-finetuned-libero-spatial --policy ~/policies/oft
     ipvla import --source ~/pi05_libero --policy ~/policies/pi05 --pi.tokenizer ~/paligemma-3b-pt-224 \
-        --cameras "[agentview, robot0_eye_in_hand]" --pi.terms "{gripper: environment, state: hand}"
+        --cameras "[agentview, robot0_eye_in_hand]" --terms "{gripper: environment, state: hand}"
 
 Takes OpenVLA's Hugging Face layout (two vision towers, or SigLIP alone as openvla-v01 and ECoT), LoRA adapters of
 PEFT, which are merged, and OpenVLA-OFT's action head, proprioception and FiLM, which lie beside the model. Weights
@@ -106,8 +106,10 @@ class ImportConfig:
         parallel: OFT's words, all at once, where there is no action head; by default where there are OFT's files.
         chunk: actions per answer of OFT, which its files do not tell: 8 for LIBERO.
         normalisation: of actions and state: OFT's ALOHA policies have "bounds".
-        pi: of pi0, pi0.5 and SmolVLA alone, which of the others read `statistics`, `dtype`, `cameras`, `model` and
-            `seed`.
+        terms: how pictures, states and actions are expressed where the files do not tell: fields of
+            `ipvla.contract.Contract`.
+        pi: of pi0, pi0.5 and SmolVLA alone, which of the others read `statistics`, `dtype`, `cameras`, `terms`,
+            `model` and `seed`.
         model: what is added.
         seed: of the weights of a memory.
     """
@@ -127,6 +129,7 @@ class ImportConfig:
     parallel: bool | None = None
     chunk: int = 8
     normalisation: Normalisation = "bounds_q99"
+    terms: Mapping[str, Any] = field(default_factory=dict)
     pi: PiConfig = field(default_factory=PiConfig)
     model: ImportedModelConfig = field(default_factory=ImportedModelConfig)
     seed: int = 0
@@ -149,7 +152,7 @@ def imported(config: ImportConfig) -> Policy:
     assert config.source is not None
     torch.manual_seed(config.seed)
     content = read_json(config.source / "config.json")
-    added = Added(config.dtype or "bfloat16", config.cameras, config.model.memory)
+    added = Added(config.dtype or "bfloat16", config.cameras, config.terms, config.model.memory)
     if content.get("type") == "smolvla":
         policy = from_lerobot_smolvla(config.source, config.pi, added)
     elif "type" in content:
@@ -286,7 +289,7 @@ def _conventions(
     proprio: bool,
 ) -> Conventions:
     chosen = statistics[key]
-    terms = _contract(key, chosen)
+    terms = _contract(key, chosen).changed(config.terms)
     cameras = config.cameras or terms.cameras
     if unknown := not config.cameras and _standard(key) is None:
         logger.warning(

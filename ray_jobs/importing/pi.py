@@ -42,8 +42,6 @@ class PiConfig:
     Attributes:
         tokenizer: of PaliGemma or SmolVLM2, a directory or a hub name, by default that of the published models:
             their checkpoints have none.
-        terms: how pictures, states and actions are expressed, as far as it is known: fields of
-            `ipvla.contract.Contract`.
         execute: actions of a chunk that are played before the next policy step; None for what the checkpoint says,
             or half a chunk.
         state_in_prompt: pi0.5's only: False for openpi's pi05_libero, which was trained without the state.
@@ -52,7 +50,6 @@ class PiConfig:
     """
 
     tokenizer: str | None = None
-    terms: Mapping[str, Any] = field(default_factory=dict)
     execute: int | None = None
     state_in_prompt: bool = True
     vision_heads: int | None = None
@@ -67,11 +64,13 @@ class Added:
         dtype: of the backbone, "float32" or "bfloat16"; the expert runs in float32.
         cameras: what the checkpoint's are called in the world, in its order; "" for one that is missing, as those
             at the end are that have no name here: the model was trained to do without some. () for its own names.
+        terms: see `ImportConfig`.
         memory: with what it is to remember.
     """
 
     dtype: str = "bfloat16"
     cameras: tuple[str, ...] = ()
+    terms: Mapping[str, Any] = field(default_factory=dict)
     memory: MemoryConfig = field(default_factory=NoMemoryConfig)
 
 
@@ -171,7 +170,7 @@ def _policy(
         tensors.setdefault(WORDS, tensors[words])
     return assembled(
         IPVLAConfig(backbone, added.memory, head, chunk=chunk),
-        imported_conventions(statistics, normalisation, names, chunk, settings.terms),
+        imported_conventions(statistics, normalisation, names, chunk, added.terms),
         settings.execute or execute or max(1, chunk // 2),
         replace(weights, tensors=tensors),
         published,

@@ -49,7 +49,7 @@ def from_lerobot_smolvla(directory: Path, settings: PiConfig, added: Added) -> P
     chunk = config["chunk_size"]
     return assembled(
         IPVLAConfig(backbone, added.memory, head, chunk=chunk),
-        imported_conventions(files.statistics, files.normalisation, names, chunk, settings.terms),
+        imported_conventions(files.statistics, files.normalisation, names, chunk, added.terms),
         settings.execute or config["n_action_steps"],
         weights,
         published,

@@ -126,6 +126,14 @@ def test_statistics_and_terms_come_from_the_files(policy: Policy) -> None:
     assert set(policy.transforms.conventions.mixed) == {"toy_bridge", "toy_libero_no_noops"}
 
 
+def test_the_user_tells_what_the_files_do_not(openvla: Path, tmp_path: Path) -> None:
+    config = ImportConfig(openvla, tmp_path / "p", "toy_bridge", terms={"gripper": "environment", "control_hz": 5})
+    assert imported(config).transforms.contract.gripper == "environment"
+    assert imported(config).contract.control_hz == 5
+    with pytest.raises(ValueError, match="griper"):
+        imported(replace(config, terms={"griper": "environment"}))
+
+
 @pytest.mark.parametrize(("key", "cameras"), [("libero_spatial", ("agentview",)), ("bridge_orig", ("primary",))])
 def test_a_known_dataset_tells_cameras_and_pictures(
     openvla: Path, tmp_path: Path, key: str, cameras: tuple[str, ...]

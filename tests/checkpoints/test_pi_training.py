@@ -21,10 +21,15 @@ HERE = Path(__file__).parent / "pi"
 
 @pytest.mark.parametrize("variant", ["pi0", "pi05"])
 def test_import_then_train_then_act(tmp_path: Path, variant: str) -> None:
-    pi = PiConfig(str(HERE / "tokenizer"), terms={"gripper": "environment"}, execute=5, vision_heads=3)
+    pi = PiConfig(str(HERE / "tokenizer"), execute=5, vision_heads=3)
+    terms = {"gripper": "environment"}
     policy = tmp_path / variant
     memory = ImportedModelConfig(GRUMemoryConfig(hidden=16))
-    main(ImportConfig(HERE / variant, policy, dtype="float32", cameras=("agentview",), pi=pi, model=memory))
+    main(
+        ImportConfig(
+            HERE / variant, policy, dtype="float32", cameras=("agentview",), terms=terms, pi=pi, model=memory
+        )
+    )
     write_rlds(tmp_path / "datasets", "cue", [cue_episode(seed) for seed in range(8)], SIZE)
     settings = yaml.safe_load((tmp_path / f"{variant}.train.yaml").read_text())
     settings["storage_root"] = str(tmp_path)
