@@ -43,6 +43,18 @@ class NF4Config:
         """Are the same layers stored in the same way?"""
         return (self.double, self.towers) == (other.double, other.towers)
 
+    def chosen(self, backbone: Backbone) -> dict[str, nn.Linear]:
+        """The layers that get 4 bits, by name inside `backbone.vlm`, but those that have them."""
+        inside = re.compile(".*" if self.towers else backbone.layer_pattern.replace("{layers}", r"\d+"))
+        return {
+            name: module
+            for name, module in backbone.vlm.named_modules()
+            if type(module) is nn.Linear
+            and inside.search(name)
+            and not name.endswith("lm_head")
+            and module.in_features % 2 == 0  # or a row would share a byte with the next
+        }
+
     def apply(self, backbone: Backbone) -> None:
         """Replaces layers that are not in 4 bits yet; on device `meta`, by places for those of a saved policy.
 
@@ -51,15 +63,7 @@ class NF4Config:
         """
         from ipvla.models.nf4_linear import NF4Linear  # takes seconds
 
-        inside = re.compile(".*" if self.towers else backbone.layer_pattern.replace("{layers}", r"\d+"))
-        chosen = {
-            name: module
-            for name, module in backbone.vlm.named_modules()
-            if type(module) is nn.Linear
-            and inside.search(name)
-            and not name.endswith("lm_head")
-            and module.in_features % 2 == 0  # or a row would share a byte with the next
-        }
+        chosen = self.chosen(backbone)
         if not chosen and not quantised(backbone):
             raise ValueError("model.nf4 finds no linear layer in this backbone; set it to null")
         for name, module in chosen.items():
