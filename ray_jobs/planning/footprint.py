@@ -1,16 +1,16 @@
 """What a model takes in bytes and operations, by running it on the device `meta`: shapes without numbers.
 
-Weights, gradients, moments, keys and values are exact. Activations are what autograd saves of a forward pass in the
-format of the weights, as autocast has it: each storage once, weights left out.
+Weights, gradients, moments, keys and values are exact. Activations are what autograd saves of a forward pass in
+the format of the weights, as autocast has it: each storage once, weights left out.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -18,9 +18,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ipvla.models.backbones import Backbone, Embedded
+from ipvla.models.backbones.hugging_face import HuggingFaceBackbone
 from ipvla.models.backbones.prismatic import PrismaticBackbone
+from ipvla.models.backbones.qwen_vl import QwenVLBackbone
 from ipvla.models.features import Features
-from ipvla.models.heads.protocol import Head
+from ipvla.models.heads.openvla_tokens import OpenVLATokensHead
 from ipvla.models.nf4 import NF4Config
 from ipvla.models.nf4_linear import BLOCK, NESTED_BLOCK
 from ipvla.models.vla import IPVLA
@@ -30,6 +32,8 @@ _logger = logging.getLogger(__name__)
 PROMPT: Final = 32
 #: AdamW's two moments.
 _MOMENTS: Final = 2
+#: In pixels, of pictures that a backbone takes as they come.
+_ANY_SIDE: Final = 224
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,19 @@ class Saved:
 
 @dataclass(frozen=True)
 class Operations:
-    """Multiplications and additions of a forward pass of one frame: towers, language layers, one pass of the head."""
+    """Multiplications and additions of a forward pass of one frame.
+
+    Attributes:
+        seeing, reading, head: of towers, of language layers, and of one pass of the head.
+    """
 
     seeing: int
     reading: int
     head: int
 
 
-def tensor_bytes(tensors: Iterator[torch.Tensor] | list[torch.Tensor]) -> int:
+def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Of all of them."""
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
@@ -96,6 +105,7 @@ def optimizer_bytes(model: nn.Module) -> int:
 
 
 def gradient_bytes(model: nn.Module) -> int:
+    """In the format of each trained parameter."""
     return tensor_bytes([p for p in model.parameters() if p.requires_grad])
 
 
@@ -114,19 +124,25 @@ def prompt_tokens(backbone: Backbone, views: int) -> int:
 
 
 def _picture_tokens(backbone: Backbone) -> int:
+    """Tokens of one picture."""
     if isinstance(backbone, PrismaticBackbone):
         return int(backbone.network.vision_backbone.featurizer.pos_embed.shape[1])
-    if (count := getattr(getattr(backbone, "config", None), "image_tokens", None)) is not None:
-        return int(count)
-    before = getattr(getattr(backbone, "frame", None), "before", ())
-    return sum(token == getattr(backbone, "image_token", None) for token in before) // _views(backbone)
+    if isinstance(backbone, QwenVLBackbone):
+        return _patches(backbone) // backbone.network.config.vision_config.spatial_merge_size**2
+    if isinstance(backbone, HuggingFaceBackbone):
+        return _patches(backbone) // int(getattr(backbone.network.config, "scale_factor", 1)) ** 2
+    return int(getattr(getattr(backbone, "config", None), "visual_tokens", 0))  # tiny
 
 
-def _views(backbone: Backbone) -> int:
-    return 1  # backbones whose frame is counted are planned with one picture
+def _patches(backbone: HuggingFaceBackbone) -> int:
+    """Of one picture, before any of them become one token."""
+    vision = backbone.network.config.vision_config
+    side = getattr(backbone.config, "picture_px", None) or vision.image_size
+    along: int = int(side) // int(vision.patch_size)
+    return along * along
 
 
-class _Counter:
+class SavedBytes:
     """Bytes that autograd saves meanwhile: each storage once, none of the model's own."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -147,79 +163,96 @@ class _Counter:
             yield
 
 
-def embedded(backbone: Backbone, frames: int, tokens: int, requires_grad: bool = False) -> Embedded:
-    """So many frames of so many tokens, without numbers."""
+def embedded(backbone: Backbone, tokens: int, requires_grad: bool = False) -> Embedded:
+    """A frame of so many tokens, without numbers."""
     dtype = getattr(backbone, "dtype", torch.float32)
     with torch.device("meta"):
         return Embedded(
-            tokens=torch.empty(frames, tokens, backbone.width, dtype=dtype, requires_grad=requires_grad),
-            valid=torch.ones(frames, tokens, dtype=torch.bool),
-            last=torch.full((frames,), tokens - 1),
-            perception=torch.empty(frames, 1, backbone.perception_size),
-            proprio=torch.empty(frames, 8),
-            instruction=torch.ones(frames, tokens, dtype=torch.bool),
+            tokens=torch.empty(1, tokens, backbone.width, dtype=dtype, requires_grad=requires_grad),
+            valid=torch.ones(1, tokens, dtype=torch.bool),
+            last=torch.full((1,), tokens - 1),
+            perception=torch.empty(1, 1, backbone.perception_size),
+            proprio=torch.empty(1, 8),
+            instruction=torch.ones(1, tokens, dtype=torch.bool),
         )
 
 
-def activations(model: IPVLA, views: int, image_size: int, actions: int, chunk: int, frames: int = 1) -> Saved:
-    """Of training what is trained in `model`, all of which is on `meta`."""
-    backbone = model.backbone
-    counter, unknown = _Counter(model), []
+@dataclass(frozen=True)
+class Frame:
+    """What one frame shows and asks for.
+
+    Attributes:
+        tokens: of the language layers, with words that are learned behind the prompt.
+        views, image_size: cameras, and pixels of a side.
+        chunk, actions: how many actions, of how many numbers.
+    """
+
+    tokens: int
+    views: int
+    image_size: int
+    chunk: int
+    actions: int
+
+
+def activations(model: IPVLA, frame: Frame) -> Saved:
+    """Of training what is trained in `model`, all of which is on `meta`, with one frame."""
+    backbone, unknown = model.backbone, []
+    counter = SavedBytes(model)
     model.train()
-    tokens, inputs, largest, layers = prompt_tokens(backbone, views), 0, 0, 0
+    logits = 0
     trains_towers = any(p.requires_grad for p in _towers(backbone))
     with torch.device("meta"), counter.counting():
-        if trains_towers and not _tried(lambda: see(backbone, frames, views, image_size)):
+        if trains_towers and not _tried(lambda: see(backbone, frame)):
             unknown.append("vision towers")
-        read = embedded(backbone, frames, tokens, requires_grad=trains_towers)
+        read = embedded(backbone, frame.tokens, requires_grad=trains_towers)
         with _layer_by_layer(backbone, counter) as by_layer:
             features = backbone.encode(read).features
-        if not _tried(lambda: learn(model.head, features, frames, chunk, actions, backbone)):
+        if isinstance(model.head, OpenVLATokensHead):
+            logits = 4 * frame.actions * backbone.vocabulary  # its words ask for numbers
+        elif not _tried(lambda: learn(model, features, frame)):
             unknown.append("head")
     layers, largest = sum(by_layer), max(by_layer)
     inputs = len(by_layer) * tensor_bytes([read.tokens])
-    return Saved(layers, largest, inputs, counter.total - layers, tuple(unknown))
+    return Saved(layers, largest, inputs, counter.total - layers + logits, tuple(unknown))
 
 
-def operations(model: IPVLA, views: int, image_size: int, actions: int, chunk: int) -> Operations:
-    """Of answering one frame."""
+def operations(model: IPVLA, frame: Frame) -> Operations:
+    """Of reading one frame."""
     backbone = model.backbone
     model.eval()
     with torch.device("meta"), torch.no_grad():
         counts = []
         features: list[Features] = []
-        tokens = prompt_tokens(backbone, views)
         parts: list[Callable[[], Any]] = [
-            lambda: see(backbone, 1, views, image_size),
-            lambda: features.append(backbone.encode(embedded(backbone, 1, tokens)).features),
-            lambda: learn(model.head, features[0], 1, chunk, actions, backbone),
+            lambda: see(backbone, frame),
+            lambda: features.append(backbone.encode(embedded(backbone, frame.tokens)).features),
+            lambda: learn(model, features[0], frame),
         ]
         for part in parts:
             with FlopCounterMode(display=False) as counted:
                 done = _tried(part)
             counts.append(int(counted.get_total_flops()) if done else 0)
         if counts[0] == 0:
-            seen = sum(p.numel() for p in _towers(backbone))
-            counts[0] = 2 * seen * _picture_tokens(backbone) * views * 4  # four patches become a token
+            patches = _patches(backbone) if isinstance(backbone, HuggingFaceBackbone) else 1
+            counts[0] = 2 * sum(p.numel() for p in _towers(backbone)) * patches * frame.views
     return Operations(*counts)
 
 
-def see(backbone: Backbone, frames: int, views: int, side: int) -> Any:
-    """Pictures to tokens; without the graph of what is not trained."""
-    images = torch.empty(frames, views, side or 224, side or 224, 3, dtype=torch.uint8)
+def see(backbone: Backbone, frame: Frame) -> Any:
+    """Pictures to tokens."""
+    side = frame.image_size or _ANY_SIDE
+    images = torch.empty(1, frame.views, side, side, 3, dtype=torch.uint8)
     if isinstance(backbone, PrismaticBackbone):
         return backbone.network.projector(backbone.network.vision_backbone(images, None))
-    return backbone.see(images)  # type: ignore[attr-defined]
+    return backbone.see(images)  # type: ignore[operator]
 
 
-def learn(head: Head, features: Features, frames: int, chunk: int, actions: int, backbone: Backbone) -> Any:
+def learn(model: IPVLA, features: Features, frame: Frame) -> Any:
     """The head's loss."""
-    from dataclasses import replace
-
-    noise = None if head.loss_noise_shape is None else torch.empty(frames, *head.loss_noise_shape)
+    head, backbone, shape = model.head, model.backbone, (1, frame.chunk, frame.actions)
+    noise = None if head.loss_noise_shape is None else torch.empty(1, *head.loss_noise_shape)
     features = replace(features, language=backbone) if backbone.reads.language else features
-    weight = torch.ones(frames, chunk, actions, dtype=torch.bool)
-    return head.loss(features, torch.empty(frames, chunk, actions), weight, noise)
+    return head.loss(features, torch.empty(shape), torch.ones(shape, dtype=torch.bool), noise)
 
 
 def _towers(backbone: Backbone) -> list[nn.Parameter]:
@@ -231,7 +264,7 @@ def _towers(backbone: Backbone) -> list[nn.Parameter]:
 
 
 @contextmanager
-def _layer_by_layer(backbone: Backbone, counter: _Counter) -> Iterator[list[int]]:
+def _layer_by_layer(backbone: Backbone, counter: SavedBytes) -> Iterator[list[int]]:
     sizes: list[int] = []
     begun: list[int] = []
     hooks = []

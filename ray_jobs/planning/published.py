@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from ipvla.models.backbones.random_prismatic import OPENVLA_7B, save_random_pris
 from ipvla.models.heads import OFTConfig, OpenVLATokensConfig, Pi0HeadConfig
 from ipvla.models.memory import NoMemoryConfig
 from ipvla.models.vla import IPVLA, IPVLAConfig
+from ray_jobs.planning.footprint import Frame, prompt_tokens
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,14 @@ class Planned:
         config = replace(self.config, lora=lora, nf4=None, osf=None)
         varies = torch.ones(self.actions, dtype=torch.bool)
         with torch.device("meta"):
-            return config.build(varies, self.proprio, self.views, self.image_size)
+            model = config.build(varies, self.proprio, self.views, self.image_size)
+        return model.to("meta")
+
+    def frame(self, model: IPVLA) -> Frame:
+        """One frame, whose action OpenVLA learns as words behind the prompt."""
+        tokens = prompt_tokens(model.backbone, self.views)
+        words = self.actions if isinstance(self.config.head, OpenVLATokensConfig) else 0
+        return Frame(tokens + words, self.views, self.image_size, self.config.chunk, self.actions)
 
 
 def planned(name: str, directory: Path) -> Planned:
@@ -100,22 +107,28 @@ def _passes(config: IPVLAConfig, actions: int) -> int:
 
 
 def _openvla(directory: Path) -> Planned:
-    save_random_prismatic(directory, OPENVLA_7B, ["a"], torch.bfloat16, weights=False)
-    return Planned(IPVLAConfig(PrismaticConfig(directory), NoMemoryConfig(), OpenVLATokensConfig(), chunk=1), 7)
+    backbone = _prismatic(directory)
+    return Planned(IPVLAConfig(backbone, NoMemoryConfig(), OpenVLATokensConfig(), chunk=1), 7)
 
 
 def _openvla_oft(directory: Path) -> Planned:
     """Of LIBERO: two pictures, the proprioception, 8 actions at once."""
-    model = _openvla(directory).config
-    backbone = replace(model.backbone, action_places=56, proprio=True)
-    return Planned(replace(model, backbone=backbone, head=OFTConfig(), chunk=8), views=2)
+    backbone = replace(_prismatic(directory), action_places=56, proprio=True)
+    return Planned(IPVLAConfig(backbone, NoMemoryConfig(), OFTConfig(), chunk=8), views=2)
+
+
+def _prismatic(directory: Path) -> PrismaticConfig:
+    save_random_prismatic(directory, OPENVLA_7B, ["a"], torch.bfloat16, weights=False)
+    return PrismaticConfig(directory)
 
 
 def _pi(variant: Any) -> Callable[[Path], Planned]:
     def of(directory: Path) -> Planned:
         backbone = Pi0BackboneConfig(pretrained=_tokenizer(directory))
         head = Pi0HeadConfig(variant=variant)
-        return Planned(IPVLAConfig(backbone, NoMemoryConfig(), head, chunk=50), head.steps, 3, proprio=32, actions=32)
+        return Planned(
+            IPVLAConfig(backbone, NoMemoryConfig(), head, chunk=50), head.steps, 3, proprio=32, actions=32
+        )
 
     return of
 
