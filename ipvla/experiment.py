@@ -28,6 +28,7 @@ from ipvla.models.vla import IPVLA, IPVLAConfig
 from ipvla.policy import CheckpointError, Policy, policy_conventions, policy_sha256
 from ipvla.storage import StorageRoots, paths_of_fields_absolute
 from ipvla.tracking import TrackingConfig
+from ipvla.training.feature_cache import hold_features
 from ipvla.training.loop import TrainingConfig
 from ipvla.training.parallel import World
 from ipvla.training.precision import loss_scaler
@@ -184,6 +185,11 @@ class ExperimentConfig(StorageRoots):
             )
         if self.model.nf4 is not None:
             self._check_nf4()
+        if self.training.feature_cache_gib and self.data.augmentation is not None:
+            raise ValueError(
+                "training.feature_cache_gib is set, and data.augmentation makes other pictures in every epoch; "
+                "set the former to 0, or the latter to null"
+            )
         if self.training.sharding == "fsdp":
             self._check_sharding()
 
@@ -341,6 +347,8 @@ class ExperimentConfig(StorageRoots):
         model = policy.model.to(world.device)
         if self.training.activation_checkpointing:
             model.backbone.checkpoint_activations()
+        if self.training.feature_cache_gib:
+            hold_features(model.backbone, self.training.feature_cache_gib)
         memory = model.initial_memory(self.lanes.lanes)
         wrapped = world.wrap(model, self.training.sharding)
         optimizer = self.optimizer.build(model)

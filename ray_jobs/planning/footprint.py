@@ -26,6 +26,7 @@ from ipvla.models.heads.openvla_tokens import OpenVLATokensHead
 from ipvla.models.nf4 import NF4Config
 from ipvla.models.nf4_linear import BLOCK, NESTED_BLOCK
 from ipvla.models.vla import IPVLA
+from ipvla.training.feature_cache import tower_parameters
 
 _logger = logging.getLogger(__name__)
 #: Tokens of a prompt beside its pictures; an instruction of LIBERO's in OpenVLA's frame has 20 to 35.
@@ -200,7 +201,7 @@ def activations(model: IPVLA, frame: Frame) -> Saved:
     counter = SavedBytes(model)
     model.train()
     logits = 0
-    trains_towers = any(p.requires_grad for p in _towers(backbone))
+    trains_towers = any(p.requires_grad for p in tower_parameters(backbone))
     with torch.device("meta"), counter.counting():
         if trains_towers and not _tried(lambda: see(backbone, frame)):
             unknown.append("vision towers")
@@ -234,7 +235,7 @@ def operations(model: IPVLA, frame: Frame) -> Operations:
             counts.append(int(counted.get_total_flops()) if done else 0)
         if counts[0] == 0:
             patches = _patches(backbone) if isinstance(backbone, HuggingFaceBackbone) else 1
-            counts[0] = 2 * sum(p.numel() for p in _towers(backbone)) * patches * frame.views
+            counts[0] = 2 * sum(p.numel() for p in tower_parameters(backbone)) * patches * frame.views
     return Operations(*counts)
 
 
@@ -253,14 +254,6 @@ def learn(model: IPVLA, features: Features, frame: Frame) -> Any:
     noise = None if head.loss_noise_shape is None else torch.empty(1, *head.loss_noise_shape)
     features = replace(features, language=backbone) if backbone.reads.language else features
     return head.loss(features, torch.empty(shape), torch.ones(shape, dtype=torch.bool), noise)
-
-
-def _towers(backbone: Backbone) -> list[nn.Parameter]:
-    """What runs before the language layers, without the words' embedding."""
-    language = {id(p) for layer in backbone.language_layers() for p in layer.parameters()}
-    words = ("embed_tokens", "lm_head", "language_model.norm", "language_model.model.norm", "text_model.norm")
-    named = backbone.vlm.named_parameters()
-    return [p for n, p in named if id(p) not in language and not any(word in n for word in words)]
 
 
 @contextmanager
