@@ -41,10 +41,11 @@ def test_training_is_the_same_and_pictures_are_seen_once(config: ExperimentConfi
 
 
 def test_what_has_no_room_is_seen_again(config: ExperimentConfig) -> None:
-    little = trained(cached(config, 1e-5))
+    """There are three pictures, and room for none."""
+    little = trained(cached(config, 1e-9))
     cache = little.state.model.backbone.see
     assert isinstance(cache, FeatureCache)
-    assert cache.misses > cache.hits
+    assert cache.misses >= 2 * config.training.steps
     assert equal(trained(config), little)
 
 
