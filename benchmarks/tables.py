@@ -1,4 +1,4 @@
-"""Makes the tables that README.md and docs/*.md mark, from `benchmarks/results/*.json`.
+"""Makes the tables that README.md and docs/*.md mark, from `benchmarks/results/*.json`, and docs/settings.md.
 
     python -m benchmarks.tables
 
@@ -19,6 +19,7 @@ from benchmarks import rollout_scaling as scaling
 from benchmarks.lerobot import speedups
 from benchmarks.rollout_pictures import OTHER_LEVELS, SEEN_LEVELS
 from ipvla.storage import SOURCE_TREE
+from ray_jobs.command_line.index import generated
 from studies.record import RESULTS, read_record
 from studies.tables import Figures, ratio, study_table, table, targets_of, where
 
@@ -344,3 +345,5 @@ PART_TABLES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
 if __name__ == "__main__":
     for path in PAGES:
         path.write_text(rendered(path))
+    for path, text in generated().items():
+        path.write_text(text)

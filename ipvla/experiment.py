@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import draccus
 import numpy as np
@@ -143,6 +143,11 @@ class ExperimentConfig(StorageRoots):
         tracking: what MLflow gets of the run.
         forgetting: protection of what `start_from` knows, or None.
     """
+
+    most_used: ClassVar[tuple[str, ...]] = (
+        "study", "name", "start_from", "use_gpu", "num_workers", "data.dataset", "data.cameras", "data.image_size",
+        "model.backbone.type", "model.memory.type", "model.head.type", "optimizer.lr", "training.steps",
+    )  # fmt: skip
 
     name: str = "train"
     study: str = "recall"

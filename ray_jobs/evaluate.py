@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from typing import ClassVar
 
 from rich.console import Console
 
@@ -89,6 +90,11 @@ class EvaluateConfig(PlayedPolicies):
         sampling: integration steps and integrator of flow heads; by default those of their training. Results of
             others lie in a journal of their own, and say so.
     """
+
+    most_used: ClassVar[tuple[str, ...]] = (
+        "study", "policies", "success.suite", "success.protocol", "success.episodes", "success.num_simulators",
+        "use_gpu", "videos",
+    )  # fmt: skip
 
     servers: dict[str, str] = field(default_factory=dict)
     videos: VideoChoice = 1

@@ -81,6 +81,11 @@ class RVQFitConfig(FitConfig):
         depth: tokens per latent.
         parts: dimensions that get networks of their own, counted among those that vary, as [[0, 1, 2], [3]]; by
             default one network has them all.
+        codes: per codebook.
+        code_dim: numbers in a code.
+        latent: numbers in a latent.
+        channels: of the first convolution, doubled at each halving of time.
+        levels: halvings of time; a chunk's length must be a multiple of 2^levels.
         steps, batch, lr: of training; seed: of its batches and weights.
     """
 

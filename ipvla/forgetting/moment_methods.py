@@ -38,7 +38,7 @@ class CorDAConfig(MethodConfig):
 @MethodConfig.register_subclass("gpm")
 @dataclass(frozen=True)
 class GPMConfig(MethodConfig):
-    """GPM; see `GPM`.
+    """Adapters never act on what the teacher's inputs span (arXiv 2103.09762); see `GPM`.
 
     Attributes:
         energy: share of the inputs' second moment that is protected, in (0, 1].
@@ -126,7 +126,7 @@ def input_space(moment: Tensor, energy: float) -> Tensor:
 @MethodConfig.register_subclass("input_decay")
 @dataclass(frozen=True)
 class InputDecayConfig(MethodConfig):
-    """Input decay; see `InputDecay`.
+    """Adapters decay along the teacher's inputs after every step; see `InputDecay`.
 
     Attributes:
         lam: lambda >= 0 in (I + lambda M)^-1, in units of 1 / (M's mean eigenvalue, which is 1); 0 is no decay.
@@ -179,7 +179,9 @@ class InputDecay(Method):
 @MethodConfig.register_subclass("two_sided")
 @dataclass(frozen=True)
 class TwoSidedConfig(MethodConfig):
-    """See `TwoSided`; of all adapters it takes those on linear modules. All 0 leaves the update alone.
+    """A step on an adapter is damped on both of its sides; see `TwoSided`.
+
+    Of all adapters it takes those on linear modules. All 0 leaves the update alone.
 
     Attributes:
         lam: lambda >= 0 in (I + lambda M)^-1, in units of 1 / (the moment's mean eigenvalue, which is 1).

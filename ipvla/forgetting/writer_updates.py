@@ -74,7 +74,7 @@ class WriterUpdate(Method):
 @MethodConfig.register_subclass("projected_update")
 @dataclass(frozen=True)
 class ProjectedUpdateConfig(WriterUpdateConfig):
-    """See `ProjectedUpdate`."""
+    """What a step wrote along fragile directions is scaled back; see `ProjectedUpdate`."""
 
     shards: ClassVar[bool] = True
 
@@ -111,7 +111,7 @@ class ProjectedUpdate(WriterUpdate):
 @MethodConfig.register_subclass("routed_moments")
 @dataclass(frozen=True)
 class RoutedMomentsConfig(WriterUpdateConfig):
-    """See `RoutedMoments`."""
+    """Gains act on AdamW's first moment alone (arXiv 2604.22407); see `RoutedMoments`."""
 
     def build(
         self, factors: Factors, subspaces: Mapping[str, LayerSubspace], optimizer: torch.optim.AdamW

@@ -78,7 +78,8 @@ def _with(
     try:
         tree = _checked(config_class, tree, "", default)
     except _UnknownSettingError as error:
-        raise SettingError(f"{error.dotted}: there is no such setting; {_nearest(config_class, error)}") from None
+        names = [name for name, _ in options(config_class)]
+        raise SettingError(no_such_setting(error.dotted, names, error.known)) from None
     try:
         return draccus.decode(config_class, tree)  # type: ignore[no-any-return]
     except ParsingError as error:
@@ -147,18 +148,24 @@ def _options(config: type[Any], path: str) -> Iterator[tuple[str, Any]]:
             yield from _options(group, f"{name}.")
 
 
-def _nearest(config_class: type[Any], error: _UnknownSettingError) -> str:
-    """`did_you_mean` by dotted name: of the same group first, then of any that has a setting called so."""
-    group, _, name = error.dotted.rpartition(".")
-    siblings = {one: f"{group}.{one}" if group else one for one in error.known}
+def no_such_setting(dotted: str, names: Sequence[str], known: Sequence[str] | None = None) -> str:
+    """What to say of a name that none of these dotted names is: the nearest of its group, then of all.
+
+    `known`: what the group has; by default what the names say.
+    """
+    group, _, name = dotted.rpartition(".")
+    below = f"{group}." if group else ""
+    inside = (one.removeprefix(below).partition(".")[0] for one in names if one.startswith(below))
+    known = list(dict.fromkeys(inside)) if known is None else known
+    siblings = {one: f"{below}{one}" for one in known}
     others: dict[str, str] = {}
-    for dotted, _ in options(config_class):
-        others.setdefault(dotted.rpartition(".")[2], dotted)
-    for names, likeness in ((siblings, 0.5), (others, 0.75)):
-        close = nearest(name, names, likeness=likeness)
-        if close and names[close[0]] != error.dotted:
-            return f"did you mean {names[close[0]]!r}?"
-    return did_you_mean(name, error.known)
+    for one in names:
+        others.setdefault(one.rpartition(".")[2], one)
+    for choices, likeness in ((siblings, 0.5), (others, 0.75)):
+        close = nearest(name, choices, likeness=likeness)
+        if close and choices[close[0]] != dotted:
+            return f"{dotted}: there is no such setting; did you mean {choices[close[0]]!r}?"
+    return f"{dotted}: there is no such setting; {did_you_mean(name, known)}"
 
 
 def _with_positional(config_class: type[Any], arguments: Sequence[str]) -> list[str]:

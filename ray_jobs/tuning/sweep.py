@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import draccus
 import yaml
@@ -143,6 +143,10 @@ class SweepConfig(StorageRoots):
         confirm_seeds: of the trainings that finally compare best and default; none of the trials'.
         confirm_first_layout: of the episodes of that comparison, which no trial has played.
     """
+
+    most_used: ClassVar[tuple[str, ...]] = (
+        "study", "name", "experiment", "space", "trials", "objective", "concurrent",
+    )  # fmt: skip
 
     study: str = "forgetting"
     name: str = "sweep"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from ipvla.storage import SOURCE_TREE
 from ray_jobs import __main__ as console
 from ray_jobs.command_line.help import help_text
+from ray_jobs.command_line.index import answer, found, generated, settings, unknown
 from ray_jobs.command_line.jobs import JOBS, config_class, module, named, parser, summary
 from ray_jobs.command_line.settings import options
 
@@ -151,3 +153,62 @@ def test_help_tells_a_choice_and_its_variants() -> None:
     assert "model.memory, type lstm: Sizes of a recurrent memory." in text
     assert "model.memory, type gru: Sizes of a recurrent memory." in text
     assert "  --use_gpu true|false (default: false)\n      one GPU each." in text
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate", "tune"])
+def test_help_of_a_large_job_begins_with_what_is_used_most(job: str) -> None:
+    kind = config_class(job)
+    text = help_text(kind, f"ipvla {job}", "")
+    first = text.split("Most used:")[1].split("\n\n")[0]
+    named_first = [line.split()[0].removeprefix("--") for line in first.splitlines() if line.startswith("  --")]
+    assert tuple(named_first) == kind.most_used
+
+
+def test_help_lists_choices_with_a_line_each() -> None:
+    text = help_text(config_class("train"), "ipvla train", "")
+    assert re.search(r"\n      bank +The perceptual-cognitive memory bank of MemoryVLA", text)
+    assert re.search(r"\n      none +No memory:", text)
+    assert re.search(r"\n      gpm +Adapters never act on", text)
+
+
+class TestIndex:
+    def test_it_and_its_page_are_as_the_config_classes(self) -> None:
+        for path, text in generated().items():
+            assert path.read_text() == text, "run python -m benchmarks.tables"
+
+    def test_every_setting_says_what_it_is(self) -> None:
+        assert [one.name for one in settings() if not one.text] == []
+
+    @pytest.mark.parametrize("job", JOBS)
+    def test_it_knows_what_the_job_takes(self, job: str) -> None:
+        taken = {name for name, _ in options(config_class(job))}
+        assert taken == {one.name for one in settings() if job in one.jobs}
+        assert unknown(job, [f"--{name}" for name in taken]) is None
+
+    @pytest.mark.parametrize(
+        ("option", "meant"),
+        [
+            ("--model.memroy.type", "model.memroy: there is no such setting; did you mean 'model.memory'?"),
+            ("--training.stps=3", "training.stps: there is no such setting; did you mean 'training.steps'?"),
+            ("--lanes", None),  # a group as a whole
+            ("--data.mixture.libero_goal", None),  # a key of a mapping
+            ("--config_path", None),
+        ],
+    )
+    def test_a_typo_is_found(self, option: str, meant: str | None) -> None:
+        assert unknown("train", [option, "1"]) == meant
+
+    def test_a_typo_is_answered_before_the_job_is_imported(self) -> None:
+        script = "import sys; from ray_jobs.__main__ import main\ntry: main()\n"
+        script += "finally: assert 'torch' not in sys.modules"
+        command = [sys.executable, "-c", script, "train", "--training.stps", "3"]
+        done = subprocess.run(command, cwd=SOURCE_TREE, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.startswith("error: training.stps")) == (2, True)
+
+    def test_help_finds_settings_by_name_choice_and_meaning(self) -> None:
+        assert [one.name for one in found(["--training.steps"])] == ["training.steps"]
+        assert "model.memory.recency" in [one.name for one in found(["kv", "recency"])]
+        assert "optimizer.lr" in [one.name for one in found(["learning", "rate"])]
+        text, code = answer(["optimizer.lr"])
+        assert (code, text.splitlines()[:2]) == (0, ["--optimizer.lr FLOAT (default: 0.001)", "    ipvla train"])
+        assert answer(["qqqqqq"])[1] == 2

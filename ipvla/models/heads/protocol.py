@@ -136,7 +136,12 @@ class HeadConfig(draccus.ChoiceRegistry):
 
 @dataclass(frozen=True)
 class GlimpseHeadConfig(HeadConfig):
-    """Of a head that reads a `Glimpse`: its width is `hidden`, and one glimpse looks at `queries` places."""
+    """Of a head that reads a `Glimpse`.
+
+    Attributes:
+        hidden: the head's width.
+        queries: places among the visual tokens that one glimpse looks at.
+    """
 
     hidden: int = 256
     queries: int = 6
