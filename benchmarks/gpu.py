@@ -40,9 +40,12 @@ from ipvla.forgetting import HSWConfig
 from ipvla.forgetting.icsm import ICSMConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.models.adapters import LoRAConfig
-from ipvla.models.backbones import PaliGemmaConfig
+from ipvla.models.backbones import PaliGemmaConfig, PrismaticConfig
 from ipvla.models.backbones.random_paligemma import PALIGEMMA_3B, SMALLEST, save_random_paligemma
-from ipvla.models.memory import MemoryConfig
+from ipvla.models.backbones.random_prismatic import SMALLEST as SMALLEST_OPENVLA
+from ipvla.models.backbones.random_prismatic import save_random_prismatic
+from ipvla.models.heads import OpenVLATokensConfig
+from ipvla.models.memory import MemoryConfig, NoMemoryConfig
 from ipvla.models.nf4 import NF4Config
 from ipvla.models.vla import IPVLA, IPVLAConfig
 from ipvla.policy import Policy
@@ -54,7 +57,7 @@ from ipvla.types import Episode, ModelInputs, Observation, StepBatch
 from ray_jobs.command_line.cli import run
 from ray_jobs.planning.cards import card_named
 from ray_jobs.planning.footprint import PROMPT
-from ray_jobs.planning.plan import Way, plan
+from ray_jobs.planning.plan import Way, plan_of
 from ray_jobs.planning.published import Planned, planned
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
 from studies.engine import placed
@@ -288,9 +291,9 @@ def measure_planned(study: GPUStudy, console: Console) -> dict[str, Any]:
     """Of each model and format: milliseconds of answers by batch, of LoRA steps by frames, and memory, in GiB."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
-        for name in ("smolvla",) if study.quick else ("openvla", "pi0"):
-            model = planned(name, Path(directory) / name)
-            said = {way.name: way for way in plan(name, card_named("h200"), rank=study.lora_rank).ways}
+        for name in ("smallest",) if study.quick else ("openvla", "pi0"):
+            model = _smallest(Path(directory)) if study.quick else planned(name, Path(directory) / name)
+            said = {way.name: way for way in plan_of(name, model, card_named("h200"), rank=study.lora_rank).ways}
             for label, nf4 in (("bfloat16", None), ("NF4", NF4Config())):
                 suffix = ", NF4" if nf4 else ""
                 found[f"{name}, {label}"] = {
@@ -299,6 +302,13 @@ def measure_planned(study: GPUStudy, console: Console) -> dict[str, Any]:
                 }
                 console.print(name, label, found[f"{name}, {label}"])
     return found
+
+
+def _smallest(directory: Path) -> Planned:
+    """An OpenVLA for CPUs."""
+    save_random_prismatic(directory / "smallest", SMALLEST_OPENVLA, ["a"], torch.bfloat16, weights=False)
+    backbone = PrismaticConfig(directory / "smallest")
+    return Planned(IPVLAConfig(backbone, NoMemoryConfig(), OpenVLATokensConfig(), chunk=1), 7, image_size=28)
 
 
 def _answers(model: Planned, nf4: NF4Config | None, way: Way, study: GPUStudy) -> dict[str, Any]:

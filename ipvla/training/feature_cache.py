@@ -72,7 +72,8 @@ def hold_features(backbone: Backbone, gib: float) -> FeatureCache:
         reason = "the vision towers are trained: set model.lora, with no module of the towers in model.lora.extra"
     if reason is not None:
         raise ValueError(f"training.feature_cache_gib is {gib:g}, but {reason}; set it to 0")
-    backbone.see = cache = FeatureCache(see, gib)
+    cache = FeatureCache(see, gib)
+    backbone.see = cache  # type: ignore[assignment]
     return cache
 
 

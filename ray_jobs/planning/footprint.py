@@ -129,7 +129,7 @@ def _picture_tokens(backbone: Backbone) -> int:
     if isinstance(backbone, PrismaticBackbone):
         return int(backbone.network.vision_backbone.featurizer.pos_embed.shape[1])
     if isinstance(backbone, QwenVLBackbone):
-        return _patches(backbone) // backbone.network.config.vision_config.spatial_merge_size**2
+        return _patches(backbone) // int(backbone.network.config.vision_config.spatial_merge_size) ** 2
     if isinstance(backbone, HuggingFaceBackbone):
         return _patches(backbone) // int(getattr(backbone.network.config, "scale_factor", 1)) ** 2
     return int(getattr(getattr(backbone, "config", None), "visual_tokens", 0))  # tiny
@@ -139,7 +139,7 @@ def _patches(backbone: HuggingFaceBackbone) -> int:
     """Of one picture, before any of them become one token."""
     vision = backbone.network.config.vision_config
     side = getattr(backbone.config, "picture_px", None) or vision.image_size
-    along: int = int(side) // int(vision.patch_size)
+    along = int(side) // int(vision.patch_size)
     return along * along
 
 

@@ -99,12 +99,12 @@ def plan(model: str, card: Card, gpus: int = 1, rank: int = 32) -> Plan:
         ValueError: there is no such model, or its weights would have to be loaded to know it.
     """
     with tempfile.TemporaryDirectory() as directory:
-        found = planned(model, Path(directory) / "described")
-        base, adapted = found.build(None), found.build(LoRAConfig(rank=rank))
-        return _plan(model, found, base, adapted, card, gpus, rank)
+        return plan_of(model, planned(model, Path(directory) / "described"), card, gpus, rank)
 
 
-def _plan(name: str, found: Planned, base: IPVLA, adapted: IPVLA, card: Card, gpus: int, rank: int) -> Plan:
+def plan_of(name: str, found: Planned, card: Card, gpus: int = 1, rank: int = 32) -> Plan:
+    """`plan` of a model that was found."""
+    base, adapted = found.build(None), found.build(LoRAConfig(rank=rank))
     frame = found.frame(base)
     work, whole = operations(base, frame), activations(base, frame)
     weights, less = weight_bytes(base), saved_by_nf4(base.backbone, NF4Config())

@@ -9,24 +9,14 @@ from typing import Any, Final
 
 import draccus
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ipvla.choices import did_you_mean
 from ipvla.data.conventions import Conventions
 from ipvla.files import read_record
 from ipvla.models.adapters import LoRAConfig
-from ipvla.models.backbones import (
-    PaliGemmaConfig,
-    PaliGemmaSizes,
-    Pi0BackboneConfig,
-    PrismaticConfig,
-    QwenVLConfig,
-    SmolVLABackboneConfig,
-    SmolVLMConfig,
-    SmolVLMSizes,
-)
-from ipvla.models.backbones.qwen_vl import QwenVLBackbone
+from ipvla.models.backbones import BackboneConfig, Pi0BackboneConfig, PrismaticConfig, SmolVLABackboneConfig
 from ipvla.models.backbones.random_prismatic import OPENVLA_7B, save_random_prismatic
+from ipvla.models.backbones.weightless import described_words, paligemma_3b, qwen_vl_3b, smolvlm_500m
 from ipvla.models.heads import OFTConfig, OpenVLATokensConfig, Pi0HeadConfig
 from ipvla.models.memory import NoMemoryConfig
 from ipvla.models.vla import IPVLA, IPVLAConfig
@@ -124,7 +114,7 @@ def _prismatic(directory: Path) -> PrismaticConfig:
 
 def _pi(variant: Any) -> Callable[[Path], Planned]:
     def of(directory: Path) -> Planned:
-        backbone = Pi0BackboneConfig(pretrained=_tokenizer(directory))
+        backbone = Pi0BackboneConfig(pretrained=described_words(directory))
         head = Pi0HeadConfig(variant=variant)
         return Planned(
             IPVLAConfig(backbone, NoMemoryConfig(), head, chunk=50), head.steps, 3, proprio=32, actions=32
@@ -134,85 +124,14 @@ def _pi(variant: Any) -> Callable[[Path], Planned]:
 
 
 def _smolvla(directory: Path) -> Planned:
-    backbone = SmolVLABackboneConfig(pretrained=_tokenizer(directory))
+    backbone = SmolVLABackboneConfig(pretrained=described_words(directory))
     head = Pi0HeadConfig(variant="smolvla", width=720, layers=16, mlp=2048, heads=15, key_heads=5, head_size=64)
     return Planned(IPVLAConfig(backbone, NoMemoryConfig(), head, chunk=50), head.steps, 3, 256, 6, 6)
 
 
-def _paligemma(directory: Path) -> Planned:
-    sizes = replace(PaliGemmaSizes(), vocabulary=257216).hugging_face()
-    return Planned(IPVLAConfig(_PaliGemma(_tokenizer(directory, sizes)), NoMemoryConfig()))
-
-
-def _qwen(directory: Path) -> Planned:
-    from transformers import Qwen2_5_VLConfig, Qwen2VLImageProcessorPil  # takes seconds
-
-    config = Qwen2_5_VLConfig(
-        vision_config={
-            "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048,
-            "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112,
-            "fullatt_block_indexes": [7, 15, 23, 31],
-        },
-        text_config={
-            "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
-            "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-        },
-        image_token_id=4, vision_start_token_id=6, vision_end_token_id=7, video_token_id=5,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    Qwen2VLImageProcessorPil().save_pretrained(directory)
-    return Planned(IPVLAConfig(_QwenVL(_tokenizer(directory, config)), NoMemoryConfig()))
-
-
-def _smolvlm(directory: Path) -> Planned:
-    sizes = SmolVLMSizes(layers=32).hugging_face()
-    return Planned(IPVLAConfig(_SmolVLM(_tokenizer(directory, sizes)), NoMemoryConfig()), image_size=512)
-
-
-class _Weightless:
-    """In place of `HuggingFaceConfig.weights`: the model of `config.json`, without its weights."""
-
-    pretrained: str
-
-    def weights(self) -> Any:
-        from transformers import AutoConfig, AutoModelForImageTextToText
-
-        with torch.device("meta"):
-            vlm = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(self.pretrained))
-        return vlm.bfloat16()
-
-
-class _PaliGemma(_Weightless, PaliGemmaConfig): ...
-
-
-class _QwenVL(_Weightless, QwenVLConfig):
-    def build(self, proprio_dim: int, num_views: int, image_size: int) -> QwenVLBackbone:
-        with torch.device("cpu"):  # positions are computed
-            return super().build(proprio_dim, num_views, image_size)
-
-
-class _SmolVLM(_Weightless, SmolVLMConfig): ...
-
-
-def _tokenizer(directory: Path, config: Any = None) -> str:
-    """A tokenizer of a few words, and `config.json` beside it; the directory's name."""
-    from transformers import PreTrainedTokenizerFast  # takes seconds
-
-    words = ("<pad>", "<eos>", "<bos>", "<unk>", "<image>", "<video>", "<start>", "<end>", "\n")
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
-    )
-    wrapped.chat_template = (
-        "{% for part in messages[0].content %}{% if part.type == 'image' %}<start> <image> <end> {% else %}"
-        "{{ part.text }} {% endif %}{% endfor %}"
-    )
-    wrapped.save_pretrained(directory)
-    if config is not None:
-        config.save_pretrained(directory)
-    return str(directory)
+def _of(backbone: Callable[[Path], BackboneConfig], **sizes: int) -> Callable[[Path], Planned]:
+    """With the default head, as training begins one on a model that never acted."""
+    return lambda directory: Planned(IPVLAConfig(backbone(directory), NoMemoryConfig()), **sizes)
 
 
 #: By the name that `ipvla doctor --plan` takes.
@@ -222,7 +141,7 @@ PUBLISHED: Final[Mapping[str, Callable[[Path], Planned]]] = {
     "pi0": _pi("pi0"),
     "pi05": _pi("pi05"),
     "smolvla": _smolvla,
-    "paligemma": _paligemma,
-    "qwen2.5-vl-3b": _qwen,
-    "smolvlm2-500m": _smolvlm,
+    "paligemma": _of(paligemma_3b),
+    "qwen2.5-vl-3b": _of(qwen_vl_3b),
+    "smolvlm2-500m": _of(smolvlm_500m, image_size=512),
 }
