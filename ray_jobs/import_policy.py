@@ -47,6 +47,7 @@ from ipvla.models.backbones.openvla_files import (
 from ipvla.models.backbones.prismatic import PrismaticBackbone, PrismaticConfig
 from ipvla.models.heads import HeadConfig, OFTConfig, OpenVLATokensConfig
 from ipvla.models.memory import MemoryConfig, NoMemoryConfig
+from ipvla.models.nf4 import NF4Config
 from ipvla.models.saved_size import no_larger_than
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
@@ -85,9 +86,11 @@ class ImportedModelConfig:
 
     Attributes:
         memory: a choice by its `type`; its weights begin as they are drawn from `seed`.
+        nf4: the backbone's linear layers in 4 bits, or None.
     """
 
     memory: MemoryConfig = field(default_factory=NoMemoryConfig)
+    nf4: NF4Config | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,9 @@ def imported(config: ImportConfig) -> Policy:
             "this memory cannot begin closed: until it is trained, the policy acts otherwise than before"
         )
     policy.model.eval()
+    if (nf4 := config.model.nf4) is not None:
+        nf4.apply(policy.model.backbone)
+        policy = replace(policy, config=replace(policy.config, nf4=nf4))
     return policy
 
 
@@ -397,7 +403,7 @@ def fine_tuning(policy: Policy, directory: Path) -> dict[str, Any]:
     encoded = draccus.encode(policy.config)
     return {
         "start_from": str(directory),
-        "model": {name: encoded[name] for name in ("backbone", "memory", "head", "chunk")},
+        "model": {name: encoded[name] for name in ("backbone", "memory", "head", "chunk", "nf4") if encoded[name]},
         "lanes": {"stride": policy.execute},
         "data": {
             "cameras": list(conventions.cameras),

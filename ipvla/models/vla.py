@@ -21,6 +21,7 @@ from ipvla.models.features import Features
 from ipvla.models.heads import HeadConfig, RegressionConfig
 from ipvla.models.heads.protocol import draw_noise
 from ipvla.models.memory import GRUMemoryConfig, MemoryConfig
+from ipvla.models.nf4 import NF4Config, quantised
 from ipvla.types import Memory, ModelInputs, StepBatch
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class IPVLAConfig:
         questions: an auxiliary loss on datasets with questions, or None for none asked.
         reasoning_loss: an auxiliary loss on datasets with reasoning, the words themselves; or None.
         osf: instead of `lora`, training orthogonal to the backbone's large singular directions.
+        nf4: the backbone's linear layers in 4 bits, frozen, or None.
     """
 
     backbone: BackboneConfig = field(default_factory=TinyConfig)
@@ -51,12 +53,17 @@ class IPVLAConfig:
     questions: QuestionsConfig | None = None
     osf: OSFConfig | None = None
     reasoning_loss: ReasoningLossConfig | None = None
+    nf4: NF4Config | None = None
 
     def __post_init__(self) -> None:
         if self.chunk < 1:
             raise ValueError(f"model.chunk is {self.chunk}; it must be at least 1")
         if self.lora is not None and self.osf is not None:
             raise ValueError("model.lora and model.osf are both set; set one of them to null")
+        if self.nf4 is not None and self.osf is not None:
+            raise ValueError(
+                "model.osf trains weights, and model.nf4 freezes them in 4 bits; set one of them to null"
+            )
         if self.head.distils and self.adapted is not None:
             raise ValueError(
                 "model.head.distil trains the head alone, and model.lora or model.osf adapts the backbone; set "
@@ -129,10 +136,14 @@ class IPVLAConfig:
         backbone = self.backbone.build(proprio_dim, num_views, image_size)
         model = IPVLA(self, backbone, proprio_dim, action_varies)
         if start is not None:
+            if self.nf4 is not None and quantised(start.backbone):
+                self.nf4.apply(backbone)  # places for the same bits
             model.start_from(start)
             if self.head.distils:
                 model.requires_grad_(False)
                 model.head.requires_grad_(True)
+        if self.nf4 is not None:
+            self.nf4.apply(backbone)
         if self.adapted is not None:
             self.adapted.apply(backbone)
             if self.adapted.freeze_rest:
