@@ -25,6 +25,7 @@ from ipvla.files import appearing, foreign_file, nearby, one_line, read_record
 from ipvla.models.adapters import merge_adapters
 from ipvla.models.backbones.protocol import require_prompts
 from ipvla.models.heads import Sampling
+from ipvla.models.nf4 import dequantise, parameter_count
 from ipvla.models.saved_size import no_larger_than
 from ipvla.models.vla import IPVLA, IPVLAConfig, adopt
 from ipvla.types import Memory, Observation
@@ -116,7 +117,7 @@ class Policy:
         return self
 
     def merged(self) -> Policy:
-        """The same policy without adapters, what they have learned being in the weights.
+        """The same policy without adapters, what they have learned being in the weights, none of them in 4 bits.
 
         Raises:
             ValueError: its adapters are not LoRA.
@@ -125,7 +126,15 @@ class Policy:
             return self
         model = copy.deepcopy(self.model)
         merge_adapters(model.backbone)
-        return replace(self, config=replace(self.config, lora=None), model=model)
+        return replace(self, config=replace(self.config, lora=None, nf4=None), model=model)
+
+    def dequantised(self) -> Policy:
+        """The same policy with ordinary weights instead of 4 bits; without adapters, that is."""
+        if self.config.nf4 is None:
+            return self
+        model = copy.deepcopy(self.model)
+        dequantise(model.backbone)
+        return replace(self, config=replace(self.config, nf4=None), model=model)
 
     def describe(self) -> dict[str, str]:
         """What a result says about the policy that made it."""
@@ -133,9 +142,10 @@ class Policy:
             "backbone": self.config.backbone.get_choice_name(type(self.config.backbone)),
             "memory": self.config.memory.get_choice_name(type(self.config.memory)),
             "head": self.config.head.get_choice_name(type(self.config.head)),
-            "parameters": str(sum(p.numel() for p in self.model.parameters())),
+            "parameters": str(parameter_count(self.model)),
             "chunk": str(self.config.chunk),
             "execute": str(self.execute),
+            **({"quantised": "nf4"} if self.config.nf4 else {}),
             **self.config.head.describe(),
         }
 
@@ -191,7 +201,8 @@ class Policy:
                 raise ValueError(f"execute is {execute}, and model.chunk {config.chunk}")
         if sampling is not None:
             config = replace(config, head=config.head.sampled(sampling))
-        with _undamaged(directory), _without_network(), no_larger_than(saved):
+        packed = 2 if config.nf4 else 1
+        with _undamaged(directory), _without_network(), no_larger_than(saved, packed):
             policy = cls.build(config, conventions, execute)
         load_weights(policy.model, weights)
         policy.model.to(device).eval()

@@ -15,13 +15,17 @@ _BUILT_BESIDE = (1_000, 2**24)
 
 
 @contextmanager
-def no_larger_than(saved: Mapping[str, torch.Tensor]) -> Iterator[None]:
+def no_larger_than(saved: Mapping[str, torch.Tensor], packed: int = 1) -> Iterator[None]:
     """Ends the building of a model that grows far beyond its saved weights, before they are filled.
+
+    Args:
+        packed: how many of the model's numbers a saved one may hold.
 
     Raises:
         ValueError: it does.
     """
-    most = [_BUILT_PER_SAVED * len(saved), _BUILT_PER_SAVED * sum(tensor.numel() for tensor in saved.values())]
+    numbers = packed * sum(tensor.numel() for tensor in saved.values())
+    most = [_BUILT_PER_SAVED * len(saved), _BUILT_PER_SAVED * numbers]
     left = [own + beside for own, beside in zip(most, _BUILT_BESIDE, strict=True)]
     thread = threading.get_ident()
 
