@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -22,6 +23,8 @@ from ipvla.models.heads.protocol import draw_noise
 from ipvla.models.memory import GRUMemoryConfig, MemoryConfig
 from ipvla.models.nf4 import NF4Config, quantised
 from ipvla.types import Memory, ModelInputs, StepBatch
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -274,6 +277,8 @@ class IPVLA(nn.Module):
     def start_from(self, start: IPVLA) -> None:
         """Takes over the weights of backbone and head; of memory and plan readout, if they are the same there.
 
+        Another memory begins closed, if it can: at first the model acts as `start` does without one.
+
         Raises:
             ValueError: backbone or head of `start` have other sizes.
         """
@@ -290,6 +295,11 @@ class IPVLA(nn.Module):
             part, other = getattr(self, name), getattr(start, name)
             if part is not None and other is not None and _shapes(part) == _shapes(other):
                 adopt(part, other.state_dict())
+            elif name == "memory" and not self.memory.close():
+                logger.warning(
+                    "model.memory: this memory cannot begin closed: until it is trained, the policy acts "
+                    "otherwise than the one in start_from"
+                )
         self.head.learn_from(start.head)
 
 
