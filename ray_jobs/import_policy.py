@@ -36,6 +36,7 @@ from ipvla.data.normalisation import NORMALISATIONS, Normalisation
 from ipvla.data.standards.registry import STANDARDS
 from ipvla.data.standards.standard import Standard
 from ipvla.data.statistics import Statistics
+from ipvla.files import one_line
 from ipvla.models.backbones.openvla_files import (
     OpenVLAFiles,
     film_vision,
@@ -159,6 +160,26 @@ def imported(config: ImportConfig) -> Policy:
     """
     assert config.source is not None
     torch.manual_seed(config.seed)
+    try:
+        policy = _imported(config)
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError) as error:
+        raise ValueError(
+            f"{config.source} describes no model that can be built ({type(error).__name__}: {one_line(error)}); "
+            "copy or download its files again"
+        ) from error
+    if not policy.model.memory.close():
+        logger.warning(
+            "this memory cannot begin closed: until it is trained, the policy acts otherwise than before"
+        )
+    policy.model.eval()
+    if (nf4 := config.model.nf4) is not None:
+        nf4.apply(policy.model.backbone)
+        policy = replace(policy, config=replace(policy.config, nf4=nf4))
+    return policy
+
+
+def _imported(config: ImportConfig) -> Policy:
+    assert config.source is not None
     added = Added(config.dtype or "bfloat16", config.cameras, config.terms, config.model.memory)
     orbax = is_orbax(config.source)
     content = {} if orbax else read_json(config.source / "config.json")
@@ -176,14 +197,6 @@ def imported(config: ImportConfig) -> Policy:
         policy = from_openpi(config.source, config.pi, added, config.statistics)
     else:
         policy = _openvla(config)
-    if not policy.model.memory.close():
-        logger.warning(
-            "this memory cannot begin closed: until it is trained, the policy acts otherwise than before"
-        )
-    policy.model.eval()
-    if (nf4 := config.model.nf4) is not None:
-        nf4.apply(policy.model.backbone)
-        policy = replace(policy, config=replace(policy.config, nf4=nf4))
     return policy
 
 

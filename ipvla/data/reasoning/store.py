@@ -239,6 +239,8 @@ def _episodes(reasoning_json: Path) -> Iterator[tuple[str, str, dict[int, dict[s
     done = ""
     with reasoning_json.open("rb") as file:
         try:
+            if not file.peek(1).startswith(b"{"):  # nesting alone would keep the parser busy
+                raise ValueError("it is no object")
             for file_path, episodes in ijson.kvitems(file, "", use_float=True):
                 for episode_id, entry in episodes.items():
                     if steps := _steps(entry):
