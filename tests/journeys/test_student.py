@@ -1,4 +1,4 @@
-"""The student's hour: docs/libero.md from a checkpoint to a paired result, with a tiny OpenVLA of random weights."""
+"""The student's hour: docs/libero.md from checkpoint to a paired result, with a tiny OpenVLA of random weights."""
 
 from __future__ import annotations
 
