@@ -46,7 +46,6 @@ _TIMEOUT_S = 120.0
 #: Mean difference of pictures in small, of 255 levels, from which on a scene looks otherwise; renderers that round
 #: otherwise stay far below.
 VISIBLE_LEVELS = 2.0
-_PLAN_COLUMNS = 125
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 _RENDER = """
@@ -375,7 +374,7 @@ def _print_plan(config: DoctorConfig, model: str, console: Console) -> None:
     if config.json:
         print(json.dumps({"parameters": found.parameters, "ways": [way.to_dict(card) for way in found.ways]}))
     else:
-        console.print(table(found), width=max(console.width, _PLAN_COLUMNS))
+        console.print(table(found))
         console.print(notes(found))
 
 

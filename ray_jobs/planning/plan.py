@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
 from ipvla.models.adapters import LoRAConfig
@@ -29,7 +30,8 @@ from ray_jobs.planning.published import Planned, planned
 
 #: Of a card's memory: the rest is the driver's, the libraries', and lost between tensors.
 USABLE: Final = 0.92
-#: Of a card's rated numbers: measured on an H200 with PaliGemma 3B (docs/checkpoints.md).
+#: Of a card's rated numbers: the first two measured on an H200 with PaliGemma 3B (docs/checkpoints.md), the third
+#: assumed.
 _ANSWERING, _TRAINING, _READING_WEIGHTS = 0.45, 0.28, 0.7
 #: To start the kernels of a layer, on that machine.
 _LAYER_MS: Final = 0.6
@@ -181,9 +183,9 @@ def table(one: Plan) -> Table:
     """As `ipvla doctor --plan` prints it."""
     card = one.card
     title = f"{one.model}: {one.parameters:,} parameters, {one.tokens} tokens per frame, on {card.name}"
-    columns = ("weights", "gradients", "AdamW", "a frame", "again*", "1 frame", "frames that fit", "ms (estimate)")
+    columns = ("weights", "grads", "AdamW", "a frame", "again*", "1 frame", "fit", "ms")
     right = [Column(name, justify="right") for name in columns]
-    result = Table(Column("GiB", no_wrap=True), *right, title=title, title_justify="left")
+    result = Table(Column("GiB", no_wrap=True), *right, title=title, title_justify="left", box=SIMPLE_HEAD)
     for way in one.ways:
         trained = way.checkpointed > 0
         fits = [f"{way.most(card)}", *([f"{way.most(card, True)}*"] if trained else [])]
@@ -202,7 +204,7 @@ def notes(one: Plan) -> str:
     missing = sorted({part for way in one.ways for part in way.missing})
     text = (
         f"A frame: activations, in answering keys, values and memory ({one.memory} bytes) of an episode. * with "
-        "training.activation_checkpointing. Frames that fit: lanes x window per card, or episodes answered at "
+        "training.activation_checkpointing. fit: frames (lanes x window) per card, or episodes answered at "
         f"once, in {USABLE:.0%} of the card. ms: of one answer, or of each frame of a step, estimated from "
         "operations and the card's rated numbers."
     )
