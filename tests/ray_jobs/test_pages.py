@@ -20,10 +20,18 @@ PAGES = [
 
 
 def commands(page: Path) -> list[str]:
-    """Those of its code blocks, in full: `...` leaves something out."""
+    """Those of its code blocks, in full, with the variables that the page sets: `...` leaves something out."""
     blocks = "".join(re.findall(r"```(?:bash)?\n(.*?)```", page.read_text(), re.DOTALL))
-    lines = blocks.replace("\\\n", " ").splitlines()
-    return [line for line in lines if re.match(r"(ipvla|python -m ray_jobs\.\w+) ", line) and " ..." not in line]
+    values: dict[str, str] = {}
+    found = []
+    for line in blocks.replace("\\\n", " ").splitlines():
+        if variable := re.match(r"(\w+)=(\S+)", line):
+            values[variable[1]] = variable[2]
+        for name, value in values.items():
+            line = re.sub(rf"\${name}\b", value, line)
+        if re.match(r"(ipvla|python -m ray_jobs\.\w+) ", line) and " ..." not in line:
+            found.append(line)
+    return found
 
 
 def anchors(page: Path) -> set[str]:
@@ -39,11 +47,6 @@ def test_commands_are_taken(command: str) -> None:
         return
     job, settings = named(words)
     assert job in JOBS
-    for at, word in enumerate(settings):
-        if word == "--config_path":
-            path = settings[at + 1].replace("$S/", "ray_jobs/experiments/gym_aloha/")
-            path = path.replace("$P/", "ray_jobs/experiments/libero/kitchen_recall/")
-            settings[at + 1] = path
     if "/policy.train.yaml" not in command and "FILE" not in command:
         parse(config_class(job), settings)
 
