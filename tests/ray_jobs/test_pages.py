@@ -25,8 +25,8 @@ def commands(page: Path) -> list[str]:
     values: dict[str, str] = {}
     found = []
     for line in blocks.replace("\\\n", " ").splitlines():
-        if variable := re.match(r"(\w+)=(\S+)", line):
-            values[variable[1]] = variable[2]
+        if re.match(r"\w+=", line):
+            values |= dict(re.findall(r"(\w+)=(\S+)", line))
         for name, value in values.items():
             line = re.sub(rf"\${name}\b", value, line)
         if re.match(r"(ipvla|python -m ray_jobs\.\w+) ", line) and " ..." not in line:
