@@ -27,10 +27,9 @@ def commands(page: Path) -> list[str]:
     for line in blocks.replace("\\\n", " ").splitlines():
         if re.match(r"\w+=", line):
             values |= dict(re.findall(r"(\w+)=(\S+)", line))
-        for name, value in values.items():
-            line = re.sub(rf"\${name}\b", value, line)
-        if re.match(r"(ipvla|python -m ray_jobs\.\w+) ", line) and " ..." not in line:
-            found.append(line)
+        full = re.sub(r"\$(\w+)", lambda name: values.get(name[1], name[0]), line)
+        if re.match(r"(ipvla|python -m ray_jobs\.\w+) ", full) and " ..." not in full:
+            found.append(full)
     return found
 
 
