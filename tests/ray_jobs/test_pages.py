@@ -27,7 +27,7 @@ def commands(page: Path) -> list[str]:
     for line in blocks.replace("\\\n", " ").splitlines():
         if re.match(r"\w+=", line):
             values |= dict(re.findall(r"(\w+)=(\S+)", line))
-        full = re.sub(r"\$(\w+)", lambda name: values.get(name[1], name[0]), line)
+        full = re.sub(r"\$(\w+)", lambda name, known=dict(values): known.get(name[1], name[0]), line)
         if re.match(r"(ipvla|python -m ray_jobs\.\w+) ", full) and " ..." not in full:
             found.append(full)
     return found
