@@ -44,11 +44,11 @@ class SubmitConfig:
     """Where a job is submitted to, and with what; the job and its own settings follow `--`.
 
     Attributes:
-        address: of the cluster's dashboard, `http://HOST:PORT` or `HOST:PORT`; default `$RAY_API_SERVER_ADDRESS`, else
-            `$RAY_ADDRESS` or port 8265 of its host, else `http://127.0.0.1:8265`.
+        address: of the cluster's dashboard, `http://HOST:PORT` or `HOST:PORT`; default `$RAY_API_SERVER_ADDRESS`,
+            else `$RAY_ADDRESS` or port 8265 of its host, else `http://127.0.0.1:8265`.
         working_dir: directory that is shipped and run in, or a package's URI that every node can read.
         runtime_env: YAML file with what the job's processes run in; null for nothing.
-        env: more environment variables of the job, name -> value; `MLFLOW_TRACKING_URI` goes with it if it is set here.
+        env: more environment variables of the job, name -> value; `MLFLOW_TRACKING_URI` is passed on if it is set.
         follow: shows the log and waits for the end; without it the job's id is printed, and it runs on.
         submission_id: a name for the job, unique in the cluster; by default Ray chooses one.
         job: its name and settings, what follows `--`.

@@ -95,7 +95,7 @@ def settings() -> tuple[Setting, ...]:
 def unknown(job: str, arguments: Iterable[str]) -> str | None:
     """What to say of the first option that the job does not have; None if it has all.
 
-    What belongs to another choice than the one that is made is the job's own to find. With `submit`, the options of
+    What belongs to another choice than the one that is made is the job's own to find. Of `submit`, the options of
     the job behind `--` are looked at too.
     """
     if job == "submit":
