@@ -46,7 +46,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"^\d{4}-\d\d-\d\d \S+\s+[A-Z]+ \S+ -- ")
 #: What it says to everybody.
 _ADVICE = re.compile(
-    r"^(-+|Job submission server .*|Next steps|(Query|Request|Tailing|Running|Directory|Ignoring|WebSocket) .*"
+    r"^(-+|Job submission server .*|Next steps|(Query|Request|Tailing|Running|Directory|Ignoring|WebSocket|Uploading|Creating) .*"
     r"|Package gcs://.*|Runtime env is .*|\s*ray job .*|\(.*--.*)$"
 )
 
@@ -110,8 +110,8 @@ def page(jobs: Mapping[str, Submitted]) -> str:
     """The whole page."""
     head = (
         "# Jobs on a fresh cluster: a transcript\n\n"
-        "`python -m tests.ray_jobs.transcript` starts a Ray head on this machine, submits these jobs, shortens what "
-        "they print\nand writes this page. The sizes are too small to learn anything. "
+        "`python -m tests.ray_jobs.transcript` starts a Ray head on this machine, submits these jobs, shortens "
+        "what they print\nand writes this page. The sizes are too small to learn anything. "
         f"{cpu_name()}, Python {platform.python_version()},\ncommit `{commit()[:10]}`. Meaning: "
         "[clusters.md](clusters.md).\n"
     )
