@@ -34,8 +34,6 @@ JOBS: Mapping[str, str] = {
     '--demonstrations "{ground_red: 2, ground_blue: 2}" --storage_root $ROOT',
     "Training": f"{SUBMIT} train --config_path {_SMOKE}/train.yaml --study tiny --name gru "
     f"{_SMALL} --storage_root $ROOT",
-    "Evaluation": f"{SUBMIT} evaluate --config_path {_SMOKE}/evaluate.yaml --study tiny "
-    '--policies "[gru]" --success.episodes "{ground_red: 2, ground_blue: 2}" --videos 0 --storage_root $ROOT',
     "A setting that is refused, before anything is shipped": f"{SUBMIT} train --training.steps 0",
 }
 #: Those that are to fail; a page with others that did is not written.
@@ -46,8 +44,8 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"^\d{4}-\d\d-\d\d \S+\s+[A-Z]+ \S+ -- ")
 #: What it says to everybody.
 _ADVICE = re.compile(
-    r"^(-+|Job submission server .*|Next steps|(Query|Request|Tailing|Running|Directory|Ignoring|WebSocket|Uploading|Creating) .*"
-    r"|Package gcs://.*|Runtime env is .*|\s*ray job .*|\(.*--.*)$"
+    r"^(-+|Job submission server .*|Next steps|Package gcs://.*|Runtime env is .*|\s*ray job .*|\(.*--.*"
+    r"|(Query|Request|Tailing|Running|Directory|Ignoring|WebSocket|Uploading|Creating) .*)$"
 )
 
 
