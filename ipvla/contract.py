@@ -110,6 +110,17 @@ class Limits:
                     f"limits.{name} has {len(values)} numbers; actions have {action_size}: give one for each"
                 )
 
+    def also(self, others: Limits | None) -> Limits:
+        """What keeps to both. ValueError if nothing does, or they are of other actions."""
+        if others is None:
+            return self
+        pairs = {name: (getattr(self, name), getattr(others, name)) for name in ("low", "high", "change")}
+        tightest = {
+            name: tuple(map(max if name == "low" else min, *both)) if all(both) else both[0] or both[1]
+            for name, both in pairs.items()
+        }
+        return Limits(**tightest)
+
     def kept(
         self, actions: npt.NDArray[np.float32], before: npt.NDArray[np.float32] | None = None
     ) -> npt.NDArray[np.float32]:
@@ -138,7 +149,7 @@ class Contract:
         state: layout of the proprioception.
         state_size: P.
         control_hz: control steps per second; None if nothing tells.
-        limits: that a server holds actions to; None for no others than `clipped`.
+        limits: that a server and a simulator hold actions to; None for no others than `clipped`.
     """
 
     cameras: tuple[str, ...]
@@ -208,6 +219,7 @@ def fitted(client: Contract, offered: Contract, name: str = "the policy", world:
       as the client's and left as rendered, since JPEG, size and crop belong to policies of the other kind.
     - State: the client's layout, if it follows from the one offered.
     - Actions: as the client gives them, if they differ from those offered in the gripper's convention alone.
+    - Limits of actions: both sides'.
 
     Raises:
         ContractError: something else differs; one line names both sides.
@@ -234,6 +246,10 @@ def fitted(client: Contract, offered: Contract, name: str = "the policy", world:
         )
     if None not in (client.control_hz, offered.control_hz) and client.control_hz != offered.control_hz:
         problems.append(f"{name} acts at {client.control_hz:g} Hz, {world} runs at {offered.control_hz:g} Hz")
+    try:
+        limits = _limits(client, offered)
+    except ValueError as error:
+        problems.append(f"{name} and {world} have limits that exclude each other ({error})")
     if problems:
         raise ContractError(f"{'; '.join(problems)}: choose a policy and a suite that agree")
     same = client.pictures.orientation in ("unknown", offered.pictures.orientation)
@@ -244,7 +260,17 @@ def fitted(client: Contract, offered: Contract, name: str = "the policy", world:
         gripper=client.gripper,
         state=state,
         state_size=size,
+        limits=limits,
     )
+
+
+def _limits(client: Contract, offered: Contract) -> Limits | None:
+    """Both sides', in the client's units: a gripper of another convention is -1 or +1 anyway."""
+    theirs = offered.limits
+    if theirs is not None and client.gripper != offered.gripper:
+        ends = {"low": -np.inf, "high": np.inf, "change": np.inf}
+        theirs = Limits(**{n: (*values[:-1], end) for n, end in ends.items() if (values := getattr(theirs, n))})
+    return theirs if client.limits is None else client.limits.also(theirs)
 
 
 def _gives_state(offered: Contract, layout: str, size: int) -> bool:

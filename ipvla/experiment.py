@@ -28,6 +28,7 @@ from ipvla.models.vla import IPVLA, IPVLAConfig
 from ipvla.policy import CheckpointError, Policy, policy_conventions, policy_sha256
 from ipvla.storage import StorageRoots, paths_of_fields_absolute
 from ipvla.tracking import TrackingConfig
+from ipvla.training.feature_cache import hold_features
 from ipvla.training.loop import TrainingConfig
 from ipvla.training.parallel import World
 from ipvla.training.precision import loss_scaler
@@ -187,8 +188,29 @@ class ExperimentConfig(StorageRoots):
                 "data.reasoning is set, and nothing is trained on it; set model.reasoning_loss ({} for its "
                 "defaults), or data.reasoning to null"
             )
+        if self.model.nf4 is not None:
+            self._check_nf4()
+        if self.training.feature_cache_gib and self.data.augmentation is not None:
+            raise ValueError(
+                "training.feature_cache_gib is set, and data.augmentation makes other pictures in every epoch; "
+                "set the former to 0, or the latter to null"
+            )
         if self.training.sharding == "fsdp":
             self._check_sharding()
+
+    def _check_nf4(self) -> None:
+        """ValueError for what would train or change weights in 4 bits."""
+        if self.model.lora is None and not self.model.head.distils:
+            raise ValueError(
+                "model.nf4 freezes the backbone's weights in 4 bits, and nothing adapts them; set "
+                "model.lora.rank, or model.nf4 to null"
+            )
+        method = self.protected_by.method if self.protected_by else None
+        if method is not None and method.moves_base:
+            raise ValueError(
+                f"forgetting.method.type {method.get_choice_name(type(method))} changes the weights below the "
+                "adapters, which model.nf4 freezes in 4 bits; set model.nf4 to null, or take another method"
+            )
 
     def _check_sharding(self) -> None:
         """ValueError for what runs other parts of the model on each worker, or needs whole weights."""
@@ -199,6 +221,7 @@ class ExperimentConfig(StorageRoots):
             "model.questions": model.questions is not None,
             "model.plan_readout": model.plan_readout is not None,
             "model.osf": model.osf is not None,
+            "model.nf4": model.nf4 is not None,
         }
         if method is not None and not method.shards:
             refused[f"forgetting.method.type {method.get_choice_name(type(method))}"] = True
@@ -313,7 +336,7 @@ class ExperimentConfig(StorageRoots):
         """
         dataset = self.open_dataset()
         self._require(dataset)
-        start = None if self.start_from is None else Policy.load(self.start_from).merged()
+        start = None if self.start_from is None else self._begun(Policy.load(self.start_from))
         torch.manual_seed(self.seed)
         if start is not None:
             _require_same_terms(start.transforms.contract, dataset.contract, str(self.start_from), dataset.name)
@@ -329,6 +352,8 @@ class ExperimentConfig(StorageRoots):
         model = policy.model.to(world.device)
         if self.training.activation_checkpointing:
             model.backbone.checkpoint_activations()
+        if self.training.feature_cache_gib:
+            hold_features(model.backbone, self.training.feature_cache_gib)
         memory = model.initial_memory(self.lanes.lanes)
         wrapped = world.wrap(model, self.training.sharding)
         optimizer = self.optimizer.build(model)
@@ -351,6 +376,17 @@ class ExperimentConfig(StorageRoots):
         state = TrainingState(model, wrapped, optimizer, memory, protection=protection, scaler=scaler)
         lanes = self.lanes.build(dataset, policy.transforms, world.rank, world.size, self.data.augmentation)
         return Experiment(policy, state, lanes)
+
+    def _begun(self, start: Policy) -> Policy:
+        """The policy that training begins with: merged, and in 4 bits if these are the same bits here."""
+        own, there = self.model.nf4, start.config.nf4
+        start = start.merged()
+        if own is None or start.config.nf4 is None or not own.same_bits(start.config.nf4):
+            start = start.dequantised()
+            if there is not None:
+                end = "they stay so" if own is None else "they are quantised anew, which changes them"
+                logger.warning("start_from: its weights in 4 bits were turned into ordinary ones, and %s", end)
+        return start
 
     def conventions(self, dataset: Dataset, start: Policy | None = None) -> Conventions:
         """The dataset's units, or those that `start` was trained in; the rest as the settings have it."""

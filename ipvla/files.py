@@ -18,17 +18,31 @@ _LARGEST_RECORD = 16 * 2**20
 
 
 def read_text(path: Path, most: int) -> str:
-    """The UTF-8 text of a regular file; another kind, a pipe say, is not waited for.
+    """The UTF-8 text of a regular file.
 
     Raises:
         OSError: there is none, or it cannot be read.
         ValueError: it is no file, has more than `most` bytes, or is no UTF-8.
     """
+    content = bounded(path, most)
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(foreign(content) or one_line(error)) from None
+
+
+def bounded(path: Path, most: int) -> bytes:
+    """The content of a regular file; another kind, a pipe say, is not waited for.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+        ValueError: it is no file, or has more than `most` bytes.
+    """
     if path.exists() and not path.is_file():
         raise ValueError("it is no regular file")
     if (size := path.stat().st_size) > most:
         raise ValueError(f"it has {size} bytes; at most {most} are read")
-    return path.read_bytes().decode()
+    return path.read_bytes()
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -38,38 +52,70 @@ def read_record(path: Path) -> dict[str, Any]:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is no JSON object.
     """
-    try:
-        record = json.loads(read_text(path, _LARGEST_RECORD))
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
-    except ValueError:
-        if path.is_file() and (what := foreign(path)):
-            raise ValueError(what) from None
-        raise
+    return record_of(bounded(path, _LARGEST_RECORD))
+
+
+def record_of(content: bytes) -> dict[str, Any]:
+    """The JSON object that a file's content is. ValueError if it is none."""
+    record = json_of(content)
     if not isinstance(record, dict):
         raise ValueError(f"it is a {type(record).__name__}, not an object with named values")
     return record
 
 
+def json_of(content: bytes) -> Any:
+    """The JSON value that a file's content is. ValueError, in one short line, if it is none."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except ValueError as error:
+        raise ValueError(foreign(content) or one_line(error)) from None
+
+
 #: How foreign files begin -> what they are, and what helps.
 _FOREIGN = {
-    b"version https://git-lfs": "it is a pointer of git LFS: run `git lfs pull` where it was copied from",
+    b"version https://git-lfs": "it is a pointer of Git LFS: run `git lfs pull` where it was copied from",
     b"\x1f\x8b": "it is compressed: run `gunzip` on it",
     b"PK\x03\x04": "it is a ZIP archive, as `torch.save` writes them",
     b"\x80\x02": "it is a pickle, which is never read",
+    b"<!doctype html": "it is a web page: the download led to a login or an error; download it again",
+    b"<html": "it is a web page: the download led to a login or an error; download it again",
 }
+#: Bytes that tell.
+HEAD = 32
 
 
-def foreign(path: Path) -> str | None:
-    """What a file is in the place of one of ours, and what helps, if its first bytes tell."""
+def foreign(begins: bytes) -> str | None:
+    """What a file is in the place of one of ours, and what helps, if the bytes that it begins with tell."""
+    head = begins[:HEAD].lstrip().lower()
+    return next((what for begin, what in _FOREIGN.items() if head.startswith(begin.lower())), None)
+
+
+def foreign_file(path: Path) -> str | None:
+    """The same of a file; None as well if there is none."""
+    if not path.is_file():
+        return None
     with path.open("rb") as file:
-        head = file.read(32)
-    return next((what for begin, what in _FOREIGN.items() if head.startswith(begin)), None)
+        return foreign(file.read(HEAD))
+
+
+def nearby(directory: Path, *names: str) -> str | None:
+    """The directory one level below or above that holds these files, which this one does not; None if none does.
+
+    Of several below it is none: nobody knows which was meant.
+    """
+    below = [path for path in directory.glob("*") if all((path / name).is_file() for name in names)]
+    if len(below) == 1:
+        return str(below[0])
+    return str(directory.parent) if all((directory.parent / name).is_file() for name in names) else None
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
     """An error of whatever origin as part of a message: its text, or its class where it has none."""
     text = f"{type(error).__name__}: {error}" if isinstance(error, LookupError | MemoryError) else str(error)
+    if isinstance(error, UnicodeDecodeError):  # its text has no bound, since it holds the whole content
+        text = f"byte {error.start} is no {error.encoding}"
     return " ".join(text.split())[:most] or type(error).__name__
 
 

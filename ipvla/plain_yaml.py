@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import yaml
 
-from ipvla.files import one_line, read_text
+from ipvla.files import foreign, one_line, read_text
 
 #: Bytes of a file, and values in it once its aliases are written out.
 _LARGEST: Final = 2**20
@@ -45,6 +45,8 @@ def load_file(path: Path) -> Any:
         text = read_text(path, _LARGEST)
     except ValueError as error:
         raise YamlError(one_line(error)) from None
+    if what := foreign(text.encode()):  # some would be YAML
+        raise YamlError(what)
     return load(text)
 
 

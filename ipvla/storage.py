@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -152,6 +153,17 @@ class StorageRoots:
         os.environ.setdefault("TORCH_HOME", str(self.cache / "torch"))
         if not home_is_writable():
             os.environ.setdefault("NUMBA_CACHE_DIR", str(self.cache / "numba"))
+
+
+def private_temporary_directory() -> Path:
+    """`ipvla-UID` in the system's temporary directory if no other user can write there, else a new one."""
+    directory = Path(tempfile.gettempdir()) / f"ipvla-{os.getuid()}"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = directory.lstat()  # another user may have made it first
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        return Path(tempfile.mkdtemp(prefix="ipvla-"))
+    directory.chmod(0o700)  # earlier versions let others read it
+    return directory
 
 
 def home_is_writable() -> bool:

@@ -106,6 +106,11 @@ class DoctorConfig(StorageRoots):
             scenes are what the tasks say; takes a minute or two per suite.
         keep_golden: what is found in these suites is what later versions are compared with.
         dashboard_port, mlflow_port: the ports that you mean to use for Ray's dashboard and MLflow's UI.
+        plan: instead of all checks, what fits on a GPU: of a published model (openvla, openvla-oft, pi0, pi05,
+            smolvla, paligemma, qwen2.5-vl-3b, smolvlm2-500m), or the policy in this directory.
+        gpu: which one: 4090, v100, a100, h100, h200, or its memory in GB.
+        gpus: how many, among which FSDP divides the weights.
+        lora_rank: of the adapters in the plan.
     """
 
     json: bool = False
@@ -114,6 +119,15 @@ class DoctorConfig(StorageRoots):
     keep_golden: bool = False
     dashboard_port: int = 8265
     mlflow_port: int = 5000
+    plan: str | None = None
+    gpu: str = "24"
+    gpus: int = 1
+    lora_rank: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("gpus", "lora_rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 def check_python(config: DoctorConfig) -> Finding:
@@ -336,8 +350,11 @@ def examine(config: DoctorConfig) -> Iterator[tuple[str, Finding]]:
 
 
 def main(config: DoctorConfig) -> int:
-    """Prints the findings; 1 if any is a failure."""
+    """Prints the findings, or a plan; 1 if any finding is a failure."""
     console = Console()
+    if config.plan is not None:
+        _print_plan(config, config.plan, console)
+        return 0
     with Console(stderr=True).status("checking; Ray takes a few seconds"):
         findings = dict(examine(config))
     if config.json:
@@ -345,6 +362,20 @@ def main(config: DoctorConfig) -> int:
     else:
         console.print(_table(findings))
     return int(any(finding.status is Status.FAIL for finding in findings.values()))
+
+
+def _print_plan(config: DoctorConfig, model: str, console: Console) -> None:
+    from ray_jobs.planning.cards import card_named
+    from ray_jobs.planning.plan import notes, plan, table  # takes seconds
+
+    card = card_named(config.gpu)
+    with Console(stderr=True).status("building the model without its weights"):
+        found = plan(model, card, config.gpus, config.lora_rank)
+    if config.json:
+        print(json.dumps({"parameters": found.parameters, "ways": [way.to_dict(card) for way in found.ways]}))
+    else:
+        console.print(table(found))
+        console.print(notes(found))
 
 
 def _table(findings: dict[str, Finding]) -> Table:

@@ -3,8 +3,9 @@
     ipvla export --policy ~/ipvla_storage/runs/real/tuned/policy --into ~/openvla-tuned --unnorm_key my_robot
 
 OpenVLA: safetensors of at most 5 GB with their index, `config.json`, tokenizer, processor and statistics; adapters
-are merged. OFT's action head and proprioception become `.pt` files beside them. OpenVLA's own code wants its
-`*_prismatic.py` files there too: copy them from the checkpoint that was imported.
+are merged, and weights in 4 bits (`model.nf4`) become ordinary ones. OFT's action head and proprioception become
+`.pt` files beside them. OpenVLA's own code wants its `*_prismatic.py` files there too: copy them from the
+checkpoint that was imported.
 pi0, pi0.5 and SmolVLA: LeRobot's, with the settings and statistics that were imported.
 """
 
@@ -107,7 +108,7 @@ def main(config: ExportConfig) -> None:
     assert config.into is not None
     if config.into.exists():
         raise ValueError(f"into: {config.into} is there already; give another directory")
-    policy = Policy.load(config.policy).merged()
+    policy = Policy.load(config.policy).merged().dequantised()
     if policy.config.memory != NoMemoryConfig() and not config.without_memory:
         raise ValueError(
             f"policy: {config.policy} has a memory, for which the published layout has no place; set "

@@ -11,16 +11,16 @@ Takes OpenVLA's Hugging Face layout (two vision towers, or SigLIP alone as openv
 PEFT, which are merged, and OpenVLA-OFT's action head, proprioception and FiLM, which lie beside the model. Weights
 are mapped, not copied; nothing is unpickled but tensors, and no code of the checkpoint runs.
 
-Takes pi0, pi0.5 and SmolVLA in LeRobot's layout, with its processors' statistics, and pi0 and pi0.5 in openpi's
-PyTorch layout, with `assets/.../norm_stats.json`.
+Takes pi0, pi0-FAST, pi0.5 and SmolVLA in LeRobot's layout, with its processors' statistics, and pi0, pi0-FAST and
+pi0.5 in openpi's own, JAX's with `params` and (but for pi0-FAST) PyTorch's, with `assets/.../norm_stats.json`.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ from ipvla.data.normalisation import NORMALISATIONS, Normalisation
 from ipvla.data.standards.registry import STANDARDS
 from ipvla.data.standards.standard import Standard
 from ipvla.data.statistics import Statistics
+from ipvla.files import one_line
 from ipvla.models.backbones.openvla_files import (
     OpenVLAFiles,
     film_vision,
@@ -47,10 +48,14 @@ from ipvla.models.backbones.openvla_files import (
 from ipvla.models.backbones.prismatic import PrismaticBackbone, PrismaticConfig
 from ipvla.models.heads import HeadConfig, OFTConfig, OpenVLATokensConfig
 from ipvla.models.memory import MemoryConfig, NoMemoryConfig
+from ipvla.models.nf4 import NF4Config
+from ipvla.models.saved_size import no_larger_than
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
 from ray_jobs.command_line.cli import run
+from ray_jobs.importing.orbax import from_orbax, is_orbax
 from ray_jobs.importing.pi import Added, PiConfig, from_lerobot, from_openpi
+from ray_jobs.importing.pi0_fast import from_lerobot_fast
 from ray_jobs.importing.smolvla import from_lerobot_smolvla
 
 logger = logging.getLogger(__name__)
@@ -68,6 +73,11 @@ _OFT: Final = {
     "vision_backbone--": "film",
     "noisy_action_projector--": "diffusion",
 }
+#: Settings of OpenVLA's layout alone.
+_OPENVLAS: Final = (
+    "unnorm_key", "adapter", "lora_alpha", "prompt", "ends_in_space", "reasoning_tokens", "max_prompt_tokens",
+    "parallel", "chunk", "normalisation",
+)  # fmt: skip
 _CAMERAS: Final = ("agentview", "robot0_eye_in_hand", "third")
 
 
@@ -77,9 +87,11 @@ class ImportedModelConfig:
 
     Attributes:
         memory: a choice by its `type`; its weights begin as they are drawn from `seed`.
+        nf4: the backbone's linear layers in 4 bits, or None.
     """
 
     memory: MemoryConfig = field(default_factory=NoMemoryConfig)
+    nf4: NF4Config | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ class ImportConfig:
     """What is imported, and how it is to act.
 
     Attributes:
-        source: a directory in OpenVLA's Hugging Face layout, LeRobot's, or openpi's PyTorch layout.
+        source: a directory in OpenVLA's Hugging Face layout, LeRobot's, or one of openpi's.
         policy: directory of the new policy, which must not exist yet.
         unnorm_key: the dataset whose statistics turn what the model says into actions; the only one by default.
         statistics: a file of other statistics, such as those of the dataset that it is to be fine-tuned on.
@@ -105,8 +117,8 @@ class ImportConfig:
         normalisation: of actions and state: OFT's ALOHA policies have "bounds".
         terms: how pictures, states and actions are expressed where the files do not tell: fields of
             `ipvla.contract.Contract`.
-        pi: of pi0, pi0.5 and SmolVLA alone, which of the others read `statistics`, `dtype`, `cameras`, `terms`,
-            `model` and `seed`.
+        pi: of pi0, pi0-FAST, pi0.5 and SmolVLA alone, which of the others read `statistics`, `dtype`, `cameras`,
+            `terms`, `model` and `seed`.
         model: what is added.
         seed: of the weights of a memory.
     """
@@ -148,22 +160,56 @@ def imported(config: ImportConfig) -> Policy:
     """
     assert config.source is not None
     torch.manual_seed(config.seed)
-    content = read_json(config.source / "config.json")
+    try:
+        policy = _imported(config)
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError) as error:
+        raise ValueError(
+            f"{config.source} describes no model that can be built ({type(error).__name__}: {one_line(error)}); "
+            "copy or download its files again"
+        ) from error
+    if not policy.model.memory.close():
+        logger.warning(
+            "this memory cannot begin closed: until it is trained, the policy acts otherwise than before"
+        )
+    policy.model.eval()
+    if (nf4 := config.model.nf4) is not None:
+        nf4.apply(policy.model.backbone)
+        policy = replace(policy, config=replace(policy.config, nf4=nf4))
+    return policy
+
+
+def _imported(config: ImportConfig) -> Policy:
+    assert config.source is not None
     added = Added(config.dtype or "bfloat16", config.cameras, config.terms, config.model.memory)
-    if content.get("type") == "smolvla":
+    orbax = is_orbax(config.source)
+    content = {} if orbax else read_json(config.source / "config.json")
+    if orbax or content.keys() & {"type", "action_horizon"}:
+        _refuse_openvlas(config, (*_OPENVLAS, "statistics") if "type" in content else _OPENVLAS)
+    if orbax:
+        policy = from_orbax(config.source, config.pi, added, config.statistics)
+    elif content.get("type") == "smolvla":
         policy = from_lerobot_smolvla(config.source, config.pi, added)
+    elif content.get("type") == "pi0_fast":
+        policy = from_lerobot_fast(config.source, config.pi, added)
     elif "type" in content:
         policy = from_lerobot(config.source, config.pi, added)
     elif "action_horizon" in content:
         policy = from_openpi(config.source, config.pi, added, config.statistics)
     else:
         policy = _openvla(config)
-    if not policy.model.memory.close():
-        logger.warning(
-            "this memory cannot begin closed: until it is trained, the policy acts otherwise than before"
-        )
-    policy.model.eval()
     return policy
+
+
+def _refuse_openvlas(config: ImportConfig, names: Sequence[str]) -> None:
+    """ValueError for settings that another layout does not read."""
+    usual = {field.name: field.default for field in fields(ImportConfig)}
+    for name in names:
+        if (value := getattr(config, name)) != usual[name]:
+            remedy = "merge it with PEFT, and import the result" if name == "adapter" else "leave it out"
+            raise ValueError(
+                f"{name} is {str(value)!r}, and {config.source} is not in OpenVLA's layout, which alone takes it; "
+                f"{remedy} (--pi has the settings of the others)"
+            )
 
 
 def _openvla(config: ImportConfig) -> Policy:
@@ -187,7 +233,8 @@ def _openvla(config: ImportConfig) -> Policy:
         for name, content in files.description().items():
             (Path(described) / name).write_bytes(content)
         bare = replace(model, backbone=replace(backbone, pretrained=Path(described)))
-        policy = Policy.build(bare, conventions, chunk)
+        with no_larger_than(files.weights()):
+            policy = Policy.build(bare, conventions, chunk)
     _load(policy, config, files, extra)
     return replace(policy, config=model)
 
@@ -223,7 +270,7 @@ def _statistics(files: OpenVLAFiles, given: Path | None, key: str | None) -> tup
     path = given or files.directory / "dataset_statistics.json"
     content: Mapping[str, Any] = files.config.get("norm_stats") or {}
     where = f"{files.directory / 'config.json'} (norm_stats)"
-    if path.is_file() or given is not None:
+    if path.exists() or given is not None:
         content, where = read_json(path), str(path)
     if not content:
         raise ValueError(
@@ -369,7 +416,7 @@ def fine_tuning(policy: Policy, directory: Path) -> dict[str, Any]:
     encoded = draccus.encode(policy.config)
     return {
         "start_from": str(directory),
-        "model": {name: encoded[name] for name in ("backbone", "memory", "head", "chunk")},
+        "model": {name: encoded[name] for name in ("backbone", "memory", "head", "chunk", "nf4") if encoded[name]},
         "lanes": {"stride": policy.execute},
         "data": {
             "cameras": list(conventions.cameras),
@@ -387,7 +434,9 @@ def main(config: ImportConfig) -> None:
         raise ValueError(f"policy: {directory} is there already; give another directory")
     policy = imported(config)
     policy.save(directory)
-    policy = replace(policy, config=replace(policy.config, backbone=policy.config.backbone.beside(directory)))
+    model = policy.config
+    beside = replace(model, backbone=model.backbone.beside(directory), head=model.head.beside(directory))
+    policy = replace(policy, config=beside)
     train = directory.with_name(f"{directory.name}.train.yaml")
     train.write_text(yaml.safe_dump(fine_tuning(policy, directory), sort_keys=False))
     described = policy.describe()

@@ -93,7 +93,7 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
     policy = Policy.load(config.directory, device, config.unnorm_key, config.sampling)
     contract = policy.require_finite().contract
     if config.limits != Limits():
-        contract = replace(contract, limits=config.limits)
+        contract = replace(contract, limits=config.limits.also(contract.limits))
     source = PolicySource(lambda _: policy, config.directory, variant=variant(config.unnorm_key, config.sampling))
     # The websocket's server says how long a memory lives.
     actor = PolicyActor(source, config.threads, lease_s=math.inf, max_batch=config.max_batch)

@@ -81,12 +81,20 @@ class Teacher:
 
     @classmethod
     def open(cls, config: SubspacesConfig, device: str = "cpu") -> Teacher:
-        """CheckpointError or DatasetError if policy or probe are missing or damaged; ValueError for OSF."""
+        """CheckpointError or DatasetError if policy or probe are missing or damaged.
+
+        ValueError for OSF, and for the Fisher information of weights in 4 bits.
+        """
         if config.teacher is None:
             raise ValueError(
                 "teacher is not given; name a policy's directory, e.g. --teacher runs/STUDY/NAME/policy"
             )
         policy = Policy.load(config.teacher, device).merged()
+        if config.fisher is not None and policy.config.nf4 is not None:
+            raise ValueError(
+                f"fisher is set, and the weights of {config.teacher} are in 4 bits (model.nf4), which have no "
+                "gradient; set fisher to null, or read a teacher without model.nf4"
+            )
         return cls(policy, config.teacher, config.probe.build(config.probes))
 
 

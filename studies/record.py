@@ -193,7 +193,10 @@ def measure_parts(
     for part in study.measured:
         console.rule(part)
         began = this_run()
-        figures[part] = {**measure(part), "run": began}
+        measured = {**measure(part), "run": began}
+        if not study.quick and (record := read_record(name)):
+            figures = dict(record["figures"])  # other processes may have measured other parts meanwhile
+        figures[part] = measured
         if not study.quick:
             console.print(f"written to {write_record(name, seeds, figures, targets(figures))}")
     show_targets(targets(figures), console)

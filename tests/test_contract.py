@@ -182,3 +182,17 @@ def test_limits_are_of_the_contracts_actions() -> None:
     assert "limits" not in HAND.to_dict(), "policies that have none stay as they were saved"
     assert HAND.changed(limited.changes(HAND)) == limited
     assert limited.changed(HAND.changes(limited)) == HAND
+
+
+def test_the_limits_of_both_sides_hold() -> None:
+    low, high = (-1.0,) * 7, (1.0,) * 7
+    robot = replace(HAND, limits=Limits(low=(-0.5,) * 7, high=(2.0,) * 7))
+    world = replace(HAND, limits=Limits(low=low, high=high, change=(0.1,) * 7))
+    assert fitted(robot, HAND).limits == robot.limits
+    assert fitted(HAND, world).limits == world.limits
+    assert fitted(robot, world).limits == Limits((-0.5,) * 7, high, (0.1,) * 7)
+    assert fitted(HAND, HAND).limits is None
+    openvla = fitted(replace(HAND, gripper="open_is_one"), world)
+    assert openvla.limits == Limits((-1.0,) * 6 + (-np.inf,), (1.0,) * 6 + (np.inf,), (0.1,) * 6 + (np.inf,))
+    with pytest.raises(ContractError, match="limits that exclude each other"):
+        fitted(robot, replace(HAND, limits=Limits(high=(-0.6,) * 7)))

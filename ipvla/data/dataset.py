@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -27,6 +26,7 @@ from ipvla.data.standards.libero import Recorded
 from ipvla.data.standards.standard import EncodedEpisode
 from ipvla.data.statistics import Statistics
 from ipvla.data.survey import Survey, repaired, surveyed
+from ipvla.storage import private_temporary_directory
 from ipvla.types import Observation
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def open_dataset(
     source = open_source(
         location, read_root=read_root, skip_bad_episodes=skip_bad_episodes, rlds_backend=rlds_backend
     )
-    cache = read_root or Path(tempfile.gettempdir()) / "ipvla"
+    cache = read_root or private_temporary_directory()
     made = standard_of(source, standard, skip_noops=skip_noops, padded_state=padded_state)
     return EpisodeDataset(
         source,

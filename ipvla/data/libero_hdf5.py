@@ -20,6 +20,7 @@ import numpy.typing as npt
 from ipvla.data.recording import Recording
 from ipvla.data.rlds.format import of_success
 from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource, Steps, Trajectory, feature_of
+from ipvla.files import foreign_file, one_line
 
 #: RLDS feature -> dataset below `data/demo_N`; the state is made of two.
 _IMAGES: Final = {"observation/image": "obs/agentview_rgb", "observation/wrist_image": "obs/eye_in_hand_rgb"}
@@ -97,9 +98,10 @@ class LiberoHdf5Source(EpisodeSource):
         try:
             with h5py.File(episode.path, "r") as file:
                 steps = dict(_steps(file[episode.group], episode))
-        except (KeyError, OSError, ValueError) as error:
+        except Exception as error:  # whatever HDF5 raises of a damaged file
             raise BrokenEpisodeError(
-                f"{self.name}: {episode.path}, {episode.group} cannot be read ({error}); download the file again"
+                f"{self.name}: {episode.path}, {episode.group} cannot be read ({one_line(error)}); download the "
+                "file again"
             ) from error
         where = f"{self.name}: {episode.path}, {episode.group}"
         return Trajectory(steps, where, {"file_path": f"{episode.path.name}/{episode.group.rpartition('/')[2]}"})
@@ -120,9 +122,10 @@ def _demonstrations(path: Path) -> Iterator[_Demonstration]:
             instruction = _instruction(path, data.attrs)
             for name in sorted(data, key=lambda name: int(name.rpartition("_")[2])):
                 yield _Demonstration(path, f"data/{name}", len(data[name]["actions"]), instruction)
-    except (KeyError, OSError, ValueError) as error:
+    except Exception as error:  # whatever HDF5 raises of a damaged file
+        reason = foreign_file(path) or one_line(error)
         raise DatasetError(
-            f"{path} is no HDF5 file of LIBERO's, or damaged ({error}); download it again"
+            f"{path} is no HDF5 file of LIBERO's, or damaged ({reason}); download it again"
         ) from None
 
 

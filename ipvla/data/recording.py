@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
 from ipvla.contract import ORIENTATIONS, Contract, Orientation, Pictures
 from ipvla.data.source import DatasetError, EpisodeSource, file_system
-from ipvla.files import write_text
+from ipvla.files import one_line, record_of, write_text
 
 RECORDING_FILE: Final = "recording.json"
 #: How the description begins of a dataset that this project wrote from its own simulators.
@@ -59,6 +60,8 @@ class Recording:
             return own
         files, root = file_system(source.location)
         if files.exists(path := f"{root}/{RECORDING_FILE}"):
+            if not files.isfile(path):
+                raise DatasetError(f"{path} is no file; delete it, or write it anew")
             return cls._read(path, files.cat_file(path))
         if files.exists(path := f"{root}/dataset_info.json"):
             described = _json(path, files.cat_file(path)).get("description", "")
@@ -71,12 +74,14 @@ class Recording:
         values = _json(path, content)
         if values.get("orientation") not in ORIENTATIONS:
             raise DatasetError(
-                f"{path}: orientation is {values.get('orientation')!r}; write one of {', '.join(ORIENTATIONS)}"
+                f"{path}: orientation is {values.get('orientation')!r:.60}; write one of {', '.join(ORIENTATIONS)}"
             )
         hz = values.get("control_hz")
+        if hz is not None and not (isinstance(hz, int | float) and 0 < hz < math.inf):
+            raise DatasetError(f"{path}: control_hz is {hz!r:.60}; write control steps per second, or null")
         every = values.get("pictures_every", 1)
         if not isinstance(every, int) or every < 1:
-            raise DatasetError(f"{path}: pictures_every is {every!r}; write control steps, 1 or more")
+            raise DatasetError(f"{path}: pictures_every is {every!r:.60}; write control steps, 1 or more")
         terms = values.get("terms")
         try:
             known = None if terms is None else Contract.from_dict(terms)
@@ -87,9 +92,8 @@ class Recording:
 
 def _json(path: str, content: bytes) -> dict[str, Any]:
     try:
-        values = json.loads(content)
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise DatasetError(f"{path} is no JSON object; delete that file, or write it anew")
-    return values
+        return record_of(content)
+    except ValueError as error:
+        raise DatasetError(
+            f"{path} is no JSON object ({one_line(error)}); delete that file, or write it anew"
+        ) from None

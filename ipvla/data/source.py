@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.data.pictures import Pictures
+from ipvla.files import HEAD, foreign
 
 #: One row per control step: numbers [T, ...], T texts, or T pictures.
 Steps: TypeAlias = "npt.NDArray[Any] | tuple[str, ...] | Pictures"
@@ -21,15 +22,19 @@ class DatasetError(ValueError):
     """A dataset is missing, damaged, or not what was asked for; the message names it and a remedy."""
 
 
-#: What stands for a file that Git has not fetched begins so, and is no longer than this.
-_LFS_POINTER = b"version https://git-lfs"
-LFS_POINTER_BYTES = 200
-
-
 def require_content(path: str, begins: bytes) -> None:
-    """DatasetError if a file that begins so is what Git LFS leaves in its place."""
-    if begins.startswith(_LFS_POINTER):
-        raise DatasetError(f"{path} is a pointer of Git LFS, not the file; fetch it with `git lfs pull`")
+    """DatasetError if a file that begins so is of another kind: what Git LFS leaves in its place, say."""
+    if what := foreign(begins):
+        raise DatasetError(f"{path} cannot be read: {what}")
+
+
+def refuse_foreign(location: str) -> None:
+    """DatasetError if what cannot be read is no file, or one of another kind."""
+    files, path = file_system(location)
+    if files.isdir(path):
+        raise DatasetError(f"{location} is a directory, and a file of the dataset belongs there; copy it again")
+    if files.exists(path):
+        require_content(location, files.read_block(path, 0, HEAD))
 
 
 class BrokenEpisodeError(DatasetError):

@@ -20,7 +20,7 @@ from ipvla.data.normalisation import FeatureSummary, tail_size
 from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource
 from ipvla.data.standards.standard import Standard
 from ipvla.data.statistics import Statistics, warn_of_few
-from ipvla.files import write_text
+from ipvla.files import one_line, record_of, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -202,12 +202,12 @@ def publish_survey(path: Path, name: str, survey: Survey) -> None:
 def load_survey(path: Path) -> Survey | None:
     """The inverse of `publish_survey`, None if there is none. DatasetError if the file is damaged."""
     try:
-        return Survey.from_dict(json.loads(path.read_text()))
+        return Survey.from_dict(record_of(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (AttributeError, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
         raise DatasetError(
-            f"{path} is no survey of a dataset ({error!r}); delete it to have it made anew"
+            f"{path} is no survey of a dataset ({one_line(error)}); delete it to have it made anew"
         ) from None
 
 

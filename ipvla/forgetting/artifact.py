@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ipvla.files import one_line, read_record, replacing, write_text
+from ipvla.files import foreign_file, nearby, one_line, read_record, replacing, write_text
 from ipvla.forgetting.probed import ProbedModel
 
 _AGAIN = "make it again from the teacher and the probe"
@@ -118,9 +118,12 @@ def read_artifact(
         whole = _sha256(tensors_path) == meta["tensors_sha256"]
         tensors = load_file(tensors_path) if whole else {}
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise ArtifactError(f"{meta_path} cannot be read ({one_line(error)}); {_AGAIN}") from None
+        found = None if meta_path.exists() else nearby(directory, meta_path.name, tensors_path.name)
+        remedy = f"did you mean {found}?" if found else _AGAIN
+        raise ArtifactError(f"{meta_path} cannot be read ({one_line(error)}); {remedy}") from None
     if not whole:
-        raise ArtifactError(f"{tensors_path} is damaged or does not belong to {meta_path.name}; {_AGAIN}")
+        reason = f" ({what})" if (what := foreign_file(tensors_path)) else ""
+        raise ArtifactError(f"{tensors_path} is damaged or does not belong to {meta_path.name}{reason}; {_AGAIN}")
     for key, value in expected.items():
         if value is not None and meta.get(key) != value:
             raise ArtifactError(

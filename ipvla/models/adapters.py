@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ipvla.models.backbones.protocol import Backbone
+from ipvla.models.nf4 import dequantise
 
 #: What PEFT puts before the names of the modules inside.
 _WRAPPED = "base_model.model."
@@ -169,10 +170,13 @@ class OSFConfig(AdaptedModules):
 def merge_adapters(backbone: Backbone) -> None:
     """Adds what LoRA adapters have learned to the weights and takes the adapters away; the function stays.
 
+    Weights in 4 bits become ordinary ones: their sum with an adapter has no 4 bits.
+
     Raises:
         ValueError: the backbone has adapters of another kind.
     """
     if adapters(backbone):
+        dequantise(backbone)
         backbone.vlm = backbone.vlm.merge_and_unload()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -20,7 +21,10 @@ from ipvla.models.features import Features
 from ipvla.models.heads import HeadConfig, RegressionConfig
 from ipvla.models.heads.protocol import draw_noise
 from ipvla.models.memory import GRUMemoryConfig, MemoryConfig
+from ipvla.models.nf4 import NF4Config, quantised
 from ipvla.types import Memory, ModelInputs, StepBatch
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -37,6 +41,7 @@ class IPVLAConfig:
         questions: an auxiliary loss on datasets with questions, or None for none asked.
         reasoning_loss: an auxiliary loss on datasets with reasoning, the words themselves; or None.
         osf: instead of `lora`, training orthogonal to the backbone's large singular directions.
+        nf4: the backbone's linear layers in 4 bits, frozen, or None.
     """
 
     backbone: BackboneConfig = field(default_factory=TinyConfig)
@@ -48,12 +53,17 @@ class IPVLAConfig:
     questions: QuestionsConfig | None = None
     osf: OSFConfig | None = None
     reasoning_loss: ReasoningLossConfig | None = None
+    nf4: NF4Config | None = None
 
     def __post_init__(self) -> None:
         if self.chunk < 1:
             raise ValueError(f"model.chunk is {self.chunk}; it must be at least 1")
         if self.lora is not None and self.osf is not None:
             raise ValueError("model.lora and model.osf are both set; set one of them to null")
+        if self.nf4 is not None and self.osf is not None:
+            raise ValueError(
+                "model.osf trains weights, and model.nf4 freezes them in 4 bits; set one of them to null"
+            )
         if self.head.distils and self.adapted is not None:
             raise ValueError(
                 "model.head.distil trains the head alone, and model.lora or model.osf adapts the backbone; set "
@@ -126,10 +136,14 @@ class IPVLAConfig:
         backbone = self.backbone.build(proprio_dim, num_views, image_size)
         model = IPVLA(self, backbone, proprio_dim, action_varies)
         if start is not None:
+            if self.nf4 is not None and quantised(start.backbone):
+                self.nf4.apply(backbone)  # places for the same bits
             model.start_from(start)
             if self.head.distils:
                 model.requires_grad_(False)
                 model.head.requires_grad_(True)
+        if self.nf4 is not None:
+            self.nf4.apply(backbone)
         if self.adapted is not None:
             self.adapted.apply(backbone)
             if self.adapted.freeze_rest:
@@ -263,6 +277,8 @@ class IPVLA(nn.Module):
     def start_from(self, start: IPVLA) -> None:
         """Takes over the weights of backbone and head; of memory and plan readout, if they are the same there.
 
+        Another memory begins closed, if it can: at first the model acts as `start` does without one.
+
         Raises:
             ValueError: backbone or head of `start` have other sizes.
         """
@@ -279,6 +295,11 @@ class IPVLA(nn.Module):
             part, other = getattr(self, name), getattr(start, name)
             if part is not None and other is not None and _shapes(part) == _shapes(other):
                 adopt(part, other.state_dict())
+            elif name == "memory" and not self.memory.close():
+                logger.warning(
+                    "model.memory: this memory cannot begin closed: until it is trained, the policy acts "
+                    "otherwise than the one in start_from"
+                )
         self.head.learn_from(start.head)
 
 

@@ -15,7 +15,7 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-from ipvla.files import one_line
+from ipvla.files import foreign_file, one_line
 from ipvla.types import EpisodeResult, EpisodeSpec, EpisodeTrace
 
 Record = TypeVar("Record", EpisodeSpec, EpisodeResult)
@@ -253,7 +253,8 @@ def _unusable(path: Path, error: sqlite3.DatabaseError) -> JournalError:
     """What to do about it: good records must not be thrown away for a lock or a full disk."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # without its extension
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
-        return JournalError(f"{path} is not a readable journal ({error}); move it away to start afresh")
+        reason = foreign_file(path) or one_line(error)
+        return JournalError(f"{path} is not a readable journal ({reason}); move it away to start afresh")
     return JournalError(
         f"{path} cannot be written ({error}); free the disk, let it be written, or end what holds the journal, "
         "and start again: what was recorded stays, the rest is played then"

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ipvla.models.action_tokens import ActionTokenError
 from ipvla.rollout.episode import Chunk, EpisodeId, InvalidActionError
 from ipvla.types import Memory, Observation
 
@@ -144,8 +145,17 @@ class PolicyServer:
     def forward(self, requests: Sequence[Request]) -> list[Chunk | InvalidActionError]:
         """One batched pass; float32 [execute, A] per request, or what is wrong with its actions.
 
-        The memory of such an episode is as before, and every one's if the policy raises.
+        The memory of such an episode is as before, and every one's if the policy raises. Where tokens mean no
+        action, each request is answered by itself, so that the others' are played.
         """
+        try:
+            return self._forward(requests)
+        except ActionTokenError as error:
+            if len(requests) > 1:
+                return [answer for request in requests for answer in self.forward([request])]
+            return [InvalidActionError(f"{requests[0].observation.episode}: {error}")]
+
+    def _forward(self, requests: Sequence[Request]) -> list[Chunk | InvalidActionError]:
         episodes = [request.episode for request in requests]
         try:
             memory = _gather([episode.memory for episode in episodes])

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.files import replacing
+from ipvla.files import foreign_file, one_line, replacing
 from ipvla.sim.simulator import Simulator, StepOutcome
 from ipvla.types import Episode, Observation
 
@@ -187,8 +187,13 @@ class Demonstration(Episode):
             SyntaxError,
         ) as error:
             raise ValueError(
-                f"{path} is not a complete demonstration ({error}); delete it and collect it again"
+                f"{path} is not a complete demonstration ({_reason(path, error)}); delete it and collect it again"
             ) from error
+
+
+def _reason(path: Path, error: BaseException) -> str:
+    what = None if zipfile.is_zipfile(path) else foreign_file(path)  # it is an archive itself
+    return what or one_line(error)
 
 
 def demonstration_of(

@@ -40,6 +40,7 @@ class ProtocolSimulator:
         self._simulator, self._protocol = simulator, protocol
         horizon = protocol.horizon(suite, simulator.task.horizon)
         self.task = replace(simulator.task, horizon=horizon)
+        self._played: npt.NDArray[np.float32] | None = None  # within limits, what the next may differ from
         self.show(None)
 
     def show(self, view: Contract | None) -> None:
@@ -53,15 +54,21 @@ class ProtocolSimulator:
             ValueError: the simulator has no episode of this seed.
         """
         self._simulator.reset(seed)
+        self._played = None
         for _ in range(self._protocol.settle_steps):
             self._simulator.step(np.array(self._protocol.settle_action))
 
     def step(self, action: npt.NDArray[np.floating[Any]]) -> StepOutcome:
-        """Plays one control step of the client's action, [A] on its terms. ValueError if it is not finite."""
+        """Plays one control step of the client's action, [A] on its terms and within its limits.
+
+        ValueError if it is not finite.
+        """
         if not np.isfinite(action).all():
             raise ValueError(
                 f"an action of {np.asarray(action).tolist()} is not finite; check the policy's weights"
             )
+        if (limits := self.view.limits) is not None:
+            action = self._played = limits.kept(np.asarray(action, np.float32)[None], self._played)[0]
         return self._simulator.step(to_environment(np.array(action, dtype=np.float64), self.view.gripper))
 
     @property
@@ -98,6 +105,7 @@ class ProtocolSimulator:
     def restore(self, state: Mapping[str, npt.NDArray[np.float64]]) -> None:
         """ValueError if the state is of another task."""
         self._simulator.restore(state)
+        self._played = None
 
     def details(self) -> Mapping[str, Any]:
         return self._simulator.details()

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
 
-from ipvla.files import lock
+from ipvla.files import lock, one_line, record_of
 
 #: One thing to be sent; `ipvla.tracking.mlflow_run.MLflowRun.send` says which there are.
 Record = Mapping[str, Any]
@@ -90,6 +90,8 @@ class Spool:
             file = path.open("rb+", buffering=0)
         except FileNotFoundError:  # delivered in this moment
             return None
+        except OSError as error:
+            raise SpoolError(f"{path} cannot be read ({one_line(error)}); move it away") from None
         if not lock(file, wait=False) or not path.exists():
             file.close()
             return None
@@ -113,13 +115,16 @@ class Spool:
         with self._guard:
             self._file.seek(self._delivered)
             text = self._file.read()
-        found, end = [], self._delivered
+        found: list[tuple[Record, int]] = []
+        end = self._delivered
         for line in text[: text.rfind(b"\n") + 1].splitlines(keepends=True):
             end += len(line)
             try:
-                found.append((json.loads(line), end))
+                found.append((record_of(line), end))
             except ValueError as error:
-                raise SpoolError(f"{self.path} is damaged before byte {end} ({error}); move it away") from None
+                raise SpoolError(
+                    f"{self.path} is damaged before byte {end} ({one_line(error)}); move it away"
+                ) from None
         return found
 
     def deliver(self, end: int) -> None:
@@ -148,13 +153,15 @@ def identity_of(path: Path) -> RunIdentity | None:
             return _identity(path, file.readline())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise SpoolError(f"{path} cannot be read ({one_line(error)}); move it away") from None
 
 
 def _identity(path: Path, line: bytes) -> RunIdentity:
     try:
-        return RunIdentity(**json.loads(line))
+        return RunIdentity(**record_of(line))
     except (ValueError, TypeError) as error:
-        raise SpoolError(f"{path} is not a spool of MLflow records ({error}); move it away") from None
+        raise SpoolError(f"{path} is not a spool of MLflow records ({one_line(error)}); move it away") from None
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

@@ -32,6 +32,8 @@ class TrainingConfig:
             of their losses, each reaching back through its own window; the memory is carried from one to the next.
         activation_checkpointing: a language layer's activations are computed again in the backward pass instead
             of stored: less memory, more time, the same gradients.
+        feature_cache_gib: main memory per worker for what frozen vision towers make of pictures, which are then
+            seen once, not in every epoch; 0 for none.
         sharding: "ddp", or "fsdp" where a model is too large for one worker's memory; a single worker has none.
     """
 
@@ -45,6 +47,7 @@ class TrainingConfig:
     accumulate: int = 1
     activation_checkpointing: bool = False
     sharding: str = "ddp"
+    feature_cache_gib: float = 0.0
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -56,6 +59,8 @@ class TrainingConfig:
         for name in ("steps", "log_every", "checkpoint_every", "checkpoints_kept", "threads", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.feature_cache_gib < 0:
+            raise ValueError(f"training.feature_cache_gib is {self.feature_cache_gib}; it must be at least 0")
         if self.until is not None and not 1 <= self.until <= self.steps:
             raise ValueError(
                 f"training.until is {self.until}; it must lie in 1..training.steps, here {self.steps}"

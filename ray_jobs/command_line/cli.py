@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from ipvla.storage import StorageError, absolute_paths
+from ray_jobs.command_line.heartbeat import heartbeat
 from ray_jobs.command_line.help import help_text
 from ray_jobs.command_line.settings import Config, parse
 
@@ -66,9 +67,10 @@ def run(config_class: type[Config], main: Callable[[Config], int | None], descri
     if {"-h", "--help"} & set(sys.argv[1:]):
         sys.stdout.write(help_text(config_class, _program(), description or "") + "\n")
         sys.exit(0)
-    _configure_logging()
     try:
-        sys.exit(main(absolute_paths(parse(config_class, sys.argv[1:]))))
+        with heartbeat(_program()):
+            _configure_logging()
+            sys.exit(main(absolute_paths(parse(config_class, sys.argv[1:]))))
     except Terminated:
         sys.stderr.write("terminated; run the same command again to continue\n")
         sys.exit(128 + signal.SIGTERM)

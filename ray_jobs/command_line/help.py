@@ -35,8 +35,8 @@ def help_text(config_class: type[Any], program: str, description: str) -> str:
         f"{_INDENT}YAML with any of the settings below (dots are nesting); options override it.",
     ]
     body = list(_group(config_class, "", None))
-    first = [line for name in getattr(config_class, "most_used", ()) for line in _entry(body, name)]
-    return "\n".join([*head, *(["", "Most used:", *first] if first else []), *body])
+    most_used = [line for name in getattr(config_class, "most_used", ()) for line in _entry(body, name)]
+    return "\n".join([*head, *(["", "Most used:", *most_used] if most_used else []), *body])
 
 
 def _entry(body: list[str], name: str) -> list[str]:

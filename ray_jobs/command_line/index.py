@@ -61,8 +61,9 @@ def collected() -> list[Setting]:
     for job in JOBS:
         for one in _settings(config_class(job), "", "", None):
             key = (one.name, one.of, one.type, one.default, one.text)
-            earlier = known.get(key)
-            known[key] = replace(one, jobs=(*(earlier.jobs if earlier else ()), job))
+            earlier = known[key].jobs if key in known else ()
+            # two choices of a job may each have it
+            known[key] = replace(one, jobs=earlier if job in earlier else (*earlier, job))
     return list(known.values())
 
 

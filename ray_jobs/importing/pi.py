@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import torch
@@ -29,6 +29,10 @@ _PROMPTS: Final = {"pi0": "{instruction}\n", "pi05": "Task: {instruction}, State
 _OPENPI_CAMERAS: Final = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 #: What openpi adds to a standard deviation, and to the distance of two quantiles.
 _OPENPI_EPSILON: Final = 1e-6
+#: What a normalisation reads of the statistics.
+_ROWS: Final = {"normal": ("mean", "std"), "quantiles": ("q01", "q99"), "min_max": ("min", "max")}
+#: At most so many ids has an embedding or a tokenizer that the other has not: `<image>`, padding.
+_UNUSED_IDS: Final = 64
 PALIGEMMA: Final = "paligemma_with_expert.paligemma."
 EXPERT: Final = "paligemma_with_expert.gemma_expert."
 #: The words' embedding, which published files have as `lm_head` alone.
@@ -37,7 +41,7 @@ WORDS: Final = f"{PALIGEMMA}model.language_model.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class PiConfig:
-    """What the files of pi0, pi0.5 and SmolVLA do not tell.
+    """What the files of pi0, pi0-FAST, pi0.5 and SmolVLA do not tell.
 
     Attributes:
         tokenizer: of PaliGemma or SmolVLM2, a directory or a hub name, by default that of the published models:
@@ -47,6 +51,13 @@ class PiConfig:
         state_in_prompt: pi0.5's only: False for openpi's pi05_libero, which was trained without the state.
         vision_heads: of the vision tower; by default those of the published models.
         head_size: of SmolVLA's attention.
+        chunk: actions per answer of openpi's JAX layout, which no file tells: 50 for pi0_base, 10 for pi05_libero.
+        action_tokenizer: pi0-FAST's only: of its FAST tokens, a directory or a hub name; by default the one that
+            the checkpoint names, or physical-intelligence/fast.
+        bos: pi0-FAST's only: where its second `<bos>` stands: "prompt", whose tokens all read it, as LeRobot acts;
+            "behind" it, as LeRobot trains.
+        state_numbers: of the state in the prompt, filled up with zeros: 32 for pi0.5 and pi0-FAST that LeRobot 0.4
+            trained, which no file tells; 0 for the state's own.
     """
 
     tokenizer: str | None = None
@@ -54,6 +65,14 @@ class PiConfig:
     state_in_prompt: bool = True
     vision_heads: int | None = None
     head_size: int = 64
+    chunk: int | None = None
+    action_tokenizer: str | None = None
+    bos: Literal["prompt", "behind"] = "prompt"
+    state_numbers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.bos not in ("prompt", "behind"):
+            raise ValueError(f'pi.bos is {self.bos!r}; choose "prompt" or "behind"')
 
 
 @dataclass(frozen=True)
@@ -82,9 +101,11 @@ def from_lerobot(directory: Path, settings: PiConfig, added: Added) -> Policy:
     """
     files = LeRobotFiles.read(directory, ("pi0", "pi05"))
     variant, config = files.config["type"], files.config
-    files.refuse(use_relative_actions=False)
+    weights = PublishedWeights.read(directory)
+    size = paligemma_sizes(weights, settings.vision_heads or 16).image_size
+    files.refuse(use_relative_actions=False, image_resolution=[size, size])
     return _policy(
-        directory, settings, added, variant, files.statistics,
+        weights, settings, added, variant, files.statistics,
         normalisation=files.normalisation,
         cameras=files.cameras,
         chunk=config["chunk_size"],
@@ -109,18 +130,31 @@ def from_openpi(directory: Path, settings: PiConfig, added: Added, statistics: P
     config = read_json(directory / "config.json")
     if "action_horizon" not in config:
         raise ValueError(f"{directory / 'config.json'} has no action_horizon; give a directory in openpi's layout")
-    found = [statistics] if statistics else sorted(directory.glob("assets/**/norm_stats.json"))
+    weights, chunk = PublishedWeights.read(directory), config["action_horizon"]
+    return openpi_policy(weights, openpi_statistics(directory, statistics), chunk, settings, added)
+
+
+def openpi_statistics(directory: Path, given: Path | None) -> Statistics:
+    """Of `given`, or of the only `norm_stats.json` below `assets/`, with openpi's small number in them."""
+    found = [given] if given else sorted(directory.glob("assets/**/norm_stats.json"))
     if len(found) != 1:
         raise ValueError(
-            f"{directory} has {len(found)} norm_stats.json below assets/; name the one of the robot "
+            f"{directory} has {len(found)} norm_stats.json below assets/; name the robot's with --statistics "
             "(openpi's converter leaves them in the directory above)"
         )
-    timed = "time_mlp_in.weight" in PublishedWeights.read(directory).tensors
+    return _with_openpi_epsilon(Statistics.load(found[0]))
+
+
+def openpi_policy(
+    weights: PublishedWeights, statistics: Statistics, chunk: int, settings: PiConfig, added: Added
+) -> Policy:
+    """pi0 or pi0.5 as openpi serves it."""
+    timed = "time_mlp_in.weight" in weights.tensors
     return _policy(
-        directory, settings, added, "pi05" if timed else "pi0", _with_openpi_epsilon(Statistics.load(found[0])),
+        weights, settings, added, "pi05" if timed else "pi0", statistics,
         normalisation="quantiles" if timed else "normal",
         cameras=_OPENPI_CAMERAS,
-        chunk=config["action_horizon"],
+        chunk=chunk,
         execute=None,
         cleaned=True,
         steps=10,
@@ -131,7 +165,7 @@ def from_openpi(directory: Path, settings: PiConfig, added: Added, statistics: P
 
 
 def _policy(
-    directory: Path,
+    weights: PublishedWeights,
     settings: PiConfig,
     added: Added,
     variant: Any,
@@ -148,8 +182,7 @@ def _policy(
     files: Mapping[str, bytes],
 ) -> Policy:
     names = camera_names(added, cameras)
-    weights = PublishedWeights.read(directory)
-    sizes = _paligemma_sizes(weights, settings.vision_heads or 16)
+    sizes = paligemma_sizes(weights, settings.vision_heads or 16)
     in_words = variant == "pi05" and settings.state_in_prompt
     backbone = Pi0BackboneConfig(
         sizes=sizes,
@@ -157,7 +190,8 @@ def _policy(
         dtype=added.dtype,
         prompt=_PROMPTS["pi05" if in_words else "pi0"],
         cleaned=cleaned,
-        max_prompt_tokens=(sizes.image_size // sizes.patch) ** 2 * len(names) + prompt_tokens,
+        state_numbers=settings.state_numbers,
+        max_prompt_tokens=sizes.image_tokens * len(names) + prompt_tokens,
     )
     gate = weights.shape(f"{EXPERT}model.layers.0.mlp.gate_proj.weight")
     head = Pi0HeadConfig(
@@ -166,13 +200,11 @@ def _policy(
         dims=weights.shape("action_out_proj.weight")[0], **times,  # type: ignore[arg-type]
     )  # fmt: skip
     tensors = {name: x for name, x in weights.tensors.items() if name != f"{EXPERT}lm_head.weight"}  # never used
-    if (words := f"{PALIGEMMA}lm_head.weight") in tensors:
-        tensors.setdefault(WORDS, tensors[words])
     return assembled(
         IPVLAConfig(backbone, added.memory, head, chunk=chunk),
         imported_conventions(statistics, normalisation, names, chunk, added.terms),
         settings.execute or execute or max(1, chunk // 2),
-        replace(weights, tensors=tensors),
+        replace(weights, tensors=tensors).with_words(),
         published,
         files,
     )
@@ -193,7 +225,18 @@ def imported_conventions(
     chunk: int,
     terms: Mapping[str, Any],
 ) -> Conventions:
-    """Of data of which nothing is known but sizes and `terms`; pictures go to the backbone as they come."""
+    """Of data of which nothing is known but sizes and `terms`; pictures go to the backbone as they come.
+
+    Raises:
+        ValueError: the statistics lack a number that this normalisation needs.
+    """
+    for name, feature in (("action", statistics.action), ("state", statistics.proprio)):
+        for row in _ROWS[normalisation]:
+            if np.isnan(getattr(feature, row)[feature.mask]).any():
+                raise ValueError(
+                    f"the checkpoint's statistics have no {row} of the {name}, which is normalised by "
+                    f"{' and '.join(_ROWS[normalisation])}; copy its files again, or give the robot's own"
+                )
     contract = Contract(
         cameras, Pictures("unknown"), gripper="none", action="unknown", action_size=statistics.action.dim,
         clipped=False, state="unknown", state_size=statistics.proprio.dim, control_hz=None,
@@ -228,6 +271,11 @@ class PublishedWeights:
             raise ValueError(f"{self.where} lacks weight {name}; it is of another model")
         return tuple(self.tensors[name].shape)
 
+    def with_words(self) -> Self:
+        """With PaliGemma's embedding under its two names; files have it once."""
+        one = f"{PALIGEMMA}lm_head.weight"
+        return replace(self, tensors={WORDS: self.tensors[one], **self.tensors}) if one in self.tensors else self
+
     def layers(self, prefix: str) -> int:
         """How many numbers stand behind `prefix` in the names."""
         return len({n.removeprefix(prefix).partition(".")[0] for n in self.tensors if n.startswith(prefix)})
@@ -254,6 +302,11 @@ def assembled(
     backbone = policy.model.backbone
     assert isinstance(backbone, ImportedBackbone)
     backbone.published = published_files
+    if abs(len(backbone.tokenizer) - backbone.vocabulary) > _UNUSED_IDS:
+        raise ValueError(
+            f"the tokenizer {backbone.config.pretrained!r} has {len(backbone.tokenizer)} tokens, and "
+            f"{weights.where} has embeddings of {backbone.vocabulary}; set --pi.tokenizer to its own"
+        )
     state = policy.model.state_dict()
     names = {there: name for name in state if (there := published(name)) is not None}
     require_same({there: state[name] for there, name in names.items()}, weights.tensors, weights.where)
@@ -268,12 +321,12 @@ def published(name: str) -> str | None:
     if part == "backbone":
         inside = inside.removeprefix("vlm.")
         return PALIGEMMA + inside.replace("model.vision_tower.", "model.vision_tower.vision_model.")
-    if part != "head" or inside == "cognition_proj.weight":
+    if part != "head" or inside in ("cognition_proj.weight", "fingerprint"):
         return None
     return inside.replace("expert.", f"{EXPERT}model.", 1) if inside.startswith("expert.") else inside
 
 
-def _paligemma_sizes(weights: PublishedWeights, vision_heads: int) -> PaliGemmaSizes:
+def paligemma_sizes(weights: PublishedWeights, vision_heads: int) -> PaliGemmaSizes:
     """From the shapes; every published model has one key head."""
     text, vision = f"{PALIGEMMA}model.language_model.layers", f"{PALIGEMMA}model.vision_tower.vision_model"
     vocabulary, width = weights.shape(f"{PALIGEMMA}lm_head.weight")

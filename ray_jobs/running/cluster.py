@@ -7,8 +7,6 @@ import os
 import secrets
 import shutil
 import socket
-import stat
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -19,7 +17,7 @@ from typing import Any
 
 import ray
 
-from ipvla.storage import StorageRoots, home_is_writable
+from ipvla.storage import StorageRoots, home_is_writable, private_temporary_directory
 
 _logger = logging.getLogger(__name__)
 
@@ -219,26 +217,19 @@ def _start(roots: StorageRoots, num_cpus: int | None, dashboard_port: int | None
 
 def _usable_directory(preferred: Path) -> Path:
     """`preferred`, or a place whose socket paths are short enough for the kernel, and ASCII, as Ray wants them."""
-    for directory in (preferred, Path(tempfile.gettempdir()) / f"ipvla-{os.getuid()}"):
-        if len(os.fsencode(directory)) <= _LONGEST and str(directory).isascii():
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if directory == preferred:
-                return directory
-            ours = _no_other_wrote(directory)  # another user may have made it first
-            if ours:
-                directory.chmod(0o700)  # earlier versions let others read it
-            place = directory if ours else Path(tempfile.mkdtemp(prefix="ipvla-"))
-            _logger.debug("Ray cannot use %s; its session files go to %s", preferred, place)
-            return place
+    if _fits(preferred):
+        preferred.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return preferred
+    if _fits(place := private_temporary_directory()):
+        _logger.debug("Ray cannot use %s; its session files go to %s", preferred, place)
+        return place
     raise ClusterError(
         f"tmp_dir: Ray cannot use {preferred}; give one of at most {_LONGEST} characters, all of them ASCII"
     )
 
 
-def _no_other_wrote(directory: Path) -> bool:
-    """Is it a directory of this user's, and no link, that others cannot write into?"""
-    found = directory.lstat()
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+def _fits(directory: Path) -> bool:
+    return len(os.fsencode(directory)) <= _LONGEST and str(directory).isascii()
 
 
 def _join(address: str, options: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks.gpu import GPUStudy, measure_acting, measure_tuning, targets
+from benchmarks.gpu import GPUStudy, measure_acting, measure_planned, measure_tuning, targets
 from benchmarks.rollout_scaling import forward_on_gpu
 from benchmarks.tables import record_table
 
@@ -38,6 +38,15 @@ def test_protection_is_compared_with_a_training_without(study: GPUStudy) -> None
     assert "4 frames per step" in record_table({"figures": figures}, "tuning")
     names = [target.name for target in targets(figures)]
     assert names == ["hsw_step_ratio_gpu", "thermostat_step_ratio_gpu"]
+
+
+def test_weights_in_bits_are_measured_beside_the_plan(study: GPUStudy) -> None:
+    figures = measure_planned(replace(study, planned_batches=(1, 2), repeats=1), Console(quiet=True))
+    plain, bits = figures["smallest, bfloat16"], figures["smallest, NF4"]
+    for part in ("answers", "steps"):
+        assert list(plain[part]) == list(bits[part]) == ["1", "2"]
+        assert all(one["ms"] > 0 for one in (*plain[part].values(), *bits[part].values()))
+        assert bits[part]["2"]["planned_gib"] < plain[part]["2"]["planned_gib"]
 
 
 def told() -> dict[str, object]:

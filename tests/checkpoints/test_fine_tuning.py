@@ -16,6 +16,7 @@ from ipvla.experiment import ExperimentConfig
 from ipvla.models.adapters import LoRAConfig, adapters, save_adapters
 from ipvla.models.backbones.openvla_files import OpenVLAFiles
 from ipvla.models.memory import BankMemoryConfig, MemoryConfig, NoMemoryConfig
+from ipvla.models.nf4 import NF4Config
 from ipvla.policy import Policy
 from ipvla.training.loop import TrainingConfig
 from ipvla.training.parallel import World
@@ -32,13 +33,20 @@ from tests.training.test_loop import loss_of, run
 SEEN = [observation("press the button", name) for name in ("picture_0", "picture_1")]
 
 
-def experiment(source: Path, storage_root: Path, directory: Path, memory: MemoryConfig) -> ExperimentConfig:
+def experiment(
+    source: Path, storage_root: Path, directory: Path, memory: MemoryConfig, nf4: NF4Config | None = None
+) -> ExperimentConfig:
     """As `ipvla train --config_path POLICY.train.yaml --data.dataset cue ...` has it."""
     config = ImportConfig(
-        source, directory / "policy", "toy_libero_no_noops", cameras=CAMERAS[:1], model=ImportedModelConfig(memory)
+        source,
+        directory / "policy",
+        "toy_libero_no_noops",
+        cameras=CAMERAS[:1],
+        model=ImportedModelConfig(memory, nf4),
     )
     main(config)
     given = ["--config_path", str(directory / "policy.train.yaml"), "--data.dataset", "cue", "--name", "tuned"]
+    given += ["--model.lora.rank", "4"]
     settings = parse(ExperimentConfig, [*given, "--storage_root", str(storage_root)])
     lora = LoRAConfig(rank=4, modules=("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"), freeze_rest=False)
     return replace(

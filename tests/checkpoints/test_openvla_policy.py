@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ipvla.data.fitting import Fitting
+from ipvla.models.action_tokens import ActionTokenError
 from ipvla.models.heads.openvla_tokens import OpenVLATokensHead
 from ipvla.models.memory import BankMemoryConfig, GRUMemoryConfig, MemoryConfig
 from ipvla.policy import Policy
@@ -73,9 +74,14 @@ def test_numbers_and_words() -> None:
     head.end_of_words, head.shape = 32000, (1, 7)
     for case in known["action_to_text_to_ids"]:
         assert head.words(torch.tensor([case["action"]])).tolist() == case["ids"][1:]
-    ids = list(map(int, known["ids_to_action"]))
-    head.shape = (1, len(ids))
-    close(head.actions(torch.tensor(ids))[0], np.array(list(known["ids_to_action"].values())), 1e-6)
+    read = {int(word): number for word, number in known["ids_to_action"].items()}
+    numbers = {word: number for word, number in read.items() if 31744 <= word < 32000}
+    head.shape = (1, len(numbers))
+    close(head.actions(torch.tensor(list(numbers)))[0], np.array(list(numbers.values())), 1e-6)
+    head.shape = (1, 1)
+    for word in read.keys() - numbers.keys():  # an outermost bin in OpenVLA's code
+        with pytest.raises(ActionTokenError, match=f"word {word} stands where a number belongs"):
+            head.actions(torch.tensor([word]))
 
 
 def taught_batch(policy: Policy, episodes: int = 2) -> StepBatch:
@@ -223,6 +229,50 @@ def test_the_action_stands_at_the_end_of_the_reasoning(single_tower: Path, tmp_p
         assert backbone.write(inputs, 20)[0].tolist() == [*words[0].tolist(), *[-1] * 11]
         said = model.sample(backbone(inputs).features)
     assert model.head.words(said).tolist() == words[:, 2:].tolist()
+
+
+def speaks(policy: Policy, word: int) -> None:
+    """Makes a word the likeliest of all, whatever was said."""
+    head = policy.model.backbone.network.language_model.lm_head
+
+    def louder(_: object, __: object, logits: torch.Tensor) -> torch.Tensor:
+        return logits + 1000 * torch.nn.functional.one_hot(torch.tensor(word), logits.shape[-1])
+
+    head.register_forward_hook(louder)
+
+
+@pytest.mark.parametrize("word", [2, 400])
+def test_other_words_never_become_an_action(openvla: Path, single_tower: Path, tmp_path: Path, word: int) -> None:
+    """OpenVLA's code would read them as the outermost bin; what is written is the likeliest number instead."""
+    seen = [observation("close the Drawer", "picture_0")]
+    policy = imported(ImportConfig(openvla, tmp_path / "p", "toy_bridge"))
+    before = act(policy, seen)
+    speaks(policy, word)
+    np.testing.assert_array_equal(act(policy, seen), before)
+    at_once = imported(ImportConfig(openvla, tmp_path / "p", "toy_bridge", parallel=True))
+    before = act(at_once, seen)
+    speaks(at_once, word)
+    np.testing.assert_array_equal(act(at_once, seen), before)
+    ecot = imported(ImportConfig(single_tower, tmp_path / "p", reasoning_tokens=20))
+    speaks(ecot, word)
+    inputs = ecot.transforms.inputs(seen)
+    head = ecot.model.head
+    assert isinstance(head, OpenVLATokensHead)
+    with torch.no_grad():
+        words = head.write(replace(ecot.model.backbone(inputs).features, language=ecot.model.backbone))[0].tolist()
+    behind = words[: words.index(2)] if 2 in words else words
+    assert all(31744 <= said < 32000 for said in behind[-7:])
+    assert len(words) == 28
+    if word == 400:
+        assert words[:20] == [400] * 20, "it reasons as long as it may, and then it acts"
+
+
+def test_logits_that_are_not_finite_are_refused(openvla: Path, tmp_path: Path) -> None:
+    policy = imported(ImportConfig(openvla, tmp_path / "p", "toy_bridge"))
+    with torch.no_grad():
+        policy.model.backbone.network.language_model.lm_head.weight[5] = torch.nan
+    with pytest.raises(ActionTokenError, match="logits of its action tokens are not finite"):
+        act(policy, [observation("close the Drawer", "picture_0")])
 
 
 def test_the_vicuna_prompt(single_tower: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An imported pi0 or pi0.5 is fine-tuned by the ordinary training, with a memory, by adapters on its backbone."""
+"""An imported pi0, pi0.5 or pi0-FAST is fine-tuned by the ordinary training, with a memory and by adapters."""
 
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from tests.training.fine_tuning import Log, finish
 HERE = Path(__file__).parent / "pi"
 
 
-@pytest.mark.parametrize("variant", ["pi0", "pi05"])
+@pytest.mark.parametrize("variant", ["pi0", "pi05", "pi0_fast"])
 def test_import_then_train_then_act(tmp_path: Path, variant: str) -> None:
-    pi = PiConfig(str(HERE / "tokenizer"), execute=5, vision_heads=3)
-    terms = {"gripper": "environment"}
+    terms, fast = {"gripper": "environment"}, str(HERE / "fast_tokenizer")
+    pi = PiConfig(str(HERE / "tokenizer"), execute=5, vision_heads=3, action_tokenizer=fast)
     policy = tmp_path / variant
     memory = ImportedModelConfig(GRUMemoryConfig(hidden=16))
     main(
@@ -47,7 +47,8 @@ def test_import_then_train_then_act(tmp_path: Path, variant: str) -> None:
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
     changed = {n for n, p in experiment.state.model.named_parameters() if not p.equal(before[n])}
     assert not {n for n in changed if n.startswith("backbone.") and "lora_" not in n}, "only adapters learn there"
-    for part in ("lora_B", "head.expert.layers.0.mlp", "head.cognition_proj", "memory."):
+    expert = () if variant == "pi0_fast" else ("head.expert.layers.0.mlp", "head.cognition_proj")
+    for part in ("lora_B", "memory.", *expert):
         assert any(part in name for name in changed), part
     experiment.policy.save(tmp_path / "tuned")
     tuned = Policy.load(tmp_path / "tuned")

@@ -7,8 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from ipvla.storage import SOURCE_TREE
-from tests.ray_jobs.head import ray_head
+from tests.ray_jobs.head import posted, ray_head
 
 CONFIGS = SOURCE_TREE / "cluster_configs"
 RAY_UP = ("local", "workstation_8gpu", "on_premises", "aws", "gcp")
@@ -201,24 +199,12 @@ def test_nobody_commands_a_cluster_on_kubernetes_or_slurm_without_its_token() ->
     assert "0.0.0.0" not in script
 
 
-def _posted(address: str, token: str | None) -> int:
-    """Status of the answer to a job."""
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    body = json.dumps({"entrypoint": "true"}).encode()
-    request = urllib.request.Request(f"{address}/api/jobs/", body, headers, method="POST")
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
 @pytest.mark.slow
 def test_a_job_without_the_token_is_refused() -> None:
     with ray_head(token="secret" * 8) as address:
-        assert _posted(address, None) == 401
-        assert _posted(address, "guess" * 8) in (401, 403)
-        assert _posted(address, "secret" * 8) == 200
+        assert posted(address, None) == 401
+        assert posted(address, "guess" * 8) in (401, 403)
+        assert posted(address, "secret" * 8) == 200
 
 
 def test_the_image_has_what_the_jobs_need() -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.rollout_speed import EXECUTE, save_untrained_policy
+from benchmarks.rollout_speed import save_untrained_policy
+from benchmarks.rollout_stub import EXECUTE
 from ipvla.policy import Policy
 from ipvla.rollout.endpoint import Serving
 from ipvla.rollout.evaluation import SimPool
@@ -69,10 +70,14 @@ class RecallService:
         ]
 
 
-def actors() -> dict[psutil.Process, str]:
-    """The processes of this job's simulators and replicas, by what they are."""
+def actors(driver: psutil.Process | None = None) -> dict[psutil.Process, str]:
+    """The processes of a job's simulators and replicas, by what they are; by default this one's."""
     kinds = {"ray::_Host": "simulator", "ray::PolicyActor": "policy"}
-    titles = {process: _title(process) for process in psutil.Process().children(recursive=True)}
+    try:
+        below = (driver or psutil.Process()).children(recursive=True)
+    except psutil.NoSuchProcess:
+        below = []
+    titles = {process: _title(process) for process in below}
     return {
         process: kind
         for process, title in titles.items()

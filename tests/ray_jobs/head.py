@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +53,18 @@ def ray_head(num_cpus: int = 2, token: str | None = None) -> Iterator[str]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(head.pid, signal.SIGKILL)
             head.wait()
+
+
+def posted(address: str, token: str | None) -> int:
+    """Status of the answer to a job that does nothing."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    body = json.dumps({"entrypoint": "true"}).encode()
+    request = urllib.request.Request(f"{address}/api/jobs/", body, headers, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 def _wait_for(url: str, head: subprocess.Popen[bytes], token: str | None) -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ipvla.models.action_tokens import ActionTokenError
 from ipvla.rollout import policy_actor
-from ipvla.rollout.episode import EpisodeId
+from ipvla.rollout.episode import EpisodeId, InvalidActionError
 from ipvla.rollout.policy_actor import PolicyActor, PolicySource
 from ipvla.rollout.policy_server import CapacityError, PolicyServer, StaleEpisodeError
 from ipvla.types import Observation
@@ -70,6 +72,24 @@ def test_a_policy_without_memory_is_served_too():
     for step in range(3):
         (chunk,) = server.forward([server.admit(EpisodeId("a"), step, observation(0, step))])
         assert (chunk == -1).all()
+
+
+def test_tokens_that_mean_no_action_are_an_error_of_their_own_episode_alone():
+    class Writing(RecurrentPolicy):
+        def act(self, observations, memory):
+            if any(one.instruction == "babble" for one in observations):
+                raise ActionTokenError("row 0: 3 ids are no chunk")
+            return super().act(observations, memory)
+
+    server = PolicyServer(Writing())
+    requests = [server.admit(EpisodeId(name), 0, observation(e, 0)) for e, name in enumerate("abc")]
+    requests[1] = replace(requests[1], observation=replace(requests[1].observation, instruction="babble"))
+    first, bad, third = server.forward(requests)
+    np.testing.assert_allclose(first, alone(0, 1)[0], atol=1e-6)
+    np.testing.assert_allclose(third, alone(2, 1)[0], atol=1e-6)
+    assert isinstance(bad, InvalidActionError)
+    assert "b: row 0: 3 ids are no chunk" in str(bad)
+    server.admit(EpisodeId("b"), 0, observation(1, 0))  # its memory is as before
 
 
 class TestStale:

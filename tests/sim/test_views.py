@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from evaluators.success import SuccessConfig, recorded_view
-from ipvla.contract import HAND, Gripper, Orientation
+from ipvla.contract import HAND, Gripper, Limits, Orientation
 from ipvla.policy import Policy
 from ipvla.rollout.expert_policy import ExpertSource
 from ipvla.rollout.policy_actor import PolicySource
@@ -32,13 +32,13 @@ class Marked:
     task = Task("look", "ground", ("look",), horizon=5, chance=0.0)
 
     def __init__(self) -> None:
-        self.t = 0
+        self.t, self.last = 0, np.zeros(7)
 
     def reset(self, seed: int) -> None:
         self.t = 0
 
     def step(self, action: npt.NDArray[np.float64]) -> StepOutcome:
-        self.t += 1
+        self.t, self.last = self.t + 1, action
         return StepOutcome(success=False, failure=False)
 
     def observe(self) -> Observation:
@@ -107,6 +107,20 @@ def test_the_simulator_gives_the_state_in_the_policys_layout() -> None:
         simulator.show(replace(offered, state=layout, state_size=len(expected)))
         state = simulator.observe().proprio
         assert (state.tolist(), state.dtype) == (expected, np.float32)
+
+
+def test_the_simulator_is_moved_within_the_limits_of_the_terms() -> None:
+    world, protocol = Marked(), replace(load_protocol("recall"), horizons={})
+    simulator = ProtocolSimulator(world, protocol, "marked")  # type: ignore[arg-type]
+    simulator.show(replace(protocol.contract(HAND), limits=Limits(high=(0.5,) * 7, change=(0.25,) * 7)))
+    for episode in range(2):
+        simulator.reset(episode)
+        for asked, played in ((-1.0, -1.0), (1.0, -0.75), (1.0, -0.5), (-0.5, -0.5), (-0.4, -0.4)):
+            simulator.step(np.full(7, asked, np.float32))
+            np.testing.assert_allclose(world.last, played, rtol=1e-6)
+    simulator.show(None)
+    simulator.step(np.ones(7, np.float32))
+    assert (world.last == 1).all()
 
 
 def test_a_result_says_what_was_converted_and_a_replay_knows_it(tmp_path: Path) -> None:

@@ -174,3 +174,23 @@ def test_a_checkpoints_tensors(
 ) -> None:
     with_tensors(kept.directory / f"{file}.safetensors", change)
     assert reason in refused(kept.load)
+
+
+def test_a_changed_bit_is_noticed_that_leaves_weights_finite(kept: Kept, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = kept.directory / "policy" / "model.safetensors"
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    for place in rng.integers(header, len(content), 20):
+        damaged_file = bytearray(content)
+        damaged_file[place] ^= 1
+        path.write_bytes(damaged_file)
+        assert "is damaged" in refused(lambda: Policy.load(kept.directory / "policy"))
+        assert "is damaged" in refused(kept.load)
+    path.write_bytes(content)
+    kept.load()
+
+
+def test_a_policy_of_an_earlier_version_has_no_sum_and_loads(kept: Kept) -> None:
+    changed(kept.directory / "policy" / "policy.json", lambda record: record.pop("weights_sum"))
+    Policy.load(kept.directory / "policy")

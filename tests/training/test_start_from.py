@@ -15,7 +15,16 @@ from ipvla.data.source import DatasetError
 from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.models.adapters import LoRAConfig
 from ipvla.models.backbones import TinyConfig
-from ipvla.models.memory import GRUMemoryConfig, MemoryConfig, NoMemoryConfig, PromptMemoryConfig
+from ipvla.models.memory import (
+    BankMemoryConfig,
+    GRUMemoryConfig,
+    LatentMemoryConfig,
+    LSTMMemoryConfig,
+    MemoryConfig,
+    NoMemoryConfig,
+    PromptMemoryConfig,
+    WindowMemoryConfig,
+)
 from ipvla.models.vla import IPVLA
 from ipvla.policy import CheckpointError, Policy
 from ipvla.training.parallel import World
@@ -61,7 +70,38 @@ def test_another_memory_begins_afresh(start: tuple[ExperimentConfig, IPVLA, Path
     ours = with_memory(replace(config, start_from=directory), memory).build(World()).policy.model
     assert same(ours.backbone, theirs.backbone)
     assert same(ours.head, theirs.head)
-    assert same(ours.memory, with_memory(config, memory).build(World()).policy.model.memory), "as without a start"
+    fresh = with_memory(config, memory).build(World()).policy.model.memory
+    fresh.close()
+    assert same(ours.memory, fresh), "as without a start, but closed"
+
+
+@pytest.mark.parametrize(
+    "memory", [GRUMemoryConfig(hidden=9), BankMemoryConfig(length=4), WindowMemoryConfig(), LSTMMemoryConfig()]
+)
+def test_a_memory_that_is_added_changes_no_bit_before_it_is_trained(
+    make_experiment: Make, tmp_path: Path, memory: MemoryConfig
+) -> None:
+    config = with_memory(make_experiment(seed=5), NoMemoryConfig())
+    start = config.build(World()).policy
+    start.save(tmp_path / "start")
+    ours = with_memory(replace(config, seed=7, start_from=tmp_path / "start"), memory).build(World()).policy
+    states = ours.initial_memory(1), start.initial_memory(1)
+    dataset = config.open_dataset()
+    for t in range(3):
+        seen = [dataset.observation(0, t, config.data.cameras)]
+        chunk, remembered = ours.act(seen, states[0])
+        theirs, nothing = start.act(seen, states[1])
+        states = remembered, nothing
+        np.testing.assert_array_equal(chunk, theirs)
+
+
+def test_a_memory_that_cannot_begin_closed_is_named(
+    make_experiment: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = with_memory(make_experiment(seed=5), NoMemoryConfig())
+    config.build(World()).policy.save(tmp_path / "start")
+    with_memory(replace(config, start_from=tmp_path / "start"), LatentMemoryConfig()).build(World())
+    assert "this memory cannot begin closed" in caplog.text
 
 
 def test_adapters_are_put_on_the_started_weights(start: tuple[ExperimentConfig, IPVLA, Path]) -> None:

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ipvla.data.lerobot.format import METADATA, Info, Tree
-from ipvla.data.source import DatasetError
+from ipvla.data.source import DatasetError, refuse_foreign
+from ipvla.files import one_line
 
 _COPY_AGAIN = "copy or convert the dataset again"
 
@@ -54,8 +55,12 @@ class Episodes:
             table = pa.concat_tables([_read(tree, name) for name in names], promote_options="permissive")
             episodes = cls(table.sort_by("episode_index").combine_chunks())
             missing = [key for key in sorted(info.videos) if f"videos/{key}" not in episodes._file]
-        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            raise DatasetError(f"{tree.location}/meta/episodes is damaged ({error}); {_COPY_AGAIN}") from None
+        except DatasetError:
+            raise
+        except (AttributeError, LookupError, OSError, TypeError, ValueError, pa.ArrowException) as error:
+            raise DatasetError(
+                f"{tree.location}/meta/episodes is damaged ({one_line(error)}); {_COPY_AGAIN}"
+            ) from None
         if missing:
             raise DatasetError(f"{tree.location}/meta/episodes lists no videos of {missing}; {_COPY_AGAIN}")
         listed = len(episodes.lengths), int(episodes.lengths.sum())
@@ -105,10 +110,14 @@ class Episodes:
 
 
 def _read(tree: Tree, name: str) -> Any:
-    with tree.files.open(tree.path(name), "rb") as handle:
-        file = pq.ParquetFile(handle)
-        columns = [column for column in file.schema_arrow.names if not column.startswith("stats/")]
-        return file.read(columns=columns)
+    try:
+        with tree.files.open(tree.path(name), "rb") as handle:
+            file = pq.ParquetFile(handle)
+            columns = [column for column in file.schema_arrow.names if not column.startswith("stats/")]
+            return file.read(columns=columns)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        refuse_foreign(f"{tree.location}/{name}")
+        raise DatasetError(f"{tree.location}/{name} is damaged ({one_line(error)}); {_COPY_AGAIN}") from None
 
 
 def _integers(column: Any) -> npt.NDArray[np.int64]:

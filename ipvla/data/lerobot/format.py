@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,6 +10,7 @@ import numpy as np
 
 from ipvla.data.lerobot.encoder import VideoSettings, video_info
 from ipvla.data.source import DatasetError, Feature, file_system
+from ipvla.files import one_line, record_of
 
 CODEBASE_VERSION = "v3.0"
 INFO = "meta/info.json"
@@ -101,7 +101,7 @@ class Info:
         if not tree.exists(INFO):
             raise DatasetError(f"{tree.location} holds no {INFO}; give the directory of a LeRobotDataset v3")
         try:
-            values = json.loads(tree.read(INFO))
+            values = record_of(tree.read(INFO))
             _require_version(tree.location, str(values["codebase_version"]))
             return cls(
                 fps=float(values["fps"]),
@@ -109,18 +109,28 @@ class Info:
                 videos=frozenset(key for key, f in values["features"].items() if f["dtype"] == "video"),
                 episodes=int(values["total_episodes"]),
                 frames=int(values["total_frames"]),
-                data_path=values["data_path"],
-                video_path=values.get("video_path") or VIDEO_PATH,
+                data_path=_pattern(values["data_path"]),
+                video_path=_pattern(values.get("video_path") or VIDEO_PATH),
             )
         except DatasetError:
             raise
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DatasetError(f"{tree.location}/{INFO} is damaged ({error!r}); copy the dataset again") from None
+        except (AttributeError, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
+            raise DatasetError(
+                f"{tree.location}/{INFO} is damaged ({one_line(error)}); copy the dataset again"
+            ) from None
 
 
 def numbered(part: int) -> dict[str, int]:
     """The file of a part: its chunk_index and file_index."""
     return {"chunk_index": part // FILES_PER_CHUNK, "file_index": part % FILES_PER_CHUNK}
+
+
+def _pattern(pattern: str) -> str:
+    """A pattern of file names. ValueError or others if it is none, or leads out of the dataset."""
+    name = pattern.format(chunk_index=0, file_index=0, video_key="x")
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ValueError(f"{pattern:.100} leads out of the dataset")
+    return pattern
 
 
 def _require_version(location: str, version: str) -> None:

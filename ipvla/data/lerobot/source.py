@@ -17,7 +17,8 @@ from ipvla.data.lerobot.episodes import Episodes
 from ipvla.data.lerobot.format import INDEX_FEATURES, TASK, TASKS, Info, Tree
 from ipvla.data.lerobot.video import Downloads, VideoFile, VideoPictures
 from ipvla.data.pictures import EncodedPictures, Pictures
-from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource, Steps, Trajectory
+from ipvla.data.source import BrokenEpisodeError, DatasetError, EpisodeSource, Steps, Trajectory, refuse_foreign
+from ipvla.files import one_line
 
 _COPY_AGAIN = "copy or convert the dataset again"
 #: The most recently used videos stay open.
@@ -71,9 +72,10 @@ class LeRobotSource(EpisodeSource):
             if owners != {self._episodes.number(index)}:
                 raise ValueError(f"its rows are of episodes {sorted(owners)}")
             steps = {key: self._steps(key, table, index) for key in self.features}
-        except (OSError, KeyError, ValueError, IndexError, pa.ArrowException) as error:
+        except (AttributeError, LookupError, OSError, TypeError, ValueError, pa.ArrowException) as error:
+            refuse_foreign(f"{self._tree.location}/{name}")
             raise BrokenEpisodeError(
-                f"{where} cannot be read ({type(error).__name__}: {error}); {_COPY_AGAIN}"
+                f"{where} cannot be read ({type(error).__name__}: {one_line(error)}); {_COPY_AGAIN}"
             ) from error
         return Trajectory(steps, where, self._episodes.metadata(index))
 
@@ -125,8 +127,11 @@ def _task_texts(tree: Tree) -> Mapping[int, str]:
         (column,) = [name for name in table.column_names if name != "task_index"]
         texts: Sequence[str] = table[column].to_pylist()
         return dict(zip(table["task_index"].to_pylist(), texts, strict=True))
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise DatasetError(f"{tree.location}/{TASKS} is missing or damaged ({error}); {_COPY_AGAIN}") from None
+    except (LookupError, OSError, TypeError, ValueError, pa.ArrowException) as error:
+        refuse_foreign(f"{tree.location}/{TASKS}")
+        raise DatasetError(
+            f"{tree.location}/{TASKS} is missing or damaged ({one_line(error)}); {_COPY_AGAIN}"
+        ) from None
 
 
 def _numbers(column: Any, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.data.lerobot.format import Tree
-from ipvla.data.source import LFS_POINTER_BYTES, DatasetError, require_content
-from ipvla.files import replacing
+from ipvla.data.source import DatasetError, require_content
+from ipvla.files import HEAD, replacing
 
 #: Looking for a key frame takes about as long as decoding so many frames.
 _SEEK_FRAMES = 2
@@ -47,7 +47,7 @@ class VideoFile:
             except (av.FFmpegError, OSError) as error:
                 self._close()
                 with suppress(OSError), open(self._path, "rb") as file:
-                    require_content(self._path, file.read(LFS_POINTER_BYTES))
+                    require_content(self._path, file.read(HEAD))
                 raise ValueError(f"video {self._path} cannot be decoded at {seconds:.4f} s ({error})") from error
             if frame is None or abs(frame.time - seconds) > tolerance_s:
                 nearest = "the video ends before" if frame is None else f"the next one is at {frame.time:.4f} s"

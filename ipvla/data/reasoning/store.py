@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from ipvla.data.reasoning.steps import Parts, step_parts
 from ipvla.data.source import DatasetError
-from ipvla.files import locked, remove_remainders, replacing
+from ipvla.files import foreign_file, locked, one_line, remove_remainders, replacing
 from ipvla.reasoning import TAGS
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,8 @@ def open_store(path: Path, cache: Path) -> ReasoningStore:
         len(store)
     except sqlite3.DatabaseError as error:
         raise DatasetError(
-            f"{path} is no compiled reasoning ({error}); give ECoT's JSON file, which is compiled by itself"
+            f"{path} is no compiled reasoning ({foreign_file(path) or one_line(error)}); give ECoT's JSON file, "
+            "which is compiled by itself"
         ) from None
     return store
 
@@ -238,15 +239,18 @@ def _episodes(reasoning_json: Path) -> Iterator[tuple[str, str, dict[int, dict[s
     done = ""
     with reasoning_json.open("rb") as file:
         try:
+            if not file.peek(1).startswith(b"{"):  # nesting alone would keep the parser busy
+                raise ValueError("it is no object")
             for file_path, episodes in ijson.kvitems(file, "", use_float=True):
                 for episode_id, entry in episodes.items():
                     if steps := _steps(entry):
                         yield file_path, str(episode_id), steps
                 done = f", after {file_path!r}"
         except (ijson.JSONError, AttributeError, TypeError, ValueError) as error:
+            reason = foreign_file(reasoning_json) or one_line(error)
             raise DatasetError(
                 f"{reasoning_json} is no reasoning file of the form {{file_path: {{episode_id: {{...}}}}}} "
-                f"({str(error).splitlines()[0]}{done}); was it copied in whole? Fetch it again"
+                f"({reason}{done}); was it copied in whole? Fetch it again"
             ) from None
         if not done:
             raise DatasetError(f"{reasoning_json} holds no episode; give a reasoning file of ECoT")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.files import replacing, write_text
+from ipvla.files import record_of, replacing, write_text
 
 _ROW = np.dtype(
     [
@@ -92,18 +93,22 @@ class EpisodeIndex:
 
     def save(self, path: Path) -> None:
         """Writes `path` (.npy) and its labels beside it; each appears whole, the rows last."""
-        write_text(path.with_suffix(".json"), json.dumps({"labels": self._labels, "broken": self.broken}))
+        rows = np.asarray(self._rows)
+        texts = {"labels": self._labels, "broken": self.broken, "crc32": zlib.crc32(rows.tobytes())}
+        write_text(path.with_suffix(".json"), json.dumps(texts))
         with replacing(path) as part, part.open("wb") as file:
-            np.save(file, np.asarray(self._rows))
+            np.save(file, rows)
 
     @classmethod
     def load(cls, path: Path) -> Self | None:
         """The inverse of `save`; None if nothing whole is there."""
         try:
-            texts: Mapping[str, list[str]] = json.loads(path.with_suffix(".json").read_bytes())
+            texts = record_of(path.with_suffix(".json").read_bytes())
             rows = np.load(path, mmap_mode="r")
-        except (OSError, EOFError, ValueError):
+            if rows.dtype != _ROW or zlib.crc32(rows.tobytes()) != texts["crc32"]:
+                return None
+            labels, broken = tuple(map(str, texts["labels"])), tuple(map(str, texts["broken"]))
+            numbers = rows[["task", "family"]].tolist()
+            return cls(rows, labels, broken) if max(map(max, numbers), default=0) < len(labels) else None
+        except Exception:  # NumPy's parser of a header raises what Python's does
             return None
-        if rows.dtype != _ROW:
-            return None
-        return cls(rows, tuple(texts["labels"]), tuple(texts["broken"]))

@@ -27,7 +27,6 @@ from ipvla.data.rlds.format import (
 from ipvla.data.rlds.index import EpisodeEntry, EpisodeIndex
 from ipvla.data.rlds.records import CorruptRecordError, ShardRecords, open_shard
 from ipvla.data.source import (
-    LFS_POINTER_BYTES,
     BrokenEpisodeError,
     DatasetError,
     EpisodeSource,
@@ -35,8 +34,9 @@ from ipvla.data.source import (
     Steps,
     Trajectory,
     file_system,
-    require_content,
+    refuse_foreign,
 )
+from ipvla.files import json_of, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class RldsSource(EpisodeSource):
         try:
             record = self._shard(shard).read(offset, size)
         except CorruptRecordError as error:
-            raise BrokenEpisodeError(f"{where} is corrupt ({error}); {_COLLECT_AGAIN}") from error
+            raise BrokenEpisodeError(f"{where} is corrupt ({one_line(error)}); {_COLLECT_AGAIN}") from error
         try:
             example = self._tfds_features.deserialize_example_np(
                 record, decoders={"steps": tfds.decode.SkipDecoding()}
@@ -115,7 +115,7 @@ class RldsSource(EpisodeSource):
             if varying:
                 remedy = f"{', '.join(varying)} may be of any length, which is not read; write a fixed one"
             raise BrokenEpisodeError(
-                f"{where} is not what features.json says ({type(error).__name__}: {error}); {remedy}"
+                f"{where} is not what features.json says ({type(error).__name__}: {one_line(error)}); {remedy}"
             ) from error
         rows = {len(values) for values in steps.values()}
         if len(rows) != 1 or not min(rows):
@@ -129,8 +129,9 @@ class RldsSource(EpisodeSource):
             try:
                 self._records[shard] = open_shard(self._path(shard), self.file_format)
             except Exception as error:
+                refuse_foreign(self._path(shard))
                 raise DatasetError(
-                    f"shard {self._path(shard)} cannot be opened ({error}); {_COLLECT_AGAIN}"
+                    f"shard {self._path(shard)} cannot be opened ({one_line(error)}); {_COLLECT_AGAIN}"
                 ) from error
         return self._records[shard]
 
@@ -142,8 +143,6 @@ class RldsSource(EpisodeSource):
         for name in self._names:
             if name not in there:
                 raise DatasetError(f"shard {self.location}/{name} is missing; {_COLLECT_AGAIN}")
-            if (there[name] or 0) < LFS_POINTER_BYTES:
-                require_content(f"{self.location}/{name}", files.cat_file(f"{root}/{name}"))
 
     def _open_index(self, files: Any, root: str, index_root: Path | None, split: str) -> EpisodeIndex:
         labels = self._labels(files, root)
@@ -195,6 +194,7 @@ class RldsSource(EpisodeSource):
         except CorruptRecordError as error:
             reason = f" ({error})"
         if len(places) != expected:
+            refuse_foreign(self._path(shard))
             message = (
                 f"shard {self._path(shard)} is truncated or corrupt{reason}: {len(places)} of {expected} episodes "
                 f"are readable; {_COLLECT_AGAIN}"
@@ -210,10 +210,16 @@ class RldsSource(EpisodeSource):
         if not files.exists(path):
             return None
         try:
-            labels: list[dict[str, Any]] = json.loads(files.cat_file(path))
-        except ValueError:
+            labels: list[dict[str, Any]] = json_of(files.cat_file(path))
+            for label in labels:
+                if not (isinstance(length := label["length"], int) and 0 < length < 2**31):
+                    raise ValueError(f"an episode of length {length!r:.60}")
+                if not isinstance(label["task"], str) or not isinstance(label["family"], str):
+                    raise ValueError("a task or family that is no text")
+        except (LookupError, OSError, TypeError, ValueError) as error:
             raise DatasetError(
-                f"{self.location}/{EPISODES_FILE} is no JSON; delete that file and it will be done without"
+                f"{self.location}/{EPISODES_FILE} is damaged ({one_line(error)}); delete that file and it will be "
+                "done without"
             ) from None
         if len(labels) != sum(self._expected):
             raise DatasetError(
@@ -252,7 +258,9 @@ def _open_builder(location: str, files: Any, root: str) -> Any:
                 f"{location} has metadata with a field {unknown[1]!r} that tensorflow-datasets {tfds.__version__} "
                 "does not know: a newer one wrote them; install that one, or take the field out of the JSON files"
             ) from None
-        raise DatasetError(f"{location} has unreadable metadata ({error!r}); {_COLLECT_AGAIN}") from None
+        for name in ("dataset_info.json", "features.json"):
+            refuse_foreign(f"{location}/{name}")
+        raise DatasetError(f"{location} has unreadable metadata ({one_line(error)}); {_COLLECT_AGAIN}") from None
 
 
 def _nearby(location: str, files: Any, root: str) -> str:
@@ -269,6 +277,12 @@ def _nearby(location: str, files: Any, root: str) -> str:
     if versions:
         return f"did you mean {location}{versions[-1]}?"
     above = root.rstrip("/").rpartition("/")[0]
+    lerobot = sorted(str(path).split("/")[-3] for path in files.glob(f"{root}/*/meta/info.json"))
+    if lerobot:
+        several = f" It has {', '.join(lerobot[:9])}" if len(lerobot) > 1 else ""
+        return f"did you mean the LeRobotDataset {location}/{lerobot[0]}?{several}"
+    if files.exists(f"{above}/meta/info.json"):
+        return f"did you mean the LeRobotDataset {location.rpartition('/')[0]}?"
     if files.exists(f"{above}/dataset_info.json"):
         return f"did you mean {location.rpartition('/')[0]}?"
     if subdirectories:
@@ -298,7 +312,13 @@ def _shards(location: str, builder: Any, split: str) -> tuple[list[str], list[in
     info = builder.info.splits[split]
     if not info.num_examples:
         raise DatasetError(f"{location}: split {split!r} has no episodes; {_COLLECT_AGAIN}")
-    return [Path(path).name for path in info.filepaths], list(info.shard_lengths)
+    try:
+        return [Path(path).name for path in info.filepaths], list(info.shard_lengths)
+    except ValueError as error:
+        raise DatasetError(
+            f"{location}/dataset_info.json names its shards by a pattern that is none ({one_line(error)}); "
+            f"{_COLLECT_AGAIN}"
+        ) from None
 
 
 def _features(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Feature]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ import numpy.typing as npt
 import torch
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, trainers
 
+from ipvla.files import foreign_file, nearby, one_line, read_record
 from ipvla.models.action_tokens.protocol import (
     ActionTokenError,
     ActionTokenizer,
@@ -76,7 +78,7 @@ class FastSettings:
     action_dim: int | None = None
 
     def __post_init__(self) -> None:
-        if self.scale <= 0 or self.vocab_size < 2:
+        if not 0 < self.scale < math.inf or self.vocab_size < 2:
             raise ValueError(f"scale {self.scale} must be above 0, and vocab_size {self.vocab_size} at least 2")
 
 
@@ -190,16 +192,19 @@ class FastTokens(ActionTokenizer):
     def load(cls, directory: Path) -> Self:
         """What `save` wrote, or a published directory. ValueError if it is missing, damaged, or does not fit."""
         try:
-            described: dict[str, Any] = json.loads((directory / "processor_config.json").read_text())
+            described = read_record(path := directory / "processor_config.json")
             names = FastSettings.__dataclass_fields__
             settings = FastSettings(**{name: value for name, value in described.items() if name in names})
-            bpe = Tokenizer.from_file(str(directory / "tokenizer.json"))
+            bpe = Tokenizer.from_file(str(path := directory / "tokenizer.json"))
+            return cls(bpe, settings)
         except Exception as error:  # tokenizers raises plain Exception
+            found = nearby(directory, "tokenizer.json", "processor_config.json")
+            reason = foreign_file(path) or one_line(error)
+            meant = f"did you mean {found}? Otherwise " if found else ""
             raise ValueError(
-                f"no FAST tokenizer in {directory} ({str(error).splitlines()[0]}); give a directory with "
-                "tokenizer.json and processor_config.json"
+                f"no FAST tokenizer in {directory} ({path.name}: {reason}); {meant}give a "
+                "directory with tokenizer.json and processor_config.json"
             ) from None
-        return cls(bpe, settings)
 
     @classmethod
     def fit(cls, chunks: npt.NDArray[np.float32], vocab_size: int = 1024, scale: float = 10) -> Self:

@@ -24,24 +24,30 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ipvla.files import foreign_file, nearby, one_line, read_record
 from ipvla.models.action_tokens.protocol import (
     ActionTokenError,
     ActionTokenizer,
     ActionTokenizerConfig,
     refuse_outside,
 )
+from ipvla.models.saved_size import no_larger_than
 
 _COMMITMENT = 0.25
 _DECAY = 0.99
 _EPSILON = 1e-5
 _NORM_EPSILON = 1e-6
+
+
+#: Halvings of time: more than any chunk has.
+_MOST_LEVELS = 16
 
 
 @ActionTokenizerConfig.register_subclass("rvq")
@@ -109,6 +115,8 @@ class RVQSettings:
         for name in ("codes", "code_dim", "latent", "channels", "levels", "dead_after"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rvq.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.levels > _MOST_LEVELS:
+            raise ValueError(f"rvq.levels is {self.levels}; it must be at most {_MOST_LEVELS}")
         if self.code_dim > self.latent:
             raise ValueError(f"rvq.code_dim {self.code_dim} exceeds rvq.latent {self.latent}; lower it")
         if self.chunk < 1 or self.chunk % 2**self.levels:
@@ -440,15 +448,22 @@ class RVQTokens(ActionTokenizer):
     def load(cls, directory: Path) -> Self:
         """What `save` wrote, moving averages and dead codes included. ValueError if it is missing or damaged."""
         try:
-            described: dict[str, Any] = json.loads((directory / "config.json").read_text())
+            described = read_record(path := directory / "config.json")
             described.pop("type")
             parts = tuple(RVQPart(**{**part, "dims": tuple(part["dims"])}) for part in described.pop("parts"))
-            tokenizer = cls(RVQSettings(parts=parts, **described))
-            tokenizer.load_state_dict(load_file(directory / "model.safetensors"))
+            saved = load_file(path := directory / "model.safetensors")
+            settings = RVQSettings(parts=parts, **described)
+            with torch.device("meta"), no_larger_than(saved):
+                cls(settings)  # takes no memory, and is refused if it would be too large
+            tokenizer = cls(settings)
+            tokenizer.load_state_dict(saved)
         except Exception as error:  # safetensors and torch raise their own
+            found = nearby(directory, "config.json", "model.safetensors")
+            reason = foreign_file(path) or one_line(error)
+            meant = f"did you mean {found}? Otherwise " if found else ""
             raise ValueError(
-                f"no RVQ tokenizer in {directory} ({str(error).splitlines()[0]}); give a directory that "
-                "ray_jobs.fit_tokens wrote"
+                f"no RVQ tokenizer in {directory} ({path.name}: {reason}); {meant}give a "
+                "directory that ray_jobs.fit_tokens wrote"
             ) from None
         return tokenizer
 

@@ -142,8 +142,9 @@ class DecoderBackbone(Backbone):
         )
 
     def extend(
-        self, tokens: torch.Tensor, past: LayerStates, reads: torch.Tensor, keep: bool = False
+        self, tokens: torch.Tensor, past: LayerStates, reads: torch.Tensor, keep: bool = False, gap: int = 0
     ) -> tuple[torch.Tensor, LayerStates]:
+        """As `Backbone.extend`; `gap`: positions that stay free behind the observation."""
         x, cache = tokens.to(self.dtype), _Cache(self._split(past.keys), self._split(past.values))
         b, m = x.shape[:2]
         visible = torch.cat([past.valid[:, None].expand(-1, m, -1), reads.expand(b, m, m)], -1)
@@ -152,7 +153,7 @@ class DecoderBackbone(Backbone):
         output = self.decoder(
             inputs_embeds=x,
             attention_mask=score_bias(visible, x.dtype),
-            position_ids=last[..., None] + 1 + torch.arange(m, device=x.device),
+            position_ids=last[..., None] + 1 + gap + torch.arange(m, device=x.device),
             past_key_values=cache,
             use_cache=True,
         )

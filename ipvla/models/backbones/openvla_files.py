@@ -6,7 +6,6 @@ Hugging Face); OpenVLA-OFT adds `.pt` files of tensors (arXiv 2502.19645). Shard
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from ipvla.files import foreign_file, nearby, one_line, read_record
 from ipvla.models.backbones.prismatic_vision import TOWERS, TowerConfig
 
 #: Text that stands for an action: the last 256 ids before the padding, and the space before them.
@@ -74,7 +74,7 @@ class OpenVLAFiles:
             )
         names = config["timm_model_ids"]
         known = dict(TOWERS)
-        if (own := directory / "towers.json").is_file():
+        if (own := directory / "towers.json").exists():
             known |= {name: TowerConfig.from_timm(values) for name, values in read_json(own).items()}
         if len(names) != _VISION[vision] or not known.keys() >= set(names):
             raise ValueError(
@@ -83,7 +83,7 @@ class OpenVLAFiles:
             )
         sizes = set(config["image_sizes"])
         processor = directory / "preprocessor_config.json"
-        given = read_json(processor) if processor.is_file() else {}
+        given = read_json(processor) if processor.exists() else {}
         shown = {side for shape in given.get("input_sizes", []) for side in shape[1:]} or sizes
         if len(sizes) != 1 or shown != sizes:
             raise ValueError(
@@ -110,7 +110,11 @@ class OpenVLAFiles:
             raise ValueError(
                 f"{path} is missing; save the tokenizer as a fast one (tokenizer.json) beside the model"
             )
-        tokenizer = Tokenizer.from_file(str(path))
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises plain Exception
+            reason = foreign_file(path) or one_line(error)
+            raise ValueError(f"{path} is damaged ({reason}); copy or download it again") from None
         actions = range(self.end_of_words - ACTION_TOKENS, self.end_of_words)
         if any(tokenizer.id_to_token(i) is None for i in actions) or tokenizer.id_to_token(SPACE) != "\u2581":
             raise ValueError(
@@ -150,7 +154,8 @@ def mapped(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is missing or damaged ({error}); copy or download it again") from None
+        reason = foreign_file(path) or one_line(error)
+        raise ValueError(f"{path} is missing or damaged ({reason}); copy or download it again") from None
 
 
 def pickled_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -248,9 +253,10 @@ def film_vision(path: Path, lora_alpha: float | None) -> dict[str, torch.Tensor]
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file's table. ValueError if there is none."""
     try:
-        content = json.loads(path.read_text())
+        return read_record(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); give a directory that holds it") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no table of settings; copy it again")
-    return content
+        found = None if path.exists() else nearby(path.parent, path.name)
+        remedy = f"did you mean {found}?" if found else "give a directory that holds it"
+        if not path.exists() and (path.parent / "adapter_config.json").is_file():
+            remedy = "there is an adapter of PEFT: give its base as --source, and this directory as --adapter"
+        raise ValueError(f"{path} cannot be read ({one_line(error)}); {remedy}") from None

@@ -1,12 +1,13 @@
-"""The `pi0` backbone: the PaliGemma of pi0 and pi0.5 (arXiv 2410.24164, 2504.16054), whose expert is a head.
+"""The `pi0` backbone: the PaliGemma of pi0, pi0.5 and pi0-FAST (arXiv 2410.24164, 2504.16054, 2501.09747).
 
 It differs from PaliGemma's own use in four things: positions count from 0, pictures keep their aspect, the prompt
-is the bare instruction or, in pi0.5, has the state in words, and a camera that is missing takes no tokens at all:
-in the published programs its tokens are hidden from all others and take no position, which is the same.
+is the bare instruction or has the state in words, and a camera that is missing takes no tokens at all: in the
+published programs its tokens are hidden from all others and take no position, which is the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +56,11 @@ class PaliGemmaSizes:
                 "divisor of that (ipvla import: --pi.vision_heads)"
             )
 
+    @property
+    def image_tokens(self) -> int:
+        """Of one picture."""
+        return (self.image_size // self.patch) ** 2
+
     def hugging_face(self) -> Any:
         """transformers' configuration; the image token lies outside the vocabulary."""
         from transformers import PaliGemmaConfig  # takes seconds
@@ -86,25 +92,40 @@ class Pi0BackboneConfig(ImportedConfig):
         prompt: with `{instruction}` in it; `{state}` is replaced by the normalised state, each number of it in one
             of 256 bins over [-1, 1] (a number below writes -1, one above 255).
         cleaned: spaces around an instruction are cut off, and underscores and line breaks in it become spaces.
+        lowered: as `cleaned`, but line breaks stay, and letters become small ones: openpi's pi0-FAST.
+        state_numbers: of the state in the prompt, the last of which are 0; 0 for the state's own.
+        closing: the prompt ends in a second `<bos>`, which all its tokens read: LeRobot's pi0-FAST when it acts.
+        black_views: places among the pictures, these included, of a camera that is missing and is seen as black:
+            openpi's pi0-FAST. Otherwise one that is missing takes no tokens.
     """
 
     sizes: PaliGemmaSizes = field(default_factory=PaliGemmaSizes)
     pretrained: str = "google/paligemma-3b-pt-224"
     max_prompt_tokens: int = 816
     cleaned: bool = False
+    lowered: bool = False
+    state_numbers: int = 0
+    closing: bool = False
+    black_views: tuple[int, ...] = ()
+
+    def check(self, instructions: Sequence[str], num_views: int) -> None:
+        super().check(instructions, num_views + len(self.black_views))
 
     @property
     def image_tokens(self) -> int:
         """Of one picture."""
-        return (self.sizes.image_size // self.sizes.patch) ** 2
+        return self.sizes.image_tokens
 
     def worded(self, instruction: str) -> str:
         return self.text(instruction)
 
     def text(self, instruction: str, state: npt.NDArray[np.floating[Any]] | None = None) -> str:
         """The prompt in words, of a normalised state float [P]."""
-        if self.cleaned:
-            instruction = instruction.strip().replace("_", " ").replace("\n", " ")
+        if self.cleaned or self.lowered:
+            instruction = instruction.strip().replace("_", " ")
+            instruction = instruction.lower() if self.lowered else instruction.replace("\n", " ")
+        if state is not None:
+            state = np.pad(state, (0, max(0, self.state_numbers - len(state))))
         edges = np.linspace(-1, 1, _STATE_BINS + 1)[:-1]
         words = () if state is None else map(str, np.digitize(state, edges) - 1)
         return self.prompt.format(instruction=instruction.removesuffix("\n"), state=" ".join(words))
@@ -114,9 +135,10 @@ class Pi0BackboneConfig(ImportedConfig):
 
         tokenizer = self.tokenizer()
         vlm = self.without_weights(PaliGemmaForConditionalGeneration, self.sizes.hugging_face())
-        images = [self.sizes.vocabulary] * (self.image_tokens * num_views)
+        images = [self.sizes.vocabulary] * (self.image_tokens * (num_views + len(self.black_views)))
         behind = () if self.states else words_of(tokenizer, self.prompt.rpartition("{instruction}")[2])
-        frame = Frame((*images, tokenizer.bos_token_id), tuple(behind))
+        bos = (tokenizer.bos_token_id,)
+        frame = Frame((*images, *bos), (*behind, *bos) if self.closing else tuple(behind))
         return Pi0Backbone(vlm, self, frame, tokenizer, proprio_dim)
 
     @property
@@ -142,10 +164,16 @@ class Pi0Backbone(ImportedBackbone):
         return self.tokenize_with_state(instruction, np.ones(self.proprio_dim, np.float32))
 
     def tokenize_with_state(self, instruction: str, state: npt.NDArray[np.float32]) -> list[int]:
-        return [*self.frame.before, *self.tokenize_text(self.config.text(instruction, state))]
+        closing = self.frame.behind[-1:] if self.config.closing else ()
+        return [*self.frame.before, *self.tokenize_text(self.config.text(instruction, state)), *closing]
 
     def see(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        features = self.network.model.get_image_features(self._pixels(images)).pooler_output
+        pixels = self._pixels(images)
+        pixels = pixels.reshape(*images.shape[:2], *pixels.shape[1:])
+        for place in self.config.black_views:
+            black = torch.full_like(pixels[:, :1], -1)
+            pixels = torch.cat([pixels[:, :place], black, pixels[:, place:]], 1)
+        features = self.network.model.get_image_features(pixels.flatten(0, 1)).pooler_output
         return features.reshape(len(images), -1, self.perception_size), {}
 
     def _pixels(self, images: torch.Tensor) -> torch.Tensor:

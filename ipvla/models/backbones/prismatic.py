@@ -26,6 +26,7 @@ from ipvla.models.backbones.protocol import BackboneConfig, Embedded, require_pr
 from ipvla.types import NO_TOKEN, ModelInputs
 
 _BOS, _EOS, _NEWLINE = 1, 2, 13
+_PATCHES = "patches"
 _NO_WORDS = (
     "model.backbone.action_places is set: such a model (OpenVLA-OFT) answers in actions and writes no words; "
     "choose another memory, and no loss on words"
@@ -212,8 +213,8 @@ class PrismaticBackbone(DecoderBackbone):
         said = prompt | (ids == _EOS) & valid
         words = self.embed_ids(ids).masked_fill(~said[..., None], 0)  # an action's place is blank
         average = words.sum(1) / said.sum(1, keepdim=True).to(words.dtype) if self.config.film else None
-        perception = network.vision_backbone(inputs.images, average)
-        seen = [network.projector(perception)]
+        tokens, extra = self.see(inputs.images) if average is None else self._see(inputs.images, average)
+        perception, seen = extra[_PATCHES], [tokens]
         if (projector := network.proprio_projector) is not None:
             state = inputs.proprio.to(words.dtype)
             seen.append(projector["fc2"](F.gelu(projector["fc1"](state)))[:, None])
@@ -230,6 +231,16 @@ class PrismaticBackbone(DecoderBackbone):
             proprio=inputs.proprio,
             instruction=F.pad(instruction, (n, 0), value=False),
         )
+
+    def see(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """uint8 [B, V, H, W, 3] -> the image tokens [B, Np, D], and the towers' patches [B, Np, Dp]."""
+        return self._see(images, None)
+
+    def _see(
+        self, images: torch.Tensor, average: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        patches = self.network.vision_backbone(images, average)
+        return self.network.projector(patches), {_PATCHES: patches}
 
     def _with_places(self, ids: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompts int64 [B, L] and which of their tokens there are, with what stands behind them."""

@@ -6,6 +6,7 @@ from ipvla.models.heads.layerwise import LayerwiseConfig
 from ipvla.models.heads.oft import OFTConfig
 from ipvla.models.heads.openvla_tokens import OpenVLATokensConfig
 from ipvla.models.heads.pi0 import Pi0HeadConfig
+from ipvla.models.heads.pi0_fast import Pi0FastHeadConfig
 from ipvla.models.heads.protocol import Head, HeadConfig, Sampling
 from ipvla.models.heads.regression import RegressionConfig
 from ipvla.models.heads.reverse_chain import ReverseChainConfig
@@ -19,6 +20,7 @@ __all__ = [
     "LayerwiseConfig",
     "OFTConfig",
     "OpenVLATokensConfig",
+    "Pi0FastHeadConfig",
     "Pi0HeadConfig",
     "RegressionConfig",
     "ReverseChainConfig",

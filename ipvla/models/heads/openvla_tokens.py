@@ -1,8 +1,10 @@
 """OpenVLA's action tokens (arXiv 2406.09246): the words behind the prompt are the action, one number each.
 
-A number's word is `end_of_words - 1 - bin` (`bins.action_bins`); any other word reads as an outermost bin, as in
-OpenVLA's own code. Written greedily, one after another, with cached keys and values; or, where the backbone has
-places for a whole chunk, all at once (OpenVLA-OFT without a head of its own).
+A number's word is `end_of_words - 1 - bin` (`bins.action_bins`). Written greedily, one after another, with cached
+keys and values; or, where the backbone has places for a whole chunk, all at once (OpenVLA-OFT without own head).
+
+OpenVLA's own code reads any other word as an outermost bin. Here none is written where a number belongs: the
+likeliest of the 256 is, and a reasoning ends behind a whole action alone, or in one where its words run out.
 
 What a memory has added to the cognition is added to the state of every word: nothing while its gate is closed.
 """
@@ -15,11 +17,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ipvla.models.action_tokens import ActionTokenError
 from ipvla.models.action_tokens.bins import NUM_BINS, action_bins, bin_centres
 from ipvla.models.backbones import Backbone
 from ipvla.models.backbones.prismatic import PrismaticBackbone
 from ipvla.models.features import Features, LanguageModel, Reads
 from ipvla.models.heads.protocol import Head, HeadConfig, masked_mean
+from ipvla.models.heads.tokens import chosen
 
 _EOS = 2
 
@@ -94,8 +98,21 @@ class OpenVLATokensHead(Head):
         return self.end_of_words - 1 - action_bins(actions).flatten(-2)
 
     def actions(self, words: torch.Tensor) -> torch.Tensor:
-        """The inverse, up to half a bin: int64 [..., C * A] -> float32 [..., C, A]."""
-        return bin_centres((self.end_of_words - 1 - words).clamp(min=0)).reshape(*words.shape[:-1], *self.shape)
+        """The inverse, up to half a bin: int64 [..., C * A] -> float32 [..., C, A].
+
+        Raises:
+            ActionTokenError: a word is no number's.
+        """
+        if (foreign := ~self._numbers(words)).any():
+            raise ActionTokenError(
+                f"word {int(words[foreign][0])} stands where a number belongs, and those of numbers are "
+                f"{self.end_of_words - NUM_BINS} to {self.end_of_words - 1}"
+            )
+        return bin_centres(self.end_of_words - 1 - words).reshape(*words.shape[:-1], *self.shape)
+
+    def _numbers(self, words: torch.Tensor) -> torch.Tensor:
+        """Which words int64 [...] are those of numbers, bool [...]."""
+        return (words >= self.end_of_words - NUM_BINS) & (words < self.end_of_words)
 
     def loss(
         self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
@@ -116,7 +133,10 @@ class OpenVLATokensHead(Head):
     def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
         if self.parallel:
             states, recalled = states_of(features, self.numbers + 1, self.numbers)
-            return self.actions(_language(features).logits(states + recalled).argmax(-1))
+            logits = _language(features).logits(states + recalled)
+            return self.actions(
+                chosen(logits, self._numbers(torch.arange(logits.shape[-1], device=logits.device)))
+            )
         words = self.write(features)
         return self.actions(words.gather(1, self._places(words)))
 
@@ -136,15 +156,25 @@ class OpenVLATokensHead(Head):
 
     @torch.no_grad()
     def write(self, features: Features) -> torch.Tensor:
-        """int64 [B, n], the likeliest words behind the prompts, one by one; `</s>` where every row has ended."""
+        """int64 [B, n], the likeliest words behind the prompts, one by one; `</s>` where every row has ended.
+
+        The numbers stand at the end, or before the first `</s>`.
+        """
         language, past = _language(features), features.layers
         assert past is not None
         longest = self.numbers + (self.reasoning_tokens + 1 if self.reasoning_tokens else 0)
         states, recalled = states_of(features, 0, 1)
         words = torch.full((len(states), longest), _EOS, device=states.device)
         alone = torch.ones(1, 1, dtype=torch.bool, device=states.device)
+        run = torch.zeros(len(states), dtype=torch.long, device=states.device)  # of numbers, up to here
         for i in range(longest):
-            words[:, i] = language.logits(states + recalled)[:, 0].argmax(-1)
+            logits = language.logits(states + recalled)[:, 0]
+            every = torch.arange(logits.shape[-1], device=states.device)
+            legal = self._numbers(every).repeat(len(states), 1)
+            legal |= longest - i > self.numbers + 1
+            legal[:, _EOS] = run >= self.numbers
+            words[:, i] = chosen(logits, legal)
+            run = (run + 1) * self._numbers(words[:, i])
             if i + 1 == longest or (words[:, : i + 1] == _EOS).any(1).all():
                 break
             states, past = language.extend(language.embed_ids(words[:, i : i + 1]), past, alone, keep=True)

@@ -35,7 +35,7 @@ from ipvla.types import NO_TOKEN
 _DECODINGS = ("autoregressive", "parallel")
 _IDS = ("own", "last")
 #: Where a policy's directory holds the tokenizer's files.
-_DIRECTORY = "action_tokenizer"
+DIRECTORY = "action_tokenizer"
 
 
 @HeadConfig.register_subclass("tokens")
@@ -89,7 +89,7 @@ class TokensConfig(HeadConfig):
             )
 
     def beside(self, directory: Path) -> TokensConfig:
-        return replace(self, tokenizer=self.tokenizer.beside(directory / _DIRECTORY))
+        return replace(self, tokenizer=self.tokenizer.beside(directory / DIRECTORY))
 
     def build(self, backbone: Backbone, proprio: int, chunk: int, action_dim: int) -> TokensHead:
         self.check(chunk)
@@ -127,8 +127,8 @@ class TokensHead(Head):
             self.out = nn.Linear(width, self.size)
         self.places = nn.Parameter(torch.randn(longest + 1, width))
         self._scale_as(backbone)
-        self.register_buffer("fingerprint", torch.tensor(_fingerprint(self.tokenizer)))
-        self.register_load_state_dict_pre_hook(_refuse_other_tokenizer)  # type: ignore[no-untyped-call]
+        self.register_buffer("fingerprint", torch.tensor(fingerprint(self.tokenizer)))
+        self.register_load_state_dict_pre_hook(refuse_other_tokenizer)  # type: ignore[no-untyped-call]
         self.set_varies(torch.ones(shape[1], dtype=torch.bool))
 
     @torch.no_grad()
@@ -150,7 +150,7 @@ class TokensHead(Head):
         self.noise_shape = (self.longest,) if self.config.temperature else None
 
     def save_description(self, directory: Path) -> None:
-        self.tokenizer.save(directory / _DIRECTORY)
+        self.tokenizer.save(directory / DIRECTORY)
 
     def loss(
         self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
@@ -184,7 +184,7 @@ class TokensHead(Head):
         """The tokens of features [B, ...]; `noise` as in `sample`."""
         uniform = None if noise is None or not self.config.temperature else torch.special.ndtr(noise.double())
         if self.config.decoding == "parallel":
-            return self._choose(self._at_once(features), None, uniform)
+            return chosen(self._at_once(features), None, uniform, self.config.temperature)
         past, end = features.layers, self.tokenizer.vocabulary
         assert past is not None
         x = self._first(features)
@@ -195,9 +195,12 @@ class TokensHead(Head):
             state, past = self._extend(replace(features, layers=past), x + self.places[i], alone, keep=True)
             legal = self.tokenizer.legal(tokens, self.chunk, len(self.written))
             if legal is not None:
-                legal = legal | ~going[:, None]  # what a row that has ended would write does not count
+                legal = (
+                    legal[:, : self.size] | ~going[:, None]
+                )  # what a row that has ended would write does not count
             drawn = None if uniform is None else uniform[:, min(i, self.longest - 1)]
-            token = self._choose(self._logits(features.language, state)[:, 0], legal, drawn)
+            logits = self._logits(features.language, state)[:, 0]
+            token = chosen(logits, legal, drawn, self.config.temperature)
             going = going & (token != end)
             if not going.any():
                 break
@@ -247,21 +250,32 @@ class TokensHead(Head):
             logits = _of(language).logits(states)[..., ids]
         return logits.float()
 
-    def _choose(
-        self, logits: torch.Tensor, legal: torch.Tensor | None, uniform: torch.Tensor | None
-    ) -> torch.Tensor:
-        """int64 [...] of logits [..., V]: the likeliest, or the one at `uniform` [...] of their distribution."""
-        finite = logits.isfinite().flatten(1).all(1)
-        if not finite.all():
-            row = int((~finite).nonzero()[0])
-            raise ActionTokenError(f"row {row}: the logits of its action tokens are not finite; use other weights")
-        if legal is not None:
-            logits = logits.masked_fill(~legal[..., : self.size], -torch.inf)
-        if uniform is None:
-            return logits.argmax(-1)
-        share = (logits.double() / self.config.temperature).softmax(-1).cumsum(-1)
-        place = (uniform.clamp(max=1 - 1e-12) * share[..., -1])[..., None].contiguous()
-        return torch.searchsorted(share, place, right=True)[..., 0]
+
+def chosen(
+    logits: torch.Tensor,
+    legal: torch.Tensor | None,
+    uniform: torch.Tensor | None = None,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """int64 [...] of logits [..., V]: the likeliest, or the one at `uniform` [...] of their distribution.
+
+    Args:
+        legal: bool [..., V], which may be chosen; None for all.
+
+    Raises:
+        ActionTokenError: the logits are not finite.
+    """
+    finite = logits.isfinite().flatten(1).all(1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise ActionTokenError(f"row {row}: the logits of its action tokens are not finite; use other weights")
+    if legal is not None:
+        logits = logits.masked_fill(~legal, -torch.inf)
+    if uniform is None:
+        return logits.argmax(-1)
+    share = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    place = (uniform.clamp(max=1 - 1e-12) * share[..., -1])[..., None].contiguous()
+    return torch.searchsorted(share, place, right=True)[..., 0]
 
 
 def held(actions: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -288,12 +302,13 @@ def _of(language: LanguageModel | None) -> LanguageModel:
     return language
 
 
-def _fingerprint(tokenizer: ActionTokenizer) -> int:
+def fingerprint(tokenizer: ActionTokenizer) -> int:
     """In [0, 2^63), of what a tokenizer is without weights; the same in every process."""
     return int.from_bytes(hashlib.sha256(tokenizer.identity.encode()).digest()[:8], "big") >> 1
 
 
-def _refuse_other_tokenizer(head: TokensHead, state: dict[str, torch.Tensor], prefix: str, *_: Any) -> None:
+def refuse_other_tokenizer(head: Any, state: dict[str, torch.Tensor], prefix: str, *_: Any) -> None:
+    """A hook of `load_state_dict`, of a head with a `tokenizer` and its `fingerprint`."""
     saved = state.get(f"{prefix}fingerprint")
     if saved is not None and int(saved) != int(head.fingerprint):
         raise ActionTokenError(

@@ -20,6 +20,7 @@ from ipvla.models.heads import (
     LayerwiseConfig,
     OFTConfig,
     OpenVLATokensConfig,
+    Pi0FastHeadConfig,
     Pi0HeadConfig,
     RegressionConfig,
     ReverseChainConfig,
@@ -56,7 +57,7 @@ MOVING = QualityConfig(smoothness=0.5, jerk=0.5)
 #: The keys and values of `BACKBONE`.
 EXPERT: dict[str, Any] = {"layers": 3, "heads": 2, "key_heads": 2, "head_size": 16, "steps": 4}
 #: Heads that need a backbone of their own; tests/checkpoints is about them.
-ELSEWHERE = {OFTConfig, OpenVLATokensConfig}
+ELSEWHERE = {OFTConfig, OpenVLATokensConfig, Pi0FastHeadConfig}
 #: Every other head of this folder, in its forms, and the example of how to add one.
 HEADS: dict[str, HeadConfig] = {
     "example": documented(),
