@@ -14,7 +14,6 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,15 @@ from ipvla.choices import did_you_mean
 from ipvla.plain_yaml import YamlError
 from ipvla.sim.fingerprint import COMMIT_VARIABLE, commit
 from ipvla.storage import SOURCE_TREE
+from ipvla.tracking import without_password
 from ray_jobs.command_line.cli import first_line, run
-from ray_jobs.command_line.jobs import JOBS, config_class, module, named
+from ray_jobs.command_line.jobs import JOBS, config_class, module, named, split
 from ray_jobs.command_line.settings import SettingError, parse
 from ray_jobs.running.cluster import ClusterError
 
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+_DASHBOARD_PORT = 8265
+_TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 _POLL_S = 0.5
 _INTERRUPTED = 130
 
@@ -42,10 +44,11 @@ class SubmitConfig:
     """Where a job is submitted to, and with what; the job and its own settings follow `--`.
 
     Attributes:
-        address: of the cluster's dashboard; default `$RAY_API_SERVER_ADDRESS`, else `http://127.0.0.1:8265`.
+        address: of the cluster's dashboard, `http://HOST:PORT` or `HOST:PORT`; default `$RAY_API_SERVER_ADDRESS`,
+            else `$RAY_ADDRESS` or port 8265 of its host, else `http://127.0.0.1:8265`.
         working_dir: directory that is shipped and run in, or a package's URI that every node can read.
         runtime_env: YAML file with what the job's processes run in; null for nothing.
-        env: more environment variables of the job, name -> value.
+        env: more environment variables of the job, name -> value; `MLFLOW_TRACKING_URI` is passed on if it is set.
         follow: shows the log and waits for the end; without it the job's id is printed, and it runs on.
         submission_id: a name for the job, unique in the cluster; by default Ray chooses one.
         job: its name and settings, what follows `--`.
@@ -61,11 +64,19 @@ class SubmitConfig:
 
     def __post_init__(self) -> None:
         if not self.job:
-            raise ValueError("no job was given; write it behind --, as in: ray_jobs.submit -- train --name gru")
+            raise ValueError("no job was given; write it behind --, as in: ipvla submit -- train --name gru")
 
     @property
     def dashboard(self) -> str:
-        return self.address or os.environ.get(_ADDRESS_VARIABLE) or "http://127.0.0.1:8265"
+        """Address of the dashboard, with its scheme."""
+        given = self.address or os.environ.get(_ADDRESS_VARIABLE)
+        if given:
+            return given if "://" in given else f"http://{given}"
+        cluster = os.environ.get("RAY_ADDRESS", "")
+        if "://" in cluster:
+            return cluster
+        host = cluster.rpartition(":")[0] or "127.0.0.1"  # `auto` and `local` name no host
+        return f"http://{host}:{_DASHBOARD_PORT}"
 
     @property
     def entrypoint(self) -> str:
@@ -97,7 +108,8 @@ class SubmitConfig:
             )
         # the repository stays behind
         sources = {COMMIT_VARIABLE: commit()} if self.working_dir == str(SOURCE_TREE) else {}
-        variables = {**sources, **(read.get("env_vars") or {}), **self.env}
+        tracking = {_TRACKING_VARIABLE: uri} if (uri := os.environ.get(_TRACKING_VARIABLE)) else {}
+        variables = {**sources, **tracking, **(read.get("env_vars") or {}), **self.env}
         return {**read, "working_dir": self.working_dir, "env_vars": variables}
 
 
@@ -118,6 +130,8 @@ def submit(config: SubmitConfig) -> int:
             "dashboard (with a token: the same RAY_AUTH_MODE here as there)"
         ) from None
     print(f"{job}: {entrypoint}", file=sys.stderr, flush=True)
+    if uri := environment["env_vars"].get(_TRACKING_VARIABLE):
+        print(f"MLflow: {without_password(uri)}", file=sys.stderr, flush=True)
     if not config.follow:
         print(job)
         return 0
@@ -163,14 +177,6 @@ async def _show(client: JobSubmissionClient, job: str, shown: int) -> int:
         sys.stdout.flush()
         length += len(lines)
     return max(length, shown)
-
-
-def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Settings of this command, and the job behind `--`."""
-    if "--" not in arguments:
-        return list(arguments), []
-    place = list(arguments).index("--")
-    return list(arguments[:place]), list(arguments[place + 1 :])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any, Final
 from ipvla.choices import nearest
 from ipvla.storage import SOURCE_TREE
 from ray_jobs.command_line.help import by_origin, default_text, meanings, type_text
-from ray_jobs.command_line.jobs import JOBS, config_class
+from ray_jobs.command_line.jobs import JOBS, config_class, named, split
 from ray_jobs.command_line.settings import CONFIG_PATH, default_of, group_of, is_choice, no_such_setting
 
 FILE: Final = Path(__file__).with_name("settings.json")
@@ -96,8 +96,14 @@ def settings() -> tuple[Setting, ...]:
 def unknown(job: str, arguments: Iterable[str]) -> str | None:
     """What to say of the first option that the job does not have; None if it has all.
 
-    What belongs to another choice than the one that is made is the job's own to find.
+    What belongs to another choice than the one that is made is the job's own to find. Of `submit`, the options of
+    the job behind `--` are looked at too.
     """
+    if job == "submit":
+        arguments, behind = split(list(arguments))
+        submitted, given = named(behind) if behind else ("", [])
+        if submitted in JOBS and (problem := unknown(submitted, given)) is not None:
+            return problem
     names = [one.name for one in settings() if job in one.jobs]
     for word in arguments:
         name = word.removeprefix("--").partition("=")[0]

@@ -58,6 +58,15 @@ def named(words: Sequence[str]) -> tuple[str, list[str]]:
     return first, rest
 
 
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Settings of `submit`, and the job behind `--`; a line that begins with a job needs no `--`."""
+    words = list(arguments)
+    if "--" in words:
+        place = words.index("--")
+        return words[:place], words[place + 1 :]
+    return ([], words) if words and named(words)[0] in JOBS else (words, [])
+
+
 def module(job: str) -> str:
     """The name of a job's module."""
     return f"ray_jobs.{_MODULES.get(job, job).replace(' ', '.')}"

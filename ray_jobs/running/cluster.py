@@ -234,6 +234,11 @@ def _fits(directory: Path) -> bool:
 
 def _join(address: str, options: dict[str, Any]) -> None:
     remedy = "correct it, or unset it to run on this machine"
+    if address.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"RAY_ADDRESS: {address!r} is a dashboard, which takes jobs by `ipvla submit -- JOB`; to join its "
+            "cluster from one of its nodes, give HOST:6379"
+        )
     host, colon, port = address.rpartition(":")
     if colon and "/" not in address:  # Ray itself would try for minutes
         try:

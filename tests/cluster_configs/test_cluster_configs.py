@@ -66,8 +66,11 @@ def unknown_fields(resource: dict[str, Any]) -> Iterator[str]:
     groups = spec["workerGroupSpecs"]
     for group in groups:
         yield from _beyond(f"worker group {group['groupName']}", group, WORKERS)
-    for group in (spec["headGroupSpec"], *groups):
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, **group["template"]}
+    templates = [group["template"] for group in (spec["headGroupSpec"], *groups)]
+    if submitter := resource["spec"].get("submitterPodTemplate"):
+        templates.append(submitter)
+    for template in templates:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, **template}
         try:
             kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
         except kubernetes_validate.ValidationError as error:
@@ -150,6 +153,32 @@ def test_a_job_on_kubernetes_is_one_of_ours() -> None:
     assert SubmitConfig(job=job).entrypoint == " ".join(words), "with settings that it takes"
 
 
+def test_the_pod_that_submits_a_job_on_kubernetes_sees_what_it_ships() -> None:
+    spec = load("kuberay_job")["spec"]
+    shipped = yaml.safe_load(spec["runtimeEnvYAML"])
+    pod = spec["submitterPodTemplate"]["spec"]
+    (container,) = pod["containers"]
+    head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert "command" not in container, "KubeRay gives its own only where there is none"
+    assert container["image"] == head["image"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volume = next(name for path, name in mounts.items() if Path(shipped["working_dir"]).is_relative_to(path))
+    assert {volume} <= {one["name"] for one in pod["volumes"]}
+    assert pod["restartPolicy"] == "Never"
+    assert {".git", ".venv"} <= set(shipped["excludes"])
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_jobs_log_to_the_server_that_the_head_starts(name: str) -> None:
+    config = load(name)
+    (server,) = [command for command in config["head_start_ray_commands"] if "mlflow server" in command]
+    port = server.split("--port ")[1].split()[0]
+    starts = [config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]]
+    for start in starts:
+        assert "MLFLOW_TRACKING_URI=http://" in start.partition("ray start")[0]
+        assert f":{port} " in start.partition("ray start")[0]
+
+
 @pytest.mark.parametrize("name", RAY_UP)
 def test_nobody_commands_it_without_its_token(name: str) -> None:
     config = load(name)
@@ -181,7 +210,7 @@ def test_a_job_without_the_token_is_refused() -> None:
 def test_the_image_has_what_the_jobs_need() -> None:
     subprocess.run([_tool("hadolint"), CONFIGS / "Dockerfile"], check=True)
     text = (CONFIGS / "Dockerfile").read_text()
-    for needed in ("requirements.txt", "requirements-libero.txt", "libosmesa6"):
+    for needed in ("requirements.txt", "requirements-libero.txt", "requirements-cluster.txt", "libosmesa6"):
         assert needed in text
 
 

@@ -93,6 +93,13 @@ def test_an_address_where_nothing_answers_is_told_at_once(monkeypatch, tmp_path,
         pass
 
 
+def test_a_dashboards_address_is_no_cluster_to_join(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(ClusterError, match="is a dashboard"), connect(StorageRoots(storage_root=tmp_path)):
+        pass
+
+
 @pytest.fixture
 def two_cpus(monkeypatch):
     """A node with two CPUs, as Ray would say it; and whether the cluster is our own."""

@@ -15,9 +15,11 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from ipvla.data.rlds import write_rlds
 from ipvla.sim.fingerprint import commit
 from ipvla.storage import SOURCE_TREE
+from ray_jobs.command_line.index import unknown
+from ray_jobs.command_line.jobs import split
 from ray_jobs.command_line.settings import SettingError
 from ray_jobs.running.cluster import ClusterError
-from ray_jobs.submit import SubmitConfig, split, submit
+from ray_jobs.submit import SubmitConfig, submit
 from tests.ray_jobs.head import ray_head
 from tests.synthetic import cue_episode
 
@@ -127,7 +129,8 @@ def test_a_job_is_asked_for() -> None:
         SubmitConfig()
 
 
-def test_what_the_job_runs_in(tmp_path: Path) -> None:
+def test_what_the_job_runs_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shipped = SubmitConfig(job=("train",), env={"MUJOCO_GL": "egl"}).environment()
     assert shipped["working_dir"] == str(SOURCE_TREE)
     assert shipped["env_vars"]["MUJOCO_GL"] == "egl"
@@ -160,3 +163,54 @@ def test_what_follows_two_dashes_is_the_jobs() -> None:
         ["train", "--name", "x"],
     )
     assert split(["--address", "a"]) == (["--address", "a"], [])
+
+
+def test_a_line_that_begins_with_a_job_needs_no_dashes() -> None:
+    assert split(["data", "show", "cue"]) == ([], ["data", "show", "cue"])
+    assert split(["trian", "--name", "x"]) == (["trian", "--name", "x"], [])
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("--address a:1 -- train --name x --model.memory.type gru", None),
+        ("train --name x", None),
+        ("--env.MUJOCO_GL egl -- data show cue", None),
+        ("--adress a:1 -- train", "adress: there is no such setting; did you mean 'address'"),
+        ("-- train --nmae x", "nmae: there is no such setting; did you mean 'name'"),
+    ],
+)
+def test_the_options_of_both_are_checked_before_anything_is_imported(line: str, problem: str | None) -> None:
+    found = unknown("submit", line.split())
+    assert found is None if problem is None else found is not None and problem in found
+
+
+@pytest.mark.parametrize(
+    ("given", "variables", "dashboard"),
+    [
+        (None, {}, "http://127.0.0.1:8265"),
+        ("head:28265", {}, "http://head:28265"),
+        ("https://head", {"RAY_ADDRESS": "other:6379"}, "https://head"),
+        (None, {"RAY_API_SERVER_ADDRESS": "head:8265", "RAY_ADDRESS": "other:6379"}, "http://head:8265"),
+        (None, {"RAY_ADDRESS": "http://head:1234"}, "http://head:1234"),
+        (None, {"RAY_ADDRESS": "10.0.0.10:6379"}, "http://10.0.0.10:8265"),
+        (None, {"RAY_ADDRESS": "auto"}, "http://127.0.0.1:8265"),
+    ],
+)
+def test_where_the_cluster_is(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, variables: dict[str, str], dashboard: str
+) -> None:
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert SubmitConfig(address=given, job=("train",)).dashboard == dashboard
+
+
+def test_the_tracking_server_of_this_shell_is_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert SubmitConfig(job=("train",)).environment()["env_vars"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    other = {"MLFLOW_TRACKING_URI": "http://other:5000"}
+    assert SubmitConfig(job=("train",), env=other).environment()["env_vars"].items() >= other.items()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert "MLFLOW_TRACKING_URI" not in SubmitConfig(job=("train",)).environment()["env_vars"]

@@ -25,37 +25,27 @@ from studies.record import cpu_name
 from tests.ray_jobs.head import ray_head
 
 PAGE = SOURCE_TREE / "docs" / "jobs_transcript.md"
-SUBMIT = "ray job submit --working-dir . --runtime-env cluster_configs/runtime_env.yaml --"
+SUBMIT = "python -m ray_jobs.submit --"
 _SMOKE = "ray_jobs/experiments/quickstart/smoke"
 _SMALL = "--data.dataset tiny --training.steps 20 --training.checkpoint_every 10"
 #: What each job is for, and its command line. Sizes are such that all is over in minutes and nothing is learned.
 JOBS: Mapping[str, str] = {
-    "Demonstrations": f"{SUBMIT} python -m ray_jobs.collect --config_path {_SMOKE}/collect.yaml --dataset tiny "
+    "Demonstrations": f"{SUBMIT} collect --config_path {_SMOKE}/collect.yaml --dataset tiny "
     '--demonstrations "{ground_red: 2, ground_blue: 2}" --storage_root $ROOT',
-    "Training": f"{SUBMIT} python -m ray_jobs.train --config_path {_SMOKE}/train.yaml --study tiny --name gru "
+    "Training": f"{SUBMIT} train --config_path {_SMOKE}/train.yaml --study tiny --name gru "
     f"{_SMALL} --storage_root $ROOT",
-    "The same again: a finished run is not trained twice": f"{SUBMIT} python -m ray_jobs.train --config_path "
-    f"{_SMOKE}/train.yaml --study tiny --name gru {_SMALL} --storage_root $ROOT",
-    "Evaluation": f"{SUBMIT} python -m ray_jobs.evaluate --config_path {_SMOKE}/evaluate.yaml --study tiny "
-    '--policies "[gru]" --success.episodes "{ground_red: 2, ground_blue: 2}" --videos 0 --storage_root $ROOT',
-    "A sweep": f"{SUBMIT} python -m ray_jobs.tune --study tiny --name sweep --experiment {_SMOKE}/train.yaml "
-    '--settings "{data.dataset: tiny, training.steps: 10, training.checkpoint_every: 10}" '
-    '--space "{optimizer.lr: {low: 3.0e-4, high: 3.0e-3, log: true}}" --trials 2 '
-    '--success.episodes "{ground_red: 1, ground_blue: 1}" --scoring.new_tasks "[ground_red]" '
-    '--confirm_seeds "[1]" --storage_root $ROOT',
-    "A setting that is refused": f"{SUBMIT} python -m ray_jobs.train --training.steps 0 --storage_root $ROOT",
-    "The same by our own command, which ships nothing": "python -m ray_jobs.submit -- train --training.steps 0",
+    "A setting that is refused, before anything is shipped": f"{SUBMIT} train --training.steps 0",
 }
 #: Those that are to fail; a page with others that did is not written.
-REFUSED = {"A setting that is refused": 1, "The same by our own command, which ships nothing": 2}
+REFUSED = {"A setting that is refused, before anything is shipped": 2}
 _KEPT_FIRST, _KEPT_LAST, _WIDTH = 6, 14, 115
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 #: What Ray's command writes before each of its own lines.
 _PREFIX = re.compile(r"^\d{4}-\d\d-\d\d \S+\s+[A-Z]+ \S+ -- ")
 #: What it says to everybody.
 _ADVICE = re.compile(
-    r"^(-+|Job submission server .*|Next steps|(Query|Request|Tailing|Running|Directory|Ignoring|WebSocket) .*"
-    r"|Package gcs://.*|Runtime env is .*|\s*ray job .*|\(.*--.*)$"
+    r"^(-+|Job submission server .*|Next steps|Package gcs://.*|Runtime env is .*|\s*ray job .*|\(.*--.*"
+    r"|(Query|Request|Tailing|Running|Directory|Ignoring|WebSocket|Uploading|Creating) .*)$"
 )
 
 
@@ -118,9 +108,9 @@ def page(jobs: Mapping[str, Submitted]) -> str:
     """The whole page."""
     head = (
         "# Jobs on a fresh cluster: a transcript\n\n"
-        "Written by `python -m tests.ray_jobs.transcript`, which starts a Ray head with a dashboard on this "
-        "machine and submits\none job after another; output is shortened. Sizes are such that nothing is learned. "
-        f"{cpu_name()}, Python\n{platform.python_version()}, commit `{commit()[:10]}`. What the commands mean: "
+        "`python -m tests.ray_jobs.transcript` starts a Ray head on this machine, submits these jobs, shortens "
+        "what they print\nand writes this page. The sizes are too small to learn anything. "
+        f"{cpu_name()}, Python {platform.python_version()},\ncommit `{commit()[:10]}`. Meaning: "
         "[clusters.md](clusters.md).\n"
     )
     parts = [f"## {title}\n\n{job.markdown()}\n" for title, job in jobs.items()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,17 +16,15 @@ from ipvla.forgetting import MethodConfig
 from ipvla.models.adapters import adapters
 from tests.training.fine_tuning import PROBE, SENSITIVE, Log, equal, protected, trained
 
-PAGE = Path(__file__).parents[2] / "docs" / "forgetting.md"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "adapter_decay.py"
 
 
 @pytest.fixture(scope="module")
 def example() -> Any:
-    """The page's code, as the file that a reader would make of it."""
-    code = re.search(r"<!-- example -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert code is not None
+    """Its file, as a module."""
     module = ModuleType("ipvla_forgetting_example")
     sys.modules[module.__name__] = module  # dataclasses look their module up
-    exec(compile(code[1], str(PAGE), "exec"), module.__dict__)
+    exec(compile(EXAMPLE.read_text(), str(EXAMPLE), "exec"), module.__dict__)
     return module
 
 

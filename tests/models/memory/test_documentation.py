@@ -1,6 +1,5 @@
 """The worked example of docs/memory.md does what it says."""
 
-import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,17 +13,15 @@ from ipvla.models.memory import MemoryConfig
 from tests.models.memory.episodes import build as build_trained
 from tests.models.memory.episodes import changed, equal, features, run
 
-PAGE = Path(__file__).parents[3] / "docs" / "memory.md"
+EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "mean_memory.py"
 
 
 @pytest.fixture(scope="module")
 def example() -> Any:
-    """The page's code, as the file that a reader would make of it."""
-    code = re.search(r"<!-- example -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert code is not None
+    """Its file, as a module."""
     module = ModuleType("ipvla_documentation_example")
     sys.modules[module.__name__] = module  # dataclasses look their module up
-    exec(compile(code[1], str(PAGE), "exec"), module.__dict__)
+    exec(compile(EXAMPLE.read_text(), str(EXAMPLE), "exec"), module.__dict__)
     return module
 
 
