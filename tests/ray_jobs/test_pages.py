@@ -1,4 +1,4 @@
-"""README.md and the pages name commands, settings and places that exist."""
+"""Whole commands of README.md and the pages, with their values, are settings that their jobs take."""
 
 from __future__ import annotations
 
@@ -33,12 +33,6 @@ def commands(page: Path) -> list[str]:
     return found
 
 
-def anchors(page: Path) -> set[str]:
-    """Of its headings, as GitHub makes them."""
-    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
-
-
 @pytest.mark.parametrize("command", sorted({command for page in PAGES for command in commands(page)}))
 def test_commands_are_taken(command: str) -> None:
     words = shlex.split(command.replace("python -m ray_jobs.", "ipvla "), comments=True)[1:]
@@ -48,14 +42,3 @@ def test_commands_are_taken(command: str) -> None:
     assert job in JOBS
     if "/policy.train.yaml" not in command and "FILE" not in command:
         parse(config_class(job), settings)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
-        if "://" in target:
-            continue
-        path, _, anchor = target.partition("#")
-        there = (page.parent / path).resolve() if path else page
-        assert there.exists(), target
-        assert not anchor or anchor in anchors(there), target
