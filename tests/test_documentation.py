@@ -99,8 +99,10 @@ def _module_problem(run: str, arguments: list[str]) -> str | None:
     settings = re.search(r"^    run\((\w+), main", Path(spec.origin).read_text(), re.MULTILINE)
     if not arguments or package == "tests" or settings is None:
         return None
+    config = getattr(import_module(run), settings[1])
+    small = ["--quick", "true"] if hasattr(config, "quick") else []  # where a GPU is wanted, none is here
     try:
-        parse(getattr(import_module(run), settings[1]), arguments)
+        parse(config, [*arguments, *small])
     except SettingError as error:
         return str(error)
     return None
