@@ -22,10 +22,10 @@ def test_modules_and_lines_are_counted_without_tests_blank_lines_and_empty_modul
     assert measure(tmp_path) == {"files": 3, "lines": 6, "benchmarks_lines": 4}
 
 
-def test_this_tree_is_smaller_than_before() -> None:
+def test_speed_checks_and_studies_are_the_smaller_part_of_this_tree() -> None:
     found = measure(SOURCE_TREE)
     assert found["files"] > 100
-    assert found["benchmarks_lines"] < BEFORE["benchmarks_lines"]
+    assert 0 < found["benchmarks_lines"] < found["lines"] / 6
 
 
 def test_every_bound_is_a_target_and_what_was_not_measured_is_not_met() -> None:
