@@ -76,7 +76,7 @@ def test_what_was_not_measured_meets_nothing() -> None:
     assert not any(target.met for target in targets({}))
     figures = {
         "formats": dict.fromkeys(map(str, range(12)), True),
-        "families": {"tiny": {"gru": True, "kv": False}},
+        "families": {"tiny": {"gru": True, "kv": False}, "run": {"commit": "1"}},
     }
     met = {target.name: (target.value, target.met) for target in targets(figures)}
     assert met["formats_exact"] == (12, True)
