@@ -258,15 +258,19 @@ def test_an_export_is_what_was_imported(tmp_path: Path, variant: str, policy: Po
     assert {path.name for path in (tmp_path / "exported").iterdir()} == names
 
 
-def test_an_export_has_what_adapters_learned(
-    tmp_path: Path, variant: str, observations: list[Observation]
-) -> None:
-    policy = from_lerobot(HERE / variant, SETTINGS, ADDED)
+def with_adapters(policy: Policy) -> Policy:
+    """The policy with adapters that have learned something."""
     LoRAConfig(rank=2).apply(policy.model.backbone)
     for name, parameter in policy.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    tuned = replace(policy, config=replace(policy.config, lora=LoRAConfig(rank=2)))
+    return replace(policy, config=replace(policy.config, lora=LoRAConfig(rank=2)))
+
+
+def test_an_export_has_what_adapters_learned(
+    tmp_path: Path, variant: str, observations: list[Observation]
+) -> None:
+    tuned = with_adapters(from_lerobot(HERE / variant, SETTINGS, ADDED))
     to_lerobot(tuned.merged(), tmp_path / "exported")
     again = from_lerobot(tmp_path / "exported", SETTINGS, ADDED)
     ours, _ = tuned.act(observations, tuned.initial_memory(2))

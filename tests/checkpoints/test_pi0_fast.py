@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ipvla.models.action_tokens import ActionTokenError
-from ipvla.models.adapters import LoRAConfig
 from ipvla.models.features import Features
 from ipvla.models.heads import Pi0FastHeadConfig
 from ipvla.models.heads.pi0_fast import Pi0FastHead
@@ -28,7 +27,7 @@ from ipvla.types import NO_TOKEN, Observation
 from ray_jobs.importing.pi import Added, PiConfig
 from ray_jobs.importing.pi0_fast import from_lerobot_fast
 from ray_jobs.importing.to_lerobot import to_lerobot
-from tests.checkpoints.test_pi import close
+from tests.checkpoints.test_pi import close, with_adapters
 
 HERE = Path(__file__).parent / "pi"
 SOURCE, FAST = HERE / "pi0_fast", HERE / "fast_tokenizer"
@@ -277,12 +276,7 @@ def test_an_export_is_what_was_imported(tmp_path: Path, acts: Policy) -> None:
 
 
 def test_an_export_has_what_adapters_learned(tmp_path: Path, observations: list[Observation]) -> None:
-    policy = from_lerobot_fast(SOURCE, SETTINGS, ADDED)
-    LoRAConfig(rank=2).apply(policy.model.backbone)
-    for name, parameter in policy.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    tuned = replace(policy, config=replace(policy.config, lora=LoRAConfig(rank=2)))
+    tuned = with_adapters(from_lerobot_fast(SOURCE, SETTINGS, ADDED))
     to_lerobot(tuned.merged(), tmp_path / "exported")
     again = from_lerobot_fast(tmp_path / "exported", SETTINGS, ADDED)
     ours, _ = tuned.act(observations, tuned.initial_memory(2))

@@ -14,6 +14,15 @@ from ipvla.models.backbones.protocol import require_prompts
 _OWN, _PUBLISHED = "backbone", "published"
 
 
+def require_vision_heads(heads: int, width: int) -> None:
+    """ValueError if a vision tower of this width cannot be divided into so many heads."""
+    if heads < 1 or width % heads:
+        raise ValueError(
+            f"vision_heads is {heads}, and the vision tower is {width} wide; give a divisor of that (ipvla "
+            "import: --pi.vision_heads)"
+        )
+
+
 @dataclass(frozen=True)
 class ImportedConfig(HuggingFaceConfig):
     """The weights are a saved policy's, which `ray_jobs.import_policy` writes.

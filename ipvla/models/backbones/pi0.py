@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ipvla.models.backbones.hugging_face import Frame, words_of
-from ipvla.models.backbones.imported import ImportedBackbone, ImportedConfig
+from ipvla.models.backbones.imported import ImportedBackbone, ImportedConfig, require_vision_heads
 from ipvla.models.backbones.letterbox import letterboxed
 from ipvla.models.backbones.protocol import BackboneConfig
 
@@ -50,11 +50,7 @@ class PaliGemmaSizes:
     image_size: int = 224
 
     def __post_init__(self) -> None:
-        if self.vision_heads < 1 or self.vision_width % self.vision_heads:
-            raise ValueError(
-                f"vision_heads is {self.vision_heads}, and the vision tower is {self.vision_width} wide; give a "
-                "divisor of that (ipvla import: --pi.vision_heads)"
-            )
+        require_vision_heads(self.vision_heads, self.vision_width)
 
     @property
     def image_tokens(self) -> int:

@@ -195,9 +195,8 @@ class TokensHead(Head):
             state, past = self._extend(replace(features, layers=past), x + self.places[i], alone, keep=True)
             legal = self.tokenizer.legal(tokens, self.chunk, len(self.written))
             if legal is not None:
-                legal = (
-                    legal[:, : self.size] | ~going[:, None]
-                )  # what a row that has ended would write does not count
+                # what a row that has ended would write does not count
+                legal = legal[:, : self.size] | ~going[:, None]
             drawn = None if uniform is None else uniform[:, min(i, self.longest - 1)]
             logits = self._logits(features.language, state)[:, 0]
             token = chosen(logits, legal, drawn, self.config.temperature)
