@@ -62,7 +62,8 @@ class Trials:
         count: of loads.
         refused: by the promised class, in one line.
         broken: other errors, or longer texts: what was raised.
-        slowest_s: CPU time of the slowest load.
+        slowest_s: CPU time of the slowest load; what takes half a second is timed again, since the process's
+            garbage collection may have fallen into it, and the shorter time counts.
     """
 
     promised: type[Exception]
@@ -73,16 +74,26 @@ class Trials:
 
     def load(self, load: Callable[[], object]) -> None:
         """One more."""
-        began = time.process_time()
-        try:
-            load()
-        except self.promised as error:
+        seconds, error = _timed(load)
+        if seconds > 0.5:
+            seconds = min(seconds, _timed(load)[0])
+        if isinstance(error, self.promised):
             self.refused += 1
             if "\n" in str(error) or len(str(error)) > 1000:
                 self.broken.append(f"{str(error)!r:.300}")
-        except Exception as error:
+        elif error is not None:
             self.broken.append(f"{error!r:.300}")
-        self.count, self.slowest_s = self.count + 1, max(self.slowest_s, time.process_time() - began)
+        self.count, self.slowest_s = self.count + 1, max(self.slowest_s, seconds)
+
+
+def _timed(load: Callable[[], object]) -> tuple[float, Exception | None]:
+    """CPU time in seconds, and what was raised."""
+    began = time.process_time()
+    try:
+        load()
+    except Exception as error:
+        return time.process_time() - began, error
+    return time.process_time() - began, None
 
 
 def _cut(content: bytes, rng: np.random.Generator) -> bytes:
