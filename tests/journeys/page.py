@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ipvla.storage import SOURCE_TREE
@@ -26,6 +28,11 @@ def commands(text: str) -> list[str]:
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [" ".join(line.split()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def python_code(text: str) -> str:
+    """What its blocks of Python say."""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
 
 
 class Shell:
@@ -54,22 +61,38 @@ class Shell:
 
     def run(self, lines: Sequence[str], timeout_s: float) -> str:
         """All lines, in one shell that ends at the first that fails; what they print."""
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("IPVLA_", "RAY_", "MLFLOW_"))
-        }
+        command = ["bash", "-euo", "pipefail", "-c", "\n".join(["set -x", *lines])]
+        with self._started(command) as process:
+            try:
+                shown, _ = process.communicate(timeout=timeout_s)
+            except BaseException:
+                process.kill()
+                raise
+        assert process.returncode == 0, shown[-4000:]
+        return shown
+
+    @contextmanager
+    def running(self, line: str) -> Iterator[subprocess.Popen[str]]:
+        """A command that does not end by itself, such as a server; it is interrupted at the end, and ends well."""
+        with self._started(["bash", "-c", f"exec {line}"]) as process:
+            try:
+                yield process
+            finally:
+                process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+
+    def _started(self, command: Sequence[str]) -> subprocess.Popen[str]:
+        ours = ("IPVLA_", "RAY_", "MLFLOW_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         path = f"{self.home / 'bin'}:{os.environ['PATH']}"
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", "\n".join(["set -x", *lines])],
+        return subprocess.Popen(
+            command,
             cwd=SOURCE_TREE,
             env={**kept, "HOME": str(self.home), "PATH": path, "PYTHONPATH": str(SOURCE_TREE)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout_s,
-            check=False,
         )
-        assert done.returncode == 0, done.stdout[-4000:]
-        return done.stdout
 
 
 def _quoted(options: Sequence[str]) -> str:
