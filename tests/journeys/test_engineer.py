@@ -106,9 +106,8 @@ def address(process: subprocess.Popen[str]) -> tuple[str, int]:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_from_a_data_set_to_a_control_loop(tmp_path: Path, arms: Path) -> None:
-    page = PAGE.read_text()
-    shell = Shell(tmp_path / "home", SMALL)
-    lines = [line.replace("/data/arms", str(arms)) for line in commands(page.partition("## ")[0])]
+    lines = commands(PAGE.read_text().partition("## ")[0])
+    shell = Shell(tmp_path / "home", SMALL, places={"/data/arms": arms})
     *before, serve = lines
     assert [line.split()[1] for line in lines] == ["data", "statistics", "train", "open_loop", "serve"]
 
