@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from ipvla.storage import SOURCE_TREE
+
+#: Environment variable: a file to which the pages' lines are added that were run, as the pages have them.
+LOG: Final = "IPVLA_JOURNEYS_LOG"
 
 
 def section(page: Path, heading: str) -> str:
@@ -28,6 +34,11 @@ def commands(text: str) -> list[str]:
     return [" ".join(line.split()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
+def python_code(text: str) -> str:
+    """What its blocks of Python say."""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+
+
 class Shell:
     """bash with a home of its own, where `ipvla JOB` gets further options, and other programs do nothing.
 
@@ -35,17 +46,35 @@ class Shell:
         home: its home directory.
     """
 
-    def __init__(self, home: Path, small: Mapping[str, Sequence[str]], absent: Sequence[str] = ()) -> None:
-        """`small`: job -> options behind those of the page; `absent`: programs that are not here."""
-        self.home, programs = home, home / "bin"
-        programs.mkdir(parents=True)
-        cases = "".join(f"  {job.split()[0]}) more={_quoted(options)};;\n" for job, options in small.items())
-        self._program(
-            "ipvla",
-            f'more=()\ncase "$1" in\n{cases}esac\nexec {sys.executable} -m ray_jobs "$@" "${{more[@]}}"\n',
-        )
+    def __init__(
+        self,
+        home: Path,
+        small: Mapping[str, Sequence[str]],
+        absent: Sequence[str] = (),
+        programs: Mapping[str, str] | None = None,
+        ray_address: str | None = None,
+        places: Mapping[str, Path | str] | None = None,
+    ) -> None:
+        """A new home.
+
+        Args:
+            small: pattern of the words behind `ipvla`, such as "train" or "train *new*" -> options behind those of
+                the page; the first that fits counts, and a job's name alone fits all its commands.
+            absent: programs that are not here.
+            programs: further ones, name -> a line of bash.
+            ray_address: of a cluster without a token that the jobs join; None for one of each job's own.
+            places: what the page names and lies elsewhere here, such as "/data/arms" -> the directory.
+        """
+        self.home, self._ray_address, self._places = home, ray_address, places or {}
+        (home / "bin").mkdir(parents=True)
+        cases = "".join(f"  {_pattern(words)}) more={_quoted(options)};;\n" for words, options in small.items())
+        run = f'exec {sys.executable} -m ray_jobs "$@" "${{more[@]}}"'
+        self._program("ipvla", f'more=()\ncase "$*" in\n{cases}esac\n{run}\n')
+        self._program("python", f'exec {sys.executable} "$@"\n')
         for name in absent:
             self._program(name, "exit 0\n")
+        for name, line in (programs or {}).items():
+            self._program(name, f"{line}\n")
 
     def _program(self, name: str, text: str) -> None:
         path = self.home / "bin" / name
@@ -54,22 +83,60 @@ class Shell:
 
     def run(self, lines: Sequence[str], timeout_s: float) -> str:
         """All lines, in one shell that ends at the first that fails; what they print."""
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("IPVLA_", "RAY_", "MLFLOW_"))
-        }
+        command = ["bash", "-euo", "pipefail", "-c", "\n".join(["set -x", *map(self._here, lines)])]
+        with self._started(command) as process:
+            try:
+                shown, _ = process.communicate(timeout=timeout_s)
+            except BaseException:
+                process.kill()
+                raise
+        assert process.returncode == 0, shown[-4000:]
+        _log(lines)
+        return shown
+
+    @contextmanager
+    def running(self, line: str) -> Iterator[subprocess.Popen[str]]:
+        """A command that does not end by itself, such as a server; it is interrupted at the end, and ends well."""
+        with self._started(["bash", "-c", f"exec {self._here(line)}"]) as process:
+            try:
+                yield process
+            finally:
+                process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        _log([line])
+
+    def _here(self, line: str) -> str:
+        for place, here in self._places.items():
+            line = line.replace(place, str(here))
+        return line
+
+    def _started(self, command: Sequence[str]) -> subprocess.Popen[str]:
+        ours = ("IPVLA_", "RAY_", "MLFLOW_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         path = f"{self.home / 'bin'}:{os.environ['PATH']}"
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", "\n".join(["set -x", *lines])],
+        address = self._ray_address
+        joined = {} if address is None else {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
+        return subprocess.Popen(
+            command,
             cwd=SOURCE_TREE,
-            env={**kept, "HOME": str(self.home), "PATH": path, "PYTHONPATH": str(SOURCE_TREE)},
+            env={**kept, **joined, "HOME": str(self.home), "PATH": path, "PYTHONPATH": str(SOURCE_TREE)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout_s,
-            check=False,
         )
-        assert done.returncode == 0, done.stdout[-4000:]
-        return done.stdout
+
+
+def _log(lines: Sequence[str]) -> None:
+    """For `benchmarks.journeys`, which counts what was run."""
+    if path := os.environ.get(LOG):
+        with open(path, "a") as file:
+            file.writelines(f"{line}\n" for line in lines)
+
+
+def _pattern(words: str) -> str:
+    """`data show` -> `data\\ show|data\\ show\\ *`."""
+    escaped = words.replace(" ", r"\ ")
+    return escaped if "*" in words else rf"{escaped}|{escaped}\ *"
 
 
 def _quoted(options: Sequence[str]) -> str:
