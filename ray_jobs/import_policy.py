@@ -33,6 +33,7 @@ from ipvla.contract import STATE_SIZES, Contract, Pictures
 from ipvla.data.conventions import Conventions
 from ipvla.data.fitting import Fitting
 from ipvla.data.normalisation import NORMALISATIONS, Normalisation
+from ipvla.data.standards.libero import Libero
 from ipvla.data.standards.registry import STANDARDS
 from ipvla.data.standards.standard import Standard
 from ipvla.data.statistics import Statistics
@@ -372,6 +373,8 @@ def _contract(key: str, statistics: Statistics) -> Contract:
     size, state = statistics.action.dim, statistics.proprio.dim
     standard = _standard(key)
     if standard is not None:
+        if isinstance(standard, Libero) and state == STATE_SIZES["hand_padded"]:  # OpenVLA's own, not OFT's
+            standard = replace(standard, padded_state=True)
         known = standard.contract(state)
         layout = known.state if STATE_SIZES.get(known.state, state) == state else "unknown"
         cameras = tuple(standard.cameras)
@@ -414,6 +417,7 @@ def _load(policy: Policy, config: ImportConfig, files: OpenVLAFiles, extra: Mapp
 def fine_tuning(policy: Policy, directory: Path) -> dict[str, Any]:
     """Settings of `ipvla train` that go on from this policy; the dataset is for the user to name."""
     conventions = policy.transforms.conventions
+    terms = conventions.recorded
     encoded = draccus.encode(policy.config)
     return {
         "start_from": str(directory),
@@ -423,6 +427,7 @@ def fine_tuning(policy: Policy, directory: Path) -> dict[str, Any]:
             "cameras": list(conventions.cameras),
             "image_size": conventions.image_size,
             "proprio": None if conventions.proprio_index is None else list(conventions.proprio_index),
+            **({"padded_state": True} if terms is not None and terms.state == "hand_padded" else {}),
         },
     }
 

@@ -24,6 +24,7 @@ def write_foreign(
     action_shape: tuple[int, ...] | None = None,
     split: str = "train",
     joints: bool = True,
+    state: str = "state",
     depth: bool = False,
     seed: str | None = None,
     change: Callable[[int, int, dict[str, Any]], None] = lambda episode, t, step: None,
@@ -33,6 +34,7 @@ def write_foreign(
     Args:
         inner_name: what the metadata call the dataset.
         joints: steps have `joint_state`, as the published datasets do.
+        state: what 8 numbers of the state are called.
         depth: steps have a camera of 16 bits.
         seed: metadata of that name, a text.
         change: called for each episode and step with the step, to damage it.
@@ -41,7 +43,7 @@ def write_foreign(
     shape = (action_dim,) if action_shape is None else action_shape
     image = {"shape": (SIZE, SIZE, 3), "encoding_format": "jpeg"}
     observation = {"image": f.Image(**image), "wrist_image": f.Image(**image)}
-    observation |= {"state": f.Tensor(shape=(8,), dtype=np.float32)}
+    observation |= {state: f.Tensor(shape=(8,), dtype=np.float32)}
     if joints:
         observation["joint_state"] = f.Tensor(shape=(7,), dtype=np.float32)
     if depth:
@@ -67,7 +69,7 @@ def write_foreign(
             action = rng.uniform(-1, 1, shape).astype(np.float32)
             if shape:
                 action[..., -1] = rng.choice([-1, 1])
-            seen = {"image": JPEG, "wrist_image": JPEG, "state": rng.normal(size=8).astype(np.float32)}
+            seen = {"image": JPEG, "wrist_image": JPEG, state: rng.normal(size=8).astype(np.float32)}
             if joints:
                 seen["joint_state"] = np.zeros(7, np.float32)
             if depth:

@@ -66,6 +66,7 @@ class Shell:
             places: what the page names and lies elsewhere here, such as "/data/arms" -> the directory.
         """
         self.home, self._ray_address, self._places = home, ray_address, places or {}
+        self._variables: list[str] = []
         (home / "bin").mkdir(parents=True)
         cases = "".join(f"  {_pattern(words)}) more={_quoted(options)};;\n" for words, options in small.items())
         run = f'exec {sys.executable} -m ray_jobs "$@" "${{more[@]}}"'
@@ -82,8 +83,12 @@ class Shell:
         path.chmod(0o755)
 
     def run(self, lines: Sequence[str], timeout_s: float) -> str:
-        """All lines, in one shell that ends at the first that fails; what they print."""
-        command = ["bash", "-euo", "pipefail", "-c", "\n".join(["set -x", *map(self._here, lines)])]
+        """All lines, in one shell that ends at the first that fails; what they print.
+
+        A variable that a line sets stays set for what runs later.
+        """
+        script = ["set -x", *self._variables, *map(self._here, lines)]
+        command = ["bash", "-euo", "pipefail", "-c", "\n".join(script)]
         with self._started(command) as process:
             try:
                 shown, _ = process.communicate(timeout=timeout_s)
@@ -91,13 +96,14 @@ class Shell:
                 process.kill()
                 raise
         assert process.returncode == 0, shown[-4000:]
+        self._variables += [line for line in lines if re.fullmatch(r"\w+=\S+", line)]
         _log(lines)
         return shown
 
     @contextmanager
     def running(self, line: str) -> Iterator[subprocess.Popen[str]]:
         """A command that does not end by itself, such as a server; it is interrupted at the end, and ends well."""
-        with self._started(["bash", "-c", f"exec {self._here(line)}"]) as process:
+        with self._started(["bash", "-c", "\n".join([*self._variables, f"exec {self._here(line)}"])]) as process:
             try:
                 yield process
             finally:
