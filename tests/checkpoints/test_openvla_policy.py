@@ -17,7 +17,7 @@ from ipvla.models.heads.openvla_tokens import OpenVLATokensHead
 from ipvla.models.memory import BankMemoryConfig, GRUMemoryConfig, MemoryConfig
 from ipvla.policy import Policy
 from ipvla.types import Observation, StepBatch
-from ray_jobs.import_policy import ImportConfig, ImportedModelConfig, imported, main
+from ray_jobs.import_policy import ImportConfig, ImportedModelConfig, fine_tuning, imported, main
 from tests.checkpoints.conftest import HERE, close, golden, golden_json, pictures
 
 TASKS = golden_json("predict_action")
@@ -138,6 +138,19 @@ def test_the_user_tells_what_the_files_do_not(openvla: Path, tmp_path: Path) -> 
     assert imported(config).contract.control_hz == 5
     with pytest.raises(ValueError, match="griper"):
         imported(replace(config, terms={"griper": "environment"}))
+
+
+@pytest.mark.parametrize(("size", "layout"), [(8, "hand"), (9, "hand_padded")])
+def test_the_size_of_liberos_state_tells_whether_openvla_padded_it(
+    openvla: Path, tmp_path: Path, size: int, layout: str
+) -> None:
+    content = json.loads((HERE / "model" / "dataset_statistics.json").read_text())["toy_libero_no_noops"]
+    rows = {row: [*numbers[:6], *[0] * (size - 8), *numbers[6:]] for row, numbers in content["proprio"].items()}
+    (tmp_path / "s.json").write_text(json.dumps({"libero_spatial_no_noops": content | {"proprio": rows}}))
+    made = imported(ImportConfig(openvla, tmp_path / "p", statistics=tmp_path / "s.json"))
+    assert made.transforms.conventions.recorded is not None
+    assert made.transforms.conventions.recorded.state == layout
+    assert fine_tuning(made, tmp_path / "p")["data"].get("padded_state", False) == (size == 9)
 
 
 @pytest.mark.parametrize(("key", "cameras"), [("libero_spatial", ("agentview",)), ("bridge_orig", ("primary",))])
