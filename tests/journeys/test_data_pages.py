@@ -21,7 +21,7 @@ from tests.data.reasoning import bridge
 from tests.journeys.page import Shell, commands
 from tests.models.random_vlms import save_random_qwen
 from tests.synthetic import SIZE, cue_episode
-from tests.training.test_reasoning import WORDS, libero_reasoning, write_libero
+from tests.training.test_reasoning import LIBERO, WORDS, libero_reasoning, write_libero
 
 DOCS = SOURCE_TREE / "docs"
 #: Suites by their public names, and what their metadata call them.
@@ -119,10 +119,12 @@ def test_reasoning_is_learned(tmp_path: Path, ray_address: str) -> None:
     small = {"train *bridge.yaml*": [*STEPS, *of_bridge], **SMALL}
     places = {"libero_reasonings.json": home / "libero.json"}
     shell = Shell(home, small, ray_address=ray_address, places=places)
-    bridge.write(home / "ipvla_storage" / "datasets")
+    datasets = home / "ipvla_storage" / "datasets"
+    bridge.write(datasets)
     bridge.write_reasoning(home / "bridge.json")
     save_random_paligemma(home / "paligemma", SMALLEST, WORDS.split())
-    write_libero(home / "ipvla_storage" / "datasets", lambda number: {"demo_id": number})
+    write_libero(datasets, lambda number: {"demo_id": number})
+    (datasets / LIBERO).rename(datasets / "libero_lm_90")
     (home / "libero.json").write_text(json.dumps(libero_reasoning()))
     shell.run(lines, 350)
     for name in ("reasoning/bridge", "recall/train"):
