@@ -25,7 +25,7 @@ from ipvla import plain_yaml
 from ipvla.choices import did_you_mean
 from ipvla.plain_yaml import YamlError
 from ipvla.sim.fingerprint import COMMIT_VARIABLE, commit
-from ipvla.storage import SOURCE_TREE
+from ipvla.storage import SOURCE_TREE, absolute_paths
 from ipvla.tracking import without_password
 from ray_jobs.command_line.cli import first_line, run
 from ray_jobs.command_line.jobs import JOBS, config_class, module, named, split
@@ -84,12 +84,13 @@ class SubmitConfig:
 
         Raises:
             SettingError: there is no such job, or it would refuse its settings.
+            StorageError: one of its directories is an address.
         """
         name, settings = named(self.job)
         if name not in JOBS or name == "submit":
             known = [job for job in JOBS if job != "submit"]
             raise SettingError(f"{name}: there is no such job; {did_you_mean(name, known)}")
-        parse(config_class(name), settings)
+        absolute_paths(parse(config_class(name), settings))  # an address where a directory belongs
         return shlex.join(["python", "-m", module(name), *settings])
 
     def environment(self) -> dict[str, Any]:

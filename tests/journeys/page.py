@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ipvla.storage import SOURCE_TREE
@@ -29,23 +31,30 @@ def commands(text: str) -> list[str]:
 
 
 class Shell:
-    """bash with a home of its own, where `ipvla JOB` gets further options, and other programs do nothing.
+    """bash with a home of its own, where `ipvla JOB` and `ipvla submit -- JOB` get further options.
 
     Attributes:
         home: its home directory.
     """
 
-    def __init__(self, home: Path, small: Mapping[str, Sequence[str]], absent: Sequence[str] = ()) -> None:
-        """`small`: job -> options behind those of the page; `absent`: programs that are not here."""
-        self.home, programs = home, home / "bin"
-        programs.mkdir(parents=True)
+    def __init__(
+        self,
+        home: Path,
+        small: Mapping[str, Sequence[str]],
+        absent: Sequence[str] = (),
+        programs: Mapping[str, str] | None = None,
+    ) -> None:
+        """`small`: job -> options behind those of the page; `absent`: programs that do nothing; others' text."""
+        self.home = home
+        (home / "bin").mkdir(parents=True)
         cases = "".join(f"  {job.split()[0]}) more={_quoted(options)};;\n" for job, options in small.items())
         self._program(
             "ipvla",
-            f'more=()\ncase "$1" in\n{cases}esac\nexec {sys.executable} -m ray_jobs "$@" "${{more[@]}}"\n',
+            'more=() line="$*"\njob="${line##*-- }"\ncase "${job%% *}" in\n'
+            f'{cases}esac\nexec {sys.executable} -m ray_jobs "$@" "${{more[@]}}"\n',
         )
-        for name in absent:
-            self._program(name, "exit 0\n")
+        for name, text in {**dict.fromkeys(absent, "exit 0\n"), **(programs or {})}.items():
+            self._program(name, text)
 
     def _program(self, name: str, text: str) -> None:
         path = self.home / "bin" / name
@@ -54,14 +63,10 @@ class Shell:
 
     def run(self, lines: Sequence[str], timeout_s: float) -> str:
         """All lines, in one shell that ends at the first that fails; what they print."""
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("IPVLA_", "RAY_", "MLFLOW_"))
-        }
-        path = f"{self.home / 'bin'}:{os.environ['PATH']}"
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", "\n".join(["set -x", *lines])],
+            _bash(lines),
             cwd=SOURCE_TREE,
-            env={**kept, "HOME": str(self.home), "PATH": path, "PYTHONPATH": str(SOURCE_TREE)},
+            env=self._environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -70,6 +75,35 @@ class Shell:
         )
         assert done.returncode == 0, done.stdout[-4000:]
         return done.stdout
+
+    @contextlib.contextmanager
+    def running(self, lines: Sequence[str]) -> Iterator[None]:
+        """All lines in the background, in the home directory; what they started is killed when the block ends."""
+        process = subprocess.Popen(
+            _bash(lines),
+            cwd=self.home,
+            env=self._environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _environment(self) -> dict[str, str]:
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("IPVLA_", "RAY_", "MLFLOW_"))
+        }
+        path = f"{self.home / 'bin'}:{os.environ['PATH']}"
+        return {**kept, "HOME": str(self.home), "PATH": path, "PYTHONPATH": str(SOURCE_TREE)}
+
+
+def _bash(lines: Sequence[str]) -> list[str]:
+    return ["bash", "-euo", "pipefail", "-c", "\n".join(["set -x", *lines])]
 
 
 def _quoted(options: Sequence[str]) -> str:
