@@ -123,7 +123,7 @@ def submit(config: SubmitConfig) -> int:
     """
     entrypoint, environment = config.entrypoint, config.environment()
     try:
-        client = JobSubmissionClient(config.dashboard)
+        client = _client(config.dashboard)
         job = client.submit_job(entrypoint=entrypoint, runtime_env=environment, submission_id=config.submission_id)
     except (RuntimeError, ConnectionError, ValueError) as error:
         raise ClusterError(
@@ -137,6 +137,19 @@ def submit(config: SubmitConfig) -> int:
         print(job)
         return 0
     return follow(client, job)
+
+
+def _client(dashboard: str) -> JobSubmissionClient:
+    """One for this dashboard: Ray takes an address in its variables before the argument."""
+    before = os.environ.get(_ADDRESS_VARIABLE)
+    os.environ[_ADDRESS_VARIABLE] = dashboard
+    try:
+        return JobSubmissionClient(dashboard)
+    finally:
+        if before is None:
+            del os.environ[_ADDRESS_VARIABLE]
+        else:
+            os.environ[_ADDRESS_VARIABLE] = before
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:

@@ -133,7 +133,7 @@ def test_from_nothing_to_results(tmp_path: Path, bucket: str, monkeypatch: pytes
             assert study is not None
             (run,) = client.search_runs([study.experiment_id])
             assert run.data.tags["mlflow.runName"] == "gru"
-            assert run.data.params["data.dataset"] == f"s3://{bucket}/tiny/1.0.0"
+            assert run.data.params["data.dataset"] == f"s3://{bucket}/tiny_tf/1.0.0"
             assert "train/loss" in run.data.metrics
             assert client.get_model_version_by_alias("tiny.gru", "newest").run_id == run.info.run_id
 
