@@ -9,6 +9,7 @@ with; Ctrl-C stops the job. The job's settings are checked before anything is sh
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import signal
@@ -36,6 +37,8 @@ _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _DASHBOARD_PORT = 8265
 _TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 _POLL_S = 0.5
+#: Loggers of Ray that say of each job how it is shipped and followed.
+_CHATTY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env")
 _INTERRUPTED = 130
 
 
@@ -122,6 +125,8 @@ def submit(config: SubmitConfig) -> int:
         ClusterError: no cluster answers, or it does not take the job.
     """
     entrypoint, environment = config.entrypoint, config.environment()
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         client = _client(config.dashboard)
         job = client.submit_job(entrypoint=entrypoint, runtime_env=environment, submission_id=config.submission_id)

@@ -63,32 +63,34 @@ class Shell:
 
     def run(self, lines: Sequence[str], timeout_s: float) -> str:
         """All lines, in one shell that ends at the first that fails; what they print."""
-        done = subprocess.run(
-            _bash(lines),
-            cwd=SOURCE_TREE,
-            env=self._environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-4000:]
-        return done.stdout
+        with self._started(lines, SOURCE_TREE, subprocess.PIPE) as process:
+            try:
+                shown, _ = process.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired as late:
+                raise AssertionError(f"not over after {timeout_s} s: {(late.output or b'')[-4000:]!r}") from None
+        assert process.returncode == 0, shown[-4000:]
+        return shown
 
     @contextlib.contextmanager
     def running(self, lines: Sequence[str]) -> Iterator[None]:
-        """All lines in the background, in the home directory; what they started is killed when the block ends."""
+        """All lines in the background, in the home directory, until the block ends."""
+        with self._started(lines, self.home, subprocess.DEVNULL):
+            yield
+
+    @contextlib.contextmanager
+    def _started(self, lines: Sequence[str], directory: Path, output: int) -> Iterator[subprocess.Popen[str]]:
+        """bash; it and what it started are killed when the block ends."""
         process = subprocess.Popen(
-            _bash(lines),
-            cwd=self.home,
+            ["bash", "-euo", "pipefail", "-c", "\n".join(["set -x", *lines])],
+            cwd=directory,
             env=self._environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
             start_new_session=True,
         )
         try:
-            yield
+            yield process
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -100,10 +102,6 @@ class Shell:
         }
         path = f"{self.home / 'bin'}:{os.environ['PATH']}"
         return {**kept, "HOME": str(self.home), "PATH": path, "PYTHONPATH": str(SOURCE_TREE)}
-
-
-def _bash(lines: Sequence[str]) -> list[str]:
-    return ["bash", "-euo", "pipefail", "-c", "\n".join(["set -x", *lines])]
 
 
 def _quoted(options: Sequence[str]) -> str:

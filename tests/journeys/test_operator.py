@@ -138,7 +138,9 @@ def test_from_nothing_to_results(tmp_path: Path, bucket: str, monkeypatch: pytes
             assert client.get_model_version_by_alias("tiny.gru", "newest").run_id == run.info.run_id
 
         shown = step("ipvla submit -- evaluate")
-        assert re.search(rf"MLflow: \d+ records wait for {tracking}; once it answers: ipvla mlflow_sync", last_line(shown))
+        assert re.search(
+            rf"MLflow: \d+ records wait for {tracking}; once it answers: ipvla mlflow_sync", last_line(shown)
+        )
         assert (root / "runs" / "tiny" / "report.html").exists()
         with shell.running(server):
             while not answers(f"{tracking}/health"):
