@@ -23,6 +23,7 @@ from ipvla.tracking import read_jsonl
 
 if TYPE_CHECKING:
     from evaluators.memory_use import MemoryUse
+    from evaluators.open_loop import EpisodeTrack
 
 _COLOURS = {"success": "#2a9d55", "failure": "#d1495b", "timeout": "#e0a030"}
 _CURVE_COLUMNS = 2
@@ -230,6 +231,21 @@ def whiskers(values: Sequence[float], intervals: Sequence[tuple[float, float]]) 
 
 def _short(task: str) -> str:
     return task if len(task) <= 60 else f"{task[:57]}..."
+
+
+def open_loop_tracks(track: EpisodeTrack) -> bytes:
+    """Of one episode a row for each number of an action: recorded, and what the policy would have played."""
+    numbers = track.recorded.shape[1]
+    figure = Figure(figsize=(10, 1 + 0.9 * numbers), layout="constrained")
+    rows = figure.subplots(numbers, 1, sharex=True, squeeze=False)[:, 0]
+    for i, axes in enumerate(rows):
+        axes.plot(track.recorded[:, i], color="black", linewidth=1, label="recorded")
+        axes.plot(track.played[:, i], color=_COLOURS["failure"], linewidth=1, label="policy")
+        axes.set_ylabel(str(i), rotation=0, labelpad=14)
+        axes.tick_params(labelsize=7)
+    rows[0].legend(fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    rows[-1].set_xlabel("control step")
+    return _png(figure)
 
 
 def _png(figure: Figure) -> bytes:

@@ -73,11 +73,10 @@ class StorageRoots:
         return path
 
     def absolute(self) -> Self:
-        """The same with every path absolute, `$IPVLA_STORAGE_ROOT` included: see `absolute_paths`."""
+        """The same with every path absolute, the default storage root included: see `absolute_paths`."""
         flags = [field.name for field in fields(StorageRoots)]
         given = {flag: _resolved(flag, path) for flag in flags if (path := getattr(self, flag)) is not None}
-        if os.environ.get("IPVLA_STORAGE_ROOT"):
-            given.setdefault("storage_root", self.root)
+        given.setdefault("storage_root", self.root)
         return paths_of_fields_absolute(replace(self, **given))
 
     @property

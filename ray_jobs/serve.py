@@ -55,6 +55,7 @@ class ServeConfig(StorageRoots):
             mixture; by default its first.
         sampling: integration steps and integrator of a flow head; by default those of its training.
         limits: what every action is clipped to, beside the policy's own units: for robots.
+        default_prompt: the instruction of observations that have none, as those of openpi's ALOHA clients.
     """
 
     policy: Path | None = None
@@ -67,6 +68,7 @@ class ServeConfig(StorageRoots):
     unnorm_key: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     limits: Limits = field(default_factory=Limits)
+    default_prompt: str | None = None
 
     def __post_init__(self) -> None:
         if (self.policy is None) == (not self.name):
@@ -99,9 +101,11 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
     actor = PolicyActor(source, config.threads, lease_s=math.inf, max_batch=config.max_batch)
     transforms = policy.transforms
     proprio_dim = transforms.statistics.proprio.dim
+    if config.default_prompt is not None:
+        transforms.prompts.prompt(config.default_prompt)  # ValueError if it is too long
 
     def observe(message: Any, t: int) -> Observation:
-        observation = from_message(message, transforms.cameras, proprio_dim, t)
+        observation = from_message(message, transforms.cameras, proprio_dim, t, config.default_prompt)
         transforms.prompts.prompt(observation.instruction)  # ValueError if it is too long
         return transforms.conventions.resized(observation)
 

@@ -37,6 +37,7 @@ JOBS: Final[Mapping[str, str]] = {
     "evaluate": "EvaluateConfig",
     "robustness": "RobustnessConfig",
     "memory_use": "MemoryUseJobConfig",
+    "open_loop": "OpenLoopConfig",
     "compare": "CompareConfig",
     "replay": "ReplayConfig",
     "merge": "MergeConfig",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
@@ -10,9 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from ipvla.storage import SOURCE_TREE
+
+#: Environment variable: a file to which the pages' lines are added that were run, as the pages have them.
+LOG: Final = "IPVLA_JOURNEYS_LOG"
 
 
 def section(page: Path, heading: str) -> str:
@@ -30,8 +34,13 @@ def commands(text: str) -> list[str]:
     return [" ".join(line.split()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
+def python_code(text: str) -> str:
+    """What its blocks of Python say."""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+
+
 class Shell:
-    """bash with a home of its own, where `ipvla JOB` and `ipvla submit -- JOB` get further options.
+    """bash with a home of its own, where `ipvla JOB` gets further options, and other programs do nothing.
 
     Attributes:
         home: its home directory.
@@ -43,18 +52,29 @@ class Shell:
         small: Mapping[str, Sequence[str]],
         absent: Sequence[str] = (),
         programs: Mapping[str, str] | None = None,
+        ray_address: str | None = None,
+        places: Mapping[str, Path | str] | None = None,
     ) -> None:
-        """`small`: job -> options behind those of the page; `absent`: programs that do nothing; others' text."""
-        self.home = home
+        """A new home.
+
+        Args:
+            small: pattern of the words behind `ipvla`, such as "train" or "train *new*" -> options behind those of
+                the page; the first that fits counts, and a job's name alone fits all its commands.
+            absent: programs that are not here.
+            programs: further ones, name -> a line of bash.
+            ray_address: of a cluster without a token that the jobs join; None for one of each job's own.
+            places: what the page names and lies elsewhere here, such as "/data/arms" -> the directory.
+        """
+        self.home, self._ray_address, self._places = home, ray_address, places or {}
         (home / "bin").mkdir(parents=True)
-        cases = "".join(f"  {job.split()[0]}) more={_quoted(options)};;\n" for job, options in small.items())
-        self._program(
-            "ipvla",
-            'more=() line="$*"\njob="${line##*-- }"\ncase "${job%% *}" in\n'
-            f'{cases}esac\nexec {sys.executable} -m ray_jobs "$@" "${{more[@]}}"\n',
-        )
-        for name, text in {**dict.fromkeys(absent, "exit 0\n"), **(programs or {})}.items():
-            self._program(name, text)
+        cases = "".join(f"  {_pattern(words)}) more={_quoted(options)};;\n" for words, options in small.items())
+        run = f'exec {sys.executable} -m ray_jobs "$@" "${{more[@]}}"'
+        self._program("ipvla", f'more=()\ncase "$*" in\n{cases}esac\n{run}\n')
+        self._program("python", f'exec {sys.executable} "$@"\n')
+        for name in absent:
+            self._program(name, "exit 0\n")
+        for name, line in (programs or {}).items():
+            self._program(name, f"{line}\n")
 
     def _program(self, name: str, text: str) -> None:
         path = self.home / "bin" / name
@@ -63,45 +83,60 @@ class Shell:
 
     def run(self, lines: Sequence[str], timeout_s: float) -> str:
         """All lines, in one shell that ends at the first that fails; what they print."""
-        with self._started(lines, SOURCE_TREE, subprocess.PIPE) as process:
+        command = ["bash", "-euo", "pipefail", "-c", "\n".join(["set -x", *map(self._here, lines)])]
+        with self._started(command) as process:
             try:
                 shown, _ = process.communicate(timeout=timeout_s)
-            except subprocess.TimeoutExpired as late:
-                raise AssertionError(f"not over after {timeout_s} s: {(late.output or b'')[-4000:]!r}") from None
+            except BaseException:
+                process.kill()
+                raise
         assert process.returncode == 0, shown[-4000:]
+        _log(lines)
         return shown
 
-    @contextlib.contextmanager
-    def running(self, lines: Sequence[str]) -> Iterator[None]:
-        """All lines in the background, in the home directory, until the block ends."""
-        with self._started(lines, self.home, subprocess.DEVNULL):
-            yield
+    @contextmanager
+    def running(self, line: str) -> Iterator[subprocess.Popen[str]]:
+        """A command that does not end by itself, such as a server; it is interrupted at the end, and ends well."""
+        with self._started(["bash", "-c", f"exec {self._here(line)}"]) as process:
+            try:
+                yield process
+            finally:
+                process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        _log([line])
 
-    @contextlib.contextmanager
-    def _started(self, lines: Sequence[str], directory: Path, output: int) -> Iterator[subprocess.Popen[str]]:
-        """bash; it and what it started are killed when the block ends."""
-        process = subprocess.Popen(
-            ["bash", "-euo", "pipefail", "-c", "\n".join(["set -x", *lines])],
-            cwd=directory,
-            env=self._environment(),
-            stdout=output,
+    def _here(self, line: str) -> str:
+        for place, here in self._places.items():
+            line = line.replace(place, str(here))
+        return line
+
+    def _started(self, command: Sequence[str]) -> subprocess.Popen[str]:
+        ours = ("IPVLA_", "RAY_", "MLFLOW_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        path = f"{self.home / 'bin'}:{os.environ['PATH']}"
+        address = self._ray_address
+        joined = {} if address is None else {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
+        return subprocess.Popen(
+            command,
+            cwd=SOURCE_TREE,
+            env={**kept, **joined, "HOME": str(self.home), "PATH": path, "PYTHONPATH": str(SOURCE_TREE)},
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
         )
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
-    def _environment(self) -> dict[str, str]:
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("IPVLA_", "RAY_", "MLFLOW_"))
-        }
-        path = f"{self.home / 'bin'}:{os.environ['PATH']}"
-        return {**kept, "HOME": str(self.home), "PATH": path, "PYTHONPATH": str(SOURCE_TREE)}
+
+def _log(lines: Sequence[str]) -> None:
+    """For `benchmarks.journeys`, which counts what was run."""
+    if path := os.environ.get(LOG):
+        with open(path, "a") as file:
+            file.writelines(f"{line}\n" for line in lines)
+
+
+def _pattern(words: str) -> str:
+    """`data show` -> `data\\ show|data\\ show\\ *`."""
+    escaped = words.replace(" ", r"\ ")
+    return escaped if "*" in words else rf"{escaped}|{escaped}\ *"
 
 
 def _quoted(options: Sequence[str]) -> str:

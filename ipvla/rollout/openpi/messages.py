@@ -1,4 +1,4 @@
-"""Messages of the openpi websocket protocol: observations by the keys of openpi's LIBERO policies, as msgpack.
+"""Messages of the openpi websocket protocol: observations by the keys of openpi's LIBERO or ALOHA policies.
 
 In msgpack an array is a map of its bytes, dtype and shape. This packs what `openpi_client.msgpack_numpy` unpacks,
 and the other way round. Unlike it, an array's claims are checked before its bytes are looked at as numbers: an
@@ -23,6 +23,8 @@ from ipvla.types import Observation
 _IMAGE_KEYS: Final = {"agentview": "image", "robot0_eye_in_hand": "wrist_image"}
 STATE: Final = "observation/state"
 PROMPT: Final = "prompt"
+#: Of ALOHA's messages: {camera: uint8 [3, H, W]}, and the state beside it.
+_IMAGES, _ALOHA_STATE = "images", "state"
 #: Environment variable: the token that our server demands, if it is set, and that our client sends to servers.
 TOKEN_VARIABLE: Final = "IPVLA_SERVE_TOKEN"
 #: Of ours, and optional: control steps since the reset, the first observation of an episode, whose episode it is.
@@ -121,19 +123,25 @@ def to_message(observation: Observation) -> dict[str, Any]:
     }
 
 
-def from_message(message: Any, cameras: Sequence[str], proprio_dim: int, t: int) -> Observation:
-    """The observation in a message.
+def from_message(
+    message: Any, cameras: Sequence[str], proprio_dim: int, t: int, prompt: str | None = None
+) -> Observation:
+    """The observation in a message of either layout.
 
     Args:
         cameras: that the policy looks through.
         proprio_dim: P of the state.
         t: where the message does not tell.
+        prompt: where the message has none; None if it must have one.
 
     Raises:
         ObservationError: a key is missing, or its value of another type, shape or range.
     """
     if not isinstance(message, Mapping):
         raise ObservationError(f"the message is a {type(message).__name__}; send a map of observations")
+    message = _of_aloha(message) if _IMAGES in message else message
+    if prompt is not None:
+        message = {PROMPT: prompt, **message}
     needed = [*map(image_key, cameras), STATE, PROMPT]
     missing = [key for key in needed if key not in message]
     if missing:
@@ -144,6 +152,23 @@ def from_message(message: Any, cameras: Sequence[str], proprio_dim: int, t: int)
         instruction=_prompt(message[PROMPT]),
         t=_step(message.get(STEP, t)),
     )
+
+
+def _of_aloha(message: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A message of openpi's ALOHA clients by the keys of LIBERO's; pictures may also be [H, W, 3]."""
+    images = message[_IMAGES]
+    if not isinstance(images, Mapping):
+        raise ObservationError(f"{_IMAGES} is {_kind(images)}; send a map from cameras to uint8 [3, H, W]")
+    rest = {key: value for key, value in message.items() if key not in (_IMAGES, _ALOHA_STATE)}
+    if _ALOHA_STATE in message:
+        rest[STATE] = message[_ALOHA_STATE]
+    return rest | {image_key(str(camera)): _channels_last(image) for camera, image in images.items()}
+
+
+def _channels_last(image: Any) -> Any:
+    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[0] == 3 and image.shape[-1] != 3:
+        return np.ascontiguousarray(image.transpose(1, 2, 0))
+    return image
 
 
 def _encoded(value: Any) -> Any:

@@ -207,3 +207,33 @@ def test_flipped_and_lost_bytes_are_read_or_refused_in_time(data):
     for place in data.draw(st.lists(st.integers(0, len(message) - 1), max_size=8)):
         message[place] = data.draw(st.integers(0, 255))
     refused_in_time(bytes(message[: data.draw(st.integers(0, len(message)))]))
+
+
+CAMERAS = {"high": np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3), "wrist": np.zeros((6, 5, 3), np.uint8)}
+
+
+@pytest.mark.parametrize("channels_first", [True, False])
+def test_an_observation_of_openpis_aloha_clients(channels_first):
+    images = {name: image.transpose(2, 0, 1) if channels_first else image for name, image in CAMERAS.items()}
+    sent = unpack(pack({"images": images, "state": np.arange(14.0)}))
+    observation = from_message(sent, tuple(CAMERAS), 14, 3, prompt="fold the towel")
+    assert all(np.array_equal(observation.images[name], image) for name, image in CAMERAS.items())
+    assert observation.proprio.tolist() == list(range(14))
+    assert (observation.instruction, observation.t) == ("fold the towel", 3)
+    assert from_message({**sent, "prompt": "go"}, ("high",), 14, 0, prompt="fold").instruction == "go"
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        ({"images": [1], "state": np.zeros(2), "prompt": "go"}, "images is a list; send a map from cameras"),
+        ({"images": {"high": PICTURE}, "state": np.zeros(2), "prompt": "go"}, "lacks observation/image"),
+        ({"images": {"agentview": PICTURE}, "prompt": "go"}, "lacks observation/state"),
+        ({"images": {"agentview": PICTURE}, "state": np.zeros(2)}, "lacks prompt"),
+        ({"images": {"agentview": PICTURE[0]}, "state": np.zeros(2), "prompt": "go"}, "send uint8 [H, W, 3]"),
+    ],
+)
+def test_what_is_wrong_with_an_aloha_message_is_said(sent, reason):
+    with pytest.raises(ObservationError) as caught:
+        from_message(sent, ("agentview",), 2, 0)
+    assert reason in str(caught.value)
