@@ -105,12 +105,24 @@ class Shell:
             assert process.wait(60) == 0
         _log([line])
 
+    @contextmanager
+    def killed(self, lines: Sequence[str]) -> Iterator[None]:
+        """All lines in the background; they and what they started are killed at the end."""
+        command = ["bash", "-euc", "\n".join(["exec > /dev/null 2>&1", *map(self._here, lines)])]
+        process = self._started(command, start_new_session=True)
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        _log(lines)
+
     def _here(self, line: str) -> str:
         for place, here in self._places.items():
             line = line.replace(place, str(here))
         return line
 
-    def _started(self, command: Sequence[str]) -> subprocess.Popen[str]:
+    def _started(self, command: Sequence[str], start_new_session: bool = False) -> subprocess.Popen[str]:
         ours = ("IPVLA_", "RAY_", "MLFLOW_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         path = f"{self.home / 'bin'}:{os.environ['PATH']}"
@@ -123,6 +135,7 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=start_new_session,
         )
 
 
