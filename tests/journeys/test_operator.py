@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +21,7 @@ from moto.server import ThreadedMotoServer
 from ipvla.storage import SOURCE_TREE
 from tests.journeys.page import Shell, commands, section
 from tests.ray_jobs.head import free_port, ray_cluster
+from tests.tracking.server import answers, until
 
 DOCS = SOURCE_TREE / "docs"
 SMALL = {
@@ -94,19 +93,8 @@ class Operator:
     def mlflow_server(self) -> Iterator[None]:
         """As docs/mlflow.md starts it; killed at the end."""
         with self.shell.killed(["cd", *commands(section(DOCS / "mlflow.md", "A server"))]):
-            end = time.monotonic() + 120
-            while not answers(f"{self.tracking}/health"):
-                assert time.monotonic() < end
-                time.sleep(0.5)
+            until(lambda: answers(self.tracking))
             yield
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def last_line(shown: str) -> str:
