@@ -149,7 +149,7 @@ def page(ran: Mapping[str, Ran]) -> str:
         "# Jobs on a fresh cluster: a transcript\n\n"
         "`python -m tests.ray_jobs.transcript` starts two Ray nodes (127.0.0.2 is the head) and an MLflow server "
         "on this\nmachine, runs these commands, shortens what they print and writes this page. Both addresses are "
-        "in the environment:\n`RAY_API_SERVER_ADDRESS` and `MLFLOW_TRACKING_URI`. The sizes are too small to learn "
+        "in the environment:\n`RAY_API_SERVER_ADDRESS` and `MLFLOW_TRACKING_URI`. Sizes are too small to learn "
         f"anything. {cpu_name()}, Python\n{platform.python_version()}, commit `{commit()[:10]}`. Meaning: "
         "[clusters.md](clusters.md).\n"
     )
