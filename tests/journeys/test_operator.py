@@ -109,7 +109,11 @@ def test_from_nothing_to_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     operator.go_on("ray up")
     token = (operator.shell.home / ".ray" / "auth_token").read_text()
     monkeypatch.setenv("IPVLA_STORAGE_ROOT", str(operator.root))  # the nodes' image does
-    login = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
+    login = {
+        "MLFLOW_TRACKING_USERNAME": "admin",
+        "MLFLOW_TRACKING_PASSWORD": PASSWORD,
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "120",  # where the server shares two cores with the cluster
+    }
     for name, value in login.items():
         monkeypatch.setenv(name, value)
     with ray_cluster(2, token=token) as cluster:
