@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Collection
@@ -171,6 +172,25 @@ def home_is_writable() -> bool:
         return os.access(Path.home(), os.W_OK)
     except RuntimeError:  # a container's user, whom the system does not know
         return False
+
+
+def existing(path: Path) -> Path:
+    """The path itself, or the nearest directory above it that is there."""
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def require_room(path: Path, needed: int, what: str, remedy: str) -> None:
+    """StorageError if the file system on which `path` is, or will be, has fewer than `needed` bytes free.
+
+    Args:
+        what: takes them, in words.
+        remedy: besides freeing some.
+    """
+    free = shutil.disk_usage(existing(path)).free
+    if free < needed:
+        raise StorageError(
+            f"{path}: {free / 2**30:.1f} GiB are free, and {what} take {needed / 2**30:.1f}; free some, {remedy}"
+        )
 
 
 def absolute_paths(config: Config) -> Config:

@@ -29,7 +29,7 @@ from ipvla.sim.environment import SimulatorError, renderer, require_simulators
 from ipvla.sim.standard.assets import AssetsError, assets_version, find_assets, provide_assets
 from ipvla.sim.standard.tasks import HORIZONS, initial_states
 from ipvla.sim.suites import SUITES, load_suite
-from ipvla.storage import SOURCE_TREE, StorageRoots
+from ipvla.storage import SOURCE_TREE, StorageRoots, existing
 from ray_jobs.command_line.cli import run
 from ray_jobs.running.cluster import port_is_busy
 from ray_jobs.running.display import EpisodeProgress
@@ -149,7 +149,7 @@ def check_storage(config: DoctorConfig) -> Finding:
 
 def check_disk(config: DoctorConfig) -> Finding:
     """Space for datasets, runs and Ray's session files."""
-    free = {flag: shutil.disk_usage(_existing(path)).free / _GIB for flag, path in config.directories.items()}
+    free = {flag: shutil.disk_usage(existing(path)).free / _GIB for flag, path in config.directories.items()}
     flag, least = min(free.items(), key=lambda item: item[1])
     detail = f"{least:.1f} GiB free for {config.directories[flag]}"
     if least >= _ENOUGH_DISK_GIB:
@@ -384,10 +384,6 @@ def _table(findings: dict[str, Finding]) -> Table:
         style = _STYLES[finding.status]
         table.add_row(name, f"[{style}]{finding.status}[/]", Text(finding.detail), Text(finding.remedy))
     return table
-
-
-def _existing(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -6,7 +6,7 @@ OpenVLA: safetensors of at most 5 GB with their index, `config.json`, tokenizer,
 are merged, and weights in 4 bits (`model.nf4`) become ordinary ones. OFT's action head and proprioception become
 `.pt` files beside them. OpenVLA's own code wants its `*_prismatic.py` files there too: copy them from the
 checkpoint that was imported.
-pi0, pi0.5 and SmolVLA: LeRobot's, with the settings and statistics that were imported.
+pi0, pi0-FAST, pi0.5 and SmolVLA: LeRobot's, with the settings and statistics that were imported.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ from ipvla.models.nf4 import NF4Config
 from ipvla.models.saved_size import no_larger_than
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
+from ipvla.storage import require_room
 from ray_jobs.command_line.cli import run
 from ray_jobs.importing.orbax import from_orbax, is_orbax
 from ray_jobs.importing.pi import Added, PiConfig, from_lerobot, from_openpi
@@ -433,6 +434,8 @@ def main(config: ImportConfig) -> None:
     if directory.exists():
         raise ValueError(f"policy: {directory} is there already; give another directory")
     policy = imported(config)
+    size = sum(tensor.nbytes for tensor in policy.model.state_dict().values())
+    require_room(directory, size, "its weights", "or put the policy elsewhere")
     policy.save(directory)
     model = policy.config
     beside = replace(model, backbone=model.backbone.beside(directory), head=model.head.beside(directory))

@@ -28,6 +28,7 @@ from ipvla.files import locked, read_record, write_text
 from ipvla.models.adapters import save_adapters
 from ipvla.policy import CheckpointError, require_whole_policy
 from ipvla.policy import state as weights_of
+from ipvla.storage import require_room
 from ipvla.tracking import ConsoleSink, JsonlSink, MLflowSink, Sinks, read_jsonl, require_usable
 from ipvla.training.checkpoint import differences, flat, load_checkpoint, newest_whole, save_checkpoint, shared
 from ipvla.training.loop import train
@@ -148,6 +149,7 @@ def train_policy(config: ExperimentConfig) -> TrainSummary:
     config.check(config.open_dataset())  # a worker would say it after a minute
     directory = config.run_directory
     _require_same(directory / "experiment.json", config)  # before there is a lock beside it
+    require_room(directory, _bytes_to_write(config), "its checkpoints", "or lower training.checkpoints_kept")
     try:
         with locked(directory / "lock", wait=False):
             return _train(config)
@@ -155,6 +157,20 @@ def train_policy(config: ExperimentConfig) -> TrainSummary:
         raise CheckpointError(
             f"another process trains {directory}; wait until it has ended, or give --name another value"
         ) from None
+
+
+def _bytes_to_write(config: ExperimentConfig) -> int:
+    """What is still to be written of checkpoints and the policy, where a directory tells how large one is; else 0.
+
+    The moments of what is trained come on top: little for adapters.
+    """
+    pretrained = getattr(config.model.backbone, "pretrained", None)
+    known = [path for path in (config.start_from, pretrained) if path and Path(path).is_dir()]
+    if not known or (config.run_directory / "policy").exists():
+        return 0
+    written = len(list((config.run_directory / _TRAINER).glob("step_*")))
+    copies = config.training.checkpoints_kept + 2  # one that is being written before another goes, and the policy
+    return max(copies - written, 0) * sum(file.stat().st_size for file in Path(known[0]).rglob("*.safetensors"))
 
 
 def _train(config: ExperimentConfig) -> TrainSummary:

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipvla.data.standards.generic import StandardConfig
-from ipvla.storage import SOURCE_TREE, StorageError, StorageRoots, absolute_paths, home_is_writable
+from ipvla.storage import (
+    SOURCE_TREE,
+    StorageError,
+    StorageRoots,
+    absolute_paths,
+    home_is_writable,
+    require_room,
+)
 
 FLAGS = ("cache_dir", "data_root_dir", "probe_root_dir", "artifact_dir", "run_root_dir", "tmp_dir")
 
@@ -167,3 +174,13 @@ def test_only_who_has_no_home_gets_numbas_cache_in_ours(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
     StorageRoots(storage_root=tmp_path).prepare()
     assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "cache" / "numba")
+
+
+def test_room_is_asked_of_the_disk_that_a_path_will_lie_on(tmp_path):
+    require_room(tmp_path / "not" / "there", 1, "its files", "or wait")
+    with pytest.raises(StorageError, match=r"GiB are free, and its files take 1048576\.0; free some, or wait$"):
+        require_room(tmp_path / "not" / "there", 2**50, "its files", "or wait")
+
+
+def test_the_default_root_is_that_of_who_asks_not_of_who_works(monkeypatch):
+    assert StorageRoots().absolute().storage_root == Path.home() / "ipvla_storage"

@@ -30,7 +30,7 @@ from ray_jobs.planning.published import Planned, planned
 
 #: Of a card's memory: the rest is the driver's, the libraries', and lost between tensors.
 USABLE: Final = 0.92
-#: Of a card's rated numbers: the first two measured on an H200 with PaliGemma 3B (docs/checkpoints.md), the third
+#: Of a card's rated numbers: the first two measured on an H200 with PaliGemma 3B (docs/benchmarks.md), the third
 #: assumed.
 _ANSWERING, _TRAINING, _READING_WEIGHTS = 0.45, 0.28, 0.7
 #: To start the kernels of a layer, on that machine.

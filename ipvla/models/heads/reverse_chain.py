@@ -9,7 +9,8 @@ latent to the embedding of its action: loss = |a_hat - a| + latent_weight |x_hat
 back to the present (`reached`); rows of a batch stop one by one.
 
 Keyframes are found without labels (`keyframes`): where the gripper changes, where the hand has come to rest, and
-at the end. A keyframe says something only as a pose, so actions are seen as poses:
+at the end. Rest is measured in normalised actions: where a dimension's quantiles are lopsided, no motion is not 0
+there, and rests are missed. A keyframe says something only as a pose, so actions are seen as poses:
 
     absolute: they are poses already; where the hand is now is read from the proprioception by a learned linear map
     motions:  pose_t = sum of the motions up to t, over the chunk's length C; the present is 0. What is written

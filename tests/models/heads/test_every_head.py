@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -39,16 +38,15 @@ BACKBONE = TinyConfig(width=32, heads=2, mlp=48, trunk_channels=8, layers=3)
 CHUNK, ACTIONS = 4, 7
 #: The third dimension is constant in the dataset.
 VARIES = torch.arange(ACTIONS) != 2
-PAGE = Path(__file__).parents[3] / "docs" / "heads.md"
+DOCS = Path(__file__).parents[3] / "docs"
+EXAMPLE = DOCS / "examples" / "small_flow.py"
 
 
 def documented() -> HeadConfig:
-    """The example of docs/heads.md, as the file that a reader would make of it."""
-    code = re.search(r"<!-- example -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert code is not None
+    """The worked example of docs/heads.md."""
     module: Any = ModuleType("ipvla_documentation_head")
     sys.modules[module.__name__] = module  # dataclasses look their module up
-    exec(compile(code[1], str(PAGE), "exec"), module.__dict__)
+    exec(compile(EXAMPLE.read_text(), str(EXAMPLE), "exec"), module.__dict__)
     config: HeadConfig = module.SmallFlowConfig(16)
     return config
 
@@ -118,7 +116,8 @@ def test_all_heads_are_here() -> None:
     ours = {t for n, t in HeadConfig.get_known_choices().items() if t.__module__.startswith("ipvla.")}
     assert {type(config) for config in HEADS.values()} >= ours - ELSEWHERE
     names = {HeadConfig.get_choice_name(config) for config in ours}
-    assert all(f"`{name}`" in PAGE.read_text() for name in names)
+    page = (DOCS / "heads.md").read_text()
+    assert all(f"`{name}`" in page for name in names)
 
 
 @every_head

@@ -212,6 +212,22 @@ def test_the_cache_is_first_in_first_out_and_remembers_when(tiny: Backbone) -> N
     assert not torch.allclose(old, new), "what step 0 said lives on in the entries that read it"
 
 
+def test_activations_computed_again_give_the_same_gradients(backbone: Backbone) -> None:
+    module, batch = build(KVMemoryConfig(length=3), backbone), window(backbone, 2, 3)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        backbone.train().zero_grad()
+        features, _, _ = module.window(backbone, batch, module.initial(2))
+        features.cognition[:, -1].square().sum().backward()
+        return {name: x.grad.clone() for name, x in backbone.named_parameters() if x.grad is not None}
+
+    whole = gradients()
+    backbone.checkpoint_activations()
+    again = gradients()
+    assert any(x.any() for x in whole.values())
+    assert all(torch.equal(again[name], x) for name, x in whole.items())
+
+
 def test_older_entries_weigh_less_the_more_so_with_recency(tiny: Backbone) -> None:
     memory = {**KVMemoryConfig(length=2).build(tiny).initial(1), "t": torch.tensor([[0, 40]])}
     bias = {
