@@ -212,7 +212,7 @@ def checked_sources(
             policy.require_finite()
             policy.require_prompts(instructions)
         if conversions := evaluation.conversions(source):
-            console.print(f"{name}: {conversions}")
+            console.print(f"{name}: {conversions}", markup=False)
     return sources
 
 

@@ -65,7 +65,8 @@ class Shell:
             ray_address: of a cluster without a token that the jobs join; None for one of each job's own.
             places: what the page names and lies elsewhere here, such as "/data/arms" -> the directory.
         """
-        self.home, self._ray_address, self._places = home, ray_address, places or {}
+        self.home, self._ray_address = home, ray_address
+        self._places = {} if places is None else places
         (home / "bin").mkdir(parents=True)
         cases = "".join(f"  {_pattern(words)}) more={_quoted(options)};;\n" for words, options in small.items())
         run = f'exec {sys.executable} -m ray_jobs "$@" "${{more[@]}}"'
@@ -137,6 +138,17 @@ class Shell:
             text=True,
             start_new_session=start_new_session,
         )
+
+
+def address(process: subprocess.Popen[str]) -> tuple[str, int]:
+    """Where the server says it is."""
+    shown: list[str] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        shown.append(line)
+        if found := re.search(r"ws://([\d.]+):(\d+)", line):
+            return found[1], int(found[2])
+    raise AssertionError("".join(shown))
 
 
 def _log(lines: Sequence[str]) -> None:

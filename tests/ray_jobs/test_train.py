@@ -197,7 +197,9 @@ def test_a_disk_without_room_is_told_before_anything_starts(
     make_experiment().build(World()).policy.save(tmp_path / "start")
     size = (tmp_path / "start" / "model.safetensors").stat().st_size
     config = make_experiment(start_from=tmp_path / "start")
-    full = shutil.disk_usage(tmp_path)._replace(free=4 * size - 1)  # two checkpoints, one being written, the policy
+    full = shutil.disk_usage(tmp_path)._replace(
+        free=4 * size - 1
+    )  # two checkpoints, one being written, the policy
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(StorageError, match=r"its checkpoints take .* lower training\.checkpoints_kept"):
         train_policy(config)
