@@ -87,13 +87,19 @@ def written() -> list[str]:
     """Every command in the pages' blocks, as `tests.journeys.page.commands` gives lines."""
     from tests.journeys.page import commands
 
-    lines = [line for page in pages() for line in commands(page.read_text())]
+    lines = [_bare(line) for page in pages() for line in commands(page.read_text())]
     return [line for line in lines if line.split()[0] in _PROGRAMS]
+
+
+def _bare(line: str) -> str:
+    """Without the comment behind it."""
+    return line.partition(" # ")[0]
 
 
 def executed(lines: Sequence[str], ran: Sequence[str]) -> list[str]:
     """Those of the pages' lines that ran, here or by a test elsewhere."""
-    return [line for line in lines if line in set(ran) or any(line.startswith(one) for one in ELSEWHERE)]
+    here = set(map(_bare, ran))
+    return [line for line in lines if line in here or any(line.startswith(one) for one in ELSEWHERE)]
 
 
 def journeys(scratch: Path) -> dict[str, Any]:

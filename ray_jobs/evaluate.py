@@ -212,7 +212,7 @@ def checked_sources(
             policy.require_finite()
             policy.require_prompts(instructions)
         if conversions := evaluation.conversions(source):
-            console.print(f"{name}: {conversions}")
+            console.print(f"{name}: {conversions}", markup=False)
     return sources
 
 
@@ -275,9 +275,8 @@ def main(config: EvaluateConfig) -> None:
         for path in (page, config.directory / "success.json"):
             sink.log_artifact(path)
         sink.close()
-    warn_of_waiting(config)
     console.print(f"report: {page}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
-    run(EvaluateConfig, main, __doc__)
+    run(EvaluateConfig, main, __doc__, warn_of_waiting)

@@ -103,8 +103,7 @@ def main(config: MemoryUseJobConfig) -> None:
         console.print(loss_table(use))
         plot = config.directory / use.policy / "memory_use" / "memory_use.png"
         console.print(f"plot: {plot}", markup=False, soft_wrap=True)
-    warn_of_waiting(config)
 
 
 if __name__ == "__main__":
-    run(MemoryUseJobConfig, main, __doc__)
+    run(MemoryUseJobConfig, main, __doc__, warn_of_waiting)

@@ -81,7 +81,7 @@ def paired(config: PairedConfig, console: Console) -> tuple[PairedComparison, ..
         for line in _differences(one, other):
             console.print(line, style="yellow", markup=False, highlight=False)
     if config.out is not None:
-        console.print(f"written: {write_success(tables, comparisons, config.out.expanduser())}")
+        console.print(f"written: {write_success(tables, comparisons, config.out.expanduser())}", markup=False)
     return comparisons
 
 

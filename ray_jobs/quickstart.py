@@ -185,7 +185,6 @@ def main(config: QuickstartConfig) -> None:
     for path in (finished, page):
         mlflow.log_artifact(path)
     mlflow.close()
-    warn_of_waiting(config)
     _tell(console, evaluation, finished, page, shown, note)
 
 
@@ -206,4 +205,4 @@ def _tell(console: Console, evaluation: Evaluation, summary: Path, page: Path, u
 
 
 if __name__ == "__main__":
-    run(QuickstartConfig, main, __doc__)
+    run(QuickstartConfig, main, __doc__, warn_of_waiting)

@@ -131,9 +131,8 @@ def main(config: RobustnessConfig) -> None:
         sink.log(one.metrics(config.success.suite), 0)
         sink.log_artifact(path)
         sink.close()
-    warn_of_waiting(config)
     console.print(f"written: {path}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
-    run(RobustnessConfig, main, __doc__)
+    run(RobustnessConfig, main, __doc__, warn_of_waiting)

@@ -9,6 +9,7 @@ with; Ctrl-C stops the job. The job's settings are checked before anything is sh
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import signal
@@ -25,7 +26,7 @@ from ipvla import plain_yaml
 from ipvla.choices import did_you_mean
 from ipvla.plain_yaml import YamlError
 from ipvla.sim.fingerprint import COMMIT_VARIABLE, commit
-from ipvla.storage import SOURCE_TREE
+from ipvla.storage import SOURCE_TREE, absolute_paths
 from ipvla.tracking import without_password
 from ray_jobs.command_line.cli import first_line, run
 from ray_jobs.command_line.jobs import JOBS, config_class, module, named, split
@@ -36,6 +37,8 @@ _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _DASHBOARD_PORT = 8265
 _TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 _POLL_S = 0.5
+#: Loggers of Ray that say of each job how it is shipped and followed.
+_CHATTY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env")
 _INTERRUPTED = 130
 
 
@@ -84,12 +87,13 @@ class SubmitConfig:
 
         Raises:
             SettingError: there is no such job, or it would refuse its settings.
+            StorageError: one of its directories is an address.
         """
         name, settings = named(self.job)
         if name not in JOBS or name == "submit":
             known = [job for job in JOBS if job != "submit"]
             raise SettingError(f"{name}: there is no such job; {did_you_mean(name, known)}")
-        parse(config_class(name), settings)
+        absolute_paths(parse(config_class(name), settings))  # an address where a directory belongs
         return shlex.join(["python", "-m", module(name), *settings])
 
     def environment(self) -> dict[str, Any]:
@@ -121,8 +125,10 @@ def submit(config: SubmitConfig) -> int:
         ClusterError: no cluster answers, or it does not take the job.
     """
     entrypoint, environment = config.entrypoint, config.environment()
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        client = JobSubmissionClient(config.dashboard)
+        client = _client(config.dashboard)
         job = client.submit_job(entrypoint=entrypoint, runtime_env=environment, submission_id=config.submission_id)
     except (RuntimeError, ConnectionError, ValueError) as error:
         raise ClusterError(
@@ -136,6 +142,19 @@ def submit(config: SubmitConfig) -> int:
         print(job)
         return 0
     return follow(client, job)
+
+
+def _client(dashboard: str) -> JobSubmissionClient:
+    """One for this dashboard: Ray takes an address in its variables before the argument."""
+    before = os.environ.get(_ADDRESS_VARIABLE)
+    os.environ[_ADDRESS_VARIABLE] = dashboard
+    try:
+        return JobSubmissionClient(dashboard)
+    finally:
+        if before is None:
+            del os.environ[_ADDRESS_VARIABLE]
+        else:
+            os.environ[_ADDRESS_VARIABLE] = before
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:

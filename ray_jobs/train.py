@@ -445,7 +445,6 @@ def main(config: ExperimentConfig) -> None:
     """Trains, then says where the policy lies."""
     with TrainingDisplay(lambda: {config.name: config}):
         summary = train_policy(config)
-    warn_of_waiting(config)
     print(
         f"{summary.steps} steps at {summary.frames_per_s:.0f} frames/s, final loss {summary.final_loss:.4f}; "
         f"the policy is in {summary.policy}"
@@ -453,4 +452,4 @@ def main(config: ExperimentConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(ExperimentConfig, main, __doc__)
+    run(ExperimentConfig, main, __doc__, warn_of_waiting)

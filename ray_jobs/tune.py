@@ -137,10 +137,9 @@ def main(config: SweepConfig) -> None:
     """Searches, then prints the report and where the files lie."""
     console = Console()
     summary = tune(config, console)
-    warn_of_waiting(config)
     console.print(Markdown(report(config, {**summary, "table": ""})))
     console.print(f"{config.directory / 'report.md'}; the best: {config.directory / 'best.yaml'}", markup=False)
 
 
 if __name__ == "__main__":
-    run(SweepConfig, main, __doc__)
+    run(SweepConfig, main, __doc__, warn_of_waiting)

@@ -55,7 +55,12 @@ _NO_ROOM = {
 }
 
 
-def run(config_class: type[Config], main: Callable[[Config], int | None], description: str | None) -> NoReturn:
+def run(
+    config_class: type[Config],
+    main: Callable[[Config], int | None],
+    description: str | None,
+    at_end: Callable[[Config], None] | None = None,
+) -> NoReturn:
     """Runs `main` with the configuration that the command line asks for, and exits.
 
     An error of the user's making is one line on stderr and exit code 2; any other exception keeps its traceback.
@@ -63,14 +68,17 @@ def run(config_class: type[Config], main: Callable[[Config], int | None], descri
     Args:
         main: returns the exit code, None for 0.
         description: what the job does, for `--help`.
+        at_end: called last, however `main` ends, behind what is said of that.
     """
+    config: Config | None = None
     if {"-h", "--help"} & set(sys.argv[1:]):
         sys.stdout.write(help_text(config_class, _program(), description or "") + "\n")
         sys.exit(0)
     try:
         with heartbeat(_program()):
             _configure_logging()
-            sys.exit(main(absolute_paths(parse(config_class, sys.argv[1:]))))
+            config = absolute_paths(parse(config_class, sys.argv[1:]))
+            sys.exit(main(config))
     except Terminated:
         sys.stderr.write("terminated; run the same command again to continue\n")
         sys.exit(128 + signal.SIGTERM)
@@ -83,6 +91,10 @@ def run(config_class: type[Config], main: Callable[[Config], int | None], descri
             raise
         sys.stderr.write(f"error: {' '.join(str(expected).split())}\n")
         sys.exit(2)
+    finally:
+        if at_end is not None and config is not None:
+            sys.stdout.flush()  # a log file gets both, and this is to stand last
+            at_end(config)
 
 
 def user_error(error: BaseException) -> ValueError | None:

@@ -65,7 +65,8 @@ class Shell:
             ray_address: of a cluster without a token that the jobs join; None for one of each job's own.
             places: what the page names and lies elsewhere here, such as "/data/arms" -> the directory.
         """
-        self.home, self._ray_address, self._places = home, ray_address, places or {}
+        self.home, self._ray_address = home, ray_address
+        self._places = {} if places is None else places
         self._variables: list[str] = []
         (home / "bin").mkdir(parents=True)
         cases = "".join(f"  {_pattern(words)}) more={_quoted(options)};;\n" for words, options in small.items())
@@ -111,12 +112,24 @@ class Shell:
             assert process.wait(60) == 0
         _log([line])
 
+    @contextmanager
+    def killed(self, lines: Sequence[str]) -> Iterator[None]:
+        """All lines in the background; they and what they started are killed at the end."""
+        command = ["bash", "-euc", "\n".join(["exec > /dev/null 2>&1", *map(self._here, lines)])]
+        process = self._started(command, start_new_session=True)
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        _log(lines)
+
     def _here(self, line: str) -> str:
         for place, here in self._places.items():
             line = line.replace(place, str(here))
         return line
 
-    def _started(self, command: Sequence[str]) -> subprocess.Popen[str]:
+    def _started(self, command: Sequence[str], start_new_session: bool = False) -> subprocess.Popen[str]:
         ours = ("IPVLA_", "RAY_", "MLFLOW_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         path = f"{self.home / 'bin'}:{os.environ['PATH']}"
@@ -129,7 +142,19 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=start_new_session,
         )
+
+
+def address(process: subprocess.Popen[str]) -> tuple[str, int]:
+    """Where the server says it is."""
+    shown: list[str] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        shown.append(line)
+        if found := re.search(r"ws://([\d.]+):(\d+)", line):
+            return found[1], int(found[2])
+    raise AssertionError("".join(shown))
 
 
 def _log(lines: Sequence[str]) -> None:

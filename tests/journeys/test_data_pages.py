@@ -25,7 +25,7 @@ from tests.training.test_reasoning import LIBERO, WORDS, libero_reasoning, write
 
 DOCS = SOURCE_TREE / "docs"
 #: Suites by their public names, and what their metadata call them.
-LIBERO = {"goal": "libero_goal", "10": "liber_o10", "spatial": "libero_spatial", "object": "libero_object"}
+SUITES = {"goal": "libero_goal", "10": "liber_o10", "spatial": "libero_spatial", "object": "libero_object"}
 STEPS = [
     *("--use_gpu", "false", "--num_workers", "1", "--training.precision", "fp32", "--training.steps", "2"),
     *("--training.log_every", "1", "--lanes.lanes", "1", "--lanes.window", "2"),
@@ -67,7 +67,7 @@ def write_pusht(directory: Path) -> None:
 
 def downloads(home: Path) -> None:
     datasets = home / "ipvla_storage" / "datasets"
-    for suite, inner in LIBERO.items():
+    for suite, inner in SUITES.items():
         write_foreign(datasets / f"libero_{suite}_no_noops" / "1.0.0", inner_name=inner)
     bridge.write(datasets)
     bridge.write(home)

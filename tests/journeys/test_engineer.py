@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ipvla.data.pictures import EncodedPictures, encode_png
 from ipvla.data.source import Feature, Trajectory
 from ipvla.storage import SOURCE_TREE
 from tests.data.lerobot.writing import write_lerobot
-from tests.journeys.page import Shell, commands, python_code, section
+from tests.journeys.page import Shell, address, commands, python_code, section
 
 websocket = pytest.importorskip("openpi_client.websocket_client_policy")
 PAGE = SOURCE_TREE / "docs" / "your_robot.md"
@@ -90,17 +89,6 @@ class Robot:
         self.sent.append(self._now)
         if len(self.sent) == self._steps:
             raise MovedError
-
-
-def address(process: subprocess.Popen[str]) -> tuple[str, int]:
-    """Where the server says it is."""
-    shown: list[str] = []
-    assert process.stdout is not None
-    for line in process.stdout:
-        shown.append(line)
-        if found := re.search(r"ws://([\d.]+):(\d+)", line):
-            return found[1], int(found[2])
-    raise AssertionError("".join(shown))
 
 
 @pytest.mark.long

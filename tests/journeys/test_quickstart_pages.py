@@ -54,3 +54,14 @@ def test_the_first_page_and_what_it_leads_to(tmp_path: Path, ray_address: str) -
     shell.run(memory, 300)
     shell.run(comparing, 200)
     assert list((shell.home / "gru_or_none").glob("*.md")), "the table is where the page says"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_an_installation_that_is_there_is_checked(tmp_path: Path) -> None:
+    lines = commands((DOCS / "install.md").read_text())
+    typed = [line for line in lines if not line.startswith(("source", "nvidia-smi"))]
+    assert [line.split()[0] for line in typed] == ["python3.11", "make", "ipvla", "python"]
+    shown = Shell(tmp_path / "home", {}).run(typed, 250)
+    assert "Python 3.11" in shown
+    assert "torch" in shown

@@ -12,7 +12,7 @@ from ipvla.policy import CheckpointError
 from ipvla.storage import SOURCE_TREE
 from ipvla.types import EpisodeSpec
 from ray_jobs.collect import CollectConfig, collect
-from ray_jobs.command_line.cli import run
+from ray_jobs.command_line.cli import Terminated, run
 
 PRESET = ["--config_path", str(SOURCE_TREE / "ray_jobs" / "experiments" / "quickstart" / "smoke" / "collect.yaml")]
 
@@ -32,10 +32,10 @@ class Config:
 def ending(monkeypatch, capfd):
     """Runs a job; its exit code and what it wrote to stderr."""
 
-    def end(main, *arguments, config=Config):
+    def end(main, *arguments, config=Config, at_end=None):
         monkeypatch.setattr(sys, "argv", ["job", *arguments])
         with pytest.raises(SystemExit) as stop:
-            run(config, main, "Does a job.")
+            run(config, main, "Does a job.", at_end)
         return stop.value.code or 0, capfd.readouterr().err
 
     return end
@@ -62,6 +62,27 @@ def test_an_error_of_ours_is_one_line(ending):
     assert code == 2
     assert err.startswith("error: demonstrations: none are asked for; give")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "note"),
+    [
+        (None, 0, ""),
+        (CheckpointError("give --policy y"), 2, "error: give --policy y\n"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to continue\n"),
+        (Terminated(), 143, "terminated; run the same command again to continue\n"),
+    ],
+)
+def test_what_waits_is_said_last_however_a_job_ends(ending, raised, code, note):
+    def main(config):
+        if raised is not None:
+            raise raised
+
+    def last(config):
+        sys.stderr.write(f"{config.count} records wait\n")
+
+    assert ending(main, "--count", "3", at_end=last) == (code, f"{note}3 records wait\n")
+    assert "wait" not in ending(main, "--cuont", "3", at_end=last)[1], "without settings there is no run"
 
 
 def test_an_error_of_ours_in_a_worker_is_one_line(ending):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from ipvla.data.rlds import write_rlds
 from ipvla.sim.fingerprint import commit
-from ipvla.storage import SOURCE_TREE
+from ipvla.storage import SOURCE_TREE, StorageError
 from ray_jobs.command_line.index import unknown
 from ray_jobs.command_line.jobs import split
 from ray_jobs.command_line.settings import SettingError
@@ -92,10 +93,16 @@ def test_a_job_that_fails_ends_with_its_own_exit_code(address: str, root: Path) 
 
 
 @pytest.mark.slow
-def test_a_job_need_not_be_followed(address: str, capfd: pytest.CaptureFixture[str]) -> None:
-    config = SubmitConfig(address=address, follow=False, job=("merge", "--journals", "[a]", "--into", "b"))
+def test_a_job_need_not_be_followed(
+    address: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")  # --address comes first
+    plain = address.removeprefix("http://")
+    config = SubmitConfig(address=plain, follow=False, job=("merge", "--journals", "[a]", "--into", "b"))
     assert submit(config) == 0
     name = capfd.readouterr().out.strip()
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:9"
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
     assert JobSubmissionClient(address).get_job_info(name).entrypoint == (
         "python -m ray_jobs.merge --journals '[a]' --into b"
     )
@@ -119,9 +126,18 @@ def test_a_job_of_two_words_is_one_module() -> None:
     assert SubmitConfig(job=("data", "show", "cue")).entrypoint == "python -m ray_jobs.data.show cue"
 
 
-def test_a_cluster_that_does_not_answer() -> None:
+@pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
+def test_a_cluster_that_does_not_answer(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "127.0.0.1:10")  # for Ray's own client that would be an address of another kind
     with pytest.raises(ClusterError, match=r"http://127.0.0.1:9 does not take the job"):
-        submit(SubmitConfig(address="http://127.0.0.1:9", job=("train",)))
+        submit(SubmitConfig(address="127.0.0.1:9", job=("train",)))
+    assert os.environ[variable] == "127.0.0.1:10"
+
+
+def test_a_job_with_an_address_for_a_directory_is_not_shipped() -> None:
+    job = ("train", "--storage_root", "s3://bucket/x")
+    with pytest.raises(StorageError, match="storage_root s3:/bucket/x is an address; give a directory"):
+        submit(SubmitConfig(address="http://127.0.0.1:9", job=job))
 
 
 def test_a_job_is_asked_for() -> None:

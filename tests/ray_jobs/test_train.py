@@ -23,7 +23,7 @@ from ipvla.data.source import DatasetError
 from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.models.memory import NoMemoryConfig
 from ipvla.policy import CheckpointError, Policy
-from ipvla.storage import SOURCE_TREE
+from ipvla.storage import SOURCE_TREE, StorageError
 from ipvla.tracking import Sinks, read_jsonl
 from ipvla.training.checkpoint import differences
 from ipvla.training.loop import TrainingConfig, train
@@ -189,6 +189,21 @@ def test_a_missing_dataset_is_told_before_anything_starts(make_experiment: Make)
     with pytest.raises(DatasetError, match="nothing"):
         train_policy(config)
     assert not config.run_directory.exists()
+
+
+def test_a_disk_without_room_is_told_before_anything_starts(
+    make_experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_experiment().build(World()).policy.save(tmp_path / "start")
+    size = (tmp_path / "start" / "model.safetensors").stat().st_size
+    config = make_experiment(start_from=tmp_path / "start")
+    full = shutil.disk_usage(tmp_path)._replace(
+        free=4 * size - 1
+    )  # two checkpoints, one being written, the policy
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(StorageError, match=r"its checkpoints take .* lower training\.checkpoints_kept"):
+        train_policy(config)
+    assert not (config.run_directory / "experiment.json").exists(), "a failed start leaves no claim"
 
 
 def test_a_thermostats_readings_are_no_training_steps(make_experiment: Make) -> None:

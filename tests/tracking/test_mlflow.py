@@ -10,9 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ipvla.storage import SOURCE_TREE
 from ipvla.tracking import MLflowSink, RunIdentity, mlflow_sink, sync
 from ipvla.tracking.mlflow_spool import spooled
 from ray_jobs import mlflow_sync
+from tests.tracking.server import answers, mlflow_server, until
 
 pytestmark = pytest.mark.slow
 
@@ -299,45 +299,6 @@ def test_a_uri_that_cannot_be_is_refused(wrong: str, reason: str, spool: Path) -
     assert not spool.exists()
 
 
-@contextmanager
-def server(store: Path, port: int) -> Iterator[str]:
-    """A real MLflow server, killed at the end."""
-    listening = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")
-    stores = (
-        "--backend-store-uri",
-        f"sqlite:///{store}/mlflow.db",
-        "--artifacts-destination",
-        f"{store}/artifacts",
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *listening, *stores],
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def until(true: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.2)
-
-
-def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=1) as told:
-            return bool(told.status == 200)
-    except OSError:
-        return False
-
-
 def test_a_server_that_comes_late_dies_and_comes_back(
     tmp_path: Path, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,7 +312,7 @@ def test_a_server_that_comes_late_dies_and_comes_back(
     sweep = MLflowSink(RunIdentity(address, "study", "sweep", "runs/sweep"), spool)
     trial = MLflowSink(RunIdentity(address, "study", "trial", "runs/trial", parent_key="runs/sweep"), spool)
     trial.log({"loss": 1.0}, 1)
-    with server(tmp_path, port):
+    with mlflow_server(tmp_path, port):
         until(lambda: trial.run_id is not None and sweep.run_id is not None)
         trial.log({"loss": 2.0}, 2)
     trial.log({"loss": 3.0}, 3)
@@ -359,7 +320,7 @@ def test_a_server_that_comes_late_dies_and_comes_back(
     trial.close()
     sweep.close()
     assert len(spooled(spool)) == 2
-    with server(tmp_path, port):
+    with mlflow_server(tmp_path, port):
         until(lambda: answers(address))
         job = [sys.executable, "-m", "ray_jobs.mlflow_sync", "--storage_root", str(spool.parents[1])]
         told = subprocess.run(job, cwd=SOURCE_TREE, capture_output=True, text=True, check=True).stdout

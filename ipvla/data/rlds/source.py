@@ -299,7 +299,10 @@ def _file_format(location: str, builder: Any) -> str:
             "convert it with `tfds convert_format`"
         )
     if name == "array_record" and "://" in location and not location.startswith("file://"):
-        raise DatasetError(f"{location}: array_record is read from local disks only; copy the directory to one")
+        raise DatasetError(
+            f"{location}: array_record is read from local disks only; copy the directory to one, or make TFRecord "
+            "of it there: ipvla convert --to rlds"
+        )
     return str(name)
 
 

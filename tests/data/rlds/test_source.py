@@ -64,7 +64,7 @@ def test_object_storage_gives_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "message"), [("nowhere://bucket/1.0.0", "Protocol not known: nowhere"), ("s3://b/1.0.0", "s3fs")]
+    ("address", "message"), [("nowhere://bucket/1.0.0", "Protocol not known: nowhere"), ("gs://b/1.0.0", "gcsfs")]
 )
 def test_an_address_that_nothing_installed_knows_is_told(address: str, message: str) -> None:
     with pytest.raises(DatasetError, match=f"cannot be reached: .*{message}"):
