@@ -60,7 +60,7 @@ class Shell:
         Args:
             small: pattern of the words behind `ipvla`, such as "train" or "train *new*" -> options behind those of
                 the page; the first that fits counts, and a job's name alone fits all its commands.
-            absent: programs that are not here.
+            absent: programs, or programs and their first words, that do nothing here and do not count as run.
             programs: further ones, name -> a line of bash.
             ray_address: of a cluster without a token that the jobs join; None for one of each job's own.
             places: what the page names and lies elsewhere here, such as "/data/arms" -> the directory.
@@ -68,13 +68,15 @@ class Shell:
         self.home, self._ray_address = home, ray_address
         self._places = {} if places is None else places
         self._variables: list[str] = []
+        self._absent = tuple(f"{name} " for name in absent)
         (home / "bin").mkdir(parents=True)
         cases = "".join(f"  {_pattern(words)}) more={_quoted(options)};;\n" for words, options in small.items())
         run = f'exec {sys.executable} -m ray_jobs "$@" "${{more[@]}}"'
         self._program("ipvla", f'more=()\ncase "$*" in\n{cases}esac\n{run}\n')
         self._program("python", f'exec {sys.executable} "$@"\n')
+        self._program("pip", f'exec {sys.executable} -m pip "$@"\n')
         for name in absent:
-            self._program(name, "exit 0\n")
+            self._program(name.split()[0], "exit 0\n")
         for name, line in (programs or {}).items():
             self._program(name, f"{line}\n")
 
@@ -90,15 +92,15 @@ class Shell:
         """
         script = ["set -x", *self._variables, *map(self._here, lines)]
         command = ["bash", "-euo", "pipefail", "-c", "\n".join(script)]
-        with self._started(command) as process:
+        with self._started(command, start_new_session=True) as process:
             try:
                 shown, _ = process.communicate(timeout=timeout_s)
             except BaseException:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 raise
         assert process.returncode == 0, shown[-4000:]
         self._variables += [line for line in lines if re.fullmatch(r"\w+=\S+", line)]
-        _log(lines)
+        self._log(lines)
         return shown
 
     @contextmanager
@@ -110,7 +112,7 @@ class Shell:
             finally:
                 process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0
-        _log([line])
+        self._log([line])
 
     @contextmanager
     def killed(self, lines: Sequence[str]) -> Iterator[None]:
@@ -122,7 +124,13 @@ class Shell:
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-        _log(lines)
+        self._log(lines)
+
+    def _log(self, lines: Sequence[str]) -> None:
+        """For `benchmarks.journeys`, which counts what was run."""
+        if path := os.environ.get(LOG):
+            with open(path, "a") as file:
+                file.writelines(f"{line}\n" for line in lines if not line.startswith(self._absent))
 
     def _here(self, line: str) -> str:
         for place, here in self._places.items():
@@ -155,13 +163,6 @@ def address(process: subprocess.Popen[str]) -> tuple[str, int]:
         if found := re.search(r"ws://([\d.]+):(\d+)", line):
             return found[1], int(found[2])
     raise AssertionError("".join(shown))
-
-
-def _log(lines: Sequence[str]) -> None:
-    """For `benchmarks.journeys`, which counts what was run."""
-    if path := os.environ.get(LOG):
-        with open(path, "a") as file:
-            file.writelines(f"{line}\n" for line in lines)
 
 
 def _pattern(words: str) -> str:

@@ -85,7 +85,7 @@ def test_import_evaluate_train_serve_export_and_plan(tmp_path: Path, ray_address
     lines = [line for line in commands(text) if re.match(r"(R=|hf|pip|ipvla)", line)]  # not options alone
     jobs = [line.split()[1] for line in lines if line.startswith("ipvla")]
     assert jobs == [*["import"] * 11, "evaluate", "train", "serve", "export", "import", *["doctor"] * 3]
-    shell = Shell(tmp_path / "home", SMALL, absent=("hf", "pip"), ray_address=ray_address)
+    shell = Shell(tmp_path / "home", SMALL, absent=("hf",), ray_address=ray_address)
     downloads(shell.home)
     place = next(i for i, line in enumerate(lines) if line.startswith("ipvla serve"))
     runs = shell.home / "ipvla_storage" / "runs" / "real"

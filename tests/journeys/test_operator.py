@@ -74,7 +74,9 @@ class Operator:
             "/shared/ipvla": self.root,
             "$ROOT": self.root,
         }
-        self.shell = Shell(directory / "home", SMALL, programs=PROGRAMS, places=self.places)
+        self.shell = Shell(
+            directory / "home", SMALL, absent=("ray up", "aws"), programs=PROGRAMS, places=self.places
+        )
         self.page = commands(section(DOCS / "clusters.md", "From nothing to results"))
         self._exports: list[str] = []
 

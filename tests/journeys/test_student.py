@@ -34,7 +34,7 @@ SMALL = {
 def test_from_a_checkpoint_to_a_paired_result(tmp_path: Path) -> None:
     page = section(SOURCE_TREE / "docs" / "libero.md", "OpenVLA with a memory: download, train, evaluate, compare")
     lines = [line for line in commands(page) if not line.startswith("ipvla convert")]  # from files of LIBERO's own
-    shell = Shell(tmp_path / "home", SMALL, absent=("hf", "make"))
+    shell = Shell(tmp_path / "home", SMALL, absent=("hf",))
     write_foreign(shell.home / "ipvla_storage/datasets/libero_spatial_no_noops/1.0.0", inner_name="libero_spatial")
     model = shell.home / "openvla-spatial"
     shutil.copytree(HERE / "model", model)

@@ -52,7 +52,7 @@ def test_liberos_variants_and_the_kitchen(tmp_path: Path, ray_address: str) -> N
     rollout = commands((DOCS / "rollout.md").read_text())
     assert [line.split()[1] for line in rollout if line.startswith("ipvla ")] == ["doctor", "evaluate", "paired"]
 
-    shell = Shell(tmp_path / "home", SMALL, absent=("make",), ray_address=ray_address)
+    shell = Shell(tmp_path / "home", SMALL, ray_address=ray_address)
     runs = shell.home / "ipvla_storage" / "runs"
     for study, name in (("recall", "mine"), ("spatial", "mine"), ("spatial", "theirs")):
         save_untrained_policy(runs / study / name / "policy")
@@ -79,5 +79,5 @@ def test_a_gymnasium_environment(tmp_path: Path, ray_address: str) -> None:
             *("--success.episodes", "{transfer_cube: 1}", "--success.num_simulators", "1", "--videos", "0"),
         ],
     }
-    shell = Shell(tmp_path / "home", small, absent=("pip",), ray_address=ray_address)
+    shell = Shell(tmp_path / "home", small, ray_address=ray_address)
     shell.run(chain, 700)
