@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -89,6 +90,8 @@ class EvaluateConfig(PlayedPolicies):
             trained on a mixture; by default its first.
         sampling: integration steps and integrator of flow heads; by default those of their training. Results of
             others lie in a journal of their own, and say so.
+        label: names these results, so that a policy can have several, of other suites or protocols:
+            `POLICY/episodes-LABEL.sqlite`, `report-LABEL.html`.
     """
 
     most_used: ClassVar[tuple[str, ...]] = (
@@ -100,8 +103,11 @@ class EvaluateConfig(PlayedPolicies):
     videos: VideoChoice = 1
     unnorm_key: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    label: str = ""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.]*", self.label):
+            raise ValueError(f"label is {self.label!r}; it is part of file names: give letters, digits, _ and .")
         if isinstance(self.videos, int) and self.videos < 0:
             raise ValueError(f"videos is {self.videos}; give all, failures, or how many of each kind per task")
         if str(self.sampling) and (others := [n for n in self.policies if n == EXPERT or n in self.servers]):
@@ -126,7 +132,13 @@ class EvaluateConfig(PlayedPolicies):
 
     def journal(self, name: str) -> Path:
         """Where the episodes of the policy of this name are recorded."""
-        return self.directory / name / f"episodes{'-'.join(['', *str(self.sampling).split()])}.sqlite"
+        sampling = "".join(f"-{part}" for part in str(self.sampling).split())
+        return self.directory / name / self.labelled(f"episodes{sampling}.sqlite")
+
+    def labelled(self, file: str) -> str:
+        """`report.html` -> `report-LABEL.html`, if there is a label."""
+        path = Path(file)
+        return f"{path.stem}-{self.label}{path.suffix}" if self.label else file
 
     @property
     def conditions(self) -> dict[str, str]:
@@ -178,7 +190,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
             )
             if config.videos:
                 display.tell(name, "recording")
-                recorded = evaluation.record(table, journal, config.videos, directory / "videos")
+                recorded = evaluation.record(table, journal, config.videos, directory / config.labelled("videos"))
                 for video in recorded:
                     sink.log_artifact(video.path)
                 videos += recorded
@@ -245,7 +257,7 @@ def report(config: EvaluateConfig, evaluation: Evaluation, title: str, note: str
         comparisons=evaluation.comparisons,
         curves=curves,
         videos=evaluation.videos,
-    ).write(config.directory / "report.html")
+    ).write(config.directory / config.labelled("report.html"))
 
 
 def what_it_can_show(layouts: int) -> str:
@@ -264,15 +276,15 @@ def main(config: EvaluateConfig) -> None:
     console.print(success_table(evaluation.tables))
     if evaluation.comparisons:
         console.print(comparison_table(evaluation.comparisons))
-    write_success(evaluation.tables, evaluation.comparisons, config.directory / "success.json")
-    write_episodes(evaluation.tables, config.directory / "episodes.parquet")
+    write_success(evaluation.tables, evaluation.comparisons, config.directory / config.labelled("success.json"))
+    write_episodes(evaluation.tables, config.directory / config.labelled("episodes.parquet"))
     page = report(config, evaluation, f"Success: {config.study}")
     if len(evaluation.tables) > 1:
         sink = policy_run(
             config, config.study, "-".join(("evaluation", config.success.suite_name, *config.policies))
         )
         log_comparison(config, evaluation, sink)
-        for path in (page, config.directory / "success.json"):
+        for path in (page, config.directory / config.labelled("success.json")):
             sink.log_artifact(path)
         sink.close()
     console.print(f"report: {page}", markup=False, soft_wrap=True)

@@ -32,7 +32,8 @@ class PairedConfig(StorageRoots):
     """Whose results.
 
     Attributes:
-        evaluations: two or more, each `STUDY/POLICY` of `run_root_dir`, or the path of a journal.
+        evaluations: two or more, each `STUDY/POLICY` of `run_root_dir`, `STUDY/POLICY/LABEL` of results that were
+            given one, or the path of a journal.
         across_protocols: also compares results of different protocols, and says in what these differ.
         out: a JSON file to write it all to, as `ray_jobs.evaluate` does to `success.json`; none by default.
     """
@@ -51,7 +52,10 @@ class PairedConfig(StorageRoots):
     def journal(self, evaluation: str) -> Path:
         """Where its records are."""
         given = Path(evaluation).expanduser()
-        return given if given.is_file() else self.runs / evaluation / "episodes.sqlite"
+        if given.is_file():
+            return given
+        labelled = self.runs / given.parent / f"episodes-{given.name}.sqlite"
+        return labelled if labelled.is_file() else self.runs / evaluation / "episodes.sqlite"
 
 
 def paired(config: PairedConfig, console: Console) -> tuple[PairedComparison, ...]:

@@ -34,6 +34,7 @@ class ReplayConfig(StorageRoots):
 
     Attributes:
         study, policy: whose evaluation, `run_root_dir/STUDY/POLICY/episodes.sqlite`.
+        label: of its results, if they were given one.
         task: by name.
         trial: of the task.
         size: side of the video in pixels, a multiple of 16.
@@ -42,6 +43,7 @@ class ReplayConfig(StorageRoots):
 
     study: str = "recall"
     policy: str = ""
+    label: str = ""
     task: str = ""
     trial: int = 0
     size: int = 256
@@ -55,7 +57,8 @@ class ReplayConfig(StorageRoots):
 
     @property
     def journal(self) -> Path:
-        return self.runs / self.study / self.policy / "episodes.sqlite"
+        name = f"episodes-{self.label}.sqlite" if self.label else "episodes.sqlite"
+        return self.runs / self.study / self.policy / name
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def measure(config: RobustnessConfig, console: Console) -> list[Robustness]:
                         label = f"{name}, {perturbation.dimension} {perturbation.level}"
                         directory /= f"robustness/{perturbation.dimension}_{perturbation.level}"
                     directory.mkdir(parents=True, exist_ok=True)
-                    journal = directory / "episodes.sqlite"
+                    journal = directory / config.journal(name).name
                     table = evaluation.run(name, source, journal, on_status=partial(display.update, label))
                     if config.videos:
                         evaluation.record(table, journal, config.videos, directory / "videos")
@@ -117,7 +117,7 @@ def main(config: RobustnessConfig) -> None:
     """Measures, prints a table per policy, and writes `robustness.json`."""
     console = Console()
     found = measure(config, console)
-    path = write_robustness(found, config.directory / "robustness.json")
+    path = write_robustness(found, config.directory / config.labelled("robustness.json"))
     for one in found:
         console.print(robustness_table(one))
         sink = policy_run(

@@ -89,7 +89,8 @@ class Journal:
                 if recorded_for.get(name) != fingerprint.get(name)
             )
             raise JournalError(
-                f"{self.path} holds the results of another study ({changed}); pass another journal path"
+                f"{self.path} holds the results of another study ({changed}); give these a journal of "
+                "their own, as `ipvla evaluate --label NAME` does"
             )
 
     def record(self, result: EpisodeResult) -> bool:

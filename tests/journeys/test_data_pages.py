@@ -116,7 +116,8 @@ def test_reasoning_is_learned(tmp_path: Path, ray_address: str) -> None:
         *("--data.reasoning.path", str(home / "bridge.json"), "--data.image_size", "28", "--model.lora.rank", "4"),
         *("--model.backbone.pretrained", str(home / "paligemma"), "--model.backbone.dtype", "float32"),
     ]
-    small = {"train *bridge.yaml*": [*STEPS, *of_bridge], **SMALL}
+    every_step = ["--model.reasoning_loss.share", "1.0"]  # of two steps of two, chance may choose none
+    small = {"train *bridge.yaml*": [*STEPS, *of_bridge, *every_step], "train": [*STEPS, *every_step]}
     places = {"libero_reasonings.json": home / "libero.json"}
     shell = Shell(home, small, ray_address=ray_address, places=places)
     datasets = home / "ipvla_storage" / "datasets"

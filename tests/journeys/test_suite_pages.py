@@ -49,18 +49,26 @@ def test_liberos_variants_and_the_kitchen(tmp_path: Path, ray_address: str) -> N
     memory = commands(page.read_text())
     memory = memory[next(i for i, line in enumerate(memory) if line.startswith("P=")) :]
     assert [line.split()[1] for line in memory[1:]] == ["collect", "train", "train", "evaluate"]
+    shell = Shell(tmp_path / "home", SMALL, ray_address=ray_address)
+    runs = shell.home / "ipvla_storage" / "runs"
+    save_untrained_policy(runs / "recall" / "mine" / "policy", cameras=("agentview",))
+    shell.run(variants, 600)
+    shell.run(memory, 500)
+    assert (runs / "kitchen_recall" / "gru" / "episodes.sqlite").exists()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_published_protocol(tmp_path: Path, ray_address: str) -> None:
     rollout = commands((DOCS / "rollout.md").read_text())
     assert [line.split()[1] for line in rollout if line.startswith("ipvla ")] == ["doctor", "evaluate", "paired"]
-
     shell = Shell(tmp_path / "home", SMALL, ray_address=ray_address)
     runs = shell.home / "ipvla_storage" / "runs"
     for study, name in (("recall", "mine"), ("spatial", "mine"), ("spatial", "theirs")):
-        save_untrained_policy(runs / study / name / "policy")
-    shell.run([*variants, *rollout[:-1]], 600)
+        save_untrained_policy(runs / study / name / "policy", cameras=("agentview",))
+    shell.run(rollout[:-1], 300)
     both = "ipvla evaluate --study spatial --policies '[mine, theirs]' --success.suite libero_spatial"
     shell.run([both, rollout[-1]], 300)
-    shell.run(memory, 500)
-    assert (runs / "kitchen_recall" / "gru" / "episodes.sqlite").exists()
 
 
 @pytest.mark.long

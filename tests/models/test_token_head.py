@@ -188,6 +188,17 @@ def test_the_mean_chunk_is_differentiable_where_tokens_have_a_mean(
         torch.testing.assert_close(head.expected(features), head.sample(features), atol=1e-3, rtol=1e-3)
 
 
+def test_a_tokenizer_of_what_varies_is_built_beside_dimensions_that_do_not(
+    rvq: TokensConfig, backbone: Backbone
+) -> None:
+    torch.manual_seed(0)
+    head = rvq.build(backbone, 5, CHUNK, ACTIONS + 2)
+    head.set_varies(torch.tensor([True, False, True, True, False]))
+    assert head.written == [0, 2, 3]
+    with pytest.raises(ValueError, match=r"4 actions with 3 dimensions, and model\.chunk has .* 5 dimensions"):
+        head.set_varies(torch.ones(ACTIONS + 2, dtype=torch.bool))
+
+
 def test_held_repeats_the_last_action_that_exists() -> None:
     chunk = torch.arange(1.0, 9).view(2, 4, 1)
     valid = torch.tensor([[True, True, False, False], [False, True, False, True]])

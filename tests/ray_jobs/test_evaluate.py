@@ -34,6 +34,8 @@ from ipvla.rollout.policy_actor import PolicySource
 from ipvla.storage import SOURCE_TREE
 from ipvla.training.parallel import World
 from ray_jobs.evaluate import EvaluateConfig, evaluate, main, what_it_can_show
+from ray_jobs.paired import PairedConfig
+from ray_jobs.replay import ReplayConfig
 from tests.synthetic import cue_episode
 
 EPISODES = {"ground_red": 4, "place": 2}
@@ -188,3 +190,23 @@ def test_a_server_that_does_not_answer_is_told_before_anything_starts(root: Path
         evaluate(config, Console(quiet=True))
     with pytest.raises(ValueError, match="name them in policies as well"):
         EvaluateConfig(storage_root=root, policies=("gru",), servers={"pi0": "ws://127.0.0.1:9"})
+
+
+def test_results_with_a_label_lie_beside_the_others(root: Path) -> None:
+    config = settings(root, "gru")
+    labelled = replace(config, label="swap")
+    assert config.journal("gru").name == "episodes.sqlite"
+    assert labelled.journal("gru").name == "episodes-swap.sqlite"
+    assert (labelled.labelled("report.html"), labelled.labelled("videos")) == ("report-swap.html", "videos-swap")
+    directory = labelled.journal("gru").parent
+    directory.mkdir(parents=True, exist_ok=True)
+    labelled.journal("gru").touch()
+    compared = PairedConfig(storage_root=root, evaluations=("recall/gru", "recall/gru/swap"))
+    assert [compared.journal(one) for one in compared.evaluations] == [
+        config.journal("gru"),
+        labelled.journal("gru"),
+    ]
+    replayed = ReplayConfig(storage_root=root, policy="gru", task="recall", label="swap")
+    assert replayed.journal == labelled.journal("gru")
+    with pytest.raises(ValueError, match=r"label is '\.\./x'; it is part of file names"):
+        replace(config, label="../x")

@@ -55,7 +55,7 @@ def test_another_study_is_refused_by_what_differs_and_left_alone(tmp_path):
     path = tmp_path / "j.sqlite"
     with Journal(path, FINGERPRINT) as journal:
         journal.record(result(0))
-    with pytest.raises(JournalError, match=r"policy: journal has 'abc', this study 'def'.*another journal path"):
+    with pytest.raises(JournalError, match=r"policy: journal has 'abc', this study 'def'.*a journal of their own"):
         Journal(path, FINGERPRINT | {"policy": "def"})
     with Journal(path, FINGERPRINT) as journal:
         assert len(journal.results()) == 1

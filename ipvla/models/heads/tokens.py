@@ -129,7 +129,7 @@ class TokensHead(Head):
         self._scale_as(backbone)
         self.register_buffer("fingerprint", torch.tensor(fingerprint(self.tokenizer)))
         self.register_load_state_dict_pre_hook(refuse_other_tokenizer)  # type: ignore[no-untyped-call]
-        self.set_varies(torch.ones(shape[1], dtype=torch.bool))
+        self._write_only(torch.ones(shape[1], dtype=torch.bool))  # until the model knows what varies in its data
 
     @torch.no_grad()
     def _scale_as(self, backbone: Backbone) -> None:
@@ -142,10 +142,14 @@ class TokensHead(Head):
             self.embedding.weight.mul_(scale)
 
     def set_varies(self, action_varies: torch.Tensor) -> None:
+        """ValueError if the tokenizer was fitted on chunks of another shape."""
+        self._write_only(action_varies)
+        self.tokenizer.check(self.chunk, len(self.written))
+
+    def _write_only(self, action_varies: torch.Tensor) -> None:
         super().set_varies(action_varies)
         self.action_dim = len(action_varies)
         self.written: list[int] = action_varies.nonzero()[:, 0].tolist()
-        self.tokenizer.check(self.chunk, len(self.written))
         self.longest = self.tokenizer.longest(self.chunk, len(self.written))
         self.noise_shape = (self.longest,) if self.config.temperature else None
 
