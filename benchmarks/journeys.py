@@ -108,7 +108,8 @@ def journeys(scratch: Path) -> dict[str, Any]:
 
     log, report = scratch / "ran.txt", scratch / "report.xml"
     log.touch()
-    command = [sys.executable, "-m", "pytest", "-q", _TESTS, f"--junitxml={report}"]
+    pair = ["--numprocesses", "2", "--dist", "loadfile"]
+    command = [sys.executable, "-m", "pytest", "-q", *pair, _TESTS, f"--junitxml={report}", "--durations", "30"]
     subprocess.run(command, cwd=SOURCE_TREE, env={**os.environ, LOG: str(log)}, check=False)
     arrived, seconds = [], {}
     for case in ElementTree.parse(report).iter("testcase"):
