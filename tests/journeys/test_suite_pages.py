@@ -58,7 +58,7 @@ def test_liberos_variants_and_the_kitchen(tmp_path: Path, ray_address: str) -> N
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_published_protocol(tmp_path: Path, ray_address: str) -> None:
     rollout = commands((DOCS / "rollout.md").read_text())
     assert [line.split()[1] for line in rollout if line.startswith("ipvla ")] == ["doctor", "evaluate", "paired"]
@@ -66,7 +66,7 @@ def test_a_published_protocol(tmp_path: Path, ray_address: str) -> None:
     runs = shell.home / "ipvla_storage" / "runs"
     for study, name in (("recall", "mine"), ("spatial", "mine"), ("spatial", "theirs")):
         save_untrained_policy(runs / study / name / "policy", cameras=("agentview",))
-    shell.run(rollout[:-1], 300)
+    shell.run(rollout[:-1], 600)  # the doctor plays every initial state of a suite
     both = "ipvla evaluate --study spatial --policies '[mine, theirs]' --success.suite libero_spatial"
     shell.run([both, rollout[-1]], 300)
 
