@@ -42,7 +42,8 @@ def test_the_first_page_and_what_it_leads_to(tmp_path: Path, ray_address: str) -
     ]
 
     quickstart = f"exec {sys.executable} -m ray_jobs.quickstart --tier smoke"
-    shell = Shell(tmp_path / "home", SMALL, programs={"make": quickstart}, ray_address=ray_address)
+    places: dict[str, str] = {}
+    shell = Shell(tmp_path / "home", SMALL, programs={"make": quickstart}, ray_address=ray_address, places=places)
     shown = shell.run([*start[:2], *start[3:]], 500)  # without the line that activates .venv
     assert "SMOKE RUN" in shown
     assert "is complete" in shown, "a second quickstart finds all of it done"
@@ -50,7 +51,7 @@ def test_the_first_page_and_what_it_leads_to(tmp_path: Path, ray_address: str) -
     assert (study / "bank" / "policy" / "policy.json").exists()
 
     # the page's bank has another length than the first page's: another policy, hence another run
-    memory = [line.replace("--name bank", "--name bank16").replace("bank]", "bank16]") for line in memory]
+    places.update({"--name bank ": "--name bank16 ", "bank]": "bank16]"})
     shell.run(memory, 300)
     shell.run(comparing, 200)
     assert list((shell.home / "gru_or_none").glob("*.md")), "the table is where the page says"
