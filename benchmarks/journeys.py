@@ -111,7 +111,8 @@ def journeys(scratch: Path) -> dict[str, Any]:
     pair = ["--numprocesses", "2", "--dist", "loadfile"]
     command = [sys.executable, "-m", "pytest", "-q", *pair, _TESTS, f"--junitxml={report}", "--durations", "30"]
     subprocess.run(command, cwd=SOURCE_TREE, env={**os.environ, LOG: str(log)}, check=False)
-    arrived, stopped, seconds = set(), set(), {}
+    arrived, stopped = set[str](), set[str]()
+    seconds = {}
     for case in ElementTree.parse(report).iter("testcase"):
         file = case.attrib["classname"].rpartition(".")[2]
         seconds[f"{file}::{case.attrib['name']}"] = float(case.attrib["time"])
