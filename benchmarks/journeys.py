@@ -33,8 +33,8 @@ from studies.record import Target, conclude
 JOURNEYS: Final = ("student", "engineer", "operator")
 _TESTS: Final = "tests/journeys"
 #: Programs of which a line of a page is a command; other lines set variables or are Python.
-_PROGRAMS: Final = (
-    *(
+_PROGRAMS: Final = frozenset(
+    [
         "ipvla",
         "python",
         "python3.11",
@@ -42,13 +42,15 @@ _PROGRAMS: Final = (
         "pip",
         "hf",
         "ray",
+        "aws",
         "mlflow",
         "docker",
         "kubectl",
         "sbatch",
         "curl",
-    ),
-    *("MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "aloha-env/bin/pip"),
+        "aloha-env/bin/pip",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false",
+    ]
 )
 #: Commands that tests elsewhere execute, in small -> the test.
 ELSEWHERE: Final[Mapping[str, str]] = {
@@ -74,20 +76,13 @@ class JourneysStudy:
     quick: bool = False
 
 
-def pages() -> list[Path]:
-    """README.md and docs/, without what is generated."""
-    generated = {"settings.md", "jobs_transcript.md"}
-    return [
-        SOURCE_TREE / "README.md",
-        *(page for page in sorted((SOURCE_TREE / "docs").glob("*.md")) if page.name not in generated),
-    ]
-
-
 def written() -> list[str]:
     """Every command in the pages' blocks, as `tests.journeys.page.commands` gives lines."""
     from tests.journeys.page import commands
+    from tests.test_documentation import PAGES
 
-    lines = [_bare(line) for page in pages() for line in commands(page.read_text())]
+    typed = [page for page in PAGES if page.name != "jobs_transcript.md"]  # which is written, not followed
+    lines = [_bare(line) for page in typed for line in commands(page.read_text())]
     return [line for line in lines if line.split()[0] in _PROGRAMS]
 
 

@@ -25,6 +25,7 @@ from ipvla.models.heads import Sampling
 from ipvla.policy import Policy
 from ipvla.rollout.endpoint import PolicyEndpoint
 from ipvla.rollout.expert_policy import ExpertSource
+from ipvla.rollout.journal import labelled
 from ipvla.rollout.openpi.client import OpenpiSource
 from ipvla.rollout.openpi.messages import TOKEN_VARIABLE
 from ipvla.rollout.policy_actor import PolicySource
@@ -136,9 +137,8 @@ class EvaluateConfig(PlayedPolicies):
         return self.directory / name / self.labelled(f"episodes{sampling}.sqlite")
 
     def labelled(self, file: str) -> str:
-        """`report.html` -> `report-LABEL.html`, if there is a label."""
-        path = Path(file)
-        return f"{path.stem}-{self.label}{path.suffix}" if self.label else file
+        """The name of a file of these results."""
+        return labelled(file, self.label)
 
     @property
     def conditions(self) -> dict[str, str]:

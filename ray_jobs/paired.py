@@ -18,7 +18,7 @@ from rich.console import Console
 from evaluators.console import comparison_table, success_table
 from evaluators.paired import PairedComparison, compare, write_success
 from evaluators.success_table import SuccessTable, tabulate
-from ipvla.rollout.journal import Journal, JournalError
+from ipvla.rollout.journal import Journal, JournalError, labelled
 from ipvla.sim.protocols import ProtocolError, diff, recorded_protocol
 from ipvla.sim.simulator import Task
 from ipvla.sim.suites import recorded_entry
@@ -54,8 +54,8 @@ class PairedConfig(StorageRoots):
         given = Path(evaluation).expanduser()
         if given.is_file():
             return given
-        labelled = self.runs / given.parent / f"episodes-{given.name}.sqlite"
-        return labelled if labelled.is_file() else self.runs / evaluation / "episodes.sqlite"
+        of_label = self.runs / given.parent / labelled("episodes.sqlite", given.name)
+        return of_label if of_label.is_file() else self.runs / evaluation / "episodes.sqlite"
 
 
 def paired(config: PairedConfig, console: Console) -> tuple[PairedComparison, ...]:

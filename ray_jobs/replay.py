@@ -16,7 +16,7 @@ import numpy as np
 from evaluators.episodes import write_trace
 from evaluators.success import recorded_view
 from ipvla.rollout.episode import replay_episode
-from ipvla.rollout.journal import Journal, JournalError
+from ipvla.rollout.journal import Journal, JournalError, labelled
 from ipvla.rollout.recorder import VideoRecorder
 from ipvla.rollout.sim_worker import SuiteSimulators
 from ipvla.sim.perturbations import recorded_perturbation
@@ -57,8 +57,7 @@ class ReplayConfig(StorageRoots):
 
     @property
     def journal(self) -> Path:
-        name = f"episodes-{self.label}.sqlite" if self.label else "episodes.sqlite"
-        return self.runs / self.study / self.policy / name
+        return self.runs / self.study / self.policy / labelled("episodes.sqlite", self.label)
 
 
 @dataclass(frozen=True)

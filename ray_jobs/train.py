@@ -168,8 +168,9 @@ def _bytes_to_write(config: ExperimentConfig) -> int:
     known = [path for path in (config.start_from, pretrained) if path and Path(path).is_dir()]
     if not known or (config.run_directory / "policy").exists():
         return 0
-    written = len(list((config.run_directory / _TRAINER).glob("step_*")))
-    copies = config.training.checkpoints_kept + 2  # one that is being written before another goes, and the policy
+    training, written = config.training, len(list((config.run_directory / _TRAINER).glob("step_*")))
+    made = -(-training.steps // training.checkpoint_every)
+    copies = min(made, training.checkpoints_kept + 1) + 1  # a new one before the oldest goes, and the policy
     return max(copies - written, 0) * sum(file.stat().st_size for file in Path(known[0]).rglob("*.safetensors"))
 
 

@@ -28,6 +28,7 @@ from evaluators.intervals import wilson_interval
 from ipvla.experiment import ExperimentConfig
 from ipvla.sim.standard.tasks import HORIZONS, PRO_ROOT, PRO_SUITES, bddl_file, initial_states, standard_tasks
 from ipvla.storage import SOURCE_TREE
+from ipvla.training.precision import PRECISIONS
 from ray_jobs.collect import CollectConfig
 from ray_jobs.command_line.cli import run
 from ray_jobs.command_line.settings import arguments, parse
@@ -78,6 +79,8 @@ class LiberoStudy(PartStudy):
         super().__post_init__()
         self.require_at_least(1, "states")
         self.require_at_least(0, "correction_rounds")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds is {list(self.seeds)}; give at least one, all different")
 

@@ -48,6 +48,12 @@ class JournalError(ValueError):
     """The journal cannot be used for this study."""
 
 
+def labelled(file: str, label: str) -> str:
+    """`episodes.sqlite` -> `episodes-LABEL.sqlite`, where results with a label lie beside others; "" for none."""
+    path = Path(file)
+    return f"{path.stem}-{label}{path.suffix}" if label else file
+
+
 class Journal:
     """Results of one study. Every record is its own transaction: SIGKILL loses at most the one being written.
 

@@ -50,7 +50,6 @@ def test_heads_that_integrate(tmp_path: Path, ray_address: str) -> None:
     lines = commands((DOCS / "heads.md").read_text())
     assert [line.split()[1] for line in lines] == ["evaluate", "train"]
     data = ["--data.dataset", "two", "--data.image_size", "64"]
-    small = {"train": [*STEPS, *data], **SMALL}
     small = {"train *one_step*": [*STEPS, *data], "train *flow*": [*STEPS, *data], **SMALL}
     shell = Shell(tmp_path / "home", small, ray_address=ray_address)
     before = [
