@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,51 +25,28 @@ from evaluators.open_loop import OpenLoop, open_loop
 from evaluators.plots import open_loop_tracks
 from ipvla.data.dataset import open_dataset
 from ipvla.files import write_text
-from ipvla.models.heads import Sampling
-from ipvla.policy import Policy
 from ray_jobs.command_line.cli import run
 from ray_jobs.data import DatasetConfig
-from ray_jobs.running.cluster import no_gpu
+from ray_jobs.running.chosen_policy import ChosenPolicy
 from ray_jobs.running.display import EpisodeProgress
 
 
 @dataclass(frozen=True)
-class OpenLoopConfig(DatasetConfig):
-    """Which policy, and on which episodes.
+class OpenLoopConfig(ChosenPolicy, DatasetConfig):
+    """On which episodes.
 
     Attributes:
-        policy: its directory; by default that of run `name`.
-        study: the study of run `name`.
-        name: of a trained run, `run_root_dir/study/name`.
         episodes: how many of the dataset's, evenly chosen.
-        threads: CPU threads of a forward pass.
-        use_gpu: the policy acts on the GPU.
-        unnorm_key: the dataset whose statistics are used, of a policy that was trained on a mixture; by default
-            its first.
-        sampling: integration steps and integrator of a flow head; by default those of its training.
     """
 
     positional: ClassVar[str] = "dataset"
 
-    policy: Path | None = None
-    study: str = "recall"
-    name: str = ""
     episodes: int = 5
-    threads: int = 1
-    use_gpu: bool = False
-    unnorm_key: str | None = None
-    sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        if (self.policy is None) == (not self.name):
-            raise ValueError("give --policy DIRECTORY or --name RUN, one of them")
-        for name in ("episodes", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-
-    @property
-    def directory(self) -> Path:
-        return self.policy or self.runs / self.study / self.name / "policy"
+        super().__post_init__()
+        if self.episodes < 1:
+            raise ValueError(f"episodes is {self.episodes}; it must be at least 1")
 
 
 def measure(config: OpenLoopConfig, console: Console) -> tuple[OpenLoop, Path]:
@@ -82,11 +59,8 @@ def measure(config: OpenLoopConfig, console: Console) -> tuple[OpenLoop, Path]:
         DatasetError: the dataset is missing or damaged.
     """
     config.prepare(writes=())
-    if config.use_gpu and not torch.cuda.is_available():
-        raise no_gpu()
     torch.set_num_threads(config.threads)
-    device = "cuda" if config.use_gpu else "cpu"
-    policy = Policy.load(config.directory, device, config.unnorm_key, config.sampling)
+    policy = config.load()
     dataset = open_dataset(
         config.location,
         standard=config.standard,

@@ -8,14 +8,11 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from ipvla.contract import Contract, Limits
-from ipvla.models.heads import Sampling
 from ipvla.policy import Policy
 from ipvla.rollout.openpi.client import OURS
 from ipvla.rollout.openpi.messages import (
@@ -32,53 +29,32 @@ from ipvla.rollout.openpi.messages import (
 from ipvla.rollout.openpi.server import PolicyWebsocketServer, ServerConfig, serve_until
 from ipvla.rollout.policy_actor import PolicyActor, PolicySource
 from ipvla.sim.fingerprint import commit
-from ipvla.storage import StorageRoots
 from ipvla.types import Observation
 from ray_jobs.command_line.cli import run
-from ray_jobs.running.cluster import no_gpu
+from ray_jobs.running.chosen_policy import ChosenPolicy
 from ray_jobs.running.policy_run import variant
 
 
 @dataclass(frozen=True)
-class ServeConfig(StorageRoots):
-    """Which policy is served, and where.
+class ServeConfig(ChosenPolicy):
+    """How the policy is served.
 
     Attributes:
-        policy: its directory; by default that of run `name`.
-        study: the study of run `name`.
-        name: of a trained run, `run_root_dir/study/name`.
         server: where it listens, and its limits. The token is `$IPVLA_SERVE_TOKEN`.
-        threads: CPU threads of a forward pass.
         max_batch: observations of a forward pass, null for as many as wait.
-        use_gpu: the policy acts on the GPU.
-        unnorm_key: the dataset whose statistics turn what the policy says into actions, if it was trained on a
-            mixture; by default its first.
-        sampling: integration steps and integrator of a flow head; by default those of its training.
         limits: what every action is clipped to, beside the policy's own units: for robots.
         default_prompt: the instruction of observations that have none, as those of openpi's ALOHA clients.
     """
 
-    policy: Path | None = None
-    study: str = "recall"
-    name: str = ""
     server: ServerConfig = field(default_factory=ServerConfig)
-    threads: int = 1
     max_batch: int | None = None
-    use_gpu: bool = False
-    unnorm_key: str | None = None
-    sampling: Sampling = field(default_factory=Sampling)
     limits: Limits = field(default_factory=Limits)
     default_prompt: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.policy is None) == (not self.name):
-            raise ValueError("give --policy DIRECTORY or --name RUN, one of them")
-        if self.threads < 1 or (self.max_batch is not None and self.max_batch < 1):
-            raise ValueError(f"threads is {self.threads} and max_batch {self.max_batch}; both must be at least 1")
-
-    @property
-    def directory(self) -> Path:
-        return self.policy or self.runs / self.study / self.name / "policy"
+        super().__post_init__()
+        if self.max_batch is not None and self.max_batch < 1:
+            raise ValueError(f"max_batch is {self.max_batch}; it must be at least 1, or null")
 
 
 def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
@@ -89,10 +65,7 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
         ClusterError: there is no GPU to use.
         ValueError: others than this machine could connect without a token, or settings do not fit the policy.
     """
-    if config.use_gpu and not torch.cuda.is_available():
-        raise no_gpu()
-    device = "cuda" if config.use_gpu else "cpu"
-    policy = Policy.load(config.directory, device, config.unnorm_key, config.sampling)
+    policy = config.load()
     contract = policy.require_finite().contract
     if config.limits != Limits():
         contract = replace(contract, limits=config.limits.also(contract.limits))

@@ -46,6 +46,8 @@ def test_presets_fit_one_another(suite: str, tmp_path: Path) -> None:
 def test_what_is_unknown_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"parts: \['nowhere'\] cannot be measured; choose among assets, object"):
         LiberoStudy(parts=("nowhere",))
+    with pytest.raises(ValueError, match="precision is 'half'; choose one of auto, bf16"):
+        LiberoStudy(precision="half")
     with pytest.raises(ValueError, match=r"seeds is \[1, 1\]"):
         LiberoStudy(seeds=(1, 1))
     with pytest.raises(
