@@ -22,8 +22,11 @@ _FINGERS_M: Final = np.concatenate([np.linspace(-0.068, -0.034, 8), np.linspace(
 _PALM_M: Final = np.linspace(-0.105, 0.105, 22)
 _HALF_FINGER_M, _HALF_PALM_M = 0.012, 0.035
 TIPS_M, _PALM_BOTTOM_M = -0.017, 0.024
-#: How deep the pads are below the top of what is taken, and at least above what it stands on.
-_DEPTH_M, _LEAST_M = 0.025, 0.014
+#: How deep the pads are below the top of what is taken, and at least above what it stands on. With the palm on the
+#: top it could no longer come nearer from aside.
+_DEPTH_M, _LEAST_M = 0.018, 0.014
+#: Of what reaches down at least so far below the pads, the fingers also get hold when they are so much off.
+_TALL_M, _TALL_SLACK_M = 0.02, 0.006
 #: At a rim: the deeper the surer, but the palm may be in the way; walls lean inwards below it.
 _RIM_DEPTHS_M, _RIM_INSET_M = (0.027, 0.022, 0.017), 0.008
 #: What makes a grasp the worse choice, in metres of being in the way.
@@ -38,10 +41,12 @@ class Grasp:
     Attributes:
         offset: float64 [3] in metres.
         axis: direction in which the fingers open, radians from the x axis.
+        slack_m: how much less exactly than usual the hand must be there when the fingers begin to close.
     """
 
     offset: Vector
     axis: float
+    slack_m: float = 0.0
 
 
 def plan_grasp(scene: SceneGeometry, name: str, tried: int = 0, goal: Vector | None = None) -> Grasp:
@@ -80,7 +85,9 @@ def _grasps(scene: SceneGeometry, name: str) -> Iterator[tuple[float, Grasp]]:
         width = reach.max() - reach.min()
         middle = along * (reach.max() + reach.min()) / 2 + across * (breadth.max() + breadth.min()) / 2
         if width <= _WIDEST_M:
-            yield cost, Grasp(np.array([*middle, max(corners[:, 2].max() - _DEPTH_M, least)]), axis)
+            height = max(float(corners[:, 2].max()) - _DEPTH_M, least)
+            slack = _TALL_SLACK_M if height - least > _TALL_M else 0.0
+            yield cost, Grasp(np.array([*middle, height]), axis, slack)
             continue
         for side in (-1, 1):
             rim = middle + side * along * (width / 2 - _RIM_INSET_M)

@@ -27,6 +27,8 @@ _STEPS_AWAY: Final = 30
 _GENTLY_M, _LOWEST_M = 0.008, 0.04
 #: Of what is taken at a rim far from its centre: how far it may move from the hand before it counts as fallen.
 _NEAR_M, _SLACK_M = 0.13, 0.05
+#: How near to its place the hand is when the fingers begin to close, aside and above.
+_CLOSE_M: Final = (0.006, 0.005)
 #: How near to its place an object is let go, aside and above. No nearer than needed: a policy that learns from
 #: pictures stops a centimetre or two away, and would hold it there if the expert never let go so far from it.
 _LET_GO_M: Final = {"in": (0.03, 0.03), "on": (0.01, 0.008)}
@@ -93,24 +95,24 @@ class PickAndPlace:
             high = hand[2] > travel - 0.02 or np.linalg.norm((goal - hand)[:2]) < 0.08
             over = goal[:2] if high else hand[:2]
             yield self._towards(np.array([*over, max(goal[2] + 0.05, travel)]), grasp.axis, OPEN)
-        lowest, stalled = np.inf, 0
+        (beside_m, above_m), (lowest, stalled) = np.array(_CLOSE_M) + grasp.slack_m, (np.inf, 0)
         while stalled < _STALLED_STEPS:
             goal = self._grip(grasp)
             error = goal - self._hand()
             aside = float(np.linalg.norm(error[:2]))
-            if aside < 0.006 and abs(error[2]) < 0.005 and abs(self._turn(grasp.axis)) < 0.1:
+            if aside < beside_m and abs(error[2]) < above_m and abs(self._turn(grasp.axis)) < 0.1:
                 return True
             distance = float(np.linalg.norm(error))
             lowest, stalled = (distance, 0) if distance < lowest - 0.002 else (lowest, stalled + 1)
-            height = goal[2] + 4.0 * max(aside - 0.008, 0.0)
+            height = goal[2] + 4.0 * max(aside - max(beside_m, 0.008), 0.0)
             yield self._towards(np.array([*goal[:2], height]), grasp.axis, OPEN)
         return aside < 0.01 and abs(error[2]) < 0.01
 
     def _close(self, grasp: Grasp) -> Iterator[Vector]:
-        """Until the fingers come no nearer to one another."""
+        """Until the fingers come no nearer to one another; on the way to the very place where that is allowed."""
         at, apart, still = self._hand(), np.inf, 0
         while still < 3:
-            yield self._towards(at, grasp.axis, _CLOSE)
+            yield self._towards(self._grip(grasp) if grasp.slack_m else at, grasp.axis, _CLOSE)
             before, apart = apart, self._scene.apart()
             still = still + 1 if before - apart < 5e-4 else 0
 
