@@ -1,13 +1,15 @@
-"""RLDS datasets as other programs write them: OpenVLA's features of LIBERO through tfds, and no file of ours."""
+"""Datasets as other programs write them: OpenVLA's features of LIBERO through tfds, and LIBERO's own HDF5."""
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
+import h5py
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -102,3 +104,20 @@ def other_words(episode: int, t: int, step: dict[str, Any]) -> None:
     """Two instructions in the first two episodes."""
     if episode < 2 and t > 1:
         step["language_instruction"] = "close it again"
+
+
+def write_hdf5(path: Path, lengths: tuple[int, ...], problem: dict[str, object] | None) -> None:
+    """A task's file as LIBERO publishes it: episodes of so many steps, and `problem` as its `problem_info`."""
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        if problem is not None:
+            data.attrs["problem_info"] = json.dumps(problem)
+        for number, length in enumerate(lengths):
+            rng = np.random.default_rng(number)
+            demo = data.create_group(f"demo_{number}")
+            demo["actions"] = rng.uniform(-1, 1, (length, 7))
+            demo["obs/ee_states"] = rng.normal(size=(length, 6))
+            demo["obs/gripper_states"] = rng.normal(size=(length, 2))
+            demo["obs/joint_states"] = rng.normal(size=(length, 7))
+            for name in ("agentview_rgb", "eye_in_hand_rgb"):
+                demo[f"obs/{name}"] = rng.integers(0, 256, (length, 16, 16, 3), dtype=np.uint8)

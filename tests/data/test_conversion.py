@@ -28,6 +28,7 @@ from ipvla.data.rlds import RldsSource
 from ipvla.data.rlds.format import RldsLayout
 from ipvla.data.rlds.writer import write_part
 from ipvla.data.source import DatasetError, Feature, Trajectory
+from tests.data.foreign import write_hdf5
 from tests.data.lerobot.conftest import layout, picture, trajectories
 from tests.data.lerobot.writing import write_lerobot
 
@@ -169,22 +170,6 @@ def test_frames_of_a_video_become_png_without_further_loss(tmp_path):
     assert found.texts("language_instruction") == expected.texts("task")
     np.testing.assert_array_equal(found.numbers("pose"), expected.numbers("pose").astype(np.float32))
     assert found.metadata["family"] == "recall"
-
-
-def write_hdf5(path: Path, lengths: tuple[int, ...], problem: dict[str, object] | None) -> None:
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        if problem is not None:
-            data.attrs["problem_info"] = json.dumps(problem)
-        for number, length in enumerate(lengths):
-            rng = np.random.default_rng(number)
-            demo = data.create_group(f"demo_{number}")
-            demo["actions"] = rng.uniform(-1, 1, (length, 7))
-            demo["obs/ee_states"] = rng.normal(size=(length, 6))
-            demo["obs/gripper_states"] = rng.normal(size=(length, 2))
-            demo["obs/joint_states"] = rng.normal(size=(length, 7))
-            for name in ("agentview_rgb", "eye_in_hand_rgb"):
-                demo[f"obs/{name}"] = rng.integers(0, 256, (length, 16, 16, 3), dtype=np.uint8)
 
 
 @pytest.fixture

@@ -151,6 +151,7 @@ def test_from_nothing_to_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert {"policy.json", "success_recall.png"} <= {path.rpartition("/")[2] for path in stored}
 
         (line,) = operator.page
+        assert "PolicyActor" in operator.run(line)
         operator.run(f"{line} --format json --limit 1000 > {tmp_path}/actors.json")
         actors = json.loads((tmp_path / "actors.json").read_text())
         # an actor that was never placed has no node
