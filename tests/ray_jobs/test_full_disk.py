@@ -1,4 +1,4 @@
-"""A file system that really fills up during a training: told in a line, and the training goes on when there is room."""
+"""A file system that really fills up during a training: told in a line; the training goes on with more room."""
 
 from __future__ import annotations
 

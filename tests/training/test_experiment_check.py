@@ -9,7 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import peft
 import pytest
+import torch
+from transformers import PaliGemmaForConditionalGeneration
 
 from ipvla.contract import ContractError
 from ipvla.data.dataset import EpisodeDataset
@@ -26,6 +29,7 @@ from ipvla.training.parallel import World
 from tests.data.foreign import no_picture, not_a_number, other_words, write_foreign
 
 Make = Callable[..., ExperimentConfig]
+QUERY = "model.language_model.layers.0.self_attn.q_proj"
 TINY = TinyConfig(width=32, heads=2, mlp=32, trunk_channels=8)
 
 
@@ -94,6 +98,28 @@ def test_an_adapter_is_no_backbone(paligemma_directory: Path, tmp_path: Path, wi
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match=r"holds an adapter of PEFT.*merge_and_unload"):
         IPVLAConfig(PaliGemmaConfig(str(tmp_path))).check()
+
+
+def test_an_adapter_is_a_backbone_once_it_is_merged_as_the_message_says(
+    paligemma_directory: Path, tmp_path: Path
+) -> None:
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    base = PaliGemmaForConditionalGeneration.from_pretrained(paligemma_directory)
+    query = base.get_submodule(QUERY).weight.clone()
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(base, lora).save_pretrained(adapter)
+    with pytest.raises(ValueError, match=r"AutoPeftModel.from_pretrained\(DIR\).merge_and_unload\(\)"):
+        PaliGemmaConfig(str(adapter)).check([], 1)
+    whole = peft.AutoPeftModel.from_pretrained(adapter).merge_and_unload()
+    whole.save_pretrained(merged)
+    for file in paligemma_directory.glob("token*"):
+        (merged / file.name).write_bytes(file.read_bytes())
+    config = PaliGemmaConfig(str(merged), dtype="float32")
+    config.check(["press the button"], 1)
+    loaded = config.build(8, 1, 16).vlm
+    assert torch.equal(loaded.get_submodule(QUERY).weight, whole.get_submodule(QUERY).weight)
+    assert not torch.equal(loaded.get_submodule(QUERY).weight, query)
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
 def test_a_directory_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:
