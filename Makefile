@@ -79,8 +79,9 @@ $(VENV)/.ready-lerobot: requirements-lerobot.txt
 	$(VENV)/lerobot/bin/python -m pip --disable-pip-version-check --no-input --quiet install -r $<
 	@touch $@
 
-$(VENV)/.ready-dev: requirements-dev.txt requirements-openpi.txt requirements-gym.txt requirements-orbax.txt $(VENV)/.ready
-	$(PIP) -r requirements-dev.txt -r requirements-orbax.txt
+$(VENV)/.ready-dev: requirements-dev.txt requirements-openpi.txt requirements-gym.txt requirements-orbax.txt \
+		requirements-wandb.txt $(VENV)/.ready
+	$(PIP) -r requirements-dev.txt -r requirements-orbax.txt -r requirements-wandb.txt
 	$(PIP) --no-deps -r requirements-openpi.txt
 	$(PIP) --no-deps -r requirements-gym.txt
 	@touch $@

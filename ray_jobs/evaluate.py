@@ -31,7 +31,7 @@ from ipvla.rollout.openpi.messages import TOKEN_VARIABLE
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.suites import require_expert
 from ipvla.storage import StorageRoots
-from ipvla.tracking import MLflowSink
+from ipvla.tracking import MLflowSink, Sinks, WandbSink
 from ray_jobs.command_line.cli import run
 from ray_jobs.running.cluster import connect, supplied
 from ray_jobs.running.display import EvaluationDisplay
@@ -185,18 +185,22 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
         for name, directory in directories.items():
             journal, show = config.journal(name), partial(display.update, name)
             sink = config.mlflow_run(name)
+            wandb = WandbSink.found(directory, config.study, name)
+            sinks = Sinks((sink,) if wandb is None else (sink, wandb))
             table = evaluation.run(
-                name, sources[name], journal, conditions=config.conditions, sink=sink, on_status=show
+                name, sources[name], journal, conditions=config.conditions, sink=sinks, on_status=show
             )
             if config.videos:
                 display.tell(name, "recording")
                 recorded = evaluation.record(table, journal, config.videos, directory / config.labelled("videos"))
                 for video in recorded:
-                    sink.log_artifact(video.path)
+                    sinks.log_artifact(video.path)
                 videos += recorded
-            _show(sink, [table], directory / f"success_{config.success.suite_name}.png")
+            _show(sink, [table], plot := directory / f"success_{config.success.suite_name}.png")
+            if wandb is not None and plot.exists():
+                wandb.log_artifact(plot)
             display.tell(name, "played")
-            sink.close()
+            sinks.close()
             tables.append(table)
             run_ids[name] = sink.run_id
         comparisons = [c for a, b in combinations(tables, 2) for c in compare(a, b, evaluation.tasks)]

@@ -146,6 +146,7 @@ def train_policy(config: ExperimentConfig) -> TrainSummary:
     config = config.absolute()
     config.prepare()
     require_usable(config.mlflow_uri)
+    config.tracking.wandb.require_usable()
     config.check(config.open_dataset())  # a worker would say it after a minute
     directory = config.run_directory
     _require_same(directory / "experiment.json", config)  # before there is a lock beside it
@@ -419,7 +420,12 @@ def run_sinks(config: ExperimentConfig, step: int) -> Sinks:
     """Where a run that goes on from this step logs to."""
     mlflow = training_run(config)
     mlflow.log_params(flat(draccus.encode(config)))
-    return Sinks((ConsoleSink(), JsonlSink(config.run_directory / "metrics.jsonl", step), mlflow))
+    wandb = config.tracking.wandb.build(config.run_directory, config.study, config.name)
+    sinks = Sinks((ConsoleSink(), JsonlSink(config.run_directory / "metrics.jsonl", step), mlflow))
+    if wandb is None:
+        return sinks
+    wandb.log_params(flat(draccus.encode(config)))
+    return Sinks((*sinks.sinks, wandb))
 
 
 def training_lines(config: ExperimentConfig) -> list[dict[str, Any]]:

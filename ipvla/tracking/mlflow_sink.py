@@ -6,13 +6,14 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ipvla.tracking.mlflow_run import NOTE, MLflowRun, require_usable, without_password
 from ipvla.tracking.mlflow_spool import Record, RunIdentity, Spool
 from ipvla.tracking.mlflow_sync import deliver, take_over
 from ipvla.tracking.sinks import MetricSink
+from ipvla.tracking.wandb_sink import WandbConfig
 
 _logger = logging.getLogger("ipvla.tracking")
 
@@ -23,7 +24,7 @@ _PARAMETER_CHARACTERS = 6000  # MLflow's limit
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """What of a training run MLflow gets beside metrics, settings and adapters.
+    """What of a training run MLflow gets beside metrics, settings and adapters, and whether W&B gets a copy.
 
     Attributes:
         policy_mib: the finished policy becomes an artifact too if it has at most so many MiB; 0 for never. The
@@ -32,12 +33,14 @@ class TrackingConfig:
             registry.
         model: that model's name; None for STUDY.NAME.
         system_every_s: seconds between two looks at CPU, memory and GPU of every worker; 0 for none.
+        wandb: where Weights & Biases gets a copy.
     """
 
     policy_mib: float = 1024.0
     register: bool = True
     model: str | None = None
     system_every_s: float = 10.0
+    wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
         if self.policy_mib < 0:
