@@ -113,12 +113,26 @@ class EvaluateConfig(PlayedPolicies):
             raise ValueError(f"videos is {self.videos}; give all, failures, or how many of each kind per task")
         if str(self.sampling) and (others := [n for n in self.policies if n == EXPERT or n in self.servers]):
             raise ValueError(f"sampling: {self.sampling} has no effect on {', '.join(others)}; leave them out")
+        self._require_pace()
         if EXPERT in self.policies:
             require_expert(self.success.suite, "policies")
         unasked = [name for name in self.servers if name not in self.policies]
         if unasked:
             raise ValueError(f"servers: {unasked} are not evaluated; name them in policies as well")
         super().__post_init__()
+
+    def _require_pace(self) -> None:
+        """ValueError if someone who is evaluated has no part in how late answers come."""
+        pace, told = self.success.pace, "success.latency_steps and success.chunking"
+        if EXPERT in self.policies and not pace.plain:
+            raise ValueError(
+                f"{told} have no effect on {EXPERT}, which sees the true state of now; evaluate it by itself"
+            )
+        if served := [name for name in self.servers if name in self.policies and pace.chunking.continues]:
+            raise ValueError(
+                f"success.chunking.type {pace.chunking.kind} needs what openpi's messages do not carry; choose "
+                f"switch or ensemble, or leave {', '.join(served)} out"
+            )
 
     def source(self, name: str, load: Callable[..., Policy]) -> PolicyEndpoint:
         """Where the actions of the policy of this name come from."""
@@ -215,7 +229,8 @@ def checked_sources(
     Raises:
         CheckpointError: a policy does not exist or cannot be loaded.
         ContractError: a policy does not fit the suite.
-        ValueError: a policy has no such dataset or sampling, or an instruction is longer than its prompts.
+        ValueError: a policy has no such dataset or sampling, an instruction is longer than its prompts, or it
+            cannot answer as late, or go on from the last chunk, as `success` wants it.
     """
     sources = {name: config.source(name, load) for name in config.policies}
     for name, source in sources.items():
@@ -223,6 +238,8 @@ def checked_sources(
             policy = Policy.load(source.directory, unnorm_key=config.unnorm_key, sampling=config.sampling)
             policy.require_finite()
             policy.require_prompts(instructions)
+            execute = config.success.played_by.execute or policy.execute
+            config.success.pace.require(policy.config.chunk, execute, policy.config.head)
         if conversions := evaluation.conversions(source):
             console.print(f"{name}: {conversions}", markup=False)
     return sources

@@ -105,6 +105,8 @@ class Trial:
 def run_trial(sample: Mapping[str, Any], sweep: SweepConfig, before: float | None) -> None:
     """What a trial's process does: trains from checkpoint to checkpoint, and reports what the policy is worth."""
     config = sweep.trained(tune.get_context().get_trial_id(), sample)
+    execute = sweep.success.played_by.execute or config.lanes.stride
+    sweep.success.pace.require(config.model.chunk, execute, config.model.head)
     for step in rungs(config):
         policy = train_to(config, step)
         table = play(config, policy, step, sweep.success, sweep.scoring, before)

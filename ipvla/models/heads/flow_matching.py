@@ -43,6 +43,10 @@ class IntegratingConfig(HeadConfig):
     integrator: str
 
     @property
+    def has_velocity(self) -> bool:
+        return True
+
+    @property
     def evaluations(self) -> int:
         """Of the velocity, per chunk."""
         return self.steps * INTEGRATORS[self.integrator].evaluations
