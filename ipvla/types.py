@@ -43,6 +43,11 @@ class Ahead:
     guidance: float = 0.0
     given: bool = False
 
+    @property
+    def continued(self) -> bool:
+        """Has the answer anything to do with `actions`?"""
+        return len(self.actions) > 0 and (self.given or self.guidance > 0)
+
 
 @dataclass(frozen=True)
 class Observation:
