@@ -48,7 +48,7 @@ class Pi0HeadConfig(IntegratingConfig):
         min_period, max_period: of the time's sines and cosines.
         time_power, time_scale, time_offset: in training t = offset + scale u^(1 / power), u uniform: a beta
             distribution of (power, 1).
-        prefix: see `FlowMatchingConfig`; published weights have learned none.
+        prefix: as of `flow`; published weights have learned none.
     """
 
     variant: Variant = "pi0"
