@@ -23,6 +23,7 @@ from evaluators.success import SuccessConfig, SuccessEvaluation
 from evaluators.success_table import SuccessTable
 from ipvla.models.heads import Sampling
 from ipvla.policy import Policy
+from ipvla.rollout.chunking import HeadFacts
 from ipvla.rollout.endpoint import PolicyEndpoint
 from ipvla.rollout.expert_policy import ExpertSource
 from ipvla.rollout.journal import labelled
@@ -123,15 +124,10 @@ class EvaluateConfig(PlayedPolicies):
 
     def _require_pace(self) -> None:
         """ValueError if someone who is evaluated has no part in how late answers come."""
-        pace, told = self.success.pace, "success.latency_steps and success.chunking"
-        if EXPERT in self.policies and not pace.plain:
+        if EXPERT in self.policies and not self.success.pace.plain:
             raise ValueError(
-                f"{told} have no effect on {EXPERT}, which sees the true state of now; evaluate it by itself"
-            )
-        if served := [name for name in self.servers if name in self.policies and pace.chunking.continues]:
-            raise ValueError(
-                f"success.chunking.type {pace.chunking.kind} needs what openpi's messages do not carry; choose "
-                f"switch or ensemble, or leave {', '.join(served)} out"
+                f"success.latency_steps and success.chunking have no effect on {EXPERT}, which sees the true "
+                "state of now; evaluate it by itself"
             )
 
     def source(self, name: str, load: Callable[..., Policy]) -> PolicyEndpoint:
@@ -239,7 +235,9 @@ def checked_sources(
             policy.require_finite()
             policy.require_prompts(instructions)
             execute = config.success.played_by.execute or policy.execute
-            config.success.pace.require(policy.config.chunk, execute, policy.config.head)
+            config.success.pace.require(policy.config.chunk, execute, HeadFacts.of(policy.config.head))
+        elif isinstance(source, OpenpiSource):
+            source.require(config.success.pace, config.success.played_by.execute)
         if conversions := evaluation.conversions(source):
             console.print(f"{name}: {conversions}", markup=False)
     return sources

@@ -14,18 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ipvla.contract import Contract
-from ipvla.rollout.chunking import Chunk, ChunkingConfig, SwitchConfig
+from ipvla.rollout.chunking import Chunk, ChunkingConfig, HeadFacts, SwitchConfig
 from ipvla.rollout.latency import Latency, hold_action
 from ipvla.types import Observation
-
-if TYPE_CHECKING:
-    from ipvla.models.heads import HeadConfig
 
 Action = npt.NDArray[np.float32]
 
@@ -61,7 +58,7 @@ class Pace:
         told = {"latency": str(self.latency), "chunking": str(self.chunking)}
         return {name: value for name, value in told.items() if value}
 
-    def require(self, chunk: int, execute: int, head: HeadConfig) -> None:
+    def require(self, chunk: int, execute: int, head: HeadFacts) -> None:
         """ValueError in one line unless a policy can be played so.
 
         Args:

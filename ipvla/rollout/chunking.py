@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import draccus
 import numpy as np
@@ -26,6 +26,40 @@ if TYPE_CHECKING:  # a simulator's process has no use for torch
     from ipvla.models.heads import HeadConfig
 
 Chunk = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class HeadFacts:
+    """What decides how a policy's answers can go on from one another, as a server tells it too.
+
+    Attributes:
+        head: its type.
+        steps: in which its velocity is integrated; 0 for a head that has none.
+        prefix: of how many given actions it has learned to go on from.
+    """
+
+    head: str
+    steps: int
+    prefix: int
+
+    @classmethod
+    def of(cls, head: HeadConfig) -> Self:
+        """Of a policy's head."""
+        steps = getattr(head, "steps", 0) if head.has_velocity else 0
+        return cls(head.get_choice_name(type(head)), steps, head.longest_prefix)
+
+    def require(self, ahead: Ahead) -> None:
+        """ValueError in one line if the head cannot go on from what is ahead of an observation."""
+        if ahead.guidance > 2 * self.steps:
+            raise ValueError(
+                f"ahead/guidance is {ahead.guidance:g}; a head of type {self.head} with {self.steps} steps takes "
+                f"at most {2 * self.steps}"
+            )
+        if ahead.given and min(ahead.delay, len(ahead.actions)) > self.prefix:
+            raise ValueError(
+                f"ahead/delay is {ahead.delay}; a head of type {self.head} has learned to go on from "
+                f"{self.prefix} given actions"
+            )
 
 
 class ChunkingConfig(draccus.ChoiceRegistry):
@@ -51,7 +85,7 @@ class ChunkingConfig(draccus.ChoiceRegistry):
         """What the policy is told, of the last chunk's rest [R, A] and control steps until it answers."""
         return Ahead(rest[:0], delay)
 
-    def check(self, delay: int, head: HeadConfig) -> None:
+    def check(self, delay: int, head: HeadFacts) -> None:
         """ValueError in one line for a head that cannot answer so, after at most `delay` control steps."""
 
     def merged(self, actions: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
@@ -95,17 +129,16 @@ class GuidedConfig(ChunkingConfig):
     def ahead(self, rest: Chunk, delay: int) -> Ahead:
         return Ahead(rest, delay, guidance=self.weight)
 
-    def check(self, delay: int, head: HeadConfig) -> None:
-        name, steps = head.get_choice_name(type(head)), getattr(head, "steps", 0)
-        if not head.has_velocity:
+    def check(self, delay: int, head: HeadFacts) -> None:
+        if not head.steps:
             raise ValueError(
-                f"success.chunking.type guided pulls at a velocity, and a head of type {name} has none; choose "
-                "ensemble or switch, or a policy with a flow head"
+                f"success.chunking.type guided pulls at a velocity, and a head of type {head.head} has none; "
+                "choose ensemble or switch, or a policy with a flow head"
             )
-        if self.weight > 2 * steps:
+        if self.weight > 2 * head.steps:
             raise ValueError(
-                f"success.chunking.weight is {self.weight:g}, and the head takes {steps} steps: set it to at most "
-                f"{2 * steps}, or sampling.steps higher"
+                f"success.chunking.weight is {self.weight:g}, and the head takes {head.steps} steps: set it to at "
+                f"most {2 * head.steps}, or sampling.steps higher"
             )
 
 
@@ -119,10 +152,10 @@ class TrainedConfig(ChunkingConfig):
     def ahead(self, rest: Chunk, delay: int) -> Ahead:
         return Ahead(rest[:delay], delay, given=True)
 
-    def check(self, delay: int, head: HeadConfig) -> None:
-        if delay > head.longest_prefix:
+    def check(self, delay: int, head: HeadFacts) -> None:
+        if delay > head.prefix:
             raise ValueError(
-                f"success.chunking.type trained: the head has learned to go on from {head.longest_prefix} given "
+                f"success.chunking.type trained: the head has learned to go on from {head.prefix} given "
                 f"actions, and success.latency_steps is {delay}; train it with model.head.prefix {delay} or more "
                 "(flow, layerwise), or choose guided"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,17 @@ from ipvla.models.backbones import TinyConfig
 from ipvla.models.heads import FlowConfig, HeadConfig, RegressionConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
-from ipvla.rollout.chunking import EnsembleConfig, GuidedConfig, TrainedConfig
+from ipvla.rollout.chunk_player import Pace
+from ipvla.rollout.chunking import ChunkingConfig, EnsembleConfig, GuidedConfig, HeadFacts, TrainedConfig
+from ipvla.rollout.episode import EpisodeId
 from ipvla.rollout.journal import Journal
+from ipvla.rollout.latency import Latency
+from ipvla.rollout.openpi.client import OpenpiError, OpenpiSource
+from ipvla.rollout.openpi.messages import ahead_message, pack, unpack
 from ipvla.training.parallel import World
 from ray_jobs.command_line.settings import parse
 from ray_jobs.evaluate import EvaluateConfig, evaluate
+from ray_jobs.serve import ServeConfig, serving
 from tests.synthetic import cue_episode
 
 HEADS: dict[str, HeadConfig] = {"flow": FlowConfig(16, prefix=2), "regression": RegressionConfig(16)}
@@ -117,12 +124,70 @@ def test_who_has_no_part_in_it_is_refused(root: Path) -> None:
     late = settings(root, "flow", latency_steps=2)
     with pytest.raises(ValueError, match=r"have no effect on expert, which sees the true state of now"):
         replace(late, policies=("expert",))
-    guided = settings(root, "flow", chunking=GuidedConfig())
-    with pytest.raises(ValueError, match=r"needs what openpi's messages do not carry; choose switch or ensemble"):
-        replace(guided, servers={"flow": "ws://127.0.0.1:8000"})
-    replace(settings(root, "flow", chunking=EnsembleConfig()), servers={"flow": "ws://127.0.0.1:8000"})
     with pytest.raises(ValueError, match="memory is probed in a world that waits; leave them out"):
         InterventionConfig().build(late.success, root)
+
+
+class TestAServer:
+    @staticmethod
+    def told(root: Path, name: str) -> dict[str, Any]:
+        server = serving(ServeConfig(policy=root / "runs" / "recall" / name / "policy"), None)
+        told: dict[str, Any] = unpack(server.greeting)
+        return told
+
+    def test_says_what_its_answers_can_go_on_from_and_an_evaluation_asks_it(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told, guided = self.told(root, "flow"), Pace(Latency((2,), "rest"), GuidedConfig())
+        assert told["chunking"] == {"chunk": 8, "execute": 4, "head": "flow", "steps": 4, "prefix": 2}
+        source = OpenpiSource("ws://here")
+        monkeypatch.setattr(OpenpiSource, "metadata", lambda _: told)
+        source.require(guided, None)
+        with pytest.raises(ValueError, match=r"of a chunk of 8 only 2 actions are left"):
+            source.require(replace(guided, latency=Latency((3,), "rest")), 6)
+        monkeypatch.setattr(OpenpiSource, "metadata", lambda _: self.told(root, "regression"))
+        with pytest.raises(ValueError, match="a head of type regression has none"):
+            source.require(guided, None)
+
+    def test_that_is_not_ours_is_played_late_but_not_guided(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(OpenpiSource, "metadata", lambda _: {})
+        source = OpenpiSource("ws://there")
+        source.require(Pace(Latency((2,), "rest"), EnsembleConfig()), None)
+        with pytest.raises(OpenpiError, match="ws://there does not go on from the last chunk's rest"):
+            source.require(Pace(chunking=GuidedConfig()), None)
+
+    @pytest.mark.parametrize("chunking", [GuidedConfig(), TrainedConfig()])
+    def test_answers_as_the_policy_itself_what_is_ahead_included(
+        self, root: Path, chunking: ChunkingConfig
+    ) -> None:
+        directory = root / "runs" / "recall" / "flow" / "policy"
+        server = serving(ServeConfig(policy=directory), None)
+        left = np.full((4, 7), 0.25, np.float32)
+        sent = {
+            "observation/image": np.full((64, 64, 3), 90, np.uint8),
+            "observation/state": np.zeros(8, np.float32),
+            "prompt": "press the button",
+            "t": 4,
+            "ahead": ahead_message(chunking.ahead(left, 2)),
+        }
+        observation = server._observe(unpack(pack(sent)), 0)
+        answer = asyncio.run(server._policy.act(EpisodeId("a"), 0, observation))
+        policy = Policy.load(directory)
+        named = replace(observation, episode="a")
+        expected, _ = policy.act([named], policy.initial_memory(1))
+        np.testing.assert_allclose(answer.chunk, expected[0], atol=1e-5)
+        assert answer.execute == 4
+        unaided, _ = policy.act([replace(named, ahead=None)], policy.initial_memory(1))
+        assert np.abs(unaided[0] - expected[0]).max() > 1e-3
+
+    def test_refuses_what_its_head_cannot_go_on_from_before_it_is_asked(self, root: Path) -> None:
+        facts = {name: HeadFacts.of(head) for name, head in HEADS.items()}
+        left = np.zeros((4, 7), np.float32)
+        with pytest.raises(ValueError, match="a head of type regression with 0 steps takes at most 0"):
+            facts["regression"].require(GuidedConfig().ahead(left, 2))
+        with pytest.raises(ValueError, match="ahead/delay is 3; a head of type flow has learned to go on from 2"):
+            facts["flow"].require(TrainedConfig().ahead(left, 3))
+        facts["flow"].require(GuidedConfig().ahead(left, 4))
 
 
 def test_a_policy_with_a_prefix_is_saved_and_loaded_with_it(root: Path) -> None:

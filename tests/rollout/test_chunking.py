@@ -17,7 +17,14 @@ from ipvla.experiment import ExperimentConfig
 from ipvla.models.heads import FlowConfig, HeadConfig, RegressionConfig
 from ipvla.policy import Policy
 from ipvla.rollout.chunk_player import Pace
-from ipvla.rollout.chunking import ChunkingConfig, EnsembleConfig, GuidedConfig, SwitchConfig, TrainedConfig
+from ipvla.rollout.chunking import (
+    ChunkingConfig,
+    EnsembleConfig,
+    GuidedConfig,
+    HeadFacts,
+    SwitchConfig,
+    TrainedConfig,
+)
 from ipvla.rollout.episode import Answer, EpisodeId, InvalidActionError, run_episode
 from ipvla.rollout.latency import Latency
 from ipvla.rollout.policy_actor import PolicyActor, PolicySource
@@ -228,19 +235,19 @@ class TestRefusedBeforeAnythingStarts:
     )
     def test_in_one_line(self, pace: Pace, head: HeadConfig, message: str) -> None:
         with pytest.raises(ValueError, match=message) as refused:
-            pace.require(CHUNK, EXECUTE, head)
+            pace.require(CHUNK, EXECUTE, HeadFacts.of(head))
         assert "\n" not in str(refused.value)
 
     @pytest.mark.parametrize("chunking", [GuidedConfig(), TrainedConfig(), EnsembleConfig()])
     def test_chunks_that_do_not_overlap(self, chunking: ChunkingConfig) -> None:
         with pytest.raises(ValueError, match=r"needs chunks that overlap, and the policy plays all 8 actions"):
-            Pace(Latency(), chunking).require(CHUNK, CHUNK, FlowConfig(prefix=4))
+            Pace(Latency(), chunking).require(CHUNK, CHUNK, HeadFacts.of(FlowConfig(prefix=4)))
 
     def test_but_not_what_can_be_played(self) -> None:
         for pace in (Pace(), Pace(Latency((4,), "rest"), GuidedConfig()), Pace(Latency((8,)))):
-            pace.require(CHUNK, EXECUTE, FlowConfig())
-        Pace(REST, TrainedConfig()).require(CHUNK, EXECUTE, FlowConfig(prefix=3))
-        Pace(REST, EnsembleConfig()).require(CHUNK, EXECUTE, RegressionConfig())
+            pace.require(CHUNK, EXECUTE, HeadFacts.of(FlowConfig()))
+        Pace(REST, TrainedConfig()).require(CHUNK, EXECUTE, HeadFacts.of(FlowConfig(prefix=3)))
+        Pace(REST, EnsembleConfig()).require(CHUNK, EXECUTE, HeadFacts.of(RegressionConfig()))
 
     @pytest.mark.parametrize(
         ("made", "message"),
