@@ -67,7 +67,7 @@ class Observation:
     instruction: str
     t: int
     episode: str = ""
-    ahead: Ahead | None = None
+    ahead: Ahead | None = field(default=None, kw_only=True)
 
 
 @dataclass
