@@ -67,7 +67,8 @@ def flow(make_experiment: Make) -> Policy:
 
 def seen(t: int, episode: str = "a", ahead: Ahead | None = None) -> Observation:
     picture = np.random.default_rng([t, len(episode)]).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
-    return Observation({"agentview": picture}, np.zeros(8, np.float32), "press the button", t, episode, ahead)
+    state = np.zeros(8, np.float32)
+    return Observation({"agentview": picture}, state, "press the button", t, episode, ahead=ahead)
 
 
 class Scenes:
