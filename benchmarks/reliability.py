@@ -159,7 +159,7 @@ def measure_actions(study: ReliabilityStudy) -> Figures:
         ]
         for (name, value), chunk in zip(asked.items(), server.forward(requests), strict=True):
             answers += 1
-            if isinstance(chunk, Exception):
+            if not isinstance(chunk, np.ndarray):
                 wrong += bool(np.isfinite(value))
                 continue
             steps[name], sums[name] = steps[name] + 1, sums[name] + value

@@ -40,7 +40,9 @@ def write_trace(trace: EpisodeTrace, path: Path) -> Path:
     """Writes a Parquet file; an older one is replaced in one rename.
 
     Columns: t, policy_step (the answer that the action belongs to, from 0), answer_s (seconds that the policy took
-    before this step, null within a chunk), step_s (seconds of the simulator), action_0, action_1, ...
+    before this step, null within a chunk), step_s (seconds of the simulator), action_0, action_1, ...; and of an
+    episode in a world that did not wait age, control steps since the answer's observation. There policy_step and
+    age are null where the robot kept still.
     """
     import pyarrow as pa  # takes a second
     import pyarrow.parquet as pq
@@ -55,6 +57,10 @@ def write_trace(trace: EpisodeTrace, path: Path) -> Path:
         "step_s": trace.step_s,
         **{f"action_{i}": column for i, column in enumerate(trace.actions.T)},
     }
+    if (call := trace.call) is not None:
+        still = call < 0
+        columns["policy_step"] = pa.array(call, mask=still)
+        columns["age"] = pa.array(steps - trace.asked_t[call], mask=still)
     with replacing(path) as part:
         pq.write_table(pa.table(columns), part)
     return path

@@ -191,12 +191,18 @@ class MemoryUseEvaluation:
     """Measures one policy after another; the simulators stay loaded in between.
 
     Raises:
-        ValueError: an unknown task, a t at or after some task's horizon, or a swap with one episode of a task.
+        ValueError: an unknown task, a t at or after some task's horizon, a swap with one episode of a task, or a
+            world that does not wait.
     """
 
     def __init__(
         self, config: InterventionConfig, success: SuccessConfig, suite: Suite, make_simulator: MakeSimulator
     ) -> None:
+        if not success.pace.plain:
+            raise ValueError(
+                "success.latency_steps and success.chunking: memory is probed in a world that waits; "
+                "leave them out"
+            )
         self._config = success
         self._service: InterventionService | None = None
         self._success = SuccessEvaluation(success, suite, make_simulator, serve=self._serve)

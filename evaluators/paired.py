@@ -75,7 +75,8 @@ def compare(
     """One comparison per family with shared layouts.
 
     Args:
-        across_protocols: the policies may have been played by different protocols, or one of them perturbed.
+        across_protocols: the policies may have been played by different protocols, one of them perturbed, or in a
+            world that waits longer for it.
 
     Raises:
         ProtocolError: they were, and `across_protocols` is False.
@@ -87,12 +88,13 @@ def compare(
             f"{first.policy} was played by protocol {played_by[0]}, {second.policy} by {played_by[1]}: their "
             "difference is not one of policies; play both by the same protocol, or ask for across_protocols"
         )
-    perturbed = [table.fingerprint.get("perturbation") for table in (first, second)]
-    if perturbed[0] != perturbed[1] and not across_protocols:
-        raise ProtocolError(
-            f"{first.policy} was played with perturbation {perturbed[0]}, {second.policy} with {perturbed[1]}: "
-            "their difference is not one of policies; play both with the same one, or ask for across_protocols"
-        )
+    for name in ("perturbation", "latency"):
+        played_with = [table.fingerprint.get(name) for table in (first, second)]
+        if played_with[0] != played_with[1] and not across_protocols:
+            raise ProtocolError(
+                f"{first.policy} was played with {name} {played_with[0]}, {second.policy} with {played_with[1]}: "
+                "their difference is not one of policies; play both with the same one, or ask for across_protocols"
+            )
     versions = [table.fingerprint.get("suite_version") for table in (first, second)]
     if versions[0] != versions[1]:
         raise ValueError(

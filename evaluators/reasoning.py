@@ -109,7 +109,12 @@ def play_both(
     Raises:
         JournalError: results of another policy or protocol lie there.
         JobFailedError: an episode failed in every attempt.
+        ValueError: the world is not to wait.
     """
+    if not config.pace.plain:
+        raise ValueError(
+            "success.latency_steps and success.chunking: plans are compared in a world that waits; leave them out"
+        )
     with ExitStack() as stack:
         evaluation = stack.enter_context(config.build(cache_dir))
         journals = {}

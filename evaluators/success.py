@@ -17,9 +17,12 @@ from evaluators.intervals import confidence_sequence, wilson_interval
 from evaluators.rollout_status import RolloutStatus
 from evaluators.success_table import SuccessTable, tabulate
 from ipvla.contract import Contract, readable_changes
+from ipvla.rollout.chunk_player import Pace
+from ipvla.rollout.chunking import ChunkingConfig, SwitchConfig
 from ipvla.rollout.endpoint import PolicyEndpoint, Service, Serving
 from ipvla.rollout.evaluation import SimPool, evaluate_episodes
 from ipvla.rollout.journal import Journal
+from ipvla.rollout.latency import Latency, require_hold
 from ipvla.rollout.sim_pool import MOST_PER_CORE, cluster_cores, cluster_room, simulators_for
 from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators, VideoJob
 from ipvla.sim.environment import require_simulators
@@ -66,6 +69,10 @@ class SuccessConfig:
             more than a simulator takes between two requests.
         policy_max_batch: observations of a forward pass, None for as many as wait; with 1, results are the same to
             the last bit with any number of simulators, and also if processes die.
+        latency_steps: control steps from an observation to the first action of the answer; or measured ones, of
+            which every call draws one. 0 for a world that waits.
+        meanwhile: what is played until then: `hold` keeps the robot still, `rest` plays the last chunk's rest.
+        chunking: how an answer takes over from the last one, see `ipvla.rollout.chunking`.
     """
 
     suite: str = "recall"
@@ -85,8 +92,12 @@ class SuccessConfig:
     policy_capacity: int | None = None
     policy_lease_s: float = 900.0
     policy_max_batch: int | None = None
+    latency_steps: int | tuple[int, ...] = 0
+    meanwhile: str = "hold"
+    chunking: ChunkingConfig = field(default_factory=SwitchConfig)
 
     def __post_init__(self) -> None:
+        _ = self.pace
         for name in (
             "camera_size",
             "max_attempts",
@@ -117,6 +128,11 @@ class SuccessConfig:
             self.played_by.horizon(self.suite, 1)  # one that does not cover the suite is told now
             self._require_perturbation(self._facts)
             self._require_cameras(self._facts)
+
+    @property
+    def pace(self) -> Pace:
+        """How late answers come, and how one takes over from another."""
+        return Pace(Latency.of(self.latency_steps, self.meanwhile), self.chunking)
 
     @property
     def played_by(self) -> EvaluationProtocol:
@@ -202,6 +218,8 @@ class SuccessEvaluation:
         self._pool: SimPool | None = None
         self._policy: Service | None = None
         world = suite.facts.contract
+        if config.pace.latency.longest:
+            require_hold(world)
         self._serving = Serving(
             None if world is None else self._protocol.contract(world),
             f"suite {suite.name} by protocol {self._protocol.name}",
@@ -312,6 +330,7 @@ class SuccessEvaluation:
             **({SETTINGS: settings} if (settings := self._suite.facts.settings) else {}),
             **self._terms(source),
             **self._perturbed(),
+            **self._config.pace.conditions(),
         }
 
     def _perturbed(self) -> dict[str, str]:
@@ -373,6 +392,7 @@ class SuccessEvaluation:
                 self._make_simulator,
                 count or min(cluster_cores(), cluster_room(self._suite.facts.simulator_bytes)),
                 execute=self._protocol.execute,
+                pace=self._config.pace,
                 cpus_per_simulator=None if count else 1 / MOST_PER_CORE,  # leaves room for those that are added
                 environment=self._suite.facts.environment(),
                 python=self._suite.facts.python,

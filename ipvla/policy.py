@@ -25,6 +25,7 @@ from ipvla.files import appearing, foreign_file, nearby, one_line, read_record
 from ipvla.models.adapters import merge_adapters
 from ipvla.models.backbones.protocol import require_prompts
 from ipvla.models.heads import Sampling
+from ipvla.models.heads.protocol import Rest
 from ipvla.models.nf4 import dequantise, parameter_count
 from ipvla.models.saved_size import no_larger_than
 from ipvla.models.vla import IPVLA, IPVLAConfig, adopt
@@ -92,14 +93,33 @@ class Policy:
         """Chunks float32 [B, C, A] in the simulator's units, and the memories [B, ...] after this step.
 
         A row depends on its own observation and memory alone; a head's noise is drawn from the observation's
-        `episode` and `t`.
+        `episode` and `t`. What is `ahead` of an observation its chunk goes on from.
+
+        ValueError for a head that cannot go on from it.
         """
         device = self.model.action_varies.device
         inputs = self.transforms.inputs(observations).to(device)
         t = torch.tensor([o.t for o in observations], device=device)
         seeds = [_noise_seed(o) for o in observations] if self.model.head.noise_shape is not None else None
-        actions, memory = self.model.act(inputs, memory, t, seeds)
+        actions, memory = self.model.act(inputs, memory, t, seeds, self._rest(observations, device))
         return self.transforms.denormalise(actions), memory
+
+    def _rest(self, observations: Sequence[Observation], device: torch.device) -> Rest | None:
+        """What the chunks go on from, None if no row has any such thing."""
+        rows = [(i, o.ahead) for i, o in enumerate(observations) if o.ahead is not None and o.ahead.continued]
+        if not rows:
+            return None
+        batch, chunk = len(observations), self.config.chunk
+        actions = np.zeros((batch, chunk, self.transforms.action_dim), np.float32)
+        left, frozen, given = (np.zeros(batch, np.int64) for _ in range(3))
+        guidance = np.zeros(batch, np.float32)
+        for i, ahead in rows:
+            left[i] = count = min(len(ahead.actions), chunk)
+            actions[i, :count] = self.transforms.conventions.normalise(ahead.actions[:count])
+            frozen[i] = min(ahead.delay, count)
+            given[i] = frozen[i] if ahead.given else 0
+            guidance[i] = ahead.guidance
+        return Rest(*(torch.from_numpy(x).to(device) for x in (actions, left, frozen, guidance, given)))
 
     def require_finite(self) -> Self:
         """Answers a blank observation, and returns itself. CheckpointError if the actions are not finite."""

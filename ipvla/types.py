@@ -27,6 +27,29 @@ Memory: TypeAlias = dict[str, "torch.Tensor"]
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """What an answer is to go on from, in a world that does not wait for it.
+
+    Attributes:
+        actions: float32 [R, A], R >= 0: the last chunk's from the observation's control step on, in the
+            simulator's units.
+        delay: control steps until the answer is there: so many of `actions` are played whatever it says.
+        guidance: what pulls the answer towards `actions` has at most this weight; 0 for none.
+        given: the first `delay` of `actions` are the answer's own, to be gone on from.
+    """
+
+    actions: npt.NDArray[np.float32]
+    delay: int
+    guidance: float = 0.0
+    given: bool = False
+
+    @property
+    def continued(self) -> bool:
+        """Has the answer anything to do with `actions`?"""
+        return len(self.actions) > 0 and (self.given or self.guidance > 0)
+
+
+@dataclass(frozen=True)
 class Observation:
     """What a policy may see at one control step.
 
@@ -36,6 +59,7 @@ class Observation:
         instruction: the task in words.
         t: control steps since the reset, 0 for the first.
         episode: name of its episode, the same in every attempt; a head's noise is drawn from it and from `t`.
+        ahead: None where the world waits for an answer, and then its first actions are played.
     """
 
     images: Mapping[str, npt.NDArray[np.uint8]]
@@ -43,6 +67,7 @@ class Observation:
     instruction: str
     t: int
     episode: str = ""
+    ahead: Ahead | None = field(default=None, kw_only=True)
 
 
 @dataclass
@@ -177,12 +202,17 @@ class EpisodeTrace:
         step_s: float32 [T], seconds that the simulator took for each.
         asked_t: int32 [N], the control step at which the policy was asked.
         answer_s: float32 [N], seconds until it had answered.
+        latency: int32 [N], control steps from each of them to its answer; None where the world waited.
+        call: int32 [T], of each action the call that it is an answer to, from 0, -1 where the robot kept still;
+            None where the world waited and each chunk followed the other.
     """
 
     actions: npt.NDArray[np.float32]
     step_s: npt.NDArray[np.float32]
     asked_t: npt.NDArray[np.int32]
     answer_s: npt.NDArray[np.float32]
+    latency: npt.NDArray[np.int32] | None = None
+    call: npt.NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)

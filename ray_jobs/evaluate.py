@@ -23,6 +23,7 @@ from evaluators.success import SuccessConfig, SuccessEvaluation
 from evaluators.success_table import SuccessTable
 from ipvla.models.heads import Sampling
 from ipvla.policy import Policy
+from ipvla.rollout.chunking import HeadFacts
 from ipvla.rollout.endpoint import PolicyEndpoint
 from ipvla.rollout.expert_policy import ExpertSource
 from ipvla.rollout.journal import labelled
@@ -113,12 +114,21 @@ class EvaluateConfig(PlayedPolicies):
             raise ValueError(f"videos is {self.videos}; give all, failures, or how many of each kind per task")
         if str(self.sampling) and (others := [n for n in self.policies if n == EXPERT or n in self.servers]):
             raise ValueError(f"sampling: {self.sampling} has no effect on {', '.join(others)}; leave them out")
+        self._require_pace()
         if EXPERT in self.policies:
             require_expert(self.success.suite, "policies")
         unasked = [name for name in self.servers if name not in self.policies]
         if unasked:
             raise ValueError(f"servers: {unasked} are not evaluated; name them in policies as well")
         super().__post_init__()
+
+    def _require_pace(self) -> None:
+        """ValueError if someone who is evaluated has no part in how late answers come."""
+        if EXPERT in self.policies and not self.success.pace.plain:
+            raise ValueError(
+                f"success.latency_steps and success.chunking have no effect on {EXPERT}, which sees the true "
+                "state of now; evaluate it by itself"
+            )
 
     def source(self, name: str, load: Callable[..., Policy]) -> PolicyEndpoint:
         """Where the actions of the policy of this name come from."""
@@ -219,7 +229,8 @@ def checked_sources(
     Raises:
         CheckpointError: a policy does not exist or cannot be loaded.
         ContractError: a policy does not fit the suite.
-        ValueError: a policy has no such dataset or sampling, or an instruction is longer than its prompts.
+        ValueError: a policy has no such dataset or sampling, an instruction is longer than its prompts, or it
+            cannot answer as late, or go on from the last chunk, as `success` wants it.
     """
     sources = {name: config.source(name, load) for name in config.policies}
     for name, source in sources.items():
@@ -227,6 +238,10 @@ def checked_sources(
             policy = Policy.load(source.directory, unnorm_key=config.unnorm_key, sampling=config.sampling)
             policy.require_finite()
             policy.require_prompts(instructions)
+            execute = config.success.played_by.execute or policy.execute
+            config.success.pace.require(policy.config.chunk, execute, HeadFacts.of(policy.config.head))
+        elif isinstance(source, OpenpiSource):
+            source.require(config.success.pace, config.success.played_by.execute)
         if conversions := evaluation.conversions(source):
             console.print(f"{name}: {conversions}", markup=False)
     return sources

@@ -14,9 +14,13 @@ import numpy as np
 
 from ipvla.contract import Contract, Limits
 from ipvla.policy import Policy
+from ipvla.rollout.chunking import HeadFacts
 from ipvla.rollout.openpi.client import OURS
 from ipvla.rollout.openpi.messages import (
+    AHEAD,
+    CHUNKING,
     CONTRACT,
+    EXECUTE,
     PROMPT,
     RESET,
     SESSION,
@@ -73,12 +77,16 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
     # The websocket's server says how long a memory lives.
     actor = PolicyActor(source, config.threads, lease_s=math.inf, max_batch=config.max_batch)
     transforms = policy.transforms
-    proprio_dim = transforms.statistics.proprio.dim
+    proprio_dim, head = transforms.statistics.proprio.dim, HeadFacts.of(policy.config.head)
     if config.default_prompt is not None:
         transforms.prompts.prompt(config.default_prompt)  # ValueError if it is too long
 
     def observe(message: Any, t: int) -> Observation:
-        observation = from_message(message, transforms.cameras, proprio_dim, t, config.default_prompt)
+        observation = from_message(
+            message, transforms.cameras, proprio_dim, t, config.default_prompt, transforms.action_dim
+        )
+        if observation.ahead is not None:
+            head.require(observation.ahead)
         transforms.prompts.prompt(observation.instruction)  # ValueError if it is too long
         return transforms.conventions.resized(observation)
 
@@ -88,7 +96,7 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
 
 def metadata(policy: Policy, contract: Contract, sha256: str) -> dict[str, Any]:
     """What a client receives when it connects: the contract of observations and actions."""
-    transforms = policy.transforms
+    transforms, head = policy.transforms, HeadFacts.of(policy.config.head)
     image = {"dtype": "uint8", "shape": ["H", "W", 3], "about": f"RGB, {_ABOUT[contract.pictures.orientation]}"}
     return {
         "server": OURS,
@@ -102,6 +110,7 @@ def metadata(policy: Policy, contract: Contract, sha256: str) -> dict[str, Any]:
             STEP: {"dtype": "int", "about": "control steps since the reset; optional if every action is played"},
             RESET: {"dtype": "bool", "about": "optional: this observation begins an episode"},
             SESSION: {"dtype": "str", "about": "optional: the episode outlives the connection"},
+            AHEAD: {"about": "optional: {actions [R, A], delay, guidance, given}, what the answer goes on from"},
         },
         "actions": {
             "dtype": "float32",
@@ -109,6 +118,7 @@ def metadata(policy: Policy, contract: Contract, sha256: str) -> dict[str, Any]:
             **({"range": [-1, 1]} if contract.clipped else _ranges(policy)),
         },
         CONTRACT: contract.to_dict(),
+        CHUNKING: {"chunk": policy.config.chunk, EXECUTE: policy.execute, **vars(head)},
     }
 
 

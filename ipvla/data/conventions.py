@@ -10,7 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ipvla.contract import GRIPPERS, HAND, STATE_SIZES, Contract, Gripper, Pictures, environment_gripper
+from ipvla.contract import (
+    GRIPPERS,
+    HAND,
+    STATE_SIZES,
+    Contract,
+    Gripper,
+    Pictures,
+    environment_gripper,
+    from_environment,
+)
 from ipvla.data.fitting import Fitting
 from ipvla.data.normalisation import NORMALISATIONS, Normalisation
 from ipvla.data.statistics import Statistics
@@ -150,6 +159,11 @@ class Conventions:
         target = self.statistics.action.normalise(recorded, self.normalisation)
         absolute = self.absolute or (False,) * (self.action_dim - 1) + (True,)
         return past_the_end(target, steps < len(action), self.past_end, absolute)
+
+    def normalise(self, actions: FloatArray) -> FloatArray:
+        """Actions [..., A] in environment units as the model has them, float32: the inverse of `denormalise`."""
+        recorded = from_environment(actions, self.gripper)
+        return self.statistics.action.normalise(recorded, self.normalisation).astype(np.float32)
 
     def denormalise(self, actions: npt.NDArray[np.floating[Any]] | torch.Tensor) -> FloatArray:
         """Model output [..., A] to environment units, float32.

@@ -19,7 +19,7 @@ from ipvla.models.auxiliary_losses import (
 from ipvla.models.backbones import Backbone, BackboneConfig, TinyConfig
 from ipvla.models.features import Features
 from ipvla.models.heads import HeadConfig, RegressionConfig
-from ipvla.models.heads.protocol import draw_noise
+from ipvla.models.heads.protocol import Rest, draw_noise
 from ipvla.models.memory import GRUMemoryConfig, MemoryConfig
 from ipvla.models.nf4 import NF4Config, quantised
 from ipvla.types import Memory, ModelInputs, StepBatch
@@ -247,20 +247,31 @@ class IPVLA(nn.Module):
 
     @torch.no_grad()
     def act(
-        self, inputs: ModelInputs, memory: Memory, t: torch.Tensor, noise_seeds: Sequence[int] | None = None
+        self,
+        inputs: ModelInputs,
+        memory: Memory,
+        t: torch.Tensor,
+        noise_seeds: Sequence[int] | None = None,
+        rest: Rest | None = None,
     ) -> tuple[torch.Tensor, Memory]:
         """One policy step of inputs [B, ...] at control steps t int64 [B]: normalised chunk, memory.
 
         Args:
             noise_seeds: B seeds in [0, 2^63), for a head that takes noise; None for the same noise in every row.
+            rest: what the chunks go on from; None for nothing.
+
+        ValueError for a head that cannot go on from the rest.
         """
         features, memory = self.memory.observe(self.backbone, inputs, memory, t)
-        return self.sample(features, noise_seeds), memory
+        return self.sample(features, noise_seeds, rest), memory
 
-    def sample(self, features: Features, noise_seeds: Sequence[int] | None = None) -> torch.Tensor:
-        """The head's chunks float32 [B, C, A] of features [B, ...]; the seeds as in `act`."""
+    def sample(
+        self, features: Features, noise_seeds: Sequence[int] | None = None, rest: Rest | None = None
+    ) -> torch.Tensor:
+        """The head's chunks float32 [B, C, A] of features [B, ...]; seeds, rest and errors as in `act`."""
         seeds = [0] * len(features.cognition) if noise_seeds is None else noise_seeds
-        return self.head.sample(self._for_head(features), self._noise(seeds, self.head.noise_shape))
+        features, noise = self._for_head(features), self._noise(seeds, self.head.noise_shape)
+        return self.head.sample(features, noise) if rest is None else self.head.resume(features, noise, rest)
 
     def _for_head(self, features: Features) -> Features:
         return replace(features, language=self.backbone) if self.backbone.reads.language else features

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from ipvla.contract import Contract
+from ipvla.rollout.chunk_player import ChunkPlayer, Pace
 from ipvla.rollout.recorder import EpisodeLog
 from ipvla.sim.simulator import Simulator, StepOutcome
 from ipvla.types import EpisodeResult, EpisodeSpec, Observation
 
 #: Float [E, A], E >= 1: the actions to play before the policy is asked again.
 Chunk = npt.NDArray[np.float32]
-#: (observation, policy step counted from 0) -> Chunk.
-Act = Callable[[Observation, int], Chunk]
+
+
+class Answer(NamedTuple):
+    """To an observation with something `ahead`: the whole chunk, [C, A], and how many until the next call."""
+
+    chunk: Chunk
+    execute: int
+
+
+#: (observation, policy step counted from 0) -> what is played until the next one.
+Act = Callable[[Observation, int], Chunk | Answer]
+#: A world that waits.
+_PLAIN = Pace()
 
 
 class EpisodeId(NamedTuple):
@@ -59,27 +73,35 @@ def run_episode(
     observers: Sequence[EpisodeObserver] = (),
     observe: Callable[[], Observation] | None = None,
     execute: int | None = None,
+    pace: Pace = _PLAIN,
+    terms: Contract | None = None,
 ) -> EpisodeResult:
     """Plays `spec` from its seed to its end; at most `simulator.task.horizon` control steps.
 
     Args:
         observe: the observation that `act` gets, where that is not what the simulator renders.
         execute: actions of every chunk that are played before the policy is asked again; None for all.
+        pace: how late answers come, and how one takes over from another.
+        terms: on which the robot is moved, for one that must keep still while it waits.
 
     Raises:
         InvalidActionError: a chunk is empty or shorter than `execute`, has no action axis, or is not finite.
+        ValueError: the robot must keep still, and nothing tells how.
     """
+    player = ChunkPlayer(pace, spec.key, terms)
     log, outcome = EpisodeLog(), StepOutcome(success=False, failure=False)
     simulator.reset(spec.seed)
     for observer in observers:
         observer.on_reset(simulator)
     while not outcome.done and log.steps < simulator.task.horizon:
-        observation = (observe or simulator.observe)()
+        observation = player.asks((observe or simulator.observe)())
         with log.answer():
-            chunk = _checked(act(observation, log.policy_steps), spec, execute)
+            answer = _checked(act(observation, log.policy_steps), spec, execute)
+        if not pace.plain:
+            log.late(player.delay)
         left = simulator.task.horizon - log.steps
-        for action in chunk[: min(left, execute or left)]:
-            with log.step(action):
+        for action, call in islice(player.play(observation, *answer), left):
+            with log.step(action, call):
                 outcome = simulator.step(action)
             for observer in observers:
                 observer.on_step(simulator, action, outcome)
@@ -119,16 +141,17 @@ def replay_episode(
         )
 
 
-def _checked(chunk: Chunk, spec: EpisodeSpec, execute: int | None) -> Chunk:
+def _checked(answer: Chunk | Answer, spec: EpisodeSpec, execute: int | None) -> Answer:
+    chunk, given = answer if isinstance(answer, Answer) else (answer, len(answer) if answer.ndim else 0)
     if chunk.ndim != 2 or len(chunk) == 0:
         raise InvalidActionError(
             f"{spec.key}: the policy returned shape {chunk.shape}; expected [execute >= 1, A]"
         )
-    if execute is not None and len(chunk) < execute:
+    if execute is not None and given < execute:
         raise InvalidActionError(
-            f"{spec.key}: the policy gives {len(chunk)} actions per call, the protocol plays {execute}; "
+            f"{spec.key}: the policy gives {given} actions per call, the protocol plays {execute}; "
             "evaluate a policy that executes as many, or by another protocol"
         )
     if not np.isfinite(chunk).all():
         raise InvalidActionError.not_finite(spec.key)
-    return chunk
+    return Answer(chunk, execute or given)

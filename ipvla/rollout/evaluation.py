@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from ipvla.rollout.chunk_player import Pace
 from ipvla.rollout.endpoint import Service
 from ipvla.rollout.journal import Journal
 from ipvla.rollout.sim_pool import WorkerPool
@@ -19,6 +20,7 @@ class SimPool(WorkerPool):
 
     Args:
         execute: actions of every chunk that are played; None for all.
+        pace: how late answers come, and how one takes over from another; None for a world that waits.
         episode_timeout_s: an episode that takes longer is given up, its simulator replaced, and it runs again.
         cpus_per_simulator, environment, python: see `WorkerPool`, also for errors.
     """
@@ -29,13 +31,14 @@ class SimPool(WorkerPool):
         num_simulators: int,
         *,
         execute: int | None = None,
+        pace: Pace | None = None,
         cpus_per_simulator: float | None = None,
         environment: Mapping[str, str] | None = None,
         python: str = "",
         episode_timeout_s: float = 900.0,
     ) -> None:
         super().__init__(
-            partial(SimWorker, make_simulator, execute),
+            partial(SimWorker, make_simulator, execute, pace),
             num_simulators,
             cpus_per_worker=cpus_per_simulator,
             environment=environment,

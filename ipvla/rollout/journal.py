@@ -289,7 +289,8 @@ def _fitting(kind: type[Record], values: dict[str, Any]) -> Record:
 
 def _packed(trace: EpisodeTrace) -> bytes:
     file = io.BytesIO()
-    np.savez_compressed(file, **{field.name: getattr(trace, field.name) for field in fields(trace)})
+    arrays = {field.name: getattr(trace, field.name) for field in fields(trace)}
+    np.savez_compressed(file, **{name: array for name, array in arrays.items() if array is not None})
     return file.getvalue()
 
 
@@ -299,7 +300,7 @@ def _unpacked(packed: bytes) -> EpisodeTrace:
     with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
         trace = EpisodeTrace(**arrays)
     if trace.actions.ndim != 2 or any(
-        getattr(trace, field.name).dtype.kind not in "fi" for field in fields(trace)
+        array.dtype.kind not in "fi" for array in vars(trace).values() if array is not None
     ):
         raise ValueError("a trace whose arrays are not numbers")
     return trace

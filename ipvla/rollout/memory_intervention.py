@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ipvla.files import replacing
-from ipvla.rollout.episode import Chunk, EpisodeId
+from ipvla.rollout.episode import Answer, Chunk, EpisodeId
 from ipvla.rollout.policy_actor import PolicyClient, PolicyService, PolicySource
 from ipvla.rollout.policy_server import BatchPolicy
 from ipvla.types import Memory, Observation
@@ -217,7 +217,7 @@ class InterventionClient(PolicyClient):
 
     interventions: tuple[MemoryIntervention, ...]
 
-    def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk:
+    def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk | Answer:
         return super().act(episode_id, self.intervened(episode_id.episode, observation), policy_step)
 
     def intervened(self, episode: str, observation: Observation) -> IntervenedObservation:

@@ -20,7 +20,7 @@ import ray
 
 from ipvla.contract import Contract, fitted
 from ipvla.rollout.endpoint import Service, Serving
-from ipvla.rollout.episode import Chunk, EpisodeId, InvalidActionError
+from ipvla.rollout.episode import Answer, Chunk, EpisodeId, InvalidActionError
 from ipvla.types import Observation
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class PolicyActor:
         self._model_thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
         self._server = self._model_thread.submit(self._opened, source).result()
         self._room = asyncio.Event()
-        self._waiting: list[tuple[Request, asyncio.Future[Chunk]]] = []
+        self._waiting: list[tuple[Request, asyncio.Future[Chunk | Answer]]] = []
         self._answering: asyncio.Task[None] | None = None
         self._started = time.perf_counter()
         self._forwards, self._requests, self._busy_s = 0, 0, 0.0
@@ -138,8 +138,8 @@ class PolicyActor:
 
         return PolicyServer(source.open(), *self._limits, self._acting)
 
-    async def act(self, episode_id: EpisodeId, policy_step: int, observation: Observation) -> Chunk:
-        """Float32 [execute, A].
+    async def act(self, episode_id: EpisodeId, policy_step: int, observation: Observation) -> Chunk | Answer:
+        """Float32 [execute, A], or the whole chunk to an observation with something `ahead`.
 
         Raises:
             StaleEpisodeError: the step does not follow the episode's last one.
@@ -148,7 +148,7 @@ class PolicyActor:
         while policy_step == 0 and episode_id not in self._server and not await self._has_room():
             pass
         request = self._server.admit(episode_id, policy_step, observation, time.monotonic())
-        answer: asyncio.Future[Chunk] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Chunk | Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answer))
         if self._answering is None or self._answering.done():
             self._answering = asyncio.create_task(self._answer_waiting())
@@ -217,9 +217,9 @@ class PolicyClient:
 
     actor: Any
 
-    def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk:
-        """Float32 [execute, A]. StaleEpisodeError, in Ray's wrapping, if the step does not follow the last."""
-        chunk: Chunk = ray.get(self.actor.act.remote(episode_id, policy_step, observation))
+    def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk | Answer:
+        """As `PolicyActor.act`, with its errors in Ray's wrapping."""
+        chunk: Chunk | Answer = ray.get(self.actor.act.remote(episode_id, policy_step, observation))
         return chunk
 
     def end(self, episode_id: EpisodeId) -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from ipvla.models.action_tokens import ActionTokenError
-from ipvla.rollout.episode import Chunk, EpisodeId, InvalidActionError
+from ipvla.rollout.episode import Answer, Chunk, EpisodeId, InvalidActionError
 from ipvla.types import Memory, Observation
 
 
@@ -142,11 +142,12 @@ class PolicyServer:
         return Request(episode, observation)
 
     @torch.inference_mode()
-    def forward(self, requests: Sequence[Request]) -> list[Chunk | InvalidActionError]:
+    def forward(self, requests: Sequence[Request]) -> list[Chunk | Answer | InvalidActionError]:
         """One batched pass; float32 [execute, A] per request, or what is wrong with its actions.
 
-        The memory of such an episode is as before, and every one's if the policy raises. Where tokens mean no
-        action, each request is answered by itself, so that the others' are played.
+        A request with something `ahead` is answered with the whole chunk. The memory of an episode whose actions
+        are wrong is as before, and every one's if the policy raises. Where tokens mean no action, each request is
+        answered by itself, so that the others' are played.
         """
         try:
             return self._forward(requests)
@@ -155,14 +156,18 @@ class PolicyServer:
                 return [answer for request in requests for answer in self.forward([request])]
             return [InvalidActionError(f"{requests[0].observation.episode}: {error}")]
 
-    def _forward(self, requests: Sequence[Request]) -> list[Chunk | InvalidActionError]:
+    def _forward(self, requests: Sequence[Request]) -> list[Chunk | Answer | InvalidActionError]:
         episodes = [request.episode for request in requests]
         try:
             memory = _gather([episode.memory for episode in episodes])
             with self._acting.measure():
                 actions, memory = self._policy.act([request.observation for request in requests], memory)
             rows = _scatter(memory, len(episodes))
-            chunks = [chunk[: self._policy.execute] for chunk in actions]
+            timed = [request.observation.ahead is not None for request in requests]
+            chunks = [
+                chunk if whole else chunk[: self._policy.execute]
+                for chunk, whole in zip(actions, timed, strict=True)
+            ]
             finite = [bool(np.isfinite(chunk).all()) for chunk in chunks]
             for episode, row, good in zip(episodes, rows, finite, strict=True):
                 if good:
@@ -170,9 +175,13 @@ class PolicyServer:
         finally:
             for episode in episodes:
                 episode.waiting = False
+        answers = [
+            Answer(chunk, self._policy.execute) if whole else chunk
+            for chunk, whole in zip(chunks, timed, strict=True)
+        ]
         return [
-            chunk if good else InvalidActionError.not_finite(request.observation.episode)
-            for chunk, good, request in zip(chunks, finite, requests, strict=True)
+            answer if good else InvalidActionError.not_finite(request.observation.episode)
+            for answer, good, request in zip(answers, finite, requests, strict=True)
         ]
 
     def end(self, episode_id: EpisodeId) -> None:

@@ -28,6 +28,8 @@ class EpisodeLog:
         self._step_s: list[float] = []
         self._asked_t: list[int] = []
         self._answer_s: list[float] = []
+        self._latency: list[int] = []
+        self._call: list[int] = []
 
     @property
     def steps(self) -> int:
@@ -48,13 +50,18 @@ class EpisodeLog:
         self._asked_t.append(self.steps)
         self._asking_cpu_s += time.process_time() - cpu_began
 
+    def late(self, latency: int) -> None:
+        """Notes after how many control steps the latest answer is there."""
+        self._latency.append(latency)
+
     @contextmanager
-    def step(self, action: npt.NDArray[np.float32]) -> Iterator[None]:
-        """Times the simulator's step with this action, [A]."""
+    def step(self, action: npt.NDArray[np.float32], call: int | None = None) -> Iterator[None]:
+        """Times the simulator's step with this action, [A], of this call's answer; None where it keeps still."""
         began = time.perf_counter()
         yield
         self._step_s.append(time.perf_counter() - began)
         self._actions.append(action)
+        self._call.append(-1 if call is None else call)
 
     def result(self, spec: EpisodeSpec, outcome: StepOutcome, details: Mapping[str, Any]) -> EpisodeResult:
         """The record of the episode, which ends now."""
@@ -72,6 +79,8 @@ class EpisodeLog:
                 step_s=np.array(self._step_s, np.float32),
                 asked_t=np.array(self._asked_t, np.int32),
                 answer_s=np.array(self._answer_s, np.float32),
+                latency=np.array(self._latency, np.int32) if self._latency else None,
+                call=np.array(self._call, np.int32) if self._latency else None,
             ),
         )
 

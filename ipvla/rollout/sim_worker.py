@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ipvla.contract import Contract
-from ipvla.rollout.episode import Chunk, EpisodeId, ReplayError, replay_episode, run_episode
+from ipvla.rollout.chunk_player import Pace
+from ipvla.rollout.episode import Answer, Chunk, EpisodeId, ReplayError, replay_episode, run_episode
 from ipvla.rollout.expert_policy import ExpertClient
 from ipvla.rollout.recorder import VideoRecorder
 from ipvla.sim.environment import SimulatorError
@@ -65,7 +66,7 @@ class SuiteSimulators:
 class RemotePolicy(Protocol):
     """The policy as a worker sees it; `ipvla.rollout.policy_actor.PolicyClient` in production."""
 
-    def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk: ...
+    def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk | Answer: ...
     def end(self, episode_id: EpisodeId) -> None: ...
 
 
@@ -120,10 +121,13 @@ class SimWorker:
     Args:
         make_simulator: opens a task's simulator.
         execute: actions of every chunk that are played before the policy is asked again; None for all.
+        pace: how late answers come, and how one takes over from another; None for a world that waits.
     """
 
-    def __init__(self, make_simulator: MakeSimulator, execute: int | None = None) -> None:
-        self._make_simulator, self._execute = make_simulator, execute
+    def __init__(
+        self, make_simulator: MakeSimulator, execute: int | None = None, pace: Pace | None = None
+    ) -> None:
+        self._make_simulator, self._execute, self._pace = make_simulator, execute, pace or Pace()
         self._simulators: OrderedDict[tuple[str, str], Simulator] = OrderedDict()
 
     def run(self, job: EpisodeJob | VideoJob) -> EpisodeResult | Path | None:
@@ -135,9 +139,11 @@ class SimWorker:
             simulator = self._simulator(job.spec, job.view)
             if isinstance(job.policy, ExpertClient):
                 assert isinstance(simulator, ProtocolSimulator), "suites with an expert are played by a protocol"
+                if not self._pace.plain:
+                    raise ValueError("an expert sees the true state of now: no latency or chunking is its own")
                 return run_episode(simulator, job.spec, job.policy.playing(simulator, job.spec), observe=_unseen)
             act = partial(job.policy.act, episode_id(job.spec))
-            return run_episode(simulator, job.spec, act, execute=self._execute)
+            return run_episode(simulator, job.spec, act, execute=self._execute, pace=self._pace, terms=job.view)
         except Exception:
             self._drop(job.spec)  # its state is unknown
             raise

@@ -19,6 +19,7 @@ from evaluators.console import result_note
 from evaluators.success import SuccessConfig
 from evaluators.success_table import SuccessTable
 from ipvla.experiment import ExperimentConfig
+from ipvla.rollout.chunking import HeadFacts
 from ipvla.rollout.policy_actor import PolicySource
 from ray_jobs.running.policy_run import placed, training_run
 from ray_jobs.train import checkpointed_policy, train_policy
@@ -105,6 +106,8 @@ class Trial:
 def run_trial(sample: Mapping[str, Any], sweep: SweepConfig, before: float | None) -> None:
     """What a trial's process does: trains from checkpoint to checkpoint, and reports what the policy is worth."""
     config = sweep.trained(tune.get_context().get_trial_id(), sample)
+    execute = sweep.success.played_by.execute or config.lanes.stride
+    sweep.success.pace.require(config.model.chunk, execute, HeadFacts.of(config.model.head))
     for step in rungs(config):
         policy = train_to(config, step)
         table = play(config, policy, step, sweep.success, sweep.scoring, before)

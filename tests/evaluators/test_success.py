@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,14 @@ from evaluators.episodes import Video
 from evaluators.paired import compare
 from evaluators.report import Report
 from evaluators.success import SuccessConfig, SuccessEvaluation
+from ipvla.contract import Contract
+from ipvla.rollout.chunking import EnsembleConfig, GuidedConfig
 from ipvla.rollout.journal import Journal, JournalError
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.perturbations import CameraConfig
 from ipvla.sim.protocols import load_protocol
 from ipvla.sim.simulator import Split
-from ipvla.sim.suite import Suite
+from ipvla.sim.suite import Suite, SuiteFacts
 from ipvla.tracking import JsonlSink, read_jsonl
 from ipvla.types import EpisodeResult
 from tests.rollout.point import Points, PointSimulator, load_fixed_left, load_point
@@ -68,6 +71,64 @@ def test_a_perturbation_is_part_of_what_a_result_depends_on_and_none_changes_not
     for other in (plain, further):
         with pytest.raises(JournalError, match="perturbation"):
             Journal(tmp_path / "episodes.sqlite", other)
+
+
+#: A hand of one dimension without a gripper, as `PointSimulator`'s.
+TERMS = Contract((), action_size=1, gripper="none", state_size=2)
+
+
+def test_latency_and_chunking_are_part_of_what_a_result_depends_on_and_none_changes_nothing(tmp_path):
+    source, suite = policy(tmp_path / "policy", load_point), replace(SUITE, facts=SuiteFacts(contract=TERMS))
+
+    def depends_on(**settings):
+        return SuccessEvaluation(each(1, **settings), suite, Points()).fingerprint(source)
+
+    plain = depends_on()
+    assert depends_on(latency_steps=0, meanwhile="rest") == depends_on(latency_steps=(0,)) == plain
+    assert not plain.keys() & {"latency", "chunking"}, "journals of before remain valid"
+    late, averaged = depends_on(latency_steps=(2, 3)), depends_on(chunking=EnsembleConfig())
+    assert late == {**plain, "latency": "2 3, hold"}
+    assert averaged == {**plain, "chunking": '{"type": "ensemble", "decay": 0.01}'}
+    Journal(tmp_path / "episodes.sqlite", late).close()
+    with pytest.raises(JournalError, match="latency"):
+        Journal(tmp_path / "episodes.sqlite", plain)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"latency_steps": -1}, r"success\.latency_steps is -1; give control steps, 0 or more"),
+        ({"latency_steps": ()}, r"success\.latency_steps is empty"),
+        ({"latency_steps": 2, "meanwhile": "wait"}, r"success\.meanwhile: 'wait' is unknown"),
+        ({"latency_steps": 2, "chunking": GuidedConfig()}, r"success\.meanwhile is hold; set it to rest"),
+    ],
+)
+def test_a_pace_that_cannot_be_is_refused_in_one_line(settings, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        SuccessConfig(**settings)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_suite_that_does_not_say_what_an_action_is_cannot_keep_a_robot_still():
+    with pytest.raises(
+        ValueError, match=r"what keeps a robot still whose actions are 'unknown'; state `action: hand`"
+    ):
+        SuccessEvaluation(each(1, latency_steps=2), SUITE, Points())
+
+
+@pytest.mark.slow
+def test_episodes_in_a_world_that_does_not_wait(tmp_path, ray_cluster):
+    source, suite = policy(tmp_path / "policy", load_point), replace(SUITE, facts=SuiteFacts(contract=TERMS))
+    with SuccessEvaluation(each(3, num_simulators=1, latency_steps=2), suite, Points()) as evaluation:
+        table = evaluation.run("gru", source, tmp_path / "late.sqlite")
+    with Journal(tmp_path / "late.sqlite", table.fingerprint) as journal:
+        for result in table.results:
+            trace = journal.trace(result.spec)
+            assert trace.asked_t.tolist() == [0, 4, 8][: len(trace.asked_t)]
+            assert set(trace.latency.tolist()) == {2}
+            assert trace.call[:8].tolist() == [-1, -1, 0, 0, -1, -1, 1, 1], "the robot keeps still for two steps"
+            assert not trace.actions[trace.call < 0].any()
+    assert {result.steps for result in table.results if result.success} == {11}, "five steps, and six of stillness"
 
 
 def test_an_unknown_suite_or_task_is_refused_with_what_was_meant(tmp_path):

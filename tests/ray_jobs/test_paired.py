@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from ipvla.rollout.journal import Journal, JournalError
-from ipvla.sim.protocols import load_protocol
+from ipvla.sim.protocols import ProtocolError, load_protocol
 from ipvla.sim.simulator import Split
 from ipvla.types import EpisodeResult, EpisodeSpec
 from ray_jobs import paired as job
@@ -75,6 +75,16 @@ def test_across_protocols_is_refused_in_one_line_unless_asked_for(
     assert "execute: 1 for a/gru, 8 for a/oft" in text
     assert "cameras: ('agentview',) for a/gru" in text
     assert "jpeg" not in text, "what is the same is not told"
+
+
+def test_worlds_that_wait_longer_are_compared_when_asked_for_and_ways_to_take_over_always(tmp_path: Path) -> None:
+    evaluated(tmp_path, "a/plain", "ss")
+    evaluated(tmp_path, "a/switch", "sf", latency="4, rest")
+    evaluated(tmp_path, "a/guided", "ss", latency="4, rest", chunking='{"type": "guided", "weight": 5.0}')
+    with pytest.raises(ProtocolError, match="a/plain was played with latency None, a/switch with 4, rest"):
+        told(tmp_path, "a/plain", "a/switch")
+    assert "latency: None for a/plain" in told(tmp_path, "a/plain", "a/switch", across_protocols=True)
+    assert "chunking: None for a/switch" in told(tmp_path, "a/switch", "a/guided")
 
 
 def test_a_protocol_that_has_changed_since_is_said_to_have(tmp_path: Path) -> None:

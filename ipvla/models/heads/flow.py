@@ -72,6 +72,8 @@ class FlowConfig(FlowMatchingConfig):
 class FlowHead(FlowMatchingHead):
     """See the module's docstring. ValueError if the heads do not fit the backbone's key heads."""
 
+    times_per_action = True
+
     def __init__(self, config: FlowConfig, backbone: Backbone, proprio: int, shape: tuple[int, int]) -> None:
         super().__init__(config, backbone, proprio, shape)
         self.config, width, (chunk, action_dim) = config, config.hidden, shape
@@ -105,12 +107,16 @@ class FlowHead(FlowMatchingHead):
 
     def velocity(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         time = self.time_in(t * self.config.time_scale)
-        c = F.silu(torch.cat([time, conditions.vector], -1))
+        vector = conditions.vector
+        if t.ndim > 1:  # registers have the last action's time, which is never given
+            time = torch.cat([time, time[:, -1:].expand(-1, len(self.registers), -1)], 1)
+            vector = vector[:, None].expand(-1, time.shape[1], -1)
+        c = F.silu(torch.cat([time, vector], -1))
         h = self.action_in(x)
         h = torch.cat([h, self.registers.to(h.dtype).expand(len(x), -1, -1)], 1) + self.positions
         for block, pair in zip(self.blocks, conditions.pairs, strict=True):
             h = block(h, c, pair, conditions.readable)
-        shift, scale = self.modulation(c)[:, None].chunk(2, -1)
+        shift, scale = per_token(self.modulation(c))[:, : x.shape[1]].chunk(2, -1)
         v: torch.Tensor = self.action_out(modulated(self.norm(h[:, : x.shape[1]]), shift, scale))
         return v.float()
 
@@ -126,7 +132,7 @@ class Sizes:
 
 
 class Block(nn.Module):
-    """One layer of the expert: h [B, M, D], condition [B, 3 D]."""
+    """One layer of the expert: h [B, M, D], condition [B, 3 D], or [B, M, 3 D] for one of each token."""
 
     def __init__(self, sizes: Sizes, condition: int, config: FlowConfig) -> None:
         super().__init__()
@@ -148,7 +154,8 @@ class Block(nn.Module):
         pair: tuple[torch.Tensor, torch.Tensor] | None,
         readable: torch.Tensor,
     ) -> torch.Tensor:
-        changes = self.modulation(c)[:, None].unflatten(-1, (-1, 3, h.shape[-1])).unbind(2)
+        changed = per_token(self.modulation(c))
+        changes = changed.reshape(*changed.shape[:2], -1, 3, h.shape[-1]).unbind(2)
         attended: list[tuple[Attention, bool]] = [(self.own, self.shared)]
         if self.cross is not None:
             attended.append((self.cross, True))
@@ -204,6 +211,11 @@ def _normed(norm: nn.RMSNorm, x: torch.Tensor) -> torch.Tensor:
     """Under autocast as well, which does not know this norm."""
     out: torch.Tensor = norm(x.to(norm.weight.dtype))
     return out
+
+
+def per_token(changes: torch.Tensor) -> torch.Tensor:
+    """[B, M, D] as it is; [B, D], the same for all tokens, as [B, 1, D]."""
+    return changes if changes.ndim > 2 else changes[:, None]
 
 
 def modulated(y: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

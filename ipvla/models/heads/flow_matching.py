@@ -13,7 +13,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 import torch
 from torch import nn
@@ -21,8 +21,17 @@ from torch import nn
 from ipvla.choices import did_you_mean
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features
+from ipvla.models.heads.guidance import resumed, usable
 from ipvla.models.heads.integrators import INTEGRATORS, integrate, require_integrator
-from ipvla.models.heads.protocol import Glimpse, GlimpseHeadConfig, Head, HeadConfig, Sampling, masked_mean
+from ipvla.models.heads.protocol import (
+    Glimpse,
+    GlimpseHeadConfig,
+    Head,
+    HeadConfig,
+    Rest,
+    Sampling,
+    masked_mean,
+)
 from ipvla.models.heads.quality import QualityConfig
 from ipvla.models.heads.routing import Routes
 
@@ -37,10 +46,26 @@ DISTILLATIONS: Final = ("regression", "reflow")
 
 
 class IntegratingConfig(HeadConfig):
-    """Of any head that integrates a velocity, with these two among its settings."""
+    """Of any head that integrates a velocity, with these three among its settings."""
 
     steps: int
     integrator: str
+    prefix: int
+
+    @property
+    def has_velocity(self) -> bool:
+        return True
+
+    @property
+    def longest_prefix(self) -> int:
+        return self.prefix
+
+    def check(self, chunk: int) -> None:
+        if not 0 <= self.prefix < chunk:
+            raise ValueError(
+                f"head.prefix is {self.prefix}, and model.chunk {chunk}; set it to 0 for none, or to the longest "
+                f"latency in control steps, at most {chunk - 1}"
+            )
 
     @property
     def evaluations(self) -> int:
@@ -69,6 +94,9 @@ class FlowMatchingConfig(IntegratingConfig, GlimpseHeadConfig):
             chunk (Liu et al., arXiv 2209.03003). Only the head is trained. null for demonstrations.
         detach: actions send no gradient into the backbone (knowledge insulation, arXiv 2505.23705); what it
             learns it learns from words. Memory learns, if it stands behind the backbone.
+        prefix: training gives the first 0 to so many actions of a chunk, as many as are drawn, and the head learns
+            to go on from them (arXiv 2512.05964): their t is 1, and they carry no loss. It can then be played by
+            `success.chunking.type trained`. 0 for none.
     """
 
     steps: int = 4
@@ -78,6 +106,7 @@ class FlowMatchingConfig(IntegratingConfig, GlimpseHeadConfig):
     quality: QualityConfig | None = None
     distil: str | None = None
     detach: bool = False
+    prefix: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,6 +119,10 @@ class FlowMatchingConfig(IntegratingConfig, GlimpseHeadConfig):
             raise ValueError(
                 f"head.distil: {self.distil!r} is unknown; {did_you_mean(self.distil, DISTILLATIONS)}"
             )
+        if self.distil is not None and self.prefix:
+            raise ValueError(
+                "head.distil learns whole chunks, and head.prefix is set; set one of them to null or 0"
+            )
         if self.distil == "regression" and (self.steps, self.integrator) != (1, "euler"):
             raise ValueError(
                 f"head.distil regression trains one Euler step, and head.steps is {self.steps}, head.integrator "
@@ -97,6 +130,7 @@ class FlowMatchingConfig(IntegratingConfig, GlimpseHeadConfig):
             )
 
     def check(self, chunk: int) -> None:
+        super().check(chunk)
         if self.quality is not None:
             self.quality.check(chunk)
 
@@ -130,32 +164,38 @@ class Conditions:
 
     def repeated(self, times: int) -> Conditions:
         """Each row `times` times."""
-        if times == 1:
-            return self
+        return self if times == 1 else self.mapped(lambda x: x.repeat_interleave(times, 0))
 
-        def more(x: torch.Tensor) -> torch.Tensor:
-            return x.repeat_interleave(times, 0)
-
-        pairs = [pair and (more(pair[0]), more(pair[1])) for pair in self.pairs]
-        return Conditions(more(self.vector), pairs, more(self.readable))
+    def mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Conditions:
+        """`function` of each tensor that the velocity reads."""
+        pairs = [pair and (function(pair[0]), function(pair[1])) for pair in self.pairs]
+        return Conditions(function(self.vector), pairs, function(self.readable))
 
 
 class FlowMatchingHead(Head):
     """A subclass computes `conditions` of features, and `velocity`.
 
     Attributes:
+        times_per_action: `velocity` takes t float32 [B, C] as well, a time for each action.
         glimpse: [B, hidden], what the (memory-augmented) cognition asks for: so memory reaches the actions.
     """
+
+    times_per_action: ClassVar[bool] = False
 
     def __init__(
         self, config: FlowMatchingConfig, backbone: Backbone, proprio: int, shape: tuple[int, int]
     ) -> None:
         super().__init__()
+        if config.prefix and not self.times_per_action:
+            raise ValueError(
+                f"head.prefix is {config.prefix}, and a head of type {config.get_choice_name(type(config))} has "
+                "one time for all actions; set it to 0, or choose flow, layerwise or pi0"
+            )
         if config.quality is not None:
             config.quality.check(*shape)
         self.flow = config
         self.noise_shape = shape
-        self.loss_noise_shape = (config.draws, math.prod(shape) + 1)
+        self.loss_noise_shape = (config.draws, math.prod(shape) + 1 + bool(config.prefix))
         self.glimpse = Glimpse(config, backbone, proprio)
         self._teacher: tuple[FlowMatchingHead, ...] = ()  # in a tuple, so that it is no part of this module
 
@@ -163,7 +203,7 @@ class FlowMatchingHead(Head):
         raise NotImplementedError
 
     def velocity(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        """float32 [B, C, A] at x float32 [B, C, A] and t float32 [B] in [0, 1]."""
+        """float32 [B, C, A] at x float32 [B, C, A] and t float32 [B] in [0, 1]; see `times_per_action`."""
         raise NotImplementedError
 
     def further_terms(self, conditions: Conditions, weight: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -182,11 +222,9 @@ class FlowMatchingHead(Head):
         self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         assert noise is not None
-        draws, noise = self.flow.draws, noise.flatten(0, 1)
-        start, t = (
-            self._varying(noise[:, :-1].reshape(-1, *actions.shape[1:])),
-            TIMES[self.flow.time](noise[:, -1]),
-        )
+        draws, noise, size = self.flow.draws, noise.flatten(0, 1), math.prod(actions.shape[1:])
+        start = self._varying(noise[:, :size].reshape(-1, *actions.shape[1:]))
+        t = TIMES[self.flow.time](noise[:, size])
         conditions = self.conditions(features)
         terms = self.further_terms(conditions, weight)
         readings, conditions = self.readings(conditions), conditions.repeated(draws)
@@ -196,9 +234,14 @@ class FlowMatchingHead(Head):
             t = t * 0 if self.flow.distil == "regression" else t
         else:
             actions = actions.repeat_interleave(draws, 0)
-        actions, left = actions.where(weight, 0.0), (1 - t)[:, None, None]
-        x = torch.lerp(actions, start, left)
-        v = self.velocity(x, t, conditions)
+        actions, times, left = actions.where(weight, 0.0), t, (1 - t)[:, None, None]
+        if self.flow.prefix:
+            given = drawn_prefix(noise[:, size + 1], self.flow.prefix, actions.shape[1])
+            times, weight = torch.where(given, 1.0, t[:, None]), weight & ~given[..., None]
+            x = torch.lerp(actions, start, (1 - times)[..., None])
+        else:
+            x = torch.lerp(actions, start, left)
+        v = self.velocity(x, times, conditions)
         terms["flow"] = masked_mean((v - (actions - start)).square(), weight)
         if self.flow.quality is not None:
             # an estimate from near the noise says little
@@ -209,6 +252,23 @@ class FlowMatchingHead(Head):
     def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
         assert noise is not None
         return self._chunk(self.conditions(features), self._varying(noise))
+
+    def resume(self, features: Features, noise: torch.Tensor | None, rest: Rest) -> torch.Tensor:
+        assert noise is not None
+        conditions = self.conditions(features)
+        varies = self.action_varies
+        if varies is None:
+            varies = torch.ones(noise.shape[-1], dtype=torch.bool, device=noise.device)
+        with torch.inference_mode(False):
+            conditions = conditions.mapped(usable)
+        return resumed(
+            lambda x, t: self._varying(self.velocity(x, t, conditions)),
+            self._varying(noise),
+            replace(rest, actions=self._varying(rest.actions)),
+            varies,
+            self.flow.steps,
+            self.flow.integrator,
+        )
 
     def _chunk(self, conditions: Conditions, start: torch.Tensor) -> torch.Tensor:
         def field(x: torch.Tensor, t: float) -> torch.Tensor:
@@ -227,8 +287,15 @@ class FlowMatchingHead(Head):
         return x if self.action_varies is None else x * self.action_varies
 
 
+def drawn_prefix(drawn: torch.Tensor, longest: int, chunk: int) -> torch.Tensor:
+    """bool [B, C], True on as many first actions as a standard normal draw [B] says: 0 to `longest` alike."""
+    count = (torch.special.ndtr(drawn) * (longest + 1)).floor().clamp(max=longest)
+    given: torch.Tensor = torch.arange(chunk, device=drawn.device) < count[:, None]
+    return given
+
+
 class TimeEmbedding(nn.Module):
-    """t float32 [B] -> [B, width]: sines of 128 frequencies from 1 down to 1/10000, then two layers.
+    """t float32 [...] -> [..., width]: sines of 128 frequencies from 1 down to 1/10000, then two layers.
 
     `shift` 1 has the lowest frequency at 1/10000 itself (diffusers), 0 one step above (GLIDE, arXiv 2112.10741).
     """
@@ -244,7 +311,7 @@ class TimeEmbedding(nn.Module):
 
 
 def waves(t: torch.Tensor, size: int, shift: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sines and cosines [B, size / 2] of t [B] times 10000^-(i / (size / 2 - shift))."""
+    """Sines and cosines [..., size / 2] of t [...] times 10000^-(i / (size / 2 - shift))."""
     places = torch.arange(size // 2, device=t.device) / (size // 2 - shift)
-    angles = t[:, None] * torch.exp(-math.log(10000) * places)
+    angles = t[..., None] * torch.exp(-math.log(10000) * places)
     return angles.sin(), angles.cos()

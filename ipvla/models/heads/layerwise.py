@@ -27,6 +27,7 @@ from torch import nn
 from ipvla.choices import did_you_mean
 from ipvla.models.backbones import Backbone
 from ipvla.models.features import Features, Reads
+from ipvla.models.heads.flow import per_token
 from ipvla.models.heads.flow_matching import (
     Conditions,
     FlowMatchingConfig,
@@ -69,6 +70,11 @@ class LayerwiseConfig(FlowMatchingConfig):
         if self.self_attention not in SELF_ATTENTION:
             hint = did_you_mean(self.self_attention, SELF_ATTENTION)
             raise ValueError(f"head.self_attention: {self.self_attention!r} is unknown; {hint}")
+        if self.prefix and self.self_attention == "none":
+            raise ValueError(
+                f"head.prefix is {self.prefix}, and with head.self_attention none no action sees another; set the "
+                "one to 0 or the other to every"
+            )
         if self.layers == ():
             raise ValueError("head.layers is empty; name one layer for each block, or set it to null for all")
         if self.hidden % self.heads or self.hidden % 2:
@@ -86,6 +92,8 @@ class LayerwiseConfig(FlowMatchingConfig):
 
 class LayerwiseHead(FlowMatchingHead):
     """See the module's docstring. ValueError for layers that the backbone lacks."""
+
+    times_per_action = True
 
     def __init__(self, config: LayerwiseConfig, backbone: Backbone, proprio: int, shape: tuple[int, int]) -> None:
         super().__init__(config, backbone, proprio, shape)
@@ -133,10 +141,15 @@ class LayerwiseHead(FlowMatchingHead):
     def velocity(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         bucket = (t * 1000).floor()
         remembered, *state = conditions.vector.chunk(1 + (self.state_in is not None), -1)
-        c = F.silu(self.time_in(bucket) + remembered)
         tokens = [*(one[:, None] for one in state), self.action_in(x, bucket) + self.positions]
         if self.future is not None:
             tokens.insert(-1, self.future.expand(len(x), -1, -1))
+        time = self.time_in(bucket)
+        if t.ndim > 1:  # the other tokens have the last action's time, which is never given
+            others = sum(token.shape[1] for token in tokens[:-1])
+            time = torch.cat([time[:, -1:].expand(-1, others, -1), time], 1)
+            remembered = remembered[:, None]
+        c = F.silu(time + remembered)
         h = torch.cat([token.to(tokens[-1].dtype) for token in tokens], 1)
         for block, pair in zip(self.blocks, conditions.pairs, strict=True):
             h = block(h, c, pair, conditions.readable)
@@ -161,7 +174,7 @@ class LayerwiseHead(FlowMatchingHead):
 
 
 class ActionEncoder(nn.Module):
-    """x [B, C, A] and buckets of time [B] -> [B, C, width]."""
+    """x [B, C, A] and buckets of time, [B] or [B, C] -> [B, C, width]."""
 
     def __init__(self, action_dim: int, width: int) -> None:
         super().__init__()
@@ -171,13 +184,13 @@ class ActionEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor, bucket: torch.Tensor) -> torch.Tensor:
         encoded = self.first(x)
-        time = torch.cat(waves(bucket, self.width), -1)[:, None].expand(-1, x.shape[1], -1)
+        time = per_token(torch.cat(waves(bucket, self.width), -1)).expand(-1, x.shape[1], -1)
         out: torch.Tensor = self.third(F.silu(self.second(torch.cat([encoded, time.to(encoded.dtype)], -1))))
         return out
 
 
 class Block(nn.Module):
-    """h [B, M, D] with condition c [B, D].
+    """h [B, M, D] with condition c [B, D], or [B, M, D] for one of each token.
 
     Args:
         attends: whether tokens attend to each other.
@@ -204,7 +217,7 @@ class Block(nn.Module):
         pair: tuple[torch.Tensor, torch.Tensor] | None,
         readable: torch.Tensor,
     ) -> torch.Tensor:
-        changes = self.modulation(c)[:, None].chunk(2 * sum(x is not None for x in (self.own, self.cross)), -1)
+        changes = per_token(self.modulation(c)).chunk(2 * sum(x is not None for x in (self.own, self.cross)), -1)
         if self.own is not None:
             y = _normed(h) * (1 + changes[0]) + changes[1]
             h = h + self.own(y, self.own.pair(y), None)

@@ -11,7 +11,7 @@ The paper counts the time the other way round; this is how the published program
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,9 +21,11 @@ from torch import nn
 from ipvla.models.backbones import Backbone
 from ipvla.models.backbones.decoder import score_bias
 from ipvla.models.features import Features, LayerStates, Reads
-from ipvla.models.heads.flow_matching import IntegratingConfig
+from ipvla.models.heads.flow import per_token
+from ipvla.models.heads.flow_matching import IntegratingConfig, drawn_prefix
+from ipvla.models.heads.guidance import resumed, usable
 from ipvla.models.heads.integrators import integrate, require_integrator
-from ipvla.models.heads.protocol import Head, HeadConfig, masked_mean
+from ipvla.models.heads.protocol import Head, HeadConfig, Rest, masked_mean
 from ipvla.models.heads.smolvla_expert import Prefix, SmolVLAExpert, by_head
 
 Variant = Literal["pi0", "pi05", "smolvla"]
@@ -46,6 +48,7 @@ class Pi0HeadConfig(IntegratingConfig):
         min_period, max_period: of the time's sines and cosines.
         time_power, time_scale, time_offset: in training t = offset + scale u^(1 / power), u uniform: a beta
             distribution of (power, 1).
+        prefix: as of `flow`; published weights have learned none.
     """
 
     variant: Variant = "pi0"
@@ -64,11 +67,14 @@ class Pi0HeadConfig(IntegratingConfig):
     time_scale: float = 0.999
     time_offset: float = 0.001
     integrator: str = "euler"
+    prefix: int = 0
 
     def __post_init__(self) -> None:
         if self.variant not in get_args(Variant):
             raise ValueError(f"head.variant is {self.variant!r}; choose one of {', '.join(get_args(Variant))}")
         require_integrator(self.steps, self.integrator, "head")
+        if self.prefix and self.dims < 2:
+            raise ValueError(f"head.prefix needs head.dims of 2 or more, and it is {self.dims}")
         for name in ("layers", "dims", "self_attention_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"head.{name} is {getattr(self, name)}; it must be at least 1")
@@ -122,13 +128,13 @@ class Pi0Head(Head):
         nn.init.zeros_(self.cognition_proj.weight)
 
     def velocity(self, features: Features, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        """v float32 [B, C, dims] at x [B, C, dims] and times float32 [B] in [0, 1]."""
+        """v float32 [B, C, dims] at x [B, C, dims] and times float32 in [0, 1], [B] or one per action, [B, C]."""
         assert features.layers is not None
         x = x.to(self.action_in_proj.weight.dtype)
         embedded = time_embedding(time, self.config).to(x.dtype)
         tokens, condition = self.action_in_proj(x), None
         if self.config.variant != "pi05":
-            joined = torch.cat([tokens, embedded[:, None].expand_as(tokens)], -1)
+            joined = torch.cat([tokens, per_token(embedded).expand_as(tokens)], -1)
             tokens = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(joined)))
         else:
             condition = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(embedded))))
@@ -142,9 +148,12 @@ class Pi0Head(Head):
     def losses(
         self, features: Features, actions: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
     ) -> torch.Tensor:
-        """Squared error of the velocity, float32 [B, C, dims], at given noise [B, C, dims] and times [B]."""
+        """Squared error of the velocity, float32 [B, C, dims], at given noise [B, C, dims] and times.
+
+        Times are float32 [B], or [B, C].
+        """
         target = self._padded(actions.float())
-        t = time[:, None, None]
+        t = per_token(time[..., None])
         velocity = self.velocity(features, t * noise + (1 - t) * target, time)
         return (velocity - (noise - target)).square()
 
@@ -152,14 +161,35 @@ class Pi0Head(Head):
         self, features: Features, actions: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         assert noise is not None
-        config, noise, drawn = self.config, noise[:, :-1], noise[:, -1, 0]
+        config, noise, row = self.config, noise[:, :-1], noise[:, -1]
+        drawn = row[:, 0]
         time = config.time_offset + config.time_scale * torch.special.ndtr(drawn) ** (1 / config.time_power)
         actions = actions.where(weight, 0.0)  # other actions of the chunk read those that do not exist
+        if config.prefix:
+            given = drawn_prefix(row[:, 1], config.prefix, actions.shape[1])
+            time, weight = time[:, None].masked_fill(given, 0.0), weight & ~given[..., None]
         return masked_mean(self.losses(features, actions, noise, time)[..., : self.action_dim], weight)
 
     def sample(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
         assert noise is not None
         return self.flow(features, noise)[..., : self.action_dim]
+
+    def resume(self, features: Features, noise: torch.Tensor | None, rest: Rest) -> torch.Tensor:
+        assert noise is not None
+        varies = self.action_varies
+        if varies is None:
+            varies = torch.ones(self.action_dim, dtype=torch.bool, device=noise.device)
+        with torch.inference_mode(False):
+            features = features.map(usable)
+        chunk = resumed(
+            lambda x, t: -self.velocity(features, x, 1 - t),
+            noise.float(),
+            replace(rest, actions=self._padded(rest.actions)),
+            self._padded(varies),
+            self.config.steps,
+            self.config.integrator,
+        )
+        return chunk[..., : self.action_dim]
 
     def flow(self, features: Features, noise: torch.Tensor) -> torch.Tensor:
         """From noise to a chunk, float32 [B, C, dims]."""
@@ -174,13 +204,13 @@ class Pi0Head(Head):
 
 
 def time_embedding(time: torch.Tensor, config: Pi0HeadConfig) -> torch.Tensor:
-    """Sines, then cosines, of a time float32 [B] at geometric periods: float64 [B, width].
+    """Sines, then cosines, of a time float32 [...] at geometric periods: float64 [..., width].
 
     In float32 the fastest one, of 250 turns, would be off by 1e-4.
     """
     share = torch.linspace(0, 1, config.width // 2, dtype=torch.float64, device=time.device)
     period = config.min_period * (config.max_period / config.min_period) ** share
-    angle = time.double()[:, None] * (2 * math.pi / period)
+    angle = time.double()[..., None] * (2 * math.pi / period)
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
@@ -215,7 +245,7 @@ class Expert(nn.Module):
         Args:
             tokens: [B, S, width], which read the prefix and each other; without a condition the first one is the
                 state's, which reads none of the others.
-            condition: [B, width], of `TimedNorm`, if the layers have any.
+            condition: [B, width], or [B, S, width], of `TimedNorm`, if the layers have any.
         """
         batch, count = tokens.shape[:2]
         own = torch.ones(count, count, dtype=torch.bool, device=tokens.device)
@@ -268,7 +298,10 @@ class TimedNorm(nn.Module):
         nn.init.zeros_(self.dense.bias)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x [B, S, width], condition [B, width] -> normed [B, S, width] and gate [B, 1, width]."""
-        scale, shift, gate = self.dense(condition)[:, None].chunk(3, -1)
+        """x [B, S, width], condition [B, width] -> normed [B, S, width] and gate [B, 1, width].
+
+        With a condition for each token, [B, S, width], the gate has S too.
+        """
+        scale, shift, gate = per_token(self.dense(condition)).chunk(3, -1)
         normed = F.rms_norm(x.float(), x.shape[-1:], eps=1e-6) * (1 + scale.float()) + shift.float()
         return normed.to(x.dtype), gate.to(x.dtype)

@@ -56,12 +56,41 @@ class Head(nn.Module):
         """Normalised actions float32 [B, C, A]."""
         raise NotImplementedError
 
+    def resume(self, features: Features, noise: torch.Tensor | None, rest: Rest) -> torch.Tensor:
+        """As `sample`, going on from what is left of the last chunk; a row with no rest as `sample` has it.
+
+        ValueError for a head that cannot.
+        """
+        raise ValueError(
+            f"{type(self).__name__} makes a chunk without a velocity: nothing can pull at it; choose "
+            "success.chunking.type ensemble or switch"
+        )
+
     def expected(self, features: Features, noise: torch.Tensor | None = None) -> torch.Tensor:
         """What a probe compares, float32 [B, C, A], differentiable: `sample`, or a mean where that chooses."""
         return self.sample(features, noise)
 
     def learn_from(self, teacher: Head) -> None:
         """Where training starts from a policy: that policy's head, whose weights this one has taken over."""
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What is left of last chunks, for a batch of new ones; see `ipvla.types.Ahead`.
+
+    Attributes:
+        actions: float32 [B, C, A], normalised, from each new chunk's first control step on; 0 past their end.
+        left: int64 [B], R, how many are left.
+        frozen: int64 [B], how many are played before the new chunk is there, at most R.
+        guidance: float32 [B], the largest weight of what pulls a chunk towards `actions`; 0 for none.
+        given: int64 [B], how many are the chunk's own first actions, at most `frozen`.
+    """
+
+    actions: torch.Tensor
+    left: torch.Tensor
+    frozen: torch.Tensor
+    guidance: torch.Tensor
+    given: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -98,6 +127,16 @@ class HeadConfig(draccus.ChoiceRegistry):
     def reads(self) -> Reads:
         """The language layers of which the head finds states in `Features.layers`."""
         return Reads()
+
+    @property
+    def has_velocity(self) -> bool:
+        """Does it integrate a velocity, at which a chunk's rest can pull?"""
+        return False
+
+    @property
+    def longest_prefix(self) -> int:
+        """Of how many given actions it has learned to go on from."""
+        return 0
 
     def check(self, chunk: int) -> None:
         """ValueError in one line for what can be known to be wrong before anything is built."""

@@ -15,9 +15,22 @@ from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketExcepti
 from websockets.sync.client import ClientConnection, connect
 
 from ipvla.contract import Contract, fitted
+from ipvla.rollout.chunk_player import Pace
+from ipvla.rollout.chunking import HeadFacts
 from ipvla.rollout.endpoint import ClientService, Service, Serving
-from ipvla.rollout.episode import Chunk, EpisodeId
-from ipvla.rollout.openpi.messages import CONTRACT, STEP, TOKEN_VARIABLE, pack, to_message, unpack
+from ipvla.rollout.episode import Answer, Chunk, EpisodeId
+from ipvla.rollout.openpi.messages import (
+    AHEAD,
+    CHUNKING,
+    CONTRACT,
+    EXECUTE,
+    STEP,
+    TOKEN_VARIABLE,
+    ahead_message,
+    pack,
+    to_message,
+    unpack,
+)
 from ipvla.types import Observation
 
 #: The value of `server` in our own server's metadata.
@@ -40,8 +53,11 @@ class OpenpiClient:
     _connection: ClientConnection | None = field(default=None, init=False, repr=False)
     _ours: bool = field(default=False, init=False, repr=False)
 
-    def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk:
-        """Float32 [C, A]. OpenpiError if the server refuses, or does not answer within minutes."""
+    def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk | Answer:
+        """Float32 [C, A]; of our own server the whole chunk, if something is `ahead`.
+
+        OpenpiError if the server refuses, or does not answer within minutes.
+        """
         if policy_step == 0:
             self.end(episode_id)
             self._connection, metadata = _connected(self.url, self.token)
@@ -51,6 +67,8 @@ class OpenpiClient:
         message = to_message(observation)
         if not self._ours:
             del message[STEP]
+        elif observation.ahead is not None:
+            message[AHEAD] = ahead_message(observation.ahead)
         return self._actions(_asked(self._connection, self.url, message))
 
     def end(self, episode_id: EpisodeId) -> None:
@@ -59,11 +77,12 @@ class OpenpiClient:
             self._connection.close()
             self._connection = None
 
-    def _actions(self, answer: Any) -> Chunk:
+    def _actions(self, answer: Any) -> Chunk | Answer:
         actions = answer.get("actions") if isinstance(answer, dict) else None
         if not isinstance(actions, np.ndarray):
             raise OpenpiError(f"{self.url} answers {answer!r:.80}; expected a map with `actions` [C, A]")
-        return actions.astype(np.float32)
+        chunk, execute = actions.astype(np.float32), answer.get(EXECUTE) if self._ours else None
+        return Answer(chunk, min(execute, len(chunk))) if isinstance(execute, int) and execute > 0 else chunk
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str | None]]:
         return type(self), (self.url, self.token)  # a connection is opened where it is used
@@ -86,6 +105,29 @@ class OpenpiSource:
         connection, metadata = _connected(self.url, self.token)
         connection.close()
         return metadata
+
+    def require(self, pace: Pace, execute: int | None) -> None:
+        """Asks our own server whether its policy can be played so; of other servers nobody knows.
+
+        Args:
+            execute: of the protocol, None for the policy's own.
+
+        Raises:
+            OpenpiError: the last chunk's rest would be sent to a server that does not go on from any.
+            ValueError: its policy cannot be played so.
+        """
+        if pace.plain:
+            return
+        metadata = self.metadata()
+        told = metadata.get(CHUNKING) if metadata.get("server") == OURS else None
+        if isinstance(told, dict):
+            head = HeadFacts(str(told.get("head")), int(told.get("steps", 0)), int(told.get("prefix", 0)))
+            pace.require(int(told.get("chunk", 1)), execute or int(told.get(EXECUTE, 1)), head)
+        elif pace.chunking.continues:
+            raise OpenpiError(
+                f"{self.url} does not go on from the last chunk's rest, as success.chunking.type "
+                f"{pace.chunking.kind} wants it; choose switch or ensemble, or `ipvla serve` the policy"
+            )
 
     def sha256(self) -> str:
         """The policy's, if the metadata hold it; else of the metadata and the address."""

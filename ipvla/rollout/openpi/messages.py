@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgpack
 import numpy as np
 
-from ipvla.types import Observation
+from ipvla.types import Ahead, Observation
 
 #: Camera -> key; a camera that is not here goes by its own name.
 _IMAGE_KEYS: Final = {"agentview": "image", "robot0_eye_in_hand": "wrist_image"}
@@ -31,6 +31,12 @@ TOKEN_VARIABLE: Final = "IPVLA_SERVE_TOKEN"
 STEP: Final = "t"
 RESET: Final = "reset"
 SESSION: Final = "session_id"
+#: Of ours, and optional: what the answer is to go on from, a map of the fields of `ipvla.types.Ahead`. It is
+#: answered with the whole chunk, and after how many actions the policy wants to be asked again.
+AHEAD: Final = "ahead"
+EXECUTE: Final = "execute"
+#: Of our server's metadata: `chunk`, `execute` and the `ipvla.rollout.chunking.HeadFacts` of its policy.
+CHUNKING: Final = "chunking"
 #: The largest `STEP`.
 LAST_STEP: Final = 2**31 - 1
 #: Of our server's metadata: the terms of its policy, as `ipvla.contract.Contract.to_dict` gives them.
@@ -123,8 +129,18 @@ def to_message(observation: Observation) -> dict[str, Any]:
     }
 
 
+def ahead_message(ahead: Ahead) -> dict[str, Any]:
+    """The value of `AHEAD`."""
+    return {**vars(ahead), "actions": np.asarray(ahead.actions, np.float32)}
+
+
 def from_message(
-    message: Any, cameras: Sequence[str], proprio_dim: int, t: int, prompt: str | None = None
+    message: Any,
+    cameras: Sequence[str],
+    proprio_dim: int,
+    t: int,
+    prompt: str | None = None,
+    action_dim: int | None = None,
 ) -> Observation:
     """The observation in a message of either layout.
 
@@ -133,6 +149,7 @@ def from_message(
         proprio_dim: P of the state.
         t: where the message does not tell.
         prompt: where the message has none; None if it must have one.
+        action_dim: A of what is `ahead`; None to leave that out.
 
     Raises:
         ObservationError: a key is missing, or its value of another type, shape or range.
@@ -151,6 +168,7 @@ def from_message(
         proprio=_state(message[STATE], proprio_dim),
         instruction=_prompt(message[PROMPT]),
         t=_step(message.get(STEP, t)),
+        ahead=None if action_dim is None or AHEAD not in message else _ahead(message[AHEAD], action_dim),
     )
 
 
@@ -269,10 +287,30 @@ def _prompt(prompt: Any) -> str:
     return prompt
 
 
-def _step(t: Any) -> int:
+def _step(t: Any, name: str = STEP) -> int:
     if not isinstance(t, int | np.integer) or isinstance(t, bool) or not 0 <= int(t) <= LAST_STEP:
-        raise ObservationError(f"{STEP} is {cut(t)}; send control steps since the reset, or leave it out")
+        raise ObservationError(f"{name} is {cut(t)}; send control steps, 0 or more, or leave it out")
     return int(t)
+
+
+def _ahead(value: Any, action_dim: int) -> Ahead:
+    """Of as many actions as there are, none included; [0, 0] stands for none of any size."""
+    if not isinstance(value, Mapping) or not {"actions", "delay"} <= value.keys():
+        raise ObservationError(f"{AHEAD} is {_kind(value)}; send a map with actions and delay")
+    actions, guidance, given = value["actions"], value.get("guidance", 0.0), value.get("given", False)
+    if (
+        not isinstance(actions, np.ndarray)
+        or actions.ndim != 2
+        or (len(actions) and actions.shape[1] != action_dim)
+    ):
+        raise ObservationError(f"{AHEAD}/actions is {_kind(actions)}; send float32 [R, {action_dim}]")
+    if not np.isfinite(actions := actions.astype(np.float32)).all():
+        raise ObservationError(f"{AHEAD}/actions has numbers that are not finite; send what is left to be played")
+    if not isinstance(guidance, int | float) or isinstance(guidance, bool) or not 0 <= guidance < math.inf:
+        raise ObservationError(f"{AHEAD}/guidance is {cut(guidance)}; send a finite number of at least 0")
+    if not isinstance(given, bool | np.bool_):
+        raise ObservationError(f"{AHEAD}/given is {cut(given)}; send true or false")
+    return Ahead(actions, _step(value["delay"], f"{AHEAD}/delay"), float(guidance), bool(given))
 
 
 def _kind(value: Any) -> str:

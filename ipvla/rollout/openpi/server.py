@@ -31,8 +31,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from ipvla.contract import Limits
-from ipvla.rollout.episode import Chunk, EpisodeId, InvalidActionError
+from ipvla.rollout.episode import Answer, Chunk, EpisodeId, InvalidActionError
 from ipvla.rollout.openpi.messages import (
+    EXECUTE,
     LAST_STEP,
     RESET,
     SESSION,
@@ -110,7 +111,7 @@ class _Session:
         connection: None once that has closed.
         heard_s: of its last message, or when its connection closed.
         policy_step, t: of the next observation.
-        sent: the last chunk, of which the client plays what it likes.
+        sent, sent_t: the last chunk, of which the client plays what it likes, and its first action's control step.
     """
 
     name: str
@@ -120,6 +121,7 @@ class _Session:
     policy_step: int = 0
     t: int = 0
     sent: Chunk | None = None
+    sent_t: int = 0
 
     @property
     def episode_id(self) -> EpisodeId:
@@ -129,7 +131,7 @@ class _Session:
         """The action that the client has played before control step `t`, [A]; None at an episode's start."""
         if self.sent is None:
             return None
-        played = t - (self.t - len(self.sent))
+        played = t - self.sent_t
         return self.sent[min(max(played, 1), len(self.sent)) - 1]  # type: ignore[no-any-return]
 
 
@@ -268,18 +270,23 @@ class PolicyWebsocketServer:
         step = 0 if begins else session.policy_step
         episode_id = EpisodeId(session.name, session.episode + again)
         try:
-            chunk = await self._policy.act(episode_id, step, observation)
+            answer = await self._policy.act(episode_id, step, observation)
         except BaseException:
             if again:
                 await self._policy.end(episode_id)
             raise
         if again:
             await self._policy.end(session.episode_id)
+        chunk, execute = answer if isinstance(answer, Answer) else (answer, len(answer))
         if self._limits is not None:
-            chunk = self._limits.kept(chunk, None if begins else session.last_action(observation.t))
+            chunk = _kept(self._limits, chunk, observation, None if begins else session.last_action(observation.t))
         session.episode, session.policy_step, session.sent = episode_id.attempt, step + 1, chunk
-        session.t = min(observation.t + len(chunk), LAST_STEP)
-        return {"actions": chunk, "policy_step": step}
+        session.sent_t, session.t = observation.t, min(observation.t + execute, LAST_STEP)
+        return {
+            "actions": chunk,
+            "policy_step": step,
+            **({EXECUTE: execute} if isinstance(answer, Answer) else {}),
+        }
 
     async def _session(self, connection: ServerConnection, message: Mapping[str, Any]) -> _Session:
         """The session that a message belongs to, which is this connection's from now on."""
@@ -332,6 +339,15 @@ class PolicyWebsocketServer:
     async def _forget(self, session: _Session) -> None:
         self._sessions.pop(session.name, None)
         await self._policy.end(session.episode_id)
+
+
+def _kept(limits: Limits, chunk: Chunk, observation: Observation, before: Chunk | None) -> Chunk:
+    """A chunk within limits; what is played of it follows the last action that is played meanwhile."""
+    ahead = observation.ahead
+    if ahead is None or not 0 < ahead.delay <= min(len(ahead.actions), len(chunk) - 1):
+        return limits.kept(chunk, before)
+    meanwhile, played = chunk[: ahead.delay], chunk[ahead.delay :]
+    return np.concatenate([limits.kept(meanwhile, before), limits.kept(played, ahead.actions[ahead.delay - 1])])
 
 
 def _flag(message: Mapping[str, Any]) -> bool:

@@ -12,7 +12,9 @@ from tests.rollout.point import load_point
 
 
 @contextlib.contextmanager
-def serving(config: ServerConfig | None = None, token: str | None = None, load=load_point, limits=None):
+def serving(
+    config: ServerConfig | None = None, token: str | None = None, load=load_point, limits=None, action_dim=None
+):
     """Yields (server, url) of the point policy: no camera, a state of two numbers."""
     started, port = threading.Event(), []
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
@@ -22,7 +24,7 @@ def serving(config: ServerConfig | None = None, token: str | None = None, load=l
         server = PolicyWebsocketServer(
             config or ServerConfig(port=0),
             actor,
-            lambda message, t: from_message(message, (), 2, t),
+            lambda message, t: from_message(message, (), 2, t, None, action_dim),
             {"server": "ipvla", "policy_sha256": "abc"},
             token,
             limits,
