@@ -94,12 +94,16 @@ class Policy:
         A row depends on its own observation and memory alone; a head's noise is drawn from the observation's
         `episode` and `t`.
         """
+        actions, memory = self.act_normalised(observations, memory)
+        return self.transforms.denormalise(actions), memory
+
+    def act_normalised(self, observations: Sequence[Observation], memory: Memory) -> tuple[torch.Tensor, Memory]:
+        """The same before any clipping, in the units of training: float32 [B, C, A] on the model's device."""
         device = self.model.action_varies.device
         inputs = self.transforms.inputs(observations).to(device)
         t = torch.tensor([o.t for o in observations], device=device)
         seeds = [_noise_seed(o) for o in observations] if self.model.head.noise_shape is not None else None
-        actions, memory = self.model.act(inputs, memory, t, seeds)
-        return self.transforms.denormalise(actions), memory
+        return self.model.act(inputs, memory, t, seeds)
 
     def require_finite(self) -> Self:
         """Answers a blank observation, and returns itself. CheckpointError if the actions are not finite."""

@@ -38,6 +38,7 @@ JOBS: Final[Mapping[str, str]] = {
     "robustness": "RobustnessConfig",
     "memory_use": "MemoryUseJobConfig",
     "open_loop": "OpenLoopConfig",
+    "sensitivity": "SensitivityConfig",
     "compare": "CompareConfig",
     "replay": "ReplayConfig",
     "merge": "MergeConfig",

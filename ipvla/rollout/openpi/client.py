@@ -17,7 +17,16 @@ from websockets.sync.client import ClientConnection, connect
 from ipvla.contract import Contract, fitted
 from ipvla.rollout.endpoint import ClientService, Service, Serving
 from ipvla.rollout.episode import Chunk, EpisodeId
-from ipvla.rollout.openpi.messages import CONTRACT, STEP, TOKEN_VARIABLE, pack, to_message, unpack
+from ipvla.rollout.openpi.messages import (
+    CONTRACT,
+    RESET,
+    SESSION,
+    STEP,
+    TOKEN_VARIABLE,
+    pack,
+    to_message,
+    unpack,
+)
 from ipvla.types import Observation
 
 #: The value of `server` in our own server's metadata.
@@ -43,9 +52,7 @@ class OpenpiClient:
     def act(self, episode_id: EpisodeId, observation: Observation, policy_step: int) -> Chunk:
         """Float32 [C, A]. OpenpiError if the server refuses, or does not answer within minutes."""
         if policy_step == 0:
-            self.end(episode_id)
-            self._connection, metadata = _connected(self.url, self.token)
-            self._ours = metadata.get("server") == OURS
+            self._open()
         if self._connection is None:
             raise OpenpiError(f"{episode_id}: policy step {policy_step} of an episode that has no connection")
         message = to_message(observation)
@@ -53,11 +60,32 @@ class OpenpiClient:
             del message[STEP]
         return self._actions(_asked(self._connection, self.url, message))
 
-    def end(self, episode_id: EpisodeId) -> None:
-        """Closes the episode's connection."""
+    def ask(self, observation: Observation) -> Chunk:
+        """Float32 [C, A], for an observation that nothing came before. OpenpiError as in `act`.
+
+        Ours draws its noise from the observation's `episode` and `t`, as a policy of this project does. Of a
+        server that is not ours nothing is known: it gets a connection for each question.
+        """
+        if self._connection is None or not self._ours:
+            self._open()
+        assert self._connection is not None, "it was just opened"
+        message = to_message(observation)
+        if self._ours:
+            message |= {SESSION: observation.episode, RESET: True}
+        else:
+            del message[STEP]
+        return self._actions(_asked(self._connection, self.url, message))
+
+    def end(self, episode_id: EpisodeId | None = None) -> None:
+        """Closes the connection, which is the episode's."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def _open(self) -> None:
+        self.end()
+        self._connection, metadata = _connected(self.url, self.token)
+        self._ours = metadata.get("server") == OURS
 
     def _actions(self, answer: Any) -> Chunk:
         actions = answer.get("actions") if isinstance(answer, dict) else None
