@@ -36,6 +36,7 @@ JOBS: Final[Mapping[str, str]] = {
     "interpolate": "InterpolateConfig",
     "evaluate": "EvaluateConfig",
     "robustness": "RobustnessConfig",
+    "listening": "ListeningConfig",
     "memory_use": "MemoryUseJobConfig",
     "open_loop": "OpenLoopConfig",
     "sensitivity": "SensitivityConfig",

@@ -13,6 +13,8 @@ A set is a YAML file. Those of this folder are of the suites that they are named
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +76,12 @@ class InstructionSet:
             if plain in map(_plain, (wording.instruction, *wording.also)):
                 return wording
         return None
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve characters that other words do not have."""
+        said = [(one.instruction, one.also, dict(one.synonyms), one.opposites) for one in self.wordings]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
 
     @classmethod
     def load(cls, path: Path) -> Self:
