@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
@@ -125,6 +125,53 @@ class Sensitivity:
             if estimate.interval95 is not None:
                 metrics |= dict(zip((f"{metric}/low", f"{metric}/high"), estimate.interval95, strict=True))
         sink.log(metrics, step)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What a policy must not fall behind; None for what does not matter.
+
+    Attributes:
+        most_synonym_l2: a paraphrase moves it no further than this.
+        least_opposite_l2: an opposite moves it at least so far.
+        most_synonym_over_opposite: their ratio, in (0, 1).
+        least_opposite_over_noise: an opposite to the noise floor, of a policy that has one.
+        least_direction: the cosine to what was demonstrated, in [-1, 1].
+    """
+
+    most_synonym_l2: float | None = None
+    least_opposite_l2: float | None = None
+    most_synonym_over_opposite: float | None = None
+    least_opposite_over_noise: float | None = None
+    least_direction: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self._limits.items():
+            low = -1.0 if name == "least_direction" else 0.0
+            high = 1.0 if name in ("least_direction", "most_synonym_over_opposite") else np.inf
+            if not low <= value <= high:
+                raise ValueError(f"guard.{name} is {value}; it must lie in {low:g} to {high:g}")
+        most, least = self.most_synonym_l2, self.least_opposite_l2
+        if most is not None and least is not None and most >= least:
+            raise ValueError(
+                f"guard is upside down: most_synonym_l2 {most} lets a paraphrase move more than least_opposite_l2 "
+                f"{least} wants of an opposite; exchange them"
+            )
+
+    @property
+    def _limits(self) -> dict[str, float]:
+        return {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
+
+    def broken(self, found: Sensitivity) -> tuple[str, ...]:
+        """Each limit that is not kept, in a line. What was not measured keeps none."""
+        lines = []
+        for name, limit in self._limits.items():
+            kind, _, measure = name.partition("_")
+            if (estimate := found.estimates.get(measure)) is None:
+                lines.append(f"{measure} could not be measured, and guard.{name} is {limit:g}")
+            elif estimate.value > limit if kind == "most" else estimate.value < limit:
+                lines.append(f"{measure} is {estimate}, and guard.{name} {limit:g}")
+        return tuple(lines)
 
 
 def choose(

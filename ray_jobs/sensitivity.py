@@ -12,7 +12,7 @@ libero_goal and libero_object lie in ipvla/sim/instructions; other data need one
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ from rich.console import Console
 
 from evaluators.asked_policy import AskedPolicy, LoadedPolicy, ServedPolicy
 from evaluators.open_loop import require_fit
-from evaluators.sensitivity import Sensitivity, sensitivity, sensitivity_table
+from evaluators.sensitivity import Guard, Sensitivity, sensitivity, sensitivity_table
 from ipvla.data.dataset import EpisodeDataset
 from ipvla.rollout.openpi.client import OpenpiSource
 from ipvla.rollout.openpi.messages import TOKEN_VARIABLE
@@ -44,6 +44,7 @@ class SensitivityConfig(ChosenPolicy, DatasetConfig):
             knows most of the dataset's instructions.
         observations: how many, each of another episode as long as there are so many.
         noises: draws of noise that each is asked with, of a policy that takes noise.
+        guard: limits; where one is not kept, the job says so and ends with exit code 1.
     """
 
     positional: ClassVar[str] = "dataset"
@@ -52,6 +53,7 @@ class SensitivityConfig(ChosenPolicy, DatasetConfig):
     instructions: Path | None = None
     observations: int = 64
     noises: int = 2
+    guard: Guard = field(default_factory=Guard)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,12 +115,16 @@ def measure(config: SensitivityConfig, console: Console) -> tuple[Sensitivity, P
     return found, path
 
 
-def main(config: SensitivityConfig) -> None:
-    """Prints the table, and where the numbers are."""
+def main(config: SensitivityConfig) -> int:
+    """Prints the table, where the numbers are, and which limits are not kept; 1 if some are not."""
     console = Console()
     found, path = measure(config, console)
     console.print(sensitivity_table(found))
     console.print(f"written: {path}", markup=False, soft_wrap=True)
+    broken = config.guard.broken(found)
+    for line in broken:
+        console.print(line, markup=False, soft_wrap=True)
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

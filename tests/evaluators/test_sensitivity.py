@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from evaluators.asked_policy import FloatArray, LoadedPolicy, Recorded, ServedPolicy
-from evaluators.sensitivity import Sensitivity, estimates, sensitivity, sensitivity_table
+from evaluators.sensitivity import Guard, Sensitivity, estimates, sensitivity, sensitivity_table
 from ipvla.contract import ContractError
 from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.rlds import write_rlds
@@ -197,6 +197,18 @@ def test_a_set_of_another_suite_is_refused(dataset: EpisodeDataset, instructions
         asked(Made(colour), dataset, other)
 
 
+def test_a_guard_fails_whoever_stops_listening(dataset: EpisodeDataset, instructions: InstructionSet) -> None:
+    hears = asked(Made(colour, noise=0.1), dataset, instructions)
+    deaf = asked(Made(lambda one: 0.0, noise=0.1), dataset, instructions)
+    guard = Guard(0.1, 1.0, 0.2, 2.0, 0.5)
+    assert guard.broken(hears) == ()
+    assert [line.split()[0] for line in guard.broken(deaf)] == [
+        "opposite_l2", "synonym_over_opposite", "opposite_over_noise", "direction"
+    ]  # fmt: skip
+    assert "direction could not be measured, and guard.least_direction is 0.5" in guard.broken(deaf)
+    assert Guard().broken(deaf) == ()
+
+
 @pytest.fixture
 def policy(root: Path, dataset: EpisodeDataset) -> Policy:
     """Untrained, of a head that takes noise; it plays whole chunks."""
@@ -287,6 +299,8 @@ def test_the_job_writes_beside_the_policy_and_logs_to_its_run(policy: Policy, ro
     (logged,) = client.search_runs([client.get_experiment_by_name("ear").experiment_id])
     assert logged.data.metrics["sensitivity/goals/opposite_l2"] == found.estimates["opposite_l2"].value
     assert logged.data.metrics["sensitivity/goals/opposite_l2/low"] <= found.estimates["opposite_l2"].value
+    assert job.main(replace(config, guard=Guard(least_direction=1.0))) == 1
+    assert job.main(replace(config, guard=Guard(least_direction=-1.0))) == 0
     console = Console(record=True, width=140, quiet=True)
     console.print(sensitivity_table(found))
 
@@ -307,6 +321,11 @@ def test_data_that_the_policy_does_not_read_are_refused(policy: Policy, root: Pa
         ((), "give --policy DIRECTORY or --name RUN"),
         (("--name", "x", "--observations", "1"), "observations is 1; it must be at least 2"),
         (("--name", "x", "--noises", "0"), "noises is 0"),
+        (
+            ("--name", "x", "--guard.most_synonym_l2", ".5", "--guard.least_opposite_l2", ".1"),
+            "guard is upside down: most_synonym_l2 0.5 lets",
+        ),
+        (("--name", "x", "--guard.most_synonym_over_opposite", "5"), "must lie in 0 to 1"),
         (("--policy", "/p", "--server", "ws://there"), "server needs --name RUN"),
         (("--name", "x", "--instructions", "no_opposites.yaml"), "no_opposites.yaml: 'go' has no opposites"),
     ],
