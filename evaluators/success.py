@@ -25,8 +25,10 @@ from ipvla.rollout.journal import Journal
 from ipvla.rollout.latency import Latency, require_hold
 from ipvla.rollout.sim_pool import MOST_PER_CORE, cluster_cores, cluster_room, simulators_for
 from ipvla.rollout.sim_worker import MakeSimulator, SuiteSimulators, VideoJob
+from ipvla.sim.altered_tasks import task_and_kind
 from ipvla.sim.environment import require_simulators
 from ipvla.sim.fingerprint import fingerprint
+from ipvla.sim.instructions.sets import instruction_set
 from ipvla.sim.perturbations import PerturbationConfig
 from ipvla.sim.protocols import EvaluationProtocol, ProtocolError, load_protocol
 from ipvla.sim.simulator import Split, Task
@@ -331,11 +333,18 @@ class SuccessEvaluation:
             **self._terms(source),
             **self._perturbed(),
             **self._config.pace.conditions(),
+            **self._reworded(),
         }
 
     def _perturbed(self) -> dict[str, str]:
         """Nothing without a perturbation, so that earlier results remain what they are."""
         return {} if self._config.perturbation is None else {"perturbation": str(self._config.perturbation)}
+
+    def _reworded(self) -> dict[str, str]:
+        """Of tasks that are said by paraphrases (`ipvla.sim.altered_tasks`): which set these are of."""
+        if not any(task_and_kind(task.name) for task in self.tasks):
+            return {}
+        return {"instructions": instruction_set(self._suite.name).fingerprint}
 
     def close(self) -> None:
         if self._pool is not None:

@@ -97,12 +97,16 @@ class Policy:
 
         ValueError for a head that cannot go on from it.
         """
+        actions, memory = self.act_normalised(observations, memory)
+        return self.transforms.denormalise(actions), memory
+
+    def act_normalised(self, observations: Sequence[Observation], memory: Memory) -> tuple[torch.Tensor, Memory]:
+        """The same before any clipping, in the units of training: float32 [B, C, A] on the model's device."""
         device = self.model.action_varies.device
         inputs = self.transforms.inputs(observations).to(device)
         t = torch.tensor([o.t for o in observations], device=device)
         seeds = [_noise_seed(o) for o in observations] if self.model.head.noise_shape is not None else None
-        actions, memory = self.model.act(inputs, memory, t, seeds, self._rest(observations, device))
-        return self.transforms.denormalise(actions), memory
+        return self.model.act(inputs, memory, t, seeds, self._rest(observations, device))
 
     def _rest(self, observations: Sequence[Observation], device: torch.device) -> Rest | None:
         """What the chunks go on from, None if no row has any such thing."""

@@ -23,7 +23,6 @@ from rich.table import Table
 from evaluators.dataset_sample import evenly
 from evaluators.open_loop import OpenLoop, open_loop
 from evaluators.plots import open_loop_tracks
-from ipvla.data.dataset import open_dataset
 from ipvla.files import write_text
 from ray_jobs.command_line.cli import run
 from ray_jobs.data import DatasetConfig
@@ -61,14 +60,7 @@ def measure(config: OpenLoopConfig, console: Console) -> tuple[OpenLoop, Path]:
     config.prepare(writes=())
     torch.set_num_threads(config.threads)
     policy = config.load()
-    dataset = open_dataset(
-        config.location,
-        standard=config.standard,
-        skip_noops=config.skip_noops,
-        padded_state=config.padded_state,
-        read_root=config.read_root,
-        skip_bad_episodes=config.skip_bad_episodes,
-    )
+    dataset = config.open_dataset()
     chosen = evenly(range(len(dataset)), config.episodes)
     with EpisodeProgress(console) as progress, torch.inference_mode():
         bar = progress.add_task(dataset.name, total=len(chosen))

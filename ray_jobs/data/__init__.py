@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self, TypeAlias
 
+from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.source import EpisodeSource
 from ipvla.data.sources import absolute_location, dataset_location, open_source
 from ipvla.data.standards import Standard, StandardConfig, standard_of
@@ -47,6 +48,17 @@ class DatasetConfig(StorageRoots):
     def read_root(self) -> Path:
         """Where training, too, keeps what is only known once a dataset was read."""
         return self.cache / "datasets"
+
+    def open_dataset(self) -> EpisodeDataset:
+        """Its episodes. DatasetError if it is missing or damaged."""
+        return open_dataset(
+            self.location,
+            standard=self.standard,
+            skip_noops=self.skip_noops,
+            padded_state=self.padded_state,
+            read_root=self.read_root,
+            skip_bad_episodes=self.skip_bad_episodes,
+        )
 
     @property
     def open_source(self) -> OpenSource:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.rollout_speed import save_untrained_policy
+from ipvla.data.rlds import write_rlds
 from ipvla.storage import SOURCE_TREE
 from tests.journeys.page import Shell, commands, section
+from tests.synthetic import SIZE, cue_episode
 
 DOCS = SOURCE_TREE / "docs"
 TASKS = {
@@ -60,7 +63,8 @@ def test_liberos_variants_and_the_kitchen(tmp_path: Path, ray_address: str) -> N
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_published_protocol(tmp_path: Path, ray_address: str) -> None:
-    rollout = commands((DOCS / "rollout.md").read_text())
+    ear = commands(section(DOCS / "rollout.md", "Does it hear?"))
+    rollout = [line for line in commands((DOCS / "rollout.md").read_text()) if line not in ear]
     assert [line.split()[1] for line in rollout if line.startswith("ipvla ")] == ["doctor", "evaluate", "paired"]
     shell = Shell(tmp_path / "home", SMALL, ray_address=ray_address)
     runs = shell.home / "ipvla_storage" / "runs"
@@ -69,6 +73,26 @@ def test_a_published_protocol(tmp_path: Path, ray_address: str) -> None:
     shell.run(rollout[:-1], 600)  # the doctor plays every initial state of a suite
     both = "ipvla evaluate --study spatial --policies '[mine, theirs]' --success.suite libero_spatial"
     shell.run([both, rollout[-1]], 300)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_an_ear(tmp_path: Path, ray_address: str) -> None:
+    lines = commands(section(DOCS / "rollout.md", "Does it hear?"))
+    assert [line.split()[1] for line in lines] == ["sensitivity", "listening"]
+    goals = ("put the bowl on the plate", "put the bowl on the stove")
+    shown = [replace(cue_episode(seed), instruction=goals[seed % 2]) for seed in range(6)]
+    data = write_rlds(tmp_path, "goals", shown, SIZE)
+    small = {
+        "sensitivity": ["--observations", "4"],
+        "listening": [*played("put_the_bowl_on_the_plate"), "--said", "[]", "--success.profile", "fast"],
+    }
+    shell = Shell(tmp_path / "home", small, ray_address=ray_address, places={"libero_goal_no_noops": data})
+    mine = shell.home / "ipvla_storage" / "runs" / "goal" / "mine"
+    save_untrained_policy(mine / "policy", cameras=("agentview",))
+    shell.run(lines, 600)
+    assert (mine / "sensitivity.json").exists()
+    assert (mine.parent / "listening.json").exists()
 
 
 @pytest.mark.long

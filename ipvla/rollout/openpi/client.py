@@ -24,6 +24,8 @@ from ipvla.rollout.openpi.messages import (
     CHUNKING,
     CONTRACT,
     EXECUTE,
+    RESET,
+    SESSION,
     STEP,
     TOKEN_VARIABLE,
     ahead_message,
@@ -59,9 +61,7 @@ class OpenpiClient:
         OpenpiError if the server refuses, or does not answer within minutes.
         """
         if policy_step == 0:
-            self.end(episode_id)
-            self._connection, metadata = _connected(self.url, self.token)
-            self._ours = metadata.get("server") == OURS
+            self._open()
         if self._connection is None:
             raise OpenpiError(f"{episode_id}: policy step {policy_step} of an episode that has no connection")
         message = to_message(observation)
@@ -69,20 +69,42 @@ class OpenpiClient:
             del message[STEP]
         elif observation.ahead is not None:
             message[AHEAD] = ahead_message(observation.ahead)
-        return self._actions(_asked(self._connection, self.url, message))
+        answer = _asked(self._connection, self.url, message)
+        chunk, execute = self._chunk(answer), answer.get(EXECUTE) if self._ours else None
+        return Answer(chunk, min(execute, len(chunk))) if isinstance(execute, int) and execute > 0 else chunk
 
-    def end(self, episode_id: EpisodeId) -> None:
-        """Closes the episode's connection."""
+    def ask(self, observation: Observation) -> Chunk:
+        """Float32 [C, A], for an observation that nothing came before. OpenpiError as in `act`.
+
+        Ours draws its noise from the observation's `episode` and `t`, as a policy of this project does. Of a
+        server that is not ours nothing is known: it gets a connection for each question.
+        """
+        if self._connection is None or not self._ours:
+            self._open()
+        assert self._connection is not None, "it was just opened"
+        message = to_message(observation)
+        if self._ours:
+            message |= {SESSION: observation.episode, RESET: True}
+        else:
+            del message[STEP]
+        return self._chunk(_asked(self._connection, self.url, message))
+
+    def end(self, episode_id: EpisodeId | None = None) -> None:
+        """Closes the connection, which is the episode's."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
-    def _actions(self, answer: Any) -> Chunk | Answer:
+    def _open(self) -> None:
+        self.end()
+        self._connection, metadata = _connected(self.url, self.token)
+        self._ours = metadata.get("server") == OURS
+
+    def _chunk(self, answer: Any) -> Chunk:
         actions = answer.get("actions") if isinstance(answer, dict) else None
         if not isinstance(actions, np.ndarray):
             raise OpenpiError(f"{self.url} answers {answer!r:.80}; expected a map with `actions` [C, A]")
-        chunk, execute = actions.astype(np.float32), answer.get(EXECUTE) if self._ours else None
-        return Answer(chunk, min(execute, len(chunk))) if isinstance(execute, int) and execute > 0 else chunk
+        return actions.astype(np.float32)
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str | None]]:
         return type(self), (self.url, self.token)  # a connection is opened where it is used

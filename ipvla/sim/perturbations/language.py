@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from ipvla.sim.altered_tasks import goal_of
 from ipvla.sim.perturbations.perturbation import LEVELS, Change, PerturbationConfig
 from ipvla.sim.standard.assets import AssetsError
 from ipvla.sim.standard.tasks import base_suite, instruction, instruction_within
@@ -72,7 +73,7 @@ class Rewordings:
             AssetsError: files of the task are missing.
         """
         first = (self.config.level - 1) * _PER_LEVEL
-        candidates = instructions(self.directory, task)[first : first + _PER_LEVEL]
+        candidates = instructions(self.directory, goal_of(task))[first : first + _PER_LEVEL]
         return candidates[self.config.numbers(task, seed).integers(_PER_LEVEL)]
 
 

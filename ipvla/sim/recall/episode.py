@@ -46,9 +46,9 @@ class Episode:
 def episode_rng(task: RecallTask, seed: int, purpose: str) -> np.random.Generator:
     """A generator of its own for each purpose, so that drawing more of one thing never changes another.
 
-    The task's name takes part: tasks that are collected with the same seeds still see different layouts.
+    The scene's name takes part: tasks that are collected with the same seeds still see different layouts.
     """
-    return np.random.default_rng([seed, zlib.crc32(f"{task.name}/{purpose}".encode())])
+    return np.random.default_rng([seed, zlib.crc32(f"{task.scene or task.name}/{purpose}".encode())])
 
 
 def draw_episode(task: RecallTask, seed: int) -> Episode:

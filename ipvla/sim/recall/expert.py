@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from ipvla.sim.altered_tasks import GOAL_SWAP
 from ipvla.sim.demonstration import DartNoise, Demonstration, Showing, Vector, demonstration_of
 from ipvla.sim.libero import LiberoSimulator
 from ipvla.sim.recall.episode import episode_rng
@@ -27,6 +28,7 @@ _NOISE_SHARE = {
     "cups": 1.0,
     "count": 1.0,
     "place": 0.6,
+    GOAL_SWAP: 1.0,
 }
 
 #: Action per metre of error: a full command from 2.5 cm on.

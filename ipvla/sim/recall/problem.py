@@ -6,6 +6,7 @@ Import only after `ipvla.sim.libero.configure`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from robosuite.models.arenas import Arena
 from robosuite.models.tasks import ManipulationTask
 
 import ipvla.sim.recall.objects as _objects  # noqa: F401  registers buttons, cubes and the bowl
+from ipvla.sim.altered_tasks import SCENE_GOAL
 from ipvla.sim.drawing import RenderContext, draw_collision_meshes
 from ipvla.sim.libero import CAMERA, Hand, hand_of, rendered
 from ipvla.sim.recall.episode import Episode, draw_episode, positions_m
@@ -81,6 +83,11 @@ class RecallProblem(BDDLBaseDomain):
         robot.gripper.current_action = np.zeros(len(robot.gripper.current_action))
         robot._load_controller()
 
+    @property
+    def _machines(self) -> list[StateMachine]:
+        """The task's, and that of the scene's own goal, if this is another one."""
+        return [self.machine] if self.scene_machine is None else [self.machine, self.scene_machine]
+
     def _place(self, positions_m: npt.NDArray[np.float64]) -> None:
         """Puts the objects down at [objects, 2]."""
         for name, (x, y) in zip(self.task.names, positions_m, strict=True):
@@ -95,6 +102,9 @@ class RecallProblem(BDDLBaseDomain):
     def _start(self, episode: Episode) -> None:
         self.episode = episode
         self.machine = StateMachine(self.task, cues=episode.cues)
+        self.scene_machine: StateMachine | None = None
+        if self.task.scene_program:
+            self.scene_machine = StateMachine(replace(self.task, program=self.task.scene_program))
 
     @property
     def instruction(self) -> str:
@@ -105,7 +115,10 @@ class RecallProblem(BDDLBaseDomain):
         return self.machine.t
 
     def outcome(self) -> StepOutcome:
-        return StepOutcome(success=self.machine.success, failure=self.machine.failure)
+        failure = self.machine.failure
+        if self.scene_machine is not None:  # after a wrong press the scene's own goal may still be reached
+            failure = failure and (self.scene_machine.success or self.scene_machine.failure)
+        return StepOutcome(success=self.machine.success, failure=failure)
 
     def step(self, action: npt.NDArray[np.float64]) -> None:
         """One control step, as robosuite's `step` does it but for what it repeats every 2 ms to no effect here:
@@ -132,7 +145,8 @@ class RecallProblem(BDDLBaseDomain):
         self._judge()
 
     def _wait(self) -> None:
-        self.machine.advance()
+        for machine in self._machines:
+            machine.advance()
         if self.episode.swaps:
             self._place(self.positions_planned_m())
             mujoco.mj_kinematics(self.sim.model._model, self.sim.data._data)
@@ -163,19 +177,28 @@ class RecallProblem(BDDLBaseDomain):
         self.sim.model.geom_rgba[self._lamp] = LAMP_OFF_RGBA if self.machine.locked else LAMP_ON_RGBA
 
     def episode_array(self) -> npt.NDArray[np.float64]:
-        return np.concatenate([[float(self.episode.seed)], self.machine.to_array()])
+        own, *scene = (machine.to_array() for machine in self._machines)
+        return np.concatenate([[float(self.episode.seed)], *([[float(len(own))]] if scene else []), own, *scene])
 
     def load_episode_array(self, array: npt.NDArray[np.float64]) -> None:
         self._start(draw_episode(self.task, int(array[0])))
-        self.machine.load_array(array[1:])
+        if self.scene_machine is None:
+            self.machine.load_array(array[1:])
+            return
+        own, scene = np.split(array[2:], [int(array[1])])
+        self.machine.load_array(own)
+        self.scene_machine.load_array(scene)
 
     def details(self) -> Mapping[str, Any]:
         names = self.task.names
+        pressed = max((machine.pressed for machine in self._machines), key=len)
+        scene = {} if self.scene_machine is None else {SCENE_GOAL: self.scene_machine.success}
         return {
-            "pressed": [names[button] for button in self.machine.pressed],
+            "pressed": [names[button] for button in pressed],
             "cues": [names[cue] for cue in self.episode.cues],
             "swaps": [[names[first], names[second]] for first, second in self.episode.swaps],
             "instruction": self.instruction,
+            **scene,
         }
 
     def fingertips_m(self) -> npt.NDArray[np.float64]:
@@ -247,7 +270,8 @@ class RecallProblem(BDDLBaseDomain):
 
     def _judge(self) -> None:
         height = self.fingertips_m()[2] - TABLE_TOP_M - BUTTON_HEIGHT_M
-        self.machine.advance(self._touched_button(), raised=height > _RAISED_M, delivered=self._delivered())
+        for machine in self._machines:
+            machine.advance(self._touched_button(), raised=height > _RAISED_M, delivered=self._delivered())
 
     def _touched_button(self) -> int | None:
         for pair in self.sim.data._data.contact.geom.tolist():

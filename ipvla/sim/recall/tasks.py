@@ -29,6 +29,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from ipvla.sim.altered_tasks import GOAL_SWAP, goal_and_scene, listed, paraphrases, swapped_name, task_and_kind
 from ipvla.sim.recall.scene import PALETTE
 from ipvla.sim.simulator import Task
 
@@ -60,6 +61,9 @@ class RecallTask(Task):
         swap_pause_steps: rest before each swap.
         delay_steps: how long the arm stays locked after cue and swaps, until the go-lamp comes on.
         flash_steps: how long a button acknowledges a press by turning white.
+        scene: the task whose layouts it has; "" for its own.
+        scene_program: where the goal is another one than the scene's (`ipvla.sim.altered_tasks`), the program of
+            the scene's own task.
     """
 
     objects: tuple[str, ...]
@@ -73,6 +77,8 @@ class RecallTask(Task):
     swap_pause_steps: int = 0
     delay_steps: int = 0
     flash_steps: int = _FLASH_STEPS
+    scene: str = ""
+    scene_program: tuple[int, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -252,9 +258,16 @@ TASKS: Final[tuple[RecallTask, ...]] = (
 def unlisted_task(name: str) -> RecallTask | None:
     """The task of this name that `TASKS` leaves out: `recall_delay_<n>` with any delay of 10 to 200 control steps.
 
+    Also those of `ipvla.sim.altered_tasks`.
+
     Raises:
-        ValueError: the delay is outside that range.
+        ValueError: the delay is outside that range, or the scene does not allow the goal.
     """
+    if (swapped := goal_and_scene(name)) is not None:
+        return _swapped(*(listed("recall", TASKS, part) for part in swapped))
+    if (said := task_and_kind(name)) is not None:
+        task, kind = listed("recall", TASKS, said[0]), said[1]
+        return replace(task, name=name, phrasings=paraphrases("recall", task, kind), scene=task.name)
     match = _DELAY_NAME.fullmatch(name)
     if match is None:
         return None
@@ -264,3 +277,27 @@ def unlisted_task(name: str) -> RecallTask | None:
             f"{name!r} has a delay of {steps} control steps; choose one of {_DELAYS[0]} to {_DELAYS[-1]}"
         )
     return _delay(steps)
+
+
+def _swapped(goal: RecallTask, scene: RecallTask) -> RecallTask:
+    """The goal of one task in the scene of another, of tasks whose instruction says what to press."""
+    wanted = {goal.objects[i] for i in goal.program}
+    if not (goal.program and scene.program) or any(scene.objects.count(category) != 1 for category in wanted):
+        raise ValueError(
+            f"{goal.name!r} cannot be done in the scene of {scene.name!r}: both must say which buttons to press, "
+            f"and the scene has {', '.join(scene.objects)}"
+        )
+    program = tuple(scene.objects.index(goal.objects[i]) for i in goal.program)
+    if program == scene.program:
+        raise ValueError(f"{goal.name!r} is what {scene.name!r} demands anyway; choose another goal")
+    return replace(
+        scene,
+        name=swapped_name(goal.name, scene.name),
+        family=GOAL_SWAP,
+        phrasings=goal.phrasings,
+        horizon=max(goal.horizon, scene.horizon),
+        chance=goal.chance,
+        program=program,
+        scene=scene.name,
+        scene_program=scene.program,
+    )

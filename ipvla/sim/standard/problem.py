@@ -32,10 +32,11 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 from libero.libero.envs import TASK_MAPPING
-from libero.libero.envs.bddl_utils import get_problem_info
+from libero.libero.envs.bddl_utils import get_problem_info, robosuite_parse_problem
 from robosuite.controllers import load_controller_config
 from robosuite.utils.errors import RandomizationError
 
+from ipvla.sim.altered_tasks import SCENE_GOAL
 from ipvla.sim.build_memory import release
 from ipvla.sim.drawing import RenderContext, draw_collision_meshes
 from ipvla.sim.libero import Hand, hand_of, rendered
@@ -63,6 +64,7 @@ class StandardProblem:
         profile: how pictures are drawn, see `ipvla.sim.suites.PROFILES`.
         world_seed: as public evaluations seed an environment before its first reset.
         furnish: gives the scene's MJCF what LIBERO's has not; it is called while the world is built.
+        goal_file: of the task whose goal is to be reached here in place of the scene's own; None for its own.
 
     Raises:
         AssetsError: the file is no task of LIBERO's, or the initial states are those of another world.
@@ -76,6 +78,7 @@ class StandardProblem:
         profile: str = "exact",
         world_seed: int = 0,
         furnish: Callable[[str], str] | None = None,
+        goal_file: Path | None = None,
     ) -> None:
         self.task, self._initial_states = task, initial_states
         register_variants()
@@ -87,6 +90,12 @@ class StandardProblem:
             use_camera_obs=False,
             ignore_done=True,
         )
+        #: The scene's own goal, where another one is to be reached: predicates in BDDL's words.
+        self._scene_goal: list[list[str]] | None = None
+        if goal_file is not None:
+            parsed = self._env.parsed_problem
+            self._scene_goal = parsed["goal_state"]
+            parsed["goal_state"] = robosuite_parse_problem(str(goal_file))["goal_state"]
         size = 1 + self._model.nq + self._model.nv
         if initial_states is not None and initial_states.shape[1] != size:
             raise AssetsError(
@@ -104,6 +113,7 @@ class StandardProblem:
         self._eyes = mujoco.MjData(self._model)  # has the poses that are shown, of which physics must not know
         self.sim._render_context_offscreen.data = SimpleNamespace(_data=self._eyes)
         self._seed, self._t, self._success, self._lit = 0, 0, False, True
+        self._scene_goal_reached = False
         self._perturbation: Perturbation | None = None
         self._scene: Scene | None = None
         self._change: Change | None = None
@@ -123,7 +133,7 @@ class StandardProblem:
 
     @property
     def instruction(self) -> str:
-        given = self.task.phrasings[0]
+        given = self.task.phrasings[self._seed % len(self.task.phrasings)]
         return given if self._change is None else self._change.instruction(given)
 
     @property
@@ -150,6 +160,7 @@ class StandardProblem:
         self._env._check_success()
         self._env._post_process()
         self._seed, self._t, self._success, self._lit = seed, 0, False, True
+        self._scene_goal_reached = False
         self._clock = _SampleClock(self._env.control_timestep, self._env.model_timestep)
         self._shown = self._joints = self._data.qpos.copy()
 
@@ -210,15 +221,20 @@ class StandardProblem:
 
     def episode_array(self) -> npt.NDArray[np.float64]:
         clock = [self._clock.elapsed, float(self._clock.sampled)]
-        return np.concatenate([[self._seed, self._t], clock, self._shown, self._joints])
+        reached = [] if self._scene_goal is None else [float(self._scene_goal_reached)]
+        return np.concatenate([[self._seed, self._t], clock, reached, self._shown, self._joints])
 
     def load_episode_array(self, array: npt.NDArray[np.float64]) -> None:
         self.begin(int(array[0]))
         self._t, self._clock.elapsed, self._clock.sampled = int(array[1]), float(array[2]), bool(array[3])
-        self._shown, self._joints = np.split(array[4:], 2)
+        rest = array[4:]
+        if self._scene_goal is not None:
+            self._scene_goal_reached, rest = bool(rest[0]), rest[1:]
+        self._shown, self._joints = np.split(rest, 2)
 
     def details(self) -> Mapping[str, Any]:
-        return {} if self._change is None else self._change.drawn
+        drawn = {} if self._change is None else dict(self._change.drawn)
+        return drawn if self._scene_goal is None else {**drawn, SCENE_GOAL: self._scene_goal_reached}
 
     def close(self) -> None:
         self._env.close()
@@ -226,6 +242,8 @@ class StandardProblem:
     def _judge(self) -> None:
         """Decides the episode by what the world is after a control step."""
         self._success = bool(self._env._check_success())
+        if self._scene_goal is not None:
+            self._scene_goal_reached |= all(self._env._eval_predicate(wanted) for wanted in self._scene_goal)
 
     def _published_state(self, seed: int) -> npt.NDArray[np.float64] | None:
         """The initial state of this seed's episode, None if it is drawn."""

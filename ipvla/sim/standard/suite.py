@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from ipvla.contract import HAND
+from ipvla.sim.altered_tasks import goal_of, scene_of
 from ipvla.sim.demonstration import Demonstration, Expert, Lead, Showing
 from ipvla.sim.environment import gl_environment
 from ipvla.sim.libero import PACKAGES, LiberoSimulator, configure
 from ipvla.sim.perturbations import DIMENSIONS, Perturbation
 from ipvla.sim.simulator import Simulator
 from ipvla.sim.standard.assets import assets_version, find_assets
-from ipvla.sim.standard.tasks import bddl_file, initial_states, reworded, standard_tasks
+from ipvla.sim.standard.tasks import bddl_file, initial_states, reworded, standard_tasks, unlisted_task
 from ipvla.sim.suite import PROFILES, Suite, SuiteEntry, SuiteFacts
 
 #: Of a process with one world: 1.5 GiB at the most (libero_10, original textures), and what Ray adds.
@@ -55,14 +56,17 @@ def standard_suite(name: str, facts: SuiteFacts, cache_dir: Path) -> Suite:
     tasks = {task.name: task for task in standard_tasks(name)}
 
     def build(
-        task: str, camera_size: int, cameras: Sequence[str], profile: str, world_seed: int
+        wanted: str, camera_size: int, cameras: Sequence[str], profile: str, world_seed: int
     ) -> LiberoSimulator:
         configure(cache_dir, assets)
         from ipvla.sim.standard.problem import StandardProblem
 
-        states = initial_states(name, task)
-        problem = StandardProblem(bddl_file(name, task), tasks[task], states, profile, world_seed)
-        return LiberoSimulator(problem, tasks[task], camera_size, cameras)
+        task, scene = tasks.get(wanted) or unlisted_task(name, wanted), scene_of(wanted)
+        assert task is not None, "the suite has looked the name up before"
+        goal = bddl_file(name, goal_of(wanted)) if goal_of(wanted) != scene else None
+        states = initial_states(name, scene)
+        problem = StandardProblem(bddl_file(name, scene), task, states, profile, world_seed, goal_file=goal)
+        return LiberoSimulator(problem, task, camera_size, cameras)
 
     version = f"{metadata.version('hf-libero')}+{assets_version(assets)}"
     return Suite(
@@ -70,6 +74,7 @@ def standard_suite(name: str, facts: SuiteFacts, cache_dir: Path) -> Suite:
         version,
         tuple(tasks.values()),
         build,
+        partial(unlisted_task, name),
         expert=_expert if facts.has_expert else None,
         demonstrate=_demonstrate if facts.has_expert else None,
         correct=_correct if facts.takes_over else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from ipvla.sim.altered_tasks import GOAL_SWAP, goal_and_scene, listed, paraphrases, task_and_kind
 from ipvla.sim.simulator import Task
 from ipvla.sim.standard.assets import AssetsError, package_directory
 
@@ -32,6 +34,8 @@ PERTURBATIONS: Final = ("lan", "object", "swap", "task")
 PRO_SUITES: Final = tuple(
     f"{suite}_{change}" for suite in HORIZONS if suite != "libero_90" for change in PERTURBATIONS
 )
+#: Of a task file: name and target of a region.
+_REGION: Final = re.compile(r"\((\w+)\s*\(:target (\w+)\)")
 #: Where `make assets` installs LIBERO-PRO's package: apart from the others, since it is named `libero` as well.
 PRO_ROOT: Final = Path(sys.prefix) / "libero_pro" / "libero" / "libero"
 
@@ -67,6 +71,39 @@ def standard_tasks(suite: str) -> tuple[Task, ...]:
         )
         for name in _listed()[base]
     )
+
+
+def unlisted_task(suite: str, name: str) -> Task | None:
+    """The task of this name that a suite does not list (`ipvla.sim.altered_tasks`); None if there is none.
+
+    Raises:
+        ValueError: it is made of a task that the suite does not have, or the scene does not allow the goal.
+        AssetsError: a task file cannot be read.
+    """
+    if (swapped := goal_and_scene(name)) is not None:
+        goal, scene = (listed(suite, standard_tasks(suite), part) for part in swapped)
+        _require_allowed(suite, goal.name, scene.name)
+        return replace(goal, name=name, family=GOAL_SWAP)
+    if (said := task_and_kind(name)) is not None:
+        task = listed(suite, standard_tasks(suite), said[0])
+        return replace(task, name=name, phrasings=paraphrases(suite, task, said[1]))
+    return None
+
+
+def _require_allowed(suite: str, goal: str, scene: str) -> None:
+    """ValueError if a scene lacks what another task's goal speaks of, or has the same goal."""
+    wanted, there = (bddl_file(suite, name).read_text(encoding="utf-8") for name in (goal, scene))
+    if _goal(wanted) == _goal(there):
+        raise ValueError(f"{goal!r} is what {scene!r} demands anyway; choose another goal")
+    things = {*re.findall(r"\b\w+_\d+\b", there), *(f"{of}_{name}" for name, of in _REGION.findall(there))}
+    named = {word for predicate in re.findall(r"\(([^()]*)\)", _goal(wanted)) for word in predicate.split()[1:]}
+    if lacking := sorted(named - things):
+        raise ValueError(f"{goal!r} cannot be done in the scene of {scene!r}, which has no {', '.join(lacking)}")
+
+
+def _goal(bddl: str) -> str:
+    """The text of a task file's goal."""
+    return " ".join(bddl.partition("(:goal")[2].split())
 
 
 def instruction(name: str) -> str:
