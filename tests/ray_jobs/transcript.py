@@ -51,8 +51,11 @@ REFUSED = {"A setting that is refused, before anything is shipped": 2}
 _PARTS = {"RayTrainWorker": "training worker", "_Host": "simulator", "PolicyActor": "policy"}
 _KEPT_FIRST, _KEPT_LAST, _WIDTH = 6, 14, 115
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
-#: What Ray's record of a job begins with.
-_ADVICE = re.compile(r"^(\d{4}-\d\d-\d\d .*Runtime env is setting up.|Running entrypoint for job .*)$")
+#: What Ray says before a job, and MLflow's client on its way.
+_ADVICE = re.compile(
+    r"^(\d{4}-\d\d-\d\d .*Runtime env is setting up.|Running entrypoint for job .*|"
+    r".* Retrying \(Retry.*|[🏃🧪].*)$"
+)
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class Place:
 
 
 def shortened(output: str) -> str:
-    """Its first and last lines, without colours and without what Ray says of each job."""
+    """Its first and last lines, without colours and without what Ray and MLflow say of each job."""
     printed = (line.rstrip() for line in _ESCAPES.sub("", output).splitlines())
     lines = [line[:_WIDTH] for line in printed if line and not _ADVICE.match(line)]
     if len(lines) > _KEPT_FIRST + _KEPT_LAST:
