@@ -434,9 +434,12 @@ def _require_same_terms(policy: Contract, data: Contract, directory: str, datase
     """ContractError if a policy's normalisation does not apply to the data that it is trained on further."""
     for name in ("action_size", "state_size", "gripper"):
         if getattr(policy, name) != getattr(data, name):
+            remedy = "train it on data like its own, or start afresh"
+            if name == "state_size" and abs(more := policy.state_size - data.state_size) == 1:
+                remedy = f"of LIBERO and Bridge set --data.padded_state {str(more > 0).lower()}; else {remedy}"
             raise ContractError(
                 f"start_from: the policy in {directory} has {name} {getattr(policy, name)!r}, and dataset "
-                f"{dataset} has {getattr(data, name)!r}; train it on data like its own, or start afresh"
+                f"{dataset} has {getattr(data, name)!r}; {remedy}"
             )
 
 

@@ -181,6 +181,17 @@ def test_a_policy_of_data_in_other_terms(make_experiment: Make, tmp_path: Path) 
         checked(replace(config, start_from=tmp_path))
 
 
+def test_a_policy_whose_state_was_padded_says_which_setting_pads(make_experiment: Make, tmp_path: Path) -> None:
+    padded = DataConfig(dataset=str(write_foreign(tmp_path / "libero_goal" / "1.0.0", inner_name="libero_goal")))
+    padded = replace(padded, image_size=16, padded_state=True)
+    config = make_experiment(data=padded)
+    config.build(World()).policy.save(tmp_path / "policy")
+    again = replace(config, start_from=tmp_path / "policy")
+    checked(again)
+    with pytest.raises(ContractError, match=r"has state_size 9, .*has 8; .* --data\.padded_state true"):
+        checked(replace(again, data=replace(padded, padded_state=False)))
+
+
 def test_words_that_change_are_counted(
     make_experiment: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
