@@ -72,7 +72,7 @@ class LiberoStudy(PartStudy):
     all_parts: ClassVar[tuple[str, ...]] = ("assets", "object", "spatial", "forgetting", "pro", "plus")
     seeds: tuple[int, ...] = (0, 1, 2)
     states: int = 2
-    correction_rounds: int = 2
+    correction_rounds: int = 1
     precision: str = "fp32"
 
     def __post_init__(self) -> None:

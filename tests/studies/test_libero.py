@@ -20,7 +20,7 @@ from studies.libero_forgetting import SUITES, ForgettingOnLibero, ratios
 
 @pytest.mark.parametrize("suite", entries("libero"))
 def test_presets_fit_one_another(suite: str, tmp_path: Path) -> None:
-    study = LiberoStudy(storage_root=tmp_path)
+    study = LiberoStudy(storage_root=tmp_path, correction_rounds=2)
     collected = parse(CollectConfig, study.preset(suite, "collect"))
     trained = parse(ExperimentConfig, study.preset(suite, "train"))
     played = parse(EvaluateConfig, [*study.preset(suite, "evaluate"), "--policies", "[seed0]"])
@@ -51,7 +51,7 @@ def test_what_is_unknown_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"seeds is \[1, 1\]"):
         LiberoStudy(seeds=(1, 1))
     with pytest.raises(
-        ValueError, match=r'there is no policy in .*seed0-corrected2/policy; run --parts "\[object\]" first'
+        ValueError, match=r'there is no policy in .*seed0-corrected1/policy; run --parts "\[object\]" first'
     ):
         LiberoStudy(storage_root=tmp_path).policy("object", 0)
 
