@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from evaluators.console import success_cell
 from evaluators.intervals import bootstrap_mean
@@ -122,7 +122,8 @@ def listening_table(found: Listening) -> Table:
     for row in found.rows:
         by_scene.setdefault(row.scene, {})[row.counts.name] = row
     measures = [measure for measure in MEASURES if measure in by_scene[ALL]]
-    table = Table("scene", *measures, title=f"What {found.policy} does in scenes that it knows")
+    columns = (Column("scene", overflow="fold"), *(Column(measure, overflow="fold") for measure in measures))
+    table = Table(*columns, title=f"What {found.policy} does in scenes that it knows")
     for scene, of_scene in by_scene.items():
         cells = [success_cell(of_scene[name].counts) if name in of_scene else "-" for name in measures]
         table.add_row(scene, *cells, end_section=True)
