@@ -93,18 +93,23 @@ class WandbSink(MetricSink):
         if self._run is None and config.mode == "online":
             # Under another id: W&B's own process keeps the first one that failed.
             self._run = self._tried(lambda: self._started(uuid.uuid4().hex[:12], "offline"))
-            command = f"wandb sync --append --id {run_id} {directory}/wandb/offline-run-*"
-            _logger.warning("W&B: what %s logs lies in its directory; once W&B answers: %s", name, command)
+            if self._run is not None:
+                command = f"wandb sync --id {run_id} {directory}/wandb/offline-run-*"
+                _logger.warning("W&B: what %s logs lies in its directory; once W&B answers: %s", name, command)
 
     @classmethod
     def found(cls, directory: Path, study: str, name: str) -> Self | None:
-        """The run that a policy's training had; None if it had none."""
+        """The run that a policy's training had; None if it had none, or its record is damaged."""
         path = directory / _RECORD
         if not path.exists():
             return None
-        stored = json.loads(path.read_text())
-        config = WandbConfig(stored["project"], stored["entity"], stored["mode"])
-        return cls(config, stored["id"], directory, study, name)
+        try:
+            stored = json.loads(path.read_text(errors="replace"))
+            config, run_id = WandbConfig(stored["project"], stored["entity"], stored["mode"]), str(stored["id"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            _logger.warning("W&B gets no copy: %s is damaged (%s); delete it for a new run there", path, error)
+            return None
+        return cls(config, run_id, directory, study, name)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         # As a metric of its own: W&B's step never goes back, and a training that goes on from a checkpoint does.

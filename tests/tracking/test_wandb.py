@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -104,6 +107,20 @@ def test_what_a_policy_without_a_copy_says(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "damaged", ["", "{", "[]", '{"id": "x"}', '{"id": "x", "project": "p", "entity": null, "mode": 3}']
+)
+def test_a_damaged_record_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: str) -> None:
+    (tmp_path / "wandb.json").write_text(damaged)
+    with caplog.at_level(logging.WARNING, "ipvla.tracking"):
+        assert OFFLINE.build(tmp_path, "recall", "gru") is None
+    assert "wandb.json is damaged" in caplog.text
+    (tmp_path / "wandb.json").unlink()  # as the message says
+    sink = OFFLINE.build(tmp_path, "recall", "gru")
+    assert sink is not None
+    sink.close()
+
+
 def test_one_that_cannot_be_reached_is_written_offline_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -116,7 +133,11 @@ def test_one_that_cannot_be_reached_is_written_offline_and_told(
     sink.log({"train/loss": 0.5}, 1)
     sink.close()
     wandb.teardown()  # it remembers the login
-    assert "wandb sync --append --id" in caplog.text
+    (advice,) = re.findall(r"wandb sync --id \w+ \S+", caplog.text)
+    program = Path(sys.executable).with_name("wandb")
+    command = f"{program} {advice.removeprefix('wandb ')} --dry-run"
+    shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert "offline-run-" in shown.stdout + shown.stderr
     assert [line["train/loss"] for line in history(tmp_path)] == [0.5]
 
 
