@@ -188,6 +188,7 @@ class Parts:
             "train": {
                 name: {"wall_s": summary.wall_s, "loss": summary.final_loss} for name, summary in trained.items()
             },
+            "minutes": runner.seconds / 60,
             "protocol": tables[0].fingerprint["protocol"],
             "precision": study.precision,
             "seeds": list(study.training_seeds),

@@ -134,6 +134,17 @@ def _learned(figures: Figures) -> str:
     return table(("suite", "task", *columns), [row + ("",) * (2 + len(columns) - len(row)) for row in rows])
 
 
+def _played(figures: Figures) -> str:
+    """The few figures that a reader needs first: what was learned of LIBERO, and how long all of it took."""
+    rows = [
+        (f"`libero_{suite}`", counted(_whole(of["all"])), str(len(of["seeds"])), f"{of['minutes']:.0f}")
+        for suite, of in figures.items()
+        if suite in ("object", "spatial")
+    ]
+    headings = ("suite", "published initial states", "training seeds", "minutes in all, two CPU cores")
+    return table(headings, rows)
+
+
 def _pro(figures: Figures) -> str:
     """Success in LIBERO-PRO's suites of a policy that was trained on libero_object."""
     rows = [(f"`{suite}`", counted(_whole(of))) for suite, of in figures["pro"]["suites"].items()]
@@ -437,6 +448,7 @@ _KINDS: Mapping[str, tuple[str | None, Callable[[Figures], str]]] = {
     "success": (None, _success),
     "repeats": ("repeats", _repeats),
     "learned": ("object", _learned),
+    "played": ("object", _played),
     "pro": ("pro", _pro),
     "plus": ("plus", _plus),
     "libero_sequence": ("forgetting", lambda figures: _sequence({"sequence": figures["forgetting"]})),

@@ -167,6 +167,12 @@ def test_the_summary_has_the_baseline_at_the_success_of_ours(full: dict[str, Any
     assert study_table({}, "summary") == "Not measured yet."
 
 
+def test_the_readme_says_what_was_played_of_libero_by_how_many_seeds_and_how_long_it_took() -> None:
+    played = {"all": {"k": 570, "n": 600, "wilson95": [0.93, 0.96]}, "seeds": [0, 1, 2], "minutes": 101.6}
+    text = study_table({"assets": {}, "object": played}, "played")
+    assert "| `libero_object` | 570/600 = 0.95 (0.93-0.96) | 3 | 102 |" in text
+
+
 def test_the_plot_is_a_picture(full: dict[str, Any], tmp_path: Path) -> None:
     plot_fronts(full, tmp_path / "fronts.png")
     assert (tmp_path / "fronts.png").read_bytes().startswith(b"\x89PNG")
