@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import ExperimentConfig
-from ipvla.models.heads import FlowConfig, HeadConfig, LayerwiseConfig
+from ipvla.models.heads import BinsConfig, FlowConfig, HeadConfig, LayerwiseConfig, ReverseChainConfig, TokensConfig
 from ipvla.models.heads.quality import QualityConfig
 from ipvla.models.heads.routing import RoutingConfig
 from ipvla.training.parallel import SHARDINGS, World
@@ -25,6 +25,10 @@ pytestmark = pytest.mark.slow
 HEADS: dict[str, HeadConfig] = {
     "flow": FlowConfig(16, draws=2, quality=QualityConfig(smoothness=0.1)),
     "layerwise": LayerwiseConfig(16, mlp=16, layers=(2, 1), routing=RoutingConfig("sample", hidden=8)),
+    "bins": BinsConfig(hidden=16),
+    "reverse_chain": ReverseChainConfig(),
+    "tokens": TokensConfig(),
+    "tokens_parallel": TokensConfig(decoding="parallel"),
 }
 
 
