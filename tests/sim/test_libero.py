@@ -96,6 +96,8 @@ def test_looking_does_not_change_the_world(simulator_of, actions):
         ("cups", 3),
         ("cups", 34),
         ("cups", 56),
+        ("chase", 30),
+        ("shuffle", 30),
     ],
 )
 def test_a_restored_state_has_the_same_future(simulator_of, suite, actions, task, at):

@@ -11,7 +11,19 @@ from ipvla.sim.suites import SUITES, load_suite
 
 def test_the_recall_suite_lists_its_tasks(suite):
     assert suite.name in SUITES
-    families = {"ground", "recall", "count", "place", "delay", "items", "order", "cups"}
+    families = {
+        "ground",
+        "recall",
+        "count",
+        "place",
+        "delay",
+        "items",
+        "order",
+        "cups",
+        "chase",
+        "glimpse",
+        "shuffle",
+    }
     assert {task.family for task in suite.tasks} == families
     assert len({task.name for task in suite.tasks}) == len(suite.tasks)
     for task in suite.tasks:

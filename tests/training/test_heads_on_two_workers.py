@@ -13,7 +13,14 @@ import torch.multiprocessing as mp
 
 from ipvla.data.rlds import write_rlds
 from ipvla.experiment import ExperimentConfig
-from ipvla.models.heads import BinsConfig, FlowConfig, HeadConfig, LayerwiseConfig, ReverseChainConfig, TokensConfig
+from ipvla.models.heads import (
+    BinsConfig,
+    FlowConfig,
+    HeadConfig,
+    LayerwiseConfig,
+    ReverseChainConfig,
+    TokensConfig,
+)
 from ipvla.models.heads.quality import QualityConfig
 from ipvla.models.heads.routing import RoutingConfig
 from ipvla.training.parallel import SHARDINGS, World

@@ -34,6 +34,9 @@ class Episode:
             In the order of their lighting up where that counts, else from left to right in the picture.
         positions_m: float64 [objects, 2], x and y relative to the table's centre, before any swap.
         swaps: pairs of indices of the objects that change places, one pair after another.
+        cue_at: the control step at which the cue begins.
+        roamed_m: float64 [horizon + 1, roaming objects, 2], how far those have gone from where they stood, by the
+            control step; None where none roams.
     """
 
     seed: int
@@ -41,6 +44,8 @@ class Episode:
     cues: tuple[int, ...]
     positions_m: Positions
     swaps: tuple[tuple[int, int], ...] = ()
+    cue_at: int = 0
+    roamed_m: Positions | None = None
 
 
 def episode_rng(task: RecallTask, seed: int, purpose: str) -> np.random.Generator:
@@ -61,7 +66,17 @@ def draw_episode(task: RecallTask, seed: int) -> Episode:
         raise ValueError(f"seed {seed} is outside [0, 2^32); take it from Split.TRAIN.seed or Split.HELD_OUT.seed")
     phrasing = int(episode_rng(task, seed, "phrasing").integers(len(task.phrasings)))
     positions = _layout(task, seed)
-    return Episode(seed, task.phrasings[phrasing], _cues(task, seed, positions), positions, _swaps(task, seed))
+    first, last = task.cue_from
+    cue_at = first if first == last else int(episode_rng(task, seed, "cue_at").integers(first, last + 1))
+    return Episode(
+        seed,
+        task.phrasings[phrasing],
+        _cues(task, seed, positions),
+        positions,
+        _swaps(task, seed),
+        cue_at,
+        _roamed(task, seed, positions) if task.roaming else None,
+    )
 
 
 def _cues(task: RecallTask, seed: int, positions_m: Positions) -> tuple[int, ...]:
@@ -77,6 +92,29 @@ def _swaps(task: RecallTask, seed: int) -> tuple[tuple[int, int], ...]:
     rng = episode_rng(task, seed, "swaps")
     pairs = (rng.permutation(len(task.objects))[:2].tolist() for _ in range(task.swaps))
     return tuple((first, second) for first, second in pairs)
+
+
+def _roamed(task: RecallTask, seed: int, start_m: Positions) -> Positions:
+    """Straight ways of half a second to a second, one after another, inside the workspace and clear of the others."""
+    rng = episode_rng(task, seed, "roaming")
+    low, high = np.transpose([WORKSPACE_X_M, WORKSPACE_Y_M])
+    where = start_m.copy()
+    path = np.zeros((task.horizon + 1, len(task.roaming), 2))
+    ends = np.zeros(len(task.roaming), dtype=np.int64)
+    ways = np.zeros((len(task.roaming), 2))
+    for t in range(1, task.horizon + 1):
+        for number, index in enumerate(task.roaming):
+            others = np.delete(where, index, axis=0)
+            while t > ends[number]:
+                angle, steps = rng.uniform(0, 2 * np.pi), int(rng.integers(10, 21))
+                way = task.roaming_step_m * np.array([np.cos(angle), np.sin(angle)])
+                points = where[index] + way * np.arange(1, steps + 1)[:, None]
+                inside = ((points >= low) & (points <= high)).all()
+                if inside and np.linalg.norm(points[:, None] - others, axis=-1).min() >= MIN_DISTANCE_M:
+                    ends[number], ways[number] = t + steps - 1, way
+            where[index] = where[index] + ways[number]
+            path[t, number] = where[index] - start_m[index]
+    return path
 
 
 def _layout(task: RecallTask, seed: int) -> Positions:
@@ -100,8 +138,16 @@ def places(task: RecallTask, swaps: Swaps, t: int) -> tuple[int, ...]:
     return _places(swaps[: sum(end <= t for end in ends)], len(task.objects))
 
 
+def planned_m(task: RecallTask, episode: Episode, t: int) -> Positions:
+    """float64 [objects, 2], x and y of where the episode has the objects at control step `t`."""
+    positions = positions_m(task, episode.positions_m, episode.swaps, t)
+    if episode.roamed_m is not None:
+        positions[list(task.roaming)] += episode.roamed_m[min(t, task.horizon)]
+    return positions
+
+
 def positions_m(task: RecallTask, start_m: Positions, swaps: Swaps, t: int) -> Positions:
-    """float64 [objects, 2] at control step `t`, for objects that stood at `start_m` [objects, 2] at first."""
+    """The same of objects that stood at `start_m` [objects, 2] at first and do nothing but change places."""
     positions: Positions = start_m[list(places(task, swaps, t))]
     for i, (first, second) in enumerate(swaps):
         phase = (t - task.swap_start(i)) / task.swap_steps

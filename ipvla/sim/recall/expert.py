@@ -26,6 +26,9 @@ _NOISE_SHARE = {
     "items": 1.0,
     "order": 1.0,
     "cups": 1.0,
+    "chase": 1.0,
+    "glimpse": 1.0,
+    "shuffle": 1.0,
     "count": 1.0,
     "place": 0.6,
     GOAL_SWAP: 1.0,
@@ -85,7 +88,7 @@ class Expert:
     def _press(self) -> Vector:
         machine = self._problem.machine
         hand = self._problem.fingertips_m()
-        if machine.locked:
+        if machine.locked or (machine.cues and not machine.shown):
             return self._towards(hand, hand, _CLOSE)
         top = self._problem.top_m((machine.todo or machine.program)[0])
         travel = top[2] + self._clearance_m

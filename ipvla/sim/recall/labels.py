@@ -9,7 +9,9 @@ number of the sub-goal that is due and the sub-goal itself. Both change only wit
 * recall, delay: `PLAN: press 7 12 SUBTASK: 1 press 7 12`; 7 and 12 are column and row of the button in the
   picture, counted from its upper left corner on a grid of 16 x 16 cells
 * items, order: `PLAN: press 7 12 3 4 SUBTASK: 2 press 3 4`; buttons that have not lit up yet are not in the plan
-* cups: as recall; the place changes when a swap of that cup has ended
+* cups, shuffle: as recall; the place changes when a swap of that cup has ended
+* chase: as ground
+* glimpse: as recall, once a button has lit up; before that `PLAN: wait SUBTASK: 1 wait until button lights`
 
 Questions about the present picture have their answers from the true state:
 
@@ -69,6 +71,8 @@ def plan_text(episode: Episode, machine: StateMachine, cells: Sequence[Cell], ca
         carried: place: the object is above the table or over its goal.
     """
     task = machine.task
+    if task.items and not machine.shown:
+        return _format(["wait"], 1, "wait", "until button lights")
     if task.items:
         where = places(task, episode.swaps, machine.t)
         goals = {button: " ".join(map(str, cells[where[button]])) for button in machine.shown}

@@ -24,7 +24,7 @@ import ipvla.sim.recall.objects as _objects  # noqa: F401  registers buttons, cu
 from ipvla.sim.altered_tasks import SCENE_GOAL
 from ipvla.sim.drawing import RenderContext, draw_collision_meshes
 from ipvla.sim.libero import CAMERA, Hand, hand_of, rendered
-from ipvla.sim.recall.episode import Episode, draw_episode, positions_m
+from ipvla.sim.recall.episode import Episode, draw_episode, planned_m
 from ipvla.sim.recall.scene import (
     BALL_RGBA,
     BOWL_RADIUS_M,
@@ -101,7 +101,7 @@ class RecallProblem(BDDLBaseDomain):
 
     def _start(self, episode: Episode) -> None:
         self.episode = episode
-        self.machine = StateMachine(self.task, cues=episode.cues)
+        self.machine = StateMachine(self.task, cues=episode.cues, cue_at=episode.cue_at)
         self.scene_machine: StateMachine | None = None
         if self.task.scene_program:
             self.scene_machine = StateMachine(replace(self.task, program=self.task.scene_program))
@@ -129,6 +129,8 @@ class RecallProblem(BDDLBaseDomain):
         if self.machine.locked:
             self._wait()
             return
+        if self.machine.t < self.task.rest_from:
+            self._place(self.positions_planned_m(1))
         robot, gripper = self.robots[0], np.array(action[-1:])
         model, data = self.sim.model._model, self.sim.data._data
         robot.controller.set_goal(action[:-1])
@@ -147,13 +149,13 @@ class RecallProblem(BDDLBaseDomain):
     def _wait(self) -> None:
         for machine in self._machines:
             machine.advance()
-        if self.episode.swaps:
+        if self.task.rest_from:
             self._place(self.positions_planned_m())
             mujoco.mj_kinematics(self.sim.model._model, self.sim.data._data)
 
-    def positions_planned_m(self) -> npt.NDArray[np.float64]:
-        """float64 [objects, 2], x and y of where the episode has put the objects by now."""
-        return positions_m(self.task, self.episode.positions_m, self.episode.swaps, self.machine.t)
+    def positions_planned_m(self, ahead: int = 0) -> npt.NDArray[np.float64]:
+        """float64 [objects, 2], x and y of where the episode has put the objects by now, or some steps later."""
+        return planned_m(self.task, self.episode, self.machine.t + ahead)
 
     def picture(self, camera: str, size: int) -> npt.NDArray[np.uint8]:
         self._paint()

@@ -20,6 +20,7 @@ class StateMachine:
     Attributes:
         task: the task being played.
         cues: indices of the objects that are shown, as in `Episode`; empty for tasks without a cue.
+        cue_at: the control step at which they begin to be shown.
         t: control steps since the reset.
         pressed: buttons pressed so far, in order.
         armed: the hand has been raised since the last press.
@@ -28,6 +29,7 @@ class StateMachine:
 
     task: RecallTask
     cues: tuple[int, ...] = ()
+    cue_at: int = 0
     t: int = 0
     pressed: list[int] = field(default_factory=list)
     armed: bool = True
@@ -59,6 +61,9 @@ class StateMachine:
 
     @property
     def failure(self) -> bool:
+        deadline = self.task.deadline_steps
+        if deadline and self.t > self.cue_at + deadline and len(self.pressed) < len(self.program):
+            return True
         if self.task.ordered:
             return tuple(self.pressed) != self.program[: len(self.pressed)]
         return len(set(self.pressed)) < len(self.pressed) or not set(self.pressed) <= set(self.program)
@@ -71,16 +76,20 @@ class StateMachine:
     @property
     def shown(self) -> tuple[int, ...]:
         """The cues that have been shown so far, those of now included."""
+        since = self.t - self.cue_at
+        if since < 0 or not self.cues:
+            return ()
         if not self.task.ordered:
             return self.cues
-        return self.cues[: 1 + self.t // (self.task.cue_steps + self.task.gap_steps)] if self.cues else ()
+        return self.cues[: 1 + since // (self.task.cue_steps + self.task.gap_steps)]
 
     @property
     def lit(self) -> tuple[int, ...]:
         """The objects that are shown now."""
+        since = self.t - self.cue_at
         if not self.task.ordered:
-            return self.cues if self.t < self.task.cue_steps else ()
-        since = self.t - (len(self.shown) - 1) * (self.task.cue_steps + self.task.gap_steps)
+            return self.shown if since < self.task.cue_steps else ()
+        since -= (len(self.shown) - 1) * (self.task.cue_steps + self.task.gap_steps)
         return self.shown[-1:] if since < self.task.cue_steps else ()
 
     @property

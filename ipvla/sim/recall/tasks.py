@@ -20,6 +20,15 @@ Chance is the success probability of a policy that moves well but ignores what t
   every policy that turns with one fixed probability. For one press it is only a reference: there the instruction
   alone says "blue follows every red press", and a reactive policy that reads it may do better.
 * **place** tests manipulation only: nothing is gained by chance, 0.
+
+Three families in which the world does not wait; none of the others moves anything once the arm is free:
+
+* **chase** tests acting on where a button is, not where it was: it wanders, and the hand goes to where it is. A
+  button that is pressed at where it stood at the start is one that happens to come back, 0.
+* **glimpse** tests looking often enough and acting at once: one of three grey buttons lights up for a moment, some
+  time after the arm is free, and has to be pressed soon. Without having seen the light, 1/3.
+* **shuffle** is cups with one swap that begins when the hand is already on its way, 1/3: the pair is drawn
+  uniformly, so the ball's cup stays in one of three episodes.
 """
 
 from __future__ import annotations
@@ -41,6 +50,7 @@ _DELAY_STEPS = 10
 _GAP_STEPS = 3
 _SWAP_STEPS = 16
 _SWAP_PAUSE_STEPS = 4
+_ROAMING_STEP_M = 0.0055  # 0.11 m/s: 4 cm, a button's radius, in 7 control steps
 _FLASH_STEPS = 8  # 0.4 s: a policy that looks every 4 steps sees every press twice
 
 
@@ -60,6 +70,11 @@ class RecallTask(Task):
         swap_steps: how long each swap takes.
         swap_pause_steps: rest before each swap.
         delay_steps: how long the arm stays locked after cue and swaps, until the go-lamp comes on.
+        free_from: the control step from which the arm is free, where this is not after cue, swaps and delay.
+        cue_from: the first and the last control step at which the cue may begin; the episode draws one of them.
+        deadline_steps: from the cue's beginning, within which the presses are to be made; 0 for the horizon alone.
+        roaming: indices into `objects` of those that wander about all the time.
+        roaming_step_m: how far they go in a control step.
         flash_steps: how long a button acknowledges a press by turning white.
         scene: the task whose layouts it has; "" for its own.
         scene_program: where the goal is another one than the scene's (`ipvla.sim.altered_tasks`), the program of
@@ -76,6 +91,11 @@ class RecallTask(Task):
     swap_steps: int = 0
     swap_pause_steps: int = 0
     delay_steps: int = 0
+    free_from: int | None = None
+    cue_from: tuple[int, int] = (0, 0)
+    deadline_steps: int = 0
+    roaming: tuple[int, ...] = ()
+    roaming_step_m: float = _ROAMING_STEP_M
     flash_steps: int = _FLASH_STEPS
     scene: str = ""
     scene_program: tuple[int, ...] = ()
@@ -92,7 +112,7 @@ class RecallTask(Task):
 
     @property
     def shown_steps(self) -> int:
-        """Control steps at the start of an episode until all cues have been shown."""
+        """Control steps from the beginning of the cue until all of it has been shown."""
         if not self.ordered:
             return self.cue_steps
         return self.items * self.cue_steps + max(self.items - 1, 0) * self.gap_steps
@@ -102,8 +122,17 @@ class RecallTask(Task):
         return self.shown_steps + index * self.swap_steps + (index + 1) * self.swap_pause_steps
 
     @property
+    def rest_from(self) -> int:
+        """The control step from which no object moves by itself."""
+        if self.roaming:
+            return self.horizon
+        return self.swap_start(self.swaps - 1) + self.swap_steps if self.swaps else 0
+
+    @property
     def locked_steps(self) -> int:
         """Control steps at the start of an episode in which the arm does not move."""
+        if self.free_from is not None:
+            return self.free_from
         return self.shown_steps + self.swaps * (self.swap_pause_steps + self.swap_steps) + self.delay_steps
 
 
@@ -251,6 +280,56 @@ TASKS: Final[tuple[RecallTask, ...]] = (
         swap_steps=_SWAP_STEPS,
         swap_pause_steps=_SWAP_PAUSE_STEPS,
         delay_steps=_DELAY_STEPS,
+    ),
+    RecallTask(
+        name="chase",
+        family="chase",
+        phrasings=(
+            "press the red button while it moves",
+            "push the red button that moves",
+            "touch the button that is red while it moves",
+        ),
+        horizon=80,
+        chance=0.0,
+        objects=("red_button", "green_button"),
+        program=(0,),
+        free_from=_CUE_STEPS,
+        roaming=(0,),
+    ),
+    RecallTask(
+        name="glimpse",
+        family="glimpse",
+        phrasings=(
+            "press the button when it lights up",
+            "wait until a button lights up then press it",
+            "push the button that lights up at once",
+        ),
+        horizon=95,
+        chance=1 / 3,
+        objects=("gray_button",) * 3,
+        items=1,
+        cue_steps=8,  # a policy that looks every 8 steps sees it once
+        free_from=_CUE_STEPS,
+        cue_from=(10, 45),
+        deadline_steps=45,
+    ),
+    RecallTask(
+        name="shuffle",
+        family="shuffle",
+        phrasings=(
+            "press the cup with the red ball under it",
+            "push the cup that the red ball is under",
+            "touch the cup with the red ball in it while they move",
+        ),
+        horizon=85,
+        chance=1 / 3,
+        objects=("cup",) * 3,
+        items=1,
+        cue_steps=_CUE_STEPS,
+        swaps=1,
+        swap_steps=_SWAP_STEPS,
+        swap_pause_steps=15,  # 10 steps after the arm is free
+        free_from=10,
     ),
 )
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipvla.sim.recall.episode import draw_episode
-from ipvla.sim.recall.scene import MIN_DISTANCE_M, WORKSPACE_X_M, WORKSPACE_Y_M
+from ipvla.sim.recall.episode import draw_episode, planned_m
+from ipvla.sim.recall.scene import BUTTON_RADIUS_M, MIN_DISTANCE_M, WORKSPACE_X_M, WORKSPACE_Y_M
 from ipvla.sim.recall.tasks import TASKS
 
 TASK = {task.name: task for task in TASKS}
@@ -71,6 +71,40 @@ def test_every_order_of_cues_and_every_pair_of_cups_comes_up_equally_often():
     swaps = Counter(tuple(sorted(pair)) for seed in range(300) for pair in draw_episode(TASK["cups"], seed).swaps)
     assert set(swaps) == set(combinations(range(3), 2))
     assert min(swaps.values()) > 150, "of 200 expected"
+
+
+@given(seeds)
+def test_a_button_roams_steadily_within_reach_and_clear_of_the_others(seed):
+    task = TASK["chase"]
+    episode = draw_episode(task, seed)
+    positions = np.stack([planned_m(task, episode, t) for t in range(task.horizon + 1)])
+    np.testing.assert_array_equal(positions[0], episode.positions_m)
+    assert (positions[:, 1] == episode.positions_m[1]).all(), "the green one stands"
+    np.testing.assert_allclose(np.linalg.norm(np.diff(positions[:, 0], axis=0), axis=-1), task.roaming_step_m)
+    low, high = np.transpose([WORKSPACE_X_M, WORKSPACE_Y_M])
+    assert (positions >= low - 1e-9).all()
+    assert (positions <= high + 1e-9).all()
+    assert np.linalg.norm(positions[:, 0] - positions[:, 1], axis=-1).min() >= MIN_DISTANCE_M - 1e-9
+
+
+def test_after_half_a_second_it_is_seldom_where_it_was():
+    task = TASK["chase"]
+    gone = [np.linalg.norm(draw_episode(task, seed).roamed_m[10, 0]) for seed in range(100)]
+    assert np.median(gone) > BUTTON_RADIUS_M
+
+
+@given(seeds)
+def test_a_glimpse_comes_once_the_arm_is_free_and_may_be_answered_before_the_horizon(seed):
+    task = TASK["glimpse"]
+    at = draw_episode(task, seed).cue_at
+    assert task.locked_steps <= task.cue_from[0] <= at <= task.cue_from[1]
+    assert at + task.deadline_steps < task.horizon
+
+
+def test_a_glimpse_comes_at_any_time():
+    first, last = TASK["glimpse"].cue_from
+    drawn = {draw_episode(TASK["glimpse"], seed).cue_at for seed in range(600)}
+    assert drawn == set(range(first, last + 1))
 
 
 def test_tasks_do_not_share_layouts():

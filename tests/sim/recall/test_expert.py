@@ -24,6 +24,9 @@ SEEDS = range(500, 503)
         "recall_delay_35",
         "count_red1_blue1",
         "cups",
+        "chase",
+        "glimpse",
+        "shuffle",
     ],
 )
 def test_it_solves_the_button_tasks(simulator_of, task):

@@ -23,9 +23,9 @@ def plans(name, presses=(), **drawn):
     """The plan at each step until the arm is free, then after each of the presses."""
     task = TASK[name]
     episode = replace(draw_episode(task, 0), **drawn)
-    machine = StateMachine(task, episode.cues)
+    machine = StateMachine(task, episode.cues, episode.cue_at)
     told = []
-    for _ in range(task.locked_steps + 1):
+    for _ in range(max(task.locked_steps, episode.cue_at) + 1):
         told.append(plan_text(episode, machine, CELLS))
         machine.advance(raised=True)
     for button in presses:
@@ -86,6 +86,15 @@ def test_a_cup_is_followed_when_its_swap_has_ended():
     assert told.index(changes(told)[1]) == task.swap_start(1) + task.swap_steps
 
 
+def test_a_glimpse_is_waited_for():
+    told = plans("glimpse", [1], cues=(1,), cue_at=12)
+    assert changes(told) == [
+        "PLAN: wait SUBTASK: 1 wait until button lights",
+        "PLAN: press 3 4 SUBTASK: 1 press 3 4",
+    ]
+    assert told.index(changes(told)[1]) == 12
+
+
 def test_a_delivery_is_to_pick_until_the_object_is_carried():
     task = TASK["place"]
     episode, machine = draw_episode(task, 0), StateMachine(task)
@@ -116,7 +125,7 @@ def test_cups_tell_nothing_of_swaps_to_come(ball, one, other):
 @given(st.sampled_from(TASKS), st.integers(0, 2**32 - 1), st.data())
 def test_every_plan_is_ecot_and_short(task, seed, data):
     episode = draw_episode(task, seed)
-    machine = StateMachine(task, episode.cues)
+    machine = StateMachine(task, episode.cues, episode.cue_at)
     presses = st.none() | st.integers(0, len(task.objects) - 1)
     cells = [tuple(cell) for cell in np.random.default_rng(seed).integers(0, 16, size=(len(task.objects), 2))]
     for t in range(task.locked_steps + 8):

@@ -141,6 +141,35 @@ def test_cups_are_where_the_swaps_take_them_and_stay_there(simulator_of):
         np.testing.assert_allclose(rested, cups, atol=1e-4)
 
 
+@pytest.mark.parametrize(("task", "moving"), [("chase", range(1, 80)), ("shuffle", range(21, 36))])
+def test_things_move_while_the_arm_is_free(simulator_of, task, moving):
+    simulator = simulator_of(task)
+    problem = simulator.problem
+    simulator.reset(3)
+    before = problem.position_m(0)
+    places = []
+    for _ in range(simulator.task.horizon):
+        simulator.step(STILL)
+        places.append(np.stack([problem.position_m(i)[:2] for i in range(len(problem.task.objects))]))
+        np.testing.assert_allclose(places[-1], problem.positions_planned_m(), atol=2e-3)
+    changed = np.linalg.norm(np.diff([before[None, :2].repeat(len(places[0]), 0), *places], axis=0), axis=-1).max(
+        1
+    )
+    went = [t for t, far in enumerate(changed, 1) if far > 2e-3 and t > 1]
+    assert simulator.task.locked_steps < went[-1]
+    assert set(went) <= set(range(moving[0], moving[-1] + 2))
+
+
+def test_a_late_cue_shows_when_it_is_due_and_never_again(simulator_of):
+    simulator = simulator_of("glimpse")
+    simulator.reset(1)
+    at, lit = simulator.problem.episode.cue_at, []
+    for _ in range(simulator.task.horizon):
+        lit.append(yellow_pixels(simulator.observe().images["agentview"]) > 10)
+        simulator.step(STILL)
+    assert [t for t, shown in enumerate(lit) if shown] == list(range(at, at + simulator.task.cue_steps))
+
+
 def test_items_and_sequences_show_in_the_picture(simulator_of):
     for task, lit in {"items_3": [True] * 5 + [False] * 15, "order_3": [*[True] * 5, *[False] * 3] * 3}.items():
         simulator = simulator_of(task)

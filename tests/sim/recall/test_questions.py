@@ -242,12 +242,12 @@ def _visible(simulator, name):
 
 
 @pytest.mark.slow
-def test_every_listed_task_but_cups_can_be_asked_about(simulator_of):
+def test_every_listed_task_but_those_of_cups_can_be_asked_about(simulator_of):
     for name in {task.family: task.name for task in TASKS}.values():
         simulator = simulator_of(name)
         asked = ()
         for seed in range(3):
             simulator.reset(seed)
             asked += questions(look(simulator.problem))
-        assert bool(asked) == (name != "cups"), name
+        assert bool(asked) == (name not in ("cups", "shuffle")), name
         assert all(isinstance(question, Question) for question in asked)

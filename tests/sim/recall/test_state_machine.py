@@ -43,6 +43,7 @@ any_machine = st.sampled_from(
         ("items_3", 0, 1, 3),
         ("order_2", 1, 0),
         ("cups", 0),
+        ("glimpse", 2),
     ]
 )
 
@@ -181,6 +182,23 @@ def test_a_press_is_acknowledged_for_as_long_as_the_task_says():
         shown.append(machine.flashing)
         play(machine, [LIFT])
     assert shown == [0] * flash + [None] * 4
+
+
+def test_a_glimpse_is_shown_for_a_moment_while_the_arm_is_free():
+    machine = StateMachine(TASK["glimpse"], (2,), cue_at=20)
+    for t in range(60):
+        assert machine.lit == ((2,) if 20 <= t < 28 else ())
+        assert machine.shown == ((2,) if t >= 20 else ())
+        assert machine.locked == (t < 5)
+        play(machine, [LIFT])
+
+
+@pytest.mark.parametrize(("late", "won"), [(45, True), (46, False)])
+def test_a_glimpse_is_lost_by_waiting(late, won):
+    machine = play(StateMachine(TASK["glimpse"], (2,), cue_at=20), [LIFT] * (19 + late))
+    assert not machine.failure
+    play(machine, [(2, False, False), *[LIFT] * 10])
+    assert (machine.success, machine.failure) == (won, not won)
 
 
 def test_place_is_won_by_delivery():

@@ -50,6 +50,12 @@ def test_the_lamp_comes_on_only_after_the_last_swap():
     assert CUPS.swap_start(CUPS.swaps - 1) + CUPS.swap_steps < CUPS.locked_steps
 
 
+def test_a_late_swap_begins_and_ends_when_the_arm_is_free():
+    task = next(task for task in TASKS if task.name == "shuffle")
+    assert task.shown_steps <= task.locked_steps < task.swap_start(0)
+    assert task.swap_start(0) + task.swap_steps < task.horizon
+
+
 def test_a_hidden_ball_ends_under_each_place_equally_often():
     """Whoever remembers the ball's first place but ignores the swaps is left with chance."""
     stays = 0
