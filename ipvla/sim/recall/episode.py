@@ -95,7 +95,7 @@ def _swaps(task: RecallTask, seed: int) -> tuple[tuple[int, int], ...]:
 
 
 def _roamed(task: RecallTask, seed: int, start_m: Positions) -> Positions:
-    """Straight ways of half a second to a second, one after another, inside the workspace and clear of the others."""
+    """Straight ways of half a second to a second, one after another, in the workspace and clear of the others."""
     rng = episode_rng(task, seed, "roaming")
     low, high = np.transpose([WORKSPACE_X_M, WORKSPACE_Y_M])
     where = start_m.copy()
