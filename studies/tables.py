@@ -196,6 +196,22 @@ def _rates(rates: Mapping[str, Mapping[str, Any]], heading: str, compared: str =
     return table((compared, *map(heading.format, first)), rows, below)
 
 
+def _late(figures: Figures) -> str:
+    """Success by family, way of taking answers and latency."""
+    success = figures["success"]
+    latencies = list(next(iter(success.values())))
+    families = list(next(iter(next(iter(success.values())).values())))
+    rows = [
+        (family, way, *(rate(of[latency][family]) if latency in of else "" for latency in latencies))
+        for family in families
+        for way, of in success.items()
+    ]
+    first = next(iter(next(iter(success.values())).values()))
+    n, seeds = extent(row["n"] for row in first.values()), len(next(iter(first.values()))["seeds"])
+    below = f"Wilson 95 % intervals; n = {n} episodes per cell; training seeds: {seeds}."
+    return table(("family", "way", *(f"latency {latency}" for latency in latencies)), rows, below)
+
+
 def _costs(figures: Figures) -> str:
     columns = {
         "parameters": "parameters",
@@ -465,6 +481,7 @@ _KINDS: Mapping[str, tuple[str | None, Callable[[Figures], str]]] = {
     "head_use": ("use", _head_use),
     "head_costs": ("costs", _head_costs),
     "errors": ("errors", _errors),
+    "late": ("success", _late),
     "bases": ("played", _bases),
     "methods": ("methods", _methods),
     "fronts": ("methods", _fronts),
@@ -476,6 +493,7 @@ _KINDS: Mapping[str, tuple[str | None, Callable[[Figures], str]]] = {
 }
 MEMORY: Final = ("families", "delays", "plan", "costs")
 HEADS: Final = ("heads", "samplings", "head_use", "head_costs", "errors")
+SPEEDS: Final = ("late",)
 FORGETTING: Final = ("bases", "methods", "fronts", "sequence", "loop", "response", "step_costs")
 KINDS: Final = frozenset(_KINDS)
 
