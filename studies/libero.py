@@ -197,8 +197,11 @@ class Parts:
     def _forgetting(self) -> Figures:
         study = self._study
         bases = {seed: study.policy("object", seed) for seed in study.training_seeds}
-        seeds = [ForgettingOnLibero(seed, base, study.directories, study.quick) for seed, base in bases.items()]
-        return measure_forgetting(seeds, study.cache, Runner(study.runs / "libero_forgetting", self._console))
+        settings = study.directories, study.precision, study.quick
+        seeds = [ForgettingOnLibero(seed, base, *settings) for seed, base in bases.items()]
+        runner = Runner(study.runs / "libero_forgetting", self._console)
+        figures = measure_forgetting(seeds, study.cache, runner)
+        return {**figures, "precision": study.precision, "minutes": runner.seconds / 60}
 
     def _pro(self) -> Figures:
         study, seed = self._study, self._study.training_seeds[0]

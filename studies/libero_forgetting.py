@@ -42,12 +42,14 @@ class ForgettingOnLibero:
         seed: of the fine-tunings.
         base: the policy that they start from.
         directories: flags of the study's storage roots.
+        precision: of the fine-tunings.
         quick: two methods in small.
     """
 
     seed: int
     base: Path
     directories: Mapping[str, Any]
+    precision: str = "fp32"
     quick: bool = False
 
     @property
@@ -74,7 +76,7 @@ class ForgettingOnLibero:
             flags["forgetting.artifact"] = str(subspaces.name)
             flags["forgetting.probe"] = draccus.encode(subspaces.probe)
         names = {"name": f"seed{self.seed}-{method}", "study": self._study, "start_from": self.base}
-        seeds = {"seed": self.seed, "lanes.seed": self.seed}
+        seeds = {"seed": self.seed, "lanes.seed": self.seed, "training.precision": self.precision}
         return [*self._preset("train"), *arguments({**names, **seeds, **flags})]
 
     def policies(self) -> dict[str, Path]:
