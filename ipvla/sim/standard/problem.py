@@ -49,6 +49,8 @@ from ipvla.sim.standard.variants import register_variants
 #: Side of the shadow map in profile "fast"; LIBERO's is 4096.
 _FAST_SHADOWS_PX: Final = 512
 _PHYSICS: Final = mujoco.mjtState.mjSTATE_INTEGRATION
+#: Of all bodies in their parents: float64 [n, 3] and quaternions [n, 4].
+Poses = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 class StandardProblem:
@@ -102,7 +104,7 @@ class StandardProblem:
                 f"the initial states of {task.name} have {initial_states.shape[1]} numbers, its world has {size}: "
                 "they are of another model; install the packages again: make assets"
             )
-        self._drawn = self._bodies()  # where a world has its fixtures before it draws their places
+        self._unplaced: Poses = self._env.unplaced
         self._draw(world_seed)
         self._env.hard_reset = False
         release()
@@ -272,7 +274,7 @@ class StandardProblem:
         """A layout of LIBERO's own samplers; one that does not fit is drawn again, as there."""
         with _random_numbers(seed):
             while True:
-                self._set_bodies(self._drawn)
+                self._set_bodies(self._unplaced)  # LIBERO draws in a world that was just built
                 try:
                     self._env.reset()
                 except RandomizationError:
@@ -323,10 +325,10 @@ class StandardProblem:
         finally:
             del sim.forward
 
-    def _bodies(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def _bodies(self) -> Poses:
         return self._model.body_pos.copy(), self._model.body_quat.copy()
 
-    def _set_bodies(self, poses: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]) -> None:
+    def _set_bodies(self, poses: Poses) -> None:
         self._model.body_pos[:], self._model.body_quat[:] = poses
 
     @property
@@ -386,6 +388,8 @@ def _seen_on_demand(problem: type, profile: str, furnish: Callable[[str], str] |
         if changes:
             self.set_xml_processor(lambda mjcf: reduce(lambda text, change: change(text), changes, mjcf))
         problem._initialize_sim(self, xml_string)  # type: ignore[attr-defined]
+        model = self.sim.model._model
+        self.unplaced = model.body_pos.copy(), model.body_quat.copy()  # where fixtures are until they are drawn
         if profile == "fast":
             self.sim.model.vis.quality.offsamples = 0
             self.sim.model.vis.quality.shadowsize = _FAST_SHADOWS_PX

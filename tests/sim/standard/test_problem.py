@@ -144,6 +144,32 @@ def test_in_other_suites_too_a_world_that_was_played_in_is_a_new_one_again(
     simulator.close()
 
 
+@pytest.mark.parametrize(
+    ("task", "site"),
+    [
+        ("on_the_stove", "flat_stove_1_cook_region"),
+        ("on_the_wooden_cabinet", "wooden_cabinet_1_top_side"),
+        ("in_the_top_drawer_of_the_wooden_cabinet", "wooden_cabinet_1_top_region"),
+    ],
+)
+def test_what_begins_on_a_fixture_is_drawn_there(task: str, site: str, standard_cache: Path) -> None:
+    """LIBERO adds the fixture's new place to the site's, and counts on the fixture standing at its origin."""
+    name = f"pick_up_the_black_bowl_{task}_and_place_it_on_the_plate"
+    drawn = world(standard_cache, ("libero_spatial", name, 0))
+    from ipvla.sim.standard.geometry import SceneGeometry
+
+    scene = SceneGeometry(drawn.problem)  # type: ignore[arg-type]
+    asides = []
+    for seed in (Split.HELD_OUT.seed(0), *range(4)):
+        drawn.reset(seed)
+        asides.append(scene.place("akita_black_bowl_1") - scene.place(site))
+    published, *others = asides
+    for other in others:
+        assert np.linalg.norm((other - published)[:2]) < 0.06
+        assert abs((other - published)[2]) < 0.02
+    drawn.close()
+
+
 def test_a_drawn_layout_depends_on_its_seed_alone(simulator: LiberoSimulator) -> None:
     def layout(seed: int) -> npt.NDArray[np.float64]:
         simulator.reset(seed)
