@@ -183,6 +183,11 @@ def _imported(config: ImportConfig) -> Policy:
     content = {} if orbax else read_json(config.source / "config.json")
     if orbax or content.keys() & {"type", "action_horizon"}:
         _refuse_openvlas(config, (*_OPENVLAS, "statistics") if "type" in content else _OPENVLAS)
+    if config.pi.relative_actions and not (orbax or "action_horizon" in content):
+        raise ValueError(
+            f"pi.relative_actions is set, and {config.source} is in none of openpi's layouts, which alone do not "
+            "tell it; leave it out"
+        )
     if orbax:
         policy = from_orbax(config.source, config.pi, added, config.statistics)
     elif content.get("type") == "smolvla":

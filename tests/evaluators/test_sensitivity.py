@@ -17,11 +17,12 @@ import torch
 from mlflow import MlflowClient
 from rich.console import Console
 
-from evaluators.asked_policy import FloatArray, LoadedPolicy, Recorded, ServedPolicy
+from evaluators.asked_policy import FloatArray, LoadedPolicy, ServedPolicy
 from evaluators.sensitivity import Guard, Sensitivity, estimates, sensitivity, sensitivity_table
 from ipvla.contract import ContractError
 from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.rlds import write_rlds
+from ipvla.data.standards.standard import EncodedEpisode
 from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.models.backbones import TinyConfig
 from ipvla.models.heads import FlowConfig
@@ -105,7 +106,8 @@ class Made:
             answers[i, :, 0] = self.says(one) + self.noise * np.random.default_rng(drawn).normal()
         return answers
 
-    def targets(self, action: Recorded, t: int, length: int) -> tuple[FloatArray, np.ndarray]:
+    def targets(self, episode: EncodedEpisode, t: int, length: int) -> tuple[FloatArray, np.ndarray]:
+        action = episode.action
         steps = np.minimum(t + np.arange(length), len(action) - 1)
         return action[steps, :2].astype(float), t + np.arange(length) < len(action)
 
