@@ -17,12 +17,12 @@ import torch
 from ipvla.contract import ContractError, from_environment
 from ipvla.data.conventions import Conventions
 from ipvla.data.dataset import EpisodeDataset
+from ipvla.data.standards.standard import EncodedEpisode
 from ipvla.policy import Policy
 from ipvla.rollout.openpi.client import OpenpiClient, OpenpiSource
 from ipvla.types import Observation
 
 FloatArray = npt.NDArray[np.float64]
-Recorded = npt.NDArray[np.float32]
 
 
 class AskedPolicy(Protocol):
@@ -46,8 +46,8 @@ class AskedPolicy(Protocol):
     def chunks(self, observations: Sequence[Observation]) -> FloatArray:
         """float64 [B, C, A], each from an empty memory."""
 
-    def targets(self, action: Recorded, t: int, length: int) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-        """What was done from control step t of recorded actions [T, A]: float64 [C, A], and bool [C] of them.
+    def targets(self, episode: EncodedEpisode, t: int, length: int) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        """What was done from control step t of a recorded episode: float64 [C, A], and bool [C] of them.
 
         Args:
             length: C of its answers.
@@ -93,8 +93,8 @@ class LoadedPolicy:
         answered: FloatArray = chunks.double().cpu().numpy()
         return answered
 
-    def targets(self, action: Recorded, t: int, length: int) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-        target, valid = self.policy.transforms.chunk_targets(action, t)
+    def targets(self, episode: EncodedEpisode, t: int, length: int) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        target, valid = self.policy.transforms.chunk_targets(episode.action, t, episode.state)
         return target.astype(np.float64), valid
 
     def close(self) -> None:
@@ -148,8 +148,8 @@ class ServedPolicy:
         normalised = self._conventions.statistics.action.normalise(actions, self._conventions.normalisation)
         return np.asarray(normalised, np.float64)
 
-    def targets(self, action: Recorded, t: int, length: int) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-        target, valid = replace(self._conventions, chunk=length).chunk_targets(action, t)
+    def targets(self, episode: EncodedEpisode, t: int, length: int) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        target, valid = replace(self._conventions, chunk=length).chunk_targets(episode.action, t)
         return target.astype(np.float64), valid
 
     def close(self) -> None:

@@ -198,11 +198,7 @@ class MemoryUseEvaluation:
     def __init__(
         self, config: InterventionConfig, success: SuccessConfig, suite: Suite, make_simulator: MakeSimulator
     ) -> None:
-        if not success.pace.plain:
-            raise ValueError(
-                "success.latency_steps and success.chunking: memory is probed in a world that waits; "
-                "leave them out"
-            )
+        success.pace.require_plain("memory is probed")
         self._config = success
         self._service: InterventionService | None = None
         self._success = SuccessEvaluation(success, suite, make_simulator, serve=self._serve)

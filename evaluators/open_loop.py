@@ -86,7 +86,7 @@ def track(policy: Policy, dataset: EpisodeDataset, index: int) -> EpisodeTrack:
         BrokenEpisodeError: it cannot be read.
     """
     episode, every = dataset.episode(index), policy.execute
-    recorded = to_environment(episode.action, policy.transforms.conventions.gripper).astype(np.float32)
+    recorded = to_environment(episode.action, dataset.contract.gripper).astype(np.float32)
     played, ahead = np.full_like(recorded, np.nan), np.full_like(recorded, np.nan)
     memory = policy.initial_memory(1)
     for t in range(0, len(recorded), every):

@@ -111,10 +111,7 @@ def play_both(
         JobFailedError: an episode failed in every attempt.
         ValueError: the world is not to wait.
     """
-    if not config.pace.plain:
-        raise ValueError(
-            "success.latency_steps and success.chunking: plans are compared in a world that waits; leave them out"
-        )
+    config.pace.require_plain("plans are compared")
     with ExitStack() as stack:
         evaluation = stack.enter_context(config.build(cache_dir))
         journals = {}

@@ -381,9 +381,9 @@ def _direction(
         opposite = instructions.find(text)
         if opposite is None:
             continue
-        done, valid = policy.targets(own.action, asked.t, len(change))
+        done, valid = policy.targets(own, asked.t, len(change))
         near = [
-            policy.targets(dataset.episode(other).action, step, len(change))
+            policy.targets(dataset.episode(other), step, len(change))
             for other in demonstrations.get(opposite.instruction, ())
             if (step := _nearest(asked.observation.proprio, other, dataset)) is not None
         ]

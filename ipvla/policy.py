@@ -98,7 +98,13 @@ class Policy:
         ValueError for a head that cannot go on from it.
         """
         actions, memory = self.act_normalised(observations, memory)
-        return self.transforms.denormalise(actions), memory
+        return self.transforms.denormalise(actions, self._states(observations)), memory
+
+    def _states(self, observations: Sequence[Observation]) -> npt.NDArray[np.float32] | None:
+        """[B, P], None where actions are not relative to them."""
+        if not self.transforms.conventions.relative_actions:
+            return None
+        return np.stack([o.proprio for o in observations]).astype(np.float32)
 
     def act_normalised(self, observations: Sequence[Observation], memory: Memory) -> tuple[torch.Tensor, Memory]:
         """The same before any clipping, in the units of training: float32 [B, C, A] on the model's device."""
@@ -119,7 +125,8 @@ class Policy:
         guidance = np.zeros(batch, np.float32)
         for i, ahead in rows:
             left[i] = count = min(len(ahead.actions), chunk)
-            actions[i, :count] = self.transforms.conventions.normalise(ahead.actions[:count])
+            state = np.asarray(observations[i].proprio, np.float32)
+            actions[i, :count] = self.transforms.conventions.normalise(ahead.actions[:count], state)
             frozen[i] = min(ahead.delay, count)
             given[i] = frozen[i] if ahead.given else 0
             guidance[i] = ahead.guidance

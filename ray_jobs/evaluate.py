@@ -114,21 +114,13 @@ class EvaluateConfig(PlayedPolicies):
             raise ValueError(f"videos is {self.videos}; give all, failures, or how many of each kind per task")
         if str(self.sampling) and (others := [n for n in self.policies if n == EXPERT or n in self.servers]):
             raise ValueError(f"sampling: {self.sampling} has no effect on {', '.join(others)}; leave them out")
-        self._require_pace()
         if EXPERT in self.policies:
+            self.success.pace.require_plain(f"{EXPERT}, which sees the true state of now, is evaluated")
             require_expert(self.success.suite, "policies")
         unasked = [name for name in self.servers if name not in self.policies]
         if unasked:
             raise ValueError(f"servers: {unasked} are not evaluated; name them in policies as well")
         super().__post_init__()
-
-    def _require_pace(self) -> None:
-        """ValueError if someone who is evaluated has no part in how late answers come."""
-        if EXPERT in self.policies and not self.success.pace.plain:
-            raise ValueError(
-                f"success.latency_steps and success.chunking have no effect on {EXPERT}, which sees the true "
-                "state of now; evaluate it by itself"
-            )
 
     def source(self, name: str, load: Callable[..., Policy]) -> PolicyEndpoint:
         """Where the actions of the policy of this name come from."""

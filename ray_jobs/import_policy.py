@@ -29,13 +29,9 @@ import torch
 import yaml
 
 from ipvla.choices import did_you_mean
-from ipvla.contract import STATE_SIZES, Contract, Pictures
 from ipvla.data.conventions import Conventions
 from ipvla.data.fitting import Fitting
 from ipvla.data.normalisation import NORMALISATIONS, Normalisation
-from ipvla.data.standards.libero import Libero
-from ipvla.data.standards.registry import STANDARDS
-from ipvla.data.standards.standard import Standard
 from ipvla.data.statistics import Statistics
 from ipvla.files import one_line
 from ipvla.models.backbones.openvla_files import (
@@ -55,6 +51,7 @@ from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
 from ipvla.storage import require_room
 from ray_jobs.command_line.cli import run
+from ray_jobs.importing.openvla_terms import known_standard, recorded_terms, state_is_padded
 from ray_jobs.importing.orbax import from_orbax, is_orbax
 from ray_jobs.importing.pi import Added, PiConfig, from_lerobot, from_openpi
 from ray_jobs.importing.pi0_fast import from_lerobot_fast
@@ -80,7 +77,6 @@ _OPENVLAS: Final = (
     "unnorm_key", "adapter", "lora_alpha", "prompt", "ends_in_space", "reasoning_tokens", "max_prompt_tokens",
     "parallel", "chunk", "normalisation",
 )  # fmt: skip
-_CAMERAS: Final = ("agentview", "robot0_eye_in_hand", "third")
 
 
 @dataclass(frozen=True)
@@ -187,6 +183,11 @@ def _imported(config: ImportConfig) -> Policy:
     content = {} if orbax else read_json(config.source / "config.json")
     if orbax or content.keys() & {"type", "action_horizon"}:
         _refuse_openvlas(config, (*_OPENVLAS, "statistics") if "type" in content else _OPENVLAS)
+    if config.pi.relative_actions and not (orbax or "action_horizon" in content):
+        raise ValueError(
+            f"pi.relative_actions is set, and {config.source} is in none of openpi's layouts, which alone do not "
+            "tell it; leave it out"
+        )
     if orbax:
         policy = from_orbax(config.source, config.pi, added, config.statistics)
     elif content.get("type") == "smolvla":
@@ -332,9 +333,9 @@ def _conventions(
     proprio: bool,
 ) -> Conventions:
     chosen = statistics[key]
-    terms = _contract(key, chosen).changed(config.terms)
+    terms = recorded_terms(key, chosen).changed(config.terms)
     cameras = config.cameras or terms.cameras
-    if unknown := not config.cameras and _standard(key) is None:
+    if unknown := not config.cameras and known_standard(key) is None:
         logger.warning(
             "dataset %s is not known here: cameras are taken to be %s; set --cameras for others",
             key,
@@ -358,38 +359,6 @@ def _conventions(
         recorded=terms,
         mixed=statistics if len(statistics) > 1 else {},
         fitting=Fitting(_SHAPES[strategy], "bicubic", tuple(fill)),  # type: ignore[arg-type]
-    )
-
-
-def _standard(key: str) -> Standard | None:
-    for name in (key, f"{key}_no_noops"):
-        if name in STANDARDS:
-            return STANDARDS[name](name)
-    return None
-
-
-def _contract(key: str, statistics: Statistics) -> Contract:
-    """What the files tell of the terms; in OpenVLA's datasets 1 is an open gripper, where it is not normalised."""
-    size, state = statistics.action.dim, statistics.proprio.dim
-    standard = _standard(key)
-    if standard is not None:
-        if isinstance(standard, Libero) and state == STATE_SIZES["hand_padded"]:  # OpenVLA's own, not OFT's
-            standard = replace(standard, padded_state=True)
-        known = standard.contract(state)
-        layout = known.state if STATE_SIZES.get(known.state, state) == state else "unknown"
-        cameras = tuple(standard.cameras)
-        return replace(known, cameras=cameras, action_size=size, state=layout, state_size=state, clipped=False)
-    hand = size == 7 and not statistics.action.mask[-1]
-    return Contract(
-        _CAMERAS[:1],
-        Pictures("unknown"),
-        gripper="open_is_one" if hand else "none",
-        action="hand" if hand else "unknown",
-        action_size=size,
-        clipped=False,
-        state="unknown",
-        state_size=state,
-        control_hz=None,
     )
 
 
@@ -417,7 +386,7 @@ def _load(policy: Policy, config: ImportConfig, files: OpenVLAFiles, extra: Mapp
 def fine_tuning(policy: Policy, directory: Path) -> dict[str, Any]:
     """Settings of `ipvla train` that go on from this policy; the dataset is for the user to name."""
     conventions = policy.transforms.conventions
-    terms = conventions.recorded
+    terms, state = conventions.recorded, conventions.statistics.proprio
     encoded = draccus.encode(policy.config)
     return {
         "start_from": str(directory),
@@ -427,7 +396,7 @@ def fine_tuning(policy: Policy, directory: Path) -> dict[str, Any]:
             "cameras": list(conventions.cameras),
             "image_size": conventions.image_size,
             "proprio": None if conventions.proprio_index is None else list(conventions.proprio_index),
-            **({"padded_state": True} if terms is not None and terms.state == "hand_padded" else {}),
+            **({"padded_state": True} if terms is not None and state_is_padded(terms, state) else {}),
         },
     }
 

@@ -12,6 +12,7 @@ libero_goal and libero_object lie in ipvla/sim/instructions; other data need one
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -92,8 +93,7 @@ def measure(config: SensitivityConfig, console: Console) -> tuple[Sensitivity, P
     torch.set_num_threads(config.threads)
     dataset = config.open_dataset()
     instructions = given or set_for(dataset.instructions())
-    asked = config.asked(dataset)
-    with EpisodeProgress(console) as progress:
+    with closing(config.asked(dataset)) as asked, EpisodeProgress(console) as progress:
         bar = progress.add_task(dataset.name, total=config.observations)
         found = sensitivity(
             config.name or str(config.directory),
@@ -104,7 +104,6 @@ def measure(config: SensitivityConfig, console: Console) -> tuple[Sensitivity, P
             noises=config.noises,
             on_observation=lambda: progress.advance(bar),
         )
-    asked.close()
     told = {"dataset": dataset.location, "instructions": str(instructions.path), "server": config.server or None}
     path = found.write(config.directory.parent / "sensitivity.json", told)
     if config.name:

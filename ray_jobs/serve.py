@@ -1,4 +1,7 @@
-"""`python -m ray_jobs.serve`: a trained policy behind a websocket, for robots and for any client of openpi's."""
+"""`python -m ray_jobs.serve`: a trained policy behind a websocket, for robots and for any client of openpi's.
+
+With `--protocol vla_eval` it is a model server of vla-evaluation-harness.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,14 @@ from ipvla.rollout.openpi.messages import (
 )
 from ipvla.rollout.openpi.server import PolicyWebsocketServer, ServerConfig, serve_until
 from ipvla.rollout.policy_actor import PolicyActor, PolicySource
+from ipvla.rollout.vla_eval.server import HarnessServer
 from ipvla.sim.fingerprint import commit
 from ipvla.types import Observation
 from ray_jobs.command_line.cli import run
 from ray_jobs.running.chosen_policy import ChosenPolicy
 from ray_jobs.running.policy_run import variant
+
+PROTOCOLS: Final = ("openpi", "vla_eval")
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,14 @@ class ServeConfig(ChosenPolicy):
     """How the policy is served.
 
     Attributes:
+        protocol: openpi, or vla_eval for vla-evaluation-harness, which sends no token: on this machine alone.
         server: where it listens, and its limits. The token is `$IPVLA_SERVE_TOKEN`.
         max_batch: observations of a forward pass, null for as many as wait.
         limits: what every action is clipped to, beside the policy's own units: for robots.
         default_prompt: the instruction of observations that have none, as those of openpi's ALOHA clients.
     """
 
+    protocol: str = "openpi"
     server: ServerConfig = field(default_factory=ServerConfig)
     max_batch: int | None = None
     limits: Limits = field(default_factory=Limits)
@@ -57,6 +65,8 @@ class ServeConfig(ChosenPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol is {self.protocol!r}; choose one of {', '.join(PROTOCOLS)}")
         if self.max_batch is not None and self.max_batch < 1:
             raise ValueError(f"max_batch is {self.max_batch}; it must be at least 1, or null")
 
@@ -91,6 +101,8 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
         return transforms.conventions.resized(observation)
 
     told = metadata(policy, contract, source.sha256())
+    if config.protocol == "vla_eval":
+        return HarnessServer(config.server, actor, observe, told, contract, contract.limits)
     return PolicyWebsocketServer(config.server, actor, observe, told, token, contract.limits)
 
 

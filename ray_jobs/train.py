@@ -35,6 +35,7 @@ from ipvla.training.loop import train
 from ipvla.training.parallel import World
 from ipvla.training.target import VLM
 from ray_jobs.command_line.cli import Terminated, TrainingError, end_at_once, first_line, lasting_failures, run
+from ray_jobs.planning.training_run import require_fits
 from ray_jobs.running.cluster import Demand, connect, supplied
 from ray_jobs.running.display import TrainingDisplay
 from ray_jobs.running.policy_run import publish, training_run, warn_of_waiting
@@ -140,15 +141,17 @@ def train_policy(config: ExperimentConfig) -> TrainSummary:
         CheckpointError: a run of this name was configured otherwise, or another process trains it.
         TrainingError: it would fail again: the loss is not a number, or settings and data do not fit.
         RuntimeError: the workers failed more often than Ray Train retries.
-        ClusterError: this machine lacks what the workers ask for.
+        ClusterError: this machine lacks what the workers ask for, or its GPUs are too small (`require_fits`).
         Terminated: SIGTERM came; the run has a checkpoint of its last step.
     """
     config = config.absolute()
     config.prepare()
     require_usable(config.mlflow_uri)
     config.tracking.wandb.require_usable()
-    config.check(config.open_dataset())  # a worker would say it after a minute
-    directory = config.run_directory
+    dataset, directory = config.open_dataset(), config.run_directory
+    config.check(dataset)  # a worker would say it after a minute
+    if not (directory / "policy").exists():
+        require_fits(config, dataset)
     _require_same(directory / "experiment.json", config)  # before there is a lock beside it
     require_room(directory, _bytes_to_write(config), "its checkpoints", "or lower training.checkpoints_kept")
     try:

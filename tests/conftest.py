@@ -1,7 +1,8 @@
-"""Quiet, offline and small: settings that every test shares, and one local Ray cluster for those that need it."""
+"""Quiet, offline and small: settings that every test shares, one local Ray cluster, and how a job refuses."""
 
 import os
 import shutil
+import sys
 import tempfile
 
 os.environ.update(
@@ -47,3 +48,21 @@ def ray_cluster():
 def standard_cache(tmp_path_factory):
     """A cache directory; LIBERO's own suites find their assets in the packages that `make assets` installs."""
     return tmp_path_factory.mktemp("standard")
+
+
+@pytest.fixture
+def refused(monkeypatch, capfd):
+    """Runs a job that must end with exit code 2; returns what it said, one line but for warnings."""
+    from ray_jobs.command_line.cli import run
+
+    def refuse(config_class, main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["job", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            run(config_class, main, "A job.")
+        error = capfd.readouterr().err
+        assert stop.value.code == 2, error
+        (line,) = [line for line in error.splitlines() if not line.startswith("WARNING")]
+        assert line.startswith("error: ")
+        return line
+
+    return refuse

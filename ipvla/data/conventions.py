@@ -54,6 +54,9 @@ class Conventions:
         recorded: on which terms the training data were recorded; None for those that `assumed_contract` takes.
         mixed: statistics of every dataset of a mixture, by its name; `of` gives the conventions with one of them.
         fitting: how frames of another size get this one.
+        relative_actions: bool of each of the first numbers of an action, True where the model has it relative to
+            the same number of the state at the chunk's first control step (openpi's DeltaActions); the statistics
+            are then those of the difference. () for none.
     """
 
     statistics: Statistics
@@ -68,6 +71,7 @@ class Conventions:
     recorded: Contract | None = None
     mixed: Mapping[str, Statistics] = field(default_factory=dict)
     fitting: Fitting = field(default_factory=Fitting)
+    relative_actions: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("image_size", 0), ("chunk", 1)):
@@ -95,6 +99,16 @@ class Conventions:
         if self.absolute is not None and len(self.absolute) != self.action_dim:
             raise ValueError(
                 f"absolute has {len(self.absolute)} values for {self.action_dim} action dimensions; give one each"
+            )
+        if len(self.relative_actions) > (most := min(self.action_dim, known)):
+            raise ValueError(
+                f"relative_actions has {len(self.relative_actions)} values for actions of {self.action_dim} "
+                f"numbers and states of {known}; give at most {most}"
+            )
+        if self.gripper != "none" and any(self.relative_actions[self.action_dim - 1 :]):
+            raise ValueError(
+                f"relative_actions is true of number {self.action_dim}, which is the gripper; leave it out, or "
+                "say that there is none (gripper: none)"
             )
 
     @property
@@ -143,12 +157,15 @@ class Conventions:
         """The same with the model's pictures alone, at its size. ValueError for a missing camera."""
         return replace(observation, images={camera: self._image(observation, camera) for camera in self.cameras})
 
-    def chunk_targets(self, action: FloatArray, t: int | IntArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    def chunk_targets(
+        self, action: FloatArray, t: int | IntArray, state: FloatArray | None = None
+    ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
         """The next `chunk` actions from control step(s) `t` of one episode.
 
         Args:
             action: float32 [T, A], the episode's actions in environment units.
             t: control steps, any shape [...], in [0, T).
+            state: float32 [T, P], its states, which `relative_actions` need.
 
         Returns:
             float32 [..., C, A], normalised; and bool [..., C], True where it is a target. What they are past the
@@ -156,17 +173,23 @@ class Conventions:
         """
         steps = np.asarray(t)[..., None] + np.arange(self.chunk)
         recorded = action[np.minimum(steps, len(action) - 1)]
+        if self.relative_actions:
+            recorded = recorded - self._base(None if state is None else state[np.asarray(t)])
         target = self.statistics.action.normalise(recorded, self.normalisation)
         absolute = self.absolute or (False,) * (self.action_dim - 1) + (True,)
         return past_the_end(target, steps < len(action), self.past_end, absolute)
 
-    def normalise(self, actions: FloatArray) -> FloatArray:
-        """Actions [..., A] in environment units as the model has them, float32: the inverse of `denormalise`."""
+    def normalise(self, actions: FloatArray, state: FloatArray | None = None) -> FloatArray:
+        """Actions [..., C, A] in environment units as the model has them, float32; undone by `denormalise`."""
         recorded = from_environment(actions, self.gripper)
+        if self.relative_actions:
+            recorded = recorded - self._base(state)
         return self.statistics.action.normalise(recorded, self.normalisation).astype(np.float32)
 
-    def denormalise(self, actions: npt.NDArray[np.floating[Any]] | torch.Tensor) -> FloatArray:
-        """Model output [..., A] to environment units, float32.
+    def denormalise(
+        self, actions: npt.NDArray[np.floating[Any]] | torch.Tensor, state: FloatArray | None = None
+    ) -> FloatArray:
+        """Model output [..., C, A] to environment units, float32; with states [..., P] for `relative_actions`.
 
         A hand's motion lies within [-1, 1]; other actions stay in the dataset's units, unclipped. The gripper is
         exactly -1 (open) or +1 (closed), whatever the dataset's convention, if the last dimension is one. What is
@@ -175,12 +198,23 @@ class Conventions:
         y = actions.detach().float().cpu().numpy() if isinstance(actions, torch.Tensor) else actions
         y = np.where(np.isfinite(y), y, np.float32(np.nan)).astype(np.float32)
         x = self.statistics.action.denormalise(y, self.normalisation)
+        if self.relative_actions:
+            x = (x + self._base(state)).astype(np.float32)
         if self.contract.clipped:
             x = x.clip(-1, 1)
         if self.gripper != "none":
             x[..., -1] = environment_gripper(x[..., -1], self.gripper)
         x[np.isnan(y)] = np.nan
         return x
+
+    def _base(self, state: FloatArray | None) -> FloatArray:
+        """What actions are relative to: of states [..., P] the numbers that count, float32 [..., 1, A]."""
+        if state is None:
+            raise ValueError("actions are relative to the state, and no state is given; give the chunk's first")
+        count = len(self.relative_actions)
+        base = np.zeros((*state.shape[:-1], 1, self.action_dim), np.float32)
+        base[..., 0, :count] = np.where(self.relative_actions, state[..., :count], 0)
+        return base
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -197,6 +231,7 @@ class Conventions:
             "contract": self.contract.to_dict(),
             **({"mixed": {name: one.to_dict() for name, one in self.mixed.items()}} if self.mixed else {}),
             **({"fitting": self.fitting.to_dict()} if self.fitting != Fitting() else {}),
+            **({"relative_actions": list(self.relative_actions)} if self.relative_actions else {}),
         }
 
     @classmethod
@@ -216,6 +251,7 @@ class Conventions:
             recorded=Contract.from_dict(values["contract"]) if "contract" in values else None,
             mixed={name: Statistics.from_dict(one) for name, one in values.get("mixed", {}).items()},
             fitting=Fitting.from_dict(values["fitting"]) if "fitting" in values else Fitting(),
+            relative_actions=tuple(values.get("relative_actions", ())),
         )
 
     def _image(self, observation: Observation, camera: str) -> npt.NDArray[np.uint8]:

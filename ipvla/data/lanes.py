@@ -169,9 +169,9 @@ class LaneReader:
         for lane in range(lanes):
             for episode in np.unique(window.episode[lane, valid[lane]]).tolist():
                 places = window.episode[lane] == episode
-                recorded = self._dataset.episode(episode).action
+                recorded = self._dataset.episode(episode)
                 transforms = self._transforms_of(self._dataset.part(episode))
-                targets = transforms.chunk_targets(recorded, window.t[lane, places])
+                targets = transforms.chunk_targets(recorded.action, window.t[lane, places], recorded.state)
                 actions[lane, places], action_valid[lane, places] = targets
         return StepBatch(
             inputs=inputs.map(lambda x: x.reshape(lanes, steps, *x.shape[1:])),

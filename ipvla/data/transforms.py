@@ -172,13 +172,17 @@ class Transforms:
             attention_mask=torch.from_numpy(ids != NO_TOKEN),
         )
 
-    def chunk_targets(self, action: FloatArray, t: int | IntArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    def chunk_targets(
+        self, action: FloatArray, t: int | IntArray, state: FloatArray | None = None
+    ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
         """See `Conventions.chunk_targets`."""
-        return self.conventions.chunk_targets(action, t)
+        return self.conventions.chunk_targets(action, t, state)
 
-    def denormalise(self, actions: npt.NDArray[np.floating[Any]] | torch.Tensor) -> FloatArray:
+    def denormalise(
+        self, actions: npt.NDArray[np.floating[Any]] | torch.Tensor, state: FloatArray | None = None
+    ) -> FloatArray:
         """See `Conventions.denormalise`."""
-        return self.conventions.denormalise(actions)
+        return self.conventions.denormalise(actions, state)
 
     def to_dict(self) -> dict[str, Any]:
         """Both halves as JSON values, without the tokenizers. `Conventions.from_dict` reads its own."""

@@ -53,6 +53,13 @@ class Pace:
         """Does the world wait, and one chunk follow the other?"""
         return not self.latency.longest and isinstance(self.chunking, SwitchConfig)
 
+    def require_plain(self, what: str) -> None:
+        """ValueError in one line unless the world waits: `what` happens in no other, as "memory is probed"."""
+        if not self.plain:
+            raise ValueError(
+                f"success.latency_steps and success.chunking: {what} in a world that waits; leave them out"
+            )
+
     def conditions(self) -> dict[str, str]:
         """What a result's fingerprint says of it; nothing of a plain one, so that earlier results stay valid."""
         told = {"latency": str(self.latency), "chunking": str(self.chunking)}

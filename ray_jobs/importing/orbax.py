@@ -78,10 +78,10 @@ def from_orbax(directory: Path, settings: PiConfig, added: Added, statistics: Pa
         )
     params = directory / "params" if (directory / "params" / _DESCRIBED).is_file() else directory
     weights = PublishedWeights(dict(_published(_arrays(params), DTYPES[added.dtype])), str(params))
-    if "time_mlp_in.weight" not in weights.tensors:
+    if "time_mlp_in.weight" not in weights.tensors and not settings.relative_actions:
         logger.warning(
             "openpi trained pi0_libero and pi0_fast_libero on actions relative to the state, which no file tells; "
-            "such a policy cannot act here"
+            'for these set --pi.relative_actions "[true, true, true, true, true, true]"'
         )
     make = openpi_policy if "action_in_proj.weight" in weights.tensors else openpi_fast_policy
     return make(weights, openpi_statistics(directory, statistics), chunk, settings, added)

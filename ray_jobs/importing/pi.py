@@ -58,6 +58,9 @@ class PiConfig:
             "behind" it, as LeRobot trains.
         state_numbers: of the state in the prompt, filled up with zeros: 32 for pi0.5 and pi0-FAST that LeRobot 0.4
             trained, which no file tells; 0 for the state's own.
+        relative_actions: of openpi's layouts only: true for each of the first numbers of an action that is
+            predicted relative to the state (DeltaActions), which no file tells: six times true for pi0_libero and
+            pi0_fast_libero. `norm_stats.json` is then of relative actions.
     """
 
     tokenizer: str | None = None
@@ -69,6 +72,7 @@ class PiConfig:
     action_tokenizer: str | None = None
     bos: Literal["prompt", "behind"] = "prompt"
     state_numbers: int = 0
+    relative_actions: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         if self.bos not in ("prompt", "behind"):
@@ -202,7 +206,7 @@ def _policy(
     tensors = {name: x for name, x in weights.tensors.items() if name != f"{EXPERT}lm_head.weight"}  # never used
     return assembled(
         IPVLAConfig(backbone, added.memory, head, chunk=chunk),
-        imported_conventions(statistics, normalisation, names, chunk, added.terms),
+        imported_conventions(statistics, normalisation, names, chunk, added.terms, settings.relative_actions),
         settings.execute or execute or max(1, chunk // 2),
         replace(weights, tensors=tensors).with_words(),
         published,
@@ -224,11 +228,13 @@ def imported_conventions(
     cameras: tuple[str, ...],
     chunk: int,
     terms: Mapping[str, Any],
+    relative_actions: tuple[bool, ...] = (),
 ) -> Conventions:
     """Of data of which nothing is known but sizes and `terms`; pictures go to the backbone as they come.
 
     Raises:
-        ValueError: the statistics lack a number that this normalisation needs.
+        ValueError: the statistics lack a number that this normalisation needs, or actions or states have fewer
+            numbers than are relative.
     """
     for name, feature in (("action", statistics.action), ("state", statistics.proprio)):
         for row in _ROWS[normalisation]:
@@ -249,6 +255,7 @@ def imported_conventions(
         normalisation=normalisation,
         gripper=contract.gripper,
         recorded=contract,
+        relative_actions=relative_actions,
     )
 
 

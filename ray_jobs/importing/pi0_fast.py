@@ -88,7 +88,7 @@ def openpi_fast_policy(
     head = Pi0FastHeadConfig(fast_tokenizer(settings.action_tokenizer or _PUBLISHED_FAST), gap=1)
     return assembled(
         IPVLAConfig(backbone, added.memory, head, chunk=chunk),
-        imported_conventions(statistics, "quantiles", names, chunk, added.terms),
+        imported_conventions(statistics, "quantiles", names, chunk, added.terms, settings.relative_actions),
         settings.execute or max(1, chunk // 2),
         weights.with_words(),
         published,

@@ -112,7 +112,7 @@ def plan_of(name: str, found: Planned, card: Card, gpus: int = 1, rank: int = 32
     weights, less = weight_bytes(base), saved_by_nf4(base.backbone, NF4Config())
     memory = tensor_bytes(base.memory.initial(1).values())
     more, gradients, moments = weight_bytes(adapted) - weights, gradient_bytes(adapted), optimizer_bytes(adapted)
-    casts = _halves(adapted)
+    casts = autocast_bytes(adapted)
     for parameter in adapted.parameters():  # autocast computes with copies in the format of the backbone's
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
@@ -127,7 +127,7 @@ def plan_of(name: str, found: Planned, card: Card, gpus: int = 1, rank: int = 32
     count, all_ms = parameter_count(base), _step_ms(card, work, 3)
     half = Way(
         "all, bfloat16", weights, gradient_bytes(base), optimizer_bytes(base), whole.whole, whole.checkpointed,
-        _halves(base), all_ms, whole.unknown,
+        autocast_bytes(base), all_ms, whole.unknown,
     )  # fmt: skip
     single = replace(
         half, name="all, float32", weights=4 * count, gradients=4 * count, optimizer=optimizer_bytes(base.float()),
@@ -149,7 +149,7 @@ def plan_of(name: str, found: Planned, card: Card, gpus: int = 1, rank: int = 32
     return Plan(name, card, count, frame.tokens, memory, tuple(ways))
 
 
-def _halves(model: IPVLA) -> int:
+def autocast_bytes(model: IPVLA) -> int:
     """Bytes of autocast's copies of trained float32 weights."""
     return sum(2 * p.numel() for p in model.parameters() if p.requires_grad and p.dtype == torch.float32)
 

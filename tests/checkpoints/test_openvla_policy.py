@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from ipvla.data.fitting import Fitting
+from ipvla.data.standards.standard import padded_before_gripper
+from ipvla.data.statistics import Statistics
 from ipvla.models.action_tokens import ActionTokenError
 from ipvla.models.heads.openvla_tokens import OpenVLATokensHead
 from ipvla.models.memory import BankMemoryConfig, GRUMemoryConfig, MemoryConfig
@@ -151,6 +153,40 @@ def test_the_size_of_liberos_state_tells_whether_openvla_padded_it(
     assert made.transforms.conventions.recorded is not None
     assert made.transforms.conventions.recorded.state == layout
     assert fine_tuning(made, tmp_path / "p")["data"].get("padded_state", False) == (size == 9)
+
+
+@pytest.mark.parametrize(
+    ("columns", "layout", "padded"),
+    [
+        ("7 numbers", "other", False),
+        ("padded", "other", True),
+        ("8 numbers", "unknown", False),
+        ("padding elsewhere", "unknown", False),
+        ("zeros alone", "unknown", False),
+        ("none", "other", False),
+    ],
+)
+def test_bridges_statistics_tell_whether_openvla_padded_its_state(
+    openvla: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, columns: str, layout: str, padded: bool
+) -> None:
+    """What is neither Bridge's own state nor OpenVLA's is said, not guessed."""
+    random = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    states = {
+        "7 numbers": random[:, :7],
+        "padded": padded_before_gripper(random[:, :7]),
+        "8 numbers": random,
+        "padding elsewhere": np.insert(random[:, :7], 2, 0, axis=1),
+        "zeros alone": 0 * random,
+        "none": random[:, :0],
+    }[columns]
+    statistics = Statistics.compute([random[:, :7]], [states])
+    statistics.save(tmp_path / "s.json", "bridge_orig")
+    made = imported(ImportConfig(openvla, tmp_path / "p", statistics=tmp_path / "s.json"))
+    recorded = made.transforms.conventions.recorded
+    assert recorded is not None
+    assert (recorded.state, recorded.state_size) == (layout, states.shape[1])
+    assert fine_tuning(made, tmp_path / "p")["data"].get("padded_state", False) == padded
+    assert ("neither Bridge's own, of 7, nor OpenVLA's" in caplog.text) == (layout == "unknown")
 
 
 @pytest.mark.parametrize(("key", "cameras"), [("libero_spatial", ("agentview",)), ("bridge_orig", ("primary",))])

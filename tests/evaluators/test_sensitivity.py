@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,16 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
 from rich.console import Console
 
-from evaluators.asked_policy import FloatArray, LoadedPolicy, Recorded, ServedPolicy
+from evaluators.asked_policy import FloatArray, LoadedPolicy, ServedPolicy
 from evaluators.sensitivity import Guard, Sensitivity, estimates, sensitivity, sensitivity_table
 from ipvla.contract import ContractError
 from ipvla.data.dataset import EpisodeDataset, open_dataset
 from ipvla.data.rlds import write_rlds
+from ipvla.data.standards.standard import EncodedEpisode
 from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.models.backbones import TinyConfig
 from ipvla.models.heads import FlowConfig
@@ -34,7 +35,6 @@ from ipvla.sim.instructions.sets import InstructionsError, InstructionSet
 from ipvla.training.parallel import World
 from ipvla.types import Observation
 from ray_jobs import sensitivity as job
-from ray_jobs.command_line.cli import run
 from ray_jobs.sensitivity import SensitivityConfig
 from ray_jobs.serve import ServeConfig, serving
 from tests.synthetic import SIZE, cue_episode
@@ -105,7 +105,8 @@ class Made:
             answers[i, :, 0] = self.says(one) + self.noise * np.random.default_rng(drawn).normal()
         return answers
 
-    def targets(self, action: Recorded, t: int, length: int) -> tuple[FloatArray, np.ndarray]:
+    def targets(self, episode: EncodedEpisode, t: int, length: int) -> tuple[FloatArray, np.ndarray]:
+        action = episode.action
         steps = np.minimum(t + np.arange(length), len(action) - 1)
         return action[steps, :2].astype(float), t + np.arange(length) < len(action)
 
@@ -279,6 +280,31 @@ def test_a_served_policy_answers_as_the_loaded_one(
     assert found.estimates["noise_l2"].value > 0.1
 
 
+def test_a_measurement_that_is_interrupted_leaves_no_connection_to_the_server(
+    policy: Policy, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job.EpisodeProgress, "advance", interrupt)
+    policy.save(tmp_path / "policy")
+    with served(tmp_path / "policy", root) as url:
+        port = int(url.rpartition(":")[2])
+        config = SensitivityConfig(
+            storage_root=root,
+            dataset="goals",
+            server=url,
+            study="ear",
+            name="served",
+            instructions=root / "set.yaml",
+            observations=4,
+        )
+        with pytest.raises(KeyboardInterrupt):
+            job.measure(config, Console(quiet=True))
+        there = [one for one in psutil.Process().net_connections("tcp") if one.raddr and one.raddr.port == port]
+        assert "ESTABLISHED" not in {one.status for one in there}
+
+
 def test_the_job_writes_beside_the_policy_and_logs_to_its_run(policy: Policy, root: Path, tmp_path: Path) -> None:
     config = SensitivityConfig(
         storage_root=root,
@@ -335,13 +361,9 @@ def test_bad_input_is_one_line(
     told: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("no_opposites.yaml").write_text("instructions: {go: {action: [walk]}}")
-    monkeypatch.setattr(sys, "argv", ["job", "--storage_root", str(tmp_path / "storage"), *arguments])
-    with pytest.raises(SystemExit) as stop:
-        run(SensitivityConfig, job.main, "A job.")
-    assert stop.value.code == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    assert told in line
+    given = ("--storage_root", str(tmp_path / "storage"), *arguments)
+    assert told in refused(SensitivityConfig, job.main, *given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.instructions.sets import instruction_set, known_sets
 from ipvla.types import Observation
 from ray_jobs import listening as job
-from ray_jobs.command_line.cli import run
 from ray_jobs.evaluate import EvaluateConfig, evaluate
 from ray_jobs.listening import ListeningConfig
 from ray_jobs.replay import ReplayConfig, replay
@@ -148,15 +147,7 @@ def test_the_tiny_backbone_has_room_for_all_words(suite: str) -> None:
     ],
 )
 def test_bad_input_is_one_line(
-    arguments: tuple[str, ...],
-    told: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], told: str, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["job", "--storage_root", str(tmp_path), "--policies", "[gru]", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        run(ListeningConfig, job.main, "A job.")
-    assert stop.value.code == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    assert told in line
+    given = ("--storage_root", str(tmp_path), "--policies", "[gru]", *arguments)
+    assert told in refused(ListeningConfig, job.main, *given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,6 @@ from ipvla.models.backbones import TinyConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.training.parallel import World
 from ray_jobs import memory_use
-from ray_jobs.command_line.cli import run
 from ray_jobs.memory_use import MemoryUseJobConfig, loss_table, measure
 from tests.synthetic import cue_episode
 
@@ -78,19 +77,7 @@ def test_a_policy_is_probed_and_the_loss_lands_in_its_run(root: Path) -> None:
         (["--policies", "[]"], "policies is empty"),
     ],
 )
-def test_bad_input_is_one_line(
-    root: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    arguments: list[str],
-    told: str,
-) -> None:
+def test_bad_input_is_one_line(root: Path, refused: Callable[..., str], arguments: list[str], told: str) -> None:
     policies = [] if "--policies" in arguments else ["--policies", "[gru]"]
-    monkeypatch.setattr(sys, "argv", ["job", "--storage_root", str(root), *policies, *arguments])
-    with pytest.raises(SystemExit) as stop:
-        run(MemoryUseJobConfig, memory_use.main, "A job.")
-    error = capfd.readouterr().err
-    assert stop.value.code == 2, error
-    (line,) = error.splitlines()
-    assert line.startswith("error: ")
-    assert told in line
+    given = ("--storage_root", str(root), *policies, *arguments)
+    assert told in refused(MemoryUseJobConfig, memory_use.main, *given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,6 @@ from ipvla.sim.protocols import ProtocolError, load_protocol
 from ipvla.sim.simulator import Split
 from ipvla.types import EpisodeResult, EpisodeSpec
 from ray_jobs import paired as job
-from ray_jobs.command_line.cli import run
 from ray_jobs.paired import PairedConfig, paired
 
 SUITE, TASK = "libero_goal", "turn_on_the_stove"
@@ -59,16 +58,12 @@ def test_a_journal_may_be_named_by_its_path(tmp_path: Path) -> None:
 
 
 def test_across_protocols_is_refused_in_one_line_unless_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     evaluated(tmp_path, "a/gru", "ss")
     evaluated(tmp_path, "a/oft", "sf", str(load_protocol("oft")))
-    asked = ["--storage_root", str(tmp_path), "--evaluations", "[a/gru, a/oft]"]
-    monkeypatch.setattr(sys, "argv", ["job", *asked])
-    with pytest.raises(SystemExit) as stop:
-        run(PairedConfig, job.main, "A job.")
-    assert stop.value.code == 2
-    assert "a/gru was played by protocol openvla-1+" in capfd.readouterr().err
+    asked = ("--storage_root", str(tmp_path), "--evaluations", "[a/gru, a/oft]")
+    assert "a/gru was played by protocol openvla-1+" in refused(PairedConfig, job.main, *asked)
 
     text = told(tmp_path, "a/gru", "a/oft", across_protocols=True)
     assert "+0.50" in text

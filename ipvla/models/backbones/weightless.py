@@ -5,15 +5,18 @@ The tokenizer knows a few words; the weights are on the device `meta`.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from ipvla.models.backbones.hugging_face import DTYPES, HuggingFaceConfig
 from ipvla.models.backbones.paligemma import PaliGemmaConfig
 from ipvla.models.backbones.pi0 import PaliGemmaSizes
+from ipvla.models.backbones.protocol import BackboneConfig
 from ipvla.models.backbones.qwen_vl import QwenVLBackbone, QwenVLConfig
 from ipvla.models.backbones.smolvla import SmolVLMSizes
 from ipvla.models.backbones.smolvlm import SmolVLMConfig
@@ -52,17 +55,30 @@ def smolvlm_500m(directory: Path) -> SmolVLMConfig:
     return _SmolVLM(described_words(directory, SmolVLMSizes(layers=32).hugging_face()))
 
 
+def weightless(config: BackboneConfig) -> BackboneConfig:
+    """The same backbone, but that where it would load its weights they stay on `meta`."""
+    kinds: dict[type, Callable[..., BackboneConfig]] = {
+        PaliGemmaConfig: _PaliGemma,
+        QwenVLConfig: _QwenVL,
+        SmolVLMConfig: _SmolVLM,
+    }
+    if type(config) not in kinds or not isinstance(config, HuggingFaceConfig):
+        return config
+    return kinds[type(config)](**{each.name: getattr(config, each.name) for each in fields(config)})
+
+
 class _Weightless:
     """In place of `HuggingFaceConfig.weights`: the model of `config.json`, without its weights."""
 
     pretrained: str
+    dtype: str
 
     def weights(self) -> Any:
         from transformers import AutoConfig, AutoModelForImageTextToText
 
         with torch.device("meta"):
             vlm = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(self.pretrained))
-        return vlm.bfloat16()
+        return vlm.to(DTYPES[self.dtype])
 
 
 class _PaliGemma(_Weightless, PaliGemmaConfig): ...

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgpack
@@ -54,7 +54,7 @@ _LONGEST_TEXT: Final = 2**16
 #: Characters of a prompt; a token has at least one, and no backbone takes as many tokens.
 _LONGEST_PROMPT: Final = 2000
 #: Pixels. A resampling filter costs what a picture's side is long, whatever its area.
-_LONGEST_SIDE: Final = 4096
+LONGEST_SIDE: Final = 4096
 
 
 class MessageError(ValueError):
@@ -80,8 +80,11 @@ def pack(value: Any) -> bytes:
     return packed
 
 
-def unpack(message: bytes) -> Any:
+def unpack(message: bytes, decode: Callable[[dict[Any, Any]], Any] | None = None) -> Any:
     """What was packed; arrays are read-only views of the message.
+
+    Args:
+        decode: what becomes of each map, of another protocol that puts arrays otherwise; None for openpi's.
 
     Raises:
         MessageError: it is cut short, no msgpack, holds more than any observation, or an array's bytes do not fit
@@ -94,7 +97,7 @@ def unpack(message: bytes) -> Any:
         entries += 1 + len(value)
         if entries > _MOST_ENTRIES_IN_ALL:
             raise MessageError(f"a message of more than {_MOST_ENTRIES_IN_ALL} values; send arrays as arrays")
-        return _decoded(value) if isinstance(value, dict) else value
+        return (decode or _decoded)(value) if isinstance(value, dict) else value
 
     try:
         return msgpack.unpackb(
@@ -203,14 +206,15 @@ def _encoded(value: Any) -> Any:
 
 def _decoded(value: dict[Any, Any]) -> Any:
     if b"__ndarray__" in value:
-        return _array(value)
+        return checked_array(value.get(b"dtype"), value.get(b"data"), value.get(b"shape"))
     if b"__npgeneric__" in value:
         return _number(value)
     return value
 
 
-def _array(value: dict[Any, Any]) -> Any:
-    dtype, data, shape = _dtype(value), value.get(b"data"), value.get(b"shape")
+def checked_array(name: Any, data: Any, shape: Any) -> Any:
+    """A read-only view of `data`. MessageError unless these are a dtype's name, bytes and a shape that fit."""
+    dtype = _dtype(name)
     if (
         not isinstance(shape, list | tuple)
         or len(shape) > _MOST_AXES
@@ -227,7 +231,7 @@ def _array(value: dict[Any, Any]) -> Any:
 
 
 def _number(value: dict[Any, Any]) -> Any:
-    dtype, number = _dtype(value), value.get(b"data")
+    dtype, number = _dtype(value.get(b"dtype")), value.get(b"data")
     try:
         if type(number) in (bool, int, float):
             return dtype.type(number)
@@ -236,8 +240,7 @@ def _number(value: dict[Any, Any]) -> Any:
     raise MessageError(f"a number of {dtype} cannot be made of {cut(number)}")
 
 
-def _dtype(value: dict[Any, Any]) -> np.dtype[Any]:
-    name = value.get(b"dtype")
+def _dtype(name: Any) -> np.dtype[Any]:
     try:
         dtype = np.dtype(name) if isinstance(name, str) and _DTYPE.fullmatch(name) else None
     except TypeError:
@@ -262,8 +265,8 @@ def _image(key: str, image: Any) -> Any:
         raise ObservationError(f"{key} is {_kind(image)}; send uint8 [H, W, 3], RGB")
     if image.dtype != np.uint8:
         raise ObservationError(f"{key} is {_kind(image)}; send uint8 [H, W, 3] in 0..255")
-    if max(image.shape) > _LONGEST_SIDE:
-        raise ObservationError(f"{key} is {_kind(image)}; send at most {_LONGEST_SIDE} pixels a side")
+    if max(image.shape) > LONGEST_SIDE:
+        raise ObservationError(f"{key} is {_kind(image)}; send at most {LONGEST_SIDE} pixels a side")
     return image
 
 

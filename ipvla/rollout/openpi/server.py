@@ -165,8 +165,8 @@ class PolicyWebsocketServer:
             )
         self._config, self._policy, self._observe = config, policy, observe
         self._token, self._limits = token, limits
-        #: The message that every client gets first.
-        self.greeting = pack(dict(metadata))
+        #: The message that every client gets first, if it gets one.
+        self.greeting: bytes | None = pack(dict(metadata))
         self._sessions: dict[str, _Session] = {}
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
         self._requests, self._refused = 0, 0
@@ -224,9 +224,11 @@ class PolicyWebsocketServer:
     async def _converse(self, connection: ServerConnection) -> None:
         self._connections += 1
         try:
-            await connection.send(self.greeting)
+            if self.greeting is not None:
+                await connection.send(self.greeting)
             async for message in connection:
-                await connection.send(await self._answer(connection, message))
+                if (answer := await self._answer(connection, message)) is not None:
+                    await connection.send(answer)
         except ConnectionClosed as closed:
             ended_here = closed.sent is not None and not closed.rcvd_then_sent
             _logger.info("%s: %s", connection.remote_address, closed if ended_here else "client left")
@@ -234,28 +236,35 @@ class PolicyWebsocketServer:
             self._connections -= 1
             await self._left(connection)
 
-    async def _answer(self, connection: ServerConnection, message: str | bytes) -> str | bytes:
+    async def _answer(self, connection: ServerConnection, message: str | bytes) -> str | bytes | None:
         self._requests += 1
-        began = time.perf_counter()
         try:
             if isinstance(message, str):
                 raise MessageError("a text message; send observations as msgpack bytes")
-            answer = await self._act(connection, await self._read(unpack, message))
+            return await self._reply(connection, message)
         except InvalidActionError as error:
-            self._refused += 1
             _logger.error("%s", error)
-            return str(error)
+            text = str(error)
         except ValueError as error:  # the client's
-            self._refused += 1
-            return f"{error!s:.{_LONGEST_REFUSAL}}"
+            text = f"{error!s:.{_LONGEST_REFUSAL}}"
         except Exception as error:  # the policy's; other episodes go on
-            self._refused += 1
             _logger.exception("the policy failed")
-            return (
+            text = (
                 f"the policy failed ({type(error).__name__}: {error!s:.{_LONGEST_REFUSAL}}); see its server's log"
             )
+        self._refused += 1
+        return self._refusal(connection, text)
+
+    async def _reply(self, connection: ServerConnection, message: bytes) -> bytes | None:
+        """The answer to a message; None for one that is not answered."""
+        began = time.perf_counter()
+        answer = await self._act(connection, await self._read(unpack, message))
         answer["server_timing"] = {"infer_ms": 1e3 * (time.perf_counter() - began)}
         return pack(answer)
+
+    def _refusal(self, connection: ServerConnection, text: str) -> str | bytes:
+        """What a client gets in place of an answer."""
+        return text
 
     async def _read(self, read: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._readers, read, *arguments)
