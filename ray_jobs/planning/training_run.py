@@ -11,6 +11,7 @@ import torch
 
 from ipvla.data.mixture_dataset import Dataset
 from ipvla.experiment import ExperimentConfig
+from ipvla.models.backbones import TinyConfig
 from ipvla.models.backbones.weightless import weightless
 from ipvla.models.vla import IPVLA
 from ipvla.training.precision import autocast_format
@@ -82,6 +83,8 @@ def require_fits(
 
 
 def _warn_of_ram(config: ExperimentConfig, dataset: Dataset, gib: float) -> None:
+    if isinstance(config.model.backbone, TinyConfig):  # it takes some megabytes, and describing it a second
+        return
     way = training_way(config, dataset, "cpu")
     if way is not None and (held := config.num_workers * way.total(0) / GIB) > gib:
         _logger.warning(
