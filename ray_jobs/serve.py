@@ -71,6 +71,11 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
     """
     policy = config.load()
     contract = policy.require_finite().contract
+    if contract.geometry:
+        raise ValueError(
+            f"the policy in {config.directory} reads depth (model.fusion), which openpi's messages do not carry; "
+            "evaluate it with ipvla evaluate, or serve one with model.fusion.type none"
+        )
     if config.limits != Limits():
         contract = replace(contract, limits=config.limits.also(contract.limits))
     source = PolicySource(lambda _: policy, config.directory, variant=variant(config.unnorm_key, config.sampling))

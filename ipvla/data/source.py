@@ -177,6 +177,6 @@ def feature_of(values: Steps) -> Feature:
 
 def picture_shape(pictures: Pictures, feature: Feature) -> tuple[int, ...]:
     """Of the first one, [H, W, 3], or [H, W, 1] of depth. ValueError if it cannot be decoded."""
-    if feature.is_depth and isinstance(pictures, EncodedPictures):
+    if feature.is_depth and isinstance(pictures, EncodedPictures) and pictures.bits(0) > _COLOUR_BITS:
         return (*pictures.depth(0).shape, 1)
     return pictures.decode(0).shape

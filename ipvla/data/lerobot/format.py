@@ -209,10 +209,10 @@ class Layout:
         for name, feature in self.features.items():
             if "/" in name or name in INDEX_FEATURES or name == TASK:
                 raise DatasetError(f"feature {name!r} cannot have this name in a LeRobotDataset; rename it")
-            channels = 1 if feature.is_depth else 3
-            if feature.kind == "image" and (len(feature.shape) != 3 or feature.shape[2] != channels):
+            channels = (1, 3) if feature.is_depth else (3,)  # other programs write depth in three, too
+            if feature.kind == "image" and (len(feature.shape) != 3 or feature.shape[2] not in channels):
                 raise DatasetError(
-                    f"feature {name!r} is {list(feature.shape)}, no [H, W, {channels}] picture; leave it out"
+                    f"feature {name!r} is {list(feature.shape)}, no [H, W, {channels[0]}] picture; leave it out"
                 )
             if 0 in feature.shape:
                 raise DatasetError(f"feature {name!r} is {list(feature.shape)}: its size varies; leave it out")

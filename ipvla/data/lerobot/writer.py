@@ -84,7 +84,7 @@ class PartWriter:
         }
         try:
             steps |= {name: _checked(trajectory, name, of) for name, of in self._layout.features.items()}
-            depths = {name for name, of in self._layout.features.items() if of.is_depth}
+            depths = {name for name, of in self._layout.features.items() if of.is_depth and of.shape[2] == 1}
             statistics = episode_statistics(steps, depths)
             videos = self._add_videos(steps) if self._layout.video else {}
         except DatasetError:
