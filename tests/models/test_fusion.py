@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from ipvla.models.backbones import Backbone, BackboneConfig
+from ipvla.models.backbones import Backbone, BackboneConfig, TinyConfig
 from ipvla.models.fusion import (
     AttendFusionConfig,
     Fusion,
@@ -129,13 +129,12 @@ def fused(config: FusionConfig, backbone: BackboneConfig) -> Backbone:
     return model.eval().backbone
 
 
-@pytest.mark.parametrize("name", ["tiny", "paligemma", "qwen2_5_vl", "qwen3_vl", "smolvlm"])
+@pytest.mark.parametrize("name", ["tiny", "residual", "paligemma", "qwen2_5_vl", "qwen3_vl", "smolvlm"])
 def test_a_backbone_begins_as_without_and_then_sees_points(
     backbone_configs: Mapping[str, BackboneConfig], name: str
 ):
-    backbone, without = (
-        fused(config, backbone_configs[name]) for config in (GridFusionConfig(), NoFusionConfig())
-    )
+    configs = {**backbone_configs, "residual": TinyConfig(width=32, heads=2, trunk_channels=8, trunk_blocks=1)}
+    backbone, without = (fused(config, configs[name]) for config in (GridFusionConfig(), NoFusionConfig()))
     assert without.fusion is None
     assert {n for n in backbone.state_dict() if not n.startswith("fusion.")} == set(without.state_dict())
     inputs = inputs_for(backbone, ["press the red button", "which is lit"])

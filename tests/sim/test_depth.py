@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from ipvla.contract import HAND, SIMULATED_HAND, Pictures
+from ipvla.geometry import DEPTH_UNIT_M, unpacked
+from ipvla.sim.demonstration import Demonstration, Showing
 from ipvla.sim.protocol_simulator import ProtocolSimulator
 from ipvla.sim.protocols import load_protocol
 from ipvla.sim.suites import load_suite
@@ -100,7 +102,28 @@ def test_terms_without_geometry_draw_none(buttons):
     assert set(world.observe().geometry) == {"agentview"}
 
 
-@pytest.mark.slow
+def test_a_demonstration_keeps_what_was_asked_for(suite, simulator_of, tmp_path):
+    simulator = simulator_of("ground_red")
+    showing = Showing(pictures_every=25, geometry=True)
+    made = (suite.demonstrate(simulator, seed, showing) for seed in range(5))
+    demonstration = next(one for one in made if one is not None)
+    kept = demonstration.geometry["agentview"]
+    assert kept.depth.shape == demonstration.images["agentview"].shape[:3]
+    simulator.reset(demonstration.seed)
+    depth = simulator.observe(geometry=True).geometry["agentview"].depth
+    np.testing.assert_allclose(unpacked(kept.depth[0]), np.where(depth < 6.5, depth, 0), atol=DEPTH_UNIT_M)
+    demonstration.save(tmp_path / "one.npz")
+    again = Demonstration.load(tmp_path / "one.npz").geometry["agentview"]
+    for name in ("depth", "intrinsics", "pose"):
+        assert np.array_equal(getattr(again, name), getattr(kept, name))
+
+
+def test_collections_without_geometry_are_recorded_as_before():
+    assert Showing().to_dict() == {"pictures_every": 1, "start_offset_m": 0.0}
+    assert Showing(geometry=True).to_dict()["geometry"] is True
+
+
+@pytest.mark.long
 def test_libero_s_pixels_are_where_rays_from_the_camera_hit(standard_cache):
     """Every object's visible centre, from the point map and from MuJoCo's own ray casting."""
     simulator = load_suite("libero_spatial", standard_cache).simulator(
