@@ -139,8 +139,8 @@ class ServedPolicy:
         return self._view.cameras
 
     @property
-    def points(self) -> None:
-        return None
+    def points(self) -> PointTerms | None:
+        return PointTerms() if self._view.geometry else None
 
     @property
     def takes_noise(self) -> None:

@@ -27,7 +27,7 @@ from ipvla.policy import Policy, policy_contract
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.training.parallel import World
 from ipvla.types import Episode
-from ray_jobs.serve import ServeConfig, serving
+from ray_jobs.serve import metadata
 from tests.synthetic import SIZE, cue_episode, even_episode
 
 Make = Callable[..., ExperimentConfig]
@@ -137,8 +137,8 @@ def test_a_saved_policy_asks_for_geometry_and_one_without_is_written_as_before(d
     with pytest.raises(ContractError, match="reads depth, which gym:cart does not give"):
         source.view(SIMULATED_HAND.pictures_alone, "gym:cart")
     assert not PolicySource(Policy.load, tmp_path / "plain").view(SIMULATED_HAND).geometry
-    with pytest.raises(ValueError, match=r"reads depth .* which openpi's messages do not carry"):
-        serving(ServeConfig(policy=tmp_path / "fused"), None)
+    told = metadata(Policy.load(tmp_path / "fused"), contract, "")["observation"]
+    assert "observation/image_depth" in told, "a server says that it wants depth"
 
 
 def test_fusion_is_added_to_a_policy_that_knows_pictures(deep: Make, tmp_path: Path) -> None:
