@@ -123,9 +123,9 @@ class MeteredSimulator:
         with self._metered("physics_cpu_s", time.thread_time):
             return self._simulator.step(action)
 
-    def observe(self) -> Observation:
+    def observe(self, geometry: bool = False) -> Observation:
         with self._metered("frames_cpu_s", time.process_time):
-            return self._simulator.observe()
+            return self._simulator.observe(geometry)
 
     def details(self) -> Mapping[str, Any]:
         return {**self._simulator.details(), **self._spent}

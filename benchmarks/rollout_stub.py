@@ -66,7 +66,7 @@ class _WaitingSimulator:
             time.sleep(self._chunk_s * self._random.uniform(1 - JITTER, 1 + JITTER))
         return StepOutcome(success=False, failure=False)
 
-    def observe(self) -> Observation:
+    def observe(self, geometry: bool = False) -> Observation:
         picture = np.zeros((_SIDE, _SIDE, 3), np.uint8)
         return Observation({"agentview": picture}, np.zeros(8, np.float32), "put the bowl on the plate", self._t)
 

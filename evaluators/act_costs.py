@@ -85,9 +85,12 @@ def costs(policy_directory: Path, dataset: EpisodeDataset, config: CostConfig, r
 def measure(policy: Policy, dataset: EpisodeDataset, config: CostConfig) -> Costs:
     """See `Costs`."""
     chosen = np.linspace(0, len(dataset) - 1, config.batch).astype(int).tolist()
-    cameras = policy.transforms.cameras
+    cameras, points = policy.transforms.cameras, policy.transforms.points
     episodes = [
-        [dataset.observation(index, t, cameras) for t in range(0, int(dataset.lengths[index]), policy.execute)]
+        [
+            dataset.observation(index, t, cameras, points)
+            for t in range(0, int(dataset.lengths[index]), policy.execute)
+        ]
         for index in chosen
     ]
     with _one_thread(), torch.inference_mode():

@@ -17,6 +17,7 @@ import torch
 from ipvla.contract import ContractError, from_environment
 from ipvla.data.conventions import Conventions
 from ipvla.data.dataset import EpisodeDataset
+from ipvla.data.geometry import PointTerms
 from ipvla.data.standards.standard import EncodedEpisode
 from ipvla.policy import Policy
 from ipvla.rollout.openpi.client import OpenpiClient, OpenpiSource
@@ -31,6 +32,10 @@ class AskedPolicy(Protocol):
     @property
     def cameras(self) -> tuple[str, ...]:
         """That it looks through."""
+
+    @property
+    def points(self) -> PointTerms | None:
+        """What its observations must have geometry for; None for pictures alone."""
 
     @property
     def takes_noise(self) -> bool | None:
@@ -65,6 +70,10 @@ class LoadedPolicy:
     @property
     def cameras(self) -> tuple[str, ...]:
         return self.policy.transforms.cameras
+
+    @property
+    def points(self) -> PointTerms | None:
+        return self.policy.transforms.points
 
     @property
     def takes_noise(self) -> bool:
@@ -128,6 +137,10 @@ class ServedPolicy:
     @property
     def cameras(self) -> tuple[str, ...]:
         return self._view.cameras
+
+    @property
+    def points(self) -> PointTerms | None:
+        return PointTerms() if self._view.geometry else None
 
     @property
     def takes_noise(self) -> None:

@@ -89,8 +89,9 @@ def track(policy: Policy, dataset: EpisodeDataset, index: int) -> EpisodeTrack:
     recorded = to_environment(episode.action, dataset.contract.gripper).astype(np.float32)
     played, ahead = np.full_like(recorded, np.nan), np.full_like(recorded, np.nan)
     memory = policy.initial_memory(1)
+    cameras, points = policy.transforms.cameras, policy.transforms.points
     for t in range(0, len(recorded), every):
-        chunks, memory = policy.act([dataset.observation(index, t, policy.transforms.cameras)], memory)
+        chunks, memory = policy.act([dataset.observation(index, t, cameras, points)], memory)
         chunk = chunks[0][: min(2 * every, len(recorded) - t)]
         played[t : t + every] = chunk[:every]
         ahead[t + every : t + len(chunk)] = chunk[every:]

@@ -175,7 +175,7 @@ class Guard:
 
 
 def choose(
-    dataset: EpisodeDataset, instructions: InstructionSet, cameras: Sequence[str], count: int
+    dataset: EpisodeDataset, instructions: InstructionSet, policy: AskedPolicy, count: int
 ) -> tuple[list[Asked], dict[str, list[int]], tuple[str, ...]]:
     """At most `count` observations, of as many episodes as there are, at random control steps.
 
@@ -211,7 +211,7 @@ def choose(
     for place in range(min(count, sum(int(dataset.lengths[episode]) for episode, _ in found))):
         episode, wording = found[place % len(found)]
         t = int(rng.integers(dataset.lengths[episode]))
-        asked.append(Asked(episode, t, wording, dataset.observation(episode, t, cameras)))
+        asked.append(Asked(episode, t, wording, dataset.observation(episode, t, policy.cameras, policy.points)))
     return asked, demonstrations, tuple(unknown)
 
 
@@ -233,7 +233,7 @@ def sensitivity(
         ValueError: the dataset has a single picture.
         BrokenEpisodeError: an episode cannot be read.
     """
-    chosen, demonstrations, unknown = choose(dataset, instructions, policy.cameras, observations)
+    chosen, demonstrations, unknown = choose(dataset, instructions, policy, observations)
     too_long: dict[str, None] = {}
     rows = []
     for place, asked in enumerate(chosen):

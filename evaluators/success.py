@@ -452,7 +452,7 @@ def recorded_view(fingerprint: Mapping[str, str], protocol: EvaluationProtocol, 
     world = suite.facts.contract
     if world is None:
         return None
-    return protocol.contract(world).changed(json.loads(fingerprint.get(_CONTRACT, "{}")))
+    return protocol.contract(world).pictures_alone.changed(json.loads(fingerprint.get(_CONTRACT, "{}")))
 
 
 def _means_over_tasks(results: Sequence[EpisodeResult]) -> list[float]:

@@ -150,6 +150,8 @@ class Contract:
         state_size: P.
         control_hz: control steps per second; None if nothing tells.
         limits: that a server and a simulator hold actions to; None for no others than `clipped`.
+        geometry: depth, intrinsics and pose of every camera: of a policy that it reads them, of a world that it
+            gives them to whoever asks.
     """
 
     cameras: tuple[str, ...]
@@ -162,6 +164,7 @@ class Contract:
     state_size: int = 8
     control_hz: float | None = 20.0
     limits: Limits | None = None
+    geometry: bool = False
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -176,8 +179,10 @@ class Contract:
             self.limits.require(self.action_size)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; without limits where there are none."""
+        """JSON values; without limits or geometry where there are none."""
         values = {**asdict(self), "cameras": list(self.cameras)}
+        if not self.geometry:
+            del values["geometry"]
         limits = values.pop("limits")
         return values if limits is None else {**values, "limits": {n: list(v) for n, v in limits.items()}}
 
@@ -197,9 +202,18 @@ class Contract:
         """The same terms with actions as the simulator takes them."""
         return self if self.gripper == "none" else replace(self, gripper="environment")
 
+    @property
+    def pictures_alone(self) -> Self:
+        """The same terms for a client that reads no geometry."""
+        return replace(self, geometry=False)
+
     def changes(self, base: Contract) -> dict[str, Any]:
-        """The fields in which this one differs from `base`, as JSON values; `changed` applies them."""
+        """The fields in which this one differs from `base`, as JSON values; `changed` applies them.
+
+        What `base` gives beyond this one's wishes is no difference: without `geometry` nothing of it is drawn.
+        """
         mine, theirs = ({"limits": None, **one.to_dict()} for one in (self, base))
+        theirs = {"geometry": False, **theirs}
         return {name: value for name, value in mine.items() if value != theirs[name]}
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
@@ -209,6 +223,8 @@ class Contract:
 
 #: The terms of robosuite's Panda arm under OSC_POSE control: those of LIBERO and of this project's own suites.
 HAND: Final = Contract(("agentview", "robot0_eye_in_hand"))
+#: The same of their simulators, which give the geometry of pictures.
+SIMULATED_HAND: Final = replace(HAND, geometry=True)
 
 
 def fitted(client: Contract, offered: Contract, name: str = "the policy", world: str = "the world") -> Contract:
@@ -220,6 +236,7 @@ def fitted(client: Contract, offered: Contract, name: str = "the policy", world:
     - State: the client's layout, if it follows from the one offered.
     - Actions: as the client gives them, if they differ from those offered in the gripper's convention alone.
     - Limits of actions: both sides'.
+    - Geometry: for a client that reads it.
 
     Raises:
         ContractError: something else differs; one line names both sides.
@@ -244,6 +261,8 @@ def fitted(client: Contract, offered: Contract, name: str = "the policy", world:
             f"{name} reads a state of layout {client.state!r} with {size} numbers, {world} gives "
             f"{offered.state!r} with {offered.state_size}"
         )
+    if client.geometry and not offered.geometry:
+        problems.append(f"{name} reads depth, which {world} does not give")
     if None not in (client.control_hz, offered.control_hz) and client.control_hz != offered.control_hz:
         problems.append(f"{name} acts at {client.control_hz:g} Hz, {world} runs at {offered.control_hz:g} Hz")
     try:
@@ -261,6 +280,7 @@ def fitted(client: Contract, offered: Contract, name: str = "the policy", world:
         state=state,
         state_size=size,
         limits=limits,
+        geometry=client.geometry,
     )
 
 
@@ -285,6 +305,8 @@ def common(contracts: Sequence[Contract]) -> Contract:
     changes: dict[str, Any] = {}
     if any(other.pictures.orientation != first.pictures.orientation for other in others):
         changes["pictures"] = Pictures("unknown")
+    if first.geometry and not all(other.geometry for other in others):
+        changes["geometry"] = False
     if any(other.control_hz != first.control_hz for other in others):
         changes["control_hz"] = None
     for name in ("action", "state"):

@@ -15,6 +15,7 @@ from ipvla.contract import Contract, ContractError
 from ipvla.data.augmentation import AugmentationConfig
 from ipvla.data.conventions import PAST_END, Conventions, PastEnd
 from ipvla.data.dataset import EpisodeDataset, open_dataset
+from ipvla.data.geometry import GeometryConfig, PointTerms
 from ipvla.data.lanes import LaneConfig, LaneReader
 from ipvla.data.mixture_dataset import Dataset, MixtureDataset
 from ipvla.data.mixtures import OXE_MIXTURES, Mixture, mixture_named
@@ -62,6 +63,7 @@ class DataConfig:
         image_size: side in pixels that the model sees.
         proprio: columns of the recorded proprioception that the model sees; None for all, [] for none.
         augmentation: how training pictures vary; null for not at all.
+        geometry: of the pictures, for `model.fusion`; null for its defaults.
         cache_gib: memory for decoded frames, per worker.
     """
 
@@ -81,6 +83,7 @@ class DataConfig:
     rlds_backend: RldsBackend = "native"
     reasoning: ReasoningConfig | None = None
     augmentation: AugmentationConfig | None = None
+    geometry: GeometryConfig | None = None
 
     def __post_init__(self) -> None:
         known = {"normalisation": NORMALISATIONS, "past_end": PAST_END, "rlds_backend": RLDS_BACKENDS}
@@ -195,6 +198,13 @@ class ExperimentConfig(StorageRoots):
                 "training.feature_cache_gib is set, and data.augmentation makes other pictures in every epoch; "
                 "set the former to 0, or the latter to null"
             )
+        if self.model.fusion.reads and self.data.augmentation is not None and self.data.augmentation.shift_px:
+            raise ValueError(
+                "data.augmentation.shift_px moves pictures away from their points, which model.fusion reads; set "
+                "it to 0"
+            )
+        if self.data.geometry is not None and not self.model.fusion.reads:
+            raise ValueError("data.geometry is set, and model.fusion.type none reads no points; set it to null")
         if self.training.sharding == "fsdp":
             self._check_sharding()
 
@@ -222,6 +232,7 @@ class ExperimentConfig(StorageRoots):
             "model.plan_readout": model.plan_readout is not None,
             "model.osf": model.osf is not None,
             "model.nf4": model.nf4 is not None,
+            "model.fusion": model.fusion.reads,
         }
         if method is not None and not method.shards:
             refused[f"forgetting.method.type {method.get_choice_name(type(method))}"] = True
@@ -324,6 +335,17 @@ class ExperimentConfig(StorageRoots):
                     f"dataset: {dataset.location} has no {what}, which {' and '.join(settings)} "
                     f"{'are' if len(settings) > 1 else 'is'} trained on; {remedy}, or do without"
                 )
+        self.points(dataset)
+
+    def points(self, dataset: Dataset) -> PointTerms | None:
+        """How the model's points are made of the dataset's depth; None for a model that reads none.
+
+        DatasetError if it has no depth, or points would be a guess that nobody asked for.
+        """
+        if not self.model.fusion.reads:
+            return None
+        lacking = dataset.without_geometry(self.data.cameras)
+        return (self.data.geometry or GeometryConfig()).terms(dataset.location, *lacking)
 
     def build(self, world: World) -> Experiment:
         """Dataset -> conventions -> policy -> optimizer -> lanes, seeded; the same on every worker.
@@ -396,7 +418,8 @@ class ExperimentConfig(StorageRoots):
             "chunk": self.model.chunk,
             "proprio_index": self.data.proprio,
             "past_end": self.data.past_end,
-            "recorded": dataset.contract,
+            "recorded": dataset.contract.pictures_alone,
+            "points": self.points(dataset),
         }
         if start is not None:
             began = start.transforms.conventions

@@ -22,6 +22,7 @@ from ipvla.contract import Contract
 from ipvla.data.conventions import Conventions
 from ipvla.data.transforms import PromptEncoder, Transforms
 from ipvla.files import appearing, foreign_file, nearby, one_line, read_record
+from ipvla.geometry import CameraGeometry, pinhole
 from ipvla.models.adapters import merge_adapters
 from ipvla.models.backbones.protocol import require_prompts
 from ipvla.models.heads import Sampling
@@ -135,11 +136,14 @@ class Policy:
     def require_finite(self) -> Self:
         """Answers a blank observation, and returns itself. CheckpointError if the actions are not finite."""
         size = self.transforms.conventions.image_size or _ANY_SIDE
+        cameras = self.transforms.cameras
+        nowhere = CameraGeometry(np.zeros((size, size), np.float32), pinhole(60, size, size), np.eye(4))
         blank = Observation(
-            images={camera: np.zeros((size, size, 3), np.uint8) for camera in self.transforms.cameras},
+            images={camera: np.zeros((size, size, 3), np.uint8) for camera in cameras},
             proprio=np.zeros(self.transforms.statistics.proprio.dim, np.float32),
             instruction="",
             t=0,
+            geometry=None if self.transforms.points is None else dict.fromkeys(cameras, nowhere),
         )
         with torch.inference_mode():
             actions, _ = self.act([blank], self.initial_memory(1))
@@ -169,6 +173,7 @@ class Policy:
 
     def describe(self) -> dict[str, str]:
         """What a result says about the policy that made it."""
+        fusion = self.config.fusion
         return {
             "backbone": self.config.backbone.get_choice_name(type(self.config.backbone)),
             "memory": self.config.memory.get_choice_name(type(self.config.memory)),
@@ -177,6 +182,7 @@ class Policy:
             "chunk": str(self.config.chunk),
             "execute": str(self.execute),
             **({"quantised": "nf4"} if self.config.nf4 else {}),
+            **({"fusion": fusion.get_choice_name(type(fusion))} if fusion.reads else {}),
             **self.config.head.describe(),
         }
 
@@ -188,7 +194,7 @@ class Policy:
         weights = state(self.model) if weights is None else weights
         described = {
             "format": FORMAT,
-            "model": draccus.encode(self.config),
+            "model": _encoded(self.config),
             "execute": self.execute,
             "transforms": self.transforms.to_dict(),
             _WEIGHTS: weights_sum(weights),
@@ -263,7 +269,16 @@ class Policy:
             answer_tokens=model.answer_tokens,
             tokenize_with_state=backbone.tokenize_with_state if backbone.state_in_prompt else None,
         )
-        return cls(config, model, Transforms(conventions, prompts), execute)
+        patches = backbone.patches(len(conventions.cameras)) if config.fusion.reads else None
+        return cls(config, model, Transforms(conventions, prompts, patches[0] if patches else 0), execute)
+
+
+def _encoded(config: IPVLAConfig) -> dict[str, Any]:
+    """JSON values; without fusion where there is none, as before there was a choice."""
+    values: dict[str, Any] = draccus.encode(config)
+    if not config.fusion.reads:
+        del values["fusion"]
+    return values
 
 
 def _noise_seed(observation: Observation) -> int:

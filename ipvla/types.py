@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ipvla.geometry import CameraGeometry, RecordedGeometry
+
 if TYPE_CHECKING:  # a simulator's process has no use for it: 100 MB and a second
     import torch
 
@@ -60,6 +62,7 @@ class Observation:
         t: control steps since the reset, 0 for the first.
         episode: name of its episode, the same in every attempt; a head's noise is drawn from it and from `t`.
         ahead: None where the world waits for an answer, and then its first actions are played.
+        geometry: camera name -> where the pixels of its picture are; None where nobody asked for it.
     """
 
     images: Mapping[str, npt.NDArray[np.uint8]]
@@ -68,6 +71,7 @@ class Observation:
     t: int
     episode: str = ""
     ahead: Ahead | None = field(default=None, kw_only=True)
+    geometry: Mapping[str, CameraGeometry] | None = field(default=None, kw_only=True)
 
 
 @dataclass
@@ -79,12 +83,15 @@ class ModelInputs:
         proprio: float32 [..., P], normalised to about [-1, 1].
         input_ids: int64 [..., L], the prompt; ids past its end are in the vocabulary and mean nothing.
         attention_mask: bool [..., L], True on the prompt's tokens, which stand first.
+        points: float32 [..., V, g, g, 3], in metres, of the g x g patches of each picture, NaN where unknown; None
+            for a model that reads none.
     """
 
     images: torch.Tensor
     proprio: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
+    points: torch.Tensor | None = None
 
     def map(self, function: Any) -> Self:
         """The same record with `function` applied to each tensor."""
@@ -157,6 +164,7 @@ class Episode:
         reasoning: T texts, the demonstrator's plan as it reads once the row's images are seen; () if not recorded.
         questions, answers: T texts each, a question about the row's images and its answer, "" for none; () if not
             recorded.
+        geometry: camera name -> where the pixels of its images are, of all cameras or none.
     """
 
     task: str
@@ -169,6 +177,7 @@ class Episode:
     reasoning: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
+    geometry: Mapping[str, RecordedGeometry] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

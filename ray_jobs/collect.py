@@ -40,7 +40,7 @@ from ray_jobs.running.display import CollectionDisplay, TaskProgress
 from ray_jobs.running.learner import LearnerConfig
 
 #: Of requests that were recorded before these could be chosen.
-_BEFORE = {"cameras": [CAMERA], "profile": "exact", "initial_states": "drawn", "showing": asdict(Showing())}
+_BEFORE = {"cameras": [CAMERA], "profile": "exact", "initial_states": "drawn", "showing": Showing().to_dict()}
 _SEEDS = Split.HELD_OUT.value // ATTEMPTS_PER_SEED
 
 
@@ -61,7 +61,8 @@ class CollectConfig(StorageRoots):
         initial_states: "drawn" anew for every demonstration, or "published": one demonstration from each initial
             state that evaluations play, in their order; the expert must solve as many as are asked for.
         learner: a trained policy that plays the first steps of every episode, which the expert then corrects.
-        showing: how often pictures are drawn, and from how far away the hand begins.
+        showing: how often pictures are drawn, and from how far away the hand begins; whether depth, intrinsics and
+            pose are recorded.
         dashboard_port: where to serve Ray's dashboard of a local cluster; by default there is none.
     """
 
@@ -116,6 +117,8 @@ class CollectConfig(StorageRoots):
             raise ValueError(f"cameras: {list(views)}; name some of {list(known)}, each once")
         if self.profile not in facts.profiles:
             raise ValueError(f"profile: {self.profile!r}; {self.suite} is drawn {' or '.join(facts.profiles)}")
+        if self.showing.geometry and (facts.contract is None or not facts.contract.geometry):
+            raise ValueError(f"showing.geometry: {self.suite} gives no depth; set it to false")
         if self.initial_states == "published" and not facts.publishes_states:
             raise ValueError(
                 f"initial_states: {self.suite} has no published ones, and held-out layouts are for evaluations; "
@@ -222,7 +225,7 @@ def _request(config: CollectConfig, suite: Suite, counts: dict[str, int]) -> dic
         "cameras": list(config.views),
         "profile": config.profile,
         "initial_states": config.initial_states,
-        "showing": asdict(config.showing),
+        "showing": config.showing.to_dict(),
         "learner": config.learner and config.learner.identity,
     }
 

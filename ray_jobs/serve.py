@@ -19,6 +19,7 @@ from ipvla.contract import Contract, Limits
 from ipvla.policy import Policy
 from ipvla.rollout.chunking import HeadFacts
 from ipvla.rollout.openpi.client import OURS
+from ipvla.rollout.openpi.depth import geometry_keys
 from ipvla.rollout.openpi.messages import (
     AHEAD,
     CHUNKING,
@@ -91,9 +92,11 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
     if config.default_prompt is not None:
         transforms.prompts.prompt(config.default_prompt)  # ValueError if it is too long
 
+    turned = contract.pictures.orientation if contract.geometry else None
+
     def observe(message: Any, t: int) -> Observation:
         observation = from_message(
-            message, transforms.cameras, proprio_dim, t, config.default_prompt, transforms.action_dim
+            message, transforms.cameras, proprio_dim, t, config.default_prompt, transforms.action_dim, turned
         )
         if observation.ahead is not None:
             head.require(observation.ahead)
@@ -110,6 +113,7 @@ def metadata(policy: Policy, contract: Contract, sha256: str) -> dict[str, Any]:
     """What a client receives when it connects: the contract of observations and actions."""
     transforms, head = policy.transforms, HeadFacts.of(policy.config.head)
     image = {"dtype": "uint8", "shape": ["H", "W", 3], "about": f"RGB, {_ABOUT[contract.pictures.orientation]}"}
+    deep = transforms.cameras if contract.geometry else ()
     return {
         "server": OURS,
         "commit": commit(),
@@ -117,6 +121,7 @@ def metadata(policy: Policy, contract: Contract, sha256: str) -> dict[str, Any]:
         **policy.describe(),
         "observation": {
             **{image_key(camera): {**image, "camera": camera} for camera in transforms.cameras},
+            **{key: told for camera in deep for key, told in geometry_keys(image_key(camera)).items()},
             STATE: {"dtype": "float32", "shape": [transforms.statistics.proprio.dim]},
             PROMPT: {"dtype": "str"},
             STEP: {"dtype": "int", "about": "control steps since the reset; optional if every action is played"},

@@ -170,7 +170,8 @@ def energy_table(subspaces: Subspaces) -> Table:
 
 def masked_tokens(teacher: Teacher, record: int) -> tuple[str, list[str]]:
     """A record's instruction, and those tokens of its prompt that the instruction mask holds."""
-    (observation,) = teacher.probe.observations([record], teacher.policy.transforms.cameras)
+    terms = teacher.policy.transforms
+    (observation,) = teacher.probe.observations([record], terms.cameras, terms.points)
     inputs = teacher.policy.transforms.inputs([observation])
     backbone = teacher.policy.model.backbone
     with torch.no_grad():

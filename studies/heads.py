@@ -301,7 +301,8 @@ def routing_weights(directory: Path, dataset: EpisodeDataset, observations: int)
 def _seen(policy: Policy, dataset: EpisodeDataset, observations: int) -> tuple[ModelInputs, torch.Tensor]:
     """The first observations of so many episodes, and their control steps."""
     chosen = np.linspace(0, len(dataset) - 1, observations).astype(int).tolist()
-    seen = [dataset.observation(index, 0, policy.transforms.cameras) for index in chosen]
+    cameras, points = policy.transforms.cameras, policy.transforms.points
+    seen = [dataset.observation(index, 0, cameras, points) for index in chosen]
     return policy.transforms.inputs(seen), torch.zeros(observations, dtype=torch.long)
 
 

@@ -21,6 +21,7 @@ from ipvla.contract import (
     from_environment,
 )
 from ipvla.data.fitting import Fitting
+from ipvla.data.geometry import PointTerms
 from ipvla.data.normalisation import NORMALISATIONS, Normalisation
 from ipvla.data.statistics import Statistics
 from ipvla.types import Observation
@@ -57,6 +58,7 @@ class Conventions:
         relative_actions: bool of each of the first numbers of an action, True where the model has it relative to
             the same number of the state at the chunk's first control step (openpi's DeltaActions); the statistics
             are then those of the difference. () for none.
+        points: how points are made of depth, for a model with fusion; None for pictures alone.
     """
 
     statistics: Statistics
@@ -72,6 +74,7 @@ class Conventions:
     mixed: Mapping[str, Statistics] = field(default_factory=dict)
     fitting: Fitting = field(default_factory=Fitting)
     relative_actions: tuple[bool, ...] = ()
+    points: PointTerms | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("image_size", 0), ("chunk", 1)):
@@ -124,7 +127,8 @@ class Conventions:
         """On which terms the training data were recorded, with the cameras that the model looks through."""
         recorded = self.recorded or assumed_contract(self.gripper, self.action_dim, self.statistics.proprio.dim)
         state = {"state": "none"} if self.proprio_index == () else {}
-        return replace(recorded, cameras=self.cameras, **state)  # type: ignore[arg-type]
+        geometry = self.points is not None
+        return replace(recorded, cameras=self.cameras, geometry=geometry, **state)  # type: ignore[arg-type]
 
     def of(self, dataset: str) -> Self:
         """Those of one dataset of a mixture, or the only ones. ValueError if it is not in the mixture."""
@@ -152,6 +156,28 @@ class Conventions:
         if len(sizes := {view.shape[:2] for row in views for view in row}) > 1:
             raise ValueError(f"pictures have the sizes {sorted(sizes)}; set data.image_size, so that they get one")
         return torch.from_numpy(np.stack([np.stack(row) for row in views]))
+
+    def patch_points(self, observations: Sequence[Observation], side: int) -> torch.Tensor:
+        """Points float32 [B, V, side, side, 3] of their pictures' patches, in metres, NaN where unknown.
+
+        Raises:
+            ValueError: a picture has no geometry, or `fitting` cuts or pads it.
+        """
+        terms = self.points or PointTerms()
+        rows = []
+        for observation in observations:
+            seen = observation.geometry or {}
+            if lacking := [camera for camera in self.cameras if camera not in seen]:
+                raise ValueError(
+                    f"model.fusion reads depth, and observations have none of {', '.join(lacking)}; give them "
+                    "geometry"
+                )
+            if self.fitting.shape != "stretch" and any(len(set(one.depth.shape)) > 1 for one in seen.values()):
+                raise ValueError(
+                    f"pictures fit by {self.fitting.shape!r}, points only by 'stretch'; make them square"
+                )
+            rows.append(np.stack([terms.applied(seen[camera]).points(side) for camera in self.cameras]))
+        return torch.from_numpy(np.stack(rows))
 
     def resized(self, observation: Observation) -> Observation:
         """The same with the model's pictures alone, at its size. ValueError for a missing camera."""
@@ -232,6 +258,7 @@ class Conventions:
             **({"mixed": {name: one.to_dict() for name, one in self.mixed.items()}} if self.mixed else {}),
             **({"fitting": self.fitting.to_dict()} if self.fitting != Fitting() else {}),
             **({"relative_actions": list(self.relative_actions)} if self.relative_actions else {}),
+            **({} if self.points is None else {"points": self.points.to_dict()}),
         }
 
     @classmethod
@@ -252,6 +279,7 @@ class Conventions:
             mixed={name: Statistics.from_dict(one) for name, one in values.get("mixed", {}).items()},
             fitting=Fitting.from_dict(values["fitting"]) if "fitting" in values else Fitting(),
             relative_actions=tuple(values.get("relative_actions", ())),
+            points=PointTerms.from_dict(values["points"]) if "points" in values else None,
         )
 
     def _image(self, observation: Observation, camera: str) -> npt.NDArray[np.uint8]:

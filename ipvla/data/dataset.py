@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -15,7 +16,8 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.contract import Contract
+from ipvla.contract import Contract, Orientation
+from ipvla.data.geometry import PointTerms, geometry_paths
 from ipvla.data.reasoning import Coverage, ReasonedSource, ReasoningConfig
 from ipvla.data.recording import Recording
 from ipvla.data.rlds.format import STATISTICS_FILE
@@ -26,10 +28,14 @@ from ipvla.data.standards.libero import Recorded
 from ipvla.data.standards.standard import EncodedEpisode
 from ipvla.data.statistics import Statistics
 from ipvla.data.survey import Survey, repaired, surveyed
+from ipvla.geometry import CameraGeometry
 from ipvla.storage import private_temporary_directory
 from ipvla.types import Observation
 
 logger = logging.getLogger(__name__)
+
+#: Metres, the unit of a depth of which nothing tells it.
+_MILLIMETRE = 1e-3
 
 
 def open_dataset(
@@ -153,12 +159,26 @@ class EpisodeDataset:
     @property
     def contract(self) -> Contract:
         """On which terms it was recorded, as far as its standard or its own file states them."""
-        return Recording.of(self._source).over(self.standard.contract(self.statistics().proprio.dim))
+        terms = self._recording.over(self.standard.contract(self.statistics().proprio.dim))
+        return terms if self.without_geometry(self.cameras)[0] else replace(terms, geometry=True)
+
+    @cached_property
+    def _recording(self) -> Recording:
+        return Recording.of(self._source)
+
+    def without_geometry(self, cameras: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Those of these cameras that have no depth, and those that have no intrinsics or no pose."""
+        paths = {camera: geometry_paths(self.standard.cameras[camera]) for camera in cameras}
+        there = {camera: [path in self.step_features for path in of_it] for camera, of_it in paths.items()}
+        return (
+            tuple(camera for camera, (depth, *_) in there.items() if not depth),
+            tuple(camera for camera, (_, *rest) in there.items() if not all(rest)),
+        )
 
     @cached_property
     def pictures_every(self) -> int:
         """Control steps from one new picture to the next, see `Recording`."""
-        return Recording.of(self._source).pictures_every
+        return self._recording.pictures_every
 
     def part(self, index: int) -> str:
         """The name of the dataset that an episode is of: this one's."""
@@ -175,11 +195,40 @@ class EpisodeDataset:
         """One decoded frame, uint8 [H, W, 3] RGB, read-only because it is cached."""
         return self._frames.get((index, t, camera), lambda: self._decode(index, t, camera))
 
-    def observation(self, index: int, t: int, cameras: Sequence[str]) -> Observation:
-        """What the demonstrator saw at control step `t`, as a simulator would give it."""
+    def observation(
+        self, index: int, t: int, cameras: Sequence[str], points: PointTerms | None = None
+    ) -> Observation:
+        """What the demonstrator saw at control step `t`, as a simulator would give it.
+
+        Args:
+            points: give the geometry of the pictures as well, on these terms; None for none.
+
+        Raises:
+            BrokenEpisodeError: a picture or its depth cannot be read.
+        """
         episode = self.episode(index)
         images = {camera: self.frame(index, t, camera) for camera in cameras}
-        return Observation(images, episode.state[t], episode.instruction, t)
+        geometry = (
+            None if points is None else {camera: self._geometry(index, t, camera, points) for camera in cameras}
+        )
+        return Observation(images, episode.state[t], episode.instruction, t, geometry=geometry)
+
+    def _geometry(self, index: int, t: int, camera: str, points: PointTerms) -> CameraGeometry:
+        episode = self.episode(index)
+        unit_m = self._recording.depth_unit_m or _MILLIMETRE
+        try:
+            if camera not in episode.geometry:
+                raise ValueError(f"camera {camera!r} has no depth")
+            turned = self._orientation
+            return episode.geometry[camera].at(int(episode.raw_step[t]), unit_m, turned, points)
+        except ValueError as error:
+            raise BrokenEpisodeError(
+                f"{self.name}: {self.location}, episode {index}, step {t}: {error}"
+            ) from error
+
+    @cached_property
+    def _orientation(self) -> Orientation:
+        return self.contract.pictures.orientation
 
     def statistics(self) -> Statistics:
         """Read from the file beside the shards if it is of these episodes, else from the survey of all of them.

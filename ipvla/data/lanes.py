@@ -196,11 +196,11 @@ class LaneReader:
             for part, places in groupby(order, key=parts.__getitem__)
         ]
         back = torch.from_numpy(np.argsort(order))
-        names = [field.name for field in fields(ModelInputs)]
+        names = [field.name for field in fields(ModelInputs) if getattr(made[0], field.name) is not None]
         return ModelInputs(**{name: torch.cat([getattr(part, name) for part in made])[back] for name in names})
 
     def _observation(self, episode: int, t: int) -> Observation:
-        return self._dataset.observation(episode, t, self._transforms.cameras)
+        return self._dataset.observation(episode, t, self._transforms.cameras, self._transforms.points)
 
     @cached_property
     def _stand_in(self) -> Observation:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ipvla.contract import Contract, common
 from ipvla.data.dataset import EpisodeDataset
+from ipvla.data.geometry import PointTerms
 from ipvla.data.mixtures import Mixture
 from ipvla.data.reasoning import Coverage
 from ipvla.data.source import DatasetError
@@ -108,9 +109,16 @@ class MixtureDataset:
         part, own = self._place(index)
         return self._datasets[part].episode(own)
 
-    def observation(self, index: int, t: int, cameras: Sequence[str]) -> Observation:
+    def observation(
+        self, index: int, t: int, cameras: Sequence[str], points: PointTerms | None = None
+    ) -> Observation:
         part, own = self._place(index)
-        return self._datasets[part].observation(own, t, cameras)
+        return self._datasets[part].observation(own, t, cameras, points)
+
+    def without_geometry(self, cameras: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        every = [part.without_geometry(cameras) for part in self._datasets]
+        no_depth, no_pose = (tuple(dict.fromkeys(name for one in every for name in one[i])) for i in (0, 1))
+        return no_depth, no_pose
 
     def statistics(self) -> Statistics:
         """Of the first part, which normalise rollouts by default."""

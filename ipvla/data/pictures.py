@@ -66,6 +66,19 @@ class EncodedPictures:
             raise ValueError(f"{len(encoded)} bytes that are neither PNG nor JPEG")
         return np.asarray(pixels, np.uint8)
 
+    def depth(self, t: int) -> npt.NDArray[np.uint16]:
+        """Picture `t` of one channel in 16 bits, uint16 [H, W]. ValueError if it is another kind of picture."""
+        encoded = self.encoded[t]
+        units = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED) if encoded else None
+        if units is None or units.ndim != 2 or units.dtype != np.uint16:
+            raise ValueError(f"{len(encoded)} bytes that are no depth, a PNG of one channel in 16 bits")
+        return np.asarray(units, np.uint16)
+
+
+def encode_depth(depth: npt.NDArray[np.uint16]) -> bytes:
+    """A PNG file's contents of uint16 [H, W]."""
+    return bytes(cv2.imencode(".png", depth, _PNG_SETTINGS)[1].tobytes())
+
 
 def encode_png(rgb: npt.NDArray[np.uint8]) -> bytes:
     """A PNG file's contents of uint8 [H, W, 3] RGB."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ipvla.data.dataset import EpisodeDataset, open_dataset
+from ipvla.data.geometry import PointTerms
 from ipvla.data.rlds import dataset_directory
 from ipvla.data.source import DatasetError
 from ipvla.data.transforms import Transforms
@@ -69,9 +70,11 @@ class ProbeSet:
     def __len__(self) -> int:
         return len(self.frames)
 
-    def observations(self, records: Sequence[int], cameras: Sequence[str]) -> list[Observation]:
-        """What was seen there."""
-        return [self._dataset.observation(*self.frames[record], cameras) for record in records]
+    def observations(
+        self, records: Sequence[int], cameras: Sequence[str], points: PointTerms | None = None
+    ) -> list[Observation]:
+        """What was seen there; `points` as of `EpisodeDataset.observation`."""
+        return [self._dataset.observation(*self.frames[record], cameras, points) for record in records]
 
     def batches(self, transforms: Transforms, size: int = 64) -> list[ModelInputs]:
         """All records in order, `size` at a time."""
@@ -79,7 +82,7 @@ class ProbeSet:
 
     def batch(self, transforms: Transforms, records: Sequence[int]) -> ModelInputs:
         """These records as a policy's inputs [B]."""
-        return transforms.inputs(self.observations(records, transforms.cameras))
+        return transforms.inputs(self.observations(records, transforms.cameras, transforms.points))
 
     @cached_property
     def sha256(self) -> str:

@@ -26,16 +26,22 @@ class Recording:
         control_hz: control steps per second; None if unknown.
         pictures_every: control steps from one new picture to the next; between them the last one is repeated.
         terms: on which it was recorded, where these are not LIBERO's hand's; cameras by the simulator's names.
+        depth_unit_m: metres per unit of recorded depth; None if there is none, or nothing tells, and then it is
+            taken for millimetres.
     """
 
     orientation: Orientation = "unknown"
     control_hz: float | None = None
     pictures_every: int = 1
     terms: Contract | None = None
+    depth_unit_m: float | None = None
 
     def save(self, directory: Path) -> None:
         """Writes the file into a dataset's directory."""
-        write_text(directory / RECORDING_FILE, json.dumps(asdict(self)))
+        values = asdict(self)
+        if self.depth_unit_m is None:
+            del values["depth_unit_m"]
+        write_text(directory / RECORDING_FILE, json.dumps(values))
 
     def over(self, contract: Contract) -> Contract:
         """`contract` with what is known here."""
@@ -87,7 +93,10 @@ class Recording:
             known = None if terms is None else Contract.from_dict(terms)
         except ValueError as error:
             raise DatasetError(f"{path}: terms: {error}; delete that entry") from None
-        return cls(values["orientation"], None if hz is None else float(hz), every, known)
+        unit = values.get("depth_unit_m")
+        if unit is not None and not (isinstance(unit, int | float) and 0 < unit < math.inf):
+            raise DatasetError(f"{path}: depth_unit_m is {unit!r:.60}; write metres per unit of depth, or null")
+        return cls(values["orientation"], None if hz is None else float(hz), every, known, unit)
 
 
 def _json(path: str, content: bytes) -> dict[str, Any]:

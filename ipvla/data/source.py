@@ -11,11 +11,13 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.data.pictures import Pictures
+from ipvla.data.pictures import EncodedPictures, Pictures
 from ipvla.files import HEAD, foreign
 
 #: One row per control step: numbers [T, ...], T texts, or T pictures.
 Steps: TypeAlias = "npt.NDArray[Any] | tuple[str, ...] | Pictures"
+
+_COLOUR_BITS = 8
 
 
 class DatasetError(ValueError):
@@ -169,4 +171,12 @@ def feature_of(values: Steps) -> Feature:
         return Feature("number", values.shape[1:], values.dtype.name)
     if isinstance(values, tuple):
         return Feature("text", (), "str")
-    return Feature("image", values.decode(0).shape, "uint8")
+    deep = isinstance(values, EncodedPictures) and values.bits(0) > _COLOUR_BITS
+    return Feature("image", values.decode(0).shape, "uint16" if deep else "uint8")
+
+
+def picture_shape(pictures: Pictures, feature: Feature) -> tuple[int, ...]:
+    """Of the first one, [H, W, 3], or [H, W, 1] of depth. ValueError if it cannot be decoded."""
+    if feature.is_depth and isinstance(pictures, EncodedPictures) and pictures.bits(0) > _COLOUR_BITS:
+        return (*pictures.depth(0).shape, 1)
+    return pictures.decode(0).shape

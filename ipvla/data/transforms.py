@@ -12,6 +12,7 @@ import torch
 
 from ipvla.contract import Contract
 from ipvla.data.conventions import Conventions, FloatArray, IntArray
+from ipvla.data.geometry import PointTerms
 from ipvla.data.statistics import Statistics
 from ipvla.types import NO_TOKEN, ModelInputs, Observation
 
@@ -130,10 +131,12 @@ class Transforms:
     Attributes:
         conventions: what the data fix.
         prompts: what the backbone fixes.
+        patches: side of the grid of patches whose points the model reads; 0 for a model that reads none.
     """
 
     conventions: Conventions
     prompts: PromptEncoder
+    patches: int = 0
 
     @property
     def statistics(self) -> Statistics:
@@ -142,6 +145,11 @@ class Transforms:
     @property
     def cameras(self) -> tuple[str, ...]:
         return self.conventions.cameras
+
+    @property
+    def points(self) -> PointTerms | None:
+        """What observations must have the geometry of their pictures for; None for pictures alone."""
+        return self.conventions.points
 
     @property
     def chunk(self) -> int:
@@ -161,7 +169,10 @@ class Transforms:
         return replace(self, conventions=self.conventions.of(dataset))
 
     def inputs(self, observations: Sequence[Observation]) -> ModelInputs:
-        """One row per observation: leading axis [B]. ValueError for a missing camera or too long a prompt."""
+        """One row per observation: leading axis [B].
+
+        ValueError for a missing camera, missing geometry where the model reads points, or too long a prompt.
+        """
         proprio = self.conventions.proprio(observations)
         states = proprio.numpy()
         ids = np.stack([self.prompts.prompt(o.instruction, s) for o, s in zip(observations, states, strict=True)])
@@ -170,6 +181,7 @@ class Transforms:
             proprio=proprio,
             input_ids=torch.from_numpy(ids.clip(min=0)),
             attention_mask=torch.from_numpy(ids != NO_TOKEN),
+            points=self.conventions.patch_points(observations, self.patches) if self.patches else None,
         )
 
     def chunk_targets(

@@ -18,6 +18,7 @@ from ipvla.models.auxiliary_losses import (
 )
 from ipvla.models.backbones import Backbone, BackboneConfig, TinyConfig
 from ipvla.models.features import Features
+from ipvla.models.fusion import FusionConfig, NoFusionConfig
 from ipvla.models.heads import HeadConfig, RegressionConfig
 from ipvla.models.heads.protocol import Rest, draw_noise
 from ipvla.models.memory import GRUMemoryConfig, MemoryConfig
@@ -42,6 +43,7 @@ class IPVLAConfig:
         reasoning_loss: an auxiliary loss on datasets with reasoning, the words themselves; or None.
         osf: instead of `lora`, training orthogonal to the backbone's large singular directions.
         nf4: the backbone's linear layers in 4 bits, frozen, or None.
+        fusion: a choice by its `type`: how points of the pictures reach visual tokens.
     """
 
     backbone: BackboneConfig = field(default_factory=TinyConfig)
@@ -54,8 +56,14 @@ class IPVLAConfig:
     osf: OSFConfig | None = None
     reasoning_loss: ReasoningLossConfig | None = None
     nf4: NF4Config | None = None
+    fusion: FusionConfig = field(default_factory=NoFusionConfig)
 
     def __post_init__(self) -> None:
+        if self.fusion.reads and self.head.insulates:
+            raise ValueError(
+                "model.head.detach lets no gradient through the backbone, and model.fusion learns through it; "
+                "choose one of them"
+            )
         if self.chunk < 1:
             raise ValueError(f"model.chunk is {self.chunk}; it must be at least 1")
         if self.lora is not None and self.osf is not None:
@@ -135,6 +143,8 @@ class IPVLAConfig:
         self.check(num_views=num_views)
         backbone = self.backbone.build(proprio_dim, num_views, image_size)
         model = IPVLA(self, backbone, proprio_dim, action_varies)
+        if self.fusion.reads:
+            self._fuse(backbone, num_views)
         if start is not None:
             if self.nf4 is not None and quantised(start.backbone):
                 self.nf4.apply(backbone)  # places for the same bits
@@ -147,10 +157,22 @@ class IPVLAConfig:
         if self.adapted is not None:
             self.adapted.apply(backbone)
             if self.adapted.freeze_rest:
-                for part in (model.memory, model.head, model.plan_readout):
+                for part in (model.memory, model.head, model.plan_readout, backbone.fusion):
                     if part is not None:
                         part.requires_grad_(False)
         return model
+
+    def _fuse(self, backbone: Backbone, num_views: int) -> None:
+        """Gives it the fusion, last and aside, so that all other weights are drawn as without."""
+        patches = backbone.patches(num_views)
+        if patches is None:
+            kind = self.backbone.get_choice_name(type(self.backbone))
+            raise ValueError(
+                f"model.fusion has no square grid of visual tokens to act on in model.backbone.type {kind}; "
+                "set its type to none, or choose another backbone"
+            )
+        with torch.random.fork_rng(devices=[]):
+            backbone.fusion = self.fusion.build(patches[1])
 
 
 class IPVLA(nn.Module):
@@ -288,13 +310,16 @@ class IPVLA(nn.Module):
     def start_from(self, start: IPVLA) -> None:
         """Takes over the weights of backbone and head; of memory and plan readout, if they are the same there.
 
-        Another memory begins closed, if it can: at first the model acts as `start` does without one.
+        Another memory begins closed, if it can: at first the model acts as `start` does without one. So does
+        fusion where `start` has none.
 
         Raises:
             ValueError: backbone or head of `start` have other sizes.
         """
         for name in ("backbone", "head"):
             own, started = _shapes(getattr(self, name)), _shapes(getattr(start, name))
+            if name == "backbone" and start.backbone.fusion is None:  # its gate is closed at first
+                own = {n: shape for n, shape in own.items() if not n.startswith("fusion.")}
             wrong = sorted(n for n in own.keys() | started.keys() if own.get(n) != started.get(n))
             if wrong:
                 raise ValueError(
@@ -304,7 +329,7 @@ class IPVLA(nn.Module):
                 )
         for name in ("backbone", "head", "memory", "plan_readout"):
             part, other = getattr(self, name), getattr(start, name)
-            if part is not None and other is not None and _shapes(part) == _shapes(other):
+            if name == "backbone" or (part is not None and other is not None and _shapes(part) == _shapes(other)):
                 adopt(part, other.state_dict())
             elif name == "memory" and not self.memory.close():
                 logger.warning(

@@ -62,7 +62,7 @@ class ExpertSource:
 
     def view(self, offered: Contract, world: str = "the world") -> Contract:
         """It looks at no picture, and acts in the simulator's units."""
-        return offered.in_environment_units
+        return offered.in_environment_units.pictures_alone
 
     def serve(self, serving: Serving, running: Service | None = None) -> ClientService:
         """It plays in the simulator's process."""

@@ -70,7 +70,7 @@ class PolicySource:
 
         contract = policy_contract(Path(self.directory))
         if contract is None:
-            return offered.in_environment_units
+            return offered.in_environment_units.pictures_alone
         return fitted(contract, offered, f"the policy in {self.directory}", world)
 
     def serve(self, serving: Serving, running: Service | None = None) -> PolicyService:

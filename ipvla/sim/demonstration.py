@@ -5,14 +5,15 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ipvla.files import foreign_file, one_line, replacing
+from ipvla.geometry import RecordedGeometry
 from ipvla.sim.simulator import Simulator, StepOutcome
 from ipvla.types import Episode, Observation
 
@@ -21,6 +22,8 @@ Vector = npt.NDArray[np.float64]
 #: Noise levels of demonstrations; an episode draws one.
 NOISE_LEVELS: Final = (0.0, 0.3, 0.6)
 _NOISE_DECAY: Final = 0.7
+#: The arrays of `RecordedGeometry`, in its order.
+_GEOMETRY: Final = ("depth", "intrinsics", "pose")
 
 
 class Expert(Protocol):
@@ -61,7 +64,7 @@ class Watched(Protocol):
 
     @property
     def t(self) -> int: ...
-    def observe(self) -> Observation: ...
+    def observe(self, geometry: bool = False) -> Observation: ...
     def proprio(self) -> npt.NDArray[np.float32]: ...
 
 
@@ -73,10 +76,12 @@ class Showing:
         pictures_every: control steps from one drawn picture to the next; between them the last one stands.
         start_offset_m: the hand begins up to this far from its place, drawn per episode along each axis; 0
             for where the suite puts it.
+        geometry: depth, intrinsics and pose of every camera are recorded too.
     """
 
     pictures_every: int = 1
     start_offset_m: float = 0.0
+    geometry: bool = False
 
     def __post_init__(self) -> None:
         if self.pictures_every < 1:
@@ -84,13 +89,18 @@ class Showing:
         if not 0 <= self.start_offset_m <= 0.3:
             raise ValueError(f"start_offset_m is {self.start_offset_m}; give metres from 0 to 0.3")
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; without geometry where none is recorded."""
+        values = asdict(self)
+        return values if self.geometry else {name: value for name, value in values.items() if name != "geometry"}
+
     def watch(self, simulator: Watched) -> Callable[[], Observation]:
         """What is observed now, at the call of every control step of an episode, the first one's first."""
         drawn: list[Observation] = []
 
         def look() -> Observation:
             if not drawn or (simulator.t - drawn[0].t) % self.pictures_every == 0:
-                seen = simulator.observe()
+                seen = simulator.observe(geometry=True) if self.geometry else simulator.observe()
                 drawn[:] = [*drawn[:1], seen]
                 return seen
             return replace(drawn[-1], proprio=simulator.proprio(), t=simulator.t)
@@ -110,7 +120,12 @@ class Demonstration(Episode):
     """
 
     def __post_init__(self) -> None:
-        steps = {len(self.state), len(self.action), *map(len, self.images.values())}
+        steps = {
+            len(self.state),
+            len(self.action),
+            *map(len, self.images.values()),
+            *map(len, self.geometry.values()),
+        }
         if len(steps) != 1 or steps == {0}:
             raise ValueError(
                 f"a demonstration's records have lengths {sorted(steps)}; they must be equal and not 0"
@@ -134,6 +149,8 @@ class Demonstration(Episode):
     def save(self, path: Path) -> None:
         """Writes one compressed npz; it appears complete or not at all."""
         arrays = {f"images/{camera}": pictures for camera, pictures in self.images.items()}
+        for camera, recorded in self.geometry.items():
+            arrays |= {f"{name}/{camera}": getattr(recorded, name) for name in _GEOMETRY}
         with replacing(path) as part, part.open("wb") as file:
             np.savez_compressed(
                 file,
@@ -167,6 +184,11 @@ class Demonstration(Episode):
                     images={name[7:]: file[name] for name in file.files if name.startswith("images/")},
                     state=file["state"],
                     action=file["action"],
+                    geometry={
+                        name[6:]: RecordedGeometry(*(file[f"{part}/{name[6:]}"] for part in _GEOMETRY))
+                        for name in file.files
+                        if name.startswith("depth/")
+                    },
                     # Files from before plans and questions were recorded have no such arrays.
                     **{
                         name: tuple(map(str, file[name]))
@@ -239,4 +261,8 @@ def demonstration_of(
         reasoning=reasoning,
         questions=questions,
         answers=answers,
+        geometry={
+            name: RecordedGeometry.of([seen.geometry[name] for seen in observations if seen.geometry])
+            for name in observations[0].geometry or ()
+        },
     )

@@ -40,16 +40,21 @@ class RenderContext(MjRenderContextOffscreen):
         if self._freed or not hasattr(self, "con"):
             return
         self._freed = True
-        self.gl_ctx.make_current()
-        self.con.free()
-        if _OSMESA:
-            # MuJoCo forgets it (it compares pointers by identity): the next context would flush a freed one.
-            osmesa.OSMesaMakeCurrent(None, None, GL.GL_FLOAT, 0, 0)
-        self.gl_ctx.free()
+        release_context(self.gl_ctx, self.con)
 
     def __del__(self) -> None:
         if not sys.is_finalizing():  # A process that ends gives everything back itself; PyOpenGL may be gone.
             self.free()
+
+
+def release_context(gl: Any, context: Any) -> None:
+    """Frees MuJoCo's renderer, then robosuite's GL context that it draws in."""
+    gl.make_current()
+    context.free()
+    if _OSMESA:
+        # MuJoCo forgets it (it compares pointers by identity): the next context would flush a freed one.
+        osmesa.OSMesaMakeCurrent(None, None, GL.GL_FLOAT, 0, 0)
+    gl.free()
 
 
 def draw_collision_meshes(mjcf: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from ipvla.files import write_text
 from ipvla.sim.environment import environment_variable, renderer, require_simulators
 from ipvla.sim.simulator import StepOutcome, Task
 from ipvla.types import Observation
+
+if TYPE_CHECKING:
+    from ipvla.sim.depth import DepthContext
 
 CAMERA: Final = "agentview"
 ACTION_SIZE: Final = 7
@@ -142,6 +145,7 @@ class LiberoSimulator:
         self.camera_size = camera_size
         self.cameras = tuple(cameras)
         self._closed = False
+        self._depth: DepthContext | None = None
         self.reset(0)
 
     def reset(self, seed: int) -> None:
@@ -167,13 +171,23 @@ class LiberoSimulator:
         self.problem.step(command)
         return self.problem.outcome()
 
-    def observe(self) -> Observation:
-        """Renders a picture per camera and reads the arm; the world stays as it is."""
+    def observe(self, geometry: bool = False) -> Observation:
+        """Renders a picture per camera and reads the arm; the world stays as it is.
+
+        Args:
+            geometry: render depth as well, of the same state and size.
+        """
+        images = {camera: self.problem.picture(camera, self.camera_size) for camera in self.cameras}
+        if geometry and self._depth is None:
+            from ipvla.sim.depth import DepthContext  # imports MuJoCo, which `configure` has prepared
+
+            self._depth = DepthContext(self.problem.sim, self.camera_size)
         return Observation(
-            images={camera: self.problem.picture(camera, self.camera_size) for camera in self.cameras},
+            images=images,
             proprio=self.proprio(),
             instruction=self.problem.instruction,
             t=self.problem.t,
+            geometry=None if not geometry or self._depth is None else {c: self._depth.view(c) for c in images},
         )
 
     def proprio(self) -> npt.NDArray[np.float32]:
@@ -243,6 +257,8 @@ class LiberoSimulator:
         """Frees the world and its GL context; harmless when called again."""
         if not self._closed:
             self._closed = True
+            if self._depth is not None:
+                self._depth.free()
             self.problem.sim._render_context_offscreen.free()
             self.problem.close()
 

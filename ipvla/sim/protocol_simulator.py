@@ -76,14 +76,16 @@ class ProtocolSimulator:
         """What is played by the protocol."""
         return self._simulator
 
-    def observe(self) -> Observation:
-        """What the policy sees."""
-        seen, view = self._simulator.observe(), self.view
+    def observe(self, geometry: bool = False) -> Observation:
+        """What the policy sees, with the geometry of its pictures if the policy or the caller asks for it."""
+        view = self.view
+        seen = self._simulator.observe(geometry=True) if view.geometry or geometry else self._simulator.observe()
         return Observation(
             images={name: preprocess(seen.images[name], view.pictures) for name in view.cameras},
             proprio=self._state(seen.proprio),
             instruction=seen.instruction,
             t=seen.t - self._protocol.settle_steps,
+            geometry=seen.geometry and {name: seen.geometry[name].shown(view.pictures) for name in view.cameras},
         )
 
     @property

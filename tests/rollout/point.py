@@ -37,7 +37,7 @@ class PointSimulator:
         there = abs(self.x) > 0.45
         return StepOutcome(success=there and self.x * self.cue > 0, failure=there and self.x * self.cue <= 0)
 
-    def observe(self) -> Observation:
+    def observe(self, geometry: bool = False) -> Observation:
         cue = self.cue if self.t == 0 else 0.0
         return Observation({}, np.array([self.x, cue], np.float32), "go", self.t)
 

@@ -21,7 +21,7 @@ from ipvla.data.pictures import EncodedPictures
 from ipvla.data.rlds.format import RldsLayout
 from ipvla.data.rlds.writer import assemble as assemble_rlds
 from ipvla.data.rlds.writer import write_part as write_rlds_part
-from ipvla.data.source import DatasetError, EpisodeSource, Feature, Trajectory
+from ipvla.data.source import DatasetError, EpisodeSource, Feature, Trajectory, picture_shape
 
 RLDS, LEROBOT, HDF5 = "rlds", "lerobot", "libero_hdf5"
 
@@ -204,7 +204,7 @@ class ConversionConfig:
                 f"fps is {fps}: {source.location} does not state it; give --fps, for example --fps 10"
             )
         written = {
-            name: replace(feature, shape=first.pictures(name).decode(0).shape)
+            name: replace(feature, shape=picture_shape(first.pictures(name), feature))
             if feature.kind == "image"
             else feature
             for name, feature in features.items()

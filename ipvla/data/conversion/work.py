@@ -105,7 +105,8 @@ def _recording(source: EpisodeSource) -> Recording:
     if known is None:
         return recording
     contract = recording.over(known)
-    return Recording(contract.pictures.orientation, contract.control_hz)
+    unit_m = recording.depth_unit_m
+    return Recording(contract.pictures.orientation, contract.control_hz, depth_unit_m=unit_m)
 
 
 def part_directory(plan: Plan, part: Part) -> Path:

@@ -190,7 +190,8 @@ class Layout:
         fps: control steps per second.
         features: by LeRobot's names, with dots; images are [H, W, 3], and no size varies. The index columns and
             `task` come by themselves.
-        video: how pictures are encoded as video; None keeps each as it is, a PNG or JPEG in its row.
+        video: how pictures are encoded as video; None keeps each as it is, a PNG or JPEG in its row, and so does
+            depth always.
         robot_type: a name, or None.
 
     Raises:
@@ -208,21 +209,19 @@ class Layout:
         for name, feature in self.features.items():
             if "/" in name or name in INDEX_FEATURES or name == TASK:
                 raise DatasetError(f"feature {name!r} cannot have this name in a LeRobotDataset; rename it")
-            if feature.kind == "image" and (len(feature.shape) != 3 or feature.shape[2] != 3):
+            channels = (1, 3) if feature.is_depth else (3,)  # other programs write depth in three, too
+            if feature.kind == "image" and (len(feature.shape) != 3 or feature.shape[2] not in channels):
                 raise DatasetError(
-                    f"feature {name!r} is {list(feature.shape)}, no [H, W, 3] picture; leave it out"
-                )
-            if feature.is_depth and self.video is not None:
-                raise DatasetError(
-                    f"feature {name!r} holds depth, which a video would cut to 8 bits; leave it out"
+                    f"feature {name!r} is {list(feature.shape)}, no [H, W, {channels[0]}] picture; leave it out"
                 )
             if 0 in feature.shape:
                 raise DatasetError(f"feature {name!r} is {list(feature.shape)}: its size varies; leave it out")
 
     @property
-    def images(self) -> tuple[str, ...]:
-        """The picture features, images or videos."""
-        return tuple(name for name, feature in self.features.items() if feature.kind == "image")
+    def videos(self) -> tuple[str, ...]:
+        """The features that are stored as video: not depth, which a video would cut to 8 bits."""
+        cameras = tuple(name for name, feature in self.features.items() if feature.is_camera)
+        return cameras if self.video is not None else ()
 
     def info_features(self) -> dict[str, dict[str, Any]]:
         """As in `meta/info.json`."""

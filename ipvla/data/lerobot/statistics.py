@@ -8,13 +8,13 @@ here and estimated there, and the standard deviation of pictures is right here (
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ipvla.data.pictures import Pictures
+from ipvla.data.pictures import EncodedPictures, Pictures
 from ipvla.data.source import Steps
 
 QUANTILES: Final = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
@@ -26,8 +26,11 @@ Row: TypeAlias = "npt.NDArray[np.float64]"
 Moments: TypeAlias = "dict[str, Row]"
 
 
-def episode_statistics(steps: Mapping[str, Steps]) -> dict[str, Moments]:
+def episode_statistics(steps: Mapping[str, Steps], depths: Collection[str] = ()) -> dict[str, Moments]:
     """Of one episode's features; texts have none.
+
+    Args:
+        depths: names of those that are depth, whose one channel counts as a share of 65535 units, [1, 1, 1].
 
     Raises:
         ValueError: a picture cannot be decoded.
@@ -36,6 +39,8 @@ def episode_statistics(steps: Mapping[str, Steps]) -> dict[str, Moments]:
     for name, values in steps.items():
         if isinstance(values, np.ndarray):
             moments[name] = _of_numbers(values)
+        elif name in depths and isinstance(values, EncodedPictures):
+            moments[name] = _of_depth(values)
         elif not isinstance(values, tuple):
             moments[name] = _of_pictures(values)
     return moments
@@ -66,8 +71,23 @@ def _of_numbers(values: npt.NDArray[Any]) -> Moments:
     }
 
 
+def _sampled(pictures: Pictures) -> npt.NDArray[np.int64]:
+    return np.unique(
+        np.linspace(0, len(pictures) - 1, min(len(pictures), SAMPLED_FRAMES)).round().astype(np.int64)
+    )
+
+
+def _of_depth(pictures: EncodedPictures) -> Moments:
+    sampled = _sampled(pictures)
+    units = np.concatenate([pictures.depth(int(t)).ravel() for t in sampled])
+    moments = {
+        name: value.reshape(1, 1, 1) for name, value in _of_numbers(units / 65535).items() if name != "count"
+    }
+    return {**moments, "count": np.array([len(sampled)], np.float64)}
+
+
 def _of_pictures(pictures: Pictures) -> Moments:
-    sampled = np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), SAMPLED_FRAMES)).round().astype(int))
+    sampled = _sampled(pictures)
     levels = np.zeros((3, 256), np.int64)
     for t in sampled:
         frame = pictures.decode(int(t))

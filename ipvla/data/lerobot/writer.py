@@ -33,7 +33,7 @@ from ipvla.data.lerobot.format import (
 )
 from ipvla.data.lerobot.statistics import Moments, aggregate, episode_statistics, json_values
 from ipvla.data.pictures import encoded
-from ipvla.data.source import DatasetError, Feature, Steps, Trajectory
+from ipvla.data.source import DatasetError, Feature, Steps, Trajectory, picture_shape
 from ipvla.files import link
 
 #: How Hugging Face's datasets keeps pictures in parquet.
@@ -84,7 +84,8 @@ class PartWriter:
         }
         try:
             steps |= {name: _checked(trajectory, name, of) for name, of in self._layout.features.items()}
-            statistics = episode_statistics(steps)
+            depths = {name for name, of in self._layout.features.items() if of.is_depth and of.shape[2] == 1}
+            statistics = episode_statistics(steps, depths)
             videos = self._add_videos(steps) if self._layout.video else {}
         except DatasetError:
             raise
@@ -123,7 +124,7 @@ class PartWriter:
         columns = {
             name: _array(values, self._feature(name))
             for name, values in steps.items()
-            if not (self._layout.video and name in self._layout.images)
+            if name not in self._layout.videos
         }
         table = pa.table(columns)
         if self._data is None:
@@ -136,7 +137,7 @@ class PartWriter:
     def _add_videos(self, steps: Mapping[str, Steps]) -> dict[str, Any]:
         assert self._layout.video is not None
         places: dict[str, Any] = {}
-        for name in self._layout.images:
+        for name in self._layout.videos:
             if name not in self._videos:
                 path, shape = self._path(VIDEO_PATH, name), self._layout.features[name].shape
                 self._videos[name] = VideoEncoder(path, self._layout.fps, shape, self._layout.video)
@@ -162,7 +163,7 @@ class PartWriter:
 def _checked(trajectory: Trajectory, name: str, feature: Feature) -> Steps:
     if feature.kind == "image":
         pictures = trajectory.pictures(name)
-        recorded = pictures.decode(0).shape
+        recorded = picture_shape(pictures, feature)
         if recorded != feature.shape:
             raise DatasetError(
                 f"{trajectory.where}, {name!r}: pictures of {recorded}, and the dataset has {feature.shape}; "

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 
+from ipvla.data.geometry import geometry_features, geometry_steps
 from ipvla.data.pictures import EncodedPictures, encode_png, encoded
 from ipvla.data.publish import appearing, exclusive
 from ipvla.data.recording import OWN_DESCRIPTION, Recording
@@ -33,6 +35,7 @@ from ipvla.data.rlds.records import create_shard
 from ipvla.data.source import DatasetError, Feature, Steps, Trajectory
 from ipvla.data.statistics import Statistics
 from ipvla.files import link
+from ipvla.geometry import DEPTH_UNIT_M
 from ipvla.types import Episode
 
 _EPISODES_PER_SHARD = 256
@@ -77,7 +80,7 @@ def write_rlds(
         assemble(parts, building, layout)
         shutil.rmtree(building / ".parts")
         Statistics.compute(actions, states).save(building / STATISTICS_FILE, name)
-        recording.save(building)
+        (replace(recording, depth_unit_m=DEPTH_UNIT_M) if first.geometry else recording).save(building)
     return target
 
 
@@ -93,14 +96,18 @@ def _trajectories(
 
 
 def _layout(name: str, first: Episode, camera_size: int, recording: Recording) -> RldsLayout:
-    """LIBERO's features, `reasoning`, and questions if the first episode has some."""
+    """LIBERO's features, `reasoning`, and geometry and questions if the first episode has some."""
     pictures = {
         _picture(camera): Feature("image", (camera_size, camera_size, 3), "uint8") for camera in first.images
     }
+    depths: dict[str, Feature] = {}
     rate = "unknown" if recording.control_hz is None else f"{recording.control_hz:g}"
+    for camera, recorded in first.geometry.items():
+        depths |= geometry_features(_picture(camera), recorded)
     texts = ("language_instruction", "reasoning", *(("question", "answer") if first.questions else ()))
     features = {
         **pictures,
+        **depths,
         "observation/state": Feature("number", first.state.shape[1:]),
         "action": Feature("number", first.action.shape[1:]),
         **dict.fromkeys(texts, _TEXT),
@@ -110,7 +117,7 @@ def _layout(name: str, first: Episode, camera_size: int, recording: Recording) -
     return RldsLayout(
         name,
         features,
-        dict.fromkeys(pictures, "png"),
+        dict.fromkeys([*pictures, *(path for path, feature in depths.items() if feature.is_depth)], "png"),
         {"task": _TEXT, "family": _TEXT, "seed": Feature("number", (), "int64"), "file_path": _TEXT},
         "array_record",
         f"{OWN_DESCRIPTION}: one record is one episode, {rate} control steps per second.",
@@ -140,10 +147,25 @@ def _check(episode: Episode, first: Episode, camera_size: int) -> None:
         raise DatasetError(f"{where} has questions, the first one had none; collect all of them again")
     if not (np.isfinite(episode.state).all() and np.isfinite(episode.action).all()):
         raise DatasetError(f"{where} has states or actions that are not finite; leave it out")
+    _check_geometry(episode, first, (length, camera_size, camera_size), where)
     expected = (length, camera_size, camera_size, 3)
     for camera, frames in episode.images.items():
         if frames.shape != expected or frames.dtype != np.uint8:
             raise DatasetError(f"{where}, {camera!r}: {frames.dtype} {frames.shape}, expected uint8 {expected}")
+
+
+def _check_geometry(episode: Episode, first: Episode, shape: tuple[int, int, int], where: str) -> None:
+    if set(episode.geometry) != set(first.geometry):
+        raise DatasetError(
+            f"{where} has geometry of cameras {sorted(episode.geometry)}, the first one of "
+            f"{sorted(first.geometry)}; collect all of them again"
+        )
+    for camera, recorded in episode.geometry.items():
+        if recorded.depth.shape != shape or recorded.unit_m != DEPTH_UNIT_M:
+            raise DatasetError(
+                f"{where}, {camera!r}: depth {recorded.depth.shape} in units of {recorded.unit_m} m, expected "
+                f"{shape} in units of {DEPTH_UNIT_M} m"
+            )
 
 
 def _encoded(frames: npt.NDArray[np.uint8]) -> list[bytes]:
@@ -160,6 +182,8 @@ def _trajectory(episode: Episode, questions: bool) -> Trajectory:
     steps: dict[str, Steps] = {
         _picture(camera): EncodedPictures(_encoded(frames)) for camera, frames in episode.images.items()
     }
+    for camera, recorded in episode.geometry.items():
+        steps |= geometry_steps(_picture(camera), recorded)
     steps |= {
         "observation/state": np.asarray(episode.state, np.float32),
         "action": np.asarray(episode.action, np.float32),

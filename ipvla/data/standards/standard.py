@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ipvla.contract import GRIPPERS, Contract, Gripper
 from ipvla.contract import Pictures as PictureTerms
+from ipvla.data.geometry import EncodedGeometry
 from ipvla.data.pictures import EncodedPictures, Pictures
 from ipvla.data.source import BrokenEpisodeError, DatasetError, Feature, Trajectory
 
@@ -24,6 +25,7 @@ class EncodedEpisode:
         pictures: camera name -> T pictures.
         wordings: texts other than `instruction` that steps carry as their task.
         raw_step: int64 [T], the step in the dataset's own episode that each is: standards may leave steps out.
+        geometry: camera name -> its geometry at all recorded steps, of those cameras that have some.
     """
 
     task: str
@@ -38,6 +40,7 @@ class EncodedEpisode:
     questions: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     wordings: tuple[str, ...] = ()
+    geometry: Mapping[str, EncodedGeometry] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.action)
@@ -45,6 +48,7 @@ class EncodedEpisode:
     @property
     def nbytes(self) -> int:
         pictures = sum(pictures.nbytes for pictures in self.pictures.values())
+        pictures += sum(geometry.nbytes for geometry in self.geometry.values())
         recorded = (self.reasoning, self.questions, self.answers)
         texts = sum(8 * len(each) + sum(len(text) for text in set(each)) for each in recorded)
         return pictures + self.state.nbytes + self.action.nbytes + self.raw_step.nbytes + texts
@@ -203,6 +207,11 @@ class Standard(ABC):
             action=action[steps],
             raw_step=steps,
             wordings=self._wordings(trajectory, instruction),
+            geometry={
+                camera: geometry
+                for camera, path in self.cameras.items()
+                if (geometry := EncodedGeometry.of(trajectory, path)) is not None
+            },
             **{field: tuple(_rows(trajectory.texts(path), steps)) for field, path in _RECORDED.items()},
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,6 +164,11 @@ class HuggingFaceBackbone(DecoderBackbone):
     def speaker(self) -> nn.Module:
         return cast(nn.Module, self.network.lm_head)
 
+    def patches(self, num_views: int) -> tuple[int, int] | None:
+        tokens = (*self.frame.before, *self.frame.behind).count(self.image_token)
+        side = math.isqrt(tokens // num_views)
+        return (side, self.width) if side * side * num_views == tokens else None
+
     def see(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """uint8 [B, V, H, W, 3] -> the image tokens [B, Np, D], and what goes into `Embedded.extra`."""
         raise NotImplementedError
@@ -186,6 +192,8 @@ class HuggingFaceBackbone(DecoderBackbone):
         ids, valid = inputs.input_ids[:, :longest], inputs.attention_mask[:, :longest]
         is_image = (ids == self.image_token) & valid
         perception, extra = self.see(inputs.images)
+        fuse = self.fuse(inputs)
+        perception = perception if fuse is None else fuse(perception)
         # the image token may lie outside the vocabulary
         tokens = self.embed_ids(ids.masked_fill(is_image, 0))
         tokens = tokens.masked_scatter(is_image[..., None], perception.to(tokens.dtype))

@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ipvla.models.features import Features, LayerStates, Reads
+from ipvla.models.fusion import Fusion
 from ipvla.types import NO_TOKEN, ModelInputs
 
 
@@ -148,12 +149,14 @@ class Backbone(nn.Module):
         reads: the layers of which `encode` puts states into the features; set where the model is built.
         insulated: in training, features are detached before a memory behind the backbone reads them.
         state_in_prompt: the prompt has the normalised state in words: `tokenize_with_state` makes it.
+        fusion: how points reach visual tokens, set where the model is built; None for a model without points.
     """
 
     attention: ClassVar[Literal["prefix", "causal"]] = "prefix"
     reads: Reads = Reads()
     insulated: bool = False
     state_in_prompt: bool = False
+    fusion: Fusion | None
 
     vlm: Any  # a transformers.PreTrainedModel, whose classes are untyped
     width: int
@@ -171,6 +174,26 @@ class Backbone(nn.Module):
     def network(self) -> Any:
         """`vlm`, without what PEFT has wrapped around it."""
         return self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fusion = None
+
+    def patches(self, num_views: int) -> tuple[int, int] | None:
+        """The side g of a picture's g x g visual tokens, row by row, and their width; None if there are none."""
+        return None
+
+    def fuse(self, inputs: ModelInputs) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """Visual tokens [B, V * g * g, D] -> the same with what the points of `inputs` say; None without fusion.
+
+        ValueError if the inputs have no points.
+        """
+        fusion, points = self.fusion, inputs.points
+        if fusion is None:
+            return None
+        if points is None:
+            raise ValueError("model.fusion reads points, and inputs have none; give observations with geometry")
+        return lambda tokens: fusion(tokens, points.flatten(1, 3))
 
     def tokenize(self, instruction: str) -> list[int]:
         """The prompt of an instruction as token ids, special and image tokens included."""

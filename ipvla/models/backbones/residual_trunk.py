@@ -8,9 +8,15 @@ Group normalisation keeps maps varied in space, without which keypoints stand st
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+#: Cells [B, V * h * w, C] -> the same with what points say of them.
+Fuse: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 class FilmBlock(nn.Module):
@@ -59,11 +65,16 @@ class ResidualTrunk(nn.Module):
     def calibrate(self, mean_image: torch.Tensor) -> None:
         """Nothing: pictures are centred on grey, since a moving camera has no mean picture."""
 
-    def forward(self, images: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, images: torch.Tensor, condition: torch.Tensor, fuse: Fuse | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         b, v = images.shape[:2]
         x = images.flatten(0, 1).permute(0, 3, 1, 2)
         x = ((x - 127.5) / 64).contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
+        if fuse is not None:
+            cells = fuse(x.flatten(2).transpose(1, 2).reshape(b, -1, x.shape[1]))
+            x = cells.reshape(b * v, -1, x.shape[1]).transpose(1, 2).reshape(x.shape)
         by_view = (condition[:, None] + self.views.to(condition.dtype)).flatten(0, 1)
         for block in self.blocks:
             x = block(x, by_view)

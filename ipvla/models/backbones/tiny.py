@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,6 +138,10 @@ class TinyBackbone(Backbone):
     def calibrate(self, mean_image: torch.Tensor) -> None:
         self.network.trunk.calibrate(mean_image)
 
+    def patches(self, num_views: int) -> tuple[int, int]:
+        trunk = self.network.trunk
+        return math.isqrt(len(trunk.grid)), self.network.config.trunk_channels
+
     def language_layers(self) -> list[nn.Module]:
         return list(self.network.layers)
 
@@ -154,7 +159,7 @@ class TinyBackbone(Backbone):
         lengths = inputs.attention_mask.sum(-1)
         longest = int(lengths.max())  # columns of padding alone cost time and say nothing
         ids, valid = inputs.input_ids[:, :longest], inputs.attention_mask[:, :longest]
-        tokens, seen = self.network.embed(inputs.images, inputs.proprio, ids, valid)
+        tokens, seen = self.network.embed(inputs.images, inputs.proprio, ids, valid, self.fuse(inputs))
         start = self.network.text_start
         return Embedded(
             tokens=tokens,
@@ -216,7 +221,7 @@ class TinyBackbone(Backbone):
         self._check_length(rows.shape[1])
         ids = rows.clamp(min=0)
         prefix = (rows != NO_TOKEN) & ~suffix
-        x, _ = self.network.embed(inputs.images, inputs.proprio, ids, prefix)
+        x, _ = self.network.embed(inputs.images, inputs.proprio, ids, prefix, self.fuse(inputs))
         hidden = self.network.run(x, self.network.reply_mask(prefix, suffix))
         logits = self.network.lm_logits(hidden[-1][:, self.network.text_start :])
         asked = suffix[:, 1:]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ipvla.models.backbones.residual_trunk import ResidualTrunk
+from ipvla.models.backbones.residual_trunk import Fuse, ResidualTrunk
 
 
 class TinyVLMConfig(PreTrainedConfig):
@@ -63,13 +63,16 @@ class TinyTrunk(nn.Module):
         """Centres pictures on this one, float [3, H, W]."""
         self.mean_image.copy_(mean_image)
 
-    def forward(self, images: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, images: torch.Tensor, condition: torch.Tensor, fuse: Fuse | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         b, v = images.shape[:2]
         x = images.flatten(0, 1).permute(0, 3, 1, 2)
         x = ((x - self.mean_image) / 40).contiguous(memory_format=torch.channels_last)
         x = F.relu(self.conv2(F.relu(self.conv1(x))))
         x = x.flatten(2).transpose(1, 2)
         x = x.reshape(b, v * x.shape[1], -1)
+        x = x if fuse is None else fuse(x)
         scale, shift = self.film(condition)[:, None].chunk(2, -1)
         x = F.relu(self.mix(x * (1 + 2 * scale)) + shift)
         weight = x.float().square().reshape(b, v, -1, x.shape[-1])
@@ -162,15 +165,25 @@ class TinyVLM(PreTrainedModel):
         return int(self.config.visual_tokens) + 1
 
     def embed(
-        self, images: torch.Tensor, proprio: torch.Tensor, input_ids: torch.Tensor, prefix: torch.Tensor
+        self,
+        images: torch.Tensor,
+        proprio: torch.Tensor,
+        input_ids: torch.Tensor,
+        prefix: torch.Tensor,
+        fuse: Fuse | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """All tokens [B, N, D] and the visual map [B, Np, Dp]; `prefix` bool [B, L] marks the prompt's tokens."""
+        """All tokens [B, N, D] and the visual map [B, Np, Dp].
+
+        Args:
+            prefix: bool [B, L], True on the prompt's tokens.
+            fuse: adds to the trunk's cells [B, Np, C], before the instruction modulates them, what points say.
+        """
         words = self.embed_tokens(input_ids) + self.positions[: input_ids.shape[1]]
         sentence = self.language(words)
         weight = prefix[..., None].to(sentence.dtype)
         sentence = self.language_norm((sentence * weight).sum(1) / weight.sum(1).clamp(min=1))
         body = self.proprio_norm(self.proprio(proprio))
-        perception, centroids = self.trunk(images, self.condition(torch.cat([sentence, body], -1)))
+        perception, centroids = self.trunk(images, self.condition(torch.cat([sentence, body], -1)), fuse)
         visual = self.visual(centroids.to(sentence.dtype)).unflatten(-1, (self.config.visual_tokens, -1))
         last = F.one_hot(prefix.sum(-1) - 1, input_ids.shape[1])[..., None].to(words.dtype)
         words = words + last * (self.summary(centroids.to(sentence.dtype)) + body)[:, None]

@@ -172,9 +172,9 @@ class OpenpiSource:
         """
         metadata = self.metadata()
         if metadata.get("server") != OURS:
-            return offered
+            return offered.pictures_alone
         if CONTRACT not in metadata:
-            return offered.in_environment_units
+            return offered.in_environment_units.pictures_alone
         return fitted(Contract.from_dict(metadata[CONTRACT]), offered, f"the policy at {self.url}", world)
 
     def serve(self, serving: Serving, running: Service | None = None) -> ClientService:

@@ -17,6 +17,9 @@ from typing import Any, Final
 import msgpack
 import numpy as np
 
+from ipvla.contract import Orientation
+from ipvla.geometry import CameraGeometry
+from ipvla.rollout.openpi.depth import geometry_keys, geometry_message, geometry_of
 from ipvla.types import Ahead, Observation
 
 #: Camera -> key; a camera that is not here goes by its own name.
@@ -124,11 +127,13 @@ def image_key(camera: str) -> str:
 
 def to_message(observation: Observation) -> dict[str, Any]:
     """What any openpi server of LIBERO's layout understands; further keys are ours."""
+    geometry = (geometry_message(image_key(camera), seen) for camera, seen in (observation.geometry or {}).items())
     return {
         **{image_key(camera): image for camera, image in observation.images.items()},
         STATE: np.asarray(observation.proprio, np.float32),
         PROMPT: observation.instruction,
         STEP: observation.t,
+        **{key: value for of_camera in geometry for key, value in of_camera.items()},
     }
 
 
@@ -144,6 +149,7 @@ def from_message(
     t: int,
     prompt: str | None = None,
     action_dim: int | None = None,
+    geometry: Orientation | None = None,
 ) -> Observation:
     """The observation in a message of either layout.
 
@@ -153,6 +159,7 @@ def from_message(
         t: where the message does not tell.
         prompt: where the message has none; None if it must have one.
         action_dim: A of what is `ahead`; None to leave that out.
+        geometry: how the pictures are turned of a policy that reads their geometry; None to leave that out.
 
     Raises:
         ObservationError: a key is missing, or its value of another type, shape or range.
@@ -162,7 +169,8 @@ def from_message(
     message = _of_aloha(message) if _IMAGES in message else message
     if prompt is not None:
         message = {PROMPT: prompt, **message}
-    needed = [*map(image_key, cameras), STATE, PROMPT]
+    keys = [*map(image_key, cameras)]
+    needed = [*keys, *(key for one in keys if geometry for key in geometry_keys(one)), STATE, PROMPT]
     missing = [key for key in needed if key not in message]
     if missing:
         raise ObservationError(f"the observation lacks {', '.join(missing)}; it has {_keys(message)}")
@@ -172,7 +180,17 @@ def from_message(
         instruction=_prompt(message[PROMPT]),
         t=_step(message.get(STEP, t)),
         ahead=None if action_dim is None or AHEAD not in message else _ahead(message[AHEAD], action_dim),
+        geometry=None if geometry is None else _geometry(message, cameras, geometry),
     )
+
+
+def _geometry(
+    message: Mapping[Any, Any], cameras: Sequence[str], orientation: Orientation
+) -> dict[str, CameraGeometry]:
+    try:
+        return {camera: geometry_of(image_key(camera), message, orientation) for camera in cameras}
+    except ValueError as error:
+        raise ObservationError(str(error)) from None
 
 
 def _of_aloha(message: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -71,8 +71,12 @@ class GymSimulator:
         success = self._success(float(reward), bool(terminated), info)
         return StepOutcome(success, failure=not success and bool(terminated or truncated))
 
-    def observe(self) -> Observation:
-        """The pictures that were asked for, and the state."""
+    def observe(self, geometry: bool = False) -> Observation:
+        """The pictures that were asked for, and the state. GymError if geometry is wanted: there is no depth."""
+        if geometry:
+            raise GymError(
+                f"{self.task.name} is a Gymnasium environment, which gives no depth; do without geometry"
+            )
         return Observation(
             {name: _squeezed(self.picture(name), self._size) for name in self._cameras},
             self.proprio(),

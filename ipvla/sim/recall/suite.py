@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ipvla.contract import HAND
+from ipvla.contract import SIMULATED_HAND
 from ipvla.files import write_text
 from ipvla.sim.environment import gl_environment
 from ipvla.sim.libero import PACKAGES, LiberoSimulator, configure
@@ -14,7 +14,7 @@ from ipvla.sim.recall.scene import WORKSPACE_X_M, WORKSPACE_Y_M, arena_mjcf
 from ipvla.sim.recall.tasks import TASKS, VERSION, RecallTask, unlisted_task
 from ipvla.sim.suite import Suite, SuiteEntry, SuiteFacts
 
-_FACTS = SuiteFacts(contract=HAND, has_expert=True, packages=PACKAGES, environment=gl_environment)
+_FACTS = SuiteFacts(contract=SIMULATED_HAND, has_expert=True, packages=PACKAGES, environment=gl_environment)
 
 
 def recall_suite(cache_dir: Path) -> Suite:

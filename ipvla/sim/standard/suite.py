@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from ipvla.contract import HAND
+from ipvla.contract import SIMULATED_HAND
 from ipvla.sim.altered_tasks import goal_of, scene_of
 from ipvla.sim.demonstration import Demonstration, Expert, Lead, Showing
 from ipvla.sim.environment import gl_environment
@@ -25,7 +25,7 @@ SIMULATOR_BYTES: Final = 7 * 2**28
 #: What all suites of LIBERO's scenes have in common.
 FACTS: Final = SuiteFacts(
     profiles=PROFILES,
-    contract=HAND,
+    contract=SIMULATED_HAND,
     packages=PACKAGES,
     environment=gl_environment,
     worlds=1,

@@ -159,7 +159,8 @@ def test_an_episode_that_does_not_fit_is_refused_and_nothing_is_left(tmp_path, b
     [
         ({"a/b": Feature("number", (1,))}, "'a/b' cannot have this name"),
         ({"task": Feature("text")}, "'task' cannot have this name"),
-        ({"depth": Feature("image", (4, 4, 1))}, r"\[4, 4, 1\], no \[H, W, 3\] picture; leave it out"),
+        ({"gray": Feature("image", (4, 4, 1), "uint8")}, r"\[4, 4, 1\], no \[H, W, 3\] picture; leave it out"),
+        ({"depth": Feature("image", (4, 4, 2), "uint16")}, r"\[4, 4, 2\], no \[H, W, 1\] picture; leave it"),
         ({"points": Feature("number", (0, 3))}, "its size varies"),
     ],
 )

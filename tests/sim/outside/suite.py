@@ -30,7 +30,7 @@ FACTS = SuiteFacts(
 class Pictured(PointSimulator):
     """The point world, seen."""
 
-    def observe(self) -> Observation:
+    def observe(self, geometry: bool = False) -> Observation:
         seen = super().observe()
         return Observation({"agentview": self.frame(16)}, seen.proprio, seen.instruction, seen.t)
 
