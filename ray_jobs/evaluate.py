@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from rich.console import Console
 
+from evaluators.compute import compute
 from evaluators.console import comparison_table, result_note, success_table
 from evaluators.episodes import Video, VideoChoice, write_episodes
 from evaluators.intervals import minimum_detectable_difference
@@ -124,6 +125,12 @@ class EvaluateConfig(PlayedPolicies):
 
     def _require_pace(self) -> None:
         """ValueError if someone who is evaluated has no part in how late answers come."""
+        others = [name for name in self.policies if name == EXPERT or name in self.servers]
+        if others and str(self.success.slow):
+            raise ValueError(
+                f"success.slow: {self.success.slow} has no effect on {', '.join(others)}, which think elsewhere; "
+                "leave it out"
+            )
         if EXPERT in self.policies and not self.success.pace.plain:
             raise ValueError(
                 f"success.latency_steps and success.chunking have no effect on {EXPERT}, which sees the true "
@@ -235,8 +242,11 @@ def checked_sources(
     sources = {name: config.source(name, load) for name in config.policies}
     for name, source in sources.items():
         if isinstance(source, PolicySource):
-            policy = Policy.load(source.directory, unnorm_key=config.unnorm_key, sampling=config.sampling)
+            chosen = partial(Policy.load, unnorm_key=config.unnorm_key, sampling=config.sampling)
+            policy = chosen(source.directory, slow=config.success.slow)
             policy.require_finite()
+            if policy.config.speeds.two:
+                console.print(f"{name}: {compute(policy, policy.blank())}", markup=False)
             policy.require_prompts(instructions)
             execute = config.success.played_by.execute or policy.execute
             config.success.pace.require(policy.config.chunk, execute, HeadFacts.of(policy.config.head))
