@@ -209,7 +209,7 @@ class TinyBackbone(Backbone):
     def last_layers(self, tokens: torch.Tensor, valid: torch.Tensor, past: LayerStates) -> torch.Tensor:
         earlier = self._past(past)
         hidden = self.network.run(tokens, valid[:, None, None], earlier, self.num_layers - len(earlier))
-        return self.network.norm(hidden[-1])
+        return cast(torch.Tensor, self.network.norm(hidden[-1]))
 
     def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
         return cast(torch.Tensor, self.network.embed_tokens(ids))

@@ -148,7 +148,7 @@ class TwoSpeeds(MemoryModule):
     ) -> tuple[Features, Memory, torch.Tensor | None]:
         slow, held, coming, fast = (_part(memory, name) for name in ("slow", "held", "coming", "fast"))
         thinks, source, thought_t, due = self._drawn(batch, held["t"], memory["due"])
-        features, slow, loss = self.slow.window(backbone, replace(batch, valid=thinks), slow)
+        features, slow, loss = self._thoughts(backbone, replace(batch, valid=thinks), slow)
         shape, lanes = batch.valid.shape, torch.arange(len(batch.valid), device=batch.t.device)[:, None]
         kept = {
             name: torch.cat([held[name][:, None].to(new.dtype), new], 1)[lanes, source + 1]
@@ -162,6 +162,20 @@ class TwoSpeeds(MemoryModule):
         held = {name: value[:, -1] for name, value in kept.items()} | {"t": thought_t[:, -1]}
         after = _joined(slow=slow, held=held, coming=coming, fast=fast) | {"due": due}
         return seen, after, sum(losses[1:], losses[0]) if losses else None
+
+    def _thoughts(
+        self, backbone: Backbone, batch: StepBatch, memory: Memory
+    ) -> tuple[Features, Memory, torch.Tensor | None]:
+        """As the mechanism's own `window`, without a pass through the backbone for steps that are not valid."""
+        if self.slow.feeds_backbone:
+            return self.slow.window(backbone, batch, memory)
+        inputs, places = batch.inputs.flatten(), batch.valid.flatten()
+        rows = places.nonzero()[:, 0] if places.any() else torch.zeros(1, dtype=torch.long, device=places.device)
+        some = backbone(inputs.map(lambda x: x[rows])).features
+        features = some.map(lambda x: x.new_zeros(len(places), *x.shape[1:]).index_copy(0, rows, x))
+        features = features.map(lambda x: x.reshape(*batch.valid.shape, *x.shape[1:]))
+        features, memory = self.slow.scan(features, memory, batch.t, batch.is_first, batch.valid)
+        return features, memory, None
 
     def at_once(self, backbone: Backbone, inputs: ModelInputs, features: Features) -> Features:
         """At an episode's first step, from what the backbone has made of it, with nothing remembered."""
@@ -177,15 +191,16 @@ class TwoSpeeds(MemoryModule):
             bool [B, K], the steps that think; int64 [B, K], the step of the window whose thought is acted on, -1
             for the one before the window; int64 [B, K], that thought's control step; int64 [B], `due` afterwards.
         """
-        source, thinks, sources, times = torch.full_like(due, -1), [], [], []
+        source = torch.full_like(due, -1)
+        columns: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         for k in range(batch.t.shape[1]):
             t = batch.t[:, k]
             now = batch.valid[:, k] & (batch.is_first[:, k] | (held_t < 0) | (t >= due))
             due = torch.where(now, t + 1 + batch.noise_seed[:, k] % self.config.staleness, due)
             source, held_t = torch.where(now, k, source), torch.where(now, t, held_t)
-            for column, value in ((thinks, now), (sources, source), (times, held_t)):
-                column.append(value)
-        return torch.stack(thinks, 1), torch.stack(sources, 1), torch.stack(times, 1), due
+            columns.append((now, source, held_t))
+        thinks, sources, times = (torch.stack(one, 1) for one in zip(*columns, strict=True))
+        return thinks, sources, times, due
 
 
 def part_of(name: str) -> str:

@@ -155,6 +155,26 @@ class TestTraining:
         for name in state.keys() - {"due"}:
             torch.testing.assert_close(after[name], state[name], rtol=1e-4, atol=1e-5)
 
+    def test_passes_steps_that_think_alone_through_the_backbone(self, form: TwoSpeedsConfig) -> None:
+        policy = model(form)
+        batch, rows = window(policy, lanes=4, steps=8, stride=1), passes(policy)
+        thinks, *_ = two(policy)._drawn(batch, *(policy.initial_memory(4)[name] for name in (THOUGHT_T, "due")))
+        policy.loss(batch, policy.initial_memory(4))
+        assert rows == [int(thinks.sum())]
+        assert rows[0] < 20
+
+    def test_goes_on_where_no_step_of_a_window_thinks(self, form: TwoSpeedsConfig) -> None:
+        policy = model(form)
+        batch = window(policy, lanes=2, steps=2, stride=1)
+        _, state, _ = two(policy).window(policy.backbone, batch, policy.initial_memory(2))
+        state["due"] = torch.full((2,), 99)
+        later = replace(batch, t=batch.t + 2, is_first=torch.zeros(2, 2, dtype=torch.bool))
+        features, after, _ = two(policy).window(policy.backbone, later, state)
+        assert features.cognition.isfinite().all()
+        for name in state:
+            if not name.startswith("fast/"):
+                torch.testing.assert_close(after[name], state[name])
+
     def test_meets_every_age_below_the_limit_and_no_other(self, form: TwoSpeedsConfig) -> None:
         policy = model(replace(form, staleness=6, period=2), NoMemoryConfig())
         batch = window(policy, lanes=40, steps=40, stride=1)
