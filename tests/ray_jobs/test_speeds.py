@@ -138,8 +138,8 @@ def test_settings_are_those_of_the_command_line() -> None:
             {"chunking": GuidedConfig()},
             r"pulls at a velocity, and a head of type regression has none; choose ensemble or switch",
         ),
-        ("latent", {"slow": SlowPace(period=9)}, r"success\.slow\.period is 9, .* at most 8"),
-        ("regression", {"slow": SlowPace(period=4)}, r"success\.slow: period=4, and the policy has no slow part"),
+        ("latent", {"slow": SlowPace(period=9)}, r"slow\.period is 9, .* at most 8"),
+        ("regression", {"slow": SlowPace(period=4)}, r"slow: period=4, and the policy has no slow part"),
     ],
 )
 def test_what_a_policy_cannot_do_is_refused_before_any_process_starts(
@@ -214,6 +214,25 @@ class TestAServer:
         assert answer.execute == 4
         unaided, _ = policy.act([replace(named, ahead=None)], policy.initial_memory(1))
         assert np.abs(unaided[0] - expected[0]).max() > 1e-3
+
+    def test_of_a_policy_at_two_speeds_thinks_at_its_own_pace_or_at_the_one_it_is_given(self, root: Path) -> None:
+        directory = root / "runs" / "recall" / "latent" / "policy"
+        for slow, expected in ((SlowPace(), [0, 4, 8]), (SlowPace(period=8), [0, 0, 8])):
+            server = serving(ServeConfig(policy=directory, slow=slow), None)
+            sent = {
+                "observation/image": np.full((64, 64, 3), 90, np.uint8),
+                "observation/state": np.zeros(8, np.float32),
+                "prompt": "press the button",
+            }
+
+            async def asked(server: Any = server, sent: Any = sent) -> list[Any]:
+                shown = [server._observe(unpack(pack(sent | {"t": 4 * i})), 0) for i in range(3)]
+                return [await server._policy.act(EpisodeId("a"), i, one) for i, one in enumerate(shown)]
+
+            answers = asyncio.run(asked())
+            assert [answer.thought_t for answer in answers] == expected
+        with pytest.raises(ValueError, match=r"^slow\.period is 9, .* at most 8"):
+            serving(ServeConfig(policy=directory, slow=SlowPace(period=9)), None)
 
     def test_refuses_what_its_head_cannot_go_on_from_before_it_is_asked(self, root: Path) -> None:
         facts = {name: HeadFacts.of(head) for name, head in HEADS.items()}

@@ -38,9 +38,9 @@ class SlowPace:
 
     def __post_init__(self) -> None:
         if self.period is not None and self.period < 1:
-            raise ValueError(f"success.slow.period is {self.period}; give control steps, at least 1")
+            raise ValueError(f"slow.period is {self.period}; give control steps, at least 1")
         if self.deadline is not None and self.deadline < 0:
-            raise ValueError(f"success.slow.deadline is {self.deadline}; give control steps, 0 or more")
+            raise ValueError(f"slow.deadline is {self.deadline}; give control steps, 0 or more")
 
     def __str__(self) -> str:
         """What a result says of it; empty if nothing is set."""
@@ -90,7 +90,7 @@ class SpeedsConfig(draccus.ChoiceRegistry):
         if not str(pace):
             return self
         raise ValueError(
-            f"success.slow: {pace}, and the policy has no slow part, only one speed; leave it out, or train with "
+            f"slow: {pace}, and the policy has no slow part, only one speed; leave it out, or train with "
             "model.speeds.type latent or fast_in_slow"
         )
 
@@ -123,8 +123,8 @@ class TwoSpeedsConfig(SpeedsConfig):
     """Of every form with a slow and a fast part.
 
     Attributes:
-        period: control steps from one thought to the next in rollout; `success.slow.period` plays another.
-        deadline: control steps until a thought is acted on; `success.slow.deadline` plays another.
+        period: control steps from one thought to the next in rollout; `slow.period` plays another.
+        deadline: control steps until a thought is acted on; `slow.deadline` plays another.
         staleness: no thought is acted on that is so many control steps old: the slow part thinks at once, however
             long that takes. Training draws ages below it.
         memory: where the mechanism of `model.memory` sits: `slow`, `fast` or `both`, each with its own weights.
@@ -187,4 +187,4 @@ class TwoSpeedsConfig(SpeedsConfig):
         try:
             return replace(self, **given)
         except ValueError as error:
-            raise ValueError(str(error).replace("model.speeds.", "success.slow.", 1)) from None
+            raise ValueError(str(error).replace("model.speeds.", "slow.", 1)) from None

@@ -257,13 +257,13 @@ class TestBadInput:
         assert "\n" not in str(refused.value)
 
     def test_a_pace_above_the_staleness_limit_names_the_setting_of_rollout(self) -> None:
-        with pytest.raises(ValueError, match=r"^success\.slow\.period is 9, .* at most 8, or train with a larger"):
+        with pytest.raises(ValueError, match=r"^slow\.period is 9, .* at most 8, or train with a larger"):
             LATENT.paced(SlowPace(period=9))
-        with pytest.raises(ValueError, match=r"success\.slow\.period is 0"):
+        with pytest.raises(ValueError, match=r"slow\.period is 0"):
             SlowPace(period=0)
 
     def test_a_pace_needs_a_slow_part(self) -> None:
-        with pytest.raises(ValueError, match=r"success\.slow: period=4, and the policy has no slow part"):
+        with pytest.raises(ValueError, match=r"slow: period=4, and the policy has no slow part"):
             SingleSpeedConfig().paced(SlowPace(period=4))
         assert SingleSpeedConfig().paced(SlowPace()) == SingleSpeedConfig()
 
