@@ -48,20 +48,23 @@ def timeline(result: EpisodeResult, trace: EpisodeTrace) -> bytes:
     A dot is a thought's observation, a line from it the time until it was acted on, and a bar how long it was.
     """
     from matplotlib.figure import Figure  # takes a second
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     slow, fast, age = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 2))
-    ends = [first for _, first, _ in thoughts(trace)[1:]] + [len(trace.actions)]
-    for (begun, first, _), end in zip(thoughts(trace), ends, strict=True) if trace.thought_t is not None else ():
-        slow.broken_barh([(first, end - first)], (0.2, 0.6), color=_THOUGHT, alpha=0.4)
+    told, end, old = thoughts(trace), len(trace.actions), ages(trace)
+    until = [first for _, first, _ in told[1:]] + [end]
+    for i, (begun, first, _) in enumerate(told):
+        slow.broken_barh([(first, until[i] - first)], (0.2, 0.6), color=_THOUGHT, alpha=0.4)
         slow.plot([begun, first], [0.5, 0.5], color=_THOUGHT)
         slow.plot([begun], [0.5], marker="o", color=_THOUGHT)
     fast.vlines(trace.asked_t, 0.2, 0.8, color=_CALL)
     if trace.latency is not None:
         late = [(int(t), int(d)) for t, d in zip(trace.asked_t, trace.latency, strict=True) if d]
         fast.broken_barh(late, (0.35, 0.3), color=_LATE, alpha=0.6)
-    age.step(np.arange(len(trace.actions)), ages(trace), where="post", color=_AGE)
-    age.set(xlabel="control step", ylabel="age of what\nit rests on", ylim=(0, None), xlim=(0, len(trace.actions)))
+    age.step(np.arange(end + 1), np.append(old, old[-1:]), where="post", color=_AGE)
+    age.set(xlabel="control step", ylabel="age of what\nit rests on", ylim=(0, None), xlim=(-0.5, end + 0.5))
+    age.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes, name in ((slow, "slow part\nthinks"), (fast, "policy\nis asked")):
         _bare(axes, name)
     slow.set_title(f"{result.spec.key}: {result.outcome} after {result.steps} control steps", fontsize=10)
