@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from evaluators.success_table import SuccessTable
+from evaluators.timeline import ages
 from ipvla.files import replacing
 from ipvla.types import EpisodeResult, EpisodeTrace
 
@@ -41,8 +42,9 @@ def write_trace(trace: EpisodeTrace, path: Path) -> Path:
 
     Columns: t, policy_step (the answer that the action belongs to, from 0), answer_s (seconds that the policy took
     before this step, null within a chunk), step_s (seconds of the simulator), action_0, action_1, ...; and of an
-    episode in a world that did not wait age, control steps since the answer's observation. There policy_step and
-    age are null where the robot kept still.
+    episode in a world that did not wait age, control steps since the answer's observation; of one that a policy at
+    two speeds played thought_age, control steps since the observation of the slow part's thought. In a world that
+    did not wait these and policy_step are null where the robot kept still.
     """
     import pyarrow as pa  # takes a second
     import pyarrow.parquet as pq
@@ -61,6 +63,9 @@ def write_trace(trace: EpisodeTrace, path: Path) -> Path:
         still = call < 0
         columns["policy_step"] = pa.array(call, mask=still)
         columns["age"] = pa.array(steps - trace.asked_t[call], mask=still)
+    if trace.thought_t is not None:
+        old = ages(trace)
+        columns["thought_age"] = pa.array(np.nan_to_num(old).astype(np.int64), mask=np.isnan(old))
     with replacing(path) as part:
         pq.write_table(pa.table(columns), part)
     return path
@@ -92,13 +97,14 @@ VideoChoice = Literal["all", "failures"] | int
 
 @dataclass(frozen=True)
 class Video:
-    """The recording of one episode; `outcome` as in `EpisodeResult`."""
+    """The recording of one episode; `outcome` as in `EpisodeResult`, `timeline` a PNG where there is one."""
 
     policy: str
     task: str
     trial: int
     outcome: str
     path: Path
+    timeline: bytes | None = None
 
 
 def chosen_videos(table: SuccessTable, choice: VideoChoice, directory: Path) -> list[tuple[EpisodeResult, Video]]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,6 +33,7 @@ from ipvla.rollout.memory_intervention import (
     Shuffle,
     Swap,
     can_shuffle,
+    has_part,
     memory_file,
 )
 from ipvla.rollout.policy_actor import PolicySource
@@ -55,10 +56,12 @@ class InterventionConfig:
     Attributes:
         kinds: of `reset`, `freeze`, `swap`, `shuffle`.
         times: control steps t, each below the horizon of every task that is played.
+        part: of policies at two speeds, `slow` or `fast`: whose memory is changed; null for all of it.
     """
 
     kinds: tuple[str, ...] = tuple(INTERVENTIONS)
     times: tuple[int, ...] = (10, 20, 30, 40)
+    part: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("kinds", "times"):
@@ -68,8 +71,23 @@ class InterventionConfig:
         for kind in self.kinds:
             if kind not in INTERVENTIONS:
                 raise ValueError(f"probe.kinds: {kind!r} is no probe; {did_you_mean(kind, INTERVENTIONS)}")
+        if self.part not in (None, "slow", "fast"):
+            raise ValueError(f"probe.part is {self.part!r}; choose slow or fast, or null for all of the memory")
         if min(self.times) < 0:
             raise ValueError(f"probe.times: {min(self.times)} lies before the episode; pass control steps >= 0")
+
+    @property
+    def suffix(self) -> str:
+        """Of the files of these results, so that those of other parts lie beside them."""
+        return f"-{self.part}" if self.part else ""
+
+    def require(self, name: str, policy: BatchPolicy) -> None:
+        """ValueError if this policy remembers nothing in the part that is probed."""
+        if self.part is not None and not has_part(policy, self.part):
+            raise ValueError(
+                f"probe.part is {self.part}, and {name} remembers nothing in such a part; leave it out, or train "
+                "with model.speeds.type and model.speeds.memory"
+            )
 
     def build(self, success: SuccessConfig, cache_dir: Path) -> MemoryUseEvaluation:
         """Opens the suite of `success`; Ray is needed once episodes run. ValueError as `MemoryUseEvaluation`'s."""
@@ -199,7 +217,7 @@ class MemoryUseEvaluation:
         self, config: InterventionConfig, success: SuccessConfig, suite: Suite, make_simulator: MakeSimulator
     ) -> None:
         success.pace.require_plain("memory is probed")
-        self._config = success
+        self._config, self._probe = success, config
         self._service: InterventionService | None = None
         self._success = SuccessEvaluation(success, suite, make_simulator, serve=self._serve)
         self._kinds, self._times = config.kinds, tuple(sorted(config.times))
@@ -237,7 +255,8 @@ class MemoryUseEvaluation:
             JobFailedError: an episode failed in every attempt.
         """
         left_out: dict[str, str] = {}
-        if Shuffle.kind in self._kinds and not can_shuffle(policy):
+        part = self._probe.part
+        if Shuffle.kind in self._kinds and not can_shuffle(policy, part):
             left_out[Shuffle.kind] = "the memory has no floating-point tensor whose values could be permuted"
         cells = [(t, kind) for t in self._times for kind in self._kinds if kind not in left_out]
         bar = _Bar(on_progress, len(self._success.specs), 1 + len(cells))
@@ -255,10 +274,13 @@ class MemoryUseEvaluation:
         family = {task.name: task.family for task in self._success.tasks}
         tasks, families = list[LossRow](), list[LossRow]()
         for t, kind in cells:
-            intervention, touched = INTERVENTIONS[kind](t), frozenset(spec.key for spec in reached[t])
+            intervention, touched = (
+                replace(INTERVENTIONS[kind](t), part=part),
+                frozenset(spec.key for spec in reached[t]),
+            )
             if kind == Swap.kind:
                 files = _donors(reached[t], t, donors)
-                intervention, touched = Swap(t, files), frozenset(files)
+                intervention, touched = Swap(t, files, part=part), frozenset(files)
             bar.start(f"{name} {kind} at {t}")
             table = self._play(name, intervention, touched, source, undisturbed, directory, bar)
             tasks += _rows(kind, t, touched, table, before, own)
@@ -322,7 +344,7 @@ class MemoryUseEvaluation:
         bar: _Bar,
     ) -> SuccessTable:
         changed = InterventionSource(source.load, source.directory, (intervention,))
-        journal = directory / f"{intervention.kind}-{intervention.t}.sqlite"
+        journal = directory / f"{intervention.kind}-{intervention.t}{self._probe.suffix}.sqlite"
         with Journal(journal, self.fingerprint(changed)) as records:
             for result in undisturbed.results:
                 if result.spec.key not in touched:
@@ -352,7 +374,9 @@ class _Bar:
 def _conditions(source: PolicyEndpoint) -> dict[str, str]:
     """The interventions of a source as the fingerprint has them; a record changes nothing."""
     interventions = source.interventions if isinstance(source, InterventionSource) else ()
-    return {f"probe.{one.kind}": str(one.t) for one in interventions if one.kind in INTERVENTIONS}
+    probes = [one for one in interventions if one.kind in INTERVENTIONS]
+    parts = [one.part for one in probes if one.part]
+    return {**{f"probe.{one.kind}": str(one.t) for one in probes}, **({"probe.part": parts[0]} if parts else {})}
 
 
 def _reached(results: Sequence[EpisodeResult], t: int, execute: int) -> list[EpisodeSpec]:

@@ -50,6 +50,7 @@ class Report:
             timeline=_inline(failure_timeline(self.tables)),
             difference_cell=difference_cell,
             curves=_inline(learning_curves(self.curves)),
+            timelines=[(video, _inline(video.timeline)) for video in self.videos if video.timeline],
             videos=[(video, os.path.relpath(video.path, path.parent)) for video in self.videos],
             fingerprints={table.policy: table.fingerprint for table in self.tables},
         )

@@ -16,7 +16,9 @@ from evaluators.episodes import Video, VideoChoice, chosen_videos
 from evaluators.intervals import confidence_sequence, wilson_interval
 from evaluators.rollout_status import RolloutStatus
 from evaluators.success_table import SuccessTable, tabulate
+from evaluators.timeline import has_timeline, timeline
 from ipvla.contract import Contract, readable_changes
+from ipvla.models.speeds import SlowPace
 from ipvla.rollout.chunk_player import Pace
 from ipvla.rollout.chunking import ChunkingConfig, SwitchConfig
 from ipvla.rollout.endpoint import PolicyEndpoint, Service, Serving
@@ -75,6 +77,7 @@ class SuccessConfig:
             which every call draws one. 0 for a world that waits.
         meanwhile: what is played until then: `hold` keeps the robot still, `rest` plays the last chunk's rest.
         chunking: how an answer takes over from the last one, see `ipvla.rollout.chunking`.
+        slow: how often the slow part of a policy at two speeds thinks, and how long that takes.
     """
 
     suite: str = "recall"
@@ -97,6 +100,7 @@ class SuccessConfig:
     latency_steps: int | tuple[int, ...] = 0
     meanwhile: str = "hold"
     chunking: ChunkingConfig = field(default_factory=SwitchConfig)
+    slow: SlowPace = field(default_factory=SlowPace)
 
     def __post_init__(self) -> None:
         _ = self.pace
@@ -315,8 +319,13 @@ class SuccessEvaluation:
                 for result, video in videos
                 if not video.path.exists() and (trace := records.trace(result.spec))
             ]
+            recorded = [(result, video, records.trace(result.spec)) for result, video in videos]
         self.simulators().record(jobs)
-        return [video for _, video in videos if video.path.exists()]
+        return [
+            replace(video, timeline=timeline(result, trace)) if trace and has_timeline(trace) else video
+            for result, video, trace in recorded
+            if video.path.exists()
+        ]
 
     def fingerprint(self, source: PolicyEndpoint) -> dict[str, str]:
         """Everything that a result depends on but its episode's key, which says the layout."""
@@ -333,6 +342,7 @@ class SuccessEvaluation:
             **self._terms(source),
             **self._perturbed(),
             **self._config.pace.conditions(),
+            **({"slow": str(self._config.slow)} if str(self._config.slow) else {}),
             **self._reworded(),
         }
 

@@ -233,6 +233,7 @@ class ExperimentConfig(StorageRoots):
             "model.osf": model.osf is not None,
             "model.nf4": model.nf4 is not None,
             "model.fusion": model.fusion.reads,
+            f"model.speeds.type {model.speeds.kind}": model.speeds.two,
         }
         if method is not None and not method.shards:
             refused[f"forgetting.method.type {method.get_choice_name(type(method))}"] = True
@@ -370,7 +371,7 @@ class ExperimentConfig(StorageRoots):
                 "start_from to that policy"
             )
         if start is None:
-            policy.model.backbone.calibrate(_mean_image(dataset, conventions))
+            policy.model.calibrate(_mean_image(dataset, conventions))
         model = policy.model.to(world.device)
         if self.training.activation_checkpointing:
             model.backbone.checkpoint_activations()

@@ -29,6 +29,7 @@ from ipvla.models.heads import Sampling
 from ipvla.models.heads.protocol import Rest
 from ipvla.models.nf4 import dequantise, parameter_count
 from ipvla.models.saved_size import no_larger_than
+from ipvla.models.speeds import SlowPace
 from ipvla.models.vla import IPVLA, IPVLAConfig, adopt
 from ipvla.types import Memory, Observation
 
@@ -135,21 +136,24 @@ class Policy:
 
     def require_finite(self) -> Self:
         """Answers a blank observation, and returns itself. CheckpointError if the actions are not finite."""
+        with torch.inference_mode():
+            actions, _ = self.act([self.blank()], self.initial_memory(1))
+        if not np.isfinite(actions).all():
+            raise CheckpointError("the policy's first actions are not finite; use an earlier checkpoint")
+        return self
+
+    def blank(self) -> Observation:
+        """An episode's first observation that shows nothing."""
         size = self.transforms.conventions.image_size or _ANY_SIDE
         cameras = self.transforms.cameras
         nowhere = CameraGeometry(np.zeros((size, size), np.float32), pinhole(60, size, size), np.eye(4))
-        blank = Observation(
+        return Observation(
             images={camera: np.zeros((size, size, 3), np.uint8) for camera in cameras},
             proprio=np.zeros(self.transforms.statistics.proprio.dim, np.float32),
             instruction="",
             t=0,
             geometry=None if self.transforms.points is None else dict.fromkeys(cameras, nowhere),
         )
-        with torch.inference_mode():
-            actions, _ = self.act([blank], self.initial_memory(1))
-        if not np.isfinite(actions).all():
-            raise CheckpointError("the policy's first actions are not finite; use an earlier checkpoint")
-        return self
 
     def merged(self) -> Policy:
         """The same policy without adapters, what they have learned being in the weights, none of them in 4 bits.
@@ -183,6 +187,7 @@ class Policy:
             "execute": str(self.execute),
             **({"quantised": "nf4"} if self.config.nf4 else {}),
             **({"fusion": fusion.get_choice_name(type(fusion))} if fusion.reads else {}),
+            **({"speeds": self.config.speeds.kind} if self.config.speeds.two else {}),
             **self.config.head.describe(),
         }
 
@@ -194,7 +199,7 @@ class Policy:
         weights = state(self.model) if weights is None else weights
         described = {
             "format": FORMAT,
-            "model": _encoded(self.config),
+            "model": self.config.to_dict(),
             "execute": self.execute,
             "transforms": self.transforms.to_dict(),
             _WEIGHTS: weights_sum(weights),
@@ -212,6 +217,7 @@ class Policy:
         device: str = "cpu",
         unnorm_key: str | None = None,
         sampling: Sampling | None = None,
+        slow: SlowPace | None = None,
     ) -> Self:
         """The policy that `save` wrote, in evaluation mode. Nothing is downloaded for it.
 
@@ -219,10 +225,11 @@ class Policy:
             unnorm_key: the dataset whose statistics are used, of a policy that was trained on a mixture; None for
                 the mixture's first.
             sampling: how a head that integrates a velocity does so; None for what it was trained with.
+            slow: how often its slow part thinks; None for its own pace.
 
         Raises:
             CheckpointError: it is missing or damaged.
-            ValueError: it was not trained on that dataset, or its head integrates nothing.
+            ValueError: it was not trained on that dataset, its head integrates nothing, or it has no slow part.
         """
         directory = Path(directory)
         described = _described(directory)
@@ -238,6 +245,8 @@ class Policy:
                 raise ValueError(f"execute is {execute}, and model.chunk {config.chunk}")
         if sampling is not None:
             config = replace(config, head=config.head.sampled(sampling))
+        if slow is not None:
+            config = config.paced(slow)
         packed = 2 if config.nf4 else 1
         with _undamaged(directory), _without_network(), no_larger_than(saved, packed):
             policy = cls.build(config, conventions, execute)
@@ -271,14 +280,6 @@ class Policy:
         )
         patches = backbone.patches(len(conventions.cameras)) if config.fusion.reads else None
         return cls(config, model, Transforms(conventions, prompts, patches[0] if patches else 0), execute)
-
-
-def _encoded(config: IPVLAConfig) -> dict[str, Any]:
-    """JSON values; without fusion where there is none, as before there was a choice."""
-    values: dict[str, Any] = draccus.encode(config)
-    if not config.fusion.reads:
-        del values["fusion"]
-    return values
 
 
 def _noise_seed(observation: Observation) -> int:

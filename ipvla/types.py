@@ -26,6 +26,9 @@ NO_TOKEN = -1
 
 #: Memory is a value: named tensors, every one with a leading batch axis [B, ...].
 Memory: TypeAlias = dict[str, "torch.Tensor"]
+#: Of a policy at two speeds, the memory's int64 [B]: control step of the observation that the slow part's thought,
+#: which the fast part acts on, rests on; -1 before the first one.
+THOUGHT_T = "held/t"
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,8 @@ class EpisodeTrace:
         latency: int32 [N], control steps from each of them to its answer; None where the world waited.
         call: int32 [T], of each action the call that it is an answer to, from 0, -1 where the robot kept still;
             None where the world waited and each chunk followed the other.
+        thought_t: int32 [N], of each call the control step of the observation that the slow part's thought rested
+            on; None of a policy at one speed.
     """
 
     actions: npt.NDArray[np.float32]
@@ -222,6 +227,7 @@ class EpisodeTrace:
     answer_s: npt.NDArray[np.float32]
     latency: npt.NDArray[np.int32] | None = None
     call: npt.NDArray[np.int32] | None = None
+    thought_t: npt.NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)

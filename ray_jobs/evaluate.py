@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from rich.console import Console
 
+from evaluators.compute import compute
 from evaluators.console import comparison_table, result_note, success_table
 from evaluators.episodes import Video, VideoChoice, write_episodes
 from evaluators.intervals import minimum_detectable_difference
@@ -112,8 +113,13 @@ class EvaluateConfig(PlayedPolicies):
             raise ValueError(f"label is {self.label!r}; it is part of file names: give letters, digits, _ and .")
         if isinstance(self.videos, int) and self.videos < 0:
             raise ValueError(f"videos is {self.videos}; give all, failures, or how many of each kind per task")
-        if str(self.sampling) and (others := [n for n in self.policies if n == EXPERT or n in self.servers]):
-            raise ValueError(f"sampling: {self.sampling} has no effect on {', '.join(others)}; leave them out")
+        others = ", ".join(name for name in self.policies if name == EXPERT or name in self.servers)
+        if str(self.sampling) and others:
+            raise ValueError(f"sampling: {self.sampling} has no effect on {others}; leave them out")
+        if str(self.success.slow) and others:
+            raise ValueError(
+                f"success.slow: {self.success.slow} has no effect on {others}, which think elsewhere; leave it out"
+            )
         if EXPERT in self.policies:
             self.success.pace.require_plain(f"{EXPERT}, which sees the true state of now, is evaluated")
             require_expert(self.success.suite, "policies")
@@ -227,8 +233,11 @@ def checked_sources(
     sources = {name: config.source(name, load) for name in config.policies}
     for name, source in sources.items():
         if isinstance(source, PolicySource):
-            policy = Policy.load(source.directory, unnorm_key=config.unnorm_key, sampling=config.sampling)
+            chosen = partial(Policy.load, unnorm_key=config.unnorm_key, sampling=config.sampling)
+            policy = chosen(source.directory, slow=config.success.slow)
             policy.require_finite()
+            if policy.config.speeds.two:
+                console.print(f"{name}: {compute(policy, policy.blank())}", markup=False)
             policy.require_prompts(instructions)
             execute = config.success.played_by.execute or policy.execute
             config.success.pace.require(policy.config.chunk, execute, HeadFacts.of(policy.config.head))

@@ -38,7 +38,11 @@ def measure(config: MemoryUseJobConfig, console: Console) -> list[MemoryUse]:
         JournalError: results of another policy or protocol lie where these should go.
     """
     config.prepare()
-    policies = {name: Policy.load(config.directory / name / "policy") for name in config.policies}
+    policies = {
+        name: Policy.load(config.directory / name / "policy", slow=config.success.slow) for name in config.policies
+    }
+    for name, policy in policies.items():
+        config.probe.require(name, policy)
     load, success = placed(config.success, config.use_gpu)
     measured = []
     opened = config.probe.build(success, config.cache)  # what it refuses, it refuses before Ray is started
@@ -67,7 +71,7 @@ def measure(config: MemoryUseJobConfig, console: Console) -> list[MemoryUse]:
 
 def _publish(config: MemoryUseJobConfig, use: MemoryUse) -> None:
     """Numbers and pictures: beside the journals, and in the policy's MLflow run."""
-    path = config.directory / use.policy / "memory_use" / "memory_use"
+    path = config.directory / use.policy / "memory_use" / f"memory_use{config.probe.suffix}"
     files = [use.write(path.with_suffix(".json")), *plot_memory_use(use, path)]
     sink = config.mlflow_run(use.policy)
     use.log(sink)
@@ -101,7 +105,7 @@ def main(config: MemoryUseJobConfig) -> None:
     console = Console()
     for use in measure(config, console):
         console.print(loss_table(use))
-        plot = config.directory / use.policy / "memory_use" / "memory_use.png"
+        plot = config.directory / use.policy / "memory_use" / f"memory_use{config.probe.suffix}.png"
         console.print(f"plot: {plot}", markup=False, soft_wrap=True)
 
 

@@ -3,7 +3,8 @@
     python -m ray_jobs.replay --study recall --policy gru --task recall --trial 3
 
 The journal has every action that was played; the simulator plays them again, without the policy. Writes
-`replays/TASK-TRIAL.mp4` and `.parquet` (actions, seconds of the policy and of the simulator) beside the journal.
+`replays/TASK-TRIAL.mp4` and `.parquet` (actions, seconds of the policy and of the simulator) beside the journal;
+and `.png`, a picture of when it thought and acted, of a policy at two speeds or in a world that did not wait.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 
 from evaluators.episodes import write_trace
 from evaluators.success import recorded_view
+from evaluators.timeline import has_timeline, timeline
+from ipvla.files import replacing
 from ipvla.rollout.episode import replay_episode
 from ipvla.rollout.journal import Journal, JournalError, labelled
 from ipvla.rollout.recorder import VideoRecorder
@@ -68,6 +71,7 @@ class Replay:
     trace: EpisodeTrace
     video: Path
     steps: Path
+    timeline: Path | None = None
 
 
 def replay(config: ReplayConfig) -> Replay:
@@ -91,7 +95,11 @@ def replay(config: ReplayConfig) -> Replay:
     finally:
         simulator.close()
     path = config.journal.parent / "replays" / f"{config.task}-{config.trial}.mp4"
-    return Replay(result, trace, recorder.save(path), write_trace(trace, path.with_suffix(".parquet")))
+    steps, picture = write_trace(trace, path.with_suffix(".parquet")), None
+    if has_timeline(trace):
+        with replacing(picture := path.with_suffix(".png")) as part:
+            part.write_bytes(timeline(result, trace))
+    return Replay(result, trace, recorder.save(path), steps, picture)
 
 
 def _find(journal: Journal, config: ReplayConfig) -> EpisodeResult:
@@ -136,6 +144,8 @@ def main(config: ReplayConfig) -> None:
         f"the policy answered {result.policy_steps} times, in {np.median(answers_ms):.0f} ms (median) to "
         f"{answers_ms.max():.0f} ms\nvideo: {played.video}\nsteps: {played.steps}"
     )
+    if played.timeline is not None:
+        print(f"picture: {played.timeline}")
 
 
 if __name__ == "__main__":

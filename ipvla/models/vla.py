@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
+import draccus
 import torch
 from torch import nn
 
@@ -23,6 +24,7 @@ from ipvla.models.heads import HeadConfig, RegressionConfig
 from ipvla.models.heads.protocol import Rest, draw_noise
 from ipvla.models.memory import GRUMemoryConfig, MemoryConfig
 from ipvla.models.nf4 import NF4Config, quantised
+from ipvla.models.speeds import Shown, SingleSpeedConfig, SlowPace, SpeedsConfig
 from ipvla.types import Memory, ModelInputs, StepBatch
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class IPVLAConfig:
         osf: instead of `lora`, training orthogonal to the backbone's large singular directions.
         nf4: the backbone's linear layers in 4 bits, frozen, or None.
         fusion: a choice by its `type`: how points of the pictures reach visual tokens.
+        speeds: whether the whole model answers every call, or a slow part thinks now and then: a choice by `type`.
     """
 
     backbone: BackboneConfig = field(default_factory=TinyConfig)
@@ -57,6 +60,7 @@ class IPVLAConfig:
     reasoning_loss: ReasoningLossConfig | None = None
     nf4: NF4Config | None = None
     fusion: FusionConfig = field(default_factory=NoFusionConfig)
+    speeds: SpeedsConfig = field(default_factory=SingleSpeedConfig)
 
     def __post_init__(self) -> None:
         if self.fusion.reads and self.head.insulates:
@@ -66,6 +70,7 @@ class IPVLAConfig:
             )
         if self.chunk < 1:
             raise ValueError(f"model.chunk is {self.chunk}; it must be at least 1")
+        self.speeds.check(self.backbone, self.memory, self.head)
         if self.lora is not None and self.osf is not None:
             raise ValueError("model.lora and model.osf are both set; set one of them to null")
         if self.nf4 is not None and self.osf is not None:
@@ -87,6 +92,18 @@ class IPVLAConfig:
                     f"model.reasoning_loss and {other} are both trained on a step's reasoning, at different "
                     "lengths; choose one of them"
                 )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, as a saved policy has them: nothing of speeds where there is one, nor of no fusion."""
+        values: dict[str, Any] = draccus.encode(self)
+        for name, there in (("speeds", self.speeds.two), ("fusion", self.fusion.reads)):
+            if not there:
+                del values[name]
+        return values
+
+    def paced(self, pace: SlowPace) -> Self:
+        """The same with these settings of rollout. ValueError for one speed, or too slow a pace."""
+        return replace(self, speeds=self.speeds.paced(pace)) if str(pace) else self
 
     @property
     def adapted(self) -> LoRAConfig | OSFConfig | None:
@@ -142,7 +159,7 @@ class IPVLAConfig:
         """
         self.check(num_views=num_views)
         backbone = self.backbone.build(proprio_dim, num_views, image_size)
-        model = IPVLA(self, backbone, proprio_dim, action_varies)
+        model = IPVLA(self, backbone, Shown(proprio_dim, num_views, image_size), action_varies)
         if self.fusion.reads:
             self._fuse(backbone, num_views)
         if start is not None:
@@ -184,27 +201,33 @@ class IPVLA(nn.Module):
 
     action_varies: torch.Tensor
 
-    def __init__(
-        self, config: IPVLAConfig, backbone: Backbone, proprio_dim: int, action_varies: torch.Tensor
-    ) -> None:
+    def __init__(self, config: IPVLAConfig, backbone: Backbone, shown: Shown, action_varies: torch.Tensor) -> None:
         super().__init__()
         self.backbone = backbone
-        backbone.reads = config.head.reads.of(backbone.num_layers)
+        reads = config.speeds.reads(backbone.num_layers) if config.speeds.two else config.head.reads
+        backbone.reads = reads.of(backbone.num_layers)
         backbone.insulated = config.head.insulates
-        self.memory = config.memory.build(backbone)
+        self.memory = config.speeds.build(config.memory, backbone, shown, config.chunk, action_varies)
         if backbone.insulated and self.memory.feeds_backbone:
             raise ValueError(
                 "model.head.detach lets no gradient through the backbone, and model.memory.type "
                 f"{config.memory.get_choice_name(type(config.memory))} learns through it; choose one of them"
             )
-        self.head = config.head.build(backbone, proprio_dim, config.chunk, len(action_varies))
+        seen = self.memory.seen_through(backbone)
+        self.head = config.head.build(seen, shown.proprio_dim, config.chunk, len(action_varies))
         self.head.set_varies(action_varies)
         readout, questions, words = config.plan_readout, config.questions, config.reasoning_loss
-        self.plan_readout = None if readout is None else readout.build(backbone.width, backbone.vocabulary)
+        self.plan_readout = None if readout is None else readout.build(seen.width, backbone.vocabulary)
         self.questions = None if questions is None else questions.build()
         self.reasoning_loss = None if words is None else words.build(backbone)
         self.terms: dict[str, torch.Tensor] = {}
         self.register_buffer("action_varies", action_varies.clone())
+
+    def calibrate(self, mean_image: torch.Tensor) -> None:
+        """Told the training data's mean image, as `Backbone.calibrate` is."""
+        self.backbone.calibrate(mean_image)
+        if (seen := self.memory.seen_through(self.backbone)) is not self.backbone:
+            seen.calibrate(mean_image)
 
     @property
     def plan_tokens(self) -> int:

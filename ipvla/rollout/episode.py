@@ -20,10 +20,18 @@ Chunk = npt.NDArray[np.float32]
 
 
 class Answer(NamedTuple):
-    """To an observation with something `ahead`: the whole chunk, [C, A], and how many until the next call."""
+    """A chunk with more to say; to an observation with something `ahead` it is the whole one.
+
+    Attributes:
+        chunk: [E, A], E >= `execute`.
+        execute: actions until the next call.
+        thought_t: of a policy at two speeds, the control step of the observation that the slow part's thought
+            rests on; None of others.
+    """
 
     chunk: Chunk
     execute: int
+    thought_t: int | None = None
 
 
 #: (observation, policy step counted from 0) -> what is played until the next one.
@@ -99,8 +107,10 @@ def run_episode(
             answer = _checked(act(observation, log.policy_steps), spec, execute)
         if not pace.plain:
             log.late(player.delay)
+        if answer.thought_t is not None:
+            log.thought(answer.thought_t)
         left = simulator.task.horizon - log.steps
-        for action, call in islice(player.play(observation, *answer), left):
+        for action, call in islice(player.play(observation, answer.chunk, answer.execute), left):
             with log.step(action, call):
                 outcome = simulator.step(action)
             for observer in observers:
@@ -142,7 +152,9 @@ def replay_episode(
 
 
 def _checked(answer: Chunk | Answer, spec: EpisodeSpec, execute: int | None) -> Answer:
-    chunk, given = answer if isinstance(answer, Answer) else (answer, len(answer) if answer.ndim else 0)
+    if not isinstance(answer, Answer):
+        answer = Answer(answer, len(answer) if answer.ndim else 0)
+    chunk, given = answer.chunk, answer.execute
     if chunk.ndim != 2 or len(chunk) == 0:
         raise InvalidActionError(
             f"{spec.key}: the policy returned shape {chunk.shape}; expected [execute >= 1, A]"
@@ -154,4 +166,4 @@ def _checked(answer: Chunk | Answer, spec: EpisodeSpec, execute: int | None) -> 
         )
     if not np.isfinite(chunk).all():
         raise InvalidActionError.not_finite(spec.key)
-    return Answer(chunk, execute or given)
+    return answer._replace(execute=execute or given)

@@ -27,10 +27,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ipvla.files import replacing
+from ipvla.models.speeds.two_speeds import part_of
 from ipvla.rollout.episode import Answer, Chunk, EpisodeId
 from ipvla.rollout.policy_actor import PolicyClient, PolicyService, PolicySource
 from ipvla.rollout.policy_server import BatchPolicy
-from ipvla.types import Memory, Observation
+from ipvla.types import THOUGHT_T, Memory, Observation
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,18 @@ class MemoryIntervention:
     Attributes:
         kind: its name in results.
         freezes: what the policy writes from t on is dropped.
+        part: of a policy at two speeds, the part, "slow" or "fast", whose memory is changed; None for all of it.
+            The slow part's last thought is of its memory.
     """
 
     kind: ClassVar[str]
     freezes: ClassVar[bool] = False
     t: int
+    part: str | None = field(default=None, kw_only=True)
+
+    def concerns(self, name: str) -> bool:
+        """Is this entry of the memory changed?"""
+        return self.part is None or part_of(name) == self.part
 
     def change(self, memory: Memory, initial: Memory, episode: str) -> Memory:
         """The memory [1, ...] in place of `memory` [1, ...] of `episode` (an `EpisodeSpec.key`).
@@ -141,9 +149,16 @@ INTERVENTIONS: Mapping[str, Callable[[int], MemoryIntervention]] = {
 }
 
 
-def can_shuffle(policy: BatchPolicy) -> bool:
-    """Has the policy's memory any floating-point tensor?"""
-    return any(value.is_floating_point() for value in policy.initial_memory(1).values())
+def can_shuffle(policy: BatchPolicy, part: str | None = None) -> bool:
+    """Has the policy's memory, or this part of it, any floating-point tensor?"""
+    shuffle = Shuffle(0, part=part)
+    return any(v.is_floating_point() for name, v in policy.initial_memory(1).items() if shuffle.concerns(name))
+
+
+def has_part(policy: BatchPolicy, part: str) -> bool:
+    """Is the policy at two speeds, and is anything remembered in this part of it?"""
+    memory = policy.initial_memory(1)
+    return THOUGHT_T in memory and any(part_of(name) == part for name in memory)
 
 
 @dataclass(frozen=True)
@@ -173,9 +188,9 @@ class IntervenedPolicy:
         """As the policy's own; an observation without interventions gets the policy's unchanged answer."""
         memory = self._changed(observations, memory)
         actions, after = self.policy.act(observations, memory)
-        frozen = torch.tensor([_is_frozen(observation) for observation in observations])
-        if frozen.any():
-            after = {name: _where(frozen, memory[name], value) for name, value in after.items()}
+        frozen = {name: torch.tensor([_is_frozen(one, name) for one in observations]) for name in after}
+        if any(rows.any() for rows in frozen.values()):
+            after = {name: _where(frozen[name], memory[name], value) for name, value in after.items()}
         return actions, after
 
     def _changed(self, observations: Sequence[Observation], memory: Memory) -> Memory:
@@ -193,7 +208,8 @@ class IntervenedPolicy:
         for i, episode, intervention in due:
             row = {name: value[i : i + 1] for name, value in changed.items()}
             for name, value in intervention.change(row, initial, episode).items():
-                row[name].copy_(value)
+                if intervention.concerns(name):
+                    row[name].copy_(value)
         return changed
 
 
@@ -235,9 +251,10 @@ class InterventionService(PolicyService):
         return InterventionClient(super().client().actor, self.interventions)
 
 
-def _is_frozen(observation: Observation) -> bool:
+def _is_frozen(observation: Observation, name: str) -> bool:
     return isinstance(observation, IntervenedObservation) and any(
-        intervention.freezes and observation.t >= intervention.t for intervention in observation.interventions
+        intervention.freezes and intervention.concerns(name) and observation.t >= intervention.t
+        for intervention in observation.interventions
     )
 
 

@@ -14,7 +14,7 @@ import torch
 
 from ipvla.models.action_tokens import ActionTokenError
 from ipvla.rollout.episode import Answer, Chunk, EpisodeId, InvalidActionError
-from ipvla.types import Memory, Observation
+from ipvla.types import THOUGHT_T, Memory, Observation
 
 
 class BatchPolicy(Protocol):
@@ -145,7 +145,8 @@ class PolicyServer:
     def forward(self, requests: Sequence[Request]) -> list[Chunk | Answer | InvalidActionError]:
         """One batched pass; float32 [execute, A] per request, or what is wrong with its actions.
 
-        A request with something `ahead` is answered with the whole chunk. The memory of an episode whose actions
+        A request with something `ahead` is answered with the whole chunk, and one to a policy at two speeds with
+        what its chunk rests on. The memory of an episode whose actions
         are wrong is as before, and every one's if the policy raises. Where tokens mean no action, each request is
         answered by itself, so that the others' are played.
         """
@@ -163,6 +164,7 @@ class PolicyServer:
             with self._acting.measure():
                 actions, memory = self._policy.act([request.observation for request in requests], memory)
             rows = _scatter(memory, len(episodes))
+            thoughts = memory[THOUGHT_T].tolist() if THOUGHT_T in memory else [None] * len(episodes)
             timed = [request.observation.ahead is not None for request in requests]
             chunks = [
                 chunk if whole else chunk[: self._policy.execute]
@@ -176,8 +178,8 @@ class PolicyServer:
             for episode in episodes:
                 episode.waiting = False
         answers = [
-            Answer(chunk, self._policy.execute) if whole else chunk
-            for chunk, whole in zip(chunks, timed, strict=True)
+            chunk if thought is None and not whole else Answer(chunk, self._policy.execute, thought)
+            for chunk, whole, thought in zip(chunks, timed, thoughts, strict=True)
         ]
         return [
             answer if good else InvalidActionError.not_finite(request.observation.episode)

@@ -30,6 +30,7 @@ class EpisodeLog:
         self._answer_s: list[float] = []
         self._latency: list[int] = []
         self._call: list[int] = []
+        self._thought_t: list[int] = []
 
     @property
     def steps(self) -> int:
@@ -53,6 +54,10 @@ class EpisodeLog:
     def late(self, latency: int) -> None:
         """Notes after how many control steps the latest answer is there."""
         self._latency.append(latency)
+
+    def thought(self, t: int) -> None:
+        """Notes on which control step's observation the thought behind the latest answer rests."""
+        self._thought_t.append(t)
 
     @contextmanager
     def step(self, action: npt.NDArray[np.float32], call: int | None = None) -> Iterator[None]:
@@ -81,6 +86,7 @@ class EpisodeLog:
                 answer_s=np.array(self._answer_s, np.float32),
                 latency=np.array(self._latency, np.int32) if self._latency else None,
                 call=np.array(self._call, np.int32) if self._latency else None,
+                thought_t=np.array(self._thought_t, np.int32) if self._thought_t else None,
             ),
         )
 

@@ -14,6 +14,7 @@ from ipvla.data.transforms import Transforms
 from ipvla.forgetting.probed import Reading, instruction_mean, outputs
 from ipvla.models.backbones.protocol import Embedded
 from ipvla.models.features import Features
+from ipvla.models.speeds import TwoSpeeds
 from ipvla.models.vla import IPVLA
 from ipvla.types import ModelInputs
 
@@ -63,11 +64,13 @@ class FeatureReader:
         with _evaluating(model):
             with outputs(dict(enumerate(self.layers))) as hidden:
                 output = model.backbone(inputs)
-            actions = model.expected(self._features(output.features))[..., model.action_varies]
+            actions = model.expected(self._features(inputs, output.features))[..., model.action_varies]
         return tuple(hidden.values()), output.instruction_mask, actions.flatten(1)
 
-    def _features(self, features: Features) -> Features:
+    def _features(self, inputs: ModelInputs, features: Features) -> Features:
         """As the memory enriches them at an episode's first step."""
+        if isinstance(self.model.memory, TwoSpeeds):
+            return self.model.memory.at_once(self.model.backbone, inputs, features)
         if self.model.memory.feeds_backbone:
             return features
         t = torch.zeros(len(features.cognition), dtype=torch.long, device=features.cognition.device)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ipvla.models.heads import Sampling
+from ipvla.models.speeds import SlowPace
 from ipvla.policy import Policy
 from ipvla.storage import StorageRoots
 from ray_jobs.running.cluster import no_gpu
@@ -26,6 +27,7 @@ class ChosenPolicy(StorageRoots):
         unnorm_key: the dataset whose statistics turn what the policy says into actions, if it was trained on a
             mixture; by default its first.
         sampling: integration steps and integrator of a flow head; by default those of its training.
+        slow: how often the slow part of a policy at two speeds thinks, and how long that takes.
     """
 
     policy: Path | None = None
@@ -35,6 +37,7 @@ class ChosenPolicy(StorageRoots):
     use_gpu: bool = False
     unnorm_key: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    slow: SlowPace = field(default_factory=SlowPace)
 
     def __post_init__(self) -> None:
         if (self.policy is None) == (not self.name):
@@ -52,8 +55,9 @@ class ChosenPolicy(StorageRoots):
         Raises:
             CheckpointError: it does not exist, or is damaged.
             ClusterError: there is no GPU to use.
-            ValueError: `unnorm_key` or `sampling` do not fit it.
+            ValueError: `unnorm_key`, `sampling` or `slow` do not fit it.
         """
         if self.use_gpu and not torch.cuda.is_available():
             raise no_gpu()
-        return Policy.load(self.directory, "cuda" if self.use_gpu else "cpu", self.unnorm_key, self.sampling)
+        device = "cuda" if self.use_gpu else "cpu"
+        return Policy.load(self.directory, device, self.unnorm_key, self.sampling, self.slow)

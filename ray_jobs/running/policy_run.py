@@ -114,7 +114,8 @@ def policy_demand(success: SuccessConfig) -> Demand:
 
 def placed(success: SuccessConfig, use_gpu: bool) -> tuple[Callable[[Path], Policy], SuccessConfig]:
     """How the policy is loaded, and `success` with what its actor asks Ray for."""
+    slow = success.slow if str(success.slow) else None
     if not use_gpu:
-        return Policy.load, success
+        return partial(Policy.load, slow=slow) if slow else Policy.load, success
     resources = {"num_gpus": 1.0, **success.policy_resources}
-    return partial(Policy.load, device="cuda"), replace(success, policy_resources=resources)
+    return partial(Policy.load, device="cuda", slow=slow), replace(success, policy_resources=resources)

@@ -108,6 +108,7 @@ def run_trial(sample: Mapping[str, Any], sweep: SweepConfig, before: float | Non
     config = sweep.trained(tune.get_context().get_trial_id(), sample)
     execute = sweep.success.played_by.execute or config.lanes.stride
     sweep.success.pace.require(config.model.chunk, execute, HeadFacts.of(config.model.head))
+    config.model.paced(sweep.success.slow)
     for step in rungs(config):
         policy = train_to(config, step)
         table = play(config, policy, step, sweep.success, sweep.scoring, before)

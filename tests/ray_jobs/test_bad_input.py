@@ -65,6 +65,17 @@ def test_an_unknown_field(told: Told, root: Path) -> None:
     assert "gru" in line.replace("grru", "")
 
 
+def test_speeds_that_cannot_be(told: Told, root: Path) -> None:
+    two = training(root, "--model.speeds.type", "fast_in_slow")
+    line = told(train, ExperimentConfig, *two, "--model.speeds.period", "20")
+    assert "model.speeds.period is 20" in line
+    assert "set the period to at most 16" in line
+    line = told(train, ExperimentConfig, *two, "--model.speeds.layers", "6")
+    assert "a fast part without a slow one" in line
+    line = told(train, ExperimentConfig, *two, "--model.head.type", "flow")
+    assert "model.head.type flow reads them; choose regression" in line
+
+
 def test_a_missing_dataset(told: Told, root: Path) -> None:
     line = told(train, ExperimentConfig, *training(root, "--data.dataset", "nothing"))
     assert str(root / "datasets" / "nothing") in line

@@ -17,6 +17,7 @@ from ipvla.data.rlds import write_rlds
 from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.models.backbones import TinyConfig
 from ipvla.models.heads import FlowConfig, HeadConfig, RegressionConfig
+from ipvla.models.speeds import LatentSpeedsConfig, SingleSpeedConfig, SlowPace
 from ipvla.models.vla import IPVLAConfig
 from ipvla.policy import Policy
 from ipvla.rollout.chunk_player import Pace
@@ -29,10 +30,13 @@ from ipvla.rollout.openpi.messages import ahead_message, pack, unpack
 from ipvla.training.parallel import World
 from ray_jobs.command_line.settings import parse
 from ray_jobs.evaluate import EvaluateConfig, evaluate
+from ray_jobs.replay import ReplayConfig, replay
 from ray_jobs.serve import ServeConfig, serving
 from tests.synthetic import cue_episode
 
 HEADS: dict[str, HeadConfig] = {"flow": FlowConfig(16, prefix=2), "regression": RegressionConfig(16)}
+#: Of a policy of the same sizes with the regression head.
+TWO_SPEEDS = LatentSpeedsConfig(period=4, staleness=8, width=16, trunk_channels=8)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +44,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage root with an untrained policy of either head, of chunks of 8 of which 4 are played."""
     root = tmp_path_factory.mktemp("storage")
     write_rlds(root / "datasets", "cue", [cue_episode(seed) for seed in range(8)], 16)
-    for name, head in HEADS.items():
+    for name, head in [*HEADS.items(), ("latent", HEADS["regression"])]:
         config = ExperimentConfig(
             storage_root=root,
             data=DataConfig(dataset="cue", image_size=64),
-            model=IPVLAConfig(backbone=TinyConfig(width=32, heads=2, mlp=32, trunk_channels=8), head=head),
+            model=IPVLAConfig(
+                backbone=TinyConfig(width=32, heads=2, mlp=32, trunk_channels=8),
+                head=head,
+                speeds=TWO_SPEEDS if name == "latent" else SingleSpeedConfig(),
+            ),
         )
         config.build(World()).policy.save(root / "runs" / "recall" / name / "policy")
     return root
@@ -79,6 +87,27 @@ def test_guided_episodes_are_played_through_ray_and_journalled(root: Path) -> No
             assert np.diff(trace.asked_t[1:]).tolist() == [4] * (len(trace.asked_t) - 2)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_policy_at_two_speeds_is_played_at_another_period_and_shown_on_a_time_axis(root: Path) -> None:
+    config = replace(settings(root, "latent", slow=SlowPace(period=8)), videos=1)
+    evaluation = evaluate(config, Console(quiet=True))
+    (table,) = evaluation.tables
+    assert table.fingerprint["slow"] == "period=8"
+    with Journal.existing(config.journal("latent")) as journal:
+        for result in table.results:
+            trace = journal.trace(result.spec)
+            assert trace is not None
+            assert trace.thought_t is not None
+            assert trace.thought_t.tolist() == [t // 8 * 8 for t in trace.asked_t.tolist()]
+    assert all(video.timeline for video in evaluation.videos)
+    played = replay(
+        ReplayConfig(storage_root=root, policy="latent", label="late", task="ground_red", trial=0, size=64)
+    )
+    assert played.timeline is not None
+    assert played.timeline.read_bytes().startswith(b"\x89PNG")
+
+
 def test_settings_are_those_of_the_command_line() -> None:
     late = ["--policies", "[flow]", "--success.latency_steps", "[2, 3, 3]", "--success.meanwhile", "rest"]
     guided = ["--success.chunking.type", "guided", "--success.chunking.weight", "4"]
@@ -109,6 +138,8 @@ def test_settings_are_those_of_the_command_line() -> None:
             {"chunking": GuidedConfig()},
             r"pulls at a velocity, and a head of type regression has none; choose ensemble or switch",
         ),
+        ("latent", {"slow": SlowPace(period=9)}, r"slow\.period is 9, .* at most 8"),
+        ("regression", {"slow": SlowPace(period=4)}, r"slow: period=4, and the policy has no slow part"),
     ],
 )
 def test_what_a_policy_cannot_do_is_refused_before_any_process_starts(
@@ -126,6 +157,10 @@ def test_who_has_no_part_in_it_is_refused(root: Path) -> None:
         ValueError, match="expert, which sees the true state of now, is evaluated in a world that waits"
     ):
         replace(late, policies=("expert",))
+    with pytest.raises(
+        ValueError, match=r"success\.slow: period=4 has no effect on expert, which think elsewhere"
+    ):
+        settings(root, "expert", slow=SlowPace(period=4))
     with pytest.raises(ValueError, match="memory is probed in a world that waits; leave them out"):
         InterventionConfig().build(late.success, root)
 
@@ -181,6 +216,25 @@ class TestAServer:
         assert answer.execute == 4
         unaided, _ = policy.act([replace(named, ahead=None)], policy.initial_memory(1))
         assert np.abs(unaided[0] - expected[0]).max() > 1e-3
+
+    def test_of_a_policy_at_two_speeds_thinks_at_its_own_pace_or_at_the_one_it_is_given(self, root: Path) -> None:
+        directory = root / "runs" / "recall" / "latent" / "policy"
+        for slow, expected in ((SlowPace(), [0, 4, 8]), (SlowPace(period=8), [0, 0, 8])):
+            server = serving(ServeConfig(policy=directory, slow=slow), None)
+            sent = {
+                "observation/image": np.full((64, 64, 3), 90, np.uint8),
+                "observation/state": np.zeros(8, np.float32),
+                "prompt": "press the button",
+            }
+
+            async def asked(server: Any = server, sent: Any = sent) -> list[Any]:
+                shown = [server._observe(unpack(pack(sent | {"t": 4 * i})), 0) for i in range(3)]
+                return [await server._policy.act(EpisodeId("a"), i, one) for i, one in enumerate(shown)]
+
+            answers = asyncio.run(asked())
+            assert [answer.thought_t for answer in answers] == expected
+        with pytest.raises(ValueError, match=r"^slow\.period is 9, .* at most 8"):
+            serving(ServeConfig(policy=directory, slow=SlowPace(period=9)), None)
 
     def test_refuses_what_its_head_cannot_go_on_from_before_it_is_asked(self, root: Path) -> None:
         facts = {name: HeadFacts.of(head) for name, head in HEADS.items()}

@@ -140,6 +140,7 @@ class Backbone(nn.Module):
             with `{layers}` where the layer numbers go.
         max_prompt_tokens: longest prompt in tokens.
         max_text_tokens: of prompt and reply together, None for no limit.
+        max_observation_tokens: most tokens of an observation, of a backbone that has `last_layers`.
         vocabulary: number of token ids.
         heads, cache_size: attention heads, and Dk, the size of one token's cached keys in one layer.
         key_heads: into how many heads the Dk numbers are divided; None for `heads`.
@@ -165,6 +166,7 @@ class Backbone(nn.Module):
     layer_pattern: str
     max_prompt_tokens: int
     max_text_tokens: int | None = None
+    max_observation_tokens: int = 0
     vocabulary: int
     heads: int
     cache_size: int
@@ -256,6 +258,19 @@ class Backbone(nn.Module):
 
         Returns:
             The last hidden states [B, M, D], as `logits` takes them, and the keys and values.
+        """
+        raise NotImplementedError
+
+    def last_layers(self, tokens: torch.Tensor, valid: torch.Tensor, past: LayerStates) -> torch.Tensor:
+        """Runs the last n language layers alone; for a backbone whose config has `split_layers`.
+
+        Args:
+            tokens: [B, M, D], as they enter the first of these layers.
+            valid: bool [B, M], False on padding.
+            past: keys and values [B, n, N, Dk] that the tokens read besides.
+
+        Returns:
+            The last hidden states [B, M, D], as `logits` takes them.
         """
         raise NotImplementedError
 
@@ -446,6 +461,11 @@ class BackboneConfig(draccus.ChoiceRegistry):
     @property
     def text_limits(self) -> tuple[int, int] | None:
         """`Backbone.max_prompt_tokens` and `max_text_tokens`; None without a limit, or if the weights tell it."""
+        return None
+
+    @property
+    def split_layers(self) -> int | None:
+        """Language layers of which the last ones can run alone (`Backbone.last_layers`); None if they cannot."""
         return None
 
     def check(self, instructions: Sequence[str], num_views: int) -> None:

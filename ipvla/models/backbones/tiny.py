@@ -83,6 +83,10 @@ class TinyConfig(BackboneConfig):
     def text_limits(self) -> tuple[int, int] | None:
         return (self.max_prompt_tokens, self.max_text_tokens) if self.pretrained is None else None
 
+    @property
+    def split_layers(self) -> int | None:
+        return self.layers if self.pretrained is None else None
+
     def check(self, instructions: Sequence[str], num_views: int) -> None:
         if self.pretrained is not None and not (self.pretrained / "config.json").is_file():
             raise ValueError(
@@ -129,6 +133,7 @@ class TinyBackbone(Backbone):
         self.cache_size = self.width
         self.max_prompt_tokens = max_prompt_tokens
         self.max_text_tokens = vlm.config.max_text_tokens
+        self.max_observation_tokens = vlm.text_start + max_prompt_tokens
         self.tokenizer = tiny_tokenizer()
         self._act, self._sep = self.tokenizer.convert_tokens_to_ids(["<act>", "<sep>"])
 
@@ -200,14 +205,16 @@ class TinyBackbone(Backbone):
     def extend(
         self, tokens: torch.Tensor, past: LayerStates, reads: torch.Tensor, keep: bool = False
     ) -> tuple[torch.Tensor, LayerStates]:
-        bias = torch.zeros(past.valid.shape, device=tokens.device).masked_fill(~past.valid, -torch.inf)
-        bias = bias[:, None].expand(-1, self.heads, -1)
-        pairs = zip(past.keys.unbind(1), past.values.unbind(1), strict=True)
-        hidden = self.network.run(tokens, reads, [(k, v, bias) for k, v in pairs])
+        hidden = self.network.run(tokens, reads, self._past(past))
         if keep:
             new = [layer.keys_values(h) for layer, h in zip(self.network.layers, hidden, strict=False)]
             past = past.followed(torch.stack([k for k, _ in new], 1), torch.stack([v for _, v in new], 1))
         return self.network.norm(hidden[-1]), past
+
+    def last_layers(self, tokens: torch.Tensor, valid: torch.Tensor, past: LayerStates) -> torch.Tensor:
+        earlier = self._past(past)
+        hidden = self.network.run(tokens, valid[:, None, None], earlier, self.num_layers - len(earlier))
+        return cast(torch.Tensor, self.network.norm(hidden[-1]))
 
     def embed_ids(self, ids: torch.Tensor) -> torch.Tensor:
         return cast(torch.Tensor, self.network.embed_tokens(ids))
@@ -255,6 +262,12 @@ class TinyBackbone(Backbone):
             ]
             bias, state = F.pad(bias, (0, 1)), hidden[-1][:, 0]
         return written
+
+    def _past(self, states: LayerStates) -> list[Past]:
+        """What each of the layers of `states` reads besides, where it is valid."""
+        bias = torch.zeros(states.valid.shape, device=states.valid.device).masked_fill(~states.valid, -torch.inf)
+        bias = bias[:, None].expand(-1, self.heads, -1)
+        return [(k, v, bias) for k, v in zip(states.keys.unbind(1), states.values.unbind(1), strict=True)]
 
     def _asking(self, inputs: ModelInputs) -> torch.Tensor:
         """The prompts' ids with `<sep>` for `<act>`: asking for words rather than for an action."""

@@ -190,12 +190,12 @@ class TinyVLM(PreTrainedModel):
         return torch.cat([torch.cat([visual, body[:, None]], 1) + self.visual_positions, words], 1), perception
 
     def run(
-        self, x: torch.Tensor, mask: torch.Tensor, past: Sequence[Past] | None = None
+        self, x: torch.Tensor, mask: torch.Tensor, past: Sequence[Past] | None = None, first: int = 0
     ) -> tuple[torch.Tensor, ...]:
-        """Tokens x [B, N, D] through the layers; `mask` bool [B, 1, 1 or N, N] says which keys a query may read,
-        `past` what each layer reads besides. Returns x and each layer's output."""
+        """Tokens x [B, N, D] through the layers from `first` on; `mask` bool [B, 1, 1 or N, N] says which keys a
+        query may read, `past` what each of these layers reads besides. Returns x and each layer's output."""
         hidden = [x]
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.layers[first:]):
             hidden.append(layer(hidden[-1], mask, None if past is None else past[i]))
         return tuple(hidden)
 

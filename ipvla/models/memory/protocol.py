@@ -76,6 +76,10 @@ class MemoryModule(nn.Module):
         """The memory of an episode that has not begun: named tensors [batch, ...] of a fixed size."""
         raise NotImplementedError
 
+    def seen_through(self, backbone: Backbone) -> Backbone:
+        """What has the sizes of the features that it gives: the backbone, but for a model at two speeds."""
+        return backbone
+
     def close(self) -> bool:
         """Makes it add nothing to the features until it is trained, so that a policy that acts well goes on so.
 

@@ -286,7 +286,7 @@ class PolicyWebsocketServer:
             raise
         if again:
             await self._policy.end(session.episode_id)
-        chunk, execute = answer if isinstance(answer, Answer) else (answer, len(answer))
+        chunk, execute = answer[:2] if isinstance(answer, Answer) else (answer, len(answer))
         if self._limits is not None:
             chunk = _kept(self._limits, chunk, observation, None if begins else session.last_action(observation.t))
         session.episode, session.policy_step, session.sent = episode_id.attempt, step + 1, chunk
@@ -294,7 +294,7 @@ class PolicyWebsocketServer:
         return {
             "actions": chunk,
             "policy_step": step,
-            **({EXECUTE: execute} if isinstance(answer, Answer) else {}),
+            **({} if observation.ahead is None else {EXECUTE: execute}),
         }
 
     async def _session(self, connection: ServerConnection, message: Mapping[str, Any]) -> _Session:
