@@ -21,6 +21,7 @@ from evaluators.asked_policy import FloatArray, LoadedPolicy, ServedPolicy
 from evaluators.sensitivity import Guard, Sensitivity, estimates, sensitivity, sensitivity_table
 from ipvla.contract import ContractError
 from ipvla.data.dataset import EpisodeDataset, open_dataset
+from ipvla.data.geometry import PointTerms
 from ipvla.data.rlds import write_rlds
 from ipvla.data.standards.standard import EncodedEpisode
 from ipvla.experiment import DataConfig, ExperimentConfig
@@ -90,6 +91,7 @@ class Made:
     longest: int = 100
     forgets_noise: bool = False
     asked: int = 0
+    points: PointTerms | None = None
 
     @property
     def varies(self) -> np.ndarray:
