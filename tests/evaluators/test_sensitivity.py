@@ -87,7 +87,6 @@ class Made:
     noise: float = 0.0
     takes_noise: bool | None = None
     cameras: tuple[str, ...] = ("agentview",)
-    points: None = None
     longest: int = 100
     forgets_noise: bool = False
     asked: int = 0
