@@ -234,9 +234,9 @@ def test_physics_and_frames_are_metered_and_waiting_is_neither() -> None:
             time.sleep(0.02)
             return super().step(action)
 
-        def observe(self) -> Observation:
+        def observe(self, geometry: bool = False) -> Observation:
             spin(0.05)
-            return super().observe()
+            return super().observe(geometry)
 
     simulator: Any = MeteredSimulator(Working("ground_go"))
     for _ in range(2):

@@ -45,7 +45,7 @@ def _tensors(batch: StepBatch) -> list[torch.Tensor]:
         value = getattr(batch, field.name)
         nested = isinstance(value, ModelInputs)
         tensors += [getattr(value, f.name) for f in fields(value)] if nested else [value]
-    return tensors
+    return [tensor for tensor in tensors if tensor is not None]  # points, of a model that reads none
 
 
 def _equal(a: StepBatch, b: StepBatch) -> bool:

@@ -215,7 +215,8 @@ def test_every_cell_is_judged_on_a_hundred_layouts_that_no_other_seed_played(tmp
     suite = load_suite("recall", tmp_path)
     episodes = STUDY.evaluation(0).success.episodes
     families = {suite.task(task).family for task in episodes}
-    assert families == {task.family for task in suite.tasks}
+    hurried = {"chase", "glimpse", "shuffle"}  # of studies.speeds
+    assert families == {task.family for task in suite.tasks} - hurried
     for family in families - {"delay"}:
         assert len(STUDY.seeds) * sum(n for t, n in episodes.items() if suite.task(t).family == family) >= 100
     assert all(len(STUDY.seeds) * n >= 100 for task, n in episodes.items() if task.startswith("recall"))

@@ -106,7 +106,7 @@ def test_latencies_without_zero_or_twice_are_refused(latencies: tuple[int, ...])
         SpeedsStudy(latencies=latencies)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_run_trains_and_plays_every_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(SpeedsStudy(storage_root=tmp_path, quick=True, latencies=(0, 4)))
     printed = capsys.readouterr().out
