@@ -274,10 +274,8 @@ class MemoryUseEvaluation:
         family = {task.name: task.family for task in self._success.tasks}
         tasks, families = list[LossRow](), list[LossRow]()
         for t, kind in cells:
-            intervention, touched = (
-                replace(INTERVENTIONS[kind](t), part=part),
-                frozenset(spec.key for spec in reached[t]),
-            )
+            intervention = replace(INTERVENTIONS[kind](t), part=part)
+            touched = frozenset(spec.key for spec in reached[t])
             if kind == Swap.kind:
                 files = _donors(reached[t], t, donors)
                 intervention, touched = Swap(t, files, part=part), frozenset(files)

@@ -40,7 +40,13 @@ from ray_jobs.running.display import CollectionDisplay, TaskProgress
 from ray_jobs.running.learner import LearnerConfig
 
 #: Of requests that were recorded before these could be chosen.
-_BEFORE = {"cameras": [CAMERA], "profile": "exact", "initial_states": "drawn", "showing": Showing().to_dict()}
+_BEFORE = {
+    "cameras": [CAMERA],
+    "profile": "exact",
+    "initial_states": "drawn",
+    "drawing": 1,
+    "showing": Showing().to_dict(),
+}
 _SEEDS = Split.HELD_OUT.value // ATTEMPTS_PER_SEED
 
 
@@ -225,6 +231,7 @@ def _request(config: CollectConfig, suite: Suite, counts: dict[str, int]) -> dic
         "cameras": list(config.views),
         "profile": config.profile,
         "initial_states": config.initial_states,
+        "drawing": suite.facts.drawing if config.initial_states == "drawn" else _BEFORE["drawing"],
         "showing": config.showing.to_dict(),
         "learner": config.learner and config.learner.identity,
     }

@@ -111,9 +111,9 @@ class Study(StorageRoots):
         names = {"study": self.study, "name": f"seed{seed}-{name}", "seed": seed, "lanes.seed": seed}
         return [*preset, *arguments(names | values)]
 
-    def evaluate_config(self, preset: str, policies: Sequence[str], seed: int) -> EvaluateConfig:
+    def evaluate_config(self, preset: str, policies: Sequence[str], seed: int, **values: Any) -> EvaluateConfig:
         """Policies on the seed's own held-out layouts."""
-        named = {"study": self.study, "policies": list(policies), "videos": 0}
+        named = {"study": self.study, "policies": list(policies), "videos": 0, **values}
         config = parse(EvaluateConfig, [*self.preset(preset), *arguments(named)])
         first = config.success.first_layout + SLICE * seed
         return replace(config, success=replace(config.success, first_layout=first))

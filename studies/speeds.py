@@ -31,10 +31,10 @@ from ipvla.experiment import ExperimentConfig
 from ipvla.sim.suites import load_suite
 from ray_jobs.collect import CollectConfig
 from ray_jobs.command_line.cli import run
-from ray_jobs.command_line.settings import arguments, parse
+from ray_jobs.command_line.settings import parse
 from ray_jobs.evaluate import EvaluateConfig, evaluate
 from ray_jobs.running.cluster import connect
-from studies.engine import DOCS, SLICE, Runner, Study, as_json, entries, placed, publish
+from studies.engine import DOCS, Runner, Study, as_json, entries, placed, publish
 from studies.memory import join_rows, success_figures, training_recipe
 from studies.record import Figures, Target
 from studies.tables import SPEEDS, measured
@@ -89,15 +89,9 @@ class SpeedsStudy(Study):
     def evaluation(self, way: str, latency: int, seed: int) -> EvaluateConfig:
         """A policy played in one way with one latency, on the seed's own held-out layouts."""
         flags = dict(entries("speeds")[way])
-        named = {"study": self.study, "policies": [f"seed{seed}-{flags.pop('policy')}"], "videos": 0}
-        layouts = {"success.first_layout": self._first_layout + SLICE * seed}
-        late = {"label": f"{way}_{latency}", "success.latency_steps": latency}
-        return parse(EvaluateConfig, [*self.preset("evaluate"), *arguments({**named, **layouts, **late, **flags})])
-
-    @property
-    def _first_layout(self) -> int:
-        preset = [*self.preset("evaluate"), *arguments({"policies": ["any"]})]
-        return parse(EvaluateConfig, preset).success.first_layout
+        policy = f"seed{seed}-{flags.pop('policy')}"
+        late = {"label": f"{way}_{latency}", "success.latency_steps": latency, **flags}
+        return self.evaluate_config("evaluate", [policy], seed, **late)
 
     @property
     def recipe(self) -> Figures:
@@ -112,7 +106,7 @@ class SpeedsStudy(Study):
                 "latencies": self.latencies,
                 "training": {name: training_recipe(one) for name, one in trained.items()},
                 "episodes_per_seed": evaluation.episodes,
-                "first_layout": self._first_layout,
+                "first_layout": evaluation.first_layout,
             }
         )
 

@@ -30,6 +30,8 @@ class SuiteFacts:
         has_expert: there is a scripted expert, which also demonstrates.
         takes_over: that expert can take over in the middle of an episode.
         publishes_states: initial states of its tasks are published; else held-out layouts are drawn.
+        drawing: version of how layouts are drawn, part of what a dataset was collected with; published states have
+            no part in it.
         perturbations: of LIBERO-Plus, those that its simulators can play (`ipvla.sim.perturbations`).
         replayable: the same actions lead to the same episode, so videos can be made from a journal.
         packages: name in results -> distribution package whose version physics or pixels depend on.
@@ -48,6 +50,7 @@ class SuiteFacts:
     has_expert: bool = False
     takes_over: bool = False
     publishes_states: bool = False
+    drawing: int = 1
     perturbations: tuple[str, ...] = ()
     replayable: bool = True
     packages: Mapping[str, str] = field(default_factory=dict)

@@ -21,6 +21,8 @@ from ipvla.experiment import DataConfig, ExperimentConfig
 from ipvla.models.memory import NoMemoryConfig
 from ipvla.models.vla import IPVLAConfig
 from ipvla.sim.demonstration import Demonstration
+from ipvla.sim.standard.tasks import standard_tasks
+from ipvla.sim.suites import suite_entry
 from ipvla.storage import SOURCE_TREE
 from ipvla.training.parallel import World
 from ray_jobs.collect import CollectConfig, collect
@@ -165,6 +167,22 @@ def test_the_first_successes_count_and_all_attempts_are_accounted_for(staged):
     assert [dataset.episode(index).seed for index in range(len(dataset))] == [3_000_001, 3_000_003]
     assert summary.control_steps == 1 + 2 + 3 + 4 + 5
     assert summary.cpu_ms_per_step == pytest.approx(1000 * 5 * 0.01 / 15)
+
+
+@pytest.mark.parametrize(("suite", "refused"), [("libero_spatial", True), ("libero_object", False)])
+def test_a_dataset_whose_bowls_were_drawn_beside_the_stove_is_not_taken_for_a_new_one(tmp_path, suite, refused):
+    task = standard_tasks(suite)[0].name
+    config = config_in(tmp_path, suite=suite, demonstrations={task: 1})
+    request = {"suite": suite, "suite_version": suite_entry(suite).load(config.cache).version, "seed": 3}
+    request |= {"camera_size": 32, "demonstrations": {task: 1}}
+    config.directory.mkdir(parents=True)
+    summary = {"demos": 1, "control_steps": 9, "cpu_ms_per_step": 1.0, "wall_s": 1.0}
+    config.record.write_text(json.dumps({"request": request, "summary": summary}))
+    if refused:
+        with pytest.raises(DatasetError, match=r"^drawing: .* was collected with 1, not 2; .*another --dataset"):
+            collect(config)
+    else:
+        assert collect(config).control_steps == 9
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ from ipvla.sim.suite import PROFILES, Suite, SuiteEntry, SuiteFacts
 
 #: Of a process with one world: 1.5 GiB at the most (libero_10, original textures), and what Ray adds.
 SIMULATOR_BYTES: Final = 7 * 2**28
+#: Suites in which something begins on a fixture, and was drawn beside it until version 2.
+_BEGIN_ON_FIXTURES: Final = ("libero_spatial", "libero_90")
 #: What all suites of LIBERO's scenes have in common.
 FACTS: Final = SuiteFacts(
     profiles=PROFILES,
@@ -41,6 +43,7 @@ def libero_entry(name: str, has_expert: bool = False) -> SuiteEntry:
         has_expert=has_expert,
         takes_over=has_expert,
         publishes_states=True,
+        drawing=2 if name.startswith(_BEGIN_ON_FIXTURES) else 1,
         perturbations=tuple(one for one in DIMENSIONS if one != "language" or reworded(name)),
     )
     return SuiteEntry(name, partial(standard_suite, name, facts), partial(standard_tasks, name), facts)
