@@ -233,8 +233,12 @@ def checked_sources(
     sources = {name: config.source(name, load) for name in config.policies}
     for name, source in sources.items():
         if isinstance(source, PolicySource):
-            chosen = partial(Policy.load, unnorm_key=config.unnorm_key, sampling=config.sampling)
-            policy = chosen(source.directory, slow=config.success.slow)
+            policy = Policy.load(
+                source.directory,
+                unnorm_key=config.unnorm_key,
+                sampling=config.sampling,
+                slow=config.success.slow,
+            )
             policy.require_finite()
             if policy.config.speeds.two:
                 console.print(f"{name}: {compute(policy, policy.blank())}", markup=False)

@@ -84,14 +84,14 @@ def serving(config: ServeConfig, token: str | None) -> PolicyWebsocketServer:
     contract = policy.require_finite().contract
     if config.limits != Limits():
         contract = replace(contract, limits=config.limits.also(contract.limits))
-    source = PolicySource(lambda _: policy, config.directory, variant=variant(config.unnorm_key, config.sampling))
+    chosen = variant(config.unnorm_key, config.sampling, config.slow)
+    source = PolicySource(lambda _: policy, config.directory, variant=chosen)
     # The websocket's server says how long a memory lives.
     actor = PolicyActor(source, config.threads, lease_s=math.inf, max_batch=config.max_batch)
     transforms = policy.transforms
     proprio_dim, head = transforms.statistics.proprio.dim, HeadFacts.of(policy.config.head)
     if config.default_prompt is not None:
         transforms.prompts.prompt(config.default_prompt)  # ValueError if it is too long
-
     turned = contract.pictures.orientation if contract.geometry else None
 
     def observe(message: Any, t: int) -> Observation:

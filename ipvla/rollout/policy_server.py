@@ -146,9 +146,9 @@ class PolicyServer:
         """One batched pass; float32 [execute, A] per request, or what is wrong with its actions.
 
         A request with something `ahead` is answered with the whole chunk, and one to a policy at two speeds with
-        what its chunk rests on. The memory of an episode whose actions
-        are wrong is as before, and every one's if the policy raises. Where tokens mean no action, each request is
-        answered by itself, so that the others' are played.
+        what its chunk rests on. The memory of an episode whose actions are wrong is as before, and every one's if
+        the policy raises. Where tokens mean no action, each request is answered by itself, so that the others' are
+        played.
         """
         try:
             return self._forward(requests)

@@ -13,8 +13,6 @@ from ipvla.data.probe import ProbeSet
 from ipvla.data.transforms import Transforms
 from ipvla.forgetting.probed import Reading, instruction_mean, outputs
 from ipvla.models.backbones.protocol import Embedded
-from ipvla.models.features import Features
-from ipvla.models.speeds import TwoSpeeds
 from ipvla.models.vla import IPVLA
 from ipvla.types import ModelInputs
 
@@ -64,17 +62,9 @@ class FeatureReader:
         with _evaluating(model):
             with outputs(dict(enumerate(self.layers))) as hidden:
                 output = model.backbone(inputs)
-            actions = model.expected(self._features(inputs, output.features))[..., model.action_varies]
+            features = model.memory.at_once(model.backbone, inputs, output.features)
+            actions = model.expected(features)[..., model.action_varies]
         return tuple(hidden.values()), output.instruction_mask, actions.flatten(1)
-
-    def _features(self, inputs: ModelInputs, features: Features) -> Features:
-        """As the memory enriches them at an episode's first step."""
-        if isinstance(self.model.memory, TwoSpeeds):
-            return self.model.memory.at_once(self.model.backbone, inputs, features)
-        if self.model.memory.feeds_backbone:
-            return features
-        t = torch.zeros(len(features.cognition), dtype=torch.long, device=features.cognition.device)
-        return self.model.memory.step(features, self.model.initial_memory(len(t)), t)[0]
 
     def divergence(self, output: Tensor, reference: Tensor) -> Tensor:
         return 0.5 * (output.double() - reference.double()).square().sum(-1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from ipvla.experiment import ExperimentConfig
 from ipvla.models.heads import Sampling
+from ipvla.models.speeds import SlowPace
 from ipvla.policy import Policy
 from ipvla.rollout.policy_actor import PolicySource
 from ipvla.sim.fingerprint import fingerprint
@@ -99,9 +100,9 @@ def _mib(directory: Path) -> float:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) / 2**20
 
 
-def variant(unnorm_key: str | None, sampling: Sampling) -> str | None:
+def variant(unnorm_key: str | None, sampling: Sampling, slow: SlowPace | None = None) -> str | None:
     """What decides a policy's actions besides its files, for its hash; None for nothing."""
-    return " ".join(filter(None, (unnorm_key, str(sampling)))) or None
+    return " ".join(filter(None, (unnorm_key, str(sampling), str(slow or "")))) or None
 
 
 def policy_demand(success: SuccessConfig) -> Demand:

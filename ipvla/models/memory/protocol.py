@@ -91,6 +91,14 @@ class MemoryModule(nn.Module):
         """One policy step of features [B, ...] at control step t int64 [B]: (enriched features, next memory)."""
         raise NotImplementedError
 
+    def at_once(self, backbone: Backbone, inputs: ModelInputs, features: Features) -> Features:
+        """Features [B, ...] of an episode's first step, as this enriches what the backbone has made of them."""
+        if self.feeds_backbone:
+            return features
+        t = torch.zeros(len(features.cognition), dtype=torch.long, device=features.cognition.device)
+        initial = {name: value.to(t.device) for name, value in self.initial(len(t)).items()}
+        return self.step(features, initial, t)[0]
+
     def scan(
         self, features: Features, memory: Memory, t: torch.Tensor, is_first: torch.Tensor, valid: torch.Tensor
     ) -> tuple[Features, Memory]:

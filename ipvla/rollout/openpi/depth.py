@@ -15,8 +15,8 @@ import numpy as np
 from ipvla.contract import Orientation
 from ipvla.geometry import CameraGeometry
 
-#: Pixels, as of pictures.
-_LONGEST_SIDE: Final = 4096
+#: Pixels. A resampling filter costs what a picture's side is long, whatever its area.
+LONGEST_SIDE: Final = 4096
 _SHAPES: Final = {"depth": "[H, W]", "intrinsics": "[3, 3]", "pose": "[4, 4]"}
 
 
@@ -53,8 +53,8 @@ def geometry_of(picture: str, message: Mapping[Any, Any], orientation: Orientati
         wanted = {"intrinsics": (3, 3), "pose": (4, 4)}.get(name)
         if not isinstance(value, np.ndarray) or value.ndim != 2 or wanted not in (None, value.shape):
             raise ValueError(f"{key} is no array {shape}; send float32 {shape}")
-        if not value.size or max(value.shape) > _LONGEST_SIDE:
-            raise ValueError(f"{key} is {list(value.shape)}; send 1 to {_LONGEST_SIDE} pixels a side")
+        if not value.size or max(value.shape) > LONGEST_SIDE:
+            raise ValueError(f"{key} is {list(value.shape)}; send 1 to {LONGEST_SIDE} pixels a side")
         if value.dtype.kind not in "iuf" or not np.isfinite(value).all():
             raise ValueError(f"{key} has values that are no finite numbers; send 0 where depth is unknown")
         values[name] = value

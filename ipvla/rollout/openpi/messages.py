@@ -19,7 +19,7 @@ import numpy as np
 
 from ipvla.contract import Orientation
 from ipvla.geometry import CameraGeometry
-from ipvla.rollout.openpi.depth import geometry_keys, geometry_message, geometry_of
+from ipvla.rollout.openpi.depth import LONGEST_SIDE, geometry_keys, geometry_message, geometry_of
 from ipvla.types import Ahead, Observation
 
 #: Camera -> key; a camera that is not here goes by its own name.
@@ -56,8 +56,6 @@ _MOST_ENTRIES, _MOST_ENTRIES_IN_ALL = 256, 4096
 _LONGEST_TEXT: Final = 2**16
 #: Characters of a prompt; a token has at least one, and no backbone takes as many tokens.
 _LONGEST_PROMPT: Final = 2000
-#: Pixels. A resampling filter costs what a picture's side is long, whatever its area.
-LONGEST_SIDE: Final = 4096
 
 
 class MessageError(ValueError):

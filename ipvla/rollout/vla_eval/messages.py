@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from ipvla.rollout.openpi.depth import LONGEST_SIDE
 from ipvla.rollout.openpi.messages import (
-    LONGEST_SIDE,
     PROMPT,
     STATE,
     MessageError,

@@ -63,7 +63,8 @@ class HarnessServer(PolicyWebsocketServer):
         observe: of a message with the keys of openpi's.
 
     Raises:
-        ValueError: others than this machine could connect: the harness has no token to send.
+        ValueError: others than this machine could connect, and the harness has no token to send; or the policy
+            reads depth, which it does not send either.
     """
 
     def __init__(
@@ -79,6 +80,11 @@ class HarnessServer(PolicyWebsocketServer):
             raise ValueError(
                 f"server.host {config.host} lets others than this machine in, and vla-evaluation-harness sends no "
                 "token; set it to 127.0.0.1, and reach it through ssh -L"
+            )
+        if contract.geometry:
+            raise ValueError(
+                "the policy reads depth (model.fusion), which vla-evaluation-harness does not send; serve it by "
+                "--protocol openpi, or one with model.fusion.type none"
             )
         super().__init__(config, policy, observe, metadata, None, limits)
         self.greeting = None

@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ipvla.policy import Policy
 from ipvla.rollout.openpi.messages import MessageError
 from ipvla.rollout.openpi.server import ServerConfig, serve_until
 from ipvla.rollout.vla_eval.messages import Message
+from ipvla.rollout.vla_eval.server import HarnessServer
 from ipvla.types import Observation
 from ray_jobs.serve import ServeConfig, serving
 
@@ -199,6 +201,12 @@ def test_it_listens_to_this_machine_alone(directory: Path) -> None:
         serving(config, "a token")
     with pytest.raises(ValueError, match="protocol is 'grpc'; choose one of openpi, vla_eval"):
         ServeConfig(policy=directory, protocol="grpc")
+
+
+def test_a_policy_that_reads_depth_is_refused_at_the_start(policy: Policy) -> None:
+    deep = replace(policy.contract, geometry=True)
+    with pytest.raises(ValueError, match=r"reads depth .* which vla-evaluation-harness does not send"):
+        HarnessServer(ServerConfig(), pytest.fail, pytest.fail, {}, deep)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
